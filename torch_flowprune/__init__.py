@@ -1,0 +1,37 @@
+"""Decide what to prune, and live with the pruned model: gradient-flow pruning for PyTorch."""
+
+from torch_flowprune import methods as _methods
+from torch_flowprune.data import class_balanced
+from torch_flowprune.flow import Flow, flow
+from torch_flowprune.masking import apply_masks, remove
+from torch_flowprune.measures import MEASURES
+from torch_flowprune.methods import *  # noqa: F403
+from torch_flowprune.pruning import LayerCollapseWarning, TiedScoresWarning, global_prune
+from torch_flowprune.report import Layer, Report
+from torch_flowprune.schedules import SCHEDULES
+from torch_flowprune.scoring import Scores, importance_scores, scores
+from torch_flowprune.units import Blocks, Slices, Weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MEASURES",
+    "SCHEDULES",
+    "Blocks",
+    "Flow",
+    "Layer",
+    "LayerCollapseWarning",
+    "Report",
+    "Scores",
+    "Slices",
+    "TiedScoresWarning",
+    "Weights",
+    "apply_masks",
+    "class_balanced",
+    "flow",
+    "global_prune",
+    "importance_scores",
+    "remove",
+    "scores",
+]
+__all__ += _methods.__all__

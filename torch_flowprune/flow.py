@@ -1,0 +1,163 @@
+"""theta, g, Hg of a model over data, computed once, leaving no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from torch_flowprune.data import Closure, Loss, Objective, as_batches
+from torch_flowprune.measures import INGREDIENTS
+from torch_flowprune.sweeps import Sweeps
+from torch_flowprune.synaptic import example_of, synaptic_gradient
+from torch_flowprune.targets import Target, parameters_of, wide
+from torch_flowprune.untouched import untouched
+
+Named = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One point of the gradient flow dθ/dt = −g: tensors by parameter name, or None where not asked for.
+
+    Everything is float32 or better, shaped like its parameter, on the parameter's device. ``theta`` shares the storage of float32
+    parameters: clone it for a snapshot that survives a training step.
+
+    Attributes:
+        theta: the parameters as the forward uses them (masked where pruned).
+        theta0: the reference point given.
+        g: gradient of the mean loss.
+        g2: sample-weighted mean over batches of the squared batch gradients.
+        g2_sample: mean over samples of the squared sample gradients.
+        Hg: Hessian of the mean loss times g, over the same data.
+        gR: gradient of the synaptic-flow objective (float64).
+        loss: the mean loss, or None where no data were read.
+        samples: how many samples were read.
+    """
+
+    theta: Named
+    theta0: Named | None = None
+    g: Named | None = None
+    g2: Named | None = None
+    g2_sample: Named | None = None
+    Hg: Named | None = None
+    gR: Named | None = None
+    loss: float | None = None
+    samples: int = 0
+
+    def ingredient(self, kind: str, name: str) -> Tensor:
+        """The tensor of one kind (``"g"``) for one parameter, with an error that says how to get what is missing."""
+        values = getattr(self, kind)
+        if values is None:
+            raise ValueError(f"this flow has no {kind!r}: compute it with needs=({kind!r},), or for 'theta0' pass theta0=")
+        return values[name]  # type: ignore[no-any-return]
+
+
+def flow(
+    model: nn.Module,
+    data: object = None,
+    *,
+    loss: Loss | None = None,
+    needs: Sequence[str] = ("g", "Hg"),
+    closure: Closure | None = None,
+    parameters: Iterable[str] = (),
+    theta0: Mapping[str, Tensor] | None = None,
+    max_samples: int | None = None,
+    temperature: float = 1.0,
+    mode: str = "eval",
+    example_inputs: Any = None,
+    progress: bool | None = None,
+) -> Flow:
+    """θ and the derivatives of the loss that ``needs`` names, exact, over all the data, leaving no trace on the model.
+
+    They are taken over every parameter that requires a gradient, and over ``parameters`` besides (so a frozen model can be scored).
+    H·g is exact (reverse over reverse), with g and H over the same samples: two sweeps, or one where the data is a single batch.
+
+    Args:
+        model: any module; unwrapped if compiled or data-parallel.
+        data: an iterable of ``(input, target)`` or dict batches, or one batch. Batches are moved to the model's device.
+        loss: ``loss(output, target)``, a mean over the batch; cross-entropy if left out, or the model's own for dict batches.
+        needs: any of ``g``, ``g2``, ``g2_sample``, ``Hg``, ``gR``.
+        closure: ``closure(model, batch) -> loss`` for anything else; ``loss`` and ``temperature`` are then yours.
+        parameters: names of parameters to include even if they are frozen.
+        theta0: a state dict of the reference point (the initialisation, for instance).
+        max_samples: read exactly this many samples (the last batch is cut).
+        temperature: the output is divided by it before the loss.
+        mode: "eval" (the paper's) or "train": batch norm and dropout while scoring.
+        example_inputs: inputs that show the shape ``gR`` needs, where there is no data.
+        progress: True or False; None shows a bar once a sweep has taken two seconds.
+
+    Raises:
+        ValueError: for empty or one-shot data, a loss that is not one finite number, an unknown name.
+
+    >>> model = nn.Linear(3, 2)
+    >>> f = flow(model, (torch.ones(4, 3), torch.tensor([0, 1, 0, 1])), needs=("g",))
+    >>> f.g["weight"].shape, f.samples
+    (torch.Size([2, 3]), 4)
+    """
+    model = unwrapped(model)
+    wanted = _checked(needs)
+    targets = _differentiable(model, parameters)
+    point = Flow(theta={name: wide(target.theta) for name, target in targets.items()}, theta0=_reference(theta0, targets))
+    if not wanted:
+        return point
+    objective = Objective(loss, closure, temperature)
+    with untouched(model, data, mode) as rewind:
+        for target in targets.values():
+            target.parameter.requires_grad_(True)
+        if "gR" in wanted:
+            point = replace(point, gR=synaptic_gradient(model, targets, example_of(data, example_inputs)))
+        if wanted - {"gR"}:
+            sweeps = Sweeps(model, targets, objective, mode, rewind, progress, max_samples)
+            point = replace(point, **sweeps.run(as_batches(data), wanted))
+    return point
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile`` and data-parallel wrappers: they do not differentiate twice, and prefix every name."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _checked(needs: Sequence[str]) -> set[str]:
+    wanted = {needs} if isinstance(needs, str) else set(needs)
+    unknown = wanted - set(INGREDIENTS)
+    if unknown:
+        raise ValueError(f"needs= names {', '.join(map(repr, sorted(unknown)))}; a flow has {', '.join(field.name for field in fields(Flow)[2:7])}")
+    wanted -= {"theta", "theta0", "generator"}
+    return wanted | {"g"} if "Hg" in wanted else wanted
+
+
+def _differentiable(model: nn.Module, also: Iterable[str]) -> dict[str, Target]:
+    known = parameters_of(model)
+    also = set(also)
+    if missing := also - set(known):
+        raise ValueError(f"no such parameter: {', '.join(sorted(missing))}")
+    return {
+        name: target
+        for name, target in known.items()
+        if (name in also or target.parameter.requires_grad) and target.parameter.is_floating_point()
+    }
+
+
+def _reference(state: Mapping[str, Tensor] | None, targets: dict[str, Target]) -> Named | None:
+    if state is None:
+        return None
+    found = {}
+    for name, target in targets.items():
+        value = state.get(name, state.get(f"{name}_orig"))
+        if value is None:
+            raise ValueError(f"theta0 has no entry for {name!r}: pass a state dict of this model, taken at the reference point")
+        if value.shape != target.parameter.shape:
+            raise ValueError(f"theta0[{name!r}] has shape {tuple(value.shape)}, the parameter {tuple(target.parameter.shape)}")
+        found[name] = wide(value.detach().to(target.parameter.device))
+    return found

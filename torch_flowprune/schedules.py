@@ -1,0 +1,115 @@
+"""How much goes: torch's amounts, and sparsity as a function of the round.
+
+A schedule takes ``(rounds, start, target)`` and returns the sparsity after each round, rising from ``start`` to exactly ``target``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import SupportsFloat, TypeAlias
+
+Schedule: TypeAlias = Callable[[int, float, float], list[float]]
+
+
+def to_prune(amount: SupportsFloat, left: int) -> int:
+    """How many of ``left`` units an ``amount`` of torch's kind removes: a float is a fraction of what is left, an int a number of units.
+
+    Raises:
+        TypeError: if it is not a number.
+        ValueError: if it is out of range.
+
+    >>> to_prune(0.25, 8), to_prune(3, 8)
+    (2, 3)
+    """
+    if isinstance(amount, bool) or not hasattr(amount, "__float__"):
+        raise TypeError(f"amount should be a fraction of what is left (float) or a number of units (int), got {amount!r}")
+    if isinstance(amount, int) or hasattr(amount, "__index__"):
+        if not 0 <= float(amount) <= left:
+            raise ValueError(f"amount={amount} units should go: expected 0 to {left}, the number of units left to prune")
+        return int(amount)
+    return round(fraction(amount, "amount") * left)
+
+
+def fraction(value: SupportsFloat, argument: str = "sparsity") -> float:
+    """A number from 0 to 1, or an error that names the argument.
+
+    >>> fraction(0.9)
+    0.9
+    """
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{argument} should be a number from 0.0 to 1.0, got {value!r}")
+    if not 0 <= float(value) <= 1:
+        hint = f"; for {value} percent write {float(value) / 100:g}" if 1 < float(value) <= 100 else ""
+        raise ValueError(f"{argument}={value} should be from 0.0 to 1.0{hint}")
+    return float(value)
+
+
+def linear(rounds: int, start: float, target: float) -> list[float]:
+    """Equal steps of sparsity.
+
+    >>> linear(2, 0.0, 0.8)
+    [0.4, 0.8]
+    """
+    return _exact([start + (target - start) * r / rounds for r in range(1, rounds + 1)], target)
+
+
+def exponential(rounds: int, start: float, target: float) -> list[float]:
+    """The same share of what is left in every round (Tanaka et al. 2020).
+
+    >>> [round(s, 3) for s in exponential(2, 0.0, 0.75)]
+    [0.5, 0.75]
+    """
+    if target == 1 and rounds > 1:
+        raise ValueError("an exponential schedule never reaches sparsity 1.0: use schedule='linear'")
+    density = 1 - start
+    ratio = (1 - target) / density if density else 1.0
+    return _exact([1 - density * ratio ** (r / rounds) for r in range(1, rounds + 1)], target)
+
+
+def cubic(rounds: int, start: float, target: float) -> list[float]:
+    """Fast first, slow at the end: target − (target − start)(1 − r/R)³ (Zhu & Gupta 2017).
+
+    >>> cubic(2, 0.0, 0.8)
+    [0.7, 0.8]
+    """
+    return _exact([target - (target - start) * (1 - r / rounds) ** 3 for r in range(1, rounds + 1)], target)
+
+
+def paper(rounds: int, start: float, target: float) -> list[float]:
+    """The paper's code: in round r the share P / (rP + R(1−P)) of what is left goes, P being the share to remove in all.
+
+    What is left after round r is (1−P) / (1−(1−r/R)P): steps that shrink.
+
+    >>> [round(1 - s, 4) for s in paper(5, 0.0, 0.75)]
+    [0.625, 0.4545, 0.3571, 0.2941, 0.25]
+    """
+    density = 1 - start
+    share = (target - start) / density if density else 0.0
+    if share == 1 and rounds > 1:
+        raise ValueError("the paper's schedule never reaches sparsity 1.0: use schedule='linear'")
+    return _exact([1 - density * (1 - share) / (1 - (1 - r / rounds) * share) for r in range(1, rounds + 1)], target)
+
+
+SCHEDULES: dict[str, Schedule] = {"linear": linear, "exponential": exponential, "cubic": cubic, "paper": paper}
+
+
+def steps(schedule: str | Schedule, rounds: int, start: float, target: float) -> list[float]:
+    """The sparsity after each round by a schedule's name or function, checked: it never falls and ends at the target.
+
+    >>> steps("linear", 1, 0.0, 0.5)
+    [0.5]
+    """
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f"rounds should be a whole number of at least 1, got {rounds!r}")
+    if isinstance(schedule, str) and schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}: expected one of {', '.join(SCHEDULES)} or a function of (rounds, start, target)")
+    function = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
+    found = list(function(rounds, start, target))
+    if len(found) != rounds or sorted(found) != found or found[-1] != target or found[0] < start:
+        raise ValueError(f"the schedule should give {rounds} sparsities rising from {start:g} to exactly {target:g}, got {found}")
+    return found
+
+
+def _exact(values: list[float], target: float) -> list[float]:
+    """The last step is the target itself, not what rounding made of it."""
+    return [*(min(value, target) for value in values[:-1]), target]

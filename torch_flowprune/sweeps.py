@@ -1,0 +1,199 @@
+"""The passes over the data that a flow takes: the one place that runs the model on them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from tqdm.auto import tqdm
+
+from torch_flowprune.data import Batch, Objective, samples, sized
+from torch_flowprune.targets import Target, wide
+from torch_flowprune.untouched import Restore, settle
+
+SizedBatch = tuple[Batch, int]
+
+
+class Sweeps:
+    """g, g2, g2_sample and Hg as sample-weighted means over batches, in float32 or better."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Mapping[str, Target],
+        objective: Objective,
+        mode: str,
+        rewind: Restore,
+        progress: bool | None,
+        max_samples: int | None,
+    ) -> None:
+        self.model, self.objective, self.mode, self.rewind, self.progress = model, objective, mode, rewind, progress
+        self.max_samples = max_samples
+        self.names = list(targets)
+        self.parameters = [target.parameter for target in targets.values()]
+        self.reached = [False] * len(self.names)
+
+    def run(self, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:
+        """The wanted fields of a flow, with ``loss`` and ``samples``."""
+        stream = self._stream(data)
+        head = list(islice(stream, 2))
+        if not head:
+            raise ValueError("the data is empty: at least one batch is needed (an exhausted iterator? pass a list or a DataLoader)")
+        if "Hg" not in wanted:
+            return self._first(chain(head, stream), wanted, _length(data))
+        if len(head) == 1:
+            return self._single(head[0], wanted)
+        if iter(data) is data:
+            raise ValueError("H·g takes two sweeps over the data, and this iterator can be read only once: pass a list or a DataLoader")
+        found = self._first(chain(head, stream), wanted, _length(data))
+        self.rewind()
+        return {**found, "Hg": self._second(self._stream(data), found, _length(data))}
+
+    def _stream(self, data: Iterable[Batch]) -> Iterator[SizedBatch]:
+        return sized(data, self.parameters[0].device, self.max_samples)
+
+    def _first(self, batches: Iterable[SizedBatch], wanted: set[str], length: int | None) -> dict[str, Any]:
+        sums = {kind: self._zeros() for kind in ("g", "g2", "g2_sample") if kind in wanted}
+        losses, sizes = [], []
+        for batch, size in self._bar(batches, length, "gradient"):
+            loss = self._loss(batch)
+            self._accumulate(sums, self._grads(loss), batch, size)
+            losses.append(loss.detach())
+            sizes.append(size)
+        self._warn_unreached()
+        return self._fields({kind: _scale(total, 1 / sum(sizes)) for kind, total in sums.items()}, losses, sizes)
+
+    def _second(self, batches: Iterable[SizedBatch], found: dict[str, Any], length: int | None) -> dict[str, Tensor]:
+        """H·g: each batch's gradient, differentiated along the mean gradient that the first sweep gave."""
+        along, total, count = list(found["g"].values()), self._zeros(), 0
+        for batch, size in self._bar(batches, length, "Hessian-gradient product"):
+            with twice_differentiable():
+                _add(total, self._product(self._grads(self._loss(batch), create_graph=True), along), size)
+            count += size
+        if count != found["samples"]:
+            raise ValueError(f"the data gave {found['samples']} samples on the first sweep, {count} on the second: g and H need the same data")
+        return self._named(_scale(total, 1 / count))
+
+    def _single(self, sized_batch: SizedBatch, wanted: set[str]) -> dict[str, Any]:
+        """One batch needs no second sweep: the graph of its gradient is differentiated again."""
+        batch, size = sized_batch
+        with twice_differentiable():
+            loss = self._loss(batch)
+            grads = self._grads(loss, create_graph=True)
+            detached = [None if grad is None else grad.detach() for grad in grads]
+            g = _add(self._zeros(), detached, 1)
+            product = _add(self._zeros(), self._product(grads, g), 1)
+        self._warn_unreached()
+        sums = {kind: self._zeros() for kind in ("g2", "g2_sample") if kind in wanted}
+        self._accumulate(sums, detached, batch, size)
+        means = {"g": g, "Hg": product, **{kind: _scale(total, 1 / size) for kind, total in sums.items()}}
+        return self._fields(means, [loss.detach()], [size])
+
+    def _accumulate(self, sums: dict[str, list[Tensor]], grads: Sequence[Tensor | None], batch: Batch, size: int) -> None:
+        if "g" in sums:
+            _add(sums["g"], grads, size)
+        if "g2" in sums:
+            _add(sums["g2"], _squares(grads), size)
+        if "g2_sample" in sums:
+            for sample in samples(batch, size):
+                _add(sums["g2_sample"], _squares(self._grads(self._loss(sample))), 1)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        settle(self.model, self.mode)
+        return self.objective(self.model, batch)
+
+    def _grads(self, loss: Tensor, create_graph: bool = False) -> list[Tensor | None]:
+        grads = torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True)
+        self.reached = [seen or grad is not None for seen, grad in zip(self.reached, grads, strict=True)]
+        return list(grads)
+
+    def _product(self, grads: list[Tensor | None], along: list[Tensor]) -> list[Tensor | None]:
+        """(∂g/∂θ)ᵀ v, which is H·v since H is symmetric."""
+        pairs = [(grad, v.to(grad.dtype)) for grad, v in zip(grads, along, strict=True) if grad is not None and grad.requires_grad]
+        if not pairs:
+            return [None] * len(grads)
+        outputs, vectors = zip(*pairs, strict=True)
+        try:
+            return list(torch.autograd.grad(outputs, self.parameters, vectors, allow_unused=True))
+        except RuntimeError as error:
+            if "derivative for" not in str(error) and "double backward" not in str(error):
+                raise
+            way_out = "H·g needs second derivatives, and an operator of this model has none: use a measure that reads only g"
+            raise RuntimeError(f"{way_out} (torch says: {error})") from error
+
+    def _fields(self, means: dict[str, list[Tensor]], losses: list[Tensor], sizes: list[int]) -> dict[str, Any]:
+        return {**{kind: self._named(mean) for kind, mean in means.items()}, "loss": _mean_loss(losses, sizes), "samples": sum(sizes)}
+
+    def _zeros(self) -> list[Tensor]:
+        return [torch.zeros_like(wide(parameter.detach())) for parameter in self.parameters]
+
+    def _named(self, values: Iterable[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(self.names, values, strict=True))
+
+    def _bar(self, batches: Iterable[SizedBatch], total: int | None, name: str) -> Iterable[SizedBatch]:
+        return tqdm(batches, desc=name, total=total, unit="batch", leave=False, delay=0 if self.progress else 2, disable=self.progress is False)
+
+    def _warn_unreached(self) -> None:
+        names = [name for name, seen in zip(self.names, self.reached, strict=True) if not seen]
+        if names:
+            listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            warnings.warn(f"the loss does not reach {listed}: their gradient counts as 0", UserWarning, stacklevel=5)
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Inside, a forward uses operators that have second derivatives: plain attention for the fused kernels, relu6 for hardsigmoid."""
+    with sdpa_kernel(SDPBackend.MATH), _Hardsigmoid():
+        yield
+
+
+class _Hardsigmoid(TorchFunctionMode):
+    """``hardsigmoid`` as the ``relu6(x + 3) / 6`` it is defined to be: equal values, and a second derivative that torch knows."""
+
+    _KINDS = frozenset({functional.hardsigmoid, torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_})  # type: ignore[attr-defined]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._KINDS:
+            return functional.relu6(args[0] + 3) / 6
+        return func(*args, **(kwargs or {}))
+
+
+def _squares(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if grad is None else wide(grad).square() for grad in grads]
+
+
+def _add(total: list[Tensor], values: Sequence[Tensor | None], weight: int) -> list[Tensor]:
+    pairs = [(into, wide(value)) for into, value in zip(total, values, strict=True) if value is not None]
+    if pairs:
+        into, values = zip(*pairs, strict=True)
+        torch._foreach_add_(into, values, alpha=weight)
+    return total
+
+
+def _scale(values: list[Tensor], factor: float) -> list[Tensor]:
+    torch._foreach_mul_(values, factor)
+    return values
+
+
+def _mean_loss(losses: list[Tensor], sizes: list[int]) -> float:
+    """The sample-weighted mean, read from the device once; an infinite or nan loss is an error that names its batch."""
+    values = torch.stack(losses).double().tolist()
+    for index, value in enumerate(values):
+        if not abs(value) < float("inf"):
+            raise ValueError(f"the loss of batch {index} is {value}: scores would mean nothing (check the data, or try mode='train' on an untrained model)")
+    return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+
+
+def _length(data: object) -> int | None:
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:
+        return None

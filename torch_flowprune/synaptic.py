@@ -1,0 +1,73 @@
+"""The data-free objective of Synaptic Flow, and its gradient, without touching the model's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_flowprune.data import as_batches, inputs_of, logits_of
+from torch_flowprune.targets import Target
+
+
+def synaptic_gradient(model: nn.Module, targets: Mapping[str, Target], inputs: Any) -> dict[str, Tensor]:
+    """∂R/∂|θ| for R = the summed output of the model with the absolute value of every parameter and buffer, on one input of ones.
+
+    In float64: in float32 R overflows on deep nets.
+    """
+    state = _absolute_state(model)
+    keys = {id(value): name for name, value in model.named_parameters()}
+    wrt = [state[keys[id(target.parameter)]].requires_grad_() for target in targets.values()]
+    device = next(iter(targets.values())).parameter.device
+    try:
+        output = torch.func.functional_call(model, state, *_arguments(_ones(inputs, device)))
+    except RuntimeError as error:
+        if "dtype" not in str(error):
+            raise
+        raise RuntimeError(f"synflow runs the model in float64, and something in it is fixed to another dtype: {error}") from error
+    total = logits_of(output[0] if isinstance(output, (tuple, list)) else output).sum()
+    if not total.isfinite():
+        raise ValueError(f"the synaptic-flow objective is {total.item()} in float64: the network is too deep or its weights too large for synflow")
+    grads = torch.autograd.grad(total, wrt, allow_unused=True)
+    return {name: torch.zeros_like(value) if grad is None else grad for name, value, grad in zip(targets, wrt, grads, strict=True)}
+
+
+def example_of(data: object, example_inputs: Any) -> Any:
+    """Inputs that show the shape: those given, or the first batch's."""
+    if example_inputs is not None:
+        return example_inputs
+    if data is None:
+        raise ValueError("synflow needs no data but the shape of an input: pass example_inputs=, e.g. torch.ones(1, 3, 224, 224)")
+    return inputs_of(next(iter(as_batches(data))))
+
+
+def _absolute_state(model: nn.Module) -> dict[str, Tensor]:
+    """|state dict| in float64, tied entries still tied; buffers outside the state dict (attention masks) keep their signs."""
+    persistent = set(model.state_dict())
+    named = dict(chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)))
+    made: dict[int, Tensor] = {}
+    for name, value in named.items():
+        if id(value) not in made:
+            doubled = value.detach().double() if value.is_floating_point() else value.detach()
+            made[id(value)] = doubled.abs() if name in persistent and value.is_floating_point() else doubled
+    return {name: made[id(value)] for name, value in named.items()}
+
+
+def _ones(inputs: Any, device: torch.device) -> Any:
+    if isinstance(inputs, Mapping):
+        return {key: _ones(value, device) for key, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(_ones(value, device) for value in inputs)
+    if isinstance(inputs, Tensor):
+        dtype = torch.float64 if inputs.is_floating_point() else inputs.dtype
+        return torch.ones(1, *inputs.shape[1:], dtype=dtype, device=device)
+    return inputs
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}

@@ -1,0 +1,110 @@
+"""Looking at a model and its data without leaving a trace."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+Restore = Callable[[], None]
+
+
+@contextmanager
+def untouched(model: nn.Module, data: object = None, mode: str = "eval") -> Iterator[Restore]:
+    """Inside, the model may be run and differentiated in ``mode``; afterwards, also after an error, it is as it was.
+
+    Kept: buffers (values, identity, order), train/eval flags module by module, ``requires_grad``, ``.grad``, and the state of every
+    source of randomness (torch on each of the model's devices, ``random``, numpy, the generators of a ``DataLoader``).
+
+    Yields:
+        A function that puts randomness back to the state at entry, so that a second sweep sees the same shuffling and dropout.
+    """
+    if mode not in ("eval", "train"):
+        raise ValueError(f"mode should be 'eval' or 'train' (batch norm and dropout while scoring), got {mode!r}")
+    rewind = _randomness(model, data)
+    with ExitStack() as stack:
+        stack.callback(rewind)
+        stack.callback(_parameters(model))
+        stack.callback(_buffers(model))
+        stack.callback(_flags(model))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        settle(model, mode)
+        yield rewind
+
+
+def settle(model: nn.Module, mode: str) -> None:
+    """Put the model in ``mode`` by way of the train mode: some models (LeViT, TinyViT) cache weights in eval mode and forget them in train."""
+    model.train()
+    if mode == "eval":
+        model.eval()
+
+
+def _parameters(model: nn.Module) -> Restore:
+    kept = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+
+    def restore() -> None:
+        for parameter, requires_grad, grad in kept:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+
+    return restore
+
+
+def _buffers(model: nn.Module) -> Restore:
+    kept = [(module, [(key, buffer, _copy(module, key, buffer)) for key, buffer in module._buffers.items()]) for module in model.modules()]
+
+    def restore() -> None:
+        for module, buffers in kept:
+            module._buffers.clear()
+            for key, buffer, value in buffers:
+                module._buffers[key] = buffer
+                if value is not None:
+                    with torch.no_grad():
+                        buffer.copy_(value)  # type: ignore[union-attr]
+
+    return restore
+
+
+def _copy(module: nn.Module, key: str, buffer: torch.Tensor | None) -> torch.Tensor | None:
+    """A copy, except of pruning masks: they are large, and no forward writes them."""
+    is_mask = key.endswith("_mask") and f"{key[:-5]}_orig" in module._parameters
+    return None if buffer is None or is_mask else buffer.detach().clone()
+
+
+def _flags(model: nn.Module) -> Restore:
+    kept = [(module, module.training) for module in model.modules()]
+
+    def restore() -> None:
+        settle(model, "train")
+        for module, training in kept:
+            module.training = training
+
+    return restore
+
+
+def _randomness(model: nn.Module, data: object) -> Restore:
+    restores: list[Restore] = [_rewind(torch.get_rng_state(), torch.set_rng_state), _rewind(random.getstate(), random.setstate)]
+    if numpy := sys.modules.get("numpy"):
+        restores.append(_rewind(numpy.random.get_state(), numpy.random.set_state))
+    for device in {parameter.device for parameter in model.parameters()} - {torch.device("cpu"), torch.device("meta")}:
+        accelerator = getattr(torch, device.type)
+        restores.append(_rewind((accelerator.get_rng_state(device), device), lambda state, to=accelerator.set_rng_state: to(*state)))
+    for generator in _generators(data):
+        restores.append(_rewind(generator.get_state(), generator.set_state))
+    return lambda: [restore() for restore in restores] and None
+
+
+def _rewind(state: Any, setter: Callable[[Any], Any]) -> Restore:
+    return lambda: setter(state) and None
+
+
+def _generators(data: object) -> list[torch.Generator]:
+    holders = [data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None)]
+    found = {id(generator): generator for holder in holders if isinstance(generator := getattr(holder, "generator", None), torch.Generator)}
+    return list(found.values())
