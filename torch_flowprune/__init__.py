@@ -10,7 +10,9 @@ from torch_flowprune.pruning import LayerCollapseWarning, TiedScoresWarning, glo
 from torch_flowprune.report import Layer, Report
 from torch_flowprune.schedules import SCHEDULES
 from torch_flowprune.scoring import Scores, importance_scores, scores
+from torch_flowprune.state import load_state_dict, masks, state_dict
 from torch_flowprune.units import Blocks, Slices, Weights
+from torch_flowprune.zeros import keep_zeros
 
 __version__ = "0.1.0"
 
@@ -31,7 +33,11 @@ __all__ = [
     "flow",
     "global_prune",
     "importance_scores",
+    "keep_zeros",
+    "load_state_dict",
+    "masks",
     "remove",
     "scores",
+    "state_dict",
 ]
 __all__ += _methods.__all__

@@ -12,7 +12,7 @@ from torch_flowprune.data import Closure, Loss, Objective, as_batches
 from torch_flowprune.measures import INGREDIENTS
 from torch_flowprune.sweeps import Sweeps
 from torch_flowprune.synaptic import example_of, synaptic_gradient
-from torch_flowprune.targets import Target, parameters_of, wide
+from torch_flowprune.targets import Target, parameters_of, unwrapped, wide
 from torch_flowprune.untouched import untouched
 
 Named = dict[str, Tensor]
@@ -113,19 +113,6 @@ def flow(
             sweeps = Sweeps(model, targets, objective, mode, rewind, progress, max_samples)
             point = replace(point, **sweeps.run(as_batches(data), wanted))
     return point
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile`` and data-parallel wrappers: they do not differentiate twice, and prefix every name."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def _checked(needs: Sequence[str]) -> set[str]:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize, prune
 
-from torch_flowprune.targets import Target, masked, parameters_of
+from torch_flowprune.bits import unpack
+from torch_flowprune.targets import Target, masked, parameters_of, unwrapped
 
 Masks = Mapping[str, Tensor]
 
@@ -56,23 +57,24 @@ class MaskHook(prune.PruningContainer):
         name = self._tensor_name
         parameter = module._parameters[f"{name}_orig"]
         parameter.data = self.apply_mask(module).detach()  # type: ignore[union-attr]
-        _take_off(module, name)
+        _restore(module, name)
 
 
 def apply_masks(model: nn.Module, masks: Masks) -> None:
-    """Put masks (True = kept) on a model, by parameter name; a parameter already pruned keeps only what both masks keep.
+    """Put masks on a model, by parameter name: bool (True = kept), or packed to bytes as ``fp.masks(model, packed=True)`` gives them.
 
-    All or nothing: everything is checked first, and an error on the way takes back what was done.
+    A parameter already pruned keeps only what both masks keep. All or nothing: everything is checked first, and an error on the way takes back what was done.
 
     Raises:
         ValueError: for an unknown name, a mask of another shape or dtype, or a parameter that cannot carry a mask.
     """
-    known = parameters_of(model)
+    known = parameters_of(unwrapped(model))
+    fitting = {}
     for name, mask in masks.items():
         check_can_mask(known.get(name), name)
-        _check_mask(known[name], mask)
-    with all_or_nothing(known[name] for name in masks):
-        for name, mask in masks.items():
+        fitting[name] = _fitting(known[name], mask)
+    with all_or_nothing(known[name] for name in fitting):
+        for name, mask in fitting.items():
             _mask_target(known[name], mask)
 
 
@@ -146,11 +148,15 @@ def _snake(kind: str) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in kind).lstrip("_")
 
 
-def _check_mask(target: Target, mask: Tensor) -> None:
+def _fitting(target: Target, mask: Tensor) -> Tensor:
+    """The mask as bool, of the parameter's shape, on its device."""
+    if mask.dtype is torch.uint8 and mask.shape != target.parameter.shape:
+        mask = unpack(mask, target.parameter.shape)
     if mask.dtype is not torch.bool:
         raise ValueError(f"the mask of {target.name!r} should be bool (True = kept), got {mask.dtype}: use mask != 0")
     if mask.shape != target.parameter.shape:
         raise ValueError(f"the mask of {target.name!r} should have shape {tuple(target.parameter.shape)}, got {tuple(mask.shape)}")
+    return mask.detach().to(target.parameter.device)
 
 
 def _binary(mask: Tensor) -> Tensor:
@@ -161,11 +167,17 @@ def _binary(mask: Tensor) -> Tensor:
 
 
 def _mask_target(target: Target, mask: Tensor) -> None:
-    """One mask for every owner of the parameter: tied owners share the buffer."""
-    mask = mask.to(target.parameter.device)
-    mask = mask & (target.mask != 0) if target.mask is not None else mask.clone(memory_format=torch.contiguous_format)
+    set_mask(target, mask if target.mask is None else mask & (target.mask != 0))
+
+
+def set_mask(target: Target, mask: Tensor | None) -> None:
+    """Exactly this mask (none: no mask, the parameter as it is) for every owner of the parameter; tied owners share one tensor."""
+    own = None if mask is None else mask.clone(memory_format=torch.contiguous_format)
     for module, attribute in target.owners:
-        put_on(module, attribute, mask)
+        if own is not None:
+            put_on(module, attribute, own)
+        elif target.mask is not None:
+            take_off(module, attribute)
 
 
 def put_on(module: nn.Module, name: str, mask: Tensor) -> MaskHook:
@@ -198,7 +210,15 @@ def _history(hook: prune.BasePruningMethod | None) -> Iterable[prune.BasePruning
     return hook if isinstance(hook, prune.PruningContainer) else (hook,)
 
 
-def _take_off(module: nn.Module, name: str) -> None:
+def take_off(module: nn.Module, name: str) -> None:
+    """Undo :func:`put_on`: class, names and hooks as before, the parameter's values as they are."""
+    key, _ = hook_of(module, name)
+    if key is not None:
+        del module._forward_pre_hooks[key]
+    _restore(module, name)
+
+
+def _restore(module: nn.Module, name: str) -> None:
     module.__dict__.pop(name, None)
     module.__class__ = _without(type(module), name)
     _rename(module._parameters, f"{name}_orig", name)
@@ -246,7 +266,7 @@ def _masked_class(dense: type[nn.Module], names: tuple[str, ...]) -> type[nn.Mod
     """The subclass of ``dense`` in which the named tensors are computed on access."""
     namespace: dict[str, Any] = {name: _masked_property(name) for name in names}
     namespace |= {"_masked_kind": (dense, names), "__module__": dense.__module__, "__doc__": dense.__doc__, "__qualname__": dense.__qualname__}
-    namespace |= {"__reduce_ex__": _reduce, "register_parameter": _register_parameter}
+    namespace |= {"__reduce_ex__": _reduce, "register_parameter": _register_parameter, "_load_from_state_dict": _load_from_state_dict}
     if issubclass(dense, nn.RNNBase):
         namespace["_flat_weights"] = property(_flat_weights, lambda module, weights: None)
     return type(dense.__name__, (dense,), namespace)
@@ -285,6 +305,16 @@ def _register_parameter(module: Any, name: str, parameter: nn.Parameter | None) 
         module.__class__ = _without(type(module), name)
         module.register_parameter(name, parameter)
         _reorder(module._parameters, order)
+
+
+def _load_from_state_dict(module: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """``load_state_dict`` of a dense checkpoint sets the values under the masks; with ``strict=False`` torch would skip them in silence."""
+    dense, names = type(module)._masked_kind
+    for name in names:
+        if f"{prefix}{name}" in state_dict and f"{prefix}{name}_orig" not in state_dict:
+            state_dict[f"{prefix}{name}_orig"] = state_dict.pop(f"{prefix}{name}")
+            state_dict.setdefault(f"{prefix}{name}_mask", module._buffers[f"{name}_mask"])
+    dense._load_from_state_dict(module, state_dict, prefix, *args)
 
 
 def _reorder(entries: dict[str, Any], order: list[str]) -> None:

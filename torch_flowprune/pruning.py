@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from torch_flowprune import measures
 from torch_flowprune.data import Closure, Loss
-from torch_flowprune.flow import Flow, flow, unwrapped
+from torch_flowprune.flow import Flow, flow
 from torch_flowprune.masking import all_or_nothing, apply_masks
 from torch_flowprune.measures import Measure
 from torch_flowprune.report import Layer, Report
 from torch_flowprune.schedules import Schedule, fraction, steps, to_prune
 from torch_flowprune.scoring import Cuts, Scores, cut, evaluate
 from torch_flowprune.selection import lowest, lowest_in_blocks, numbers, with_floors
-from torch_flowprune.targets import Pair, Pattern, parameters_of
+from torch_flowprune.targets import Pair, Pattern, parameters_of, unwrapped
 from torch_flowprune.units import Blocks, Granularity, Units, alive, elements
 
 

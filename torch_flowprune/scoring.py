@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from torch_flowprune import measures
 from torch_flowprune.data import Closure, Loss
-from torch_flowprune.flow import Flow, flow, unwrapped
+from torch_flowprune.flow import Flow, flow
 from torch_flowprune.masking import check_can_mask
 from torch_flowprune.measures import Measure
-from torch_flowprune.targets import Pair, Pattern, Target, prunable
+from torch_flowprune.targets import Pair, Pattern, Target, prunable, unwrapped
 from torch_flowprune.units import Blocks, Granularity, Units, parse
 
 Cuts = dict[str, tuple[Target, Units]]

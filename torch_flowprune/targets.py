@@ -67,6 +67,19 @@ def masked(value: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask if mask.dtype is torch.bool else mask != 0, value, 0)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile`` and data-parallel wrappers: they do not differentiate twice, and prefix every name."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def wide(value: Tensor) -> Tensor:
     """Half-precision values in float32, where products such as θ·g do not underflow; the others as they are."""
     return value.float() if value.dtype.itemsize < 4 else value
