@@ -92,6 +92,7 @@ def flow(
     Raises:
         ValueError: for empty or one-shot data, a loss that is not one finite number, an unknown name.
 
+    >>> import torch
     >>> model = nn.Linear(3, 2)
     >>> f = flow(model, (torch.ones(4, 3), torch.tensor([0, 1, 0, 1])), needs=("g",))
     >>> f.g["weight"].shape, f.samples

@@ -19,6 +19,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize, prune
 
 from torch_flowprune.bits import unpack
+from torch_flowprune.kernels import MaskedKernel, has_own_forward, zeros_survive
 from torch_flowprune.targets import Target, masked, parameters_of, unwrapped
 
 Masks = Mapping[str, Tensor]
@@ -55,6 +56,7 @@ class MaskHook(prune.PruningContainer):
     def remove(self, module: nn.Module) -> None:
         """Make the mask permanent: the parameter gets its name, place and zeros back."""
         name = self._tensor_name
+        _check_removable(module)
         parameter = module._parameters[f"{name}_orig"]
         parameter.data = self.apply_mask(module).detach()  # type: ignore[union-attr]
         _restore(module, name)
@@ -104,17 +106,29 @@ def remove(model: nn.Module) -> nn.Module:
     >>> remove(layer).weight[0, 1].item()
     0.0
     """
-    for module in list(model.modules()):
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(hook, prune.BasePruningMethod):
-                _removal(hook)(module)
-                del module._forward_pre_hooks[key]
+    hooks = [
+        (path, module, key, hook)
+        for path, module in model.named_modules()
+        for key, hook in module._forward_pre_hooks.items()
+        if isinstance(hook, prune.BasePruningMethod)
+    ]
+    for path, module, _, _ in hooks:
+        _check_removable(module, path)
+    for _, module, key, hook in hooks:
+        # torch's own hooks too: their remove would move the parameter to the end of the order
+        MaskHook(hook._tensor_name).remove(module)
+        del module._forward_pre_hooks[key]
     return model
 
 
-def _removal(hook: prune.BasePruningMethod) -> Callable[[nn.Module], None]:
-    """Torch's own hooks are removed our way too: the order of the parameters comes back, and a second owner finds zeros already there."""
-    return hook.remove if isinstance(hook, MaskHook) else MaskHook(hook._tensor_name).remove
+def _check_removable(module: nn.Module, path: str = "") -> None:
+    dense, names = getattr(type(module), "_masked_kind", (nn.Module, ()))
+    if "weight" in names and has_own_forward(dense) and not zeros_survive(module, dense.forward, module._buffers["weight_mask"]):
+        where = f"{path or 'this module'} ({dense.__name__})"
+        raise ValueError(
+            f"{where} standardises its weight before use: zeros in it would not be zeros in the kernel, so the mask cannot be made permanent. "
+            "Keep the mask (it holds in the kernel), or prune whole filters (granularity='filter'), whose zeros do survive"
+        )
 
 
 def check_can_mask(target: Target | None, name: str) -> None:
@@ -267,6 +281,8 @@ def _masked_class(dense: type[nn.Module], names: tuple[str, ...]) -> type[nn.Mod
     namespace: dict[str, Any] = {name: _masked_property(name) for name in names}
     namespace |= {"_masked_kind": (dense, names), "__module__": dense.__module__, "__doc__": dense.__doc__, "__qualname__": dense.__qualname__}
     namespace |= {"__reduce_ex__": _reduce, "register_parameter": _register_parameter, "_load_from_state_dict": _load_from_state_dict}
+    if "weight" in names and has_own_forward(dense):
+        namespace["forward"] = _forward_with_masked_kernel
     if issubclass(dense, nn.RNNBase):
         namespace["_flat_weights"] = property(_flat_weights, lambda module, weights: None)
     return type(dense.__name__, (dense,), namespace)
@@ -286,6 +302,12 @@ def _masked_property(name: str) -> property:
         module.__dict__["_parameters_before_removal"] = list(module._parameters)
 
     return property(get, drop, delete)
+
+
+def _forward_with_masked_kernel(module: Any, *args: Any, **kwargs: Any) -> Any:
+    dense, _ = type(module)._masked_kind
+    with MaskedKernel(module._buffers["weight_mask"]):
+        return dense.forward(module, *args, **kwargs)
 
 
 def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:

@@ -69,8 +69,8 @@ def exponential(rounds: int, start: float, target: float) -> list[float]:
 def cubic(rounds: int, start: float, target: float) -> list[float]:
     """Fast first, slow at the end: target − (target − start)(1 − r/R)³ (Zhu & Gupta 2017).
 
-    >>> cubic(2, 0.0, 0.8)
-    [0.7, 0.8]
+    >>> cubic(2, 0.0, 1.0)
+    [0.875, 1.0]
     """
     return _exact([target - (target - start) * (1 - r / rounds) ** 3 for r in range(1, rounds + 1)], target)
 
