@@ -24,10 +24,10 @@ def as_batches(data: object) -> Iterable[Batch]:
         raise ValueError("this needs data: pass data= an iterable of (input, target) batches, of dict batches, or one batch")
     if isinstance(data, (Tensor, Mapping)) or (isinstance(data, (tuple, list)) and any(isinstance(part, Tensor) for part in data)):
         return [data]
-    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
-        raise TypeError(f"data= takes a DataLoader, any iterable of batches, or one batch, got {type(data).__name__}: {data!r}")
     if isinstance(data, Dataset) and not isinstance(data, torch.utils.data.IterableDataset):
         raise TypeError(f"data= is a dataset ({type(data).__name__}), which yields single samples: wrap it in a torch.utils.data.DataLoader")
+    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
+        raise TypeError(f"data= takes a DataLoader, any iterable of batches, or one batch, got {type(data).__name__}: {data!r}")
     return data
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torch_flowprune.data import Closure, Loss, Objective, as_batches
 from torch_flowprune.measures import INGREDIENTS
+from torch_flowprune.ranks import Ranks
 from torch_flowprune.sweeps import Sweeps
 from torch_flowprune.synaptic import example_of, synaptic_gradient
 from torch_flowprune.targets import Target, parameters_of, unwrapped, wide
@@ -76,7 +77,8 @@ def flow(
     H·g is exact (reverse over reverse), with g and H over the same samples: two sweeps, or one where the data is a single batch.
 
     Args:
-        model: any module; unwrapped if compiled or data-parallel.
+        model: any module; unwrapped if compiled or data-parallel. Of a ``DistributedDataParallel`` model every rank makes the same call
+            with its own share of the data, and the flow is that over all of them.
         data: an iterable of ``(input, target)`` or dict batches, or one batch. Batches are moved to the model's device.
         loss: ``loss(output, target)``, a mean over the batch; cross-entropy if left out, or the model's own for dict batches.
         needs: any of ``g``, ``g2``, ``g2_sample``, ``Hg``, ``gR``.
@@ -98,7 +100,7 @@ def flow(
     >>> f.g["weight"].shape, f.samples
     (torch.Size([2, 3]), 4)
     """
-    model = unwrapped(model)
+    ranks, model = Ranks.of(model), unwrapped(model)
     wanted = _checked(needs)
     targets = _differentiable(model, parameters)
     point = Flow(theta={name: wide(target.theta) for name, target in targets.items()}, theta0=_reference(theta0, targets))
@@ -111,7 +113,7 @@ def flow(
         if "gR" in wanted:
             point = replace(point, gR=synaptic_gradient(model, targets, example_of(data, example_inputs)))
         if wanted - {"gR"}:
-            sweeps = Sweeps(model, targets, objective, mode, rewind, progress, max_samples)
+            sweeps = Sweeps(model, targets, objective, mode, rewind, progress, max_samples, ranks)
             point = replace(point, **sweeps.run(as_batches(data), wanted))
     return point
 

@@ -16,6 +16,7 @@ from torch_flowprune.data import Closure, Loss
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.masking import all_or_nothing, apply_masks
 from torch_flowprune.measures import Measure
+from torch_flowprune.ranks import Ranks
 from torch_flowprune.report import Layer, Report
 from torch_flowprune.schedules import Schedule, fraction, steps, to_prune
 from torch_flowprune.scoring import Cuts, Scores, cut, evaluate
@@ -64,7 +65,7 @@ def global_prune(
     pruned and counts. An error leaves the model as it was.
 
     Args:
-        model: any module; pruned in place.
+        model: any module; pruned in place. Of a ``DistributedDataParallel`` model every rank makes the same call, and all get the same masks.
         method: a measure's name (``"loss_preservation"``) or a function of rows.
         sparsity: the share of all prunable units that is gone after the call, from 0 to 1; for ``"n:m"`` it follows from the pattern.
         amount: instead of ``sparsity``, torch's meaning: a fraction of what is left (float) or a number of units (int).
@@ -96,7 +97,7 @@ def global_prune(
     >>> report.pruned, report.units
     (40, 80)
     """
-    model = unwrapped(model)
+    wrapped, model, ranks = model, unwrapped(model), Ranks.of(model)
     measure = measures.resolve(method)
     granularity = granularity or getattr(scores, "granularity", "weight")
     cuts = cut(model, granularity, _parameters(model, parameters, include, scores), include, exclude)
@@ -109,11 +110,12 @@ def global_prune(
         for round_ in range(rounds):
             cuts = _current(model, cuts)
             point = flow(
-                model, data, loss=loss, needs=() if given else measures.needs(measure), closure=closure, parameters=cuts, theta0=theta0,
+                wrapped, data, loss=loss, needs=() if given else measures.needs(measure), closure=closure, parameters=cuts, theta0=theta0,
                 max_samples=max_samples, temperature=temperature, mode=mode, example_inputs=example_inputs, progress=progress,
             )  # fmt: skip
             found = given or evaluate(point, measure, cuts, granularity, generator)
             keeps = _keep(cuts, found, [(pool.names, pool.gone_after[round_]) for pool in pools], floors)
+            ranks.agree(keeps.values())
             reports.append(_apply(model, cuts, found, keeps, point))
     report = _joined(reports)
     _warn(report)

@@ -118,7 +118,7 @@ def scores(
     >>> scores(model, "magnitude")["0.weight"].shape
     torch.Size([6])
     """
-    model = unwrapped(model)
+    wrapped, model = model, unwrapped(model)
     methods = [method] if isinstance(method, str) or callable(method) else list(method)
     resolved = [measures.resolve(one) for one in methods]
     cuts = cut(model, granularity, parameters, include, exclude)
@@ -126,7 +126,7 @@ def scores(
     if "theta0" in needs and theta0 is None:
         raise ValueError("this measure reads theta0, the parameters at a reference point: pass theta0=, a state dict taken at initialisation")
     point = flow(
-        model, data, loss=loss, needs=tuple(needs), closure=closure, parameters=cuts, theta0=theta0, max_samples=max_samples,
+        wrapped, data, loss=loss, needs=tuple(needs), closure=closure, parameters=cuts, theta0=theta0, max_samples=max_samples,
         temperature=temperature, mode=mode, example_inputs=example_inputs, progress=progress,
     )  # fmt: skip
     names = [one if isinstance(one, str) else measures.name_of(one) for one in methods]

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
 from torch_flowprune.data import Batch, Objective, samples, sized
+from torch_flowprune.ranks import Ranks
 from torch_flowprune.targets import Target, wide
 from torch_flowprune.untouched import Restore, settle
 
@@ -34,31 +35,35 @@ class Sweeps:
         rewind: Restore,
         progress: bool | None,
         max_samples: int | None,
+        ranks: Ranks,
     ) -> None:
         self.model, self.objective, self.mode, self.rewind, self.progress = model, objective, mode, rewind, progress
-        self.max_samples = max_samples
+        self.max_samples, self.ranks = max_samples, ranks
         self.names = list(targets)
         self.parameters = [target.parameter for target in targets.values()]
+        if not self.parameters:
+            raise ValueError("no parameter of this model requires a gradient: unfreeze some, or name those to score in parameters=")
         self.reached = [False] * len(self.names)
 
     def run(self, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:
         """The wanted fields of a flow, with ``loss`` and ``samples``."""
-        stream = self._stream(data)
-        head = list(islice(stream, 2))
+        head, stream = self._stream(data)
         if not head:
             raise ValueError("the data is empty: at least one batch is needed (an exhausted iterator? pass a list or a DataLoader)")
         if "Hg" not in wanted:
             return self._first(chain(head, stream), wanted, _length(data))
-        if len(head) == 1:
+        if len(head) == 1 and self.ranks.alone:
             return self._single(head[0], wanted)
-        if iter(data) is data:
+        if isinstance(data, Iterator):
             raise ValueError("H·g takes two sweeps over the data, and this iterator can be read only once: pass a list or a DataLoader")
         found = self._first(chain(head, stream), wanted, _length(data))
         self.rewind()
-        return {**found, "Hg": self._second(self._stream(data), found, _length(data))}
+        return {**found, "Hg": self._second(chain(*self._stream(data)), found, _length(data))}
 
-    def _stream(self, data: Iterable[Batch]) -> Iterator[SizedBatch]:
-        return sized(data, self.parameters[0].device, self.max_samples)
+    def _stream(self, data: Iterable[Batch]) -> tuple[list[SizedBatch], Iterator[SizedBatch]]:
+        """The first two batches and the rest. Both sweeps read ahead alike: data and model may draw from one source of randomness."""
+        stream = sized(data, self.parameters[0].device, self.max_samples)
+        return list(islice(stream, 2)), stream
 
     def _first(self, batches: Iterable[SizedBatch], wanted: set[str], length: int | None) -> dict[str, Any]:
         sums = {kind: self._zeros() for kind in ("g", "g2", "g2_sample") if kind in wanted}
@@ -69,7 +74,8 @@ class Sweeps:
             losses.append(loss.detach())
             sizes.append(size)
         self._warn_unreached()
-        return self._fields({kind: _scale(total, 1 / sum(sizes)) for kind, total in sums.items()}, losses, sizes)
+        count, loss = self._over_ranks(sums.values(), sum(sizes), _mean_loss(losses, sizes))
+        return self._fields({kind: _scale(total, 1 / count) for kind, total in sums.items()}, loss, count)
 
     def _second(self, batches: Iterable[SizedBatch], found: dict[str, Any], length: int | None) -> dict[str, Tensor]:
         """H·g: each batch's gradient, differentiated along the mean gradient that the first sweep gave."""
@@ -78,6 +84,7 @@ class Sweeps:
             with twice_differentiable():
                 _add(total, self._product(self._grads(self._loss(batch), create_graph=True), along), size)
             count += size
+        count, _ = self._over_ranks([total], count)
         if count != found["samples"]:
             raise ValueError(f"the data gave {found['samples']} samples on the first sweep, {count} on the second: g and H need the same data")
         return self._named(_scale(total, 1 / count))
@@ -95,7 +102,7 @@ class Sweeps:
         sums = {kind: self._zeros() for kind in ("g2", "g2_sample") if kind in wanted}
         self._accumulate(sums, detached, batch, size)
         means = {"g": g, "Hg": product, **{kind: _scale(total, 1 / size) for kind, total in sums.items()}}
-        return self._fields(means, [loss.detach()], [size])
+        return self._fields(means, _mean_loss([loss.detach()], [size]), size)
 
     def _accumulate(self, sums: dict[str, list[Tensor]], grads: Sequence[Tensor | None], batch: Batch, size: int) -> None:
         if "g" in sums:
@@ -129,8 +136,17 @@ class Sweeps:
             way_out = "H·g needs second derivatives, and an operator of this model has none: use a measure that reads only g"
             raise RuntimeError(f"{way_out} (torch says: {error})") from error
 
-    def _fields(self, means: dict[str, list[Tensor]], losses: list[Tensor], sizes: list[int]) -> dict[str, Any]:
-        return {**{kind: self._named(mean) for kind, mean in means.items()}, "loss": _mean_loss(losses, sizes), "samples": sum(sizes)}
+    def _over_ranks(self, sums: Iterable[list[Tensor]], count: int, loss: float = 0.0) -> tuple[int, float]:
+        """Sums, number of samples and mean loss of all ranks together."""
+        for values in sums:
+            self.ranks.sum(values)
+        totals = torch.tensor([count, loss * count], dtype=torch.float64, device=self.parameters[0].device)
+        self.ranks.sum([totals])
+        samples, total = totals.tolist()
+        return int(samples), total / samples
+
+    def _fields(self, means: dict[str, list[Tensor]], loss: float, samples: int) -> dict[str, Any]:
+        return {**{kind: self._named(mean) for kind, mean in means.items()}, "loss": loss, "samples": samples}
 
     def _zeros(self) -> list[Tensor]:
         return [torch.zeros_like(wide(parameter.detach())) for parameter in self.parameters]
@@ -190,6 +206,12 @@ def _mean_loss(losses: list[Tensor], sizes: list[int]) -> float:
         if not abs(value) < float("inf"):
             raise ValueError(f"the loss of batch {index} is {value}: scores would mean nothing (check the data, or try mode='train' on an untrained model)")
     return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+
+
+def _whole(max_samples: int | None) -> int | None:
+    if max_samples is not None and (isinstance(max_samples, bool) or not hasattr(max_samples, "__index__") or max_samples < 1):
+        raise ValueError(f"max_samples should be a whole number of at least 1, or None for all the data, got {max_samples!r}")
+    return max_samples
 
 
 def _length(data: object) -> int | None:
