@@ -38,7 +38,7 @@ class Sweeps:
         ranks: Ranks,
     ) -> None:
         self.model, self.objective, self.mode, self.rewind, self.progress = model, objective, mode, rewind, progress
-        self.max_samples, self.ranks = max_samples, ranks
+        self.max_samples, self.ranks = _whole(max_samples), ranks
         self.names = list(targets)
         self.parameters = [target.parameter for target in targets.values()]
         if not self.parameters:
