@@ -1,0 +1,20 @@
+"""What every test stands on: the shared tables importable, one thread, one seed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # cases.py and oracles.py: importlib mode puts no test folder on the path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Tiny nets gain nothing from threads, and results must not depend on them."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
