@@ -47,7 +47,8 @@ def magnitude(theta: Rows) -> Scores:
     >>> magnitude(torch.tensor([[3.0, -4.0]]))
     tensor([5.])
     """
-    return torch.linalg.vector_norm(theta, dim=-1)
+    norm: Scores = torch.linalg.vector_norm(theta, dim=-1)
+    return norm
 
 
 def l1(theta: Rows) -> Scores:

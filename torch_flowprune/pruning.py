@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import ceil
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +15,17 @@ from torch_flowprune.data import Closure, Loss
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.masking import all_or_nothing, apply_masks
 from torch_flowprune.measures import Measure
+from torch_flowprune.plan import alive_units, check_rounds, current, floors, lefts, pools
 from torch_flowprune.ranks import Ranks
 from torch_flowprune.report import Layer, Report
-from torch_flowprune.schedules import Schedule, fraction, steps, to_prune
+from torch_flowprune.schedules import Schedule
 from torch_flowprune.scoring import Cuts, Scores, cut, evaluate
 from torch_flowprune.selection import lowest, lowest_in_blocks, numbers, with_floors
 from torch_flowprune.targets import Pair, Pattern, parameters_of, unwrapped
-from torch_flowprune.units import Blocks, Granularity, Units, alive, elements
+from torch_flowprune.units import Blocks, Granularity, Units, elements
+
+
+Keeps: TypeAlias = dict[str, Tensor]
 
 
 class LayerCollapseWarning(UserWarning):
@@ -99,38 +102,27 @@ def global_prune(
     """
     wrapped, model, ranks = model, unwrapped(model), Ranks.of(model)
     measure = measures.resolve(method)
-    granularity = granularity or getattr(scores, "granularity", "weight")
+    granularity = granularity or (scores.granularity if isinstance(scores, Scores) else "weight")
     cuts = cut(model, granularity, _parameters(model, parameters, include, scores), include, exclude)
     given = None if scores is None else _given(scores, cuts, granularity)
-    pools = _pools(cuts, sparsity, amount, scope, rounds, schedule)
-    floors = _floors(cuts, min_keep)
-    _check_rounds(rounds, given, data)
+    plan = pools(cuts, sparsity, amount, scope, rounds, schedule)
+    least = floors(cuts, min_keep)
+    check_rounds(rounds, given, data)
     reports: list[Report] = []
     with all_or_nothing(target for target, _ in cuts.values()):
         for round_ in range(rounds):
-            cuts = _current(model, cuts)
+            cuts = current(model, cuts)
             point = flow(
                 wrapped, data, loss=loss, needs=() if given else measures.needs(measure), closure=closure, parameters=cuts, theta0=theta0,
                 max_samples=max_samples, temperature=temperature, mode=mode, example_inputs=example_inputs, progress=progress,
             )  # fmt: skip
             found = given or evaluate(point, measure, cuts, granularity, generator)
-            keeps = _keep(cuts, found, [(pool.names, pool.gone_after[round_]) for pool in pools], floors)
+            keeps = _keep(cuts, found, [(pool.names, pool.gone_after[round_]) for pool in plan], least)
             ranks.agree(keeps.values())
             reports.append(_apply(model, cuts, found, keeps, point))
     report = _joined(reports)
     _warn(report)
     return report
-
-
-@dataclass(frozen=True)
-class _Pool:
-    """Layers ranked together, and how many of their units are gone after each round."""
-
-    names: tuple[str, ...]
-    gone_after: tuple[int, ...]
-
-
-Keeps = dict[str, Tensor]
 
 
 def _parameters(
@@ -168,91 +160,17 @@ def _as_units(value: Tensor, parameter: Tensor, units: Units, name: str) -> Tens
     return laid.detach().to(parameter.device)
 
 
-def _check_rounds(rounds: int, given: Scores | None, data: object) -> None:
-    if rounds > 1 and given is not None:
-        raise ValueError(f"rounds={rounds} scores anew before each round, and scores= are fixed: leave one of the two out")
-    if rounds > 1 and data is not None and isinstance(data, Iterator):
-        raise ValueError(f"rounds={rounds} reads the data in every round, and this iterator can be read only once: pass a list or a DataLoader")
-
-
-def _pools(cuts: Cuts, sparsity: float | None, amount: float | None, scope: str, rounds: int, schedule: str | Schedule) -> list[_Pool]:
-    """Pruning each layer to one sparsity is global pruning of one layer at a time."""
-    if scope not in ("global", "layer"):
-        raise ValueError(f"scope should be 'global' (one ranking over all layers) or 'layer' (each to the same sparsity), got {scope!r}")
-    counts = {name: len(units.rows(target.parameter)) for name, (target, units) in cuts.items()}
-    lefts = dict(zip(cuts, numbers(_lefts(cuts)), strict=True))
-    groups = [tuple(cuts)] if scope == "global" else [(name,) for name in cuts]
-    return [_pool(group, counts, lefts, _pattern_sparsity(cuts, sparsity, amount, rounds), amount, rounds, schedule) for group in groups]
-
-
-def _pool(
-    names: tuple[str, ...], counts: dict[str, int], lefts: dict[str, int], sparsity: float | None, amount: float | None, rounds: int, schedule: str | Schedule
-) -> _Pool:
-    total, left = sum(counts[name] for name in names), sum(lefts[name] for name in names)
-    gone = total - left
-    if (sparsity is None) == (amount is None):
-        raise ValueError("give sparsity= (of all prunable units, after the call) or amount= (torch's: of what is left), one of the two")
-    goal = gone + to_prune(amount, left) if sparsity is None else round(fraction(sparsity) * total)  # type: ignore[arg-type]
-    if goal < gone:
-        where = "the model" if len(names) > 1 else repr(names[0])
-        raise ValueError(
-            f"{where} is already at sparsity {gone / total:.4g}, and what is pruned stays pruned: sparsity={sparsity} is lower; "
-            "give a higher one, or amount= for a share of what is left"
-        )
-    path = steps(schedule, rounds, gone / total if total else 0.0, goal / total if total else 0.0)
-    return _Pool(names, tuple(max(gone, round(step * total)) for step in path))
-
-
-def _pattern_sparsity(cuts: Cuts, sparsity: float | None, amount: float | None, rounds: int) -> float | None:
-    """For n:m blocks the pattern says how much goes; anything else that is asked for is a contradiction."""
-    blocks = next((units for _, units in cuts.values() if isinstance(units, Blocks)), None)
-    if blocks is None:
-        return sparsity
-    own = 1 - blocks.n / blocks.m
-    if amount is not None or rounds != 1 or sparsity not in (None, own):
-        raise ValueError(f"granularity '{blocks.n}:{blocks.m}' is sparsity {own:g} in one round: leave sparsity=, amount= and rounds= out")
-    return own
-
-
-def _floors(cuts: Cuts, min_keep: float | None) -> dict[str, int] | None:
-    """How many units each layer keeps at least."""
-    if min_keep is None:
-        return None
-    if isinstance(min_keep, bool) or not isinstance(min_keep, (int, float)) or min_keep < 0 or (isinstance(min_keep, float) and min_keep > 1):
-        raise ValueError(f"min_keep should be a number of units a layer keeps (int) or a fraction of the layer (float from 0 to 1), got {min_keep!r}")
-    counts = {name: len(units.rows(target.parameter)) for name, (target, units) in cuts.items()}
-    return {name: min(min_keep, count) if isinstance(min_keep, int) else ceil(min_keep * count) for name, count in counts.items()}
-
-
-def _current(model: nn.Module, cuts: Cuts) -> Cuts:
-    """The same cuts with the masks that the model has now."""
-    known = parameters_of(model)
-    return {name: (known[name], units) for name, (_, units) in cuts.items()}
-
-
-def _lefts(cuts: Cuts) -> list[Tensor | int]:
-    """How many units of each parameter are left."""
-    return [
-        len(units.rows(target.parameter)) if target.mask is None else torch.count_nonzero(alive(units, target.mask)) for target, units in cuts.values()
-    ]
-
-
-def _alive(cuts: Cuts, name: str) -> Tensor | None:
-    target, units = cuts[name]
-    return None if target.mask is None else alive(units, target.mask)
-
-
-def _keep(cuts: Cuts, scores: Scores, pools: Sequence[tuple[tuple[str, ...], int]], floors: dict[str, int] | None) -> Keeps:
+def _keep(cuts: Cuts, scores: Scores, pools: Sequence[tuple[tuple[str, ...], int]], least: dict[str, int] | None) -> Keeps:
     """One flag a unit for every parameter: the selection."""
     keeps: Keeps = {}
     for names, gone_after in pools:
-        if isinstance(cuts[names[0]][1], Blocks):
-            keeps |= {name: _keep_in_blocks(cuts[name][1], scores[name], _alive(cuts, name)) for name in names}  # type: ignore[arg-type]
+        blocks = cuts[names[0]][1]
+        if isinstance(blocks, Blocks):
+            keeps |= {name: _keep_in_blocks(blocks, scores[name], alive_units(cuts, name)) for name in names}
             continue
-        lefts = [_alive(cuts, name) for name in names]
-        values = [scores[name] for name in names]
-        k = gone_after - sum(map(torch.numel, values)) + sum(numbers(_lefts({name: cuts[name] for name in names})))
-        chosen = lowest(values, k, lefts) if floors is None else with_floors(values, k, [floors[name] for name in names], lefts)
+        values, alive = [scores[name] for name in names], [alive_units(cuts, name) for name in names]
+        k = gone_after - sum(map(torch.numel, values)) + sum(numbers(lefts({name: cuts[name] for name in names})))
+        chosen = lowest(values, k, alive) if least is None else with_floors(values, k, [least[name] for name in names], alive)
         keeps |= dict(zip(names, chosen, strict=True))
     return keeps
 
@@ -264,14 +182,14 @@ def _keep_in_blocks(blocks: Blocks, scores: Tensor, left: Tensor | None) -> Tens
 
 def _apply(model: nn.Module, cuts: Cuts, scores: Scores, keeps: Keeps, point: Flow) -> Report:
     """Put the masks on, and say what they did; a parameter that keeps everything gets none."""
-    before = numbers(_lefts(cuts))
+    before = numbers(lefts(cuts))
     after = numbers([torch.count_nonzero(keep) for keep in keeps.values()])
     changed = {name for name, was, now in zip(keeps, before, after, strict=True) if now < was}
     predicted = {"loss": _predicted(point.g, -1, changed, cuts, keeps, point), "norm": _predicted(point.Hg, -2, changed, cuts, keeps, point)}
     threshold = max((scores[name][_gone(cuts, keeps, name)].max().item() for name in changed), default=None)
     tied = sum(numbers([torch.count_nonzero(keeps[name] & (scores[name] == threshold)) for name in keeps])) if changed else 0
     apply_masks(model, {name: cuts[name][1].mask(keeps[name], cuts[name][0].parameter.shape) for name in keeps if name in changed})
-    now = _current(model, cuts)
+    now = current(model, cuts)
     zeros = numbers([0 if target.mask is None else torch.count_nonzero(target.mask == 0) for target, _ in now.values()])
     layers = tuple(
         Layer(name, tuple(target.parameter.shape), len(keeps[name]), len(keeps[name]) - kept, was - kept, elements(target.parameter.shape), zero)
@@ -282,7 +200,7 @@ def _apply(model: nn.Module, cuts: Cuts, scores: Scores, keeps: Keeps, point: Fl
 
 def _gone(cuts: Cuts, keeps: Keeps, name: str) -> Tensor:
     """Which units go now."""
-    left = _alive(cuts, name)
+    left = alive_units(cuts, name)
     return ~keeps[name] if left is None else left & ~keeps[name]
 
 

@@ -6,7 +6,8 @@ A schedule takes ``(rounds, start, target)`` and returns the sparsity after each
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import SupportsFloat, TypeAlias
+from operator import index
+from typing import SupportsFloat, SupportsIndex, TypeAlias
 
 Schedule: TypeAlias = Callable[[int, float, float], list[float]]
 
@@ -23,10 +24,10 @@ def to_prune(amount: SupportsFloat, left: int) -> int:
     """
     if isinstance(amount, bool) or not hasattr(amount, "__float__"):
         raise TypeError(f"amount should be a fraction of what is left (float) or a number of units (int), got {amount!r}")
-    if isinstance(amount, int) or hasattr(amount, "__index__"):
-        if not 0 <= float(amount) <= left:
+    if isinstance(amount, SupportsIndex):
+        if not 0 <= index(amount) <= left:
             raise ValueError(f"amount={amount} units should go: expected 0 to {left}, the number of units left to prune")
-        return int(amount)
+        return index(amount)
     return round(fraction(amount, "amount") * left)
 
 

@@ -78,10 +78,10 @@ class Scores(Mapping[str, Tensor]):
 
 
 @overload
-def scores(model: nn.Module, method: str | Measure = ..., data: object = ..., **options: Any) -> Scores: ...
+def scores(model: nn.Module, method: str | Measure = "magnitude", data: object = None, **options: Any) -> Scores: ...
 @overload
-def scores(model: nn.Module, method: Sequence[str | Measure], data: object = ..., **options: Any) -> dict[str, Scores]: ...
-def scores(
+def scores(model: nn.Module, method: Sequence[str | Measure], data: object = None, **options: Any) -> dict[str, Scores]: ...
+def scores(  # type: ignore[misc]  # the overloads leave the keyword options to this signature
     model: nn.Module,
     method: str | Measure | Sequence[str | Measure] = "magnitude",
     data: object = None,

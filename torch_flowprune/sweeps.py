@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from torch_flowprune.ranks import Ranks
 from torch_flowprune.targets import Target, wide
 from torch_flowprune.untouched import Restore, settle
 
-SizedBatch = tuple[Batch, int]
+SizedBatch: TypeAlias = tuple[Batch, int]
+Sums: TypeAlias = dict[str, list[Tensor]]
 
 
 class Sweeps:
@@ -66,7 +67,7 @@ class Sweeps:
         return list(islice(stream, 2)), stream
 
     def _first(self, batches: Iterable[SizedBatch], wanted: set[str], length: int | None) -> dict[str, Any]:
-        sums = {kind: self._zeros() for kind in ("g", "g2", "g2_sample") if kind in wanted}
+        sums: Sums = {kind: self._zeros() for kind in ("g", "g2", "g2_sample") if kind in wanted}
         losses, sizes = [], []
         for batch, size in self._bar(batches, length, "gradient"):
             loss = self._loss(batch)
@@ -74,8 +75,8 @@ class Sweeps:
             losses.append(loss.detach())
             sizes.append(size)
         self._warn_unreached()
-        count, loss = self._over_ranks(sums.values(), sum(sizes), _mean_loss(losses, sizes))
-        return self._fields({kind: _scale(total, 1 / count) for kind, total in sums.items()}, loss, count)
+        count, mean_loss = self._over_ranks(sums.values(), sum(sizes), _mean_loss(losses, sizes))
+        return self._fields({kind: _scale(total, 1 / count) for kind, total in sums.items()}, mean_loss, count)
 
     def _second(self, batches: Iterable[SizedBatch], found: dict[str, Any], length: int | None) -> dict[str, Tensor]:
         """H·g: each batch's gradient, differentiated along the mean gradient that the first sweep gave."""
@@ -99,12 +100,12 @@ class Sweeps:
             g = _add(self._zeros(), detached, 1)
             product = _add(self._zeros(), self._product(grads, g), 1)
         self._warn_unreached()
-        sums = {kind: self._zeros() for kind in ("g2", "g2_sample") if kind in wanted}
+        sums: Sums = {kind: self._zeros() for kind in ("g2", "g2_sample") if kind in wanted}
         self._accumulate(sums, detached, batch, size)
-        means = {"g": g, "Hg": product, **{kind: _scale(total, 1 / size) for kind, total in sums.items()}}
+        means: Sums = {"g": g, "Hg": product, **{kind: _scale(total, 1 / size) for kind, total in sums.items()}}
         return self._fields(means, _mean_loss([loss.detach()], [size]), size)
 
-    def _accumulate(self, sums: dict[str, list[Tensor]], grads: Sequence[Tensor | None], batch: Batch, size: int) -> None:
+    def _accumulate(self, sums: Sums, grads: Sequence[Tensor | None], batch: Batch, size: int) -> None:
         if "g" in sums:
             _add(sums["g"], grads, size)
         if "g2" in sums:
@@ -145,7 +146,7 @@ class Sweeps:
         samples, total = totals.tolist()
         return int(samples), total / samples
 
-    def _fields(self, means: dict[str, list[Tensor]], loss: float, samples: int) -> dict[str, Any]:
+    def _fields(self, means: Sums, loss: float, samples: int) -> dict[str, Any]:
         return {**{kind: self._named(mean) for kind, mean in means.items()}, "loss": loss, "samples": samples}
 
     def _zeros(self) -> list[Tensor]:
@@ -155,7 +156,10 @@ class Sweeps:
         return dict(zip(self.names, values, strict=True))
 
     def _bar(self, batches: Iterable[SizedBatch], total: int | None, name: str) -> Iterable[SizedBatch]:
-        return tqdm(batches, desc=name, total=total, unit="batch", leave=False, delay=0 if self.progress else 2, disable=self.progress is False)
+        bar: Iterable[SizedBatch] = tqdm(
+            batches, desc=name, total=total, unit="batch", leave=False, delay=0 if self.progress else 2, disable=self.progress is False
+        )
+        return bar
 
     def _warn_unreached(self) -> None:
         names = [name for name, seen in zip(self.names, self.reached, strict=True) if not seen]
@@ -174,7 +178,7 @@ def twice_differentiable() -> Iterator[None]:
 class _Hardsigmoid(TorchFunctionMode):
     """``hardsigmoid`` as the ``relu6(x + 3) / 6`` it is defined to be: equal values, and a second derivative that torch knows."""
 
-    _KINDS = frozenset({functional.hardsigmoid, torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_})  # type: ignore[attr-defined]
+    _KINDS = frozenset({functional.hardsigmoid, torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self._KINDS:
@@ -201,7 +205,7 @@ def _scale(values: list[Tensor], factor: float) -> list[Tensor]:
 
 def _mean_loss(losses: list[Tensor], sizes: list[int]) -> float:
     """The sample-weighted mean, read from the device once; an infinite or nan loss is an error that names its batch."""
-    values = torch.stack(losses).double().tolist()
+    values: list[float] = torch.stack(losses).double().tolist()
     for index, value in enumerate(values):
         if not abs(value) < float("inf"):
             raise ValueError(f"the loss of batch {index} is {value}: scores would mean nothing (check the data, or try mode='train' on an untrained model)")

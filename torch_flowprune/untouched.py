@@ -6,7 +6,6 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -89,19 +88,26 @@ def _flags(model: nn.Module) -> Restore:
 
 
 def _randomness(model: nn.Module, data: object) -> Restore:
-    restores: list[Restore] = [_rewind(torch.get_rng_state(), torch.set_rng_state), _rewind(random.getstate(), random.setstate)]
+    restores: list[Restore] = [_rewind(torch.set_rng_state, torch.get_rng_state()), _rewind(random.setstate, random.getstate())]
     if numpy := sys.modules.get("numpy"):
-        restores.append(_rewind(numpy.random.get_state(), numpy.random.set_state))
+        restores.append(_rewind(numpy.random.set_state, numpy.random.get_state()))
     for device in {parameter.device for parameter in model.parameters()} - {torch.device("cpu"), torch.device("meta")}:
         accelerator = getattr(torch, device.type)
-        restores.append(_rewind((accelerator.get_rng_state(device), device), lambda state, to=accelerator.set_rng_state: to(*state)))
-    for generator in _generators(data):
-        restores.append(_rewind(generator.get_state(), generator.set_state))
-    return lambda: [restore() for restore in restores] and None
+        restores.append(_rewind(accelerator.set_rng_state, accelerator.get_rng_state(device), device))
+    restores += [_rewind(generator.set_state, generator.get_state()) for generator in _generators(data)]
+
+    def rewind() -> None:
+        for restore in restores:
+            restore()
+
+    return rewind
 
 
-def _rewind(state: Any, setter: Callable[[Any], Any]) -> Restore:
-    return lambda: setter(state) and None
+def _rewind(setter: Callable[..., object], *state: object) -> Restore:
+    def restore() -> None:
+        setter(*state)
+
+    return restore
 
 
 def _generators(data: object) -> list[torch.Generator]:
