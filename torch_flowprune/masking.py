@@ -42,7 +42,7 @@ class MaskHook(prune.PruningContainer):
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         """The latest method's mask on top of ``default_mask``, as bool; a method that holds a mask of its own shares this one."""
-        proposed = super().compute_mask(t, default_mask)
+        proposed: Tensor = prune.PruningContainer.compute_mask(self, t, default_mask)
         mask = _binary(proposed) & (default_mask != 0)
         latest = self[-1]
         if isinstance(latest, prune.CustomFromMask):
