@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torch_flowprune.kernels import MaskedKernel, has_own_forward
@@ -49,20 +50,26 @@ def _namespace(dense: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]
     return namespace
 
 
+def product(module: nn.Module, name: str) -> Tensor:
+    """The masked tensor. Sparse gradients (``nn.Embedding(sparse=True)``) pass a true product only; replicas hold parameters as attributes."""
+    orig, mask = getattr(module, f"{name}_orig"), getattr(module, f"{name}_mask")
+    return orig * mask if getattr(module, "sparse", False) is True else masked(orig, mask)
+
+
 def _masked_property(name: str) -> property:
-    orig, mask = f"{name}_orig", f"{name}_mask"
-
     def get(module: nn.Module) -> Tensor:
-        return masked(module._parameters[orig], module._buffers[mask])  # type: ignore[arg-type]
+        return product(module, name)
 
-    def drop(module: nn.Module, value: object) -> None:
-        """Torch's hook assigns the product it has computed; this module computes its own."""
+    def accept(module: nn.Module, value: object) -> None:
+        """Torch's ``apply`` assigns the product, which this module computes itself; any other value would be lost in silence."""
+        if not (isinstance(value, Tensor) and torch.equal(value.nan_to_num(), get(module).nan_to_num())):
+            raise TypeError(f"{name!r} is pruned, so it is computed from {name}_orig and {name}_mask: set {name}_orig instead (also in functional_call)")
 
     def delete(module: nn.Module) -> None:
         """Torch's ``remove`` deletes the product, then both its factors, then assigns the parameter: see ``_register_parameter``."""
         module.__dict__["_parameters_before_removal"] = list(module._parameters)
 
-    return property(get, drop, delete)
+    return property(get, accept, delete)
 
 
 def _forward_with_masked_kernel(module: Any, *args: Any, **kwargs: Any) -> Any:

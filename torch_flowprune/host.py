@@ -69,7 +69,7 @@ class MeasureMethod(prune.BasePruningMethod):
     def _mask(self, scores: Tensor, default_mask: Tensor) -> Tensor:
         left = alive(self.units, default_mask)
         (keep,) = lowest([scores], to_prune(self.amount, int(left.sum())), [left])
-        return (self.units.mask(keep, default_mask.shape) & (default_mask != 0)).to(default_mask.dtype)
+        return ((default_mask != 0) & self.units.mask(keep, default_mask.shape)).to(default_mask.dtype)
 
     def _evaluate(self, values: dict[str, Tensor]) -> Tensor:
         arguments: dict[str, Any] = {kind: self.units.rows(wide(value)) for kind, value in values.items()}

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize, prune
 
-from torch_flowprune.access import masked_kind, rename, with_masked, without_masked
+from torch_flowprune.access import masked_kind, product, rename, with_masked, without_masked
 from torch_flowprune.bits import unpack
 from torch_flowprune.kernels import has_own_forward, zeros_survive
-from torch_flowprune.targets import Target, masked, parameters_of, unwrapped
+from torch_flowprune.targets import Target, parameters_of, unwrapped
 
 Masks = Mapping[str, Tensor]
 
@@ -43,6 +43,9 @@ class MaskHook(prune.PruningContainer):
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         """The latest method's mask on top of ``default_mask``, as bool; a method that holds a mask of its own shares this one."""
         proposed: Tensor = prune.PruningContainer.compute_mask(self, t, default_mask)
+        if proposed.shape != default_mask.shape:
+            kind, shape = type(self[-1]).__name__, tuple(default_mask.shape)
+            raise ValueError(f"{kind} gave {self._tensor_name!r} a mask of shape {tuple(proposed.shape)}: expected {shape}")
         mask = _binary(proposed) & (default_mask != 0)
         latest = self[-1]
         if isinstance(latest, prune.CustomFromMask):
@@ -51,7 +54,7 @@ class MaskHook(prune.PruningContainer):
 
     def apply_mask(self, module: nn.Module) -> Tensor:
         """The weight as the forward uses it."""
-        return masked(module._parameters[f"{self._tensor_name}_orig"], module._buffers[f"{self._tensor_name}_mask"])  # type: ignore[arg-type]
+        return product(module, self._tensor_name)
 
     def remove(self, module: nn.Module) -> None:
         """Make the mask permanent: the parameter gets its name, place and zeros back."""
@@ -106,26 +109,31 @@ def remove(model: nn.Module) -> nn.Module:
     >>> remove(layer).weight[0, 1].item()
     0.0
     """
-    hooks = [
-        (path, module, key, hook)
-        for path, module in model.named_modules()
-        for key, hook in module._forward_pre_hooks.items()
-        if isinstance(hook, prune.BasePruningMethod)
-    ]
-    for path, module, _, _ in hooks:
+    found = [(path, module, name) for path, module in model.named_modules() for name in _pruned_names(module)]
+    for path, module, _ in found:
         _check_removable(module, path)
-    for _, module, key, hook in hooks:
+    for _, module, name in found:
         # torch's own hooks too: their remove would move the parameter to the end of the order
-        MaskHook(hook._tensor_name).remove(module)
-        del module._forward_pre_hooks[key]
+        MaskHook(name).remove(module)
+        key, _ = hook_of(module, name)
+        if key is not None:
+            del module._forward_pre_hooks[key]
     return model
+
+
+def _pruned_names(module: nn.Module) -> list[str]:
+    """By the hooks, torch's among them, and by the class: torch deletes a hook before it validates what is to take its place."""
+    hooked = [hook._tensor_name for hook in module._forward_pre_hooks.values() if isinstance(hook, prune.BasePruningMethod)]
+    return list(dict.fromkeys([*hooked, *masked_kind(type(module))[1]]))
 
 
 def _check_removable(module: nn.Module, path: str = "") -> None:
     dense, names = masked_kind(type(module))
     mask = module._buffers.get("weight_mask")
+    where = f"{path or 'this module'} ({dense.__name__})"
+    if any(hasattr(parameter, "device_mesh") for parameter in module._parameters.values()):
+        raise ValueError(f"{where} is sharded: fp.load_state_dict its full state dict into a model that is not, and remove the masks there")
     if "weight" in names and mask is not None and has_own_forward(dense) and not zeros_survive(module, dense.forward, mask):
-        where = f"{path or 'this module'} ({dense.__name__})"
         raise ValueError(
             f"{where} standardises its weight before use: zeros in it would not be zeros in the kernel, so the mask cannot be made permanent. "
             "Keep the mask (it holds in the kernel), or prune whole filters (granularity='filter'), whose zeros do survive"
@@ -187,7 +195,7 @@ def _mask_target(target: Target, mask: Tensor) -> None:
 
 def set_mask(target: Target, mask: Tensor | None) -> None:
     """Exactly this mask (none: no mask, the parameter as it is) for every owner of the parameter; tied owners share one tensor."""
-    own = None if mask is None else mask.clone(memory_format=torch.contiguous_format)
+    own = None if mask is None else torch.empty_like(target.parameter.detach(), dtype=torch.bool).copy_(mask)
     for module, attribute in target.owners:
         if own is not None:
             put_on(module, attribute, own)
@@ -246,6 +254,7 @@ def _snapshot(module: nn.Module) -> Callable[[], None]:
     """A function that puts back the module's class, parameters, buffers, hooks and attributes as they are now."""
     kind, attributes = type(module), dict(module.__dict__)
     registries = {key: list(attributes[key].items()) for key in ("_parameters", "_buffers", "_forward_pre_hooks")}
+    histories = [(hook, hook._pruning_methods) for _, hook in registries["_forward_pre_hooks"] if isinstance(hook, prune.PruningContainer)]
 
     def restore() -> None:
         module.__class__ = kind
@@ -254,5 +263,7 @@ def _snapshot(module: nn.Module) -> Callable[[], None]:
         for key, items in registries.items():
             attributes[key].clear()
             attributes[key].update(items)
+        for hook, methods in histories:
+            hook._pruning_methods = methods
 
     return restore
