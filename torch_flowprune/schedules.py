@@ -51,7 +51,7 @@ def linear(rounds: int, start: float, target: float) -> list[float]:
     >>> linear(2, 0.0, 0.8)
     [0.4, 0.8]
     """
-    return _exact([start + (target - start) * r / rounds for r in range(1, rounds + 1)], target)
+    return _exact([start + (target - start) * r / rounds for r in range(1, rounds + 1)], start, target)
 
 
 def exponential(rounds: int, start: float, target: float) -> list[float]:
@@ -64,7 +64,7 @@ def exponential(rounds: int, start: float, target: float) -> list[float]:
         raise ValueError("an exponential schedule never reaches sparsity 1.0: use schedule='linear'")
     density = 1 - start
     ratio = (1 - target) / density if density else 1.0
-    return _exact([1 - density * ratio ** (r / rounds) for r in range(1, rounds + 1)], target)
+    return _exact([1 - density * ratio ** (r / rounds) for r in range(1, rounds + 1)], start, target)
 
 
 def cubic(rounds: int, start: float, target: float) -> list[float]:
@@ -73,7 +73,7 @@ def cubic(rounds: int, start: float, target: float) -> list[float]:
     >>> cubic(2, 0.0, 1.0)
     [0.875, 1.0]
     """
-    return _exact([target - (target - start) * (1 - r / rounds) ** 3 for r in range(1, rounds + 1)], target)
+    return _exact([target - (target - start) * (1 - r / rounds) ** 3 for r in range(1, rounds + 1)], start, target)
 
 
 def paper(rounds: int, start: float, target: float) -> list[float]:
@@ -88,7 +88,7 @@ def paper(rounds: int, start: float, target: float) -> list[float]:
     share = (target - start) / density if density else 0.0
     if share == 1 and rounds > 1:
         raise ValueError("the paper's schedule never reaches sparsity 1.0: use schedule='linear'")
-    return _exact([1 - density * (1 - share) / (1 - (1 - r / rounds) * share) for r in range(1, rounds + 1)], target)
+    return _exact([1 - density * (1 - share) / (1 - (1 - r / rounds) * share) for r in range(1, rounds + 1)], start, target)
 
 
 SCHEDULES: dict[str, Schedule] = {"linear": linear, "exponential": exponential, "cubic": cubic, "paper": paper}
@@ -111,6 +111,6 @@ def steps(schedule: str | Schedule, rounds: int, start: float, target: float) ->
     return found
 
 
-def _exact(values: list[float], target: float) -> list[float]:
-    """The last step is the target itself, not what rounding made of it."""
-    return [*(min(value, target) for value in values[:-1]), target]
+def _exact(values: list[float], start: float, target: float) -> list[float]:
+    """Neither below the start nor off the target by what rounding made of them."""
+    return [*(min(max(value, start), target) for value in values[:-1]), target]
