@@ -68,7 +68,7 @@ class MeasureMethod(prune.BasePruningMethod):
 
     def _mask(self, scores: Tensor, default_mask: Tensor) -> Tensor:
         left = alive(self.units, default_mask)
-        (keep,) = lowest([scores], to_prune(self.amount, int(left.sum())), [left])
+        (keep,) = lowest([scores], to_prune(self.amount, int(torch.count_nonzero(left))), [left]).keep
         return ((default_mask != 0) & self.units.mask(keep, default_mask.shape)).to(default_mask.dtype)
 
     def _evaluate(self, values: dict[str, Tensor]) -> Tensor:

@@ -20,10 +20,9 @@ from torch_flowprune.ranks import Ranks
 from torch_flowprune.report import Layer, Report
 from torch_flowprune.schedules import Schedule
 from torch_flowprune.scoring import Cuts, Scores, cut, evaluate
-from torch_flowprune.selection import lowest, lowest_in_blocks, numbers, with_floors
-from torch_flowprune.targets import Pair, Pattern, parameters_of, unwrapped
-from torch_flowprune.units import Blocks, Granularity, Units, elements
-
+from torch_flowprune.selection import Cut, lowest, lowest_in_blocks, numbers, with_floors
+from torch_flowprune.targets import Pair, Pattern, Target, parameters_of, unwrapped
+from torch_flowprune.units import Blocks, Granularity, Units
 
 Keeps: TypeAlias = dict[str, Tensor]
 
@@ -117,9 +116,9 @@ def global_prune(
                 max_samples=max_samples, temperature=temperature, mode=mode, example_inputs=example_inputs, progress=progress,
             )  # fmt: skip
             found = given or evaluate(point, measure, cuts, granularity, generator)
-            keeps = _keep(cuts, found, [(pool.names, pool.gone_after[round_]) for pool in plan], least)
+            keeps, threshold, tied = _select(cuts, found, [(pool.names, pool.gone_after[round_]) for pool in plan], least)
             ranks.agree(keeps.values())
-            reports.append(_apply(model, cuts, found, keeps, point))
+            reports.append(_apply(model, cuts, found, keeps, threshold, tied, point))
     report = _joined(reports)
     _warn(report)
     return report
@@ -160,9 +159,10 @@ def _as_units(value: Tensor, parameter: Tensor, units: Units, name: str) -> Tens
     return laid.detach().to(parameter.device)
 
 
-def _keep(cuts: Cuts, scores: Scores, pools: Sequence[tuple[tuple[str, ...], int]], least: dict[str, int] | None) -> Keeps:
-    """One flag a unit for every parameter: the selection."""
+def _select(cuts: Cuts, scores: Scores, pools: Sequence[tuple[tuple[str, ...], int]], least: dict[str, int] | None) -> tuple[Keeps, float | None, int]:
+    """One flag a unit for every parameter, the threshold, and how many units that stay tie with it."""
     keeps: Keeps = {}
+    made: list[Cut] = []
     for names, gone_after in pools:
         blocks = cuts[names[0]][1]
         if isinstance(blocks, Blocks):
@@ -170,9 +170,9 @@ def _keep(cuts: Cuts, scores: Scores, pools: Sequence[tuple[tuple[str, ...], int
             continue
         values, alive = [scores[name] for name in names], [alive_units(cuts, name) for name in names]
         k = gone_after - sum(map(torch.numel, values)) + sum(numbers(lefts({name: cuts[name] for name in names})))
-        chosen = lowest(values, k, alive) if least is None else with_floors(values, k, [least[name] for name in names], alive)
-        keeps |= dict(zip(names, chosen, strict=True))
-    return keeps
+        made.append(lowest(values, k, alive) if least is None else with_floors(values, k, [least[name] for name in names], alive))
+        keeps |= dict(zip(names, made[-1].keep, strict=True))
+    return keeps, max((cut.threshold for cut in made if cut.threshold is not None), default=None), sum(cut.tied for cut in made)
 
 
 def _keep_in_blocks(blocks: Blocks, scores: Tensor, left: Tensor | None) -> Tensor:
@@ -180,28 +180,25 @@ def _keep_in_blocks(blocks: Blocks, scores: Tensor, left: Tensor | None) -> Tens
     return lowest_in_blocks(scores.view(-1, blocks.m), blocks.m - blocks.n, shaped).flatten()
 
 
-def _apply(model: nn.Module, cuts: Cuts, scores: Scores, keeps: Keeps, point: Flow) -> Report:
+def _apply(model: nn.Module, cuts: Cuts, scores: Scores, keeps: Keeps, threshold: float | None, tied: int, point: Flow) -> Report:
     """Put the masks on, and say what they did; a parameter that keeps everything gets none."""
     before = numbers(lefts(cuts))
     after = numbers([torch.count_nonzero(keep) for keep in keeps.values()])
     changed = {name for name, was, now in zip(keeps, before, after, strict=True) if now < was}
-    predicted = {"loss": _predicted(point.g, -1, changed, cuts, keeps, point), "norm": _predicted(point.Hg, -2, changed, cuts, keeps, point)}
-    threshold = max((scores[name][_gone(cuts, keeps, name)].max().item() for name in changed), default=None)
-    tied = sum(numbers([torch.count_nonzero(keeps[name] & (scores[name] == threshold)) for name in keeps])) if changed else 0
+    loss, norm = _predicted(point.g, -1, changed, cuts, keeps, point), _predicted(point.Hg, -2, changed, cuts, keeps, point)
     apply_masks(model, {name: cuts[name][1].mask(keeps[name], cuts[name][0].parameter.shape) for name in keeps if name in changed})
     now = current(model, cuts)
-    zeros = numbers([0 if target.mask is None else torch.count_nonzero(target.mask == 0) for target, _ in now.values()])
+    kept = numbers([target.parameter.numel() if target.mask is None else torch.count_nonzero(target.mask) for target, _ in now.values()])
     layers = tuple(
-        Layer(name, tuple(target.parameter.shape), len(keeps[name]), len(keeps[name]) - kept, was - kept, elements(target.parameter.shape), zero)
-        for (name, (target, _)), was, kept, zero in zip(now.items(), before, after, zeros, strict=True)
+        _layer(name, target, len(keeps[name]), left, was - left, weights)
+        for (name, (target, _)), was, left, weights in zip(now.items(), before, after, kept, strict=True)
     )
-    return Report(scores.method, scores.granularity, layers, threshold, tied, point.loss, point.samples, predicted["loss"], predicted["norm"])
+    return Report(scores.method, scores.granularity, layers, threshold, tied, point.loss, point.samples, loss, norm)
 
 
-def _gone(cuts: Cuts, keeps: Keeps, name: str) -> Tensor:
-    """Which units go now."""
-    left = alive_units(cuts, name)
-    return ~keeps[name] if left is None else left & ~keeps[name]
+def _layer(name: str, target: Target, units: int, left: int, newly: int, weights: int) -> Layer:
+    size = target.parameter.numel()
+    return Layer(name, tuple(target.parameter.shape), units, units - left, newly, size, size - weights)
 
 
 def _predicted(derivative: dict[str, Tensor] | None, factor: int, changed: set[str], cuts: Cuts, keeps: Keeps, point: Flow) -> float | None:

@@ -244,9 +244,11 @@ def _all_finite(values: dict[str, Tensor], measure: Measure) -> None:
 
 
 def _finite(values: dict[str, Tensor]) -> list[bool]:
-    flags = [value.isfinite().all() for value in values.values()]
-    by_device = {device: iter(torch.stack([flag for flag in flags if flag.device == device]).tolist()) for device in {flag.device for flag in flags}}
-    return [next(by_device[flag.device]) for flag in flags]
+    """From the extremes, which nan and inf show in: one read of the scores."""
+    extremes = [torch.stack(value.aminmax()) if value.numel() else value.new_zeros(2) for value in values.values()]
+    by_device = {device: iter(torch.stack([pair.double() for pair in extremes if pair.device == device]).isfinite().all(-1).tolist())
+                 for device in {pair.device for pair in extremes}}  # fmt: skip
+    return [next(by_device[pair.device]) for pair in extremes]
 
 
 def _safetensors() -> Any:

@@ -18,8 +18,23 @@ _SAMPLE = 1 << 16
 _INF = float("inf")
 
 
-def lowest(scores: Sequence[Tensor], k: int, alive: Sequence[Tensor | None] | None = None) -> list[Tensor]:
-    """Which units stay when exactly the ``k`` lowest go: bool tensors shaped like the scores, on their devices.
+@dataclass(frozen=True)
+class Cut:
+    """A selection.
+
+    Attributes:
+        keep: which units stay: bool tensors, one a layer, flat, on the scores' devices.
+        threshold: the highest score that went; None where nothing did.
+        tied: how many units stay although their score equals the threshold.
+    """
+
+    keep: list[Tensor]
+    threshold: float | None = None
+    tied: int = 0
+
+
+def lowest(scores: Sequence[Tensor], k: int, alive: Sequence[Tensor | None] | None = None) -> Cut:
+    """Exactly the ``k`` lowest go.
 
     Args:
         scores: one tensor a layer, any floating dtype and device, no nan; infinities compare as numbers do.
@@ -29,39 +44,49 @@ def lowest(scores: Sequence[Tensor], k: int, alive: Sequence[Tensor | None] | No
     Raises:
         ValueError: if k is not between 0 and the number of candidates.
     """
-    scores = _only_alive(_comparable(scores), alive)
-    candidates = sum(numbers([(~values.isnan()).sum() for values in scores])) if alive is not None else sum(map(torch.numel, scores))
+    alive = alive or [None] * len(scores)
+    candidates = sum(_left(scores, alive))
     if not 0 <= k <= candidates:
         raise ValueError(f"{k} units cannot go: there are {candidates} to choose from")
-    if k == 0 or k == candidates:
-        return [torch.zeros_like(values, dtype=torch.bool) if k else ~values.isnan() for values in scores]
-    return _cut(scores, k, _bracket(scores, k, candidates))
+    values = _comparable(scores, alive)
+    if k == 0:
+        return Cut([~layer.isnan() for layer in values])
+    return _cut(values, k, _bracket(values, k, candidates))
 
 
-def with_floors(scores: Sequence[Tensor], k: int, floors: Sequence[int], alive: Sequence[Tensor | None] | None = None) -> list[Tensor]:
+def with_floors(scores: Sequence[Tensor], k: int, floors: Sequence[int], alive: Sequence[Tensor | None] | None = None) -> Cut:
     """As :func:`lowest`, but of layer i at least ``floors[i]`` units stay (or all it has left, if fewer): the k lowest of the others go.
 
     Raises:
         ValueError: if the floors leave fewer than k to remove.
     """
     alive = alive or [None] * len(scores)
-    left = numbers([values.numel() if mask is None else torch.count_nonzero(mask) for values, mask in zip(scores, alive, strict=True)])
+    left = _left(scores, alive)
     removable = [max(0, count - floor) for count, floor in zip(left, floors, strict=True)]
     if k > sum(removable):
         raise ValueError(f"{k} units should go, but min_keep leaves only {sum(removable)} of {sum(left)} removable: lower min_keep or the sparsity")
-    keeps: list[Tensor] = [torch.empty(0)] * len(scores)
+    cuts: dict[int, Cut] = {}
     free = list(range(len(scores)))
     while True:  # a layer that would fall below its floor is cut to it exactly, and the rest of k is sought among the others
-        for i, keep in zip(free, lowest([scores[i] for i in free], k, [alive[i] for i in free]), strict=True):
-            keeps[i] = keep
-        kept = dict(zip(free, numbers([keeps[i].sum() for i in free]), strict=True))
+        cut = lowest([scores[i] for i in free], k, [alive[i] for i in free])
+        kept = dict(zip(free, numbers([torch.count_nonzero(keep) for keep in cut.keep]), strict=True))
         below = [i for i in free if left[i] - kept[i] > removable[i]]
         if not below:
-            return keeps
+            return _merged(cuts, dict(zip(free, cut.keep, strict=True)), cut)
         for i in below:
-            (keeps[i],) = lowest([scores[i]], removable[i], [alive[i]])
+            cuts[i] = lowest([scores[i]], removable[i], [alive[i]])
             free.remove(i)
             k -= removable[i]
+
+
+def _merged(floored: dict[int, Cut], keeps: dict[int, Tensor], rest: Cut) -> Cut:
+    keeps = keeps | {i: cut.keep[0] for i, cut in floored.items()}
+    thresholds = [cut.threshold for cut in (rest, *floored.values()) if cut.threshold is not None]
+    return Cut([keeps[i] for i in range(len(keeps))], max(thresholds, default=None), rest.tied)
+
+
+def _left(scores: Sequence[Tensor], alive: Sequence[Tensor | None]) -> list[int]:
+    return numbers([values.numel() if mask is None else torch.count_nonzero(mask) for values, mask in zip(scores, alive, strict=True)])
 
 
 def lowest_in_blocks(scores: Tensor, k: int, alive: Tensor | None = None) -> Tensor:
@@ -81,17 +106,11 @@ class _Bracket:
     high: float
 
 
-def _comparable(scores: Sequence[Tensor]) -> list[Tensor]:
-    """All in one dtype, flat, with -0.0 as 0.0; float32 holds half precision exactly."""
+def _comparable(scores: Sequence[Tensor], alive: Sequence[Tensor | None]) -> list[Tensor]:
+    """Flat, in one dtype (float32 holds half precision exactly); nan where a unit is no candidate: no comparison ever selects it."""
     wide = torch.float64 if any(values.dtype is torch.float64 for values in scores) else torch.float32
-    return [values.detach().reshape(-1).to(wide) for values in scores]
-
-
-def _only_alive(scores: list[Tensor], alive: Sequence[Tensor | None] | None) -> list[Tensor]:
-    """nan for the units that are no candidates: no comparison ever selects it."""
-    if alive is None:
-        return scores
-    return [values if left is None else values.masked_fill(~left.reshape(-1), torch.nan) for values, left in zip(scores, alive, strict=True)]
+    flat = [values.detach().reshape(-1).to(wide) for values in scores]
+    return [values if left is None else values.masked_fill(~left.reshape(-1), torch.nan) for values, left in zip(flat, alive, strict=True)]
 
 
 def numbers(counts: Sequence[Tensor | int]) -> list[int]:
@@ -121,7 +140,7 @@ def _bracket(scores: list[Tensor], k: int, candidates: int) -> _Bracket:
     return _Bracket(low, high)
 
 
-def _cut(scores: list[Tensor], k: int, bracket: _Bracket) -> list[Tensor]:
+def _cut(scores: list[Tensor], k: int, bracket: _Bracket) -> Cut:
     low, high = bracket.low, bracket.high
     to_low, to_high = _counts(scores, lambda values: values <= low), _counts(scores, lambda values: values < high)
     if k <= sum(to_low):
@@ -138,28 +157,32 @@ def _counts(scores: list[Tensor], condition: Callable[[Tensor], Tensor]) -> list
     return numbers([torch.count_nonzero(condition(values)) for values in scores])
 
 
-def _cut_ties(scores: list[Tensor], k: int, value: float) -> list[Tensor]:
+def _cut_ties(scores: list[Tensor], k: int, value: float) -> Cut:
     """All below ``value`` go, and of those equal to it the first k."""
     keeps = []
-    for values, count in zip(scores, _counts(scores, lambda values: values == value), strict=True):
+    equal = _counts(scores, lambda values: values == value)
+    tied = sum(equal) - k
+    for values, count in zip(scores, equal, strict=True):
         keep = values >= value
         gone = min(k, count)
         if gone:
             keep[(values == value).nonzero()[:gone, 0]] = False
         k -= gone
         keeps.append(keep)
-    return keeps
+    return Cut(keeps, value, tied)
 
 
-def _cut_between(scores: list[Tensor], k: int, bracket: _Bracket, between: Sequence[int]) -> list[Tensor]:
+def _cut_between(scores: list[Tensor], k: int, bracket: _Bracket, between: Sequence[int]) -> Cut:
     """All up to ``low`` go, and of those strictly between ``low`` and ``high`` the k lowest."""
     where = [torch.nonzero_static((values > bracket.low) & (values < bracket.high), size=count)[:, 0] for values, count in zip(scores, between, strict=True)]
     gathered = torch.cat([values[index].cpu() for values, index in zip(scores, where, strict=True)])
+    order = gathered.argsort(stable=True)
     stays = torch.ones(len(gathered), dtype=torch.bool)
-    stays[gathered.argsort(stable=True)[:k]] = False
+    stays[order[:k]] = False
+    threshold = gathered[order[k - 1]]
     keeps = []
     for values, index, staying in zip(scores, where, stays.split(list(between)), strict=True):
         keep = values > bracket.low
         keep[index] = staying.to(keep.device)
         keeps.append(keep)
-    return keeps
+    return Cut(keeps, threshold.item(), int(torch.count_nonzero(gathered[order[k:]] == threshold)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Protocol, TypeAlias
 
 import torch
@@ -57,7 +56,8 @@ class Slices:
     dim: int = 0
 
     def rows(self, tensor: Tensor) -> Tensor:
-        return tensor.movedim(self._axis(tensor), 0).flatten(1) if tensor.dim() > 1 else tensor.reshape(-1, 1)
+        slices = tensor.movedim(self._axis(tensor), 0)
+        return slices.flatten(1) if slices.dim() > 1 else slices.unsqueeze(1)
 
     def mask(self, keep: Tensor, shape: torch.Size) -> Tensor:
         view = [1] * len(shape)
@@ -127,16 +127,7 @@ def _named(granularity: str) -> Callable[[Target], Units]:
     raise ValueError(f"unknown granularity {granularity!r}: expected 'weight', 'filter' or 'n:m' such as '2:4'")
 
 
-def count(units: Units, shape: torch.Size) -> int:
-    """How many units a parameter of this shape has."""
-    return len(units.rows(torch.empty(shape, device="meta")))
-
-
-def elements(shape: torch.Size) -> int:
-    """How many weights a parameter of this shape has."""
-    return prod(shape)
-
-
 def alive(units: Units, mask: Tensor) -> Tensor:
     """Which units an existing mask has left: those with at least one kept weight."""
-    return units.rows(mask != 0).any(-1)
+    rows = units.rows(mask != 0)
+    return rows.any(-1) if rows.shape[1] > 1 else rows[:, 0]
