@@ -1,0 +1,98 @@
+"""Synaptic flow: the published computation on a copy, and what that code could not do."""
+
+import cases
+import oracles
+import pytest
+import torch
+from cases import CASES, every_case
+from torch import nn
+
+import torch_flowprune as fp
+
+
+@every_case
+def test_scores_are_those_of_the_absolute_copy(case):
+    model, inputs = case.model(dtype=torch.float32), case.batch(3, dtype=torch.float32)[0]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    names = [name for name, p in model.named_parameters() if p.dim() > 1]
+    found = fp.scores(model, "synflow", example_inputs=inputs, include=names)
+    expected = oracles.synflow(model, case.shape, integer=bool(case.vocabulary))
+    for name in names:
+        torch.testing.assert_close(found[name].double(), expected[name].flatten(), rtol=1e-6, atol=0)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()), "the parameters are not touched"
+
+
+def test_the_shape_may_come_from_data_and_no_more_is_read():
+    model, (x, y) = cases.cnn(), CASES["cnn"].batch(3)
+    expected = fp.scores(model, "synflow", example_inputs=x)
+
+    def first_then_fail():
+        yield x, y
+        raise AssertionError("the shape needs one batch")
+
+    for data in ([(x, y)], first_then_fail(), {"input": x, "labels": y}):
+        found = fp.scores(model, "synflow", data)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_without_a_shape():
+    with pytest.raises(ValueError, match="synflow needs no data but the shape of an input: pass example_inputs=, e.g. torch.ones"):
+        fp.scores(cases.cnn(), "synflow")
+
+
+def test_a_net_of_110_layers_is_finite():
+    """Where float32, as the published code has it, overflows."""
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(110)))
+    for module in model:
+        nn.init.normal_(module.weight)
+    inputs = torch.randn(2, 16)
+    with torch.no_grad():
+        absolute = {name: value.abs() for name, value in model.state_dict().items()}
+        assert not torch.func.functional_call(model, absolute, torch.ones(1, 16)).isfinite().all()
+    found = fp.scores(model, "synflow", example_inputs=inputs)
+    assert all(value.isfinite().all() and (value > 0).all() for value in found.values())
+    report = fp.global_prune(model, "synflow", sparsity=0.5, example_inputs=inputs)
+    assert report.pruned == report.units // 2
+
+
+def test_every_layer_of_a_chain_holds_the_same_flow():
+    """What the method conserves: without biases each layer's scores add up to R itself."""
+    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False)).double()
+    sums = [value.sum().item() for value in fp.scores(model, "synflow", example_inputs=torch.ones(1, 4)).values()]
+    assert sums == pytest.approx([sums[0]] * 3, rel=1e-12)
+
+
+def test_a_net_too_deep_even_for_float64_says_so():
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(20)))
+    for module in model:
+        nn.init.constant_(module.weight, 1e30)
+    with pytest.raises(ValueError, match="the synaptic-flow objective is inf in float64: the network is too deep or its weights too large"):
+        fp.scores(model, "synflow", example_inputs=torch.ones(1, 8))
+
+
+def test_pruned_weights_stay_out_of_the_flow():
+    model = cases.mlp()
+    fp.global_prune(model, sparsity=0.5)
+    mask = model[0].weight_mask.flatten()
+    found = fp.scores(model, "synflow", example_inputs=torch.ones(1, 4))["0.weight"]
+    assert not found[~mask].any()
+    assert (found[mask] > 0).all()
+    fp.remove(model)
+    again = fp.scores(model, "synflow", example_inputs=torch.ones(1, 4))["0.weight"]
+    torch.testing.assert_close(again, found)
+
+
+def test_a_buffer_outside_the_state_dict_keeps_its_sign():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(2, 1, bias=False).double()
+            self.register_buffer("saved", torch.full((2,), -2.0, dtype=torch.float64))
+            self.register_buffer("unsaved", torch.full((2,), -1.0, dtype=torch.float64), persistent=False)
+
+        def forward(self, x):
+            return self.fc(x * self.saved + self.unsaved)
+
+    model = Shifted()
+    found = fp.scores(model, "synflow", example_inputs=torch.ones(1, 2))["fc.weight"]
+    torch.testing.assert_close(found, model.fc.weight.detach().abs().flatten() * (2 - 1))
