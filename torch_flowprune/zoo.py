@@ -37,7 +37,7 @@ def prune(chosen: argparse.Namespace) -> None:
     print(report)
     if chosen.out:
         save_dense(model, chosen.out, report)
-        print(f"{chosen.out} written: load it with timm.create_model({chosen.name!r}, checkpoint_path={str(chosen.out)!r})")
+        print(f"{chosen.out} written: load it with {_loading(chosen)}")
     if chosen.report:
         chosen.report.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     if chosen.plot:
@@ -94,7 +94,7 @@ def _from_checkpoint(timm: Any, chosen: argparse.Namespace, classes: dict[str, i
     try:
         return timm.create_model(chosen.name, checkpoint_path=str(path), **classes)
     except (RuntimeError, KeyError, OSError) as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(f"--checkpoint {path} does not load into {chosen.name}: {reason}. Another class count? --num-classes N") from error
 
 
@@ -178,6 +178,11 @@ def save_dense(model: nn.Module, path: Path, report: fp.Report) -> None:
     state: dict[str, Tensor] = {name: value.detach().cpu().contiguous().clone() for name, value in fp.remove(model).state_dict().items()}
     summary = {"method": report.method, "granularity": report.granularity, "sparsity": report.sparsity}
     save_file(state, path, {"format": "pt", "torch_flowprune": json.dumps(summary)})
+
+
+def _loading(chosen: argparse.Namespace) -> str:
+    classes = "" if chosen.num_classes is None else f", num_classes={chosen.num_classes}"
+    return f"timm.create_model({chosen.name!r}, checkpoint_path={str(chosen.out)!r}{classes})"
 
 
 def _existing(option: str, path: Path) -> Path:
