@@ -107,8 +107,9 @@ class _Bracket:
 
 
 def _comparable(scores: Sequence[Tensor], alive: Sequence[Tensor | None]) -> list[Tensor]:
-    """Flat, in one dtype (float32 holds half precision exactly); nan where a unit is no candidate: no comparison ever selects it."""
-    wide = torch.float64 if any(values.dtype is torch.float64 for values in scores) else torch.float32
+    """Flat, in one dtype (float32 holds half precision exactly, but not whole numbers above 2^24); nan where a unit is no candidate: no comparison ever selects it."""
+    narrow = (torch.float32, torch.bfloat16, torch.float16)
+    wide = torch.float32 if all(values.dtype in narrow for values in scores) else torch.float64
     flat = [values.detach().reshape(-1).to(wide) for values in scores]
     return [values if left is None else values.masked_fill(~left.reshape(-1), torch.nan) for values, left in zip(flat, alive, strict=True)]
 
