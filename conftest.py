@@ -1,0 +1,10 @@
+"""What a run of pytest sets, for tests and doctests alike."""
+
+import os
+
+from hypothesis import settings
+
+# No deadlines: a busy machine is not a fault. In CI the examples are the same in every run, and more of them.
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=200, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "local"))
