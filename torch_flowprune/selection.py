@@ -107,7 +107,7 @@ class _Bracket:
 
 
 def _comparable(scores: Sequence[Tensor], alive: Sequence[Tensor | None]) -> list[Tensor]:
-    """Flat, in one dtype (float32 holds half precision exactly, but not whole numbers above 2^24); nan where a unit is no candidate: no comparison ever selects it."""
+    """Flat, in one dtype (float32 holds half precision exactly, whole numbers only to 2^24); nan, which nothing selects, where a unit is no candidate."""
     narrow = (torch.float32, torch.bfloat16, torch.float16)
     wide = torch.float32 if all(values.dtype in narrow for values in scores) else torch.float64
     flat = [values.detach().reshape(-1).to(wide) for values in scores]

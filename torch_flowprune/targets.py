@@ -184,7 +184,7 @@ def _not_of_this_model(pair: Pair) -> str:
 
 def _matching(targets: list[Target], patterns: Pattern | Sequence[Pattern], argument: str, default_first: bool = True) -> list[Target]:
     chosen: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, (str, type)) else list(patterns):
+    for pattern in [patterns] if isinstance(patterns, (str, type)) or not isinstance(patterns, Iterable) else list(patterns):
         found = [target for target in targets if _matches(target, pattern, argument)]
         if not found:
             raise ValueError(_no_match(targets, pattern, argument))
