@@ -13,7 +13,7 @@ from torch_flowprune import measures
 from torch_flowprune.masking import all_or_nothing, check_can_mask, put_on
 from torch_flowprune.schedules import to_prune
 from torch_flowprune.selection import lowest
-from torch_flowprune.targets import Target, parameters_of, wide
+from torch_flowprune.targets import Target, no_such_parameter, parameters_of, wide
 from torch_flowprune.units import Slices, Units, Weights, alive
 
 _ANY_NUMBER = 1 << 62
@@ -148,9 +148,7 @@ class Structured(MeasureMethod):
 def _target(module: nn.Module, name: str) -> Target:
     target = next((target for target in parameters_of(module).values() if (module, name) in target.owners), None)
     if target is None:
-        own = [key for key, value in module._parameters.items() if value is not None]
-        kind = "a buffer" if name in module._buffers else "None" if name in module._parameters else "no parameter"
-        raise ValueError(f"{name!r} is {kind} of this {type(module).__name__}; its parameters are {own}")
+        raise ValueError(no_such_parameter((module, name)))
     check_can_mask(target, name)
     return target
 

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize, prune
 from torch_flowprune.access import masked_kind, product, rename, with_masked, without_masked
 from torch_flowprune.bits import unpack
 from torch_flowprune.kernels import has_own_forward, zeros_survive
-from torch_flowprune.targets import Target, parameters_of, unwrapped
+from torch_flowprune.targets import Target, computed, parameters_of, unwrapped
 
 Masks = Mapping[str, Tensor]
 
@@ -159,16 +159,10 @@ def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
         raise ValueError(f"{name!r} is the original of a parametrization: a mask on it would not be one on the weight; parametrize.remove_parametrizations first")
     if isinstance(module, torch.jit.ScriptModule):
         raise ValueError(f"{name!r} belongs to a scripted module, whose code is fixed: prune the model before scripting it")
-    for hook in module._forward_pre_hooks.values():
-        if getattr(hook, "name", None) in (attribute, attribute.rsplit("_", 1)[0]) and hasattr(type(hook), "compute_weight"):
-            kind = type(hook).__name__
-            raise ValueError(f"{name!r} is rewritten by {kind} before every forward: torch.nn.utils.remove_{_snake(kind)} first")
+    if reason := computed(module, attribute):
+        raise ValueError(f"{name!r} is {reason}")
     if f"{attribute}_mask" in module._buffers and f"{attribute}_orig" not in module._parameters:
         raise ValueError(f"{type(module).__name__} already has a buffer {attribute + '_mask'!r} of its own, the name a mask needs: rename it")
-
-
-def _snake(kind: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in kind).lstrip("_")
 
 
 def _fitting(target: Target, mask: Tensor) -> Tensor:

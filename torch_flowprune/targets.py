@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,6 +13,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 Pair: TypeAlias = "tuple[nn.Module, str]"
 Pattern: TypeAlias = "str | type[nn.Module]"
@@ -136,6 +139,7 @@ def prunable(
         chosen = _matching(targets, include, "include")
     else:
         chosen = [target for target in targets if target.is_default]
+        _warn_computed(model)
     if exclude is not None:
         gone = {id(target) for target in _matching(targets, exclude, "exclude", default_first=False)}
         chosen = [target for target in chosen if id(target) not in gone]
@@ -156,7 +160,7 @@ def _from_pairs(targets: list[Target], parameters: Iterable[Pair]) -> list[Targe
     for pair in parameters:
         target = owners.get(_key(pair))
         if target is None:
-            raise ValueError(_not_of_this_model(pair))
+            raise ValueError(no_such_parameter(pair))
         chosen[target.name] = target
     if not chosen:
         raise ValueError("parameters= is empty: expected (module, name) pairs such as (model.fc, 'weight'), or leave it out")
@@ -170,8 +174,11 @@ def _key(pair: object) -> tuple[int, str]:
     return id(pair[0]), pair[1]
 
 
-def _not_of_this_model(pair: Pair) -> str:
+def no_such_parameter(pair: Pair) -> str:
+    """Why a ``(module, name)`` pair cannot be pruned, and what can."""
     module, name = pair
+    if reason := computed(module, name):
+        return f"{name!r} of {type(module).__name__} is {reason}"
     own = [key.removesuffix("_orig") for key, value in module._parameters.items() if value is not None]
     if name in own:
         return f"({type(module).__name__}, {name!r}) is not part of this model: take the module from the model that is pruned"
@@ -180,6 +187,27 @@ def _not_of_this_model(pair: Pair) -> str:
     if name in module._buffers:
         return f"{name!r} of {type(module).__name__} is a buffer: only parameters can be pruned; its parameters are {own}"
     return f"{type(module).__name__} has no parameter {name!r}; its parameters are {own or 'none'}"
+
+
+def computed(module: nn.Module, name: str) -> str | None:
+    """What computes a tensor from other parameters before it is used, with the way out; None for a parameter of its own."""
+    if parametrize.is_parametrized(module, name):
+        return "parametrized: torch.nn.utils.parametrize.remove_parametrizations first"
+    for hook in module._forward_pre_hooks.values():
+        if getattr(hook, "name", None) in (name, name.rsplit("_", 1)[0]) and hasattr(type(hook), "compute_weight"):
+            kind = type(hook).__name__
+            remover = "remove" + re.sub("([A-Z])", r"_\1", kind).lower()
+            return f"rewritten by {kind} before every forward: torch.nn.utils.{remover} first"
+    return None
+
+
+def _warn_computed(model: nn.Module) -> None:
+    """A layer that looks like the others, but has no weight to put a mask on."""
+    for path, module in model.named_modules():
+        kind = _kind(module)
+        for name in _all_kinds()[kind][0] if kind else ():
+            if reason := computed(module, name):
+                warnings.warn(f"{path}.{name} is {reason}; it stays dense".lstrip("."), UserWarning, stacklevel=5)
 
 
 def _matching(targets: list[Target], patterns: Pattern | Sequence[Pattern], argument: str, default_first: bool = True) -> list[Target]:
