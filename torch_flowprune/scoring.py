@@ -121,6 +121,9 @@ def scores(  # type: ignore[misc]  # the overloads leave the keyword options to 
     wrapped, model = model, unwrapped(model)
     methods = [method] if isinstance(method, str) or callable(method) else list(method)
     resolved = [measures.resolve(one) for one in methods]
+    names = [one if isinstance(one, str) else measures.name_of(one) for one in methods]
+    if len(set(names)) < len(names):
+        raise ValueError(f"scores come back by name, and method= has {', '.join(names)}: give each function a __name__ of its own")
     cuts = cut(model, granularity, parameters, include, exclude)
     needs = {kind for measure in resolved for kind in measures.needs(measure)}
     if "theta0" in needs and theta0 is None:
@@ -129,9 +132,8 @@ def scores(  # type: ignore[misc]  # the overloads leave the keyword options to 
         wrapped, data, loss=loss, needs=tuple(needs), closure=closure, parameters=cuts, theta0=theta0, max_samples=max_samples,
         temperature=temperature, mode=mode, example_inputs=example_inputs, progress=progress,
     )  # fmt: skip
-    names = [one if isinstance(one, str) else measures.name_of(one) for one in methods]
     found = {name: evaluate(point, measure, cuts, granularity, generator) for name, measure in zip(names, resolved, strict=True)}
-    return found if isinstance(method, Sequence) and not isinstance(method, str) else next(iter(found.values()))
+    return next(iter(found.values())) if isinstance(method, str) or callable(method) else found
 
 
 def importance_scores(model: nn.Module, method: str | Measure = "magnitude", data: object = None, **options: Any) -> dict[Pair, Tensor]:
@@ -147,6 +149,8 @@ def importance_scores(model: nn.Module, method: str | Measure = "magnitude", dat
     if options.get("granularity", "weight") != "weight":
         raise ValueError("prune.global_unstructured prunes single weights: leave granularity= out")
     model = unwrapped(model)
+    if options.get("parameters") is not None:
+        options["parameters"] = list(options["parameters"])
     found = scores(model, method, data, **options)
     chosen = cut(model, "weight", options.get("parameters"), options.get("include"), options.get("exclude"))
     return {target.owners[0]: found[name].view(target.parameter.shape) for name, (target, _) in chosen.items()}
