@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch_flowprune as fp
@@ -19,9 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or 2 for an error that the user can mend."""
     chosen = parser().parse_args(arguments)
     with warnings.catch_warnings():
-        warnings.showwarning = _one_line
+        warnings.showwarning = _one_line  # type: ignore[assignment]
         try:
             chosen.run(chosen)
+        except BrokenPipeError:  # the reader (`| head`) has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except _FAULTS as error:
             if chosen.traceback:
                 raise
@@ -43,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _demo(command: argparse.ArgumentParser) -> None:
     default = demo.Settings()
-    command.add_argument("--seed", type=int, default=default.seed, metavar="N", help="of the net, the order of the data and random (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=default.seed, metavar="N", help="of the net, the order of the data and `random` (default: 0)")
     command.add_argument("--out", type=Path, default=default.out, metavar="FILE.png", help="the picture (default: %(default)s)")
     command.add_argument("--granularity", default=default.granularity, choices=("weight", "filter"), help="what a unit is (default: %(default)s)")
     command.add_argument(
@@ -58,12 +62,7 @@ def _demo(command: argparse.ArgumentParser) -> None:
 
 def _run_demo(chosen: argparse.Namespace) -> None:
     zoo.check_output("--out", chosen.out, zoo.PICTURES)
-    demo.run(
-        demo.Settings(
-            seed=chosen.seed, out=chosen.out, granularity=chosen.granularity, sparsities=chosen.sparsities, methods=chosen.methods,
-            epochs=chosen.epochs, tuning_epochs=chosen.tuning_epochs,
-        )  # fmt: skip
-    )
+    demo.run(demo.Settings(**{field.name: getattr(chosen, field.name) for field in fields(demo.Settings)}))
 
 
 def _prune(command: argparse.ArgumentParser) -> None:
@@ -71,7 +70,7 @@ def _prune(command: argparse.ArgumentParser) -> None:
     command.add_argument("--method", default="magnitude", metavar="NAME", help=f"a measure (default: %(default)s); {', '.join(fp.MEASURES)}")
     command.add_argument("--sparsity", type=share, metavar="S", help="the share of all prunable units that is gone afterwards, 0 to 1; not for n:m")
     command.add_argument("--scores", type=Path, metavar="FILE", help="scores written by `score --out`: no data are read, and --method is not needed")
-    command.add_argument("--scope", default="global", choices=("global", "layer"), help="one ranking over all layers, or each layer to the same sparsity")
+    command.add_argument("--scope", default="global", choices=("global", "layer"), help="one ranking over all layers, or each to the same sparsity")
     command.add_argument("--rounds", type=at_least_one, default=1, metavar="N", help="prune in N steps, scoring anew before each (default: 1)")
     command.add_argument("--schedule", default="exponential", choices=list(fp.SCHEDULES), help="the sparsity after each round (default: %(default)s)")
     command.add_argument("--min-keep", type=_number, metavar="K", help="units that every layer keeps: a number, or a share such as 0.05")
@@ -106,11 +105,13 @@ def _scoring(command: argparse.ArgumentParser) -> None:
     command.add_argument("--include", nargs="+", metavar="GLOB", help="prune only these parameters, by name: 'blocks.*.attn.qkv'")
     command.add_argument("--exclude", nargs="+", metavar="GLOB", help="leave these parameters alone: 'head*'")
     command.add_argument("--data", type=Path, metavar="DIR", help="pictures in one folder a class; timm's transforms for the model are used")
-    command.add_argument("--samples", type=at_least_one, default=2560, metavar="N", help="pictures drawn from --data (default: %(default)s, the paper's)")
+    command.add_argument("--samples", type=at_least_one, default=2560, metavar="N", help="pictures drawn from --data (default: 2560, the paper's)")
     command.add_argument("--batch-size", type=at_least_one, default=64, metavar="N", help="(default: %(default)s)")
     command.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read pictures (default: %(default)s)")
-    command.add_argument("--mode", default="eval", choices=("eval", "train"), help="batch norm and dropout while scoring (default: %(default)s, the paper's)")
-    command.add_argument("--temperature", type=float, default=1.0, metavar="T", help="logits are divided by T; 200 makes gradient_norm_increase GraSP")
+    command.add_argument("--mode", default="eval", choices=("eval", "train"), help="batch norm and dropout while scoring (default: eval)")
+    command.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="logits are divided by T; with 200 gradient_norm_increase is GraSP"
+    )
     command.add_argument("--theta0", type=Path, metavar="FILE", help="a checkpoint at initialisation, for distance_biased_loss_preservation")
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,19 @@ class Settings:
     tuning_epochs: int = 2
 
 
+class Point(NamedTuple):
+    """A model as the training pictures see it: its weights, its gradient, its loss."""
+
+    theta: dict[str, Tensor]
+    g: dict[str, Tensor]
+    loss: float
+
+    @property
+    def norm(self) -> float:
+        """‖g‖² over all parameters."""
+        return sum(g.double().square().sum().item() for g in self.g.values())
+
+
 @dataclass(frozen=True)
 class Row:
     """One model: pruned by one measure to one sparsity, before and after a short fine-tune."""
@@ -44,7 +57,7 @@ class Row:
     loss: float
     norm: float
     accuracy: float
-    tuned_accuracy: float
+    tuned: float
     emptied: bool = False
 
 
@@ -65,31 +78,43 @@ def _run(settings: Settings) -> list[Row]:
     model = network()
     theta0 = {name: value.clone() for name, value in model.state_dict().items()}
     fit(model, train, settings.epochs, learning_rate=0.1, seed=settings.seed)
-    before = fp.flow(model, train, needs=("g",), progress=False)
-    print(_opening(settings, model, before, accuracy(model, test), time.perf_counter() - started))
+    dense = point(model, train)
+    print(_opening(settings, model, dense, accuracy(model, test), time.perf_counter() - started))
     scores = fp.scores(model, list(settings.methods), train, granularity=settings.granularity, theta0=theta0, progress=False)
     cases = [(method, sparsity) for method in settings.methods for sparsity in settings.sparsities]
-    rows = [_row(model, scores[method], sparsity, before, train, test, settings) for method, sparsity in tqdm(cases, desc="prune", leave=False)]
+    rows = []
+    for method, sparsity in tqdm(cases, desc="prune", leave=False):
+        pruned, report, emptied = _prune(model, scores[method], sparsity)
+        after, untuned = point(pruned, train), accuracy(pruned, test)
+        changes = {"predicted": first_order(dense, after), "actual": after.loss - dense.loss}  # now: training moves the weights that a flow holds
+        fit(pruned, train, settings.tuning_epochs, learning_rate=0.02, seed=settings.seed)
+        tuned = accuracy(pruned, test)
+        rows.append(Row(report.method, sparsity, **changes, loss=after.loss, norm=after.norm, accuracy=untuned, tuned=tuned, emptied=emptied))
     print(table(rows))
-    draw(rows, before, settings)
+    draw(rows, dense.loss, settings)
     print(f"\n{settings.out} written; {time.perf_counter() - started:.0f} s in all")
     return rows
 
 
-def _row(model: nn.Module, scores: fp.Scores, sparsity: float, before: fp.Flow, train: Batches, test: Batches, settings: Settings) -> Row:
+def _prune(model: nn.Module, scores: fp.Scores, sparsity: float) -> tuple[nn.Module, fp.Report, bool]:
+    """A pruned copy, and whether one of its layers is empty: the table says so, in place of the warning."""
     pruned = deepcopy(model)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", fp.LayerCollapseWarning)
         warnings.simplefilter("ignore", fp.TiedScoresWarning)
         report = fp.global_prune(pruned, scores=scores, sparsity=sparsity, progress=False)
-    after = fp.flow(pruned, train, needs=("g",), progress=False)
-    assert before.g is not None and after.g is not None and before.loss is not None and after.loss is not None
-    predicted = sum(((after.theta[name] - before.theta[name]) * g).sum().item() for name, g in before.g.items())
-    untuned = accuracy(pruned, test)
-    fit(pruned, train, settings.tuning_epochs, learning_rate=0.02, seed=settings.seed)
-    emptied = any(issubclass(entry.category, fp.LayerCollapseWarning) for entry in caught)
-    norm = squared_norm(after.g.values())
-    return Row(report.method, sparsity, predicted, after.loss - before.loss, after.loss, norm, untuned, accuracy(pruned, test), emptied)
+    return pruned, report, any(issubclass(entry.category, fp.LayerCollapseWarning) for entry in caught)
+
+
+def point(model: nn.Module, data: Batches) -> Point:
+    """θ, g and the loss over all of the data."""
+    found = fp.flow(model, data, needs=("g",), progress=False)
+    return Point(found.theta, cast("dict[str, Tensor]", found.g), cast("float", found.loss))
+
+
+def first_order(before: Point, after: Point) -> float:
+    """The change of the loss as the gradient has it: Σ (θ_after − θ_before)·g, which is −Σ θ·g over what went."""
+    return sum(((after.theta[name] - theta) * before.g[name]).sum().item() for name, theta in before.theta.items())
 
 
 def digits(seed: int, batch: int = 128, held_out: int = 360) -> tuple[Batches, Batches]:
@@ -138,37 +163,28 @@ def accuracy(model: nn.Module, batches: Batches) -> float:
     return right / sum(len(target) for _, target in batches)
 
 
-def squared_norm(gradients: Iterable[Tensor]) -> float:
-    """‖g‖² over all parameters."""
-    return sum(g.double().square().sum().item() for g in gradients)
-
-
-def _opening(settings: Settings, model: nn.Module, before: fp.Flow, right: float, seconds: float) -> str:
-    assert before.g is not None
+def _opening(settings: Settings, model: nn.Module, dense: Point, right: float, seconds: float) -> str:
     weights = sum(parameter.numel() for parameter in model.parameters())
-    return "\n".join(
-        (
-            f"A convolutional net with batch norm ({weights:,} parameters), trained on scikit-learn's digits for {settings.epochs} epochs in {seconds:.1f} s.",
-            f"Dense: test accuracy {right:.1%}, training loss {before.loss:.4g}, ‖g‖² {squared_norm(before.g.values()):.3g}.",
-            f"Now every measure, from one flow; granularity {settings.granularity}. After pruning, before any training:",
-            "  predicted  what the first order says the loss changes by, -Σ θ·g over what goes; it is exact for small changes only",
-            "  actual     what it changes by; loss and ‖g‖² are over the training pictures, accuracies over 360 others",
-            f"  tuned      the accuracy after {settings.tuning_epochs} more epochs, the zeros held at zero",
-            "",
-        )
-    )
+    return f"""\
+A convolutional net with batch norm, {weights:,} parameters, trained on scikit-learn's digits for {settings.epochs} epochs in {seconds:.1f} s.
+Dense: test accuracy {right:.1%}, training loss {dense.loss:.4g}, ‖g‖² {dense.norm:.3g}.
+Now every measure, from one flow; granularity: {settings.granularity}. After pruning, before any training:
+  predicted  the change of the loss to first order, -Σ θ·g over what goes: exact for small changes only
+  actual     the change of the loss; loss and ‖g‖² are over the training pictures, accuracy is over 360 others
+  tuned      the accuracy after {settings.tuning_epochs} more epochs of training, the zeros held at zero
+"""
 
 
 def table(rows: Sequence[Row]) -> str:
     """One line a model."""
     lines = [f"{'measure':34} {'sparsity':>8} {'predicted':>10} {'actual':>10} {'loss':>8} {'‖g‖²':>9} {'accuracy':>8} {'tuned':>7}"]
     for row in rows:
-        cells = f"{row.predicted:>+10.3g} {row.actual:>+10.3g} {row.loss:>8.3g} {row.norm:>9.3g} {row.accuracy:>8.1%} {row.tuned_accuracy:>7.1%}"
+        cells = f"{row.predicted:>+10.3g} {row.actual:>+10.3g} {row.loss:>8.3g} {row.norm:>9.3g} {row.accuracy:>8.1%} {row.tuned:>7.1%}"
         lines.append(f"{row.method:34} {row.sparsity:>8.0%} {cells}" + ("  a layer is empty" if row.emptied else ""))
     return "\n".join(lines)
 
 
-def draw(rows: Sequence[Row], before: fp.Flow, settings: Settings) -> None:
+def draw(rows: Sequence[Row], loss: float, settings: Settings) -> None:
     """Accuracy by sparsity before and after the fine-tune, and the predicted against the actual change of the loss."""
     try:
         from matplotlib import colormaps
@@ -183,14 +199,13 @@ def draw(rows: Sequence[Row], before: fp.Flow, settings: Settings) -> None:
         style: dict[str, Any] = {"color": colormaps["tab20"](index % 20), "marker": "os^v"[index % 4], "markersize": 5, "label": method}
         sparsities = [row.sparsity for row in own]
         left.plot(sparsities, [row.accuracy for row in own], **style)
-        middle.plot(sparsities, [row.tuned_accuracy for row in own], **style)
+        middle.plot(sparsities, [row.tuned for row in own], **style)
         right.plot([row.predicted for row in own], [row.actual for row in own], linestyle="", **style)
     left.set(title="pruned", xlabel="sparsity", ylabel="test accuracy", ylim=(0, 1.02))
     middle.set(title=f"pruned, {settings.tuning_epochs} epochs later", xlabel="sparsity", ylim=(0, 1.02))
-    right.set(title="change of the training loss", xlabel="predicted by the first order", ylabel="actual", xscale="symlog", yscale="symlog")
-    threshold = max(1e-3, abs(before.loss or 0.0))
-    right.set_xscale("symlog", linthresh=threshold)
-    right.set_yscale("symlog", linthresh=threshold)
+    right.set(title="change of the training loss", xlabel="predicted by the first order", ylabel="actual")
+    right.set_xscale("symlog", linthresh=loss)
+    right.set_yscale("symlog", linthresh=loss)
     right.axline((0, 0), (1, 1), color="grey", linewidth=0.8)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(settings.out, dpi=120)

@@ -29,11 +29,9 @@ def prune(chosen: argparse.Namespace) -> None:
     if chosen.sparsity is None and ":" not in (chosen.granularity or getattr(given, "granularity", "")):
         raise ValueError("--sparsity is missing: expected a share from 0 to 1, such as --sparsity 0.9 (only n:m granularity goes without)")
     model = load_model(chosen)
-    options = {"scores": given} if given else {"method": chosen.method, "rounds": chosen.rounds, "schedule": chosen.schedule, **_sources(chosen, model)}
-    report = fp.global_prune(
-        model, sparsity=chosen.sparsity, granularity=chosen.granularity, scope=chosen.scope, min_keep=chosen.min_keep,
-        include=chosen.include, exclude=chosen.exclude, **options,
-    )  # fmt: skip
+    scored = {"scores": given} if given else {"method": chosen.method, "rounds": chosen.rounds, "schedule": chosen.schedule}
+    chooses = {name: getattr(chosen, name) for name in ("sparsity", "granularity", "scope", "min_keep", "include", "exclude")}
+    report = fp.global_prune(model, **scored, **chooses, **({} if given else _sources(chosen, model)))
     print(report)
     if chosen.out:
         save_dense(model, chosen.out, report)
