@@ -43,9 +43,6 @@ class MaskHook(prune.PruningContainer):
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         """The latest method's mask on top of ``default_mask``, as bool; a method that holds a mask of its own shares this one."""
         proposed: Tensor = prune.PruningContainer.compute_mask(self, t, default_mask)
-        if proposed.shape != default_mask.shape:
-            kind, shape = type(self[-1]).__name__, tuple(default_mask.shape)
-            raise ValueError(f"{kind} gave {self._tensor_name!r} a mask of shape {tuple(proposed.shape)}: expected {shape}")
         mask = _binary(proposed) & (default_mask != 0)
         latest = self[-1]
         if isinstance(latest, prune.CustomFromMask):
