@@ -1,0 +1,66 @@
+"""The benchmarks run: a small version of each, so that none rots between two measurements."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import torch_flowprune as fp
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def lifecycle(monkeypatch):
+    pytest.importorskip("timm")
+    pytest.importorskip("torchvision")
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.lifecycle")
+
+
+def test_cost_quick_measures_every_measure_granularity_and_both_pruners(tmp_path):
+    out = tmp_path / "cost.json"
+    done = subprocess.run([sys.executable, "-m", "benchmarks.cost", "--quick", "--out", out], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "prune.global_unstructured" in done.stdout
+    found = json.loads(out.read_text())
+    assert {"processor", "cores", "memory_gib", "versions", "commit", "threads"} <= found["environment"].keys()
+    (small,) = found["models"].values()
+    assert small["scoring"]["measures"].keys() == fp.MEASURES.keys()
+    assert all(by.keys() == {"weight", "filter", "2:4"} for by in small["scoring"]["measures"].values())
+    assert small["selection"].keys() > small["memory"].keys() == {"global_prune", "prune.global_unstructured"}
+    assert small["memory"]["prune.global_unstructured"]["held ratio"] > small["memory"]["global_prune"]["held ratio"]
+
+
+class Bypass(nn.Linear):
+    """A layer that takes its values past the mask, as a stale cache does."""
+
+    def forward(self, x):
+        return functional.linear(x, self._parameters.get("weight_orig", self._parameters.get("weight")), self.bias)
+
+
+def subject(lifecycle, layer):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), layer(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    batches = [(torch.randn(4, 3, 6, 6), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
+    zoo = sys.modules["benchmarks.zoo"]
+    return zoo.Subject(model, batches, lambda model, batch: functional.cross_entropy(model(batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize("granularity", ["weight", "filter"])
+def test_a_pruned_model_passes_the_whole_life_cycle(lifecycle, granularity):
+    result = lifecycle.Lifecycle(subject(lifecycle, nn.Linear), "loss_preservation", granularity).run()
+    assert not any(result["checks"].values()), result
+    assert result["notes"] == []
+
+
+def test_a_forward_that_goes_past_the_mask_is_found(lifecycle):
+    result = lifecycle.Lifecycle(subject(lifecycle, Bypass), "magnitude", "weight").run()
+    assert {check for check, outcome in result["checks"].items() if outcome} >= {"forward", "train", "masks_hold", "state_dict"}
+    assert "1 of 3 (4.weight)" in result["notes"][0]
