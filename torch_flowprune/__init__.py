@@ -1,11 +1,15 @@
 """Decide what to prune, and live with the pruned model: gradient-flow pruning for PyTorch."""
 
 from torch_flowprune import methods as _methods
+from torch_flowprune.comparison import Comparison, Outcome, compare
 from torch_flowprune.data import class_balanced
+from torch_flowprune.diagnosis import Diagnosis, LayerDiagnosis, diagnose
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.masking import apply_masks, remove
 from torch_flowprune.measures import MEASURES
 from torch_flowprune.methods import *  # noqa: F403
+from torch_flowprune.prediction import Prediction, predict
+from torch_flowprune.pruner import Pruner
 from torch_flowprune.pruning import LayerCollapseWarning, TiedScoresWarning, global_prune
 from torch_flowprune.report import Layer, Report
 from torch_flowprune.schedules import SCHEDULES
@@ -20,9 +24,15 @@ __all__ = [
     "MEASURES",
     "SCHEDULES",
     "Blocks",
+    "Comparison",
+    "Diagnosis",
     "Flow",
     "Layer",
     "LayerCollapseWarning",
+    "LayerDiagnosis",
+    "Outcome",
+    "Prediction",
+    "Pruner",
     "Report",
     "Scores",
     "Slices",
@@ -30,12 +40,15 @@ __all__ = [
     "Weights",
     "apply_masks",
     "class_balanced",
+    "compare",
+    "diagnose",
     "flow",
     "global_prune",
     "importance_scores",
     "keep_zeros",
     "load_state_dict",
     "masks",
+    "predict",
     "remove",
     "scores",
     "state_dict",

@@ -92,12 +92,17 @@ class Objective:
             raise ValueError("closure= computes the whole loss: give it alone, and apply loss and temperature inside it")
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        value = self.number(model, batch)
+        if not value.requires_grad:
+            raise ValueError("the loss does not depend on any parameter: it has no gradient (is it detached, or computed under no_grad?)")
+        return value
+
+    def number(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss as a 0-d tensor, with or without a gradient."""
         value = self.closure(model, batch) if self.closure else self._value(model, batch)
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
             raise ValueError(f"the loss should be one number, got {found}; use reduction='mean'")
-        if not value.requires_grad:
-            raise ValueError("the loss does not depend on any parameter: it has no gradient (is it detached, or computed under no_grad?)")
         return value.reshape(())
 
     def _value(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -197,3 +202,15 @@ def samples(batch: Batch, size: int) -> Iterator[Batch]:
     """A batch's samples one by one, each as a batch of one."""
     for i in range(size):
         yield _map(lambda tensor, i=i: tensor[i : i + 1] if tensor.dim() and len(tensor) == size else tensor, batch)  # type: ignore[misc]
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch] | None:
+    """A batch's even and odd samples; None for a batch of one."""
+    size = size_of(batch)
+    if size < 2:
+        return None
+
+    def every(start: int) -> Batch:
+        return _map(lambda tensor: tensor[start::2] if tensor.dim() and len(tensor) == size else tensor, batch)
+
+    return every(0), every(1)

@@ -71,25 +71,41 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
         ValueError: for an unknown name, a mask of another shape or dtype, or a parameter that cannot carry a mask.
     """
     known = parameters_of(unwrapped(model))
-    fitting = {}
-    for name, mask in masks.items():
-        check_can_mask(known.get(name), name)
-        fitting[name] = _fitting(known[name], mask)
-    with all_or_nothing(known[name] for name in fitting):
-        for name, mask in fitting.items():
+    checked = {name: fitting(known.get(name), name, mask) for name, mask in masks.items()}
+    with all_or_nothing(known[name] for name in checked):
+        for name, mask in checked.items():
             _mask_target(known[name], mask)
 
 
 @contextmanager
 def all_or_nothing(targets: Iterable[Target]) -> Iterator[None]:
     """An error inside leaves every owner of these parameters exactly as it was."""
-    restores = [_snapshot(module) for target in targets for module, _ in target.owners]
+    restore = _snapshots(targets)
     try:
         yield
     except BaseException:
-        for restore in restores:
-            restore()
+        restore()
         raise
+
+
+@contextmanager
+def restored(targets: Iterable[Target]) -> Iterator[None]:
+    """Masks put on inside are gone afterwards, in any case."""
+    restore = _snapshots(targets)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _snapshots(targets: Iterable[Target]) -> Callable[[], None]:
+    restores = [_snapshot(module) for target in targets for module, _ in target.owners]
+
+    def restore() -> None:
+        for one in restores:
+            one()
+
+    return restore
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -137,8 +153,8 @@ def _check_removable(module: nn.Module, path: str = "") -> None:
         )
 
 
-def check_can_mask(target: Target | None, name: str) -> None:
-    """Raise a ``ValueError`` that says why, and what to do, unless the parameter can carry a mask."""
+def check_can_mask(target: Target | None, name: str) -> Target:
+    """The target itself, or a ``ValueError`` that says why it cannot carry a mask, and what to do."""
     if target is None:
         raise ValueError(f"this model has no parameter {name!r}")
     if isinstance(target.parameter, UninitializedParameter):
@@ -149,6 +165,7 @@ def check_can_mask(target: Target | None, name: str) -> None:
         raise ValueError(f"{name!r} is a sharded DTensor: prune first, then wrap the model with fully_shard")
     for module, attribute in target.owners:
         _check_owner(module, attribute, name)
+    return target
 
 
 def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
@@ -162,8 +179,9 @@ def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
         raise ValueError(f"{type(module).__name__} already has a buffer {attribute + '_mask'!r} of its own, the name a mask needs: rename it")
 
 
-def _fitting(target: Target, mask: Tensor) -> Tensor:
-    """The mask as bool, of the parameter's shape, on its device."""
+def fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
+    """The mask as bool, of the parameter's shape, on its device; an error says why it cannot be put on the parameter."""
+    target = check_can_mask(target, name)
     if mask.dtype is torch.uint8 and mask.shape != target.parameter.shape:
         mask = unpack(mask, target.parameter.shape)
     if mask.dtype is not torch.bool:

@@ -23,6 +23,8 @@ from torch_flowprune.untouched import Restore, settle
 SizedBatch: TypeAlias = tuple[Batch, int]
 Sums: TypeAlias = dict[str, list[Tensor]]
 
+_EMPTY = "the data is empty: at least one batch is needed (an exhausted iterator? pass a list or a DataLoader)"
+
 
 class Sweeps:
     """g, g2, g2_sample and Hg as sample-weighted means over batches, in float32 or better."""
@@ -50,7 +52,7 @@ class Sweeps:
         """The wanted fields of a flow, with ``loss`` and ``samples``."""
         head, stream = self._stream(data)
         if not head:
-            raise ValueError("the data is empty: at least one batch is needed (an exhausted iterator? pass a list or a DataLoader)")
+            raise ValueError(_EMPTY)
         if "Hg" not in wanted:
             return self._first(chain(head, stream), wanted, _length(data))
         if len(head) == 1 and self.ranks.alone:
@@ -60,6 +62,46 @@ class Sweeps:
         found = self._first(chain(head, stream), wanted, _length(data))
         self.rewind()
         return {**found, "Hg": self._second(chain(*self._stream(data)), found, _length(data))}
+
+    def along(self, v: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Any]:
+        """The loss, ‖g‖², and their expansions in θ − v, in one sweep: the fields of a ``Prediction``."""
+        vector = [v[name].to(p.device) if name in v else torch.zeros_like(wide(p.detach())) for name, p in zip(self.names, self.parameters, strict=True)]
+        g, product, losses, sizes, slopes = self._zeros(), self._zeros(), [], [], []
+        head, stream = self._stream(data)
+        for batch, size in self._bar(chain(head, stream), _length(data), "prediction"):
+            with twice_differentiable():
+                loss = self._loss(batch)
+                grads = self._grads(loss, create_graph=True)
+                _add(product, self._product(grads, vector), size)
+            detached = [None if grad is None else grad.detach() for grad in grads]
+            _add(g, detached, size)
+            slopes.append(_dot(vector, detached))
+            losses.append(loss.detach())
+            sizes.append(size)
+        if not sizes:
+            raise ValueError(_EMPTY)
+        mean_loss = _mean_loss(losses, sizes)
+        count, mean_loss = self._over_ranks([g, product], sum(sizes), mean_loss)
+        g, product = _scale(g, 1 / count), _scale(product, 1 / count)
+        return {
+            "loss": mean_loss,
+            "first_order": -_dot(vector, g).item(),
+            "curvature": _dot(vector, product).item() / 2,
+            "standard_error": self._standard_error(torch.stack(slopes), sizes),
+            "gradient_norm": _dot(g, g).item(),
+            "gradient_norm_change": -2 * _dot(product, g).item(),
+            "samples": count,
+        }
+
+    def _standard_error(self, values: Tensor, sizes: list[int]) -> float:
+        """Of the sample-weighted mean of a batch quantity, over the batches of all ranks; nan for one batch."""
+        weight = torch.tensor(sizes, dtype=torch.float64, device=values.device)
+        moments = torch.stack([weight.new_tensor(len(sizes)), weight.sum(), (weight * values).sum(), *((weight**2 * values**i).sum() for i in range(3))])
+        self.ranks.sum([moments])
+        batches, total, weighted, zeroth, first, second = moments.tolist()
+        mean = weighted / total
+        spread = max(second - 2 * mean * first + mean**2 * zeroth, 0.0)
+        return float((spread * batches / (batches - 1)) ** 0.5 / total) if batches > 1 else float("nan")
 
     def _stream(self, data: Iterable[Batch]) -> tuple[list[SizedBatch], Iterator[SizedBatch]]:
         """The first two batches and the rest. Both sweeps read ahead alike: data and model may draw from one source of randomness."""
@@ -184,6 +226,11 @@ class _Hardsigmoid(TorchFunctionMode):
         if func in self._KINDS:
             return functional.relu6(args[0] + 3) / 6
         return func(*args, **(kwargs or {}))
+
+
+def _dot(one: Sequence[Tensor], other: Sequence[Tensor | None]) -> Tensor:
+    """Σ one·other over all parameters, in float64."""
+    return torch.stack([(a * b).sum(dtype=torch.float64).to(one[0].device) for a, b in zip(one, other, strict=True) if b is not None]).sum()
 
 
 def _squares(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
