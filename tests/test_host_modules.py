@@ -22,11 +22,11 @@ class Computed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.half = nn.Parameter(torch.randn(8, 8))
+        self.root = nn.Parameter(torch.randn(8, 8))
 
     @property
     def weight(self):
-        return 2 * self.half
+        return 2 * self.root
 
 
 def with_buffer(layer):
@@ -41,7 +41,7 @@ REWRITTEN = {
     "orthogonal": (parametrizations.orthogonal, "remove_parametrizations first"),
     "old weight_norm": (lambda layer: nn.utils.weight_norm(layer), "torch.nn.utils.remove_weight_norm first"),
     "old spectral_norm": (nn.utils.spectral_norm, "torch.nn.utils.remove_spectral_norm first"),
-    "property": (lambda layer: Computed(), r"no parameter 'weight'; its parameters are \['half'\]"),
+    "property": (lambda layer: Computed(), r"no parameter 'weight'; its parameters are \['root'\]"),
     "buffer": (with_buffer, "is a buffer"),
 }
 
