@@ -124,12 +124,32 @@ def numbers(counts: Sequence[Tensor | int]) -> list[int]:
     return [found[i] for i in range(len(counts))]
 
 
+def _on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Small tensors on the CPU, with one transfer a device."""
+    return _moved(tensors, [torch.device("cpu")] * len(tensors))
+
+
+def _on_devices(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """Small tensors from the CPU on the devices of others, with one transfer a device."""
+    return _moved(tensors, [other.device for other in like])
+
+
+def _moved(tensors: Sequence[Tensor], devices: Sequence[torch.device]) -> list[Tensor]:
+    routes = [(tensor.device, device) for tensor, device in zip(tensors, devices, strict=True)]
+    found: dict[int, Tensor] = {}
+    for route in dict.fromkeys(routes):
+        here = [i for i, other in enumerate(routes) if other == route]
+        together = torch.cat([tensors[i] for i in here]).to(route[1])
+        found.update(zip(here, together.split([len(tensors[i]) for i in here]), strict=True))
+    return [found[i] for i in range(len(tensors))]
+
+
 def _bracket(scores: list[Tensor], k: int, candidates: int) -> _Bracket:
     """Six standard deviations of the sample's rank to either side of k."""
     if candidates <= _SAMPLE:
         return _Bracket(-_INF, _INF)
     stride = max(1, sum(map(torch.numel, scores)) // _SAMPLE)
-    sample = torch.cat([values[::stride].cpu() for values in scores])
+    sample = torch.cat(_on_host([values[::stride] for values in scores]))
     sample = sample[~sample.isnan()].sort().values
     share, size = k / candidates, len(sample)
     if size < 2:
@@ -176,14 +196,14 @@ def _cut_ties(scores: list[Tensor], k: int, value: float) -> Cut:
 def _cut_between(scores: list[Tensor], k: int, bracket: _Bracket, between: Sequence[int]) -> Cut:
     """All up to ``low`` go, and of those strictly between ``low`` and ``high`` the k lowest."""
     where = [torch.nonzero_static((values > bracket.low) & (values < bracket.high), size=count)[:, 0] for values, count in zip(scores, between, strict=True)]
-    gathered = torch.cat([values[index].cpu() for values, index in zip(scores, where, strict=True)])
+    gathered = torch.cat(_on_host([values[index] for values, index in zip(scores, where, strict=True)]))
     order = gathered.argsort(stable=True)
     stays = torch.ones(len(gathered), dtype=torch.bool)
     stays[order[:k]] = False
     threshold = gathered[order[k - 1]]
     keeps = []
-    for values, index, staying in zip(scores, where, stays.split(list(between)), strict=True):
+    for values, index, staying in zip(scores, where, _on_devices(stays.split(list(between)), scores), strict=True):
         keep = values > bracket.low
-        keep[index] = staying.to(keep.device)
+        keep[index] = staying
         keeps.append(keep)
     return Cut(keeps, threshold.item(), int(torch.count_nonzero(gathered[order[k:]] == threshold)))
