@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isclose
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,10 @@ def pools(cuts: Cuts, sparsity: float | None, amount: float | None, scope: str, 
     counts = {name: len(units.rows(target.parameter)) for name, (target, units) in cuts.items()}
     left = dict(zip(cuts, numbers(lefts(cuts)), strict=True))
     groups = [tuple(cuts)] if scope == "global" else [(name,) for name in cuts]
-    return [_pool(group, counts, left, _pattern_sparsity(cuts, sparsity, amount, rounds), amount, rounds, schedule) for group in groups]
+    if (blocks := next((units for _, units in cuts.values() if isinstance(units, Blocks)), None)) is not None:
+        _check_pattern(blocks, sparsity, amount, rounds)
+        return [Pool(group, (sum(counts[name] for name in group) * (blocks.m - blocks.n) // blocks.m,)) for group in groups]
+    return [_pool(group, counts, left, sparsity, amount, rounds, schedule) for group in groups]
 
 
 def _pool(
@@ -52,25 +55,22 @@ def _pool(
     return Pool(names, tuple(max(gone, round(step * total)) for step in path))
 
 
-def _pattern_sparsity(cuts: Cuts, sparsity: float | None, amount: float | None, rounds: int) -> float | None:
-    """For n:m blocks the pattern says how much goes; anything else that is asked for is a contradiction."""
-    blocks = next((units for _, units in cuts.values() if isinstance(units, Blocks)), None)
-    if blocks is None:
-        return sparsity
+def _check_pattern(blocks: Blocks, sparsity: float | None, amount: float | None, rounds: int) -> None:
+    """For n:m blocks the pattern says how much goes (more, where single weights went before); anything else asked for is a contradiction."""
     own = 1 - blocks.n / blocks.m
-    if amount is not None or rounds != 1 or sparsity not in (None, own):
+    if amount is not None or rounds != 1 or not (sparsity is None or isclose(fraction(sparsity), own)):
         raise ValueError(f"granularity '{blocks.n}:{blocks.m}' is sparsity {own:g} in one round: leave sparsity=, amount= and rounds= out")
-    return own
 
 
 def floors(cuts: Cuts, min_keep: float | None) -> dict[str, int] | None:
     """How many units each layer keeps at least."""
     if min_keep is None:
         return None
-    if isinstance(min_keep, bool) or not isinstance(min_keep, (int, float)) or min_keep < 0 or (isinstance(min_keep, float) and min_keep > 1):
+    if isinstance(min_keep, bool) or not isinstance(min_keep, (int, float)) or not min_keep >= 0 or (isinstance(min_keep, float) and min_keep > 1):
         raise ValueError(f"min_keep should be a number of units a layer keeps (int) or a fraction of the layer (float from 0 to 1), got {min_keep!r}")
     counts = {name: len(units.rows(target.parameter)) for name, (target, units) in cuts.items()}
-    return {name: min(min_keep, count) if isinstance(min_keep, int) else ceil(min_keep * count) for name, count in counts.items()}
+    # 0.7 of 10 is 7.000000000000001 in floating point, and 7 all the same.
+    return {name: min(min_keep, count) if isinstance(min_keep, int) else ceil(round(min_keep * count, 6)) for name, count in counts.items()}
 
 
 def lefts(cuts: Cuts) -> list[Tensor | int]:

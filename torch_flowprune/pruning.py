@@ -130,6 +130,8 @@ def _parameters(
     """The pairs to prune: with scores given and no other choice made, those that have scores."""
     if scores is None or parameters is not None or include is not None:
         return parameters
+    if not scores:
+        raise ValueError("scores= is empty: expected scores by parameter name, as fp.scores returns them")
     known = parameters_of(model)
     if unknown := [key for key in scores if isinstance(key, str) and key not in known]:
         raise ValueError(f"scores= has entries for parameters this model does not have: {', '.join(unknown[:5])}")
