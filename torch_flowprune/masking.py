@@ -43,7 +43,7 @@ class MaskHook(prune.PruningContainer):
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         """The latest method's mask on top of ``default_mask``, as bool; a method that holds a mask of its own shares this one."""
         proposed: Tensor = prune.PruningContainer.compute_mask(self, t, default_mask)
-        mask = _binary(proposed) & (default_mask != 0)
+        mask = (proposed != 0) & (default_mask != 0)
         latest = self[-1]
         if isinstance(latest, prune.CustomFromMask):
             latest.mask = mask
@@ -175,7 +175,10 @@ def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
         raise ValueError(f"{name!r} belongs to a scripted module, whose code is fixed: prune the model before scripting it")
     if reason := computed(module, attribute):
         raise ValueError(f"{name!r} is {reason}")
-    if f"{attribute}_mask" in module._buffers and f"{attribute}_orig" not in module._parameters:
+    mask = module._buffers.get(f"{attribute}_mask")
+    if mask is not None and f"{attribute}_orig" in module._parameters and mask.dtype is not torch.bool and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f"the mask torch has put on {name!r} holds other values than 0 and 1, so it scales weights: prune.remove it first")
+    if mask is not None and f"{attribute}_orig" not in module._parameters:
         raise ValueError(f"{type(module).__name__} already has a buffer {attribute + '_mask'!r} of its own, the name a mask needs: rename it")
 
 
@@ -189,13 +192,6 @@ def fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
     if mask.shape != target.parameter.shape:
         raise ValueError(f"the mask of {target.name!r} should have shape {tuple(target.parameter.shape)}, got {tuple(mask.shape)}")
     return mask.detach().to(target.parameter.device)
-
-
-def _binary(mask: Tensor) -> Tensor:
-    mask = mask.detach()
-    if mask.dtype is not torch.bool and not ((mask == 0) | (mask == 1)).all():
-        raise ValueError("a mask holds 0 (pruned) and 1 (kept); this one has other values, which would scale weights instead of pruning them")
-    return mask != 0
 
 
 def _mask_target(target: Target, mask: Tensor) -> None:

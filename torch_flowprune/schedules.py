@@ -6,8 +6,9 @@ A schedule takes ``(rounds, start, target)`` and returns the sparsity after each
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral, Real
 from operator import index
-from typing import SupportsFloat, SupportsIndex, TypeAlias
+from typing import SupportsFloat, TypeAlias
 
 Schedule: TypeAlias = Callable[[int, float, float], list[float]]
 
@@ -22,9 +23,9 @@ def to_prune(amount: SupportsFloat, left: int) -> int:
     >>> to_prune(0.25, 8), to_prune(3, 8)
     (2, 3)
     """
-    if isinstance(amount, bool) or not hasattr(amount, "__float__"):
+    if isinstance(amount, bool) or not isinstance(amount, Real):
         raise TypeError(f"amount should be a fraction of what is left (float) or a number of units (int), got {amount!r}")
-    if isinstance(amount, SupportsIndex):
+    if isinstance(amount, Integral):
         if not 0 <= index(amount) <= left:
             raise ValueError(f"amount={amount} units should go: expected 0 to {left}, the number of units left to prune")
         return index(amount)
@@ -37,7 +38,7 @@ def fraction(value: SupportsFloat, argument: str = "sparsity") -> float:
     >>> fraction(0.9)
     0.9
     """
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{argument} should be a number from 0.0 to 1.0, got {value!r}")
     if not 0 <= float(value) <= 1:
         hint = f"; for {value} percent write {float(value) / 100:g}" if 1 < float(value) <= 100 else ""
