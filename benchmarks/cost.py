@@ -27,7 +27,9 @@ from torch.nn.utils import prune
 import torch_flowprune as fp
 from benchmarks.measure import Times, alternating, environment, forget_peak, memory
 from torch_flowprune import measures
-from torch_flowprune.scoring import cut, evaluate
+from torch_flowprune.candidates import candidates
+from torch_flowprune.scoring import evaluate
+from torch_flowprune.targets import prunable
 
 COMMAND = "python -m benchmarks.cost"
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +114,7 @@ def _data(batches: int, size: int, pixels: int) -> Batches:
 
 def weights_of(model: nn.Module) -> list[Tensor]:
     """What is pruned unless told otherwise."""
-    return [target.parameter.detach() for target, _ in cut(model, "weight").values()]
+    return [target.parameter.detach() for target in prunable(model)]
 
 
 # ------------------------------------------------------------------------------------------------- scoring
@@ -154,7 +156,7 @@ def _forward_backward(model: nn.Module, data: Batches) -> None:
 
 
 def _formulas(model: nn.Module, point: fp.Flow, granularity: str, rounds: int) -> dict[str, Times]:
-    cuts = cut(model, granularity)
+    cuts = candidates(model, granularity)
     works = {name: lambda measure=measure: lambda: evaluate(point, measure, cuts, granularity) for name, measure in fp.MEASURES.items()}
     return alternating(works, rounds)  # type: ignore[arg-type]
 
@@ -167,7 +169,7 @@ def _ours(model: nn.Module) -> None:
 
 
 def _torch(model: nn.Module) -> None:
-    pairs = [target.owners[0] for target, _ in cut(model, "weight").values()]
+    pairs = [target.owners[0] for target in prunable(model)]
     prune.global_unstructured(pairs, prune.L1Unstructured, amount=SPARSITY)
 
 

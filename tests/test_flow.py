@@ -413,7 +413,7 @@ def test_an_operator_without_a_second_derivative_says_so():
 def test_asking_a_flow_for_what_it_has_not():
     point = fp.flow(cases.mlp(), needs=())
     with pytest.raises(ValueError, match=r"this flow has no 'Hg': compute it with needs=\('Hg',\)"):
-        point.ingredient("Hg", "0.weight")
+        point.tensors("Hg")
 
 
 def test_no_data_are_read_where_none_are_needed():

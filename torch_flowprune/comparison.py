@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune import measures
+from torch_flowprune.candidates import Candidates, candidates, targets_of
 from torch_flowprune.data import Closure, Loss, Objective, as_batches, sized
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.masking import restored
@@ -19,7 +20,7 @@ from torch_flowprune.measures import Measure
 from torch_flowprune.pruning import global_prune
 from torch_flowprune.ranking import laid_out, spearman
 from torch_flowprune.schedules import fraction
-from torch_flowprune.scoring import Cuts, Scores, cut, evaluate
+from torch_flowprune.scoring import Scores, evaluate
 from torch_flowprune.targets import parameters_of, unwrapped
 from torch_flowprune.units import Granularity
 from torch_flowprune.untouched import untouched
@@ -149,16 +150,16 @@ def compare(
     inner = unwrapped(model)
     levels = [fraction(sparsity) for sparsity in sparsities]
     resolved = {method if isinstance(method, str) else measures.name_of(method): measures.resolve(method) for method in methods}
-    cuts = cut(inner, granularity, None, include, exclude)
+    found = candidates(inner, granularity, None, include, exclude)
     needs = {"g", *(kind for measure in resolved.values() for kind in measures.needs(measure))}
     point = flow(
-        model, data, needs=tuple(needs), parameters=cuts, loss=loss, closure=closure, temperature=temperature, mode=mode, **options
+        model, data, needs=tuple(needs), parameters=targets_of(found), loss=loss, closure=closure, temperature=temperature, mode=mode, **options
     )  # fmt: skip
-    scores = {name: evaluate(point, measure, cuts, granularity, generator) for name, measure in resolved.items()}
+    scores = {name: evaluate(point, measure, found, granularity, generator) for name, measure in resolved.items()}
     objective, unseen = Objective(loss, closure), data if held_out is None else held_out
     before, samples = mean_loss(inner, unseen, objective, mode)
     outcomes = tuple(
-        _outcome(inner, name, sparsity, scores[name], point, cuts, granularity, min_keep, before, (unseen, objective, mode))
+        _outcome(inner, name, sparsity, scores[name], point, found, granularity, min_keep, before, (unseen, objective, mode))
         for name in scores
         for sparsity in levels
     )
@@ -186,18 +187,18 @@ def _outcome(
     sparsity: float,
     scores: Scores,
     point: Flow,
-    cuts: Cuts,
+    found: Candidates,
     granularity: Granularity,
     min_keep: float | None,
     before: float,
     evaluation: tuple[object, Objective, str],
 ) -> Outcome:
-    with restored(target for target, _ in cuts.values()):
+    with restored(targets_of(found).values()):
         with warnings.catch_warnings():  # what they would say is in the outcome
             warnings.simplefilter("ignore", UserWarning)
             report = global_prune(model, sparsity=sparsity, scores=scores, granularity=granularity, min_keep=min_keep)
         after, _ = mean_loss(model, *evaluation)
-        predicted = -sum(_removed(point, target.name, parameters_of(model)[target.name].mask) for target, _ in cuts.values())
+        predicted = -sum(_removed(point, name, target.mask) for name, target in parameters_of(model).items() if name in point.theta)
     emptied = sum(layer.units == layer.pruned for layer in report.layers)
     return Outcome(name, report.sparsity, after, after - before, predicted, emptied)
 
@@ -205,7 +206,7 @@ def _outcome(
 def _removed(point: Flow, name: str, mask: Tensor | None) -> float:
     if mask is None:
         return 0.0
-    return float(torch.where(mask, 0, point.theta[name] * point.ingredient("g", name)).sum(dtype=torch.float64))
+    return float(torch.where(mask, 0, point.theta[name] * point.tensors("g")[name]).sum(dtype=torch.float64))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune import measures
+from torch_flowprune.candidates import Candidates, candidates, targets_of
 from torch_flowprune.data import Batch, as_batches, halves
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.measures import Measure
 from torch_flowprune.ranking import laid_out, spearman
-from torch_flowprune.scoring import Cuts, Scores, cut, evaluate
+from torch_flowprune.scoring import Scores, evaluate
 from torch_flowprune.targets import unwrapped
 from torch_flowprune.units import Granularity
 
@@ -105,16 +106,15 @@ def diagnose(
     >>> [layer.name for layer in found.layers], found.total.weights
     (['0.weight', '2.weight'], 48)
     """
-    model_ = unwrapped(model)
     measure = measures.resolve(method)
-    cuts = cut(model_, granularity, None, include, exclude)
+    found = candidates(unwrapped(model), granularity, None, include, exclude)
     needs = {*measures.needs(measure), "g", "Hg"}
-    point = flow(model, data, needs=tuple(needs), parameters=cuts, **options)
-    scores = evaluate(point, measure, cuts, granularity)
-    pair = _on_halves(model, data, measure, cuts, granularity, options)
-    layers = tuple(_layer(name, [name], point, scores, pair) for name in cuts)
+    point = flow(model, data, needs=tuple(needs), parameters=targets_of(found), **options)
+    scores = evaluate(point, measure, found, granularity)
+    pair = _on_halves(model, data, measure, found, granularity, options)
+    layers = tuple(_layer(name, [name], point, scores, pair) for name in found)
     assert point.loss is not None
-    return Diagnosis(scores.method, layers, _layer("total", list(cuts), point, scores, pair), point.loss, point.samples)
+    return Diagnosis(scores.method, layers, _layer("total", list(found), point, scores, pair), point.loss, point.samples)
 
 
 class _Every:
@@ -128,7 +128,7 @@ class _Every:
 
 
 def _on_halves(
-    model: nn.Module, data: object, measure: Measure, cuts: Cuts, granularity: Granularity, options: dict[str, Any]
+    model: nn.Module, data: object, measure: Measure, found: Candidates, granularity: Granularity, options: dict[str, Any]
 ) -> tuple[Scores, Scores] | None:
     """The scores on two halves of the data; None where there is nothing to halve."""
     first = list(islice(as_batches(data), 2))
@@ -137,13 +137,13 @@ def _on_halves(
         return None
     limit = options.get("max_samples")
     shared = {**options, "max_samples": None if limit is None else max(1, limit // 2)}
-    points = (flow(model, part, needs=measures.needs(measure), parameters=cuts, **shared) for part in parts)
-    one, other = (evaluate(point, measure, cuts, granularity) for point in points)
+    points = (flow(model, part, needs=measures.needs(measure), parameters=targets_of(found), **shared) for part in parts)
+    one, other = (evaluate(point, measure, found, granularity) for point in points)
     return one, other
 
 
 def _layer(name: str, names: Sequence[str], point: Flow, scores: Scores, pair: tuple[Scores, Scores] | None) -> LayerDiagnosis:
-    theta, g, Hg = ([point.ingredient(kind, one) for one in names] for kind in ("theta", "g", "Hg"))
+    theta, g, Hg = ([point.tensors(kind)[one] for one in names] for kind in ("theta", "g", "Hg"))
     gradient_norm, theta_Hg = _dot(g, g), _dot(theta, Hg)
     units = sum(scores[one].numel() for one in names)
     zeros = sum(int(torch.count_nonzero(scores[one] == 0)) for one in names)

@@ -48,12 +48,12 @@ class Flow:
     loss: float | None = None
     samples: int = 0
 
-    def ingredient(self, kind: str, name: str) -> Tensor:
-        """The tensor of one kind (``"g"``) for one parameter, with an error that says how to get what is missing."""
-        values = getattr(self, kind)
+    def tensors(self, kind: str) -> Named:
+        """The tensors of one kind (``"g"``) by parameter name, or an error that says how to get what is missing."""
+        values: Named | None = getattr(self, kind)
         if values is None:
             raise ValueError(f"this flow has no {kind!r}: compute it with needs=({kind!r},), or for 'theta0' pass theta0=")
-        return values[name]  # type: ignore[no-any-return]
+        return values
 
 
 def flow(

@@ -1,19 +1,18 @@
-"""How much goes from which layers, round by round."""
+"""How much goes from which layers, round by round, and the choice of what stays."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, isclose
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from torch_flowprune.candidates import Candidate, Candidates, lefts
 from torch_flowprune.schedules import Schedule, fraction, steps, to_prune
-from torch_flowprune.scoring import Cuts, Scores
-from torch_flowprune.selection import numbers
-from torch_flowprune.targets import parameters_of
-from torch_flowprune.units import Blocks, alive
+from torch_flowprune.scoring import Scores
+from torch_flowprune.selection import Cut, lowest, lowest_in_blocks, numbers, with_floors
+from torch_flowprune.units import Blocks
 
 
 @dataclass(frozen=True)
@@ -24,14 +23,14 @@ class Pool:
     gone_after: tuple[int, ...]
 
 
-def pools(cuts: Cuts, sparsity: float | None, amount: float | None, scope: str, rounds: int, schedule: str | Schedule) -> list[Pool]:
+def pools(found: Candidates, sparsity: float | None, amount: float | None, scope: str, rounds: int, schedule: str | Schedule) -> list[Pool]:
     """Pruning each layer to one sparsity is global pruning of one layer at a time."""
     if scope not in ("global", "layer"):
         raise ValueError(f"scope should be 'global' (one ranking over all layers) or 'layer' (each to the same sparsity), got {scope!r}")
-    counts = {name: len(units.rows(target.parameter)) for name, (target, units) in cuts.items()}
-    left = dict(zip(cuts, numbers(lefts(cuts)), strict=True))
-    groups = [tuple(cuts)] if scope == "global" else [(name,) for name in cuts]
-    if (blocks := next((units for _, units in cuts.values() if isinstance(units, Blocks)), None)) is not None:
+    counts = {name: len(candidate) for name, candidate in found.items()}
+    left = dict(zip(found, numbers(lefts(found)), strict=True))
+    groups = [tuple(found)] if scope == "global" else [(name,) for name in found]
+    if (blocks := next((candidate.blocks for candidate in found.values()), None)) is not None:
         _check_pattern(blocks, sparsity, amount, rounds)
         return [Pool(group, (sum(counts[name] for name in group) * (blocks.m - blocks.n) // blocks.m,)) for group in groups]
     return [_pool(group, counts, left, sparsity, amount, rounds, schedule) for group in groups]
@@ -62,27 +61,15 @@ def _check_pattern(blocks: Blocks, sparsity: float | None, amount: float | None,
         raise ValueError(f"granularity '{blocks.n}:{blocks.m}' is sparsity {own:g} in one round: leave sparsity=, amount= and rounds= out")
 
 
-def floors(cuts: Cuts, min_keep: float | None) -> dict[str, int] | None:
+def floors(found: Candidates, min_keep: float | None) -> dict[str, int] | None:
     """How many units each layer keeps at least."""
     if min_keep is None:
         return None
     if isinstance(min_keep, bool) or not isinstance(min_keep, (int, float)) or not min_keep >= 0 or (isinstance(min_keep, float) and min_keep > 1):
         raise ValueError(f"min_keep should be a number of units a layer keeps (int) or a fraction of the layer (float from 0 to 1), got {min_keep!r}")
-    counts = {name: len(units.rows(target.parameter)) for name, (target, units) in cuts.items()}
+    counts = {name: len(candidate) for name, candidate in found.items()}
     # 0.7 of 10 is 7.000000000000001 in floating point, and 7 all the same.
     return {name: min(min_keep, count) if isinstance(min_keep, int) else ceil(round(min_keep * count, 6)) for name, count in counts.items()}
-
-
-def lefts(cuts: Cuts) -> list[Tensor | int]:
-    """How many units of each parameter are left."""
-    return [
-        len(units.rows(target.parameter)) if target.mask is None else torch.count_nonzero(alive(units, target.mask)) for target, units in cuts.values()
-    ]
-
-
-def alive_units(cuts: Cuts, name: str) -> Tensor | None:
-    target, units = cuts[name]
-    return None if target.mask is None else alive(units, target.mask)
 
 
 def check_rounds(rounds: int, given: Scores | None, data: object) -> None:
@@ -92,7 +79,33 @@ def check_rounds(rounds: int, given: Scores | None, data: object) -> None:
         raise ValueError(f"rounds={rounds} reads the data in every round, and this iterator can be read only once: pass a list or a DataLoader")
 
 
-def current(model: nn.Module, cuts: Cuts) -> Cuts:
-    """The same cuts with the masks that the model has now."""
-    known = parameters_of(model)
-    return {name: (known[name], units) for name, (_, units) in cuts.items()}
+@dataclass(frozen=True)
+class Choice:
+    """What stays: one flag a unit by candidate; the highest score that went; how many units that stay tie with it."""
+
+    keeps: dict[str, Tensor]
+    threshold: float | None
+    tied: int
+
+
+def choose(found: Candidates, scores: Scores, plan: Sequence[Pool], round_: int, least: dict[str, int] | None) -> Choice:
+    """The lowest of each pool go, as many as the plan says for this round."""
+    keeps: dict[str, Tensor] = {}
+    made: list[Cut] = []
+    for pool in plan:
+        members = {name: found[name] for name in pool.names}
+        if found[pool.names[0]].blocks is not None:
+            keeps |= {name: _keep_in_blocks(candidate, scores[name]) for name, candidate in members.items()}
+            continue
+        values, alive = [scores[name] for name in pool.names], [candidate.alive() for candidate in members.values()]
+        k = pool.gone_after[round_] - sum(map(len, members.values())) + sum(numbers(lefts(members)))
+        made.append(lowest(values, k, alive) if least is None else with_floors(values, k, [least[name] for name in pool.names], alive))
+        keeps |= dict(zip(pool.names, made[-1].keep, strict=True))
+    return Choice(keeps, max((cut.threshold for cut in made if cut.threshold is not None), default=None), sum(cut.tied for cut in made))
+
+
+def _keep_in_blocks(candidate: Candidate, scores: Tensor) -> Tensor:
+    blocks, left = candidate.blocks, candidate.alive()
+    assert blocks is not None
+    shaped = None if left is None else left.view(-1, blocks.m)
+    return lowest_in_blocks(scores.view(-1, blocks.m), blocks.m - blocks.n, shaped).flatten()

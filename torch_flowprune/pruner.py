@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune import measures
+from torch_flowprune.candidates import Candidates, candidates, label, targets_of
 from torch_flowprune.data import Batch
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.measures import Measure
 from torch_flowprune.pruning import global_prune
 from torch_flowprune.report import Report
 from torch_flowprune.schedules import Schedule, fraction, steps
-from torch_flowprune.scoring import Cuts, Scores, cut, evaluate
+from torch_flowprune.scoring import Scores, evaluate
 from torch_flowprune.targets import unwrapped, wide
 
 _FROM_BACKWARD = {"theta", "theta0", "g", "g2", "generator"}
@@ -76,7 +77,7 @@ class Pruner:
         self.options, self.generator = _known(options), generator
         self.round = 0
         self.tracked: dict[str, Tensor] = {}
-        self._cuts()
+        self._candidates()
         needs_reference = "theta0" in measures.needs(self.measure)
         self.theta0 = _copy(unwrapped(model).state_dict()) if needs_reference and theta0 is None else theta0
 
@@ -105,9 +106,9 @@ class Pruner:
         Raises:
             ValueError: if a gradient is missing, or the measure needs a batch.
         """
-        cuts = self._cuts()
-        found = evaluate(self._point(cuts, batch), self.measure, cuts, self._granularity, self.generator)
-        for name, score in found.items():
+        found = self._candidates()
+        scores = evaluate(self._point(found, batch), self.measure, found, self._granularity, self.generator)
+        for name, score in scores.items():
             old = self.tracked.get(name)
             self.tracked[name] = score * self.alpha if old is None else torch.lerp(old, score, self.alpha)
 
@@ -129,8 +130,9 @@ class Pruner:
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """The round, the tracked average and the reference point: plain values and tensors."""
-        return {"round": self.round, "goals": list(self.goals), "tracked": dict(self.tracked), "theta0": self.theta0}
+        """The round, the tracked average, the reference point and the generator's state: plain values and tensors."""
+        source = None if self.generator is None else self.generator.get_state()
+        return {"round": self.round, "goals": list(self.goals), "tracked": dict(self.tracked), "theta0": self.theta0, "generator": source}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state.
@@ -141,34 +143,35 @@ class Pruner:
         if tuple(state["goals"]) != self.goals:
             raise ValueError(f"this state is of a pruner with sparsities {state['goals']}, and this one has {list(self.goals)}")
         self.round, self.tracked, self.theta0 = state["round"], dict(state["tracked"]), state["theta0"]
+        if self.generator is not None and state.get("generator") is not None:
+            self.generator.set_state(state["generator"].cpu())
 
     @property
     def _granularity(self) -> str:
-        granularity = self.options.get("granularity", "weight")
-        return granularity if isinstance(granularity, str) else repr(granularity)
+        return label(self.options.get("granularity", "weight"))
 
-    def _cuts(self) -> Cuts:
+    def _candidates(self) -> Candidates:
         choice = {key: self.options.get(key) for key in _CHOICE}
-        return cut(unwrapped(self.model), self.options.get("granularity", "weight"), **choice)
+        return candidates(unwrapped(self.model), self.options.get("granularity", "weight"), **choice)
 
-    def _point(self, cuts: Cuts, batch: Batch) -> Flow:
+    def _point(self, found: Candidates, batch: Batch) -> Flow:
         needs = measures.needs(self.measure)
         if batch is not None:
             options = {key: self.options[key] for key in _FLOW if key in self.options}
-            return flow(self.model, batch, needs=needs, parameters=cuts, theta0=self.theta0, **options)
+            return flow(self.model, batch, needs=needs, parameters=targets_of(found), theta0=self.theta0, **options)
         if beyond := set(needs) - _FROM_BACKWARD:
             raise ValueError(f"{measures.name_of(self.method)!r} reads {', '.join(sorted(beyond))}, which .grad does not hold: call track(batch)")
         if {"g", "g2"} & set(needs):
-            return _with_gradients(flow(self.model, needs=(), parameters=cuts, theta0=self.theta0), cuts)
-        return flow(self.model, needs=(), parameters=cuts, theta0=self.theta0)
+            return _with_gradients(flow(self.model, needs=(), parameters=targets_of(found), theta0=self.theta0), found)
+        return flow(self.model, needs=(), parameters=targets_of(found), theta0=self.theta0)
 
 
-def _with_gradients(point: Flow, cuts: Cuts) -> Flow:
+def _with_gradients(point: Flow, found: Candidates) -> Flow:
     """The flow at one minibatch, with g read from ``.grad``."""
-    missing = [name for name, (target, _) in cuts.items() if target.parameter.grad is None]
+    missing = [name for name, target in targets_of(found).items() if target.parameter.grad is None]
     if missing:
         raise ValueError(f".grad of {', '.join(missing[:5])} is None: call track() after loss.backward() and before zero_grad()")
-    g = {name: wide(target.parameter.grad.detach()) for name, (target, _) in cuts.items()}  # type: ignore[union-attr]
+    g = {name: wide(target.parameter.grad.detach()) for name, target in targets_of(found).items()}  # type: ignore[union-attr]
     return Flow(theta=point.theta, theta0=point.theta0, g=g, g2={name: value.square() for name, value in g.items()})
 
 

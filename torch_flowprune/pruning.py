@@ -5,26 +5,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torch_flowprune import measures
+from torch_flowprune.candidates import Candidates, candidates, lefts, targets_of
 from torch_flowprune.data import Closure, Loss
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.masking import all_or_nothing, apply_masks
 from torch_flowprune.measures import Measure
-from torch_flowprune.plan import alive_units, check_rounds, current, floors, lefts, pools
+from torch_flowprune.plan import Choice, check_rounds, choose, floors, pools
 from torch_flowprune.ranks import Ranks
 from torch_flowprune.report import Layer, Report
 from torch_flowprune.schedules import Schedule
-from torch_flowprune.scoring import Cuts, Scores, cut, evaluate
-from torch_flowprune.selection import Cut, lowest, lowest_in_blocks, numbers, with_floors
-from torch_flowprune.targets import Pair, Pattern, Target, parameters_of, unwrapped
-from torch_flowprune.units import Blocks, Granularity, Units
-
-Keeps: TypeAlias = dict[str, Tensor]
+from torch_flowprune.scoring import Scores, evaluate, given
+from torch_flowprune.selection import numbers
+from torch_flowprune.targets import Pair, Pattern, parameters_of, unwrapped
+from torch_flowprune.units import Granularity
 
 
 class LayerCollapseWarning(UserWarning):
@@ -102,23 +101,23 @@ def global_prune(
     wrapped, model, ranks = model, unwrapped(model), Ranks.of(model)
     measure = measures.resolve(method)
     granularity = granularity or (scores.granularity if isinstance(scores, Scores) else "weight")
-    cuts = cut(model, granularity, _parameters(model, parameters, include, scores), include, exclude)
-    given = None if scores is None else _given(scores, cuts, granularity)
-    plan = pools(cuts, sparsity, amount, scope, rounds, schedule)
-    least = floors(cuts, min_keep)
-    check_rounds(rounds, given, data)
+    found = candidates(model, granularity, _parameters(model, parameters, include, scores), include, exclude)
+    fixed = None if scores is None else given(scores, found, granularity)
+    plan = pools(found, sparsity, amount, scope, rounds, schedule)
+    least = floors(found, min_keep)
+    check_rounds(rounds, fixed, data)
     reports: list[Report] = []
-    with all_or_nothing(target for target, _ in cuts.values()):
+    with all_or_nothing(targets_of(found).values()):
         for round_ in range(rounds):
-            cuts = current(model, cuts)
+            found = _renewed(model, found)
             point = flow(
-                wrapped, data, loss=loss, needs=() if given else measures.needs(measure), closure=closure, parameters=cuts, theta0=theta0,
+                wrapped, data, loss=loss, needs=() if fixed else measures.needs(measure), closure=closure, parameters=targets_of(found), theta0=theta0,
                 max_samples=max_samples, temperature=temperature, mode=mode, example_inputs=example_inputs, progress=progress,
             )  # fmt: skip
-            found = given or evaluate(point, measure, cuts, granularity, generator)
-            keeps, threshold, tied = _select(cuts, found, [(pool.names, pool.gone_after[round_]) for pool in plan], least)
-            ranks.agree(keeps.values())
-            reports.append(_apply(model, cuts, found, keeps, threshold, tied, point))
+            current = fixed or evaluate(point, measure, found, granularity, generator)
+            choice = choose(found, current, plan, round_, least)
+            ranks.agree(choice.keeps.values())
+            reports.append(_apply(model, found, current, choice, point))
     report = _joined(reports)
     _warn(report)
     return report
@@ -138,81 +137,43 @@ def _parameters(
     return [known[key].owners[0] if isinstance(key, str) else key for key in scores]
 
 
-def _given(scores: Mapping[Any, Tensor], cuts: Cuts, granularity: Granularity) -> Scores:
-    """Scores from outside, checked: one for every unit of every parameter to prune, no nan."""
-    values = {}
-    for name, (target, units) in cuts.items():
-        value = next((scores[key] for key in (name, *target.owners) if key in scores), None)
-        if value is None:
-            raise ValueError(f"scores= has no entry for {name!r}: compute scores for it too, or leave it out with exclude=")
-        values[name] = _as_units(value, target.parameter, units, name)
-    return Scores(values, getattr(scores, "method", "given scores"), granularity if isinstance(granularity, str) else repr(granularity))
+def _renewed(model: nn.Module, found: Candidates) -> Candidates:
+    known = parameters_of(model)
+    return {name: candidate.renewed(known) for name, candidate in found.items()}
 
 
-def _as_units(value: Tensor, parameter: Tensor, units: Units, name: str) -> Tensor:
-    rows = units.rows(parameter.detach())
-    if value.is_meta or not (value.is_floating_point() or value.dtype in (torch.int32, torch.int64)):
-        raise ValueError(f"the scores of {name!r} should be numbers with values, got {value.dtype} on {value.device}")
-    laid = units.rows(value).squeeze(-1) if value.shape == parameter.shape and rows.shape[1] == 1 else value
-    if laid.shape != rows.shape[:1]:
-        raise ValueError(f"the scores of {name!r} have shape {tuple(value.shape)}: expected one a unit, ({len(rows)},)")
-    if laid.isnan().any():
-        raise ValueError(f"the scores of {name!r} hold nan: no order can be told")
-    return laid.detach().to(parameter.device)
-
-
-def _select(cuts: Cuts, scores: Scores, pools: Sequence[tuple[tuple[str, ...], int]], least: dict[str, int] | None) -> tuple[Keeps, float | None, int]:
-    """One flag a unit for every parameter, the threshold, and how many units that stay tie with it."""
-    keeps: Keeps = {}
-    made: list[Cut] = []
-    for names, gone_after in pools:
-        blocks = cuts[names[0]][1]
-        if isinstance(blocks, Blocks):
-            keeps |= {name: _keep_in_blocks(blocks, scores[name], alive_units(cuts, name)) for name in names}
-            continue
-        values, alive = [scores[name] for name in names], [alive_units(cuts, name) for name in names]
-        k = gone_after - sum(map(torch.numel, values)) + sum(numbers(lefts({name: cuts[name] for name in names})))
-        made.append(lowest(values, k, alive) if least is None else with_floors(values, k, [least[name] for name in names], alive))
-        keeps |= dict(zip(names, made[-1].keep, strict=True))
-    return keeps, max((cut.threshold for cut in made if cut.threshold is not None), default=None), sum(cut.tied for cut in made)
-
-
-def _keep_in_blocks(blocks: Blocks, scores: Tensor, left: Tensor | None) -> Tensor:
-    shaped = None if left is None else left.view(-1, blocks.m)
-    return lowest_in_blocks(scores.view(-1, blocks.m), blocks.m - blocks.n, shaped).flatten()
-
-
-def _apply(model: nn.Module, cuts: Cuts, scores: Scores, keeps: Keeps, threshold: float | None, tied: int, point: Flow) -> Report:
+def _apply(model: nn.Module, found: Candidates, scores: Scores, choice: Choice, point: Flow) -> Report:
     """Put the masks on, and say what they did; a parameter that keeps everything gets none."""
-    before = numbers(lefts(cuts))
-    after = numbers([torch.count_nonzero(keep) for keep in keeps.values()])
-    changed = {name for name, was, now in zip(keeps, before, after, strict=True) if now < was}
-    loss, norm = _predicted(point.g, -1, changed, cuts, keeps, point), _predicted(point.Hg, -2, changed, cuts, keeps, point)
-    apply_masks(model, {name: cuts[name][1].mask(keeps[name], cuts[name][0].parameter.shape) for name in keeps if name in changed})
-    now = current(model, cuts)
-    kept = numbers([target.parameter.numel() if target.mask is None else torch.count_nonzero(target.mask) for target, _ in now.values()])
+    before = numbers(lefts(found))
+    after = numbers([torch.count_nonzero(keep) for keep in choice.keeps.values()])
+    changed = [name for name, was, now in zip(choice.keeps, before, after, strict=True) if now < was]
+    masks = _merged([found[name].masks(choice.keeps[name]) for name in changed])
+    loss, norm = _predicted(point, "g", -1, masks), _predicted(point, "Hg", -2, masks)
+    apply_masks(model, masks)
+    now = _renewed(model, found)
+    kept = numbers([candidate.kept_weights() for candidate in now.values()])
     layers = tuple(
-        _layer(name, target, len(keeps[name]), left, was - left, weights)
-        for (name, (target, _)), was, left, weights in zip(now.items(), before, after, kept, strict=True)
+        Layer(name, candidate.shape, len(candidate), len(candidate) - left, was - left, candidate.weights, candidate.weights - weights)
+        for (name, candidate), was, left, weights in zip(now.items(), before, after, kept, strict=True)
     )
-    return Report(scores.method, scores.granularity, layers, threshold, tied, point.loss, point.samples, loss, norm)
+    return Report(scores.method, scores.granularity, layers, choice.threshold, choice.tied, point.loss, point.samples, loss, norm)
 
 
-def _layer(name: str, target: Target, units: int, left: int, newly: int, weights: int) -> Layer:
-    size = target.parameter.numel()
-    return Layer(name, tuple(target.parameter.shape), units, units - left, newly, size, size - weights)
+def _merged(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One mask a parameter: what any part removes is removed."""
+    masks: dict[str, Tensor] = {}
+    for part in parts:
+        masks |= {name: mask & masks[name] if name in masks else mask for name, mask in part.items()}
+    return masks
 
 
-def _predicted(derivative: dict[str, Tensor] | None, factor: int, changed: set[str], cuts: Cuts, keeps: Keeps, point: Flow) -> float | None:
+def _predicted(point: Flow, kind: str, factor: int, masks: dict[str, Tensor]) -> float | None:
     """factor · Σ θ·derivative over what goes: the first-order change of the loss (g, −1) or of ‖g‖² (Hg, −2)."""
-    if derivative is None:
+    if getattr(point, kind) is None:
         return None
-    total = 0.0
-    for name in changed:
-        target, units = cuts[name]
-        gone = ~units.mask(keeps[name], target.parameter.shape)
-        total += torch.where(gone, point.theta[name] * derivative[name], 0).sum(dtype=torch.float64).item()
-    return factor * total
+    derivative = point.tensors(kind)
+    parts = [torch.where(mask, 0, point.theta[name] * derivative[name]).sum(dtype=torch.float64) for name, mask in masks.items()]
+    return factor * sum(part.item() for part in parts)
 
 
 def _joined(reports: Sequence[Report]) -> Report:

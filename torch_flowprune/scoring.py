@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -13,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune import measures
+from torch_flowprune.candidates import Candidate, Candidates, candidates, label, targets_of
 from torch_flowprune.data import Closure, Loss
 from torch_flowprune.flow import Flow, flow
-from torch_flowprune.masking import check_can_mask
 from torch_flowprune.measures import Measure
-from torch_flowprune.targets import Pair, Pattern, Target, prunable, unwrapped
-from torch_flowprune.units import Blocks, Granularity, Units, parse
-
-Cuts = dict[str, tuple[Target, Units]]
+from torch_flowprune.targets import Pair, Pattern, unwrapped
+from torch_flowprune.units import Granularity
+from torch_flowprune.untouched import cpu_generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,15 +122,15 @@ def scores(  # type: ignore[misc]  # the overloads leave the keyword options to 
     names = [one if isinstance(one, str) else measures.name_of(one) for one in methods]
     if len(set(names)) < len(names):
         raise ValueError(f"scores come back by name, and method= has {', '.join(names)}: give each function a __name__ of its own")
-    cuts = cut(model, granularity, parameters, include, exclude)
+    chosen = candidates(model, granularity, parameters, include, exclude)
     needs = {kind for measure in resolved for kind in measures.needs(measure)}
     if "theta0" in needs and theta0 is None:
         raise ValueError("this measure reads theta0, the parameters at a reference point: pass theta0=, a state dict taken at initialisation")
     point = flow(
-        wrapped, data, loss=loss, needs=tuple(needs), closure=closure, parameters=cuts, theta0=theta0, max_samples=max_samples,
+        wrapped, data, loss=loss, needs=tuple(needs), closure=closure, parameters=targets_of(chosen), theta0=theta0, max_samples=max_samples,
         temperature=temperature, mode=mode, example_inputs=example_inputs, progress=progress,
     )  # fmt: skip
-    found = {name: evaluate(point, measure, cuts, granularity, generator) for name, measure in zip(names, resolved, strict=True)}
+    found = {name: evaluate(point, measure, chosen, granularity, generator) for name, measure in zip(names, resolved, strict=True)}
     return next(iter(found.values())) if isinstance(method, str) or callable(method) else found
 
 
@@ -152,82 +150,45 @@ def importance_scores(model: nn.Module, method: str | Measure = "magnitude", dat
     if options.get("parameters") is not None:
         options["parameters"] = list(options["parameters"])
     found = scores(model, method, data, **options)
-    chosen = cut(model, "weight", options.get("parameters"), options.get("include"), options.get("exclude"))
-    return {target.owners[0]: found[name].view(target.parameter.shape) for name, (target, _) in chosen.items()}
+    chosen = targets_of(candidates(model, "weight", options.get("parameters"), options.get("include"), options.get("exclude")))
+    return {target.owners[0]: found[name].view(target.parameter.shape) for name, target in chosen.items()}
 
 
-def cut(
-    model: nn.Module,
-    granularity: Granularity,
-    parameters: Iterable[Pair] | None = None,
-    include: Pattern | Sequence[Pattern] | None = None,
-    exclude: Pattern | Sequence[Pattern] | None = None,
-) -> Cuts:
-    """The parameters to prune and how each is cut into units; all of them can carry a mask.
-
-    Parameters that n:m blocks do not fit are an error where ``parameters`` names them, and else left out with a warning.
-    """
-    units_of = parse(granularity)
-    cuts: Cuts = {}
-    left_out = []
-    for target in prunable(model, parameters, include, exclude):
-        check_can_mask(target, target.name)
-        units = units_of(target)
-        if isinstance(units, Blocks) and not units.fits(target.parameter.shape):
-            left_out.append(target.name)
-        else:
-            cuts[target.name] = (target, units)
-    if left_out:
-        _report_left_out(left_out, granularity, required=parameters is not None or not cuts)
-    return cuts
-
-
-def _report_left_out(names: list[str], granularity: Granularity, required: bool) -> None:
-    text = f"the input axis of {', '.join(names)} does not divide into whole blocks of {granularity}"
-    if required:
-        raise ValueError(f"{text}: leave them out")
-    warnings.warn(f"{text}: they stay dense", UserWarning, stacklevel=4)
-
-
-def evaluate(point: Flow, measure: Measure, cuts: Cuts, granularity: Granularity, generator: torch.Generator | None = None) -> Scores:
-    """One measure over every cut parameter of a flow; every score is finite."""
+def evaluate(point: Flow, measure: Measure, found: Candidates, granularity: Granularity, generator: torch.Generator | None = None) -> Scores:
+    """One measure over every candidate of a flow; every score is finite."""
     needed = measures.needs(measure)
-    with _source(generator) as source:
-        values = {}
-        for name, (_, units) in cuts.items():
-            arguments = {kind: source if kind == "generator" else units.rows(point.ingredient(kind, name)) for kind in needed}
-            values[name] = _checked(measure(**arguments), len(units.rows(point.theta[name])), measure, name)
+    values = {}
+    with cpu_generator(generator) as source:
+        for name, candidate in found.items():
+            arguments = {kind: source if kind == "generator" else candidate.rows(point.tensors(kind)) for kind in needed}
+            values[name] = _checked(measure(**arguments), len(candidate), measure, name)
     _all_finite(values, measure)
-    return Scores(values, measures.name_of(measure), granularity if isinstance(granularity, str) else repr(granularity))
+    return Scores(values, measures.name_of(measure), label(granularity))
 
 
-def _source(generator: torch.Generator | None) -> Any:
-    """The generator given; else torch's global one, put back afterwards, so that scoring leaves no trace and a seed gives one mask."""
-    return _Global() if generator is None else _Given(generator)
+def given(scores: Mapping[Any, Tensor], found: Candidates, granularity: Granularity) -> Scores:
+    """Scores from outside, by name or ``(module, name)``, checked: one for every unit of every candidate, no nan."""
+    values = {}
+    for name, candidate in found.items():
+        keys = (name, *(owner for target in candidate.targets for owner in target.owners))
+        value = next((scores[key] for key in keys if key in scores), None)
+        if value is None:
+            raise ValueError(f"scores= has no entry for {name!r}: compute scores for it too, or leave it out with exclude=")
+        values[name] = _as_units(value, candidate)
+    return Scores(values, getattr(scores, "method", "given scores"), label(granularity))
 
 
-class _Given:
-    def __init__(self, generator: torch.Generator) -> None:
-        if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
-            raise TypeError(f"generator should be a torch.Generator on the CPU (one seed then gives one mask on every device), got {generator!r}")
-        self.generator = generator
-
-    def __enter__(self) -> torch.Generator:
-        return self.generator
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-class _Global(_Given):
-    def __init__(self) -> None:
-        super().__init__(torch.default_generator)
-
-    def __enter__(self) -> torch.Generator:
-        self.state = self.generator.get_state()
-        return self.generator
-
-    def __exit__(self, *error: object) -> None:
-        self.generator.set_state(self.state)
+def _as_units(value: Tensor, candidate: Candidate) -> Tensor:
+    name = candidate.name
+    if value.is_meta or not (value.is_floating_point() or value.dtype in (torch.int32, torch.int64)):
+        raise ValueError(f"the scores of {name!r} should be numbers with values, got {value.dtype} on {value.device}")
+    whole = value.shape == candidate.shape and value.numel() == len(candidate)
+    laid = candidate.rows({name: value}).squeeze(-1) if whole and value.dim() != 1 else value
+    if laid.shape != (len(candidate),):
+        raise ValueError(f"the scores of {name!r} have shape {tuple(value.shape)}: expected one a unit, ({len(candidate)},)")
+    if laid.isnan().any():
+        raise ValueError(f"the scores of {name!r} hold nan: no order can be told")
+    return laid.detach().to(candidate.targets[0].parameter.device)
 
 
 def _checked(value: Tensor, units: int, measure: Measure, name: str) -> Tensor:

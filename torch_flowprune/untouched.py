@@ -114,3 +114,18 @@ def _generators(data: object) -> list[torch.Generator]:
     holders = [data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None)]
     found = {id(generator): generator for holder in holders if isinstance(generator := getattr(holder, "generator", None), torch.Generator)}
     return list(found.values())
+
+
+@contextmanager
+def cpu_generator(generator: torch.Generator | None) -> Iterator[torch.Generator]:
+    """The generator given; else torch's global one, put back afterwards, so that scoring leaves no trace and a seed gives one mask."""
+    if generator is not None:
+        if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+            raise TypeError(f"generator should be a torch.Generator on the CPU (one seed then gives one mask on every device), got {generator!r}")
+        yield generator
+        return
+    state = torch.get_rng_state()
+    try:
+        yield torch.default_generator
+    finally:
+        torch.set_rng_state(state)
