@@ -50,7 +50,15 @@ class LayerDiagnosis:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What :func:`diagnose` found: one entry a layer, and one for all of them together."""
+    """What :func:`diagnose` found.
+
+    Attributes:
+        method: the measure whose zeros and stability were asked.
+        layers: one entry a parameter, in model order.
+        total: the same over all of them together.
+        loss: the mean loss.
+        samples: over how many samples.
+    """
 
     method: str
     layers: tuple[LayerDiagnosis, ...]

@@ -65,10 +65,16 @@ class MaskHook(prune.PruningContainer):
 def apply_masks(model: nn.Module, masks: Masks) -> None:
     """Put masks on a model, by parameter name: bool (True = kept), or packed to bytes as ``fp.masks(model, packed=True)`` gives them.
 
-    A parameter already pruned keeps only what both masks keep. All or nothing: everything is checked first, and an error on the way takes back what was done.
+    A parameter already pruned keeps only what both masks keep. All or nothing: everything is checked first, and an error on the way
+    takes back what was done.
 
     Raises:
         ValueError: for an unknown name, a mask of another shape or dtype, or a parameter that cannot carry a mask.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> apply_masks(layer, {"weight": torch.tensor([[True, False], [True, True]])})
+    >>> int((layer.weight == 0).sum())
+    1
     """
     known = parameters_of(unwrapped(model))
     checked = {name: fitting(known.get(name), name, mask) for name, mask in masks.items()}

@@ -39,6 +39,7 @@ class Pruner:
         schedule: a schedule's name, a function of ``(rounds, start, target)``, or the sparsities themselves, one a round.
         alpha: the weight of the newest minibatch in the average; the paper's code has 0.8.
         theta0: the reference point, for measures that read it; the parameters as they are now if left out.
+        generator: the source of randomness for ``random``.
         options: further arguments of :func:`~torch_flowprune.pruning.global_prune` (``granularity``, ``loss``, ``min_keep``, ...).
 
     Raises:
