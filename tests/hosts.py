@@ -45,7 +45,9 @@ def output(model: nn.Module, inputs: Tensor) -> Tensor:
 @contextmanager
 def poison(model: nn.Module) -> Iterator[None]:
     """Inside, every pruned entry of a ``weight_orig`` is nan: whoever reads it instead of the masked weight computes nan."""
-    kept = [(target.parameter, target.parameter.detach().clone(), target.mask == 0) for target in parameters_of(model).values() if target.mask is not None]
+    kept = [
+        (target.parameter, target.parameter.detach().clone(), target.mask == 0) for target in parameters_of(model).values() if target.mask is not None
+    ]
     assert kept, "nothing is pruned"
     with torch.no_grad():
         for parameter, _, gone in kept:
@@ -88,7 +90,9 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 
 def _bytes(value: Tensor | None) -> bytes | None:
-    return None if value is None or value.is_meta else value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+    return (
+        None if value is None or value.is_meta else value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+    )
 
 
 def masked_names(model: nn.Module) -> set[str]:

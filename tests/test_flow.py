@@ -322,7 +322,11 @@ def test_empty_data(data, needs):
         (None, ValueError, "this needs data: pass data="),
         (3, TypeError, "data= takes a DataLoader, any iterable of batches, or one batch, got int: 3"),
         ("train", TypeError, "data= takes a DataLoader, .* got str: 'train'"),
-        (TensorDataset(torch.zeros(3, 4), torch.zeros(3)), TypeError, r"data= is a dataset \(TensorDataset\), .* wrap it in a torch.utils.data.DataLoader"),
+        (
+            TensorDataset(torch.zeros(3, 4), torch.zeros(3)),
+            TypeError,
+            r"data= is a dataset \(TensorDataset\), .* wrap it in a torch.utils.data.DataLoader",
+        ),
         ([torch.zeros(2, 4)], ValueError, r"a batch should be \(input, target\) or a dict, got a list of 1; for anything else pass closure="),
         (torch.zeros(2, 4), ValueError, r"a batch should be \(input, target\) or a dict, got one tensor of shape \(2, 4\)"),
         ({"net_input": torch.zeros(2, 4)}, (ValueError, TypeError), "target under one of|unexpected keyword"),
@@ -369,7 +373,7 @@ def test_a_loss_that_is_not_finite_names_its_batch(value, sizes):
     last = len(sizes) - 1
     batches = CASES["mlp"].batches(sizes)
     batches[last][0][0] = float("nan")
-    loss = lambda x, y: F.cross_entropy(x, y) if x.isfinite().all() else x.nan_to_num().sum() * 0 + value  # noqa: E731
+    loss = lambda x, y: F.cross_entropy(x, y) if x.isfinite().all() else x.nan_to_num().sum() * 0 + value
     with pytest.raises(ValueError, match=f"the loss of batch {last} is {value}: scores would mean nothing"):
         fp.flow(cases.mlp(), batches, loss=loss)
 
@@ -405,7 +409,9 @@ def test_an_operator_without_a_second_derivative_says_so():
         def forward(self, x):
             return torch.ops.aten.hardsigmoid(self.net(x))
 
-    with pytest.raises(RuntimeError, match=r"H·g needs second derivatives, .* use a measure that reads only g \(torch says: derivative for aten::hardsigmoid"):
+    with pytest.raises(
+        RuntimeError, match=r"H·g needs second derivatives, .* use a measure that reads only g \(torch says: derivative for aten::hardsigmoid"
+    ):
         fp.flow(Net(), CASES["mlp"].batch(4))
     assert fp.flow(Net(), CASES["mlp"].batch(4), needs=("g",)).g["net.0.weight"].any()
 

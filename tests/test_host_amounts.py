@@ -110,7 +110,11 @@ def test_row_6_1_a_float_amount_is_of_what_is_left_and_sparsity_of_all():
 def test_row_6_2_more_than_is_left_on_a_later_round():
     layer = pruned(square(), sparsity=0.5)
     before = snapshot(layer)
-    for attempt in (lambda: fp.l1_unstructured(layer, "weight", 9), lambda: fp.global_prune(layer, amount=9), lambda: fp.random_structured(layer, "weight", 5)):
+    for attempt in (
+        lambda: fp.l1_unstructured(layer, "weight", 9),
+        lambda: fp.global_prune(layer, amount=9),
+        lambda: fp.random_structured(layer, "weight", 5),
+    ):
         with pytest.raises(ValueError, match="units left to prune"):
             attempt()
         assert snapshot(layer) == before
@@ -178,7 +182,7 @@ def test_row_6_4_every_class_has_a_type():
     for name in fp.__all__:
         kind = getattr(fp, name)
         if isinstance(kind, type) and issubclass(kind, prune.BasePruningMethod):
-            assert kind.PRUNING_TYPE == ("structured" if name.endswith("Structured") else "unstructured")
+            assert ("structured" if name.endswith("Structured") else "unstructured") == kind.PRUNING_TYPE
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -333,8 +337,17 @@ def test_row_6_13_a_transposed_weight():
     assert values[~layer.weight_mask].abs().max() <= values[layer.weight_mask].abs().min()
 
 
-@pytest.mark.parametrize(("dim", "error", "text"), [(2, ValueError, "dim=2 is not an axis"), (-3, ValueError, "dim=-3 is not an axis"), (5, ValueError, "dim=5"),
-                                                     (0.0, TypeError, "dim should be an int"), (None, TypeError, "dim should be an int"), (True, TypeError, "dim should be")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dim", "error", "text"),
+    [
+        (2, ValueError, "dim=2 is not an axis"),
+        (-3, ValueError, "dim=-3 is not an axis"),
+        (5, ValueError, "dim=5"),
+        (0.0, TypeError, "dim should be an int"),
+        (None, TypeError, "dim should be an int"),
+        (True, TypeError, "dim should be"),
+    ],
+)
 def test_row_6_14_bad_axes(dim, error, text):
     layer = nn.Linear(4, 3)
     before = snapshot(layer)

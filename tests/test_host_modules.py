@@ -299,7 +299,7 @@ def test_row_3_13_sparse_gradients():
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int8, torch.float16, torch.bfloat16, torch.float64])
 def test_row_3_13_dtypes(dtype):
     layer = nn.Linear(8, 8, bias=False)
-    layer.weight = nn.Parameter((torch.randn(8, 8) * 50).to(dtype), requires_grad=not dtype == torch.int8)
+    layer.weight = nn.Parameter((torch.randn(8, 8) * 50).to(dtype), requires_grad=dtype != torch.int8)
     fp.magnitude_unstructured(layer, "weight", 0.5)
     assert layer.weight.dtype is dtype
     assert (layer.weight == 0)[~layer.weight_mask].all()

@@ -11,7 +11,9 @@ FORMULAS = [name for name in fp.MEASURES if name != "random"]
 
 
 def rows(name, *shape):
-    values = {kind: torch.randn(shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i, kind in enumerate(measures.needs(name))}
+    values = {
+        kind: torch.randn(shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i, kind in enumerate(measures.needs(name))
+    }
     return {kind: value.square() if kind.startswith("g2") else value for kind, value in values.items()}
 
 
@@ -103,7 +105,7 @@ def test_needs(name, reads):
 
 
 def test_a_users_function_is_a_measure():
-    def mine(g, theta, power=2, *, Hg=None):  # noqa: N803
+    def mine(g, theta, power=2, *, Hg=None):
         return (theta * g).abs().pow(power).sum(-1)
 
     assert measures.resolve(mine) is mine

@@ -64,7 +64,10 @@ def trace(model, data):
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return {
         "state": {name: value.clone() for name, value in model.state_dict().items()},
-        "parameters": [(name, id(p), p.requires_grad, p._version, None if p.grad is None else (id(p.grad), p.grad.clone())) for name, p in model.named_parameters()],
+        "parameters": [
+            (name, id(p), p.requires_grad, p._version, None if p.grad is None else (id(p.grad), p.grad.clone()))
+            for name, p in model.named_parameters()
+        ],
         "parameter hooks": [list((p._backward_hooks or {}).items()) for p in model.parameters()],
         "buffers": [(name, id(b)) for name, b in model.named_buffers()],
         "empty buffers": [[key for key, value in module._buffers.items() if value is None] for module in modules],
@@ -100,7 +103,9 @@ EVERYTHING = ("g", "g2", "g2_sample", "Hg")
 X = torch.zeros(1, 1, 4, 4)
 CALLS = {
     "flow": lambda model, data, **options: fp.flow(model, data, needs=EVERYTHING, **options),
-    "flow of one batch": lambda model, data, **options: fp.flow(model, next(iter([(X.expand(3, 1, 4, 4), torch.arange(3))])), needs=EVERYTHING, **options),
+    "flow of one batch": lambda model, data, **options: fp.flow(
+        model, next(iter([(X.expand(3, 1, 4, 4), torch.arange(3))])), needs=EVERYTHING, **options
+    ),
     "flow of frozen": lambda model, data, **options: fp.flow(model, data, parameters=["frozen.weight"], **options),
     "flow cut short": lambda model, data, **options: fp.flow(model, data, max_samples=7, **options),
     "synflow": lambda model, data, **options: fp.flow(model, data, needs=("gR",), example_inputs=X, **options),

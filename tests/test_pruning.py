@@ -5,6 +5,7 @@ import math
 import re
 import warnings
 from fractions import Fraction
+from itertools import pairwise
 
 import cases
 import numpy as np
@@ -113,7 +114,10 @@ def test_a_lower_sparsity_is_an_error():
     model = cases.mlp()
     fp.global_prune(model, sparsity=0.5)
     before = masks(model)
-    with pytest.raises(ValueError, match=r"the model is already at sparsity 0.5, and what is pruned stays pruned: sparsity=0.3 is lower; give a higher one, or amount="):
+    with pytest.raises(
+        ValueError,
+        match=r"the model is already at sparsity 0.5, and what is pruned stays pruned: sparsity=0.3 is lower; give a higher one, or amount=",
+    ):
         fp.global_prune(model, sparsity=0.3)
     assert all(torch.equal(mask, before[name]) for name, mask in masks(model).items())
     assert fp.global_prune(model, sparsity=0.5).newly_pruned == 0
@@ -164,7 +168,9 @@ def test_everything_may_go():
 # amount
 
 
-@pytest.mark.parametrize(("amount", "expected"), [(0.25, 13), (10, 10), (0, 0), (1.0, 52), (1, 1), (np.float32(0.5), 26), (np.int64(7), 7), (Fraction(1, 4), 13)])
+@pytest.mark.parametrize(
+    ("amount", "expected"), [(0.25, 13), (10, 10), (0, 0), (1.0, 52), (1, 1), (np.float32(0.5), 26), (np.int64(7), 7), (Fraction(1, 4), 13)]
+)
 @QUIET
 def test_amount_is_torchs(amount, expected):
     model = cases.mlp()
@@ -208,7 +214,10 @@ def test_a_layer_further_than_the_others_is_named():
 # min_keep
 
 
-@pytest.mark.parametrize(("min_keep", "least"), [(3, [3, 3, 3]), (0.5, [10, 10, 6]), (0.01, [1, 1, 1]), (0.35, [7, 7, 5]), (15, [15, 15, 12]), (0, [0, 0, 0]), (0.0, [0, 0, 0])])
+@pytest.mark.parametrize(
+    ("min_keep", "least"),
+    [(3, [3, 3, 3]), (0.5, [10, 10, 6]), (0.01, [1, 1, 1]), (0.35, [7, 7, 5]), (15, [15, 15, 12]), (0, [0, 0, 0]), (0.0, [0, 0, 0])],
+)
 @QUIET
 def test_min_keep(min_keep, least):
     model = cases.mlp()
@@ -436,16 +445,32 @@ BAD = [
     ({"method": "magnitud", "sparsity": 0.5}, ValueError, "unknown measure 'magnitud'; did you mean 'magnitude'?"),
     ({"method": 3, "sparsity": 0.5}, TypeError, "method should be a measure's name or a function of rows"),
     ({"granularity": "kernel", "sparsity": 0.5}, ValueError, "unknown granularity 'kernel'"),
-    ({"scope": "local", "sparsity": 0.5}, ValueError, "scope should be 'global' (one ranking over all layers) or 'layer' (each to the same sparsity), got 'local'"),
+    (
+        {"scope": "local", "sparsity": 0.5},
+        ValueError,
+        "scope should be 'global' (one ranking over all layers) or 'layer' (each to the same sparsity), got 'local'",
+    ),
     ({"min_keep": -1, "sparsity": 0.5}, ValueError, "min_keep should be a number of units a layer keeps (int) or a fraction of the layer"),
     ({"min_keep": 1.5, "sparsity": 0.5}, ValueError, "got 1.5"),
     ({"min_keep": True, "sparsity": 0.5}, ValueError, "got True"),
     ({"min_keep": math.nan, "sparsity": 0.5}, ValueError, "min_keep should be"),
     ({"rounds": 0, "sparsity": 0.5}, ValueError, "rounds should be a whole number of at least 1, got 0"),
-    ({"rounds": 2, "schedule": "cosine", "sparsity": 0.5}, ValueError, "unknown schedule 'cosine': expected one of linear, exponential, cubic, paper"),
+    (
+        {"rounds": 2, "schedule": "cosine", "sparsity": 0.5},
+        ValueError,
+        "unknown schedule 'cosine': expected one of linear, exponential, cubic, paper",
+    ),
     ({"rounds": 2, "sparsity": 1.0}, ValueError, "an exponential schedule never reaches sparsity 1.0: use schedule='linear'"),
-    ({"rounds": 2, "sparsity": 0.5, "scores": {"0.weight": torch.ones(20)}}, ValueError, "rounds=2 scores anew before each round, and scores= are fixed"),
-    ({"rounds": 2, "sparsity": 0.5, "method": "taylor", "data": iter(LOADER)}, ValueError, "rounds=2 reads the data in every round, and this iterator"),
+    (
+        {"rounds": 2, "sparsity": 0.5, "scores": {"0.weight": torch.ones(20)}},
+        ValueError,
+        "rounds=2 scores anew before each round, and scores= are fixed",
+    ),
+    (
+        {"rounds": 2, "sparsity": 0.5, "method": "taylor", "data": iter(LOADER)},
+        ValueError,
+        "rounds=2 reads the data in every round, and this iterator",
+    ),
     ({"method": "taylor", "sparsity": 0.5}, ValueError, "this needs data: pass data="),
     ({"method": "taylor", "sparsity": 0.5, "data": []}, ValueError, "the data is empty"),
     ({"method": "taylor", "sparsity": 0.5, "data": LOADER, "mode": "test"}, ValueError, "mode should be 'eval' or 'train'"),
@@ -497,7 +522,9 @@ def test_a_parameter_that_cannot_carry_a_mask_stops_everything(build, text):
 def test_a_layer_that_loses_everything_is_named():
     model = cases.mlp()
     model[2].weight.data *= 1e-6
-    with pytest.warns(fp.LayerCollapseWarning, match="nothing is left of 2.weight: no signal passes there any more; min_keep= keeps some units of every layer"):
+    with pytest.warns(
+        fp.LayerCollapseWarning, match="nothing is left of 2.weight: no signal passes there any more; min_keep= keeps some units of every layer"
+    ):
         fp.global_prune(model, sparsity=0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -507,11 +534,15 @@ def test_a_layer_that_loses_everything_is_named():
 def test_ties_that_decide_are_named():
     model = nn.Sequential(nn.Linear(20, 5), nn.Linear(5, 5))
     nn.init.zeros_(model[0].weight)
-    with pytest.warns(fp.TiedScoresWarning, match=r"75 units that stay have exactly the score of the last that went, 0: .*; a zero-initialised branch or head"):
+    with pytest.warns(
+        fp.TiedScoresWarning, match=r"75 units that stay have exactly the score of the last that went, 0: .*; a zero-initialised branch or head"
+    ):
         report = fp.global_prune(model, sparsity=0.2)
     assert report.tied == 75
     nn.init.constant_(model[1].weight, 0.5)
-    with pytest.warns(fp.TiedScoresWarning, match=r"20 units that stay have exactly the score of the last that went, 0.5: model order decided, not the measure$"):
+    with pytest.warns(
+        fp.TiedScoresWarning, match=r"20 units that stay have exactly the score of the last that went, 0.5: model order decided, not the measure$"
+    ):
         fp.global_prune(model, amount=5, include="1")
 
 
@@ -554,7 +585,7 @@ def test_the_predicted_change_approximates_the_actual_one():
         norms = [oracles.flatten(one.g).square().sum().item() for one in (before, after)]
         assert model[2].weight[1:3].abs().sum() == 0
         errors.append([report.predicted_loss_change - (after.loss - before.loss), report.predicted_gradient_norm_change - (norms[1] - norms[0])])
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         for one, other in zip(coarse, fine, strict=True):
             assert abs(other) < abs(one) / 50
 

@@ -99,6 +99,8 @@ def _imports(path, module):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import) and any(alias.name == module for alias in node.names):
             return True
-        if isinstance(node, ast.ImportFrom) and (node.module == module or (node.module == parent and any(alias.name == last for alias in node.names))):
+        if isinstance(node, ast.ImportFrom) and (
+            node.module == module or (node.module == parent and any(alias.name == last for alias in node.names))
+        ):
             return True
     return False

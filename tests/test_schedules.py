@@ -74,7 +74,13 @@ def test_ones_own_schedule():
 
 @pytest.mark.parametrize(
     "own",
-    [lambda r, s, t: [t], lambda r, s, t: [0.4, 0.3, t], lambda r, s, t: [0.1, 0.2, 0.3], lambda r, s, t: [-0.1, 0.2, t], lambda r, s, t: [0.1, 0.9, t]],
+    [
+        lambda r, s, t: [t],
+        lambda r, s, t: [0.4, 0.3, t],
+        lambda r, s, t: [0.1, 0.2, 0.3],
+        lambda r, s, t: [-0.1, 0.2, t],
+        lambda r, s, t: [0.1, 0.9, t],
+    ],
     ids=["too few", "falling", "short of the target", "below the start", "past the target"],
 )
 def test_a_bad_schedule_of_ones_own(own):

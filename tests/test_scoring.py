@@ -113,10 +113,16 @@ def test_a_users_measure():
 @pytest.mark.parametrize(
     ("measure", "text"),
     [
-        (lambda theta: theta.abs(), r"the measure '<lambda>' gave \(20, 1\) for '0.weight': expected one score a unit, shape \(20,\); reduce the last axis"),
+        (
+            lambda theta: theta.abs(),
+            r"the measure '<lambda>' gave \(20, 1\) for '0.weight': expected one score a unit, shape \(20,\); reduce the last axis",
+        ),
         (lambda theta: theta.sum(), r"gave \(\) for '0.weight'"),
         (lambda theta: 3.0, "gave float for '0.weight'"),
-        (lambda theta: theta.sum(-1) / 0, "the <lambda> scores of 0.weight, 2.weight, 4.weight are not all finite: a weight or derivative there is nan or inf"),
+        (
+            lambda theta: theta.sum(-1) / 0,
+            "the <lambda> scores of 0.weight, 2.weight, 4.weight are not all finite: a weight or derivative there is nan or inf",
+        ),
     ],
 )
 def test_a_users_measure_that_is_wrong(measure, text):
@@ -284,7 +290,9 @@ def test_hg_of_a_pruned_model_is_within_what_is_left():
     model, batches = cases.mlp(), CASES["mlp"].batches((4, 3))
     fp.global_prune(model, sparsity=0.5)
     found = oracles.flatten(fp.flow(model, batches).Hg)
-    kept = torch.cat([(target.mask if target.mask is not None else torch.ones_like(target.theta).bool()).flatten() for target in parameters_of(model).values()])
+    kept = torch.cat(
+        [(target.mask if target.mask is not None else torch.ones_like(target.theta).bool()).flatten() for target in parameters_of(model).values()]
+    )
     dense = oracles.dense(fp.remove(model), batches)
     g = oracles.flatten(dense.g) * kept
     torch.testing.assert_close(found, (dense.H @ g) * kept, rtol=1e-9, atol=1e-14)

@@ -90,7 +90,9 @@ def test_floors_protect_the_best_of_each_layer(case, data):
     k = data.draw(st.integers(0, removable))
     for keep, floor, n in zip(check(scores, k, alive, floors), floors, left, strict=True):
         assert keep.sum() >= min(floor, n)
-    with pytest.raises(ValueError, match=rf"{removable + 1} units should go, but min_keep leaves only {removable} of {sum(left)} removable: lower min_keep"):
+    with pytest.raises(
+        ValueError, match=rf"{removable + 1} units should go, but min_keep leaves only {removable} of {sum(left)} removable: lower min_keep"
+    ):
         with_floors(scores, removable + 1, floors, alive)
 
 
@@ -172,7 +174,9 @@ ADVERSARIES = {
     "two values": (torch.arange(N) % 3 == 0).float(),
     "rising": torch.arange(N).float(),
     "falling": -torch.arange(N).float(),
-    "infinite ends": torch.cat([torch.full((5000,), -math.inf), torch.randn(N - 10_000, generator=torch.Generator().manual_seed(0)), torch.full((5000,), math.inf)]),
+    "infinite ends": torch.cat(
+        [torch.full((5000,), -math.inf), torch.randn(N - 10_000, generator=torch.Generator().manual_seed(0)), torch.full((5000,), math.inf)]
+    ),
     "all infinite": torch.full((N,), math.inf),
     "normal": torch.randn(N, generator=torch.Generator().manual_seed(1)),
 }

@@ -95,7 +95,10 @@ def test_pairs():
     assert names(model, parameters=pairs) == ["body.0.weight", "head.bias"]
     assert names(model, parameters=iter(pairs)) == ["body.0.weight", "head.bias"]
     assert names(model, parameters=pairs, exclude="head.bias") == ["body.0.weight"]
-    assert names(model, parameters=[(model.rnn, "weight_hh_l0"), (model.attention, "in_proj_weight")]) == ["attention.in_proj_weight", "rnn.weight_hh_l0"]
+    assert names(model, parameters=[(model.rnn, "weight_hh_l0"), (model.attention, "in_proj_weight")]) == [
+        "attention.in_proj_weight",
+        "rnn.weight_hh_l0",
+    ]
 
 
 MODEL = Net()
@@ -113,11 +116,19 @@ MODEL = Net()
         ({"include": "head", "exclude": "head"}, ValueError, "nothing to prune: by default the weights of Linear, Conv1d"),
         ({"include": "head", "parameters": []}, ValueError, "give parameters= or include=, not both"),
         ({"parameters": []}, ValueError, "parameters= is empty: expected (module, name) pairs such as (model.fc, 'weight')"),
-        ({"parameters": MODEL.parameters()}, TypeError, "parameters= takes (module, name) pairs such as (model.fc, 'weight'), got a tensor; to prune all"),
+        (
+            {"parameters": MODEL.parameters()},
+            TypeError,
+            "parameters= takes (module, name) pairs such as (model.fc, 'weight'), got a tensor; to prune all",
+        ),
         ({"parameters": [MODEL.head]}, TypeError, "parameters= takes (module, name) pairs such as (model.fc, 'weight'), got Linear("),
         ({"parameters": ["head.weight"]}, TypeError, "got 'head.weight'"),
         ({"parameters": [(MODEL.head, "wieght")]}, ValueError, "Linear has no parameter 'wieght'; its parameters are ['weight', 'bias']"),
-        ({"parameters": [(MODEL.body[2], "bias")]}, ValueError, "Conv2d has no 'bias': it is None (made with bias=False?); its parameters are ['weight']"),
+        (
+            {"parameters": [(MODEL.body[2], "bias")]},
+            ValueError,
+            "Conv2d has no 'bias': it is None (made with bias=False?); its parameters are ['weight']",
+        ),
         ({"parameters": [(MODEL, "table")]}, ValueError, "'table' of Net is a buffer: only parameters can be pruned; its parameters are []"),
         ({"parameters": [(nn.Linear(2, 2), "weight")]}, ValueError, "(Linear, 'weight') is not part of this model: take the module from the model"),
         ({"parameters": [(nn.ReLU(), "weight")]}, ValueError, "ReLU has no parameter 'weight'; its parameters are none"),
@@ -195,7 +206,8 @@ def test_theta_is_exactly_zero_under_a_mask():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "expected"), [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)]
+    ("dtype", "expected"),
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
 )
 def test_wide(dtype, expected):
     assert wide(torch.zeros(2, dtype=dtype)).dtype is expected

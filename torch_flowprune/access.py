@@ -18,11 +18,13 @@ def masked_kind(kind: type[nn.Module]) -> tuple[type[nn.Module], tuple[str, ...]
 
 
 def with_masked(kind: type[nn.Module], name: str) -> type[nn.Module]:
+    """The class that masks ``name``, besides what ``kind`` masks already."""
     dense, names = masked_kind(kind)
     return _masked_class(dense, tuple(sorted({*names, name})))
 
 
 def without_masked(kind: type[nn.Module], name: str) -> type[nn.Module]:
+    """The class that masks what ``kind`` does, but for ``name``; the dense one where nothing is left."""
     dense, names = masked_kind(kind)
     left = tuple(other for other in names if other != name)
     return _masked_class(dense, left) if left else dense
@@ -63,7 +65,9 @@ def _masked_property(name: str) -> property:
     def accept(module: nn.Module, value: object) -> None:
         """Torch's ``apply`` assigns the product, which this module computes itself; any other value would be lost in silence."""
         if not (isinstance(value, Tensor) and torch.equal(value.nan_to_num(), get(module).nan_to_num())):
-            raise TypeError(f"{name!r} is pruned, so it is computed from {name}_orig and {name}_mask: set {name}_orig instead (also in functional_call)")
+            raise TypeError(
+                f"{name!r} is pruned, so it is computed from {name}_orig and {name}_mask: set {name}_orig instead (also in functional_call)"
+            )
 
     def delete(module: nn.Module) -> None:
         """Torch's ``remove`` deletes the product, then both its factors, then assigns the parameter: see ``_register_parameter``."""

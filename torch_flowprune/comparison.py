@@ -66,7 +66,8 @@ class Comparison:
     samples: int
 
     def __str__(self) -> str:
-        return f"loss {self.loss:.4g} on {self.samples:,} held-out samples before pruning\n{self.table()}\n\nrank correlation\n{self.correlation_table()}"
+        opening = f"loss {self.loss:.4g} on {self.samples:,} held-out samples before pruning"
+        return f"{opening}\n{self.table()}\n\nrank correlation\n{self.correlation_table()}"
 
     def table(self) -> str:
         """One line a measure and sparsity, as text."""

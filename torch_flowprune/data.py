@@ -39,7 +39,7 @@ def sized(batches: Iterable[Batch], device: torch.device, max_samples: int | Non
             return
         size = size_of(batch)
         if left is not None and size > left:
-            batch, size = _first(batch, left, size), left
+            batch, size = _first(batch, left, size), left  # noqa: PLW2901 - what the rest of the loop sees is the part
         left = None if left is None else left - size
         yield _map(lambda tensor: tensor.to(device, non_blocking=True), batch), size
 
@@ -165,7 +165,9 @@ def _describe(value: object) -> str:
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
 
 
-def class_balanced(dataset: Dataset[Any], per_class: int, *, targets: Iterable[int] | None = None, generator: torch.Generator | None = None) -> Subset[Any]:
+def class_balanced(
+    dataset: Dataset[Any], per_class: int, *, targets: Iterable[int] | None = None, generator: torch.Generator | None = None
+) -> Subset[Any]:
     """Exactly ``per_class`` samples of every class, drawn without replacement, class after class.
 
     In batches of ``per_class`` it is the protocol of the paper's gradient-norm scores: one batch a class, the same data for g and H.

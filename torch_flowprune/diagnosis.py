@@ -74,7 +74,9 @@ class Diagnosis:
         header = ("parameter", "weights", "‖θ‖²", "d‖θ‖²/dt", "d²‖θ‖²/dt²", "‖g‖²", "θᵀHg", "zero", "stable")
         rows = [header, *(_row(layer) for layer in (*self.layers, self.total))]
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-        return "\n".join("  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows)
+        return "\n".join(
+            "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values that ``json`` writes."""

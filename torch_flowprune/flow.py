@@ -133,9 +133,7 @@ def _differentiable(model: nn.Module, also: Iterable[str]) -> dict[str, Target]:
     if missing := also - set(known):
         raise ValueError(f"no such parameter: {', '.join(sorted(missing))}")
     return {
-        name: target
-        for name, target in known.items()
-        if (name in also or target.parameter.requires_grad) and target.parameter.is_floating_point()
+        name: target for name, target in known.items() if (name in also or target.parameter.requires_grad) and target.parameter.is_floating_point()
     }
 
 

@@ -109,8 +109,9 @@ class MeasureMethod(prune.BasePruningMethod):
     def _way_out(self, reason: str) -> str:
         name, kind = measures.name_of(type(self).measure), "weight" if isinstance(self.units, Weights) else "filter"
         return (
-            f"{type(self).__name__} {reason}. Compute scores first: scores = fp.scores(model, {name!r}, data=loader, granularity={kind!r}), then pass "
-            f"importance_scores=scores['layer.weight']; or prune the whole model: fp.global_prune(model, {name!r}, sparsity, granularity={kind!r}, data=loader)"
+            f"{type(self).__name__} {reason}. Compute scores first: scores = fp.scores(model, {name!r}, data=loader, granularity={kind!r}), "
+            "then pass importance_scores=scores['layer.weight']; or prune the whole model: "
+            f"fp.global_prune(model, {name!r}, sparsity, granularity={kind!r}, data=loader)"
         )
 
 
@@ -154,6 +155,8 @@ def _target(module: nn.Module, name: str) -> Target:
 
 
 def unstructured(method: type[Unstructured]) -> Callable[..., nn.Module]:
+    """The functional form of a class of this kind."""
+
     def function(
         module: nn.Module, name: str, amount: float, importance_scores: Tensor | None = None, generator: torch.Generator | None = None
     ) -> nn.Module:
@@ -164,6 +167,8 @@ def unstructured(method: type[Unstructured]) -> Callable[..., nn.Module]:
 
 
 def structured(method: type[Structured]) -> Callable[..., nn.Module]:
+    """The functional form of a class of this kind."""
+
     def function(
         module: nn.Module, name: str, amount: float, dim: int = 0, importance_scores: Tensor | None = None, generator: torch.Generator | None = None
     ) -> nn.Module:
@@ -175,5 +180,7 @@ def structured(method: type[Structured]) -> Callable[..., nn.Module]:
 
 def _described(function: Callable[..., nn.Module], method: type[MeasureMethod], suffix: str, what: str) -> Callable[..., nn.Module]:
     function.__name__ = function.__qualname__ = f"{measures.name_of(method.measure)}{suffix}"
-    function.__doc__ = f"Prune {what} ``{measures.name_of(method.measure)}`` from one tensor of a module: :meth:`{method.__name__}.apply`. Returns the module."
+    function.__doc__ = (
+        f"Prune {what} ``{measures.name_of(method.measure)}`` from one tensor of a module: :meth:`{method.__name__}.apply`. Returns the module."
+    )
     return function

@@ -176,7 +176,9 @@ def check_can_mask(target: Target | None, name: str) -> Target:
 
 def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
     if isinstance(module, parametrize.ParametrizationList):
-        raise ValueError(f"{name!r} is the original of a parametrization: a mask on it would not be one on the weight; parametrize.remove_parametrizations first")
+        raise ValueError(
+            f"{name!r} is the original of a parametrization: a mask on it would not be one on the weight; parametrize.remove_parametrizations first"
+        )
     if isinstance(module, torch.jit.ScriptModule):
         raise ValueError(f"{name!r} belongs to a scripted module, whose code is fixed: prune the model before scripting it")
     if reason := computed(module, attribute):

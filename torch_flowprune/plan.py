@@ -37,7 +37,13 @@ def pools(found: Candidates, sparsity: float | None, amount: float | None, scope
 
 
 def _pool(
-    names: tuple[str, ...], counts: dict[str, int], lefts: dict[str, int], sparsity: float | None, amount: float | None, rounds: int, schedule: str | Schedule
+    names: tuple[str, ...],
+    counts: dict[str, int],
+    lefts: dict[str, int],
+    sparsity: float | None,
+    amount: float | None,
+    rounds: int,
+    schedule: str | Schedule,
 ) -> Pool:
     total, left = sum(counts[name] for name in names), sum(lefts[name] for name in names)
     gone = total - left
@@ -73,6 +79,7 @@ def floors(found: Candidates, min_keep: float | None) -> dict[str, int] | None:
 
 
 def check_rounds(rounds: int, given: Scores | None, data: object) -> None:
+    """Several rounds score anew, which fixed scores and a one-shot iterator do not allow."""
     if rounds > 1 and given is not None:
         raise ValueError(f"rounds={rounds} scores anew before each round, and scores= are fixed: leave one of the two out")
     if rounds > 1 and data is not None and isinstance(data, Iterator):

@@ -111,8 +111,8 @@ def global_prune(
         for round_ in range(rounds):
             found = _renewed(model, found)
             point = flow(
-                wrapped, data, loss=loss, needs=() if fixed else measures.needs(measure), closure=closure, parameters=targets_of(found), theta0=theta0,
-                max_samples=max_samples, temperature=temperature, mode=mode, example_inputs=example_inputs, progress=progress,
+                wrapped, data, loss=loss, needs=() if fixed else measures.needs(measure), closure=closure, parameters=targets_of(found),
+                theta0=theta0, max_samples=max_samples, temperature=temperature, mode=mode, example_inputs=example_inputs, progress=progress,
             )  # fmt: skip
             current = fixed or evaluate(point, measure, found, granularity, generator)
             choice = choose(found, current, plan, round_, least)
@@ -123,9 +123,7 @@ def global_prune(
     return report
 
 
-def _parameters(
-    model: nn.Module, parameters: Iterable[Pair] | None, include: object, scores: Mapping[Any, Tensor] | None
-) -> Iterable[Pair] | None:
+def _parameters(model: nn.Module, parameters: Iterable[Pair] | None, include: object, scores: Mapping[Any, Tensor] | None) -> Iterable[Pair] | None:
     """The pairs to prune: with scores given and no other choice made, those that have scores."""
     if scores is None or parameters is not None or include is not None:
         return parameters
@@ -168,7 +166,7 @@ def _merged(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _predicted(point: Flow, kind: str, factor: int, masks: dict[str, Tensor]) -> float | None:
-    """factor · Σ θ·derivative over what goes: the first-order change of the loss (g, −1) or of ‖g‖² (Hg, −2)."""
+    """The sum ``factor`` · Σ θ·derivative over what goes: the first-order change of the loss (g, −1) or of ‖g‖² (Hg, −2)."""
     if getattr(point, kind) is None:
         return None
     derivative = point.tensors(kind)
@@ -188,8 +186,13 @@ def _joined(reports: Sequence[Report]) -> Report:
 
 def _warn(report: Report) -> None:
     if report.tied > report.units // 100:
-        text = f"{report.tied:,} units that stay have exactly the score of the last that went, {report.threshold:.3g}: model order decided, not the measure"
-        zero = "; a zero-initialised branch or head gives its layers no gradient: train a little first, or pass exclude=" if report.threshold == 0 else ""
+        same = f"{report.tied:,} units that stay have exactly the score of the last that went, {report.threshold:.3g}"
+        text = f"{same}: model order decided, not the measure"
+        zero = (
+            "; a zero-initialised branch or head gives its layers no gradient: train a little first, or pass exclude="
+            if report.threshold == 0
+            else ""
+        )
         warnings.warn(text + zero, TiedScoresWarning, stacklevel=3)
     empty = [layer.name for layer in report.layers if layer.units and layer.pruned == layer.units and layer.newly_pruned]
     if empty:

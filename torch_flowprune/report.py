@@ -82,7 +82,9 @@ class Report:
         return self.pruned / self.units if self.units else 0.0
 
     def __str__(self) -> str:
-        lines = [f"{self.method}, {self.granularity}: {self.pruned:,} of {self.units:,} units pruned ({self.sparsity:.2%}), {self.newly_pruned:,} now"]
+        lines = [
+            f"{self.method}, {self.granularity}: {self.pruned:,} of {self.units:,} units pruned ({self.sparsity:.2%}), {self.newly_pruned:,} now"
+        ]
         if self.threshold is not None:
             lines.append(f"threshold score {self.threshold:.4g}")
         if self.loss is not None:
@@ -97,10 +99,15 @@ class Report:
         """One line a layer and one in total, as text."""
         header = ("parameter", "shape", "units", "pruned", "sparsity", "weights", "zeros")
         rows = [_row(layer.name, "x".join(map(str, layer.shape)), layer) for layer in self.layers]
-        total = Layer("total", (), self.units, self.pruned, self.newly_pruned, sum(x.weights for x in self.layers), sum(x.weights_pruned for x in self.layers))
+        total = Layer(
+            "total", (), self.units, self.pruned, self.newly_pruned, sum(x.weights for x in self.layers), sum(x.weights_pruned for x in self.layers)
+        )
         rows.append(_row("total", "", total))
         widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-        return "\n".join("  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in [header, *rows])
+        return "\n".join(
+            "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+            for row in [header, *rows]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values that ``json`` writes."""

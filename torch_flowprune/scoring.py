@@ -58,7 +58,9 @@ class Scores(Mapping[str, Tensor]):
     def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file; the measure and the granularity travel in its metadata."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.values_.items()}
-        _safetensors().save_file(tensors, path, {"torch_flowprune": json.dumps({"method": self.method, "granularity": self.granularity, "names": list(self)})})
+        _safetensors().save_file(
+            tensors, path, {"torch_flowprune": json.dumps({"method": self.method, "granularity": self.granularity, "names": list(self)})}
+        )
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Scores:
@@ -135,7 +137,7 @@ def scores(  # type: ignore[misc]  # the overloads leave the keyword options to 
 
 
 def importance_scores(model: nn.Module, method: str | Measure = "magnitude", data: object = None, **options: Any) -> dict[Pair, Tensor]:
-    """Scores of single weights as ``prune.global_unstructured(importance_scores=...)`` takes them: tensors shaped like the parameters, by ``(module, name)``.
+    """Scores of single weights as ``prune.global_unstructured`` takes them: tensors shaped like the parameters, by ``(module, name)``.
 
     ``options`` are those of :func:`scores`. Give them to ``prune.global_unstructured`` with one of this package's classes: torch's
     ``L1Unstructured`` would prune by their absolute value.
@@ -194,7 +196,9 @@ def _as_units(value: Tensor, candidate: Candidate) -> Tensor:
 def _checked(value: Tensor, units: int, measure: Measure, name: str) -> Tensor:
     if not isinstance(value, Tensor) or value.shape != (units,):
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"the measure {measures.name_of(measure)!r} gave {found} for {name!r}: expected one score a unit, shape ({units},); reduce the last axis")
+        raise ValueError(
+            f"the measure {measures.name_of(measure)!r} gave {found} for {name!r}: expected one score a unit, shape ({units},); reduce the last axis"
+        )
     return value
 
 

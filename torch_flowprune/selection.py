@@ -107,7 +107,7 @@ class _Bracket:
 
 
 def _comparable(scores: Sequence[Tensor], alive: Sequence[Tensor | None]) -> list[Tensor]:
-    """Flat, in one dtype (float32 holds half precision exactly, whole numbers only to 2^24); nan, which nothing selects, where a unit is no candidate."""
+    """Flat, in one dtype (float32 holds half precision exactly, whole numbers only to 2^24); nan, never selected, where a unit is no candidate."""
     narrow = (torch.float32, torch.bfloat16, torch.float16)
     wide = torch.float32 if all(values.dtype in narrow for values in scores) else torch.float64
     flat = [values.detach().reshape(-1).to(wide) for values in scores]
@@ -195,7 +195,10 @@ def _cut_ties(scores: list[Tensor], k: int, value: float) -> Cut:
 
 def _cut_between(scores: list[Tensor], k: int, bracket: _Bracket, between: Sequence[int]) -> Cut:
     """All up to ``low`` go, and of those strictly between ``low`` and ``high`` the k lowest."""
-    where = [torch.nonzero_static((values > bracket.low) & (values < bracket.high), size=count)[:, 0] for values, count in zip(scores, between, strict=True)]
+    where = [
+        torch.nonzero_static((values > bracket.low) & (values < bracket.high), size=count)[:, 0]
+        for values, count in zip(scores, between, strict=True)
+    ]
     gathered = torch.cat(_on_host([values[index] for values, index in zip(scores, where, strict=True)]))
     order = gathered.argsort(stable=True)
     stays = torch.ones(len(gathered), dtype=torch.bool)

@@ -65,7 +65,9 @@ class Sweeps:
 
     def along(self, v: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Any]:
         """The loss, ‖g‖², and their expansions in θ − v, in one sweep: the fields of a ``Prediction``."""
-        vector = [v[name].to(p.device) if name in v else torch.zeros_like(wide(p.detach())) for name, p in zip(self.names, self.parameters, strict=True)]
+        vector = [
+            v[name].to(p.device) if name in v else torch.zeros_like(wide(p.detach())) for name, p in zip(self.names, self.parameters, strict=True)
+        ]
         g, product, losses, sizes, slopes = self._zeros(), self._zeros(), [], [], []
         head, stream = self._stream(data)
         for batch, size in self._bar(chain(head, stream), _length(data), "prediction"):
@@ -96,7 +98,9 @@ class Sweeps:
     def _standard_error(self, values: Tensor, sizes: list[int]) -> float:
         """Of the sample-weighted mean of a batch quantity, over the batches of all ranks; nan for one batch."""
         weight = torch.tensor(sizes, dtype=torch.float64, device=values.device)
-        moments = torch.stack([weight.new_tensor(len(sizes)), weight.sum(), (weight * values).sum(), *((weight**2 * values**i).sum() for i in range(3))])
+        moments = torch.stack(
+            [weight.new_tensor(len(sizes)), weight.sum(), (weight * values).sum(), *((weight**2 * values**i).sum() for i in range(3))]
+        )
         self.ranks.sum([moments])
         batches, total, weighted, zeroth, first, second = moments.tolist()
         mean = weighted / total
@@ -255,7 +259,9 @@ def _mean_loss(losses: list[Tensor], sizes: list[int]) -> float:
     values: list[float] = torch.stack(losses).double().tolist()
     for index, value in enumerate(values):
         if not abs(value) < float("inf"):
-            raise ValueError(f"the loss of batch {index} is {value}: scores would mean nothing (check the data, or try mode='train' on an untrained model)")
+            raise ValueError(
+                f"the loss of batch {index} is {value}: scores would mean nothing (check the data, or try mode='train' on an untrained model)"
+            )
     return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
 
 

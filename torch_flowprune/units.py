@@ -66,7 +66,9 @@ class Slices:
 
     def _axis(self, tensor: Tensor) -> int:
         if not -tensor.dim() <= self.dim < tensor.dim():
-            raise ValueError(f"dim={self.dim} is not an axis of a tensor of shape {tuple(tensor.shape)}: expected {-tensor.dim()} to {tensor.dim() - 1}")
+            raise ValueError(
+                f"dim={self.dim} is not an axis of a tensor of shape {tuple(tensor.shape)}: expected {-tensor.dim()} to {tensor.dim() - 1}"
+            )
         return self.dim
 
 

@@ -43,7 +43,9 @@ def keep_zeros(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Mappin
     inner = unwrapped(model)
     held = dict(masks_of(inner) if masks is None else masks)
     if not held:
-        raise ValueError("nothing is pruned, so there are no zeros to keep: prune first, or after fp.remove pass masks= (fp.masks(model), taken before)")
+        raise ValueError(
+            "nothing is pruned, so there are no zeros to keep: prune first, or after fp.remove pass masks= (fp.masks(model), taken before)"
+        )
     known = parameters_of(inner)
     for name, mask in held.items():
         if name not in known or known[name].parameter.shape != mask.shape:
