@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import multiprocessing
 import re
-import subprocess
-import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,20 @@ from tqdm import tqdm
 from benchmarks import lifecycle, zoo
 from benchmarks.measure import environment
 
-ROOT = Path(__file__).resolve().parent.parent
+_PROCESSES = multiprocessing.get_context("forkserver")
 COMMAND = "python -m benchmarks.families"
 NO_SECOND_DERIVATIVE = "H·g needs second derivatives, and an operator of this model has none"
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    if options.one:
-        print(json.dumps(examine(options.one)))
-        return
     keys = _keys(options.work)
     chosen = [key for key in keys if re.search(options.only, key)]
     pending = [key for key in chosen if not _file(options.work, key).exists() or _repeat(options.work, key, options.again)]
+    _PROCESSES.set_forkserver_preload(["benchmarks.lifecycle"])
     with ThreadPoolExecutor(options.jobs) as pool:
         list(tqdm(pool.map(lambda key: _record(options.work, key, options.timeout), pending), total=len(pending), desc="models", unit="model"))
-    results = [json.loads(_file(options.work, key).read_text()) for key in keys if _file(options.work, key).exists()]
+    results = [json.loads(_file(options.work, key).read_text()) for key in sorted(keys) if _file(options.work, key).exists()]
     _write(options.out, json.dumps({"environment": environment(), "results": results}, indent=1) + "\n")
     if options.docs:
         _write(options.docs, page(results))
@@ -55,7 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("build/families"), help="where each model's result is kept")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/families.json"), help="all results as JSON")
     parser.add_argument("--docs", type=Path, default=None, help="write the page with the table there")
-    parser.add_argument("--one", default="", help=argparse.SUPPRESS)
     return parser
 
 
@@ -87,16 +84,27 @@ def _verdict(runs: dict[str, Any]) -> str:
 
 
 def _record(work: Path, key: str, timeout: float) -> None:
+    """In a process of its own, forked from one that has the libraries loaded."""
     start = time.perf_counter()
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.families", "--one", key]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout, check=False)
-        crash = {"status": "crashed", "reason": done.stderr.strip()[-400:] or f"exit {done.returncode}"}
-        result = crash if done.returncode else json.loads(done.stdout.splitlines()[-1])
-    except subprocess.TimeoutExpired:
-        result = {"status": "timeout", "reason": f"over {timeout:g} s"}
+    receiver, sender = _PROCESSES.Pipe(duplex=False)
+    process = _PROCESSES.Process(target=_send, args=(sender, key))
+    process.start()
+    sender.close()
+    result = {"status": "timeout", "reason": f"over {timeout:g} s"}
+    if receiver.poll(timeout):
+        try:
+            result = receiver.recv()
+        except EOFError:
+            process.join()
+            result = {"status": "crashed", "reason": f"the process ended with {process.exitcode}"}
+    process.kill()
+    process.join()
     _write(_file(work, key), json.dumps({"key": key, **result, "seconds": round(time.perf_counter() - start, 1)}, indent=1))
+
+
+def _send(sender: Connection, key: str) -> None:
+    warnings.simplefilter("ignore")
+    sender.send(examine(key))
 
 
 def _file(work: Path, key: str) -> Path:

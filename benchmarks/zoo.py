@@ -51,25 +51,28 @@ class CannotRun(Exception):
 
 
 def keys() -> list[str]:
-    """``source/family/model`` for every model of the table."""
-    return [*_timm_keys(), *_torchvision_keys(), *(f"transformers/{kind}/{kind}" for kind in _TRANSFORMERS)]
+    """``source/family/model`` for every model of the table, the smallest first."""
+    found = {**_timm_keys(), **_torchvision_keys(), **{f"transformers/{kind}/{kind}": 0.0 for kind in _TRANSFORMERS}}
+    return sorted(found, key=found.__getitem__)
 
 
-def _timm_keys() -> list[str]:
+def _timm_keys() -> dict[str, float]:
     found = {}
     for module in tqdm(timm.list_modules(), desc="counting parameters"):
         names = [name for name in timm.list_models(module=module) if not name.startswith("test_")]
-        found[module] = min(names, key=lambda name: _count(partial(timm.create_model, name)))
-    extra = [f"timm/{timm.models.model_entrypoint(name).__module__.rpartition('.')[2]}/{name}" for name in KNOWN_HARD if name not in found.values()]
-    return [*(f"timm/{module}/{name}" for module, name in found.items()), *extra]
+        counts = {name: _count(partial(timm.create_model, name)) for name in names}
+        for name in {min(counts, key=counts.__getitem__), *KNOWN_HARD} & counts.keys():
+            found[f"timm/{module}/{name}"] = counts[name]
+    return found
 
 
-def _torchvision_keys() -> list[str]:
+def _torchvision_keys() -> dict[str, float]:
     found: dict[str, list[str]] = {}
     for package in (models, models.detection, models.segmentation, models.video):
         for name in models.list_models(module=package):
             found.setdefault(models.get_model_builder(name).__module__.removeprefix("torchvision.models."), []).append(name)
-    return [f"torchvision/{module}/{min(names, key=_torchvision_count)}" for module, names in found.items()]
+    smallest = {module: min(names, key=_torchvision_count) for module, names in found.items()}
+    return {f"torchvision/{module}/{name}": float(_torchvision_count(name)) for module, name in smallest.items()}
 
 
 def _torchvision_count(name: str) -> int:
