@@ -41,12 +41,12 @@ class MaskHook(prune.PruningContainer):
         """Nothing to refresh: the weight is computed on access."""
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
-        """The latest method's mask on top of ``default_mask``, as bool; a method that holds a mask of its own shares this one."""
+        """The latest method's mask on top of ``default_mask``, as bool; methods that hold masks of their own share this one."""
         proposed: Tensor = prune.PruningContainer.compute_mask(self, t, default_mask)
         mask = (proposed != 0) & (default_mask != 0)
-        latest = self[-1]
-        if isinstance(latest, prune.CustomFromMask):
-            latest.mask = mask
+        for method in self:
+            if isinstance(method, prune.CustomFromMask):
+                method.mask = mask
         return mask
 
     def apply_mask(self, module: nn.Module) -> Tensor:
