@@ -19,6 +19,7 @@ from torch_flowprune.ranking import laid_out, spearman
 from torch_flowprune.scoring import Scores, evaluate
 from torch_flowprune.targets import unwrapped
 from torch_flowprune.units import Granularity
+from torch_flowprune.untouched import untouched
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def diagnose(
     >>> [layer.name for layer in found.layers], found.total.weights
     (['0.weight', '2.weight'], 48)
     """
+    if isinstance(data, Iterator):
+        raise ValueError("a diagnosis reads the data several times, and this iterator can be read only once: pass a list or a DataLoader")
     measure = measures.resolve(method)
     found = candidates(unwrapped(model), granularity, None, include, exclude)
     needs = {*measures.needs(measure), "g", "Hg"}
@@ -128,10 +131,12 @@ def diagnose(
 
 
 class _Every:
-    """Every second batch, as often as it is asked."""
+    """Every second batch, as often as it is asked; a loader's generator shows, so that both halves see one shuffling of it."""
 
     def __init__(self, data: object, start: int) -> None:
         self.data, self.start = data, start
+        self.generator, self.sampler = getattr(data, "generator", None), getattr(data, "sampler", None)
+        self.batch_sampler = getattr(data, "batch_sampler", None)
 
     def __iter__(self) -> Iterator[Batch]:
         return islice(as_batches(self.data), self.start, None, 2)
@@ -141,7 +146,8 @@ def _on_halves(
     model: nn.Module, data: object, measure: Measure, found: Candidates, granularity: Granularity, options: dict[str, Any]
 ) -> tuple[Scores, Scores] | None:
     """The scores on two halves of the data; None where there is nothing to halve."""
-    first = list(islice(as_batches(data), 2))
+    with untouched(unwrapped(model), data):
+        first = list(islice(as_batches(data), 2))
     parts: tuple[Any, Any] | None = (_Every(data, 0), _Every(data, 1)) if len(first) > 1 else halves(first[0])
     if parts is None or not set(measures.needs(measure)) - {"theta", "theta0", "generator"}:
         return None
