@@ -1,0 +1,105 @@
+"""What a mask is predicted to cost, against the dense Hessian and against cutting it."""
+
+import math
+
+import cases
+import oracles
+import pytest
+import torch
+from cases import CASES, every_case
+from torch import nn
+
+import torch_flowprune as fp
+
+
+def random_masks(model, seed=0):
+    source = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(p.shape, generator=source) < 0.6 for name, p in model.named_parameters() if p.dim() > 1}
+
+
+@every_case
+@pytest.mark.parametrize("sizes", [(6,), (5, 2, 3)], ids=["one batch", "uneven"])
+def test_every_term_is_the_dense_one(case, sizes):
+    model, batches = case.model(), case.batches(sizes)
+    masks, dense = random_masks(model), oracles.dense(model, batches)
+    theta = oracles.trainable(model)
+    v = oracles.flatten({name: torch.where(masks[name], 0, value) if name in masks else torch.zeros_like(value) for name, value in theta.items()})
+    g, tolerance = oracles.flatten(dense.g), 100 * case.tolerance
+    found = fp.predict(model, masks, batches)
+    assert found.samples == sum(sizes)
+    assert found.loss == pytest.approx(dense.loss, rel=tolerance)
+    assert found.first_order == pytest.approx(-(v @ g).item(), rel=tolerance, abs=1e-12)
+    assert found.curvature == pytest.approx((v @ dense.H @ v).item() / 2, rel=tolerance, abs=1e-12)
+    assert found.gradient_norm == pytest.approx((g @ g).item(), rel=tolerance)
+    assert found.gradient_norm_change == pytest.approx(-2 * (v @ dense.H @ g).item(), rel=tolerance, abs=1e-12)
+    assert found.loss_change == found.first_order + found.curvature
+    masked = torch.cat([theta[name].flatten() for name in masks])
+    assert found.removed_norm == pytest.approx((v.norm() / masked.norm()).item(), rel=1e-10)
+
+
+def test_the_error_bar():
+    """The standard error of a sample-weighted mean over equal batches is that of their values."""
+    model, batches = cases.mlp(), CASES["mlp"].batches((4, 4, 4, 4))
+    masks, theta = random_masks(model), oracles.trainable(model)
+    each = []
+    for batch in batches:
+        g = oracles.gradients(model, [batch])
+        each.append(-sum((theta[name] * g[name])[~mask].sum().item() for name, mask in masks.items()))
+    found = fp.predict(model, masks, batches)
+    assert found.standard_error == pytest.approx(torch.tensor(each, dtype=torch.float64).std().item() / 2, rel=1e-9)
+    assert found.error == 2 * found.standard_error + abs(found.curvature)
+    single = fp.predict(model, masks, batches[0])
+    assert math.isnan(single.standard_error)
+    assert single.error == abs(single.curvature)
+
+
+def test_second_order_is_better_than_first():
+    model, batches = cases.mlp(), CASES["mlp"].batches((6, 4))
+    for p in (model[2].weight,):
+        p.data *= 0.1
+    masks = {"2.weight": torch.zeros(4, 5, dtype=torch.bool)}
+    found = fp.predict(model, masks, batches)
+    before = oracles.dense(model, batches).loss
+    fp.apply_masks(model, masks)
+    actual = oracles.dense(fp.remove(model), batches).loss - before
+    assert abs(found.loss_change - actual) < 0.2 * abs(found.first_order - actual)
+
+
+def test_what_is_masked_already_costs_nothing():
+    model, batches = cases.mlp(), CASES["mlp"].batches((4, 3))
+    fp.global_prune(model, sparsity=0.5)
+    found = fp.predict(model, fp.masks(model), batches)
+    assert (found.first_order, found.curvature, found.gradient_norm_change, found.removed_norm) == (0, 0, 0, 0)
+
+
+def test_the_text_holds_every_number():
+    text = str(fp.predict(cases.mlp(), random_masks(cases.mlp()), CASES["mlp"].batches((4, 3))))
+    for part in ("predicted change", "first order", "curvature", "standard error", "‖g‖²", "‖v‖/‖θ‖", "7 samples"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("masks", "text"),
+    [({"nope": torch.ones(2).bool()}, "nope"), ({"0.weight": torch.ones(2).bool()}, "0.weight"), ({"0.weight": torch.ones(5, 4)}, "bool|packed")],
+)
+def test_masks_that_do_not_fit(masks, text):
+    with pytest.raises(ValueError, match=text):
+        fp.predict(cases.mlp(), masks, CASES["mlp"].batch(3))
+
+
+def test_a_report_predicts_the_same():
+    """global_prune's first-order terms are those of predict for the masks it chose."""
+    model, batches = cases.cnn(), CASES["cnn"].batches((4, 3))
+    copy = cases.cnn()
+    report = fp.global_prune(copy, "gradient_norm_preservation", 0.3, data=batches)
+    found = fp.predict(model, fp.masks(copy), batches)
+    assert found.first_order == pytest.approx(report.predicted_loss_change, rel=1e-9)
+    assert found.gradient_norm_change == pytest.approx(report.predicted_gradient_norm_change, rel=1e-9)
+
+
+def test_a_frozen_model_can_be_asked():
+    batches = CASES["mlp"].batches((4, 3))
+    frozen = cases.mlp().requires_grad_(False)
+    assert fp.predict(frozen, random_masks(frozen), batches) == fp.predict(cases.mlp(), random_masks(cases.mlp()), batches)
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert isinstance(frozen[0], nn.Linear)
