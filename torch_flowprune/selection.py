@@ -2,7 +2,7 @@
 
 Ties are broken in model order: of equal scores the one that comes first goes first, as a stable sort of all the scores laid end to
 end would have it. The method is a sampled bracket: a deterministic sample of the scores gives two values between which the k-th lies
-with near certainty; one pass counts what is below and what is between; only what is between is sorted. Should the sample mislead, the
+with near certainty; one pass counts what is below and what is between; only what is between is ranked. Should the sample mislead, the
 bracket is widened: the answer is exact in any case.
 """
 
@@ -200,13 +200,14 @@ def _cut_between(scores: list[Tensor], k: int, bracket: _Bracket, between: Seque
         for values, count in zip(scores, between, strict=True)
     ]
     gathered = torch.cat(_on_host([values[index] for values, index in zip(scores, where, strict=True)]))
-    order = gathered.argsort(stable=True)
-    stays = torch.ones(len(gathered), dtype=torch.bool)
-    stays[order[:k]] = False
-    threshold = gathered[order[k - 1]]
+    threshold = gathered.kthvalue(k).values
+    stays = gathered > threshold
+    equal = (gathered == threshold).nonzero()[:, 0]
+    spared = equal[k - int(torch.count_nonzero(gathered < threshold)) :]
+    stays[spared] = True
     keeps = []
     for values, index, staying in zip(scores, where, _on_devices(stays.split(list(between)), scores), strict=True):
         keep = values > bracket.low
         keep[index] = staying
         keeps.append(keep)
-    return Cut(keeps, threshold.item(), int(torch.count_nonzero(gathered[order[k:]] == threshold)))
+    return Cut(keeps, threshold.item(), len(spared))
