@@ -142,6 +142,12 @@ def lefts(found: Candidates) -> list[Tensor | int]:
     return [len(candidate) if mask is None else torch.count_nonzero(mask) for candidate, mask in zip(found.values(), left, strict=True)]
 
 
+def living(values: Mapping[str, Tensor], found: Candidates) -> dict[str, Tensor]:
+    """Of values one a unit, those of the units that are left: only they can still go."""
+    left = {name: candidate.alive() for name, candidate in found.items()}
+    return {name: values[name] if alive is None else values[name][alive] for name, alive in left.items()}
+
+
 def label(granularity: Granularity) -> str:
     """What a granularity is called in scores and reports."""
     return granularity if isinstance(granularity, str) else repr(granularity)

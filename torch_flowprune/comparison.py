@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune import measures
-from torch_flowprune.candidates import Candidates, candidates, targets_of
+from torch_flowprune.candidates import Candidates, candidates, living, targets_of
 from torch_flowprune.data import Closure, Loss, Objective, as_batches, sized
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.masking import restored
@@ -56,7 +56,7 @@ class Comparison:
     Attributes:
         loss: the loss on the held-out data before pruning.
         outcomes: one entry a measure and sparsity.
-        correlation: Spearman's rank correlation of the scores, by pair of measures.
+        correlation: Spearman's rank correlation of the scores of what is left, by pair of measures.
         samples: how many held-out samples.
     """
 
@@ -164,7 +164,7 @@ def compare(
         for name in scores
         for sparsity in levels
     )
-    laid = {name: laid_out(values) for name, values in scores.items()}
+    laid = {name: laid_out(living(values, found)) for name, values in scores.items()}
     correlation = {one: {other: spearman(laid[one], laid[other]) for other in laid} for one in laid}
     return Comparison(before, outcomes, correlation, samples)
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from torch_flowprune import measures
-from torch_flowprune.candidates import Candidates, candidates, targets_of
+from torch_flowprune.candidates import Candidates, candidates, living, targets_of
 from torch_flowprune.data import Batch, as_batches, halves
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.measures import Measure
 from torch_flowprune.ranking import laid_out, spearman
-from torch_flowprune.scoring import Scores, evaluate
+from torch_flowprune.scoring import evaluate
 from torch_flowprune.targets import unwrapped
 from torch_flowprune.units import Granularity
 from torch_flowprune.untouched import untouched
+
+Values: TypeAlias = "dict[str, Tensor]"
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class LayerDiagnosis:
         theta_norm_acceleration: d²‖θ‖²/dt² = 2 (‖g‖² + θᵀHg).
         gradient_norm: ‖g‖².
         theta_Hg: θᵀHg.
-        zero_share: which share of its units scores exactly 0: there the order of the model decides, not the measure.
-        stability: Spearman's correlation of its scores on two halves of the data; None where there is one sample.
+        zero_share: which share of its units that are left scores exactly 0: there the order of the model decides, not the measure.
+        stability: Spearman's correlation of their scores on two halves of the data; None where there is one sample.
     """
 
     name: str
@@ -123,11 +125,11 @@ def diagnose(
     found = candidates(unwrapped(model), granularity, None, include, exclude)
     needs = {*measures.needs(measure), "g", "Hg"}
     point = flow(model, data, needs=tuple(needs), parameters=targets_of(found), **options)
-    scores = evaluate(point, measure, found, granularity)
+    scores = living(evaluate(point, measure, found, granularity), found)
     pair = _on_halves(model, data, measure, found, granularity, options)
     layers = tuple(_layer(name, [name], point, scores, pair) for name in found)
     assert point.loss is not None
-    return Diagnosis(scores.method, layers, _layer("total", list(found), point, scores, pair), point.loss, point.samples)
+    return Diagnosis(measures.name_of(method), layers, _layer("total", list(found), point, scores, pair), point.loss, point.samples)
 
 
 class _Every:
@@ -144,7 +146,7 @@ class _Every:
 
 def _on_halves(
     model: nn.Module, data: object, measure: Measure, found: Candidates, granularity: Granularity, options: dict[str, Any]
-) -> tuple[Scores, Scores] | None:
+) -> tuple[Values, Values] | None:
     """The scores on two halves of the data; None where there is nothing to halve."""
     with untouched(unwrapped(model), data):
         first = list(islice(as_batches(data), 2))
@@ -154,11 +156,11 @@ def _on_halves(
     limit = options.get("max_samples")
     shared = {**options, "max_samples": None if limit is None else max(1, limit // 2)}
     points = (flow(model, part, needs=measures.needs(measure), parameters=targets_of(found), **shared) for part in parts)
-    one, other = (evaluate(point, measure, found, granularity) for point in points)
+    one, other = (living(evaluate(point, measure, found, granularity), found) for point in points)
     return one, other
 
 
-def _layer(name: str, names: Sequence[str], point: Flow, scores: Scores, pair: tuple[Scores, Scores] | None) -> LayerDiagnosis:
+def _layer(name: str, names: Sequence[str], point: Flow, scores: Values, pair: tuple[Values, Values] | None) -> LayerDiagnosis:
     theta, g, Hg = ([point.tensors(kind)[one] for one in names] for kind in ("theta", "g", "Hg"))
     gradient_norm, theta_Hg = _dot(g, g), _dot(theta, Hg)
     units = sum(scores[one].numel() for one in names)

@@ -1,0 +1,145 @@
+"""Every measure compared on one model: what it reads, what it leaves, what it draws, what it refuses."""
+
+import json
+
+import cases
+import pytest
+import torch
+from cases import CASES
+from torch.nn import functional as F
+
+import torch_flowprune as fp
+
+BATCHES = CASES["cnn"].batches((4, 3))
+METHODS = ["magnitude", "loss_preservation", "gradient_norm_preservation", "grasp", "fisher", "random"]
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_one_flow_serves_all_measures(monkeypatch):
+    """Two sweeps for g and Hg, one over the held-out data before, and one for each outcome."""
+    model, seen = cases.cnn(), []
+    forward = type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda self, x: seen.append(1) or forward(self, x))
+    fp.compare(model, METHODS, [0.2, 0.5], BATCHES, held_out=BATCHES[:1])
+    assert len(seen) == 4 + 1 + 2 * len(METHODS)
+
+
+@pytest.mark.parametrize("granularity", ["weight", "filter"])
+def test_no_trace(granularity):
+    model = cases.cnn().train()
+    fp.global_prune(model, "magnitude", 0.2)
+    before, rng, names = state(model), torch.get_rng_state(), [name for name, _ in model.named_modules()]
+    fp.compare(model, METHODS, [0.5, 0.7], BATCHES, granularity=granularity, mode="train", generator=None)
+    assert list(state(model)) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(p.grad is None for p in model.parameters())
+    assert model.training
+    assert [name for name, _ in model.named_modules()] == names
+
+
+def test_no_trace_of_a_failure():
+    model, calls = cases.cnn(), []
+
+    def fails_late(output, target):
+        calls.append(1)
+        if len(calls) > 8:
+            raise RuntimeError("late")
+        return F.cross_entropy(output, target)
+
+    before = state(model)
+    with pytest.raises(RuntimeError, match="late"):
+        fp.compare(model, METHODS, [0.3, 0.6], BATCHES, loss=fails_late)
+    assert fp.masks(model) == {}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_lower_sparsities_after_higher_ones_are_no_error():
+    """The model is put back between two outcomes: nothing has to rise."""
+    found = fp.compare(cases.cnn(), ["taylor"], [0.6, 0.2], BATCHES)
+    alone = fp.compare(cases.cnn(), ["taylor"], [0.2], BATCHES)
+    assert found.outcomes[1] == alone.outcomes[0]
+
+
+def test_temperature_changes_the_scores_and_not_what_is_measured():
+    warm = fp.compare(cases.cnn(), ["magnitude"], [0.5], BATCHES, temperature=7.0)
+    cold = fp.compare(cases.cnn(), ["magnitude"], [0.5], BATCHES)
+    assert (warm.loss, warm.outcomes[0].loss) == (cold.loss, cold.outcomes[0].loss)
+    assert warm.outcomes[0].predicted != cold.outcomes[0].predicted
+
+
+def test_emptied_layers_are_counted_and_kept_on_request():
+    hollow = fp.compare(cases.cnn(), ["magnitude"], [1.0], BATCHES).outcomes[0]
+    kept = fp.compare(cases.cnn(), ["magnitude"], [0.9], BATCHES, min_keep=1).outcomes[0]
+    assert (hollow.emptied, hollow.sparsity) == (3, 1.0)
+    assert kept.emptied == 0
+
+
+def test_the_held_out_loss_is_the_sample_weighted_mean():
+    model = cases.cnn()
+    found = fp.compare(model, ["magnitude"], [0.5], BATCHES, held_out=CASES["cnn"].batches((5, 1)))
+    losses = [(len(y), F.cross_entropy(model(x), y).item()) for x, y in CASES["cnn"].batches((5, 1))]
+    assert found.loss == pytest.approx(sum(n * loss for n, loss in losses) / 6, rel=1e-12)
+
+
+def test_correlation_is_symmetric_with_ones_on_its_diagonal():
+    table = fp.compare(cases.cnn(), METHODS, [0.5], BATCHES).correlation
+    for one in METHODS:
+        assert table[one][one] == 1.0
+        assert all(table[one][other] == pytest.approx(table[other][one], abs=1e-12) for other in METHODS)
+
+
+def test_a_users_measure_goes_by_its_name():
+    def size(theta):
+        return theta.abs().sum(-1)
+
+    found = fp.compare(cases.cnn(), [size, "l1"], [0.5], BATCHES)
+    assert [one.method for one in found.outcomes] == ["size", "l1"]
+    assert found.outcomes[0].loss == found.outcomes[1].loss
+
+
+def test_random_by_seed():
+    def masks_of(seed):
+        source = torch.Generator().manual_seed(seed)
+        return [one.loss for one in fp.compare(cases.cnn(), ["random"], [0.3, 0.6], BATCHES, generator=source).outcomes]
+
+    assert masks_of(1) == masks_of(1) != masks_of(2)
+
+
+def test_table_dict_and_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    found = fp.compare(cases.cnn(), ["magnitude", "grasp"], [0.2, 0.5], BATCHES)
+    assert json.loads(json.dumps(found.to_dict()))["outcomes"][3]["method"] == "grasp"
+    lines = found.table().splitlines()
+    assert len(lines) == 5
+    assert lines[0].split() == ["method", "sparsity", "loss", "change", "predicted", "emptied"]
+    found.plot(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"sparsities": [50]}, ValueError, "sparsity=50 should be from 0.0 to 1.0; for 50 percent write 0.5"),
+        ({"methods": ["nope"]}, ValueError, "unknown measure 'nope'"),
+        ({"data": []}, ValueError, "the data is empty"),
+        ({"include": "nope"}, ValueError, "matches no parameter"),
+        ({"min_keep": -1}, ValueError, "min_keep should be"),
+    ],
+)
+def test_bad_arguments(options, error, text):
+    given = {"methods": ["magnitude"], "sparsities": [0.5], "data": BATCHES, **options}
+    model = cases.cnn()
+    with pytest.raises(error, match=text):
+        fp.compare(model, given.pop("methods"), given.pop("sparsities"), given.pop("data"), **given)
+    assert fp.masks(model) == {}
+
+
+def test_a_sparsity_below_what_the_model_has():
+    model = cases.cnn()
+    fp.global_prune(model, "magnitude", 0.5)
+    with pytest.raises(ValueError, match="already at sparsity 0.5"):
+        fp.compare(model, ["magnitude"], [0.3], BATCHES)
