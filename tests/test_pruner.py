@@ -45,7 +45,9 @@ def test_steps_are_the_rounds_of_global_prune(schedule):
         pruner.step(BATCHES)
 
 
-@pytest.mark.parametrize("method", ["loss_preservation", "taylor", "fisher", "biased_loss_preservation", "magnitude", "distance_biased_loss_preservation"])
+@pytest.mark.parametrize(
+    "method", ["loss_preservation", "taylor", "fisher", "biased_loss_preservation", "magnitude", "distance_biased_loss_preservation"]
+)
 @pytest.mark.parametrize("granularity", ["weight", "filter"])
 @QUIET
 def test_tracked_scores_are_the_moving_average(method, granularity):
@@ -85,7 +87,9 @@ def test_tracking_a_batch_serves_every_measure():
 
 
 def test_tracking_without_a_gradient():
-    with pytest.raises(ValueError, match=r".grad of 0.weight, 2.weight, 4.weight is None: call track\(\) after loss.backward\(\) and before zero_grad\(\)"):
+    with pytest.raises(
+        ValueError, match=r".grad of 0.weight, 2.weight, 4.weight is None: call track\(\) after loss.backward\(\) and before zero_grad\(\)"
+    ):
         fp.Pruner(cases.mlp(), "taylor", 0.5).track()
 
 
@@ -160,7 +164,9 @@ def test_compare_is_pruning_measuring_and_putting_back():
     dense = oracles.dense(model, BATCHES)
     assert found.loss == pytest.approx(oracles.dense(model, held_out).loss, rel=1e-12)
     assert found.samples == 8
-    assert [(one.method, one.sparsity) for one in found.outcomes] == [(m, round(s * 52) / 52) for m in ("magnitude", "snip", "grasp") for s in (0.3, 0.6)]
+    assert [(one.method, one.sparsity) for one in found.outcomes] == [
+        (m, round(s * 52) / 52) for m in ("magnitude", "snip", "grasp") for s in (0.3, 0.6)
+    ]
     for one, sparsity in zip(found.outcomes, [0.3, 0.6] * 3, strict=True):
         pruned = cases.mlp()
         report = fp.global_prune(pruned, one.method, sparsity, data=BATCHES)
