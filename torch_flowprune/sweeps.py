@@ -176,9 +176,10 @@ class Sweeps:
             return [None] * len(grads)
         outputs, vectors = zip(*pairs, strict=True)
         try:
+            _check_twice(outputs)
             return list(torch.autograd.grad(outputs, self.parameters, vectors, allow_unused=True))
         except RuntimeError as error:
-            if "derivative for" not in str(error) and "double backward" not in str(error):
+            if not any(text in str(error) for text in ("derivative for", "double backward", "once_differentiable")):
                 raise
             way_out = "H·g needs second derivatives, and an operator of this model has none: use a measure that reads only g"
             raise RuntimeError(f"{way_out} (torch says: {error})") from error
@@ -235,6 +236,20 @@ class _Hardsigmoid(TorchFunctionMode):
 def _dot(one: Sequence[Tensor], other: Sequence[Tensor | None]) -> Tensor:
     """Σ one·other over all parameters, in float64."""
     return torch.stack([(a * b).sum(dtype=torch.float64).to(one[0].device) for a, b in zip(one, other, strict=True) if b is not None]).sum()
+
+
+def _check_twice(outputs: Iterable[Tensor]) -> None:
+    """A function marked once_differentiable leaves in the graph a node that raises, but that ``torch.autograd.grad`` never visits."""
+    seen: set[Any] = set()
+    todo: list[Any] = [output.grad_fn for output in outputs]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("a function of the model is marked once_differentiable")
+        seen.add(node)
+        todo.extend(following for following, _ in node.next_functions)
 
 
 def _squares(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
