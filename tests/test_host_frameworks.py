@@ -1,0 +1,282 @@
+"""Rows 7 of docs/host.md: data parallelism, compilers, exporters, functional transforms."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from hosts import assert_in_force, mlp, pruned, snapshot, train
+from torch import nn
+from torch.func import functional_call
+from torch.nn.utils import prune
+
+import torch_flowprune as fp
+
+X = torch.linspace(-1, 1, 24).view(3, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_row_7_1_to_7_3_two_gloo_ranks(tmp_path):
+    import two_ranks
+
+    torch.multiprocessing.spawn(two_ranks.run, args=(str(tmp_path / "store"),), nprocs=2)
+
+
+@pytest.fixture
+def mesh():
+    """One rank is enough for parameters to be sharded DTensors."""
+    distributed = pytest.importorskip("torch.distributed")
+    if not distributed.is_available():
+        pytest.skip("torch without distributed")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield distributed.device_mesh.init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+def sharded(model, mesh):
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_row_7_4_prune_then_fully_shard(mesh):
+    model = pruned()
+    single = copy.deepcopy(model)
+    sharded(model, mesh)
+    for one in (model, single):
+        train(one, X, torch.optim.SGD(one.parameters(), lr=0.1))
+    torch.testing.assert_close(model(X), single(X))
+    assert prune.is_pruned(model)
+    assert model[0].weight_mask.nbytes == 64, "not sharded: one byte a weight on every rank"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_row_7_5_fully_shard_then_prune_is_refused(mesh):
+    model = sharded(mlp(), mesh)
+    keep = {"0.weight": torch.ones(8, 8, dtype=torch.bool)}
+    for attempt in (lambda: pruned(model), lambda: fp.l1_unstructured(model[0], "weight", 0.5), lambda: fp.apply_masks(model, keep)):
+        with pytest.raises(ValueError, match="is a sharded DTensor: prune first, then wrap the model with fully_shard"):
+            attempt()
+    assert not prune.is_pruned(model)
+    train(model, X)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_row_7_6_a_second_round_and_remove_after_sharding_are_refused(mesh):
+    model = sharded(pruned(), mesh)
+    for attempt, text in (
+        (lambda: pruned(model, sparsity=0.7), "is a sharded DTensor: prune first"),
+        (lambda: fp.remove(model), r"0 \(Linear\) is sharded: fp.load_state_dict its full state dict into a model that is not"),
+        (lambda: prune.remove(model[0], "weight"), "is sharded: fp.load_state_dict its full state dict"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            attempt()
+    train(model, X)
+    full = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in model.state_dict().items()}
+    fp.remove(fp.load_state_dict(fresh := mlp(), full))
+    torch.testing.assert_close(fresh(X), model(X))
+
+
+class Counter:
+    """A backend of ``torch.compile`` that runs graphs as they are and counts them."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph.forward
+
+
+@pytest.fixture
+def counter():
+    torch._dynamo.reset()
+    yield Counter()
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_row_7_7_compile_fullgraph_is_one_graph(counter):
+    model = pruned()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    compiled(X).square().sum().backward()
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    model(X).square().sum().backward()
+    for parameter, grad in zip(model.parameters(), found, strict=True):
+        torch.testing.assert_close(parameter.grad, grad)
+    assert counter.graphs == 1
+    train(compiled, X)
+    assert counter.graphs == 1, "steps change values, not the graph"
+    assert_in_force(model, lambda: compiled(X))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_row_7_7_prune_and_remove_after_compile(counter):
+    model = mlp()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    compiled(X)
+    for sparsity in (0.1, 0.2, 0.3, 0.4):
+        fp.global_prune(compiled, sparsity=sparsity)
+        torch.testing.assert_close(compiled(X), model(X))
+    assert counter.graphs == 2, "one graph dense, one graph pruned, however many rounds"
+    expected = model(X)
+    fp.remove(model)
+    torch.testing.assert_close(compiled(X), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "eva02_tiny_patch14_224"])
+def test_row_7_7_compile_of_timm_models_is_one_graph(name, counter):
+    timm = pytest.importorskip("timm")
+    options = {"depth": 1, "img_size": 28 if "14" in name else 32} if "224" in name else {}
+    model = pruned(timm.create_model(name, num_classes=3, **options), min_keep=1).eval()
+    images = torch.randn(2, 3, *[options.get("img_size", 32)] * 2)
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    torch.testing.assert_close(compiled(images), model(images), rtol=1e-3, atol=1e-4)
+    compiled(images).square().sum().backward()
+    assert counter.graphs == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_row_7_7_inductor():
+    torch._dynamo.reset()
+    model = pruned()
+    compiled = torch.compile(model, fullgraph=True)
+    assert_in_force(model, lambda: compiled(X))
+    torch.testing.assert_close(compiled(X), model(X))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.filterwarnings("ignore")
+def test_row_7_8_export(strict):
+    model = pruned()
+    program = torch.export.export(model, (X,), strict=strict)
+    torch.testing.assert_close(program.module()(X), model(X))
+    folded = torch.export.export(fp.remove(model), (X,), strict=strict)
+    targets = [str(node.target) for node in folded.graph.nodes]
+    assert not any("where" in target for target in targets), "folded, the mask is gone from the graph"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_row_7_8_onnx_after_remove():
+    pytest.importorskip("onnxscript")
+    onnx = pytest.importorskip("onnx")
+    model = fp.remove(pruned()).eval()
+    buffer = io.BytesIO()
+    torch.onnx.export(model, (X,), dynamo=True, verbose=False).save(buffer)
+    found = onnx.load_model_from_string(buffer.getvalue())
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in found.graph.initializer}
+    assert (weights["0.weight"] == model[0].weight.detach().numpy()).all()
+    assert (weights["0.weight"] == 0).any()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_row_7_9_jit():
+    model = pruned()
+    assert torch.equal(torch.jit.trace(model, X)(X), model(X))
+    with pytest.raises(Exception, match="JoinedStr|__name__"):  # the compiler of torch.jit reads the property and the hook
+        torch.jit.script(model)
+    scripted = torch.jit.script(fp.remove(copy.deepcopy(model)))
+    torch.testing.assert_close(scripted(X), model(X))
+    with pytest.raises(ValueError, match="prune the model before scripting it"):
+        fp.global_prune(scripted, sparsity=0.5, include="0.weight")
+
+
+def test_row_7_10_fx():
+    model = pruned()
+    traced = torch.fx.symbolic_trace(model)
+    assert torch.equal(traced(X), model(X))
+    assert prune.is_pruned(traced), "leaf modules are kept whole"
+    with torch.no_grad():
+        model[0].weight_orig.mul_(2)
+    assert torch.equal(traced(X), model(X))
+
+
+def test_row_7_11_functional_call():
+    model = pruned()
+    values = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
+    before = snapshot(model)
+    assert not functional_call(model, values, X).any()
+    with pytest.raises(TypeError, match="set weight_orig instead"):
+        functional_call(model, {"0.weight": torch.zeros(8, 8)}, X)  # the dense key: torch would ignore it
+    assert snapshot(model) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated")
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap"])
+def test_row_7_11_functional_transforms_leave_nothing_behind(transform):
+    model = pruned()
+    parameters = dict(model.named_parameters())
+
+    def loss(values, inputs=X):
+        return functional_call(model, values, inputs).square().sum()
+
+    before, expected = snapshot(model), model(X)
+    if transform == "grad":
+        grads = torch.func.grad(loss)(parameters)
+        assert not grads["0.weight_orig"][~model[0].weight_mask].any()
+        loss(parameters).backward()
+        torch.testing.assert_close(grads["0.weight_orig"], model[0].weight_orig.grad)
+    elif transform == "jvp":
+        torch.func.jvp(loss, (parameters,), (parameters,))
+    else:
+        each = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, X)
+        assert each["0.weight_orig"].shape == (3, 8, 8)
+    assert snapshot(model) == before
+    assert torch.equal(copy.deepcopy(model)(X), expected)
+
+
+def test_row_7_11_ensembles():
+    models = [pruned() for _ in range(2)]
+    parameters, buffers = torch.func.stack_module_state(models)
+    base = copy.deepcopy(models[0]).to("meta")
+    found = torch.vmap(lambda parameters, buffers: functional_call(base, (parameters, buffers), (X,)))(parameters, buffers)
+    torch.testing.assert_close(found, torch.stack([model(X) for model in models]))
+
+
+def test_row_7_12_autocast():
+    model = pruned()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(X)
+        assert_in_force(model, lambda: model(X).float())
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found.float(), model(X), rtol=0.05, atol=0.05)
+
+
+def test_row_7_13_data_parallel_replicas():
+    """No second GPU here: what DataParallel makes of a module on each device, by hand."""
+    layer = pruned(nn.Linear(8, 8))
+    replica = layer._replicate_for_data_parallel()
+    for name, parameter in layer._parameters.items():
+        setattr(replica, name, parameter.clone())  # as torch.nn.parallel.replicate does: a tensor with a graph, no parameter
+    replica(X).square().sum().backward()
+    assert torch.equal(replica(X), layer(X))
+    assert layer.weight_orig.grad[layer.weight_mask].all()
+    assert torch.equal(nn.DataParallel(layer)(X), layer(X))
+
+
+def test_row_7_14_the_product_is_computed_at_every_access_and_remove_folds_it():
+    calls = []
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            calls.append(func)
+            return func(*args, **(kwargs or {}))
+
+    model = pruned(nn.Linear(8, 8))
+    for expected in (1, 0):
+        calls.clear()
+        with Count(), torch.no_grad():
+            model(X)
+        assert sum("where" in str(func) for func in calls) == expected
+        fp.remove(model)

@@ -1,0 +1,90 @@
+"""What two gloo ranks do in the tests of rows 7.1 to 7.3: run in processes of their own."""
+
+from __future__ import annotations
+
+import torch
+from hosts import mlp, pruned, train
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import torch_flowprune as fp
+
+
+def attention() -> nn.Module:
+    """The encoder layer whose ``out_proj`` torch's pruning cannot train under data parallelism."""
+    return nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
+
+
+def run(rank: int, path: str) -> None:
+    """All scenarios in one process group: starting processes is what takes the time."""
+    torch.set_num_threads(1)
+    store = distributed.FileStore(path, 2)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    try:
+        for scenario in (prune_then_wrap, wrap_then_prune, random_with_a_seed_a_rank, scores_over_all_data, attention_trains):
+            torch.manual_seed(0)
+            scenario(rank)
+        distributed.barrier()  # a rank that leaves first would take the other down with it
+    finally:
+        distributed.destroy_process_group()
+
+
+def inputs(rank: int) -> torch.Tensor:
+    """Other data on each rank."""
+    return torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(rank))
+
+
+def agree(model: nn.Module) -> None:
+    """Every parameter and mask is the same on both ranks."""
+    for name, value in model.state_dict().items():
+        there = [torch.empty_like(value, dtype=torch.float32) for _ in range(2)]
+        distributed.all_gather(there, value.float())
+        assert torch.equal(*there), name
+
+
+def prune_then_wrap(rank: int) -> None:
+    """Row 7.1; and the masks on the wire are bytes (7.3)."""
+    model = pruned()
+    wrapped = DistributedDataParallel(model)
+    train(wrapped, inputs(rank))
+    agree(model)
+    assert sum(buffer.nbytes for buffer in model.buffers()) == 64 + 32
+
+
+def wrap_then_prune(rank: int) -> None:
+    """Row 7.1."""
+    model = mlp()
+    wrapped = DistributedDataParallel(model)
+    train(wrapped, inputs(rank))
+    pruned(wrapped)
+    train(wrapped, inputs(rank))
+    agree(model)
+    assert not model[0].weight[~model[0].weight_mask].any()
+
+
+def random_with_a_seed_a_rank(rank: int) -> None:
+    """Row 7.2: given the wrapper, all ranks take the first one's masks."""
+    model = mlp()
+    wrapped = DistributedDataParallel(model)
+    torch.manual_seed(rank)
+    fp.global_prune(wrapped, "random", sparsity=0.5)
+    agree(model)
+    train(wrapped, inputs(rank))
+    agree(model)
+
+
+def scores_over_all_data(rank: int) -> None:
+    """The gradient is over the data of both ranks."""
+    model = mlp()
+    wrapped = DistributedDataParallel(model)
+    data = (inputs(rank)[:, 0], torch.tensor([0, 1, 2, 3]))
+    fp.global_prune(wrapped, "loss_preservation", sparsity=0.5, data=[data])
+    agree(model)
+
+
+def attention_trains(rank: int) -> None:
+    """Row 2.1 under data parallelism."""
+    model = pruned(attention(), include="*weight")
+    wrapped = DistributedDataParallel(model)
+    train(wrapped, inputs(rank), steps=3)
+    agree(model)
