@@ -6,7 +6,6 @@ copyright = "2026, torch-flowprune contributors"  # noqa: A001 - Sphinx's name f
 release = version = importlib.metadata.version("torch-flowprune")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = f"torch-flowprune {release}"
@@ -23,6 +22,16 @@ def _bars(app, what, name, obj, options, lines):
     lines[:] = [line.replace("|", "\\|") for line in lines]
 
 
+def _public(app, env, node, contnode):
+    """Docstrings refer to names where they are defined, ``torch_flowprune.flow.flow``; the reference has them where users find them."""
+    package, _, name = node.get("reftarget", "").partition(".")
+    if node.get("refdomain") != "py" or package != "torch_flowprune" or "." not in name:
+        return None
+    name = f"{package}.{name.rpartition('.')[2]}"
+    return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, contnode)
+
+
 def setup(app):
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", _bars)
+    app.connect("missing-reference", _public)
