@@ -131,12 +131,13 @@ def remove(model: nn.Module) -> nn.Module:
     found = [(path, module, name) for path, module in model.named_modules() for name in _pruned_names(module)]
     for path, module, _ in found:
         _check_removable(module, path)
-    for _, module, name in found:
-        # torch's own hooks too: their remove would move the parameter to the end of the order
-        MaskHook(name).remove(module)
-        key, _ = hook_of(module, name)
-        if key is not None:
-            del module._forward_pre_hooks[key]
+    with all_or_nothing(parameters_of(model).values()):
+        for _, module, name in found:
+            # torch's own hooks too: their remove would move the parameter to the end of the order
+            MaskHook(name).remove(module)
+            key, _ = hook_of(module, name)
+            if key is not None:
+                del module._forward_pre_hooks[key]
     return model
 
 
