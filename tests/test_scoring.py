@@ -304,3 +304,18 @@ def test_closure_and_options_reach_the_flow():
     by_options = fp.scores(model, "taylor", [(x, y)], max_samples=2, temperature=3.0, loss=F.cross_entropy)
     for name, value in by_options.items():
         torch.testing.assert_close(by_closure[name], value, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int8])
+def test_numbers_that_have_no_real_gradient(dtype):
+    """Their size can be ranked; a derivative of them is refused, with a way out."""
+    layer = nn.Linear(4, 4, bias=False)
+    value = torch.randn(4, 4) * 50
+    layer.weight = nn.Parameter(torch.complex(value, value.flip(0)) if dtype.is_complex else value.to(dtype), requires_grad=False)
+    model = nn.Sequential(nn.Linear(4, 4), layer)
+    found = fp.scores(model, "magnitude")
+    torch.testing.assert_close(found["1.weight"], layer.weight.abs().float().flatten())
+    assert fp.global_prune(model, amount=5, include="1").pruned == 5
+    with pytest.raises(ValueError, match=f"1.weight: derivatives are of real numbers, not {dtype}; use a measure of theta alone, or exclude="):
+        fp.scores(model, "taylor", torch.ones(1, 4), closure=lambda m, x: m[0](x).sum())
+    assert list(fp.scores(model, "taylor", torch.ones(1, 4), closure=lambda m, x: m[0](x).sum(), exclude="1")) == ["0.weight"]

@@ -102,7 +102,7 @@ def flow(
     """
     ranks, model = Ranks.of(model), unwrapped(model)
     wanted = _checked(needs)
-    targets = _differentiable(model, parameters)
+    targets = _differentiable(model, parameters, wanted)
     point = Flow(theta={name: wide(target.theta) for name, target in targets.items()}, theta0=_reference(theta0, targets))
     if not wanted:
         return point
@@ -127,13 +127,16 @@ def _checked(needs: Sequence[str]) -> set[str]:
     return wanted | {"g"} if "Hg" in wanted else wanted
 
 
-def _differentiable(model: nn.Module, also: Iterable[str]) -> dict[str, Target]:
+def _differentiable(model: nn.Module, also: Iterable[str], wanted: set[str]) -> dict[str, Target]:
     known = parameters_of(model)
     also = set(also)
     if missing := also - set(known):
         raise ValueError(f"no such parameter: {', '.join(sorted(missing))}")
+    if wanted and (odd := [name for name in also if not known[name].parameter.is_floating_point()]):
+        dtype = known[odd[0]].parameter.dtype
+        raise ValueError(f"{', '.join(odd)}: derivatives are of real numbers, not {dtype}; use a measure of theta alone, or exclude=")
     return {
-        name: target for name, target in known.items() if (name in also or target.parameter.requires_grad) and target.parameter.is_floating_point()
+        name: target for name, target in known.items() if name in also or (target.parameter.requires_grad and target.parameter.is_floating_point())
     }
 
 
