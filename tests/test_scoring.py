@@ -306,6 +306,7 @@ def test_closure_and_options_reach_the_flow():
         torch.testing.assert_close(by_closure[name], value, rtol=1e-10, atol=1e-15)
 
 
+@pytest.mark.filterwarnings("ignore::torch_flowprune.TiedScoresWarning")
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int8])
 def test_numbers_that_have_no_real_gradient(dtype):
     """Their size can be ranked; a derivative of them is refused, with a way out."""
