@@ -67,14 +67,15 @@ class Scores(Mapping[str, Tensor]):
         """Read what :meth:`save` wrote.
 
         Raises:
-            ValueError: for a safetensors file of another kind.
+            ValueError: for a file of another kind.
         """
-        with _safetensors().safe_open(path, "pt") as file:
-            metadata = (file.metadata() or {}).get("torch_flowprune")
-            if metadata is None:
-                raise ValueError(f"{path} holds no scores: expected a file written by Scores.save")
-            known = json.loads(metadata)
-            return cls({name: file.get_tensor(name) for name in known["names"]}, known["method"], known["granularity"])
+        library = _safetensors()
+        try:
+            with library.safe_open(path, "pt") as file:
+                known = json.loads((file.metadata() or {})["torch_flowprune"])
+                return cls({name: file.get_tensor(name) for name in known["names"]}, known["method"], known["granularity"])
+        except (KeyError, library.SafetensorError) as error:
+            raise ValueError(f"{path} holds no scores: expected a file written by Scores.save") from error
 
 
 @overload
@@ -227,4 +228,4 @@ def _safetensors() -> Any:
         raise ImportError("scores are saved as safetensors: pip install safetensors (or torch-flowprune[io])") from error
     import types
 
-    return types.SimpleNamespace(save_file=safetensors.torch.save_file, safe_open=safetensors.safe_open)
+    return types.SimpleNamespace(save_file=safetensors.torch.save_file, safe_open=safetensors.safe_open, SafetensorError=safetensors.SafetensorError)

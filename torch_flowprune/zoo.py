@@ -71,10 +71,7 @@ def check_output(option: str, path: Path | None, suffixes: tuple[str, ...]) -> N
 def load_model(chosen: argparse.Namespace) -> nn.Module:
     """The timm model by its name, with pretrained weights, those of a checkpoint, or none."""
     timm = _timm()
-    if ":" not in chosen.name and not timm.is_model(chosen.name):
-        near = difflib.get_close_matches(chosen.name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        raise ValueError(f"timm has no model {chosen.name!r}{hint}. `python -c 'import timm; print(timm.list_models())'` lists them all")
+    _check_name(timm, chosen.name)
     torch.manual_seed(chosen.seed)
     device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     classes = {} if chosen.num_classes is None else {"num_classes": chosen.num_classes}
@@ -85,6 +82,20 @@ def load_model(chosen: argparse.Namespace) -> nn.Module:
     else:
         model = _pretrained(timm, chosen, classes)
     return model.eval().to(device)  # type: ignore[no-any-return]
+
+
+def _check_name(timm: Any, name: str) -> None:
+    if ":" in name:  # hf-hub:owner/name and local-dir:path, which timm resolves
+        return
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise ValueError(f"timm has no model {name!r}{hint}. `python -c 'import timm; print(timm.list_models())'` lists them all")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
+        raise ValueError(f"timm has no weights called {name!r}: expected one of {', '.join(known)}") from error
 
 
 def _from_checkpoint(timm: Any, chosen: argparse.Namespace, classes: dict[str, int]) -> Any:
@@ -175,7 +186,7 @@ def save_dense(model: nn.Module, path: Path, report: fp.Report) -> None:
 
     state: dict[str, Tensor] = {name: value.detach().cpu().contiguous().clone() for name, value in fp.remove(model).state_dict().items()}
     summary = {"method": report.method, "granularity": report.granularity, "sparsity": report.sparsity}
-    save_file(state, path, {"format": "pt", "torch_flowprune": json.dumps(summary)})
+    save_file(state, path, {"format": "pt", "torch_flowprune.pruned": json.dumps(summary)})
 
 
 def _loading(chosen: argparse.Namespace) -> str:
