@@ -156,3 +156,52 @@ def test_train_mode_scores_with_batch_statistics():
     one, other = (fp.scores(model, "grasp", data, mode=mode) for mode in ("eval", "train"))
     assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+# Hugging Face: dict batches, the model's own loss, transposed linear layers, a head tied to the embedding
+
+
+def gpt2():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0, loss_type="ForCausalLM"
+    )
+    tokens = torch.randint(50, (6, 8))
+    return transformers.GPT2LMHeadModel(config).eval(), [{"input_ids": part, "labels": part} for part in tokens.split([4, 2])]
+
+
+def test_a_language_model_with_its_own_loss():
+    model, data = gpt2()
+    with torch.no_grad():
+        expected = sum(len(batch["input_ids"]) * model(**batch).loss.item() for batch in data) / 6
+    point = fp.flow(model, data)
+    assert point.loss == pytest.approx(expected, rel=1e-6)
+    assert point.samples == 6
+    found = fp.scores(model, FAMILIES, data)
+    assert next(iter(found["magnitude"])) == "transformer.wte.weight", "the head is a Linear, so the embedding it is tied to is prunable"
+    assert len(found["magnitude"]) == 1 + 2 * 4
+
+
+@pytest.mark.parametrize("granularity", ["weight", "filter"])
+def test_a_language_model_is_pruned_and_trained(granularity):
+    model, data = gpt2()
+    report = fp.global_prune(model, "gradient_norm_preservation", 0.5, data=data, granularity=granularity, min_keep=1)
+    assert report.pruned == report.units // 2
+    assert model.lm_head.weight_mask is model.transformer.wte.weight_mask
+    layer = {one.name: one for one in report.layers}["transformer.h.0.attn.c_attn.weight"]
+    assert layer.shape == (16, 48)
+    assert layer.units == (48 if granularity == "filter" else 768), "a filter of a Conv1D is a column"
+    zeros = {key: value == 0 for key, value in effective(model).items()}
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3)
+    for batch in data:
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    assert all(torch.equal(value == 0, zeros[key]) for key, value in effective(model).items())
+    model.eval()
+    with torch.no_grad():
+        expected = model(data[0]["input_ids"]).logits
+        assert torch.equal(copy.deepcopy(model)(data[0]["input_ids"]).logits, expected)
+        assert torch.equal(fp.remove(model)(data[0]["input_ids"]).logits, expected)
+    assert model.lm_head.weight is model.transformer.wte.weight
