@@ -61,10 +61,12 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(t): t for t in tensors})
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> ExportedProgram:
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool,
+           sizes: Any = None) -> ExportedProgram:
+    """The ATen graph of a model. sizes: dynamic shapes, as `torch.export` takes them."""
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # export warns of caches that modules fill while traced; the twin is thrown away
-        return torch.export.export(twin(model).train(training), args, dict(kwargs), strict=False)
+        return torch.export.export(twin(model).train(training), args, dict(kwargs), dynamic_shapes=sizes, strict=False)
 
 
 @dataclass
@@ -88,7 +90,7 @@ class Walk:
     @property
     def out_shape(self) -> tuple[int, ...]:
         assert self.node is not None
-        return tuple(int(s) for s in self.node.meta["val"].shape)
+        return concrete(self.node.meta["val"].shape)
 
     def why(self, text: str) -> str:
         assert self.node is not None
@@ -152,6 +154,8 @@ class Walk:
         kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer"}
         if spec.kind not in kinds:
             return self.fixed(self.out_shape)
+        if spec.target not in names:  # a constant of the module that is no buffer of it
+            return self.fixed(self.out_shape)
         name = names[spec.target]
         if name not in self.named:
             self.named[name] = self.axes.named(name, self.out_shape, kinds[spec.kind])
@@ -196,9 +200,9 @@ class Walk:
         if isinstance(value, Tensor) or isinstance(value, (list, tuple)):
             self.unknown[name] = self.unknown.get(name, 0) + 1
         if isinstance(value, Tensor):
-            return self.fixed(value.shape)
+            return self.fixed(concrete(value.shape))
         if isinstance(value, (list, tuple)):
-            return [self.fixed(v.shape) if isinstance(v, Tensor) else None for v in value]
+            return [self.fixed(concrete(v.shape)) if isinstance(v, Tensor) else None for v in value]
         return None
 
     def _freeze_all(self, nodes: Sequence[Node], text: str) -> None:
@@ -217,15 +221,15 @@ class Walk:
                 self.values[node] = held.without_zero()
 
 
-def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rules: Mapping[str, Rule]) -> Reading:
+def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rules: Mapping[str, Rule], sizes: Any = None) -> Reading:
     """Label the model's graph in eval mode, and in train mode too where that uses parameters that eval does not."""
     names = canonical_names(model)
-    programs = {"eval": export(model, args, kwargs, training=False)}
+    programs = {"eval": export(model, args, kwargs, False, sizes)}
     unused = unused_parameters(model, programs.values(), names)
     error = ""
     if unused:
         try:
-            programs["train"] = export(model, args, kwargs, training=True)
+            programs["train"] = export(model, args, kwargs, True)
             unused = unused_parameters(model, programs.values(), names)
         except Exception as e:
             error = f"its training graph, which reads further parameters, can not be exported: {type(e).__name__}"
@@ -312,6 +316,11 @@ def module_path(node: Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = list(stack.values())[-1][0] if stack else ""
     return str(path).split("@")[0]
+
+
+def concrete(shape: Sequence[Any]) -> tuple[int, ...]:
+    """Sizes in the example: of a free size its hint."""
+    return tuple(s if isinstance(s, int) else int(s.node.hint) for s in shape)
 
 
 def flat(values: Any) -> list[Value]:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from torch_flowprune.axes import Value
-from torch_flowprune.graph import Walk
+from torch_flowprune.graph import Walk, concrete
 from torch_flowprune.shapes import SHAPE_RULES, broadcast, dropped, replaced, spatial, unflatten
 
 __all__ = ["RULES"]
@@ -444,7 +444,7 @@ def positions(g: Walk) -> Value:
 
 def several_positions(g: Walk, x: Sequence[Value]) -> list[Value]:
     assert g.node is not None
-    return [g.fixed(v.shape) for v in g.node.meta["val"]]
+    return [g.fixed(concrete(v.shape)) for v in g.node.meta["val"]]
 
 
 def filled(zero: bool) -> Callable[..., Value]:

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from torch_flowprune.axes import Value
-from torch_flowprune.graph import Walk
+from torch_flowprune.graph import Walk, concrete, operator_name
 
 __all__ = ["SHAPE_RULES", "broadcast", "flatten", "unflatten"]
 
@@ -75,6 +76,8 @@ def unflatten(g: Walk, labels: Tensor, sizes: Sequence[int], axis: int | None = 
         return [g.axes.fixed(s) for s in sizes]
     grid = labels.reshape(tuple(sizes))
     options = [i for i, s in enumerate(sizes) if s > 1] if axis is None else [axis]
+    if is_shuffle(g.node):
+        options.reverse()
     natural = [i for i in options if is_repeated(grid, i)]
     if natural:
         kept = natural[0]
@@ -84,6 +87,18 @@ def unflatten(g: Walk, labels: Tensor, sizes: Sequence[int], axis: int | None = 
     g.join(rows[:, :1].expand_as(rows).reshape(-1), rows.reshape(-1))
     rest = g.why("another factor of the same axis is removable")
     return [rows[:, 0] if i == kept else g.axes.softly_fixed(s, rest) for i, s in enumerate(sizes)]
+
+
+def is_shuffle(node: Node | None) -> bool:
+    """Factors that are swapped and flattened at once: the outer one is a number of groups, the inner one their channels."""
+    shape = concrete(node.all_input_nodes[0].meta["val"].shape) if node is not None else ()
+    for name in (("transpose", "permute", "swapaxes"), ("contiguous", "clone"), ("view", "reshape", "flatten")):
+        user = next(iter(node.users)) if node is not None and len(node.users) == 1 else None
+        if user is not None and operator_name(user) in name:
+            node = user
+        elif "contiguous" not in name:
+            return False
+    return node is not None and concrete(node.meta["val"].shape) == shape
 
 
 def along(grid: Tensor, axis: int) -> Tensor:
@@ -175,6 +190,10 @@ def repeat(g: Walk, x: Value, repeats: Sequence[int]) -> Value:
         dims.append(g.axes.fresh(times) if single else x.dims[i].repeat(times))
         zero.append(False if single else x.zero[i])
     return Value(tuple(dims), tuple(zero))
+
+
+def tile(g: Walk, x: Value, dims: Sequence[int]) -> Value:
+    return repeat(g, x, [*[1] * (x.ndim - len(dims)), *dims])
 
 
 def repeat_interleave(g: Walk, x: Value, repeats: Any, dim: int | None = None) -> Any:
@@ -369,6 +388,7 @@ SHAPE_RULES: dict[str, Callable[..., Any]] = {
     "expand": expand,
     "expand_as": expand_as,
     "repeat": repeat,
+    "tile": tile,
     "repeat_interleave": repeat_interleave,
     "cat": cat,
     "concat": cat,

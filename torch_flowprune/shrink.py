@@ -8,8 +8,9 @@ statistics shaken, so that defaults of zero and one hide nothing. If the two dif
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from torch_flowprune.coupling import Coupling, alive, coupling_of, reading_of
-from torch_flowprune.graph import Reading, canonical_names, operator_name
-from torch_flowprune.resize import InferenceGraph, Surgery, attribute_plans, resized_graph
+from torch_flowprune.exported import ExportedModule, argument_names, free_sizes, graft, recorded_calls, resized_graph
+from torch_flowprune.graph import Reading, canonical_names, operator_name, read, twin
+from torch_flowprune.resize import Surgery, attribute_plans, changed_sizes
+from torch_flowprune.rules import RULES
 
 __all__ = ["ShrinkError", "Surgery", "describe", "rebuild", "shrink"]
 
@@ -49,8 +52,8 @@ def shrink(
     coupling: of the model without masks; read from it by default.
     optimizer: its parameters are replaced by the new ones and its state (momentum) is sliced along.
     inplace: change this model; otherwise it stays as it was and a copy is returned.
-    graph: where a module's own code can not take the new sizes, return its exported inference graph, resized: for inputs of
-    the example's shapes, in eval mode. With False, or in place, that is an error.
+    graph: where a module's own code can not take the new sizes (`reshape(B, N, C)` with C read off its input), replace the module
+    by its exported graph, resized (`exported.ExportedModule`). With False, or in place, that is an error.
 
     Raises ShrinkError; the model, and the optimizer, are then as they were.
     """
@@ -65,7 +68,8 @@ def shrink(
     surgery = Surgery(kept_positions(coupling, kept, dense), {})
     if surgery.keep:
         trial = Trial(dense, given, surgery, example_inputs, kwargs or {}, tolerance_of(reading))
-        small, surgery = attempt(dense, reading, surgery, trial, graph and not inplace)
+        args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+        small, surgery = attempt(Bench(dense, reading, surgery, trial, args, kwargs or {}), graph and not inplace)
     else:
         small = dense
     if inplace:
@@ -77,25 +81,107 @@ def shrink(
     return small
 
 
-def attempt(dense: nn.Module, reading: Reading, surgery: Surgery, trial: Trial, graph: bool) -> tuple[nn.Module, Surgery]:
-    """The first plan whose result passes the trial: the module's own code with new attributes, else its graph."""
-    errors = []
-    dead = dead_labels(reading, surgery)
-    for attributes in attribute_plans(dense, reading, dead, surgery, canonical_names(dense)):
-        plan = replace(surgery, attributes=attributes)
+@dataclass
+class Bench:
+    """What the attempts at one shrinking share: the dense model, its labels, what is to go, and the trial to pass."""
+
+    dense: nn.Module
+    reading: Reading
+    surgery: Surgery
+    trial: Trial
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    graphs: dict[str, tuple[Reading, Tensor, list[str]]] = field(default_factory=dict)
+
+    @cached_property
+    def dead(self) -> Tensor:
+        return dead_labels(self.reading, self.surgery)
+
+    @cached_property
+    def calls(self) -> dict[str, tuple[Any, Any]]:
+        paths = [p for p in changed_sizes(self.reading, self.dead) if p]
+        return recorded_calls(twin(self.dense).eval(), self.args, self.kwargs, paths)
+
+    def build(self, model: nn.Module, surgery: Surgery, replaced: Collection[str] = ()) -> nn.Module:
+        """`model`, a copy of the dense one, after surgery, with the modules at some paths replaced by their graphs."""
+        small = operated(model, surgery)
+        for path in replaced:
+            module = small.get_submodule(path)
+            small = graft(small, path, resized_graph(module, *self.graph_of(path)))
+        return small
+
+    def graph_of(self, path: str) -> tuple[Reading, Tensor, list[str]]:
+        """The labelled graph of one module of the dense model, and what is dead in it."""
+        if path not in self.graphs:
+            module = self.dense.get_submodule(path)
+            args, kwargs = self.calls[path] if path else (self.args, self.kwargs)
+            try:
+                reading = read(module, args, kwargs, RULES, free_sizes(module, args, kwargs))
+            except Exception:  # code that fixes its sizes: the graph is then for the example's
+                reading = read(module, args, kwargs, RULES)
+            keep = {n.removeprefix(f"{path}."): k for n, k in self.surgery.keep.items() if n.startswith(f"{path}." if path else "")}
+            self.graphs[path] = (reading, dead_labels(reading, Surgery(keep, {})), argument_names(module, args, kwargs))
+        return self.graphs[path]
+
+    def tried(self, surgery: Surgery, replaced: Collection[str] = ()) -> tuple[Exception | None, nn.Module]:
+        """The trial's model after surgery, and what is wrong with it."""
+        small = self.trial.model
         try:
-            trial.check(operated(copy.deepcopy(trial.model), plan))
-        except Exception as e:  # whatever foreign code raises, this plan does not fit
-            errors.append(f"{type(e).__name__}: {first_line(e)}")
-            continue
-        return operated(copy.deepcopy(dense), plan), plan
+            small = self.build(copy.deepcopy(self.trial.model), surgery, replaced)
+            self.trial.check(small)
+        except Exception as e:  # whatever foreign code raises, this surgery does not fit
+            return e, small
+        return None, small
+
+    def replacements(self, surgery: Surgery) -> list[str] | None:
+        """Modules to replace by their graphs so that the model passes; found from where it fails, one kind at a time."""
+        replaced: list[str] = []
+        while True:
+            error, small = self.tried(surgery, replaced)
+            if error is None:
+                return replaced
+            more = outermost([*replaced, *self.blamed(error, small)])
+            if set(more) <= set(replaced):
+                return None
+            replaced = more
+
+    def blamed(self, error: BaseException, small: nn.Module) -> list[str]:
+        """The modules whose code failed: the innermost one in the traceback that states sizes which shrink, and its likes."""
+        modules = dict(small.named_modules())
+        sized = {p: modules[p] for p in changed_sizes(self.reading, self.dead) if p in modules and p}
+        paths = {id(m): p for p, m in sized.items()}
+        found = None
+        trace = error.__traceback__
+        while trace is not None:
+            found = paths.get(id(trace.tb_frame.f_locals.get("self")), found)
+            trace = trace.tb_next
+        return [p for p, m in sized.items() if type(m) is type(sized[found])] if found else []
+
+
+def outermost(paths: Sequence[str]) -> list[str]:
+    """Without repeats, and without paths inside others."""
+    return [p for p in dict.fromkeys(paths) if not any(p.startswith(f"{q}.") for q in paths)]
+
+
+def attempt(bench: Bench, graph: bool) -> tuple[nn.Module, Surgery]:
+    """The first way that passes: the modules' own code, then some modules as graphs, then all of the model as one."""
+    names = canonical_names(bench.dense)
+    plans = [replace(bench.surgery, attributes=a) for a in attribute_plans(bench.dense, bench.reading, bench.dead, bench.surgery, names)]
+    errors = []
+    for plan in plans:
+        error, _ = bench.tried(plan)
+        if error is None:
+            return bench.build(copy.deepcopy(bench.dense), plan), plan
+        errors.append(f"{type(error).__name__}: {first_line(error)}")
     if not graph:
         raise ShrinkError(f"the model's own code does not take the smaller sizes: {errors[0]}")
-    try:
-        trial.check(resized_graph(operated(copy.deepcopy(trial.model), surgery), reading, dead))
-    except Exception as e:
-        raise ShrinkError(f"neither the model's code ({errors[0]}) nor its graph ({first_line(e)}) takes the smaller sizes") from e
-    return resized_graph(operated(copy.deepcopy(dense), surgery), reading, dead), surgery
+    replaced = bench.replacements(plans[0])
+    if replaced is not None:
+        return bench.build(copy.deepcopy(bench.dense), plans[0], replaced), plans[0]
+    error, _ = bench.tried(bench.surgery, [""])
+    if error is not None:
+        raise ShrinkError(f"neither the model's code ({errors[0]}) nor its graph ({first_line(error)}) takes the smaller sizes")
+    return bench.build(copy.deepcopy(bench.dense), bench.surgery, [""]), bench.surgery
 
 
 def first_line(error: Exception) -> str:
@@ -296,7 +382,7 @@ def shaken(model: nn.Module, surgery: Surgery) -> nn.Module:
 
 def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
     """The architecture of `small` as a change of `dense`, as JSON takes it: the shapes and attributes that differ."""
-    if isinstance(small, InferenceGraph):
+    if isinstance(small, ExportedModule):
         raise ShrinkError("an exported graph has no dense constructor to be rebuilt from; save it with torch.save or torch.export")
     tensors, attributes = dict(named_tensors(dense)), dict[str, dict[str, Any]]()
     shapes = {n: list(t.shape) for n, t in named_tensors(small) if t.shape != tensors[n].shape}
