@@ -156,13 +156,18 @@ def reading_of(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] 
 
 
 def coupling_of(reading: Reading) -> Coupling:
-    """The classes of labels that are free, as groups of units that touch the same axes equally often."""
+    """The classes of labels that are free, as groups of units that touch the same axes equally often.
+
+    Parts that an axis is split into are groups of their own, so that one unit left of each group leaves no tensor empty.
+    """
     owners = owners_of_free_classes(reading)
-    alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    segments = segments_of_classes(reading)
+    alike: dict[tuple[tuple[tuple[int, int], ...], frozenset[int]], list[int]] = {}
     for root, places in owners.items():
-        alike.setdefault(tuple((b, len(p)) for b, p in places.items()), []).append(root)
+        key = tuple((b, len(p)) for b, p in places.items()), segments.get(root, frozenset())
+        alike.setdefault(key, []).append(root)
     groups, refused = [], dict[int, str]()
-    for signature, roots in alike.items():
+    for (signature, _), roots in alike.items():
         slices = tuple(
             Slice(block.name, block.axis, torch.tensor([owners[r][b] for r in roots]), role_of(reading, block),
                   reading.reads_zero.get((block.name, block.axis), False))
@@ -185,6 +190,16 @@ def owners_of_free_classes(reading: Reading) -> dict[int, dict[int, list[int]]]:
         for position, root in zip(free.tolist(), reading.solution.root[labels[free]].tolist()):
             owners.setdefault(root, {}).setdefault(i, []).append(position)
     return owners
+
+
+def segments_of_classes(reading: Reading) -> dict[int, frozenset[int]]:
+    """class -> the parts of split axes it is found in; parts with the same classes count as one."""
+    parts = {frozenset(reading.solution.root[labels].tolist()) for labels in reading.segments}
+    found: dict[int, set[int]] = {}
+    for i, part in enumerate(parts):
+        for root in part:
+            found.setdefault(root, set()).add(i)
+    return {root: frozenset(numbers) for root, numbers in found.items()}
 
 
 def reason_against(slices: Sequence[Slice]) -> str:

@@ -10,7 +10,7 @@ import copy
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from inspect import signature
 from typing import Any
@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
-from torch_flowprune.axes import Axes, Solution, Value
+from torch_flowprune.axes import FIXED, Axes, Solution, Value
 
 __all__ = ["Reading", "Walk", "export", "read"]
 
@@ -50,6 +50,7 @@ class Reading:
     roles: dict[tuple[str, int], str]
     reads_zero: dict[tuple[str, int], bool]
     named: dict[str, Value]
+    segments: list[Tensor]
     unknown: dict[str, int]
     unused: tuple[str, ...]
 
@@ -81,6 +82,7 @@ class Walk:
     counts: dict[tuple[Node, str], Tensor] = field(default_factory=dict)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     reads_zero: dict[tuple[str, int], bool] = field(default_factory=dict)
+    segments: list[Tensor] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     node: Node | None = None
     prefix: str = ""
@@ -124,6 +126,12 @@ class Walk:
         """Note a number (of groups, say) that the current operator was given: one label per thing counted."""
         assert self.node is not None
         self.counts[self.node, name] = labels
+
+    def segment(self, labels: Tensor) -> Tensor:
+        """Note a part of an axis that becomes a tensor of its own: something of it has to be left."""
+        if not self.axes.is_fixed(labels):
+            self.segments.append(labels)
+        return labels
 
     def role(self, labels: Tensor, role: str, zero: bool = False) -> None:
         """Note that these positions of parameters produce a unit, or consume one that is (or is not) exactly zero."""
@@ -171,7 +179,7 @@ class Walk:
         value = rule(self, **self._bound(rule, node))
         if value is NotImplemented:
             return self._without_rule(node)
-        value = self._marked_constant(value, node)
+        value = self._settled(value, node)
         if is_in_place(node):
             self._mutate(node.args[0], value)
         return value
@@ -186,12 +194,20 @@ class Walk:
         bound.setdefault("x", bound.get(first))
         return {k: torch.fx.node.map_arg(bound[k], self.values.__getitem__) for k in wanted if k in bound}
 
-    def _marked_constant(self, value: Any, node: Node) -> Any:
-        given = [v for n in node.all_input_nodes for v in flat(self.values.get(n))]
-        constant = all(v.constant for v in given)
-        if isinstance(value, Value):
-            return replace(value, constant=constant)
-        return [replace(v, constant=constant) for v in value] if value is not None else None
+    def _settled(self, value: Any, node: Node) -> Any:
+        """A rule's result with what holds for every operator: single positions stay, constants come of constants."""
+        if value is None:
+            return None
+        constant = all(v.constant for n in node.all_input_nodes for v in flat(self.values.get(n)))
+        settled = [Value(tuple(self._not_single(d) for d in v.dims), v.zero, constant) for v in flat(value)]
+        return settled[0] if isinstance(value, Value) else settled
+
+    def _not_single(self, labels: Tensor) -> Tensor:
+        """A dimension of one position can not lose it: broadcasting would take it for something else."""
+        if len(labels) != 1 or int(labels[0]) == FIXED:
+            return labels
+        self.freeze(labels, "is picked by position")
+        return self.axes.fixed(1)
 
     def _without_rule(self, node: Node) -> Any:
         name = operator_name(node)
@@ -235,7 +251,7 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rul
             error = f"its training graph, which reads further parameters, can not be exported: {type(e).__name__}"
     walk, solution = best_walk(programs, names, rules, error)
     return Reading(programs, walk.axes, solution, walk.values, walk.counts, walk.roles, walk.reads_zero, walk.named,
-                   walk.unknown, unused)
+                   walk.segments, walk.unknown, unused)
 
 
 def best_walk(programs: Mapping[str, ExportedProgram], names: Mapping[str, str], rules: Mapping[str, Rule],

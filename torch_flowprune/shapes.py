@@ -233,11 +233,11 @@ def squeeze(g: Walk, x: Value, dim: Any = None) -> Value:
 def slice_(g: Walk, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Value:
     if step != 1:
         g.freeze(x.dims[dim], "is read with a stride")
-    return replaced(x, dim, x.dims[dim][slice(start, end, step)])
+    return replaced(x, dim, g.segment(x.dims[dim][slice(start, end, step)]))
 
 
 def narrow(g: Walk, x: Value, dim: int, start: int, length: int) -> Value:
-    return replaced(x, dim, x.dims[dim].narrow(0, start, length))
+    return replaced(x, dim, g.segment(x.dims[dim].narrow(0, start, length)))
 
 
 def select(g: Walk, x: Value, dim: int) -> Value:
@@ -265,11 +265,11 @@ def equal_parts(g: Walk, x: Value, dim: int, parts: Sequence[Tensor]) -> list[Va
             g.join(parts[0], part)
         else:
             g.freeze(x.dims[dim], "is cut into unequal parts by a single length")
-    return [replaced(x, dim, p) for p in parts]
+    return [replaced(x, dim, g.segment(p)) for p in parts]
 
 
 def split_with_sizes(g: Walk, x: Value, split_sizes: Sequence[int], dim: int = 0) -> list[Value]:
-    return [replaced(x, dim, p) for p in x.dims[dim].split(list(split_sizes))]
+    return [replaced(x, dim, g.segment(p)) for p in x.dims[dim].split(list(split_sizes))]
 
 
 def flip(g: Walk, x: Value, dims: Sequence[int]) -> Value:
