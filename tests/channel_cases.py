@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,7 @@ class Shuffled(nn.Module):
         return self.c(torch.cat([left, torch.relu(self.b(right))], dim=1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """make: the model. shape: of its input. groups: name -> units that `couple` has to find, exactly."""
 
@@ -269,7 +270,9 @@ def assert_equal_without(model: Model, x: Tensor, coupling: Coupling, removed: M
     return small
 
 
+@cache
 def coupled(case: Case) -> tuple[Model, Tensor, Coupling]:
+    """The case's model, an input and the coupling; shared between tests, none of which may change them."""
     torch.manual_seed(0)
     model = randomised(case.make()).eval()
     x = torch.randn(case.shape, dtype=torch.float64)

@@ -38,6 +38,7 @@ def shrink(
     *,
     masks: Mapping[str, Tensor] | None = None,
     coupling: Coupling | None = None,
+    reading: Reading | None = None,
     kwargs: Mapping[str, Any] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     inplace: bool = False,
@@ -49,7 +50,7 @@ def shrink(
 
     masks: parameter name -> bool, True = kept. By default those that pruning left on the model (`weight_mask`), and where
     there are none, what is exactly zero counts as masked.
-    coupling: of the model without masks; read from it by default.
+    coupling, reading: of the model without masks, where they are at hand (`coupling.reading_of`); else read from it.
     optimizer: its parameters are replaced by the new ones and its state (momentum) is sliced along.
     inplace: change this model; otherwise it stays as it was and a copy is returned.
     graph: where a module's own code can not take the new sizes (`reshape(B, N, C)` with C read off its input), replace the module
@@ -62,7 +63,7 @@ def shrink(
     names = canonical_names(dense)
     given = {names[k]: v.bool() for k, v in {**found, **(masks or {})}.items()}
     apply_masks(dense, given)
-    reading = reading_of(dense, example_inputs, kwargs)
+    reading = reading or reading_of(dense, example_inputs, kwargs)
     coupling = coupling or coupling_of(reading)
     kept = alive(coupling, given or {n: p != 0 for n, p in dense.named_parameters()})
     surgery = Surgery(kept_positions(coupling, kept, dense), {})
@@ -352,6 +353,7 @@ def relative_error(a: Tensor, b: Tensor) -> float:
     """max |a - b| / max |a|; nan where either is not finite."""
     if not a.numel() or not a.is_floating_point():
         return 0.0 if torch.equal(a, b) else float("nan")
+    a, b = a.detach(), b.detach()
     scale = a.abs().max()
     return float((a - b).abs().max() / scale) if scale > 0 else float(b.abs().max())
 
