@@ -19,7 +19,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils._pytree import tree_map
 
 from torch_flowprune.axes import Value
-from torch_flowprune.graph import Reading, operator_name
+from torch_flowprune.graph import Reading, concrete, operator_name
 
 __all__ = ["ExportedModule", "argument_names", "free_sizes", "graft", "recorded_calls", "resized_graph"]
 
@@ -56,7 +56,7 @@ def resized_graph(small: nn.Module, reading: Reading, dead: Tensor, names: Seque
         elif node.op == "output":
             results = node.args[0][len(node.args[0]) - len(program.graph_signature.user_outputs) :]
             graph.output(torch.fx.node.map_arg(list(results), copies.__getitem__))
-        elif operator_name(node) != "_assert_tensor_metadata":  # says which precision it was exported in
+        elif not is_of_the_example(node):
             copies[node] = graph.node_copy(node, copies.__getitem__)
             if node.op == "call_function":
                 resize(copies[node], node, reading, dead)
@@ -65,6 +65,14 @@ def resized_graph(small: nn.Module, reading: Reading, dead: Tensor, names: Seque
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(list(names), spec_in, spec_out)))
     graph.lint()
     return ExportedModule(root, graph).train(small.training)
+
+
+def is_of_the_example(node: Node) -> bool:
+    """Holds for the call that was exported only: its precision, and caches that it filled in buffers of another shape."""
+    if operator_name(node) == "_assert_tensor_metadata":
+        return True
+    target = node.args[0] if operator_name(node) == "copy" and not node.users else None
+    return isinstance(target, Node) and target.op == "placeholder" and concrete(target.meta["val"].shape) != concrete(node.meta["val"].shape)
 
 
 def graft(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
