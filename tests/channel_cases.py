@@ -1,0 +1,279 @@
+"""Tiny networks, one per kind of coupling, and the oracle that removes channels from them one by one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torch_flowprune.coupling import Coupling, couple, masks
+from torch_flowprune.shrink import relative_error, shrink
+
+Model = nn.Module
+
+
+class Fn(nn.Module):
+    """Named layers and a function of them and the input."""
+
+    def __init__(self, forward: Callable[..., Tensor], **layers: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        self.f = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(self, x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention as it is commonly written; kv_heads < heads shares keys and values."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, fused: bool = False, kv_heads: int | None = None,
+                 own_scale: bool = False, manual: bool = False) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.kv_heads = heads, head_dim, kv_heads or heads
+        self.attn_dim = heads * head_dim
+        self.fused, self.manual = fused, manual
+        self.scale = head_dim**-0.5 if own_scale or manual else None
+        if fused:
+            self.qkv = nn.Linear(width, 3 * self.attn_dim)
+        else:
+            self.q = nn.Linear(width, self.attn_dim)
+            self.k = nn.Linear(width, self.kv_heads * head_dim)
+            self.v = nn.Linear(width, self.kv_heads * head_dim)
+        self.proj = nn.Linear(self.attn_dim, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        if self.fused:
+            q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            q = self.q(x).view(b, n, self.num_heads, -1).transpose(1, 2)
+            k = self.k(x).view(b, n, self.kv_heads, -1).transpose(1, 2)
+            v = self.v(x).view(b, n, self.kv_heads, -1).transpose(1, 2)
+        if self.manual:
+            y = (q @ k.transpose(-2, -1) * self.scale).softmax(-1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, scale=self.scale, enable_gqa=self.kv_heads != self.num_heads)
+        return self.proj(y.transpose(1, 2).reshape(b, n, -1))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.a(x)) + torch.tanh(self.b(x)))
+
+
+class GroupedReshape(nn.Module):
+    """ShuffleNet's channel shuffle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        b, c, h, w = x.shape
+        return self.b(x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w))
+
+
+class Shuffled(nn.Module):
+    """Half of the channels go through a layer, half go round it: chunk and concatenate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.a(x).chunk(2, dim=1)
+        return self.c(torch.cat([left, torch.relu(self.b(right))], dim=1))
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """make: the model. shape: of its input. groups: name -> units that `couple` has to find, exactly."""
+
+    make: Callable[[], Model]
+    shape: tuple[int, ...]
+    groups: Mapping[str, int]
+
+
+def conv_net(*middle: nn.Module, width: int = 6) -> Model:
+    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), *middle, nn.Conv2d(width, 2, 1))
+
+
+IMAGE, TOKENS, ROW = (2, 3, 6, 6), (2, 5, 8), (3, 4)
+FIRST = {"0.weight": 6}
+
+CASES: dict[str, Case] = {
+    "linear": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
+    "linear no bias": Case(lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.GELU(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
+    "sigmoid": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
+    "softplus": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.Softplus(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
+    "softmax over channels": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.Softmax(-1), nn.Linear(5, 3)), ROW, {}),
+    "conv bn relu": Case(lambda: conv_net(nn.BatchNorm2d(6), nn.ReLU()), IMAGE, FIRST),
+    "conv relu bn": Case(lambda: conv_net(nn.ReLU(), nn.BatchNorm2d(6)), IMAGE, FIRST),
+    "bn without affine": Case(lambda: conv_net(nn.BatchNorm2d(6, affine=False), nn.ReLU()), IMAGE, FIRST),
+    "bn without statistics": Case(lambda: conv_net(nn.BatchNorm2d(6, track_running_stats=False)), IMAGE, FIRST),
+    "instance norm": Case(lambda: conv_net(nn.InstanceNorm2d(6, affine=True, track_running_stats=True)), IMAGE, FIRST),
+    "group norm": Case(lambda: conv_net(nn.GroupNorm(3, 6)), IMAGE, {"0.weight": 3}),
+    "group norm of one group": Case(lambda: conv_net(nn.GroupNorm(1, 6)), IMAGE, {}),
+    "layer norm": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)), ROW, {}),
+    "rms norm": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.RMSNorm(5), nn.Linear(5, 3)), ROW, {}),
+    "prelu": Case(lambda: conv_net(nn.PReLU(6)), IMAGE, FIRST),
+    "pools": Case(lambda: conv_net(nn.MaxPool2d(2), nn.AvgPool2d(2, 1), nn.AdaptiveAvgPool2d(2)), IMAGE, FIRST),
+    "upsample": Case(lambda: conv_net(nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2, mode="bilinear")), IMAGE, FIRST),
+    "space padding": Case(lambda: conv_net(nn.ZeroPad2d(1), nn.ConstantPad2d(1, 2.0)), IMAGE, FIRST),
+    "depthwise": Case(lambda: conv_net(nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.ReLU6()), IMAGE, FIRST),
+    "depthwise multiplier": Case(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 2, 1)), IMAGE, {"0.weight": 4}),
+    "grouped": Case(lambda: conv_net(nn.Conv2d(6, 6, 3, padding=1, groups=3)), IMAGE, {"0.weight": 3}),
+    "grouped from the input": Case(
+        lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 1)), (2, 4, 6, 6), {"0.weight": 4}),
+    "transposed": Case(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2, 2), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)),
+        IMAGE, {"0.weight": 4, "1.weight": 6}),
+    "transposed grouped": Case(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2, 2, groups=2), nn.Conv2d(6, 2, 1)),
+        IMAGE, {"0.weight": 2}),
+    "conv1d": Case(lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 1)), (2, 3, 8), {"0.weight": 4}),
+    "conv3d": Case(lambda: nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.Conv3d(4, 2, 1)), (2, 1, 4, 4, 4), {"0.weight": 4}),
+    "flatten": Case(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)), IMAGE, {"0.weight": 4}),
+    "residual": Case(
+        lambda: Fn(lambda s, x: s.out(s.b(torch.relu(s.a(x))) + s.skip(x)), a=nn.Conv2d(3, 5, 1), b=nn.Conv2d(5, 4, 3, padding=1),
+                   skip=nn.Conv2d(3, 4, 1), out=nn.Conv2d(4, 2, 1)), IMAGE, {"a.weight": 5, "b.weight": 4}),
+    "residual to the input": Case(
+        lambda: Fn(lambda s, x: s.b(torch.relu(s.a(x))) + x, a=nn.Conv2d(3, 5, 1), b=nn.Conv2d(5, 3, 1)), IMAGE, {"a.weight": 5}),
+    "cat": Case(
+        lambda: Fn(lambda s, x: s.out(torch.cat([s.a(x), s.b(x)], 1)), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 5, 1),
+                   out=nn.Conv2d(9, 2, 1)), IMAGE, {"a.weight": 4, "b.weight": 5}),
+    "cat with the input": Case(
+        lambda: Fn(lambda s, x: s.out(torch.cat([x, s.a(x)], 1)), a=nn.Conv2d(3, 4, 1), out=nn.Conv2d(7, 2, 1)), IMAGE, {"a.weight": 4}),
+    "squeeze and excite": Case(
+        lambda: Fn(lambda s, x: (lambda y: s.out(y * torch.sigmoid(s.up(torch.relu(s.down(y.mean((2, 3), keepdim=True)))))))(s.a(x)),
+                   a=nn.Conv2d(3, 6, 1), down=nn.Conv2d(6, 3, 1), up=nn.Conv2d(3, 6, 1), out=nn.Conv2d(6, 2, 1)),
+        IMAGE, {"a.weight": 6, "down.weight": 3}),
+    "gated mlp": Case(
+        lambda: Fn(lambda s, x: (lambda p: s.down(F.silu(p[0]) * p[1]))(s.up(x).chunk(2, -1)), up=nn.Linear(8, 12), down=nn.Linear(6, 8)),
+        TOKENS, {"up.weight": 6}),
+    "glu": Case(lambda: nn.Sequential(nn.Linear(4, 12), nn.GLU(), nn.Linear(6, 3)), ROW, {"0.weight": 6}),
+    "separate gate": Case(
+        lambda: Fn(lambda s, x: s.down(F.gelu(s.gate(x)) * s.up(x)), gate=nn.Linear(8, 6), up=nn.Linear(8, 6), down=nn.Linear(6, 8)),
+        TOKENS, {"gate.weight": 6}),
+    "shuffle": Case(GroupedReshape, IMAGE, {"a.weight": 4}),
+    "chunk and cat": Case(Shuffled, IMAGE, {"a.weight": 4, "b.weight": 4}),
+    "pixel shuffle": Case(
+        lambda: nn.Sequential(nn.Conv2d(3, 16, 1), nn.PixelShuffle(2), nn.Conv2d(4, 2, 1)), IMAGE, {"0.weight": 4}),
+    "pixel unshuffle": Case(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.PixelUnshuffle(2), nn.Conv2d(16, 2, 1)), IMAGE, {"0.weight": 4}),
+    "tied": Case(Tied, ROW, {"a.weight": 6}),
+    "attention": Case(lambda: Attention(8, 4, 3), TOKENS, {"q.weight": 4}),
+    "attention fused": Case(lambda: Attention(8, 4, 3, fused=True), TOKENS, {"qkv.weight": 4}),
+    "attention manual": Case(lambda: Attention(8, 4, 3, manual=True), TOKENS, {"q.weight": 4}),
+    "attention manual fused": Case(lambda: Attention(8, 4, 3, manual=True, fused=True), TOKENS, {"qkv.weight": 4}),
+    "attention shared keys": Case(lambda: Attention(8, 4, 3, kv_heads=2), TOKENS, {"q.weight": 2}),
+    "one head": Case(lambda: Attention(8, 1, 4, own_scale=True), TOKENS, {"q.weight": 4, "v.weight": 4}),
+    "one head, default scale": Case(lambda: Attention(8, 1, 4), TOKENS, {"v.weight": 4}),
+    "layer scale": Case(
+        lambda: Fn(lambda s, x: s.b(s.gamma * s.a(x)), a=nn.Linear(8, 6), b=nn.Linear(6, 8), gamma=nn.Parameter(torch.full((6,), 1e-6))),
+        TOKENS, {"a.weight": 6}),
+    "class token": Case(
+        lambda: Fn(lambda s, x: s.b(torch.cat([s.token.expand(len(x), -1, -1), s.a(x)], 1) + s.position)[:, 0], a=nn.Linear(8, 6),
+                   b=nn.Linear(6, 3), token=nn.Parameter(torch.zeros(1, 1, 6)), position=nn.Parameter(torch.zeros(1, 6, 6))),
+        TOKENS, {"a.weight": 6}),
+    "mean over channels": Case(
+        lambda: Fn(lambda s, x: s.b(s.a(x) - s.a(x).mean(-1, keepdim=True)), a=nn.Linear(8, 6), b=nn.Linear(6, 3)), TOKENS, {}),
+    "unknown operator": Case(
+        lambda: Fn(lambda s, x: s.b(torch.relu(s.a(x)).sort(-1).values), a=nn.Linear(8, 6), b=nn.Linear(6, 3)), TOKENS, {}),
+    "in place": Case(
+        lambda: Fn(lambda s, x: s.b(torch.sigmoid_(s.a(x))), a=nn.Linear(8, 6), b=nn.Linear(6, 3)), TOKENS, {"a.weight": 6}),
+    "in place through a view": Case(
+        lambda: Fn(lambda s, x: (lambda y: (y[:, 1:].add_(1.0), s.b(y))[1])(s.a(x)), a=nn.Linear(8, 6), b=nn.Linear(6, 3)),
+        TOKENS, {"a.weight": 6}),
+    "logarithm": Case(lambda: Fn(lambda s, x: s.b(torch.log(s.a(x).relu())), a=nn.Linear(8, 6), b=nn.Linear(6, 3)), TOKENS, {}),
+    "einsum": Case(
+        lambda: Fn(lambda s, x: s.b(torch.einsum("bnc,cd->bnd", x, s.w).relu()), w=nn.Parameter(torch.randn(8, 6)), b=nn.Linear(6, 3)),
+        TOKENS, {"w": 6}),
+    "normalised dot product": Case(
+        lambda: Fn(lambda s, x: (F.normalize(s.q(x), dim=-1) @ F.normalize(s.k(x), dim=-1).mT).softmax(-1) @ x,
+                   q=nn.Linear(8, 4), k=nn.Linear(8, 4)), TOKENS, {"q.weight": 4}),
+}
+
+
+# -- the oracle -----------------------------------------------------------------------------------------------------------------------
+
+
+def randomised(model: Model, seed: int = 0) -> Model:
+    """In float64, every parameter and running statistic random: defaults of zero and one hide faults."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * (0.5 if p.ndim > 1 else 1.0))
+        for name, b in model.named_buffers():
+            if name.endswith("running_mean"):
+                b.copy_(torch.randn(b.shape, generator=generator, dtype=b.dtype))
+            elif name.endswith("running_var"):
+                b.copy_(torch.rand(b.shape, generator=generator, dtype=b.dtype) + 0.5)
+    return model
+
+
+def with_masks(model: Model, given: Mapping[str, Tensor]) -> Model:
+    masked = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, p in masked.named_parameters():
+            if name in given:
+                p.mul_(given[name])
+    return masked
+
+
+def cut(coupling: Coupling, keep: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
+    """What the smaller model should hold of a tensor, said anew: index lists, no shared code."""
+    for axis in range(tensor.ndim):
+        gone = {int(i) for g in coupling.groups for s in g.slices if s.parameter == name and s.axis == axis
+                for i in s.index[~keep[g.name]].flatten()} if coupling.groups else set()
+        tensor = tensor[(slice(None),) * axis + ([i for i in range(tensor.shape[axis]) if i not in gone],)]
+    return tensor
+
+
+def assert_equal_without(model: Model, x: Tensor, coupling: Coupling, removed: Mapping[str, list[int]], trains: bool = True) -> Model:
+    """Outputs in eval and train mode, gradients of what is kept, and the tensors themselves."""
+    keep = {g.name: torch.tensor([i not in removed.get(g.name, []) for i in range(g.size)], dtype=torch.bool) for g in coupling.groups}
+    given = masks(coupling, keep, dict(model.named_parameters()))
+    masked = with_masks(model, given)
+    small = shrink(model, x, masks=given, graph=False)
+    for name, tensor in [*masked.named_parameters(), *masked.named_buffers()]:
+        assert torch.equal(cut(coupling, keep, name, tensor), dict([*small.named_parameters(), *small.named_buffers()])[name]), name
+    for training in (False, True) if trains else (False,):
+        a, b = (copy.deepcopy(m).train(training) for m in (masked, small))
+        ya, yb = a(x), b(x)
+        assert relative_error(ya, yb) < 1e-10
+        for y in (ya, yb):
+            torch.manual_seed(0)
+            (y * torch.randn_like(y)).sum().backward()
+        grads = {n: p.grad for n, p in b.named_parameters()}
+        for name, p in a.named_parameters():
+            if p.grad is not None:
+                expected = cut(coupling, keep, name, p.grad)
+                scale = max(float(q.grad.abs().max()) for q in a.parameters() if q.grad is not None)
+                assert float((expected - grads[name]).abs().max()) < 1e-10 * max(scale, 1e-300), name
+    return small
+
+
+@cache
+def coupled(case: Case) -> tuple[Model, Tensor, Coupling]:
+    """The case's model, an input and the coupling; shared between tests, none of which may change them."""
+    torch.manual_seed(0)
+    model = randomised(case.make()).eval()
+    x = torch.randn(case.shape, dtype=torch.float64)
+    return model, x, couple(model, x)

@@ -1,0 +1,139 @@
+"""Coupling against brute force: what `couple` finds on tiny nets, and that removing it is exact."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from channel_cases import CASES, Attention, coupled
+from torch import nn
+
+from torch_flowprune.coupling import Coupling, Frozen, Group, Slice, alive, couple, masks, rows
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_groups_of_each_kind(name: str) -> None:
+    _, _, coupling = coupled(CASES[name])
+    assert {g.name: g.size for g in coupling.groups} == CASES[name].groups
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_parameter_position_is_in_a_group_or_frozen_with_a_reason(name: str) -> None:
+    model, _, coupling = coupled(CASES[name])
+    listed: dict[tuple[str, int], int] = {}
+    for g in coupling.groups:
+        for s in g.slices:
+            listed[s.parameter, s.axis] = listed.get((s.parameter, s.axis), 0) + s.index.numel()
+    for f in coupling.frozen:
+        assert f.reason
+        listed[f.parameter, f.axis] = listed.get((f.parameter, f.axis), 0) + f.positions
+    for parameter, p in model.named_parameters():
+        for axis, size in enumerate(p.shape):
+            kernel = p.ndim > 2 and axis > 1
+            assert size == 1 or kernel or listed[parameter, axis] == size
+
+
+def test_an_operator_without_a_rule_is_listed_and_freezes() -> None:
+    _, _, coupling = coupled(CASES["unknown operator"])
+    assert coupling.unknown == {"sort": 1}
+    assert any("without a rule (sort)" in f.reason for f in coupling.frozen)
+
+
+def test_no_trace() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 2, 1))
+    model[1].eval()
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    flags = [m.training for m in model.modules()]
+    attributes = [set(vars(m)) for m in model.modules()]
+    random = torch.random.get_rng_state()
+    couple(model, torch.ones(2, 3, 4, 4))
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert flags == [m.training for m in model.modules()]
+    assert attributes == [set(vars(m)) for m in model.modules()]
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert torch.equal(model[0].weight.grad, torch.ones(4, 3, 1, 1))
+
+
+def test_training_only_parameters_are_read_from_the_training_graph() -> None:
+    """A head that runs in training alone still reads channels: they must not go without its columns."""
+
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.aux = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = torch.relu(self.a(x))
+            return self.b(h) + self.aux(h) if self.training else self.b(h)
+
+    group = couple(Auxiliary(), torch.randn(2, 4))["a.weight"]
+    assert {(s.parameter, s.role) for s in group.slices} >= {("aux.weight", "consumer"), ("b.weight", "consumer")}
+
+
+def test_rows_are_the_slices_side_by_side() -> None:
+    model, _, coupling = coupled(CASES["conv bn relu"])
+    tensors = dict(model.named_parameters())
+    group = coupling["0.weight"]
+    assert torch.equal(rows(tensors, group), model[0].weight.reshape(6, -1))
+    everything = rows(tensors, group, ("producer", "affine", "consumer"))
+    assert everything.shape == (6, 27 + 1 + 1 + 1 + 2)
+
+
+def test_rows_of_a_flattened_channel_hold_all_its_columns() -> None:
+    model, _, coupling = coupled(CASES["flatten"])
+    columns = rows(dict(model.named_parameters()), coupling["0.weight"], ("consumer",))
+    assert torch.equal(columns, model[3].weight.reshape(3, 4, 16).permute(1, 2, 0).reshape(4, -1))
+
+
+def test_masks_cover_a_unit_and_nothing_else() -> None:
+    model, _, coupling = coupled(CASES["residual"])
+    keep = {"b.weight": torch.tensor([True, False, True, True])}
+    given = masks(coupling, keep, dict(model.named_parameters()))
+    assert set(given) == {"b.weight", "b.bias", "skip.weight", "skip.bias", "out.weight"}
+    assert not given["b.weight"][1].any() and given["b.weight"][[0, 2, 3]].all()
+    assert not given["out.weight"][:, 1].any()
+    assert alive(coupling, given)["b.weight"].tolist() == [True, False, True, True]
+    assert alive(coupling, given)["a.weight"].all()
+
+
+def test_a_unit_is_alive_while_its_bias_is() -> None:
+    model, _, coupling = coupled(CASES["linear"])
+    given = masks(coupling, {"0.weight": torch.tensor([False] * 4 + [True])}, dict(model.named_parameters()))
+    del given["0.bias"]
+    assert alive(coupling, given)["0.weight"].all()
+
+
+def test_columns_that_read_zeros_need_no_mask_and_others_do() -> None:
+    for name, reads_zero in (("linear", True), ("sigmoid", False), ("conv relu bn", True), ("bn without affine", False)):
+        _, _, coupling = coupled(CASES[name])
+        consumers = [s for g in coupling.groups for s in g.slices if s.role == "consumer"]
+        assert [s.reads_zero for s in consumers] == [reads_zero], name
+
+
+def test_fused_attention_couples_q_k_v_and_the_projection() -> None:
+    coupling = couple(Attention(8, 4, 3, fused=True), torch.randn(2, 5, 8))
+    slices = {(s.parameter, s.axis): s.index for s in coupling["qkv.weight"].slices}
+    assert slices["qkv.weight", 0][1].tolist() == [3, 4, 5, 15, 16, 17, 27, 28, 29]
+    assert slices["proj.weight", 1][1].tolist() == [3, 4, 5]
+
+
+def test_printed_drawn_and_stored() -> None:
+    _, _, coupling = coupled(CASES["residual"])
+    assert "b.weight: 4 units" in str(coupling) and "not removable:" in str(coupling)
+    assert coupling.to_dot().startswith("digraph") and '"b.weight\\n4 units"' in coupling.to_dot()
+    again = Coupling.from_dict(json.loads(json.dumps(coupling.to_dict())))
+    assert str(again) == str(coupling) and again.to_dict() == coupling.to_dict()
+
+
+def test_written_by_hand() -> None:
+    group = Group("a.weight", (Slice("a.weight", 0, torch.arange(3), "producer"), Slice("b.weight", 1, torch.arange(3), "consumer")))
+    coupling = Coupling((group,), (Frozen("b.weight", 0, 2, "producer", "the output"),))
+    assert coupling["a.weight"].size == 3
+    assert coupling.share() == 3 / 5
+    with pytest.raises(KeyError, match="no group 'c'"):
+        coupling["c"]
+    with pytest.raises(ValueError, match="must be producer"):
+        Slice("a.weight", 0, torch.arange(3), "maker")

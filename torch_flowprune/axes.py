@@ -1,0 +1,197 @@
+"""Labels for the positions of tensor dimensions, and what follows from joining them.
+
+Every dimension of every tensor in a traced graph carries a vector of integer *labels*, one per position. Two positions
+with the same label, or with labels that were joined, live or die together. A label that was frozen can never be removed,
+and neither can anything joined to it. Label 0 (`FIXED`) stands for all positions that nobody may remove: batch, space,
+tokens of the input.
+
+Labels rather than one name per dimension, because concatenation, splitting, grouped convolution and flattening couple
+single positions, not whole dimensions. A product of axes (`heads * head_dim`) is a vector in which a label is repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+__all__ = ["FIXED", "Axes", "Block", "Solution", "Value", "components"]
+
+FIXED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """What is known about one tensor of the graph.
+
+    `dims[i]` holds the labels of dimension i. `zero[i]` is True where it is proved that the masked model has exact zeros
+    at the positions of a removed unit of dimension i; the smaller model has nothing there, so sums over that dimension agree.
+    `constant` is True where the tensor is computed from parameters and buffers alone.
+    """
+
+    dims: tuple[Tensor, ...]
+    zero: tuple[bool, ...]
+    constant: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(len(d) for d in self.dims)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.dims)
+
+    def with_zero(self, zero: bool | Sequence[bool]) -> Value:
+        flags = (zero,) * self.ndim if isinstance(zero, bool) else tuple(zero)
+        return replace(self, zero=flags)
+
+    def without_zero(self) -> Value:
+        return self.with_zero(False)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A contiguous range of labels made for one dimension of one named tensor."""
+
+    start: int
+    size: int
+    name: str
+    axis: int
+    kind: str  # "parameter" or "buffer"
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Labels resolved: `root[label]` names the class of a label.
+
+    `reasons` holds the frozen classes and why; those in `soft` are frozen only by a choice that could be made otherwise.
+    """
+
+    root: Tensor
+    reasons: dict[int, str]
+    soft: frozenset[int]
+
+    def frozen(self, labels: Tensor) -> Tensor:
+        """(positions,) bool: True where the position can not be removed."""
+        return self._frozen_roots[self.root[labels]]
+
+    def reason(self, label: int) -> str | None:
+        return self.reasons.get(int(self.root[label]))
+
+    @cached_property
+    def _frozen_roots(self) -> Tensor:
+        table = torch.zeros(len(self.root), dtype=torch.bool)
+        table[list(self.reasons)] = True
+        return table
+
+
+class Axes:
+    """Makes labels, joins them, freezes them; `solve` tells what follows. All joins are recorded, none resolved early."""
+
+    def __init__(self) -> None:
+        self.count = 1
+        self.blocks: list[Block] = []
+        self._edges: list[tuple[Tensor, Tensor]] = []
+        self._frozen: list[tuple[Tensor, str]] = [(torch.tensor([FIXED]), "fixed")]
+        self._soft: list[tuple[Tensor, str]] = []
+        self._immovable = torch.tensor([True])
+
+    def fresh(self, size: int) -> Tensor:
+        """Labels of a new axis. A dimension of one position has nothing to remove and is fixed from the start."""
+        if size <= 1:
+            return self.fixed(size)
+        labels = torch.arange(self.count, self.count + size)
+        self.count += size
+        return labels
+
+    def fixed(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.long)
+
+    def softly_fixed(self, size: int, reason: str) -> Tensor:
+        """Labels frozen by a choice (which factor of a product is to be removable), to be told apart from hard facts."""
+        labels = self.fresh(size)
+        if size > 1:
+            self._soft.append((labels, reason))
+            grown = torch.zeros(self.count, dtype=torch.bool)
+            grown[: len(self._immovable)] = self._immovable
+            grown[labels] = True
+            self._immovable = grown
+        return labels
+
+    def named(self, name: str, shape: Sequence[int], kind: str) -> Value:
+        """The value of a parameter or buffer: a new axis per dimension. Parameters are masked, hence zero; buffers are not."""
+        dims = []
+        for axis, size in enumerate(shape):
+            if size > 1:
+                self.blocks.append(Block(self.count, size, name, axis, kind))
+            dims.append(self.fresh(size))
+        return Value(tuple(dims), (kind == "parameter",) * len(dims), constant=True)
+
+    def join(self, a: Tensor, b: Tensor, reason: str) -> None:
+        """Position i of `a` and position i of `b` live or die together; `reason` is kept where one of them is fixed."""
+        if a is b or torch.equal(a, b):
+            return
+        loose = (a != FIXED) & (b != FIXED)
+        self._edges.append((a[loose], b[loose]))
+        if not loose.all():
+            rest = torch.maximum(a, b)[~loose]
+            self.freeze(rest[~self._at(rest)], reason)
+
+    def freeze(self, labels: Tensor, reason: str) -> None:
+        labels = labels[labels != FIXED]
+        if len(labels):
+            self._frozen.append((labels, reason))
+
+    def is_fixed(self, labels: Tensor) -> bool:
+        """True where no position of the dimension can be removed, as far as is known without solving."""
+        return bool(self._at(labels).all())
+
+    def is_named(self, labels: Tensor) -> bool:
+        """True where some of the labels were made for a parameter or buffer."""
+        return any(True for _ in self.blocks_of(labels))
+
+    def blocks_of(self, labels: Tensor) -> Iterator[Block]:
+        """The named dimensions the labels were made for."""
+        starts = [b.start for b in self.blocks]
+        found = labels[labels != FIXED].unique()
+        where = torch.searchsorted(torch.tensor(starts, dtype=torch.long), found, right=True) - 1
+        for i in where.unique().tolist():
+            block = self.blocks[i] if i >= 0 else None
+            if block is not None and bool(((found >= block.start) & (found < block.start + block.size)).any()):
+                yield block
+
+    def _at(self, labels: Tensor) -> Tensor:
+        known = labels < len(self._immovable)
+        return known & self._immovable[labels.clamp(max=len(self._immovable) - 1)]
+
+    def solve(self) -> Solution:
+        a = torch.cat([e[0] for e in self._edges]) if self._edges else torch.empty(0, dtype=torch.long)
+        b = torch.cat([e[1] for e in self._edges]) if self._edges else torch.empty(0, dtype=torch.long)
+        root = components(self.count, a, b)
+        reasons: dict[int, str] = {}
+        for labels, reason in self._frozen:
+            for r in root[labels].unique().tolist():
+                reasons.setdefault(r, reason)
+        hard = set(reasons)
+        for labels, reason in self._soft:
+            for r in root[labels].unique().tolist():
+                reasons.setdefault(r, reason)
+        return Solution(root, reasons, frozenset(set(reasons) - hard))
+
+
+def components(count: int, a: Tensor, b: Tensor) -> Tensor:
+    """Connected components of `count` nodes under the edges a[i] - b[i]: the smallest node of each one's component."""
+    root = torch.arange(count)
+    while True:
+        ra, rb = root[a], root[b]
+        low, high = torch.minimum(ra, rb), torch.maximum(ra, rb)
+        apart = low != high
+        if not apart.any():
+            return root
+        # hook each larger root onto the smallest root it meets, then shorten all paths to their end
+        root.scatter_reduce_(0, high[apart], low[apart], reduce="amin")
+        while not torch.equal(root, root[root]):
+            root = root[root]
