@@ -211,12 +211,16 @@ class Run:
     def _finish(self) -> dict[str, Any]:
         """The only look at the test images, with the model that the validation images chose."""
         result = self.folder / "result.json"
-        if result.exists():
-            return dict(json.loads(result.read_text(encoding="utf-8")))
+        if not result.exists():
+            torch.save(self.best["state"], self.folder / "pruned.pt")
+            result.write_text(json.dumps(self._found(), indent=1) + "\n", encoding="utf-8")
+        return dict(json.loads(result.read_text(encoding="utf-8")))
+
+    def _found(self) -> dict[str, Any]:
         fp.load_state_dict(self.model, self.best["state"])
         accuracy, loss = self._evaluate(self.data.test)
         splits = {name: len(getattr(self.data, name)) for name in ("train", "validation", "test")}
-        found = {
+        return {
             "config": asdict(self.config),
             "data": {"name": self.data.name, "classes": self.data.classes, "shape": list(self.data.shape), **splits},
             "environment": {**environment(), "threads": torch.get_num_threads(), "device": self.device},
@@ -225,9 +229,6 @@ class Run:
             "history": self.history,
             "rounds": self.rounds,
         }
-        result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        torch.save(self.best["state"], self.folder / "pruned.pt")
-        return found
 
     def _fresh_optimizer(self) -> torch.optim.SGD:
         config = self.config
