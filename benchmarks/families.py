@@ -205,20 +205,21 @@ def _cell(result: dict[str, Any], column: str) -> str:
 
 def _notes(results: list[dict[str, Any]]) -> str:
     reasons = [(result["key"], reason) for result in results for reason in _reasons(result)]
-    remarks: dict[str, list[str]] = {}
-    for result in results:
-        for run in result.get("runs", {}).values():
-            for note in run["notes"]:
-                if note.startswith("zeros not seen"):
-                    remarks.setdefault(result["key"], []).append(note)
     failures = "\n".join(f"- `{key}`: {reason}" for key, reason in reasons) or "None."
-    unseen = "\n".join(f"- `{key}`: {notes[0]}" for key, notes in remarks.items()) or "None."
-    return f"## What failed, and why\n\n{failures}\n\n## Where zeros do not stand in a kernel's operand\n\n{_UNSEEN}\n\n{unseen}\n"
+    refused, unseen = _remarks(results, "remove is refused"), _remarks(results, "zeros not seen")
+    parts = [("What failed, and why", "", failures), ("Where `fp.remove` is refused", _REFUSED, refused), ("Other", _UNSEEN, unseen)]
+    return "\n\n".join("\n\n".join(filter(None, (f"## {title}", text, rows))) for title, text, rows in parts) + "\n"
 
 
-_UNSEEN = """In these models a masked tensor was not seen, zeros in place, among the operands of a convolution or matrix product in eval mode: weights
-that are standardised, mixed or folded first (the twin shows that the result is that of zeros in the parameter), and heads that only
-training uses."""
+def _remarks(results: list[dict[str, Any]], kind: str) -> str:
+    found = {result["key"]: note for result in results for run in result.get("runs", {}).values() for note in run["notes"] if note.startswith(kind)}
+    return "\n".join(f"- `{key}`: {note}" for key, note in found.items()) or "None."
+
+
+_REFUSED = """Convolutions that standardise their weight before they use it: the mask acts on the kernel, where it holds through training, copies
+and loading like any other; a dense model has no place for such zeros. Whole filters can be removed."""
+_UNSEEN = """A masked tensor was not seen, zeros in place, among the operands of a convolution or matrix product in eval mode (weights that are
+rearranged first, heads that only training uses). The twin shows that the result is that of zeros in the parameter."""
 
 
 def _reasons(result: dict[str, Any]) -> list[str]:

@@ -9,10 +9,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,6 +25,8 @@ from torch_flowprune.targets import parameters_of
 MEASURES = ("magnitude", "loss_preservation", "gradient_norm_preservation")
 GRANULARITIES = ("weight", "filter")
 SPARSITY = 0.5
+STANDARDISED = "standardises its weight before use"
+"""What the package says where zeros in the weight are none in the kernel: the mask holds there, and cannot be made permanent."""
 MIN_KEEP = 0.1
 """Of every layer: through an emptied one no signal passes, and all checks behind it would hold for nothing."""
 TOLERANCE = 1e-4
@@ -130,12 +134,18 @@ class Lifecycle:
     def remove(self) -> None:
         """Made permanent: the dense model's names and order, the zeros in place, the same output; and its state loads into a dense model."""
         before = outputs(self.model, self.subject.inputs)
-        fp.remove(self.model)
+        try:
+            fp.remove(self.model)
+        except ValueError as error:
+            expect(STANDARDISED in str(error), str(error))
+            self.notes.append(f"remove is refused: {error}")
+            return
         expect(not prune.is_pruned(self.model), "is_pruned is still true")
         known = dict(self.model.named_parameters())
         expect(list(known) == [name for name, _ in self.subject.model.named_parameters()], "the names or the order of the parameters changed")
         for name, mask in self.masks.items():
             expect(not known[name][~mask].any(), f"{name} has values where the mask has zeros")
+        _unmask_kernels(self.twin)
         self.twin.load_state_dict(self.model.state_dict(), strict=True)
         for model in (self.model, self.twin):
             for ours, theirs in zip(outputs(model, self.subject.inputs), before, strict=True):
@@ -168,8 +178,32 @@ def bake(model: nn.Module, twin: nn.Module) -> None:
         for name, parameter in twin.named_parameters():
             target = known[name]
             parameter.copy_(target.parameter if target.mask is None else target.parameter * target.mask)
+            if target.mask is not None:
+                _mask_kernel(twin.get_submodule(name.rpartition(".")[0]), target.mask)
         for name, buffer in twin.named_buffers():
             buffer.copy_(buffers[name])
+
+
+def _mask_kernel(module: nn.Module, mask: Tensor) -> None:
+    """A convolution with a forward of its own (weight standardisation) has its zeros in the kernel that it computes from the weight."""
+    kind = next((kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, kind)), None)
+    if kind is None or type(module).forward is kind.forward:
+        return
+    convolution = getattr(functional, kind.__name__.lower())
+
+    def masked(inputs: Tensor, weight: Tensor, *rest: Any, **options: Any) -> Tensor:
+        return convolution(inputs, weight * mask, *rest, **options)
+
+    def forward(*inputs: Any) -> Tensor:
+        with patch.object(functional, kind.__name__.lower(), masked):
+            return type(module).forward(module, *inputs)  # type: ignore[no-any-return]
+
+    module.forward = forward  # type: ignore[method-assign]
+
+
+def _unmask_kernels(twin: nn.Module) -> None:
+    for module in twin.modules():
+        module.__dict__.pop("forward", None)
 
 
 def close(found: Tensor, expected: Tensor, what: str) -> None:
@@ -203,9 +237,10 @@ class Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _look(self, operand: Tensor) -> None:
+        operands = [operand, operand.flatten(0, -3)[0]] if operand.dim() > 2 and operand.numel() else [operand]  # bmm: one matrix of a batch
         for name, mask in list(self.unseen.items()):
             for laid in (mask, mask.T) if mask.dim() == 2 else (mask,):
-                if operand.shape == laid.shape and not ((operand != 0) & ~laid).any():
+                if any(one.shape == laid.shape and not ((one != 0) & ~laid).any() for one in operands):
                     self.unseen.pop(name, None)
 
 

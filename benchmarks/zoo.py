@@ -23,7 +23,7 @@ SIZES = (64, 96, 128, 192, 224, 256)
 """Image sizes tried, smallest first; None, the model's own, comes last."""
 LARGE = 40_000_000
 """Above this many parameters a transformer is built two blocks deep."""
-KNOWN_HARD = ("eva02_tiny_patch14_224", "coatnet_pico_rw_224", "mobilenetv3_small_050", "vit_tiny_patch16_224", "convnext_atto")
+KNOWN_HARD = ("eva02_tiny_patch14_224", "coatnet_pico_rw_224", "mobilenetv3_small_050", "vit_tiny_patch16_224", "convnext_atto", "resnetv2_50x1_bit")
 """Models that earlier pruning libraries fail on, or that users name first, where a family's smallest is another."""
 
 
