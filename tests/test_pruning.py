@@ -342,6 +342,21 @@ def test_blocks_and_another_amount(options):
         fp.global_prune(nn.Linear(8, 2), granularity="2:4", **options)
 
 
+def test_blocks_and_a_floor():
+    with pytest.raises(ValueError, match="min_keep=0.9 has no part in n:m blocks, which keep n of every m: leave it out"):
+        fp.global_prune(nn.Linear(8, 2), granularity="2:4", min_keep=0.9)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_blocks_beside_other_units(first):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    with pytest.raises(ValueError, match="n:m blocks for some parameters and other units for the rest: prune them in two calls, with include="):
+        fp.global_prune(model, sparsity=0.5, granularity=lambda target: fp.Blocks(2, 4) if (target.name == "0.weight") == first else fp.Weights())
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    report = fp.global_prune(model, granularity=lambda target: fp.Blocks(2, 4) if target.name == "0.weight" else fp.Blocks(1, 4))
+    assert [layer.sparsity for layer in report.layers] == [0.5, 0.75]
+
+
 @pytest.mark.parametrize("sparsity", [0.2, 0.5, 0.7])
 def test_blocks_on_top_of_weights(sparsity):
     """What is gone counts towards the pattern; a block with fewer left keeps what it has."""

@@ -30,10 +30,18 @@ def pools(found: Candidates, sparsity: float | None, amount: float | None, scope
     counts = {name: len(candidate) for name, candidate in found.items()}
     left = dict(zip(found, numbers(lefts(found)), strict=True))
     groups = [tuple(found)] if scope == "global" else [(name,) for name in found]
-    if (blocks := next((candidate.blocks for candidate in found.values()), None)) is not None:
+    if (blocks := _blocks(found)) is not None:
         _check_pattern(blocks, sparsity, amount, rounds)
         return [Pool(group, (sum(counts[name] for name in group) * (blocks.m - blocks.n) // blocks.m,)) for group in groups]
     return [_pool(group, counts, left, sparsity, amount, rounds, schedule) for group in groups]
+
+
+def _blocks(found: Candidates) -> Blocks | None:
+    """The n:m pattern, where there is one: of all or of none, for units of another kind are ranked and blocks are not."""
+    patterns = [candidate.blocks for candidate in found.values()]
+    if None in patterns and any(patterns):
+        raise ValueError("granularity= gives n:m blocks for some parameters and other units for the rest: prune them in two calls, with include=")
+    return next(iter(patterns), None)
 
 
 def _pool(
@@ -73,6 +81,8 @@ def floors(found: Candidates, min_keep: float | None) -> dict[str, int] | None:
         return None
     if isinstance(min_keep, bool) or not isinstance(min_keep, (int, float)) or not min_keep >= 0 or (isinstance(min_keep, float) and min_keep > 1):
         raise ValueError(f"min_keep should be a number of units a layer keeps (int) or a fraction of the layer (float from 0 to 1), got {min_keep!r}")
+    if _blocks(found) is not None:
+        raise ValueError(f"min_keep={min_keep} has no part in n:m blocks, which keep n of every m: leave it out")
     counts = {name: len(candidate) for name, candidate in found.items()}
     # 0.7 of 10 is 7.000000000000001 in floating point, and 7 all the same.
     return {name: min(min_keep, count) if isinstance(min_keep, int) else ceil(round(min_keep * count, 6)) for name, count in counts.items()}
