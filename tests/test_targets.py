@@ -229,3 +229,18 @@ def test_transformers_conv1d():
 def test_output_axes():
     axes = {target.name: target.output_axis for target in prunable(MODEL, include="*")}
     assert axes == {name: int(name == "up.weight") for name in DEFAULT}
+
+
+@pytest.mark.parametrize("which", [("embed",), ("decode",), ("embed", "decode")])
+def test_a_tied_parameter_masked_by_torch(which):
+    """Torch masks one owner, or each differently: what any of them removed counts as removed, once."""
+    model = CASES["tied"].model()
+    for name in which:
+        prune.random_unstructured(getattr(model, name), "weight", amount=4)
+    expected = torch.ones(5, 3, dtype=torch.bool)
+    for name in which:
+        expected &= getattr(model, name).weight_mask != 0
+    target = parameters_of(model)["embed.weight"]
+    assert torch.equal(target.mask != 0, expected)
+    assert torch.equal(target.theta == 0, ~expected)
+    assert len(target.owners) == 2
