@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import pytest
@@ -54,7 +55,7 @@ MODELS = {
     "by torch": pruned_by_torch,
 }
 ACTIONS = {
-    "apply_masks": lambda model: lambda masks=masks_for(model): fp.apply_masks(model, masks),
+    "apply_masks": lambda model: functools.partial(fp.apply_masks, model, masks_for(model)),
     "weights": lambda model: lambda: fp.l1_unstructured(*first(model), 0.5),
     "slices": lambda model: lambda: fp.random_structured(*first(model), 1),
     "global_prune": lambda model: lambda: fp.global_prune(model, "l1", amount=0.3, rounds=2, schedule="linear", include="*weight*"),

@@ -128,7 +128,7 @@ class Reader(nn.Module):
     forward = features
 
 
-def test_row_2_5_weights_read_directly():
+def test_row_2_5_and_2_8_weights_read_directly():
     model = pruned(Reader(), include=["layer.weight", "position"])
     assert set(fp.masks(model)) == {"layer.weight", "position"}
     train(model, TOKENS)
