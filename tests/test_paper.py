@@ -357,7 +357,7 @@ def test_faults_1_and_2_the_command_runs_without_a_gpu(paper, tmp_path, capsys):
 @pytest.mark.parametrize("experiment", ["expansions", "stability", "convergence"])
 def test_the_experiments_run_and_go_on_where_they_stopped(paper, experiment, tmp_path, monkeypatch):
     claims, out = paper.claims, tmp_path / "out.json"
-    small = claims.Setting("resnet20", 0.125, "digits", 200, 0.05, 50, (0, 1), 20, (0.5,), (1,), 1, 0.5)
+    small = claims.Setting("resnet20", 0.125, "digits", 8, 200, 0.05, 50, (0, 1), 20, (0.5,), (1,), 1, 0.5)
     monkeypatch.setattr(claims, "SETTINGS", {"digits": small})
     monkeypatch.setattr(claims, "METHODS", (("magnitude", 1.0), ("gradient_norm_increase", 200.0)))
     monkeypatch.setattr(claims, "TRAINED", ("magnitude",))

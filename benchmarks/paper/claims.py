@@ -53,6 +53,7 @@ class Setting:
     model: str
     width: float
     data: str
+    size: int
     subset: int | None
     lr: float
     batch: int
@@ -65,10 +66,9 @@ class Setting:
 
 
 SETTINGS = {
-    "digits": Setting("resnet20", 0.5, "digits", None, 0.05, 32, (0, 1, 5, 20), 400, (0.1, 0.5, 0.75, 0.9), (1, 5), 6, 0.75),
-    "digits-vgg": Setting("vgg13", 0.125, "digits", None, 0.05, 32, (0, 1, 5, 20), 400, (0.1, 0.5, 0.75, 0.9), (1, 5), 6, 0.75),
-    "cifar10": Setting("vgg13", 0.25, "folder", 5000, 0.05, 64, (0, 1, 5), 250, (0.1, 0.5, 0.75), (1, 5), 4, 0.75),
-    "cifar10-resnet": Setting("resnet20", 0.5, "folder", 5000, 0.05, 64, (0, 1, 5), 250, (0.1, 0.5, 0.75), (1,), 4, 0.5),
+    "digits": Setting("resnet20", 0.5, "digits", 8, None, 0.05, 64, (0, 1, 5, 20), 200, (0.1, 0.5, 0.75, 0.9), (1, 5), 6, 0.75),
+    "digits-vgg": Setting("vgg13", 0.125, "digits", 8, None, 0.05, 64, (0, 1, 5, 20), 200, (0.1, 0.5, 0.75, 0.9), (1, 5), 6, 0.75),
+    "cifar10": Setting("vgg13", 0.125, "folder", 32, 3000, 0.05, 64, (0, 1, 5), 200, (0.1, 0.5, 0.75), (1,), 4, 0.75),
 }
 
 
@@ -89,13 +89,14 @@ def train(model: nn.Module, data: Data, setting: Setting, epochs: range, seed: i
         yield total / len(data.train)
 
 
-def snapshots(data: Data, setting: Setting, seed: int) -> dict[int, nn.Module]:
+def snapshots(data: Data, setting: Setting, seed: int, wanted: tuple[int, ...] = ()) -> dict[int, nn.Module]:
     """One net as it is after so many epochs."""
+    wanted = wanted or setting.snapshots
     torch.manual_seed(seed)
     model = models.build(setting.model, data.classes, setting.width)
     found = {0: copy.deepcopy(model)}
-    for epoch, _ in enumerate(train(model, data, setting, range(max(setting.snapshots)), seed), 1):
-        if epoch in setting.snapshots:
+    for epoch, _ in enumerate(train(model, data, setting, range(max(wanted)), seed), 1):
+        if epoch in wanted:
             found[epoch] = copy.deepcopy(model)
     return found
 
@@ -207,9 +208,9 @@ def convergence(data: Data, setting: Setting, seed: int) -> Iterator[tuple[str, 
     """Equal amounts pruned at once by each measure, then trained alike: how fast the loss falls (claim i, O1, O5)."""
     batches = data.scoring(setting.samples, 50, seed)
     validation = data.validation.batches(1000)
-    for epoch, model in snapshots(data, setting, seed).items():
-        if epoch not in setting.starts:
-            continue
+    found = snapshots(data, setting, seed, setting.starts)
+    for epoch in setting.starts:
+        model = found[epoch]
         scores = scores_of(model, batches, seed, "filter")
         for name in scores:
             if name not in TRAINED:
@@ -254,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     setting = SETTINGS[options.setting]
     if setting.data != "digits" and not options.data:
         parser.error(f"--setting {options.setting} needs --data, a folder with train/ and test/")
-    data = load("digits" if setting.data == "digits" else options.data, subset=setting.subset)
+    data = load("digits" if setting.data == "digits" else options.data, size=setting.size, subset=setting.subset)
     found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     found |= {"experiment": options.experiment, "setting": asdict(setting), "environment": {**environment(), "threads": options.threads}}
     parts = found.setdefault("parts", {})
