@@ -70,10 +70,11 @@ def test_row_3_13_sparse_gradients():
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int8, torch.float16, torch.bfloat16, torch.float64])
-def test_row_3_13_dtypes(dtype):
+@pytest.mark.parametrize("prune_half", [lambda layer: fp.magnitude_unstructured(layer, "weight", 0.5), pruned])
+def test_row_3_13_dtypes(dtype, prune_half):
     layer = nn.Linear(8, 8, bias=False)
     layer.weight = nn.Parameter((torch.randn(8, 8) * 50).to(dtype), requires_grad=dtype != torch.int8)
-    fp.magnitude_unstructured(layer, "weight", 0.5)
+    prune_half(layer)
     assert layer.weight.dtype is dtype
     assert (layer.weight == 0)[~layer.weight_mask].all()
     assert layer.weight_mask.sum() == 32
