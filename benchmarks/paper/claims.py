@@ -257,7 +257,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--setting {options.setting} needs --data, a folder with train/ and test/")
     data = load("digits" if setting.data == "digits" else options.data, size=setting.size, subset=setting.subset)
     found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
-    found |= {"experiment": options.experiment, "setting": asdict(setting), "environment": {**environment(), "threads": options.threads}}
+    found |= {
+        "experiment": options.experiment,
+        "name": options.setting,
+        "setting": asdict(setting),
+        "environment": {**environment(), "threads": options.threads},
+    }
     parts = found.setdefault("parts", {})
     for seed in tqdm(options.seeds, desc=f"{options.experiment} {options.setting}", unit="seed"):
         if f"{seed}/done" in parts:
