@@ -27,7 +27,7 @@ from torch.nn.utils import prune
 import torch_flowprune as fp
 from benchmarks.measure import Times, alternating, environment, forget_peak, memory
 from torch_flowprune import measures
-from torch_flowprune.candidates import candidates
+from torch_flowprune.scoring import candidates
 from torch_flowprune.scoring import evaluate
 from torch_flowprune.targets import prunable
 

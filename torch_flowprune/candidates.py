@@ -106,7 +106,7 @@ class ParameterUnits:
         return replace(self, target=known[self.name])
 
 
-def candidates(
+def parameter_candidates(
     model: nn.Module,
     granularity: Granularity,
     parameters: Iterable[Pair] | None = None,

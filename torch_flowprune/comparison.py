@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune import measures
-from torch_flowprune.candidates import Candidates, candidates, living, targets_of
+from torch_flowprune.candidates import Candidates, living, targets_of
 from torch_flowprune.data import Closure, Loss, Objective, as_batches, sized
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.masking import restored
@@ -20,7 +20,7 @@ from torch_flowprune.measures import Measure
 from torch_flowprune.pruning import global_prune
 from torch_flowprune.ranking import laid_out, spearman
 from torch_flowprune.schedules import fraction
-from torch_flowprune.scoring import Scores, evaluate
+from torch_flowprune.scoring import Scores, candidates, evaluate
 from torch_flowprune.targets import parameters_of, unwrapped
 from torch_flowprune.units import Granularity
 from torch_flowprune.untouched import untouched
@@ -151,7 +151,7 @@ def compare(
     inner = unwrapped(model)
     levels = [fraction(sparsity) for sparsity in sparsities]
     resolved = {method if isinstance(method, str) else measures.name_of(method): measures.resolve(method) for method in methods}
-    found = candidates(inner, granularity, None, include, exclude)
+    found = candidates(inner, granularity, None, include, exclude, data=data, example_inputs=options.get("example_inputs"))
     needs = {"g", *(kind for measure in resolved.values() for kind in measures.needs(measure))}
     point = flow(
         model, data, needs=tuple(needs), parameters=targets_of(found), loss=loss, closure=closure, temperature=temperature, mode=mode, **options

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune import measures
-from torch_flowprune.candidates import Candidates, candidates, living, targets_of
+from torch_flowprune.candidates import Candidates, living, targets_of
 from torch_flowprune.data import Batch, as_batches, halves
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.measures import Measure
 from torch_flowprune.ranking import laid_out, spearman
-from torch_flowprune.scoring import evaluate
+from torch_flowprune.scoring import candidates, evaluate
 from torch_flowprune.targets import unwrapped
 from torch_flowprune.units import Granularity
 from torch_flowprune.untouched import untouched
@@ -122,7 +122,7 @@ def diagnose(
     if isinstance(data, Iterator):
         raise ValueError("a diagnosis reads the data several times, and this iterator can be read only once: pass a list or a DataLoader")
     measure = measures.resolve(method)
-    found = candidates(unwrapped(model), granularity, None, include, exclude)
+    found = candidates(unwrapped(model), granularity, None, include, exclude, data=data, example_inputs=options.get("example_inputs"))
     needs = {*measures.needs(measure), "g", "Hg"}
     point = flow(model, data, needs=tuple(needs), parameters=targets_of(found), **options)
     scores = living(evaluate(point, measure, found, granularity), found)

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch_flowprune.data import Closure, Loss, Objective, as_batches
+from torch_flowprune.data import Closure, Loss, Objective, as_batches, example_of
 from torch_flowprune.measures import INGREDIENTS
 from torch_flowprune.ranks import Ranks
 from torch_flowprune.sweeps import Sweeps
-from torch_flowprune.synaptic import example_of, synaptic_gradient
+from torch_flowprune.synaptic import synaptic_gradient
 from torch_flowprune.targets import Target, parameters_of, unwrapped, wide
 from torch_flowprune.untouched import untouched
 
@@ -111,7 +111,7 @@ def flow(
         for target in targets.values():
             target.parameter.requires_grad_(True)
         if "gR" in wanted:
-            point = replace(point, gR=synaptic_gradient(model, targets, example_of(data, example_inputs)))
+            point = replace(point, gR=synaptic_gradient(model, targets, example_of(data, example_inputs, next(model.parameters()).device)))
         if wanted - {"gR"}:
             sweeps = Sweeps(model, targets, objective, mode, rewind, progress, max_samples, ranks)
             point = replace(point, **sweeps.run(as_batches(data), wanted))

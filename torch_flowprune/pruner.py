@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune import measures
-from torch_flowprune.candidates import Candidates, candidates, label, targets_of
+from torch_flowprune.candidates import Candidates, label, lefts, targets_of
 from torch_flowprune.data import Batch
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.measures import Measure
 from torch_flowprune.pruning import global_prune
 from torch_flowprune.report import Report
 from torch_flowprune.schedules import Schedule, fraction, steps
-from torch_flowprune.scoring import Scores, evaluate
+from torch_flowprune.scoring import Scores, candidates, evaluate
+from torch_flowprune.selection import numbers
 from torch_flowprune.targets import unwrapped, wide
 
 _FROM_BACKWARD = {"theta", "theta0", "g", "g2", "generator"}
@@ -73,12 +74,11 @@ class Pruner:
         **options: Any,
     ) -> None:
         self.model, self.method, self.measure = model, method, measures.resolve(method)
-        self.goals = _goals(sparsity, rounds, schedule)
         self.alpha = fraction(alpha, "alpha")
         self.options, self.generator = _known(options), generator
         self.round = 0
         self.tracked: dict[str, Tensor] = {}
-        self._candidates()
+        self.goals = _goals(sparsity, rounds, schedule, start=_sparsity(self._candidates()))
         needs_reference = "theta0" in measures.needs(self.measure)
         self.theta0 = _copy(unwrapped(model).state_dict()) if needs_reference and theta0 is None else theta0
 
@@ -122,7 +122,7 @@ class Pruner:
         sparsity = self.next_sparsity
         if self.tracked and data is None:
             scores = Scores(self.tracked, measures.name_of(self.method), self._granularity)
-            kept = {key: value for key, value in self.options.items() if key not in (*_FLOW, "granularity")}
+            kept = {key: value for key, value in self.options.items() if key == "example_inputs" or key not in (*_FLOW, "granularity")}
             report = global_prune(self.model, self.method, sparsity, scores=scores, granularity=self.options.get("granularity"), **kept)
         else:
             report = global_prune(self.model, self.method, sparsity, data=data, theta0=self.theta0, generator=self.generator, **self.options)
@@ -152,8 +152,16 @@ class Pruner:
         return label(self.options.get("granularity", "weight"))
 
     def _candidates(self) -> Candidates:
-        choice = {key: self.options.get(key) for key in _CHOICE}
-        return candidates(unwrapped(self.model), self.options.get("granularity", "weight"), **choice)
+        parameters, include, exclude = (self.options.get(key) for key in _CHOICE)
+        return candidates(
+            unwrapped(self.model),
+            self.options.get("granularity", "weight"),
+            parameters,
+            include,
+            exclude,
+            scored_by=self.options.get("scored_by", "producer"),
+            example_inputs=self.options.get("example_inputs"),
+        )
 
     def _point(self, found: Candidates, batch: Batch) -> Flow:
         needs = measures.needs(self.measure)
@@ -176,7 +184,13 @@ def _with_gradients(point: Flow, found: Candidates) -> Flow:
     return Flow(theta=point.theta, theta0=point.theta0, g=g, g2={name: value.square() for name, value in g.items()})
 
 
-def _goals(sparsity: float | None, rounds: int | None, schedule: str | Schedule | Sequence[float]) -> tuple[float, ...]:
+def _sparsity(found: Candidates) -> float:
+    """What is gone already."""
+    total = sum(map(len, found.values()))
+    return 1 - sum(numbers(lefts(found))) / total if total else 0.0
+
+
+def _goals(sparsity: float | None, rounds: int | None, schedule: str | Schedule | Sequence[float], start: float) -> tuple[float, ...]:
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         goals = [fraction(value) for value in schedule]
         if not goals or sorted(goals) != goals or sparsity not in (None, goals[-1]) or rounds not in (None, len(goals)):
@@ -184,11 +198,11 @@ def _goals(sparsity: float | None, rounds: int | None, schedule: str | Schedule 
         return tuple(goals)
     if sparsity is None:
         raise ValueError("give sparsity=, the share of all prunable units that is gone after the last round")
-    return tuple(steps(schedule, 1 if rounds is None else rounds, 0.0, fraction(sparsity)))
+    return tuple(steps(schedule, 1 if rounds is None else rounds, start, fraction(sparsity)))
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
-    allowed = {*_CHOICE, *_FLOW, "granularity", "scope", "min_keep"}
+    allowed = {*_CHOICE, *_FLOW, "granularity", "scored_by", "scope", "min_keep"}
     if unknown := set(options) - allowed:
         raise TypeError(f"Pruner does not take {', '.join(sorted(unknown))}; besides its own arguments it takes {', '.join(sorted(allowed))}")
     return options

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune import measures
-from torch_flowprune.candidates import Candidates, candidates, lefts, targets_of
+from torch_flowprune.candidates import Candidates, lefts, targets_of
 from torch_flowprune.data import Closure, Loss
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.masking import all_or_nothing, apply_masks
@@ -20,7 +20,7 @@ from torch_flowprune.plan import Choice, check_rounds, choose, floors, pools
 from torch_flowprune.ranks import Ranks
 from torch_flowprune.report import Layer, Report
 from torch_flowprune.schedules import Schedule
-from torch_flowprune.scoring import Scores, evaluate, given
+from torch_flowprune.scoring import Scores, candidates, evaluate, given
 from torch_flowprune.selection import numbers
 from torch_flowprune.targets import Pair, Pattern, parameters_of, unwrapped
 from torch_flowprune.units import Granularity
@@ -59,6 +59,7 @@ def global_prune(
     progress: bool | None = None,
     scores: Scores | Mapping[str, Tensor] | Mapping[Pair, Tensor] | None = None,
     example_inputs: Any = None,
+    scored_by: str = "producer",
 ) -> Report:
     """Prune the units of lowest score over the whole model, in place.
 
@@ -70,7 +71,8 @@ def global_prune(
         method: a measure's name (``"loss_preservation"``) or a function of rows.
         sparsity: the share of all prunable units that is gone after the call, from 0 to 1; for ``"n:m"`` it follows from the pattern.
         amount: instead of ``sparsity``, torch's meaning: a fraction of what is left (float) or a number of units (int).
-        granularity: ``"weight"`` (if left out), ``"filter"`` or ``"n:m"`` such as ``"2:4"``.
+        granularity: ``"weight"`` (if left out), ``"filter"``, ``"n:m"`` such as ``"2:4"``, or ``"channel"``: coupled channels, which
+            :func:`~torch_flowprune.shrink.shrink` then removes physically.
         scope: ``"global"``, one ranking over all layers, or ``"layer"``, every layer to the same sparsity.
         data, loss, closure, theta0, max_samples, temperature, mode, progress: what the scores are taken over, see
             :func:`~torch_flowprune.flow.flow`.
@@ -81,7 +83,8 @@ def global_prune(
             ``(rounds, start, target)``.
         generator: the source of randomness for ``random``.
         scores: scores computed earlier, by parameter name or ``(module, name)``: no sweep is made, and no ``method`` is needed.
-        example_inputs: inputs that show the shape ``synflow`` needs, where there is no data.
+        example_inputs: inputs that show the shapes that ``synflow`` and channels need, where there is no data.
+        scored_by: for channels, which of the coupled slices a measure reads: ``"producer"``, ``"group"``, ``"norm"`` or ``"scale"``.
 
     Returns:
         What was removed, where, and what it was predicted to cost.
@@ -101,7 +104,10 @@ def global_prune(
     wrapped, model, ranks = model, unwrapped(model), Ranks.of(model)
     measure = measures.resolve(method)
     granularity = granularity or (scores.granularity if isinstance(scores, Scores) else "weight")
-    found = candidates(model, granularity, _parameters(model, parameters, include, scores), include, exclude)
+    chosen = None if granularity == "channel" else _parameters(model, parameters, include, scores)
+    found = candidates(
+        model, granularity, chosen or parameters, include, exclude, scored_by=scored_by, data=data, example_inputs=example_inputs
+    )  # fmt: skip
     fixed = None if scores is None else given(scores, found, granularity)
     plan = pools(found, sparsity, amount, scope, rounds, schedule)
     least = floors(found, min_keep)
@@ -118,8 +124,8 @@ def global_prune(
             choice = choose(found, current, plan, round_, least)
             ranks.agree(choice.keeps.values())
             reports.append(_apply(model, found, current, choice, point))
-    report = _joined(reports)
-    _warn(report)
+        report = _joined(reports)
+        _warn(report)  # inside: where warnings are errors, they leave the model as it was
     return report
 
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune import measures
-from torch_flowprune.candidates import Candidate, Candidates, candidates, label, targets_of
-from torch_flowprune.data import Closure, Loss
+from torch_flowprune.candidates import Candidate, Candidates, label, parameter_candidates, targets_of
+from torch_flowprune.channels import channel_candidates
+from torch_flowprune.data import Closure, Loss, example_of
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.measures import Measure
 from torch_flowprune.targets import Pair, Pattern, unwrapped
 from torch_flowprune.units import Granularity
-from torch_flowprune.untouched import cpu_generator
+from torch_flowprune.untouched import cpu_generator, untouched
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +99,7 @@ def scores(  # type: ignore[misc]  # the overloads leave the keyword options to 
     temperature: float = 1.0,
     mode: str = "eval",
     example_inputs: Any = None,
+    scored_by: str = "producer",
     generator: torch.Generator | None = None,
     progress: bool | None = None,
 ) -> Scores | dict[str, Scores]:
@@ -107,9 +109,11 @@ def scores(  # type: ignore[misc]  # the overloads leave the keyword options to 
         model: any module.
         method: a measure's name, a function of rows, or a list of them: all are read from one flow, and a dict by name comes back.
         data: what the flow reads, see :func:`~torch_flowprune.flow.flow`; ``magnitude``, ``l1``, ``random`` need none.
-        granularity: ``"weight"``, ``"filter"`` or ``"n:m"``.
+        granularity: ``"weight"``, ``"filter"``, ``"n:m"`` or ``"channel"``; names of scores are then those of the coupled groups.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.targets.prunable`.
         loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress: see :func:`~torch_flowprune.flow.flow`.
+        scored_by: for channels: ``"producer"`` (the paper's), ``"group"``, ``"norm"`` or ``"scale"``, see
+            :func:`~torch_flowprune.channels.channel_candidates`.
         generator: the source of randomness for ``random``; without it torch's global one is read and put back.
 
     Raises:
@@ -125,7 +129,7 @@ def scores(  # type: ignore[misc]  # the overloads leave the keyword options to 
     names = [one if isinstance(one, str) else measures.name_of(one) for one in methods]
     if len(set(names)) < len(names):
         raise ValueError(f"scores come back by name, and method= has {', '.join(names)}: give each function a __name__ of its own")
-    chosen = candidates(model, granularity, parameters, include, exclude)
+    chosen = candidates(model, granularity, parameters, include, exclude, scored_by=scored_by, data=data, example_inputs=example_inputs)
     needs = {kind for measure in resolved for kind in measures.needs(measure)}
     if "theta0" in needs and theta0 is None:
         raise ValueError("this measure reads theta0, the parameters at a reference point: pass theta0=, a state dict taken at initialisation")
@@ -155,6 +159,27 @@ def importance_scores(model: nn.Module, method: str | Measure = "magnitude", dat
     found = scores(model, method, data, **options)
     chosen = targets_of(candidates(model, "weight", options.get("parameters"), options.get("include"), options.get("exclude")))
     return {target.owners[0]: found[name].view(target.parameter.shape) for name, target in chosen.items()}
+
+
+def candidates(
+    model: nn.Module,
+    granularity: Granularity,
+    parameters: Iterable[Pair] | None = None,
+    include: Pattern | Sequence[Pattern] | None = None,
+    exclude: Pattern | Sequence[Pattern] | None = None,
+    *,
+    scored_by: str = "producer",
+    data: object = None,
+    example_inputs: Any = None,
+) -> Candidates:
+    """What may go, by name: the units of each parameter, or coupled channels, which an example input shows."""
+    if granularity != "channel":
+        if scored_by != "producer":
+            raise ValueError(f"scored_by={scored_by!r} is for granularity='channel', got granularity={label(granularity)!r}")
+        return parameter_candidates(model, granularity, parameters, include, exclude)
+    with untouched(model, data):
+        example = example_of(data, example_inputs, next(model.parameters()).device)
+        return channel_candidates(model, example, parameters, include, exclude, scored_by)
 
 
 def evaluate(point: Flow, measure: Measure, found: Candidates, granularity: Granularity, generator: torch.Generator | None = None) -> Scores:

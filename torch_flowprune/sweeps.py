@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
@@ -115,9 +115,12 @@ class Sweeps:
     def _first(self, batches: Iterable[SizedBatch], wanted: set[str], length: int | None) -> dict[str, Any]:
         sums: Sums = {kind: self._zeros() for kind in ("g", "g2", "g2_sample") if kind in wanted}
         losses, sizes = [], []
+        # g goes through the operators that Hg will go through: kernels draw dropout in ways of their own
+        operators = twice_differentiable if "Hg" in wanted and self.mode == "train" else nullcontext
         for batch, size in self._bar(batches, length, "gradient"):
-            loss = self._loss(batch)
-            self._accumulate(sums, self._grads(loss), batch, size)
+            with operators():
+                loss = self._loss(batch)
+                self._accumulate(sums, self._grads(loss), batch, size)
             losses.append(loss.detach())
             sizes.append(size)
         self._warn_unreached()

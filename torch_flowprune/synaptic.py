@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.data import as_batches, inputs_of, logits_of
+from torch_flowprune.data import logits_of
 from torch_flowprune.targets import Target
 
 
@@ -33,15 +33,6 @@ def synaptic_gradient(model: nn.Module, targets: Mapping[str, Target], inputs: A
         raise ValueError(f"the synaptic-flow objective is {total.item()} in float64: the network is too deep or its weights too large for synflow")
     grads = torch.autograd.grad(total, wrt, allow_unused=True)
     return {name: torch.zeros_like(value) if grad is None else grad for name, value, grad in zip(targets, wrt, grads, strict=True)}
-
-
-def example_of(data: object, example_inputs: Any) -> Any:
-    """Inputs that show the shape: those given, or the first batch's."""
-    if example_inputs is not None:
-        return example_inputs
-    if data is None:
-        raise ValueError("synflow needs no data but the shape of an input: pass example_inputs=, e.g. torch.ones(1, 3, 224, 224)")
-    return inputs_of(next(iter(as_batches(data))))
 
 
 def _absolute_state(model: nn.Module) -> dict[str, Tensor]:

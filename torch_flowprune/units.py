@@ -74,7 +74,7 @@ class Slices:
 
 @dataclass(frozen=True)
 class Blocks:
-    """n:m sparsity: of every ``m`` weights that follow each other along the input axis (axis 1), ``n`` stay. A unit is one weight.
+    """n:m sparsity: of every ``m`` weights that follow each other along the input axis, ``n`` stay. A unit is one weight.
 
     >>> Blocks(2, 4).rows(torch.zeros(3, 8)).shape
     torch.Size([24, 1])
@@ -82,6 +82,7 @@ class Blocks:
 
     n: int
     m: int
+    axis: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:
@@ -89,14 +90,14 @@ class Blocks:
 
     def fits(self, shape: torch.Size) -> bool:
         """Whether the input axis divides into whole blocks."""
-        return len(shape) > 1 and shape[1] % self.m == 0
+        return len(shape) > 1 and shape[self.axis] % self.m == 0
 
     def rows(self, tensor: Tensor) -> Tensor:
-        return tensor.movedim(1, -1).reshape(-1, 1)
+        return tensor.movedim(self.axis, -1).reshape(-1, 1)
 
     def mask(self, keep: Tensor, shape: torch.Size) -> Tensor:
-        moved = (shape[0], *shape[2:], shape[1])
-        return keep.view(moved).movedim(-1, 1)
+        moved = torch.empty(shape, device="meta").movedim(self.axis, -1).shape
+        return keep.view(moved).movedim(-1, self.axis)
 
 
 def parse(granularity: Granularity) -> Callable[[Target], Units]:
@@ -124,8 +125,9 @@ def _named(granularity: str) -> Callable[[Target], Units]:
     if granularity == "filter":
         return lambda target: Slices(target.output_axis)
     if pattern := re.fullmatch(r"(\d+):(\d+)", granularity):
-        blocks = Blocks(int(pattern[1]), int(pattern[2]))
-        return lambda target: blocks
+        n, m = int(pattern[1]), int(pattern[2])
+        Blocks(n, m)  # checked at once, not at the first parameter
+        return lambda target: Blocks(n, m, axis=1 - target.output_axis)
     raise ValueError(f"unknown granularity {granularity!r}: expected 'weight', 'filter' or 'n:m' such as '2:4'")
 
 
