@@ -4,9 +4,10 @@
     python -m benchmarks.coverage --one timm/levit_128s             # one model, one line of JSON
     python -m benchmarks.coverage --out ... --peer PATH             # beside Torch-Pruning installed in PATH
 
-The smallest model of every timm module and every torchvision classification model, with random weights, affine parameters and
-running statistics. Of each group of channels 25 % and 50 % with the lowest L2 norm of their producers' rows go. `equal`: masked
-and shrunk model in float64 on inputs other than the example. Every model runs in a process of its own, with a time limit.
+The smallest model of every timm module and every torchvision classification model, with random weights, affine
+parameters and running statistics. Of each group of channels 25 % and 50 % with the lowest L2 norm of their producers'
+rows go. `equal`: masked and shrunk model in float64 on inputs other than the example. Every model runs in a process
+of its own, with a time limit.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ from torch_flowprune.graph import Reading
 from torch_flowprune.shrink import apply_masks, relative_error, shrink
 
 RATIOS = (0.25, 0.5)
-LIMIT = 150  # seconds of processor time for one model and tool; wall time says more of a shared machine than of the tool
+LIMIT = (
+    150  # seconds of processor time for one model and tool; wall time says more of a shared machine than of the tool
+)
 EQUAL = 1e-10
 
 
-# -- the models ---------------------------------------------------------------------------------------------------------------------
+# -- the models ------------------------------------------
 
 
 def smallest_of_each_module() -> Iterator[str]:
@@ -100,7 +103,7 @@ def randomised(model: nn.Module) -> nn.Module:
     return model
 
 
-# -- ours ------------------------------------------------------------------------------------------------------------------------------
+# -- ours ------------------------------------------
 
 
 def ours(name: str) -> dict[str, Any]:
@@ -109,7 +112,12 @@ def ours(name: str) -> dict[str, Any]:
     x = torch.randn(2, *size)
     reading, seconds = timed(lambda: reading_of(model, x))
     coupling, more = timed(lambda: coupling_of(reading))
-    result: dict[str, Any] = {"couple_s": seconds + more, "share": coupling.share(), "groups": len(coupling.groups), "unknown": dict(coupling.unknown)}
+    result: dict[str, Any] = {
+        "couple_s": seconds + more,
+        "share": coupling.share(),
+        "groups": len(coupling.groups),
+        "unknown": dict(coupling.unknown),
+    }
     for ratio in RATIOS:
         try:
             result[str(ratio)] = at_ratio(model, x, reading, coupling, ratio)
@@ -125,7 +133,9 @@ def at_ratio(model: nn.Module, x: Tensor, reading: Reading, coupling: Coupling, 
     keep = {}
     for group in coupling.groups:
         order = rows(parameters, group).norm(dim=-1).argsort()
-        keep[group.name] = torch.ones(group.size, dtype=torch.bool).index_fill_(0, order[: int(ratio * group.size)], False)
+        keep[group.name] = torch.ones(group.size, dtype=torch.bool).index_fill_(
+            0, order[: int(ratio * group.size)], False
+        )
     given = masks(coupling, keep, parameters)
     small, seconds = timed(lambda: shrink(model, x, masks=given, coupling=coupling, reading=reading))
     error = difference(model, given, small, torch.randn_like(x, dtype=torch.float64))
@@ -141,7 +151,7 @@ def at_ratio(model: nn.Module, x: Tensor, reading: Reading, coupling: Coupling, 
 
 
 def difference(model: nn.Module, given: dict[str, Tensor], small: nn.Module, x: Tensor) -> float:
-    """Largest relative difference of the outputs in float64; in float32 against a wider bound where the code casts to it."""
+    """Largest relative difference of the outputs in float64."""
     masked = copy.deepcopy(model).double()
     apply_masks(masked, given)
     with torch.no_grad():
@@ -166,7 +176,7 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return value, round(time.process_time() - start, 3)
 
 
-# -- the peer ----------------------------------------------------------------------------------------------------------------------------
+# -- the peer ------------------------------------------
 
 
 def peer(name: str) -> dict[str, Any]:
@@ -179,16 +189,22 @@ def peer(name: str) -> dict[str, Any]:
     before = sum(p.numel() for p in model.parameters())
     ignored = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
     make = lambda: tp.pruner.BasePruner(  # noqa: E731
-        model, x, importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=0.5, ignored_layers=ignored)
+        model, x, importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=0.5, ignored_layers=ignored
+    )
     pruner, build = timed(make)
     _, step = timed(pruner.step)
     with torch.no_grad():
         model(x)
     trains(model, x)
-    return {"status": "runs", "build_s": build, "prune_s": step, "parameters": sum(p.numel() for p in model.parameters()) / before}
+    return {
+        "status": "runs",
+        "build_s": build,
+        "prune_s": step,
+        "parameters": sum(p.numel() for p in model.parameters()) / before,
+    }
 
 
-# -- all of them ---------------------------------------------------------------------------------------------------------------------------
+# -- all of them ------------------------------------------
 
 
 def in_process(name: str, which: str, path: str | None) -> dict[str, Any]:
@@ -196,13 +212,19 @@ def in_process(name: str, which: str, path: str | None) -> dict[str, Any]:
     env = {**os.environ, **({"PYTHONPATH": os.pathsep.join([path, os.environ.get("PYTHONPATH", "")])} if path else {})}
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.coverage", "--one", name, "--which", which]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10 * LIMIT, env=env, check=False, preexec_fn=limited)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=10 * LIMIT, env=env, check=False, preexec_fn=limited
+        )
     except subprocess.TimeoutExpired:
         return {"status": f"over {LIMIT} s"}
     if done.returncode == -signal.SIGXCPU:
         return {"status": f"over {LIMIT} s"}
     lines = done.stdout.strip().splitlines()
-    return dict(json.loads(lines[-1])) if done.returncode == 0 and lines else {"status": "raises", "error": done.stderr.strip()[-300:]}
+    return (
+        dict(json.loads(lines[-1]))
+        if done.returncode == 0 and lines
+        else {"status": "raises", "error": done.stderr.strip()[-300:]}
+    )
 
 
 def limited() -> None:
@@ -224,13 +246,23 @@ def status(result: dict[str, Any] | None, ratio: float) -> str:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    lines = ["| model | channels prunable | couple s | 25 % | 50 % | parameters left | as graphs | Torch-Pruning |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| model | channels prunable | couple s | 25 % | 50 % | parameters left | as graphs | Torch-Pruning |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name, both in results.items():
         r = both.get("ours", {})
         half = r.get("0.5", {})
-        cells = [name, f"{r['share']:.0%}" if "share" in r else "-", f"{r['couple_s']:.1f}" if "couple_s" in r else "-",
-                 status(r, 0.25), status(r, 0.5), f"{half['parameters']:.0%}" if "parameters" in half else "-",
-                 str(half.get("modules_as_graphs", "-")), str(both.get("peer", {}).get("status", "-"))]
+        cells = [
+            name,
+            f"{r['share']:.0%}" if "share" in r else "-",
+            f"{r['couple_s']:.1f}" if "couple_s" in r else "-",
+            status(r, 0.25),
+            status(r, 0.5),
+            f"{half['parameters']:.0%}" if "parameters" in half else "-",
+            str(half.get("modules_as_graphs", "-")),
+            str(both.get("peer", {}).get("status", "-")),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", summary(results)])
 
@@ -244,15 +276,20 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
         wrong = sum("WRONG" in (status(r, 0.25), status(r, 0.5)) for r in mine)
         seconds = [r["couple_s"] for r in mine if "couple_s" in r]
         theirs = [b["peer"] for b in chosen.values() if "peer" in b]
-        out.append(f"{library}: {equal} of {len(mine)} pruned, shrunk and equal at both ratios, {wrong} wrong"
-                   + (f"; coupling {median(seconds):.1f} s at the median" if seconds else "")
-                   + (f"; Torch-Pruning: {sum(t['status'] == 'runs' for t in theirs)} of {len(theirs)} run" if theirs else "") + ".")
+        out.append(
+            f"{library}: {equal} of {len(mine)} pruned, shrunk and equal at both ratios, {wrong} wrong"
+            + (f"; coupling {median(seconds):.1f} s at the median" if seconds else "")
+            + (f"; Torch-Pruning: {sum(t['status'] == 'runs' for t in theirs)} of {len(theirs)} run" if theirs else "")
+            + "."
+        )
     return "\n".join(out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("coverage"), help="written: OUT.json and OUT.md, and the list of models")
+    parser.add_argument(
+        "--out", type=Path, default=Path("coverage"), help="written: OUT.json and OUT.md, and the list of models"
+    )
     parser.add_argument("--one", help="a single model, as library/name")
     parser.add_argument("--which", choices=("ours", "peer"), default="ours")
     parser.add_argument("--peer", help="where Torch-Pruning is installed; it is then measured too")

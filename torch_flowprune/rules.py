@@ -1,16 +1,14 @@
-"""One table: operator -> what it does to the labels of its operands. An operator that is not in it freezes what it touches.
+"""One table: operator -> what it does to the labels of its operands. Any other operator freezes what it touches.
 
-A rule names the arguments it needs as the operator's schema does (`x` is the first one) and returns the result's `Value`,
-or `NotImplemented` where it can not tell. Rules never guess: a position may be removed only where the smaller tensor is
-proved to hold what the masked one holds elsewhere.
+A rule names the arguments it needs as the operator's schema does (`x` is the first one) and returns the result's
+`Value`, or `NotImplemented` where it can not tell. Rules never guess: a position may be removed only where the
+smaller tensor is proved to hold what the masked one holds elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
-
-from torch import Tensor
 
 from torch_flowprune.axes import Value
 from torch_flowprune.graph import Walk, concrete
@@ -22,14 +20,14 @@ STATISTICS = "is a dimension that statistics are taken over: removing a channel 
 SPATIAL = "is space"
 
 
-# -- contraction: the one general operation of linear layers, convolutions and attention --------------------------------
+# -- contraction: the one general operation of linear layers, convolutions and attention --------------------------
 
 
 def contraction(g: Walk, terms: Sequence[tuple[Value, Sequence[Hashable]]], out: Sequence[Hashable]) -> Value:
     """An einsum. Dimensions of one name are joined; a name that is not in `out` is summed over.
 
-    A sum may lose the terms of a removed unit only where they are zero in the masked model, so one of the operands has to
-    be zero there (a parameter's columns are: they are masked).
+    A sum may lose the terms of a removed unit only where they are zero in the masked model, so one of the operands
+    has to be zero there (a parameter's columns are: they are masked).
     """
     held: dict[Hashable, list[tuple[Value, int]]] = {}
     for value, names in terms:
@@ -78,7 +76,9 @@ def matmul(g: Walk, x: Value, other: Value) -> Value:
     left = [*range(-a.ndim, -2), "n", "k"][-max(a.ndim, 1) :] if a.ndim > 1 else ["k"]
     right = [*range(-b.ndim, -2), "k", "m"] if b.ndim > 1 else ["k"]
     batch = list(range(-max(a.ndim, b.ndim), -2))
-    return contraction(g, [(a, left), (b, right)], [*batch, *("n" for _ in [0] if a.ndim > 1), *("m" for _ in [0] if b.ndim > 1)])
+    return contraction(
+        g, [(a, left), (b, right)], [*batch, *("n" for _ in [0] if a.ndim > 1), *("m" for _ in [0] if b.ndim > 1)]
+    )
 
 
 def addmm(g: Walk, x: Value, mat1: Value, mat2: Value) -> Value:
@@ -109,8 +109,9 @@ def convolution(g: Walk, x: Value, weight: Value, bias: Value | None = None, gro
     x = spatial(g, x, count)
     if groups == 1:
         space = list(range(count))
-        out = contraction(g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["out", "in", *space])],
-                          ["n", "out", *space])
+        out = contraction(
+            g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["out", "in", *space])], ["n", "out", *space]
+        )
     else:
         out = grouped(g, x, weight, groups)
     return add_bias(g, out, bias, 1)
@@ -150,8 +151,9 @@ def transposed_convolution(g: Walk, x: Value, weight: Value, bias: Value | None 
         out = grouped_transposed(g, x, weight, groups)
     else:
         space = list(range(count))
-        out = contraction(g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["in", "out", *space])],
-                          ["n", "out", *space])
+        out = contraction(
+            g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["in", "out", *space])], ["n", "out", *space]
+        )
     return add_bias(g, out, bias, 1)
 
 
@@ -167,9 +169,16 @@ def grouped_transposed(g: Walk, x: Value, weight: Value, groups: int) -> Value:
     return Value((x.dims[0], channels, *x.dims[2:]), (x.zero[0], weight.zero[0], *x.zero[2:]))
 
 
-def attention(g: Walk, query: Value, key: Value, value: Value, attn_mask: Value | None = None,
-              scale: float | None = None, enable_gqa: bool = False) -> Value:
-    """softmax(query keyᵀ scale + mask) value; heads are a batch dimension, shared by groups of queries where asked."""
+def attention(
+    g: Walk,
+    query: Value,
+    key: Value,
+    value: Value,
+    attn_mask: Value | None = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Value:
+    """softmax(query keyᵀ scale + mask) value; heads are a batch dimension, keys shared by several where asked."""
     if scale is None:
         g.freeze(query.dims[-1], "sets the default scale of attention")
         g.freeze(key.dims[-1], "sets the default scale of attention")
@@ -178,24 +187,16 @@ def attention(g: Walk, query: Value, key: Value, value: Value, attn_mask: Value 
         key, value = (replaced(v, -3, v.dims[-3].repeat_interleave(times)) for v in (key, value))
     batch = list(range(-query.ndim, -2))
     shape = (*query.shape[:-1], key.shape[-2])
-    logits = contraction(Shaped(g, shape), [(query, [*batch, "n", "d"]), (key, [*batch, "m", "d"])], [*batch, "n", "m"])
+    logits = contraction(
+        g.at_shape(shape), [(query, [*batch, "n", "d"]), (key, [*batch, "m", "d"])], [*batch, "n", "m"]
+    )
     if attn_mask is not None:
-        logits = broadcast(Shaped(g, shape), [logits, attn_mask], lambda held: False)
+        logits = broadcast(g.at_shape(shape), [logits, attn_mask], lambda held: False)
     weights = softmax(g, logits, -1)
     return contraction(g, [(weights, [*batch, "n", "m"]), (value, [*batch, "m", "e"])], [*batch, "n", "e"])
 
 
-class Shaped:
-    """A walk seen from an intermediate result, whose shape is not the node's."""
-
-    def __init__(self, g: Walk, shape: Sequence[int]) -> None:
-        self._walk, self.out_shape = g, tuple(shape)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._walk, name)
-
-
-# -- elementwise ----------------------------------------------------------------------------------------------------------
+# -- elementwise ------------------------------------------
 
 
 def all_zero(held: list[bool | None]) -> bool:
@@ -270,7 +271,7 @@ def hardtanh(g: Walk, x: Value, min_val: float = -1.0, max_val: float = 1.0) -> 
 
 
 def threshold(g: Walk, x: Value, threshold: float, value: float) -> Value:
-    return x if threshold >= 0 and value == 0 or threshold < 0 else x.without_zero()
+    return x if threshold < 0 or value == 0 else x.without_zero()
 
 
 def power(g: Walk, x: Any, exponent: Any) -> Any:
@@ -312,7 +313,7 @@ def copy(g: Walk, x: Value, src: Value) -> Value:
     return broadcast(g, [x, src], lambda held: bool(held[-1]))
 
 
-# -- reductions and norms ---------------------------------------------------------------------------------------------------
+# -- reductions and norms ------------------------------------------
 
 
 def dims_of(x: Value, dim: Any) -> list[int]:
@@ -379,8 +380,9 @@ def affine(g: Walk, x: Value, dim: int, weight: Value | None, bias: Value | None
     return Value(x.dims, tuple(zero))
 
 
-def batch_norm(g: Walk, x: Value, weight: Value | None, bias: Value | None, running_mean: Value | None,
-               running_var: Value | None) -> Value:
+def batch_norm(
+    g: Walk, x: Value, weight: Value | None, bias: Value | None, running_mean: Value | None, running_var: Value | None
+) -> Value:
     """Each channel by itself; in training over all other dimensions, which therefore stay."""
     for d, labels in enumerate(x.dims):
         if d != 1:
@@ -391,8 +393,9 @@ def batch_norm(g: Walk, x: Value, weight: Value | None, bias: Value | None, runn
     return affine(g, x, 1, weight, bias)
 
 
-def instance_norm(g: Walk, x: Value, weight: Value | None, bias: Value | None, running_mean: Value | None,
-                  running_var: Value | None) -> Value:
+def instance_norm(
+    g: Walk, x: Value, weight: Value | None, bias: Value | None, running_mean: Value | None, running_var: Value | None
+) -> Value:
     return batch_norm(g, x, weight, bias, running_mean, running_var)
 
 
@@ -408,8 +411,9 @@ def group_norm(g: Walk, x: Value, num_groups: int, weight: Value | None = None, 
     return affine(g, x, 1, weight, bias)
 
 
-def layer_norm(g: Walk, x: Value, normalized_shape: Sequence[int], weight: Value | None = None,
-               bias: Value | None = None) -> Value:
+def layer_norm(
+    g: Walk, x: Value, normalized_shape: Sequence[int], weight: Value | None = None, bias: Value | None = None
+) -> Value:
     last = len(normalized_shape)
     for v in (x, weight, bias):
         for labels in v.dims[v.ndim - last :] if v is not None else ():
@@ -435,7 +439,7 @@ def grid_sample(g: Walk, x: Value, grid: Value) -> Value:
     return spatial(g, x, x.ndim - 2)
 
 
-# -- makers of tensors ---------------------------------------------------------------------------------------------------------
+# -- makers of tensors ------------------------------------------
 
 
 def positions(g: Walk) -> Value:
@@ -466,18 +470,26 @@ def nothing(g: Walk) -> None:
 
 
 KEEPING = (
-    "relu relu6 gelu silu tanh hardswish leaky_relu elu selu celu mish softsign abs neg sign sin tan atan asin sinh asinh erf expm1 "
-    "log1p floor ceil round trunc square contiguous clone detach alias lift_fresh_copy lift_fresh to type_as _to_copy dropout "
-    "feature_dropout native_dropout dropout1d dropout2d dropout3d positive real conj resolve_conj resolve_neg requires_grad "
-    "hardshrink softshrink tanhshrink nan_to_num deg2rad float double"
+    "relu relu6 gelu silu tanh hardswish leaky_relu elu selu celu mish softsign abs neg sign sin tan atan asin "
+    "sinh asinh erf expm1 log1p floor ceil round trunc square contiguous clone detach alias lift_fresh_copy "
+    "lift_fresh to type_as _to_copy dropout feature_dropout native_dropout dropout1d dropout2d dropout3d positive "
+    "real conj resolve_conj resolve_neg requires_grad hardshrink softshrink tanhshrink nan_to_num deg2rad float "
+    "double"
 ).split()
-MOVING = "sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli".split()
-SINGULAR = "log log2 log10 sqrt rsqrt reciprocal acos".split()
-COMPARING = "eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or isclose".split()
-POOLS = {f"{kind}{n}d": n for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")}
+MOVING = (
+    "sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli"
+).split()
+SINGULAR = ("log log2 log10 sqrt rsqrt reciprocal acos").split()
+COMPARING = ("eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or isclose").split()
+POOLS = {
+    f"{kind}{n}d": n
+    for n in (1, 2, 3)
+    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")
+}
 UPSAMPLES = (
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
-    "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
+    "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa "
+    "_upsample_bicubic2d_aa"
 ).split()
 
 RULES: dict[str, Callable[..., Any]] = {
@@ -497,11 +509,15 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), transposed_convolution),
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), matmul),
-    **dict.fromkeys(("arange", "linspace", "scalar_tensor", "one_hot", "eye", "tril_indices", "triu_indices"), positions),
+    **dict.fromkeys(
+        ("arange", "linspace", "scalar_tensor", "one_hot", "eye", "tril_indices", "triu_indices"), positions
+    ),
     **dict.fromkeys(("zeros", "new_zeros"), filled(True)),
     **dict.fromkeys(("ones", "full", "new_ones", "new_full", "empty", "new_empty"), filled(False)),
     **dict.fromkeys(("ones_like", "full_like"), filled_like(False)),
-    **dict.fromkeys(("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size", "sym_constrain_range"), nothing),
+    **dict.fromkeys(
+        ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size", "sym_constrain_range"), nothing
+    ),
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), scan),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax"), softmax),
     **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),
