@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -106,7 +106,7 @@ def randomised(model: nn.Module) -> nn.Module:
 # -- ours ------------------------------------------
 
 
-def ours(name: str) -> dict[str, Any]:
+def ours(name: str, ratios: Sequence[float]) -> dict[str, Any]:
     model, size = built(name)
     randomised(model).eval()
     x = torch.randn(2, *size)
@@ -118,7 +118,7 @@ def ours(name: str) -> dict[str, Any]:
         "groups": len(coupling.groups),
         "unknown": dict(coupling.unknown),
     }
-    for ratio in RATIOS:
+    for ratio in ratios:
         try:
             result[str(ratio)] = at_ratio(model, x, reading, coupling, ratio)
         except Exception as e:
@@ -207,10 +207,22 @@ def peer(name: str) -> dict[str, Any]:
 # -- all of them ------------------------------------------
 
 
-def in_process(name: str, which: str, path: str | None) -> dict[str, Any]:
+def in_process(name: str, which: str, ratios: Sequence[float], path: str | None) -> dict[str, Any]:
     """One model in a process of its own."""
     env = {**os.environ, **({"PYTHONPATH": os.pathsep.join([path, os.environ.get("PYTHONPATH", "")])} if path else {})}
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.coverage", "--one", name, "--which", which]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "benchmarks.coverage",
+        "--one",
+        name,
+        "--which",
+        which,
+        "--ratios",
+        *map(str, ratios),
+    ]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=10 * LIMIT, env=env, check=False, preexec_fn=limited
@@ -231,10 +243,10 @@ def limited() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT + 5))
 
 
-def one(name: str, which: str) -> dict[str, Any]:
+def one(name: str, which: str, ratios: Sequence[float]) -> dict[str, Any]:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    return ours(name) if which == "ours" else peer(name)
+    return ours(name, ratios) if which == "ours" else peer(name)
 
 
 def status(result: dict[str, Any] | None, ratio: float) -> str:
@@ -242,7 +254,7 @@ def status(result: dict[str, Any] | None, ratio: float) -> str:
         return "-"
     if "status" in result:
         return str(result["status"])
-    return str(result[str(ratio)]["status"])
+    return str(result[str(ratio)]["status"]) if str(ratio) in result else "-"
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -272,12 +284,12 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
     for library in ("timm", "torchvision"):
         chosen = {n: b for n, b in results.items() if n.startswith(library)}
         mine = [b["ours"] for b in chosen.values() if "ours" in b]
-        equal = sum(status(r, 0.25) == status(r, 0.5) == "equal" for r in mine)
+        equal = sum({status(r, q) for q in RATIOS} <= {"equal", "-"} and "share" in r for r in mine)
         wrong = sum("WRONG" in (status(r, 0.25), status(r, 0.5)) for r in mine)
         seconds = [r["couple_s"] for r in mine if "couple_s" in r]
         theirs = [b["peer"] for b in chosen.values() if "peer" in b]
         out.append(
-            f"{library}: {equal} of {len(mine)} pruned, shrunk and equal at both ratios, {wrong} wrong"
+            f"{library}: {equal} of {len(mine)} pruned, shrunk and equal at the ratios measured, {wrong} wrong"
             + (f"; coupling {median(seconds):.1f} s at the median" if seconds else "")
             + (f"; Torch-Pruning: {sum(t['status'] == 'runs' for t in theirs)} of {len(theirs)} run" if theirs else "")
             + "."
@@ -291,18 +303,20 @@ def main() -> None:
         "--out", type=Path, default=Path("coverage"), help="written: OUT.json and OUT.md, and the list of models"
     )
     parser.add_argument("--one", help="a single model, as library/name")
+    parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS), help="shares of each group that go")
     parser.add_argument("--which", choices=("ours", "peer"), default="ours")
     parser.add_argument("--peer", help="where Torch-Pruning is installed; it is then measured too")
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(one(args.one, args.which)))
+        print(json.dumps(one(args.one, args.which, args.ratios)))
         return
     data = args.out.with_suffix(".json")
     results: dict[str, dict[str, Any]] = json.loads(data.read_text()) if data.exists() else {}
     for name in listed(args.out.with_suffix(".models.json")):
         for which in ("ours", "peer") if args.peer else ("ours",):
+            path = args.peer if which == "peer" else None
             if which not in results.get(name, {}):
-                results.setdefault(name, {})[which] = in_process(name, which, args.peer if which == "peer" else None)
+                results.setdefault(name, {})[which] = in_process(name, which, args.ratios, path)
                 data.write_text(json.dumps(results, indent=1))
                 args.out.with_suffix(".md").write_text(table(results) + "\n")
 

@@ -123,12 +123,18 @@ def recorded_calls(
 
 
 def free_sizes(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`torch.export`'s dynamic shapes: every dimension of every input is free if the code allows it."""
+    """`torch.export`'s dynamic shapes: the batch, and the tokens of (batch, token, channel), free if the code allows it.
+
+    Not image sizes: of code that cuts windows, export then takes minutes to reason about what divides what.
+    """
     bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    return {
-        k: tree_map(lambda v: dict.fromkeys(range(v.ndim), Dim.AUTO) if isinstance(v, Tensor) else None, v)
-        for k, v in bound.items()
-    }
+    return {name: tree_map(free_dimensions, value) for name, value in bound.items()}
+
+
+def free_dimensions(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.ndim:
+        return None
+    return dict.fromkeys(range(2 if value.ndim == 3 else 1), Dim.AUTO)
 
 
 def argument_names(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> list[str]:
