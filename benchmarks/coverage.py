@@ -34,7 +34,8 @@ from torch.utils._pytree import tree_leaves
 from torch_flowprune.coupling import Coupling, coupling_of, masks, reading_of, rows
 from torch_flowprune.exported import ExportedModule
 from torch_flowprune.graph import Reading
-from torch_flowprune.shrink import apply_masks, relative_error, shrink
+from torch_flowprune.proof import apply_masks, relative_error
+from torch_flowprune.shrink import shrink
 
 RATIOS = (0.25, 0.5)
 LIMIT = (

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torch_flowprune.coupling import Coupling, couple, masks
-from torch_flowprune.shrink import relative_error, shrink
+from torch_flowprune.proof import relative_error
+from torch_flowprune.shrink import shrink
 
 Model = nn.Module
 

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
+from torch_flowprune.architecture import describe, rebuild
 from torch_flowprune.coupling import couple, masks
 from torch_flowprune.exported import ExportedModule
-from torch_flowprune.shrink import ShrinkError, describe, rebuild, relative_error, shrink
+from torch_flowprune.proof import relative_error
+from torch_flowprune.shrink import ShrinkError, shrink
 
 PRUNABLE = [name for name, case in CASES.items() if case.groups]
 

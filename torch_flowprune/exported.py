@@ -123,7 +123,7 @@ def recorded_calls(
 
 
 def free_sizes(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`torch.export`'s dynamic shapes: the batch, and the tokens of (batch, token, channel), free if the code allows it.
+    """Dynamic shapes for export: the batch, and the tokens of (batch, token, channel), where the code allows it.
 
     Not image sizes: of code that cuts windows, export then takes minutes to reason about what divides what.
     """
