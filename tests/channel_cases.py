@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torch_flowprune.coupling import Coupling, couple, masks
-from torch_flowprune.shrink import relative_error, shrink
+from torch_flowprune.proof import relative_error
+from torch_flowprune.shrink import shrink
 
 Model = nn.Module
 
@@ -33,8 +34,16 @@ class Fn(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention as it is commonly written; kv_heads < heads shares keys and values."""
 
-    def __init__(self, width: int, heads: int, head_dim: int, fused: bool = False, kv_heads: int | None = None,
-                 own_scale: bool = False, manual: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_dim: int,
+        fused: bool = False,
+        kv_heads: int | None = None,
+        own_scale: bool = False,
+        manual: bool = False,
+    ) -> None:
         super().__init__()
         self.num_heads, self.head_dim, self.kv_heads = heads, head_dim, kv_heads or heads
         self.attn_dim = heads * head_dim
@@ -116,7 +125,9 @@ FIRST = {"0.weight": 6}
 
 CASES: dict[str, Case] = {
     "linear": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
-    "linear no bias": Case(lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.GELU(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
+    "linear no bias": Case(
+        lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.GELU(), nn.Linear(5, 3)), ROW, {"0.weight": 5}
+    ),
     "sigmoid": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
     "softplus": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.Softplus(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
     "softmax over channels": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.Softmax(-1), nn.Linear(5, 3)), ROW, {}),
@@ -131,51 +142,117 @@ CASES: dict[str, Case] = {
     "rms norm": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.RMSNorm(5), nn.Linear(5, 3)), ROW, {}),
     "prelu": Case(lambda: conv_net(nn.PReLU(6)), IMAGE, FIRST),
     "pools": Case(lambda: conv_net(nn.MaxPool2d(2), nn.AvgPool2d(2, 1), nn.AdaptiveAvgPool2d(2)), IMAGE, FIRST),
-    "upsample": Case(lambda: conv_net(nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2, mode="bilinear")), IMAGE, FIRST),
+    "upsample": Case(
+        lambda: conv_net(nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2, mode="bilinear")), IMAGE, FIRST
+    ),
     "space padding": Case(lambda: conv_net(nn.ZeroPad2d(1), nn.ConstantPad2d(1, 2.0)), IMAGE, FIRST),
     "depthwise": Case(lambda: conv_net(nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.ReLU6()), IMAGE, FIRST),
     "depthwise multiplier": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 2, 1)), IMAGE, {"0.weight": 4}),
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 2, 1)),
+        IMAGE,
+        {"0.weight": 4},
+    ),
     "grouped": Case(lambda: conv_net(nn.Conv2d(6, 6, 3, padding=1, groups=3)), IMAGE, {"0.weight": 3}),
     "grouped from the input": Case(
-        lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 1)), (2, 4, 6, 6), {"0.weight": 4}),
+        lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 1)),
+        (2, 4, 6, 6),
+        {"0.weight": 4},
+    ),
     "transposed": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2, 2), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)),
-        IMAGE, {"0.weight": 4, "1.weight": 6}),
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2, 2), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)
+        ),
+        IMAGE,
+        {"0.weight": 4, "1.weight": 6},
+    ),
     "transposed grouped": Case(
         lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2, 2, groups=2), nn.Conv2d(6, 2, 1)),
-        IMAGE, {"0.weight": 2}),
-    "conv1d": Case(lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 1)), (2, 3, 8), {"0.weight": 4}),
-    "conv3d": Case(lambda: nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.Conv3d(4, 2, 1)), (2, 1, 4, 4, 4), {"0.weight": 4}),
+        IMAGE,
+        {"0.weight": 2},
+    ),
+    "conv1d": Case(
+        lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 1)), (2, 3, 8), {"0.weight": 4}
+    ),
+    "conv3d": Case(
+        lambda: nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.Conv3d(4, 2, 1)),
+        (2, 1, 4, 4, 4),
+        {"0.weight": 4},
+    ),
     "flatten": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)), IMAGE, {"0.weight": 4}),
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)), IMAGE, {"0.weight": 4}
+    ),
     "residual": Case(
-        lambda: Fn(lambda s, x: s.out(s.b(torch.relu(s.a(x))) + s.skip(x)), a=nn.Conv2d(3, 5, 1), b=nn.Conv2d(5, 4, 3, padding=1),
-                   skip=nn.Conv2d(3, 4, 1), out=nn.Conv2d(4, 2, 1)), IMAGE, {"a.weight": 5, "b.weight": 4}),
+        lambda: Fn(
+            lambda s, x: s.out(s.b(torch.relu(s.a(x))) + s.skip(x)),
+            a=nn.Conv2d(3, 5, 1),
+            b=nn.Conv2d(5, 4, 3, padding=1),
+            skip=nn.Conv2d(3, 4, 1),
+            out=nn.Conv2d(4, 2, 1),
+        ),
+        IMAGE,
+        {"a.weight": 5, "b.weight": 4},
+    ),
     "residual to the input": Case(
-        lambda: Fn(lambda s, x: s.b(torch.relu(s.a(x))) + x, a=nn.Conv2d(3, 5, 1), b=nn.Conv2d(5, 3, 1)), IMAGE, {"a.weight": 5}),
+        lambda: Fn(lambda s, x: s.b(torch.relu(s.a(x))) + x, a=nn.Conv2d(3, 5, 1), b=nn.Conv2d(5, 3, 1)),
+        IMAGE,
+        {"a.weight": 5},
+    ),
     "cat": Case(
-        lambda: Fn(lambda s, x: s.out(torch.cat([s.a(x), s.b(x)], 1)), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 5, 1),
-                   out=nn.Conv2d(9, 2, 1)), IMAGE, {"a.weight": 4, "b.weight": 5}),
+        lambda: Fn(
+            lambda s, x: s.out(torch.cat([s.a(x), s.b(x)], 1)),
+            a=nn.Conv2d(3, 4, 1),
+            b=nn.Conv2d(3, 5, 1),
+            out=nn.Conv2d(9, 2, 1),
+        ),
+        IMAGE,
+        {"a.weight": 4, "b.weight": 5},
+    ),
     "cat with the input": Case(
-        lambda: Fn(lambda s, x: s.out(torch.cat([x, s.a(x)], 1)), a=nn.Conv2d(3, 4, 1), out=nn.Conv2d(7, 2, 1)), IMAGE, {"a.weight": 4}),
+        lambda: Fn(lambda s, x: s.out(torch.cat([x, s.a(x)], 1)), a=nn.Conv2d(3, 4, 1), out=nn.Conv2d(7, 2, 1)),
+        IMAGE,
+        {"a.weight": 4},
+    ),
     "squeeze and excite": Case(
-        lambda: Fn(lambda s, x: (lambda y: s.out(y * torch.sigmoid(s.up(torch.relu(s.down(y.mean((2, 3), keepdim=True)))))))(s.a(x)),
-                   a=nn.Conv2d(3, 6, 1), down=nn.Conv2d(6, 3, 1), up=nn.Conv2d(3, 6, 1), out=nn.Conv2d(6, 2, 1)),
-        IMAGE, {"a.weight": 6, "down.weight": 3}),
+        lambda: Fn(
+            lambda s, x: (lambda y: s.out(y * torch.sigmoid(s.up(torch.relu(s.down(y.mean((2, 3), keepdim=True)))))))(
+                s.a(x)
+            ),
+            a=nn.Conv2d(3, 6, 1),
+            down=nn.Conv2d(6, 3, 1),
+            up=nn.Conv2d(3, 6, 1),
+            out=nn.Conv2d(6, 2, 1),
+        ),
+        IMAGE,
+        {"a.weight": 6, "down.weight": 3},
+    ),
     "gated mlp": Case(
-        lambda: Fn(lambda s, x: (lambda p: s.down(F.silu(p[0]) * p[1]))(s.up(x).chunk(2, -1)), up=nn.Linear(8, 12), down=nn.Linear(6, 8)),
-        TOKENS, {"up.weight": 6}),
+        lambda: Fn(
+            lambda s, x: (lambda p: s.down(F.silu(p[0]) * p[1]))(s.up(x).chunk(2, -1)),
+            up=nn.Linear(8, 12),
+            down=nn.Linear(6, 8),
+        ),
+        TOKENS,
+        {"up.weight": 6},
+    ),
     "glu": Case(lambda: nn.Sequential(nn.Linear(4, 12), nn.GLU(), nn.Linear(6, 3)), ROW, {"0.weight": 6}),
     "separate gate": Case(
-        lambda: Fn(lambda s, x: s.down(F.gelu(s.gate(x)) * s.up(x)), gate=nn.Linear(8, 6), up=nn.Linear(8, 6), down=nn.Linear(6, 8)),
-        TOKENS, {"gate.weight": 6}),
+        lambda: Fn(
+            lambda s, x: s.down(F.gelu(s.gate(x)) * s.up(x)),
+            gate=nn.Linear(8, 6),
+            up=nn.Linear(8, 6),
+            down=nn.Linear(6, 8),
+        ),
+        TOKENS,
+        {"gate.weight": 6},
+    ),
     "shuffle": Case(GroupedReshape, IMAGE, {"a.weight": 4}),
     "chunk and cat": Case(Shuffled, IMAGE, {"a.weight": 4, "b.weight": 4}),
     "pixel shuffle": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 16, 1), nn.PixelShuffle(2), nn.Conv2d(4, 2, 1)), IMAGE, {"0.weight": 4}),
+        lambda: nn.Sequential(nn.Conv2d(3, 16, 1), nn.PixelShuffle(2), nn.Conv2d(4, 2, 1)), IMAGE, {"0.weight": 4}
+    ),
     "pixel unshuffle": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.PixelUnshuffle(2), nn.Conv2d(16, 2, 1)), IMAGE, {"0.weight": 4}),
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.PixelUnshuffle(2), nn.Conv2d(16, 2, 1)), IMAGE, {"0.weight": 4}
+    ),
     "tied": Case(Tied, ROW, {"a.weight": 6}),
     "attention": Case(lambda: Attention(8, 4, 3), TOKENS, {"q.weight": 4}),
     "attention fused": Case(lambda: Attention(8, 4, 3, fused=True), TOKENS, {"qkv.weight": 4}),
@@ -185,32 +262,73 @@ CASES: dict[str, Case] = {
     "one head": Case(lambda: Attention(8, 1, 4, own_scale=True), TOKENS, {"q.weight": 4, "v.weight": 4}),
     "one head, default scale": Case(lambda: Attention(8, 1, 4), TOKENS, {"v.weight": 4}),
     "layer scale": Case(
-        lambda: Fn(lambda s, x: s.b(s.gamma * s.a(x)), a=nn.Linear(8, 6), b=nn.Linear(6, 8), gamma=nn.Parameter(torch.full((6,), 1e-6))),
-        TOKENS, {"a.weight": 6}),
+        lambda: Fn(
+            lambda s, x: s.b(s.gamma * s.a(x)),
+            a=nn.Linear(8, 6),
+            b=nn.Linear(6, 8),
+            gamma=nn.Parameter(torch.full((6,), 1e-6)),
+        ),
+        TOKENS,
+        {"a.weight": 6},
+    ),
     "class token": Case(
-        lambda: Fn(lambda s, x: s.b(torch.cat([s.token.expand(len(x), -1, -1), s.a(x)], 1) + s.position)[:, 0], a=nn.Linear(8, 6),
-                   b=nn.Linear(6, 3), token=nn.Parameter(torch.zeros(1, 1, 6)), position=nn.Parameter(torch.zeros(1, 6, 6))),
-        TOKENS, {"a.weight": 6}),
+        lambda: Fn(
+            lambda s, x: s.b(torch.cat([s.token.expand(len(x), -1, -1), s.a(x)], 1) + s.position)[:, 0],
+            a=nn.Linear(8, 6),
+            b=nn.Linear(6, 3),
+            token=nn.Parameter(torch.zeros(1, 1, 6)),
+            position=nn.Parameter(torch.zeros(1, 6, 6)),
+        ),
+        TOKENS,
+        {"a.weight": 6},
+    ),
     "mean over channels": Case(
-        lambda: Fn(lambda s, x: s.b(s.a(x) - s.a(x).mean(-1, keepdim=True)), a=nn.Linear(8, 6), b=nn.Linear(6, 3)), TOKENS, {}),
+        lambda: Fn(lambda s, x: s.b(s.a(x) - s.a(x).mean(-1, keepdim=True)), a=nn.Linear(8, 6), b=nn.Linear(6, 3)),
+        TOKENS,
+        {},
+    ),
     "unknown operator": Case(
-        lambda: Fn(lambda s, x: s.b(torch.relu(s.a(x)).sort(-1).values), a=nn.Linear(8, 6), b=nn.Linear(6, 3)), TOKENS, {}),
+        lambda: Fn(lambda s, x: s.b(torch.relu(s.a(x)).sort(-1).values), a=nn.Linear(8, 6), b=nn.Linear(6, 3)),
+        TOKENS,
+        {},
+    ),
     "in place": Case(
-        lambda: Fn(lambda s, x: s.b(torch.sigmoid_(s.a(x))), a=nn.Linear(8, 6), b=nn.Linear(6, 3)), TOKENS, {"a.weight": 6}),
+        lambda: Fn(lambda s, x: s.b(torch.sigmoid_(s.a(x))), a=nn.Linear(8, 6), b=nn.Linear(6, 3)),
+        TOKENS,
+        {"a.weight": 6},
+    ),
     "in place through a view": Case(
-        lambda: Fn(lambda s, x: (lambda y: (y[:, 1:].add_(1.0), s.b(y))[1])(s.a(x)), a=nn.Linear(8, 6), b=nn.Linear(6, 3)),
-        TOKENS, {"a.weight": 6}),
-    "logarithm": Case(lambda: Fn(lambda s, x: s.b(torch.log(s.a(x).relu())), a=nn.Linear(8, 6), b=nn.Linear(6, 3)), TOKENS, {}),
+        lambda: Fn(
+            lambda s, x: (lambda y: (y[:, 1:].add_(1.0), s.b(y))[1])(s.a(x)), a=nn.Linear(8, 6), b=nn.Linear(6, 3)
+        ),
+        TOKENS,
+        {"a.weight": 6},
+    ),
+    "logarithm": Case(
+        lambda: Fn(lambda s, x: s.b(torch.log(s.a(x).relu())), a=nn.Linear(8, 6), b=nn.Linear(6, 3)), TOKENS, {}
+    ),
     "einsum": Case(
-        lambda: Fn(lambda s, x: s.b(torch.einsum("bnc,cd->bnd", x, s.w).relu()), w=nn.Parameter(torch.randn(8, 6)), b=nn.Linear(6, 3)),
-        TOKENS, {"w": 6}),
+        lambda: Fn(
+            lambda s, x: s.b(torch.einsum("bnc,cd->bnd", x, s.w).relu()),
+            w=nn.Parameter(torch.randn(8, 6)),
+            b=nn.Linear(6, 3),
+        ),
+        TOKENS,
+        {"w": 6},
+    ),
     "normalised dot product": Case(
-        lambda: Fn(lambda s, x: (F.normalize(s.q(x), dim=-1) @ F.normalize(s.k(x), dim=-1).mT).softmax(-1) @ x,
-                   q=nn.Linear(8, 4), k=nn.Linear(8, 4)), TOKENS, {"q.weight": 4}),
+        lambda: Fn(
+            lambda s, x: (F.normalize(s.q(x), dim=-1) @ F.normalize(s.k(x), dim=-1).mT).softmax(-1) @ x,
+            q=nn.Linear(8, 4),
+            k=nn.Linear(8, 4),
+        ),
+        TOKENS,
+        {"q.weight": 4},
+    ),
 }
 
 
-# -- the oracle -----------------------------------------------------------------------------------------------------------------------
+# -- the oracle ------------------------------------------
 
 
 def randomised(model: Model, seed: int = 0) -> Model:
@@ -240,20 +358,36 @@ def with_masks(model: Model, given: Mapping[str, Tensor]) -> Model:
 def cut(coupling: Coupling, keep: Mapping[str, Tensor], name: str, tensor: Tensor) -> Tensor:
     """What the smaller model should hold of a tensor, said anew: index lists, no shared code."""
     for axis in range(tensor.ndim):
-        gone = {int(i) for g in coupling.groups for s in g.slices if s.parameter == name and s.axis == axis
-                for i in s.index[~keep[g.name]].flatten()} if coupling.groups else set()
+        gone = (
+            {
+                int(i)
+                for g in coupling.groups
+                for s in g.slices
+                if s.parameter == name and s.axis == axis
+                for i in s.index[~keep[g.name]].flatten()
+            }
+            if coupling.groups
+            else set()
+        )
         tensor = tensor[(slice(None),) * axis + ([i for i in range(tensor.shape[axis]) if i not in gone],)]
     return tensor
 
 
-def assert_equal_without(model: Model, x: Tensor, coupling: Coupling, removed: Mapping[str, list[int]], trains: bool = True) -> Model:
+def assert_equal_without(
+    model: Model, x: Tensor, coupling: Coupling, removed: Mapping[str, list[int]], trains: bool = True
+) -> Model:
     """Outputs in eval and train mode, gradients of what is kept, and the tensors themselves."""
-    keep = {g.name: torch.tensor([i not in removed.get(g.name, []) for i in range(g.size)], dtype=torch.bool) for g in coupling.groups}
+    keep = {
+        g.name: torch.tensor([i not in removed.get(g.name, []) for i in range(g.size)], dtype=torch.bool)
+        for g in coupling.groups
+    }
     given = masks(coupling, keep, dict(model.named_parameters()))
     masked = with_masks(model, given)
     small = shrink(model, x, masks=given, graph=False)
     for name, tensor in [*masked.named_parameters(), *masked.named_buffers()]:
-        assert torch.equal(cut(coupling, keep, name, tensor), dict([*small.named_parameters(), *small.named_buffers()])[name]), name
+        assert torch.equal(
+            cut(coupling, keep, name, tensor), dict([*small.named_parameters(), *small.named_buffers()])[name]
+        ), name
     for training in (False, True) if trains else (False,):
         a, b = (copy.deepcopy(m).train(training) for m in (masked, small))
         ya, yb = a(x), b(x)

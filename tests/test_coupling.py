@@ -107,7 +107,12 @@ def test_a_unit_is_alive_while_its_bias_is() -> None:
 
 
 def test_columns_that_read_zeros_need_no_mask_and_others_do() -> None:
-    for name, reads_zero in (("linear", True), ("sigmoid", False), ("conv relu bn", True), ("bn without affine", False)):
+    for name, reads_zero in (
+        ("linear", True),
+        ("sigmoid", False),
+        ("conv relu bn", True),
+        ("bn without affine", False),
+    ):
         _, _, coupling = coupled(CASES[name])
         consumers = [s for g in coupling.groups for s in g.slices if s.role == "consumer"]
         assert [s.reads_zero for s in consumers] == [reads_zero], name
@@ -129,7 +134,10 @@ def test_printed_drawn_and_stored() -> None:
 
 
 def test_written_by_hand() -> None:
-    group = Group("a.weight", (Slice("a.weight", 0, torch.arange(3), "producer"), Slice("b.weight", 1, torch.arange(3), "consumer")))
+    group = Group(
+        "a.weight",
+        (Slice("a.weight", 0, torch.arange(3), "producer"), Slice("b.weight", 1, torch.arange(3), "consumer")),
+    )
     coupling = Coupling((group,), (Frozen("b.weight", 0, 2, "producer", "the output"),))
     assert coupling["a.weight"].size == 3
     assert coupling.share() == 3 / 5

@@ -1,9 +1,9 @@
 """Labels for the positions of tensor dimensions, and what follows from joining them.
 
 Every dimension of every tensor in a traced graph carries a vector of integer *labels*, one per position. Two positions
-with the same label, or with labels that were joined, live or die together. A label that was frozen can never be removed,
-and neither can anything joined to it. Label 0 (`FIXED`) stands for all positions that nobody may remove: batch, space,
-tokens of the input.
+with the same label, or with labels that were joined, live or die together. A label that was frozen can never be
+removed, and neither can anything joined to it. Label 0 (`FIXED`) stands for all positions that nobody may remove:
+batch, space, tokens of the input.
 
 Labels rather than one name per dimension, because concatenation, splitting, grouped convolution and flattening couple
 single positions, not whole dimensions. A product of axes (`heads * head_dim`) is a vector in which a label is repeated.
@@ -27,8 +27,9 @@ FIXED = 0
 class Value:
     """What is known about one tensor of the graph.
 
-    `dims[i]` holds the labels of dimension i. `zero[i]` is True where it is proved that the masked model has exact zeros
-    at the positions of a removed unit of dimension i; the smaller model has nothing there, so sums over that dimension agree.
+    `dims[i]` holds the labels of dimension i. `zero[i]` is True where it is proved that the masked model has exact
+    zeros at the positions of a removed unit of dimension i; the smaller model has nothing there, so sums over that
+    dimension agree.
     `constant` is True where the tensor is computed from parameters and buffers alone.
     """
 
@@ -67,7 +68,8 @@ class Block:
 class Solution:
     """Labels resolved: `root[label]` names the class of a label.
 
-    `reasons` holds the frozen classes and why; those in `soft` are frozen only by a choice that could be made otherwise.
+    `reasons` holds the frozen classes and why; those in `soft` are frozen only by a choice that could be made
+    otherwise.
     """
 
     root: Tensor
@@ -89,7 +91,7 @@ class Solution:
 
 
 class Axes:
-    """Makes labels, joins them, freezes them; `solve` tells what follows. All joins are recorded, none resolved early."""
+    """Makes labels, joins them, freezes them; `solve` tells what follows. Joins are recorded, none resolved early."""
 
     def __init__(self) -> None:
         self.count = 1
@@ -111,7 +113,7 @@ class Axes:
         return torch.zeros(size, dtype=torch.long)
 
     def softly_fixed(self, size: int, reason: str) -> Tensor:
-        """Labels frozen by a choice (which factor of a product is to be removable), to be told apart from hard facts."""
+        """Labels frozen by a choice (which factor of a product is removable), to be told apart from hard facts."""
         labels = self.fresh(size)
         if size > 1:
             self._soft.append((labels, reason))
@@ -122,7 +124,7 @@ class Axes:
         return labels
 
     def named(self, name: str, shape: Sequence[int], kind: str) -> Value:
-        """The value of a parameter or buffer: a new axis per dimension. Parameters are masked, hence zero; buffers are not."""
+        """The value of a parameter or buffer: a new axis per dimension. Parameters are masked, hence zero."""
         dims = []
         for axis, size in enumerate(shape):
             if size > 1:
@@ -156,9 +158,9 @@ class Axes:
     def blocks_of(self, labels: Tensor) -> Iterator[Block]:
         """The named dimensions the labels were made for."""
         starts = [b.start for b in self.blocks]
-        found = labels[labels != FIXED].unique()
+        found = torch.unique(labels[labels != FIXED])
         where = torch.searchsorted(torch.tensor(starts, dtype=torch.long), found, right=True) - 1
-        for i in where.unique().tolist():
+        for i in torch.unique(where).tolist():
             block = self.blocks[i] if i >= 0 else None
             if block is not None and bool(((found >= block.start) & (found < block.start + block.size)).any()):
                 yield block
@@ -173,11 +175,11 @@ class Axes:
         root = components(self.count, a, b)
         reasons: dict[int, str] = {}
         for labels, reason in self._frozen:
-            for r in root[labels].unique().tolist():
+            for r in torch.unique(root[labels]).tolist():
                 reasons.setdefault(r, reason)
         hard = set(reasons)
         for labels, reason in self._soft:
-            for r in root[labels].unique().tolist():
+            for r in torch.unique(root[labels]).tolist():
                 reasons.setdefault(r, reason)
         return Solution(root, reasons, frozenset(set(reasons) - hard))
 

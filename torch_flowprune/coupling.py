@@ -1,11 +1,11 @@
 """Which channels live or die together.
 
-`couple` reads a model's graph and gives a `Coupling`: groups of parameter slices, one unit per channel, that have to be kept
-or removed together, and a list of what can not be removed, with the reason. It is a plain value: print it, draw it, store it
-as JSON, or write one by hand.
+`couple` reads a model's graph and gives a `Coupling`: groups of parameter slices, one unit per channel, that have to
+be kept or removed together, and a list of what can not be removed, with the reason. It is a plain value: print it,
+draw it, store it as JSON, or write one by hand.
 
-A unit is removable when the model with the unit's slices set to zero computes exactly what the smaller model without them
-computes, for every value of the parameters and every input.
+A unit is removable when the model with the unit's slices set to zero computes exactly what the smaller model without
+them computes, for every value of the parameters and every input.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.axes import Block
-from torch_flowprune.graph import Reading, module_path, read
+from torch_flowprune.graph import Reading, read
 from torch_flowprune.rules import RULES, SPATIAL
 
 __all__ = ["Coupling", "Frozen", "Group", "Slice", "alive", "couple", "masks", "rows"]
@@ -31,8 +31,8 @@ class Slice:
     """The part of one parameter or buffer that belongs to the units of a group.
 
     index: (units, positions) long, the positions along `axis` of each unit (a channel flattened over space has many).
-    role: `producer` computes the unit, `affine` scales or shifts it or is added to it, `consumer` reads it, `buffer` goes
-    along (running statistics, position tables).
+    role: `producer` computes the unit, `affine` scales or shifts it or is added to it, `consumer` reads it, `buffer`
+    goes along (running statistics, position tables).
     reads_zero: for consumers, True where the unit is exactly zero when it is read and its producers are masked: the
     consumer's columns then need no mask.
     """
@@ -45,7 +45,9 @@ class Slice:
 
     def __post_init__(self) -> None:
         if self.role not in (*MASKED, "buffer"):
-            raise ValueError(f"role of {self.parameter!r} must be producer, affine, consumer or buffer, not {self.role!r}")
+            raise ValueError(
+                f"role of {self.parameter!r} must be producer, affine, consumer or buffer, not {self.role!r}"
+            )
         index = torch.as_tensor(self.index, dtype=torch.long)
         object.__setattr__(self, "index", index[:, None] if index.ndim == 1 else index)
 
@@ -81,7 +83,7 @@ class Frozen:
 
 @dataclass(frozen=True, eq=False)
 class Coupling:
-    """What may be removed of a model, and what not. `unknown`: operators without a rule and how often they stand in the graph."""
+    """What may be removed of a model, and what not. `unknown`: operators without a rule, and how many there are."""
 
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...] = ()
@@ -106,7 +108,11 @@ class Coupling:
             lines += [f"    {s.role:9}{s.parameter} axis {s.axis}{each(s)}" for s in g.slices]
         lines += ["not removable:"] if self.frozen else []
         lines += [f"    {f.parameter} axis {f.axis}, {f.positions} positions: {f.reason}" for f in self.frozen]
-        lines += [f"operators without a rule: {', '.join(f'{k} ({n})' for k, n in self.unknown.items())}"] if self.unknown else []
+        lines += (
+            [f"operators without a rule: {', '.join(f'{k} ({n})' for k, n in self.unknown.items())}"]
+            if self.unknown
+            else []
+        )
         return "\n".join(lines)
 
     def to_dot(self) -> str:
@@ -122,7 +128,9 @@ class Coupling:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
-        groups = [{"name": g.name, "slices": [{**vars(s), "index": s.index.tolist()} for s in g.slices]} for g in self.groups]
+        groups = [
+            {"name": g.name, "slices": [{**vars(s), "index": s.index.tolist()} for s in g.slices]} for g in self.groups
+        ]
         return {"groups": groups, "frozen": [vars(f) for f in self.frozen], "unknown": dict(self.unknown)}
 
     @classmethod
@@ -135,13 +143,14 @@ def each(s: Slice) -> str:
     return f", {s.index.shape[1]} positions each" if s.index.shape[1] > 1 else ""
 
 
-# -- reading a model -----------------------------------------------------------------------------------------------------------
+# -- reading a model ------------------------------------------
 
 
 def couple(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Coupling:
     """The coupling of a model's channels, read from the graph that `torch.export` gives of it on `example_inputs`.
 
-    example_inputs: a tensor or a tuple of positional arguments; give a batch of two or more. The model is left as it was.
+    example_inputs: a tensor or a tuple of positional arguments; give a batch of two or more. The model is left as it
+    was.
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> print(couple(net, torch.randn(2, 3)).groups[0].size)
@@ -158,7 +167,8 @@ def reading_of(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] 
 def coupling_of(reading: Reading) -> Coupling:
     """The classes of labels that are free, as groups of units that touch the same axes equally often.
 
-    Parts that an axis is split into are groups of their own, so that one unit left of each group leaves no tensor empty.
+    Parts that an axis is split into are groups of their own, so that one unit left of each group leaves no tensor
+    empty.
     """
     owners = owners_of_free_classes(reading)
     segments = segments_of_classes(reading)
@@ -169,9 +179,16 @@ def coupling_of(reading: Reading) -> Coupling:
     groups, refused = [], dict[int, str]()
     for (signature, _), roots in alike.items():
         slices = tuple(
-            Slice(block.name, block.axis, torch.tensor([owners[r][b] for r in roots]), role_of(reading, block),
-                  reading.reads_zero.get((block.name, block.axis), False))
-            for b, _ in signature for block in [reading.axes.blocks[b]])
+            Slice(
+                block.name,
+                block.axis,
+                torch.tensor([owners[r][b] for r in roots]),
+                role_of(reading, block),
+                reading.reads_zero.get((block.name, block.axis), False),
+            )
+            for b, _ in signature
+            for block in [reading.axes.blocks[b]]
+        )
         reason = reason_against(slices)
         if reason:
             refused.update(dict.fromkeys(roots, reason))
@@ -242,7 +259,7 @@ def frozen_of(reading: Reading, refused: Mapping[int, str]) -> tuple[Frozen, ...
     return (*found, *(Frozen(n, 0, 0, "unused", "is not used by the model's forward") for n in reading.unused))
 
 
-# -- rows and masks ------------------------------------------------------------------------------------------------------------
+# -- rows and masks ------------------------------------------
 
 
 def rows(tensors: Mapping[str, Tensor], group: Group, roles: Collection[str] = ("producer",)) -> Tensor:
@@ -251,11 +268,12 @@ def rows(tensors: Mapping[str, Tensor], group: Group, roles: Collection[str] = (
 
 
 def masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """keep: group name -> (units,) bool. Parameter name -> bool mask of its shape, for the parameters that lose something.
+    """keep: group name -> (units,) bool. Gives parameter name -> bool mask, for the parameters that lose something.
 
-    All of a removed unit's parameters are masked, the consumers' columns too: whatever an activation or a norm makes of a
-    channel of zeros (a sigmoid's 0.5, a running mean's shift) is then multiplied by zero, in eval and in train mode. Where
-    two activations are multiplied with each other (attention), `couple` has proved that one of them is zero, or frozen both.
+    All of a removed unit's parameters are masked, the consumers' columns too: whatever an activation or a norm makes
+    of a channel of zeros (a sigmoid's 0.5, a running mean's shift) is then multiplied by zero, in eval and in train
+    mode. Where two activations are multiplied with each other (attention), `couple` has proved that one of them is
+    zero, or frozen both.
     """
     out: dict[str, Tensor] = {}
     for name, kept in keep.items():
@@ -271,8 +289,8 @@ def masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mapping[str, 
 def alive(coupling: Coupling, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Group name -> (units,) bool: False where the masks leave nothing of a unit, so that it can be removed.
 
-    All of its producers and all that is added to it or scales it has to be masked, and its consumers' columns, except where
-    they read exact zeros.
+    All of its producers and all that is added to it or scales it has to be masked, and its consumers' columns, except
+    where they read exact zeros.
     """
     out = {}
     for group in coupling.groups:

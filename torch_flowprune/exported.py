@@ -1,7 +1,8 @@
 """An exported graph in place of a module whose own code can not take the smaller sizes.
 
-Code like `x.reshape(B, N, C)` with C read off the module's input has no attribute to set. Its exported graph has: the numbers
-in it are rewritten from the labels of the tensors. Inputs may still vary in the sizes that `torch.export` finds free.
+Code like `x.reshape(B, N, C)` with C read off the module's input has no attribute to set. Its exported graph has: the
+numbers in it are rewritten from the labels of the tensors. Inputs may still vary in the sizes that `torch.export`
+finds free.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from torch_flowprune.graph import Reading, concrete, operator_name
 
 __all__ = ["ExportedModule", "argument_names", "free_sizes", "graft", "recorded_calls", "resized_graph"]
 
-TRAINING = {"batch_norm": "training", "instance_norm": "use_input_stats", "dropout": "train", "feature_dropout": "train"}
+TRAINING = {
+    "batch_norm": "training",
+    "instance_norm": "use_input_stats",
+    "dropout": "train",
+    "feature_dropout": "train",
+}
 
 
 class ExportedModule(GraphModule):
@@ -40,6 +46,15 @@ class ExportedModule(GraphModule):
                 set_argument(node, flag, mode)
         self.recompile()
         return self
+
+    def __reduce__(self) -> Any:
+        """Pickled as torch pickles graph modules, and made an `ExportedModule` again."""
+        return revived, super().__reduce__()[:2]
+
+
+def revived(make: Callable[..., GraphModule], given: tuple[Any, ...]) -> ExportedModule:
+    plain = make(*given)
+    return ExportedModule(plain, plain.graph)
 
 
 def resized_graph(small: nn.Module, reading: Reading, dead: Tensor, names: Sequence[str]) -> ExportedModule:
@@ -68,11 +83,15 @@ def resized_graph(small: nn.Module, reading: Reading, dead: Tensor, names: Seque
 
 
 def is_of_the_example(node: Node) -> bool:
-    """Holds for the call that was exported only: its precision, and caches that it filled in buffers of another shape."""
+    """Holds for the exported call only: its precision, and caches it filled in buffers of another shape."""
     if operator_name(node) == "_assert_tensor_metadata":
         return True
     target = node.args[0] if operator_name(node) == "copy" and not node.users else None
-    return isinstance(target, Node) and target.op == "placeholder" and concrete(target.meta["val"].shape) != concrete(node.meta["val"].shape)
+    return (
+        isinstance(target, Node)
+        and target.op == "placeholder"
+        and concrete(target.meta["val"].shape) != concrete(node.meta["val"].shape)
+    )
 
 
 def graft(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
@@ -84,7 +103,9 @@ def graft(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
     return model
 
 
-def recorded_calls(model: nn.Module, args: Any, kwargs: Mapping[str, Any], paths: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+def recorded_calls(
+    model: nn.Module, args: Any, kwargs: Mapping[str, Any], paths: Sequence[str]
+) -> dict[str, tuple[Any, Any]]:
     """The arguments of the first call of each of the modules when the model runs."""
     calls: dict[str, tuple[Any, Any]] = {}
 
@@ -102,9 +123,18 @@ def recorded_calls(model: nn.Module, args: Any, kwargs: Mapping[str, Any], paths
 
 
 def free_sizes(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`torch.export`'s dynamic shapes: every dimension of every input is free if the code allows it."""
+    """Dynamic shapes for export: the batch, and the tokens of (batch, token, channel), where the code allows it.
+
+    Not image sizes: of code that cuts windows, export then takes minutes to reason about what divides what.
+    """
     bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    return {k: tree_map(lambda v: dict.fromkeys(range(v.ndim), Dim.AUTO) if isinstance(v, Tensor) else None, v) for k, v in bound.items()}
+    return {name: tree_map(free_dimensions, value) for name, value in bound.items()}
+
+
+def free_dimensions(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.ndim:
+        return None
+    return dict.fromkeys(range(2 if value.ndim == 3 else 1), Dim.AUTO)
 
 
 def argument_names(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> list[str]:
@@ -148,7 +178,7 @@ def set_argument(node: Node, name: str, value: Any) -> None:
             node.update_kwarg(name, value)
 
 
-# -- the numbers in a graph --------------------------------------------------------------------------------------------------------
+# -- the numbers in a graph ------------------------------------------
 
 
 def resize(new: Node, node: Node, reading: Reading, dead: Tensor) -> None:
@@ -190,7 +220,7 @@ def new_size(given: Any, labels: Tensor, dead: Tensor) -> Any:
 
 def new_factors(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
     dims = result(node, reading).dims
-    dim = int(node.args[1]) % (len(dims) - len(given) + 1)  # type: ignore[call-overload]
+    dim = int(argument(node, "dim", 0)) % (len(dims) - len(given) + 1)
     return [new_size(g, d, dead) for g, d in zip(given, dims[dim : dim + len(given)])]
 
 
@@ -237,9 +267,9 @@ def argument(node: Node, name: str, default: Any) -> Any:
 
 Resizer = Callable[[Node, Any, Reading, Tensor], Any]
 RESIZERS: dict[str, dict[str, Resizer]] = {
-    **dict.fromkeys(("view", "_unsafe_view", "expand", "zeros", "ones", "full", "empty"), {"size": new_shape}),
-    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), {"size": new_shape}),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), {"groups": new_count("groups")}),
+    **{name: {"size": new_shape} for name in ("view", "_unsafe_view", "expand", "zeros", "ones", "full", "empty")},
+    **{name: {"size": new_shape} for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
+    **{f"{name}{n}d": {"groups": new_count("groups")} for name in ("conv", "conv_transpose") for n in (1, 2, 3)},
     "reshape": {"shape": new_shape},
     "unflatten": {"sizes": new_factors},
     "repeat": {"repeats": new_repeats},

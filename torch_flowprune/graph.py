@@ -1,7 +1,8 @@
 """Walks the graph that `torch.export` gives of a model and labels every tensor in it.
 
-The walk asks one rule per operator (`rules.RULES`) what happens to the labels. Where a rule has a choice (which factor of
-`heads * head_dim` is to be removable), the walk is repeated with other choices until nothing more can be won.
+The walk asks one rule per operator (`rules.RULES`) what happens to the labels. Where a rule has a choice (which
+factor of `heads * head_dim` is to be removable), the walk is repeated with other choices until nothing more can be
+won.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import copy
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,17 +57,20 @@ class Reading:
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A copy of the modules that shares every tensor: what tracing writes to it (caches, flags) the model never sees."""
+    """A copy of the modules that shares every tensor: what tracing writes to it (caches) the model never sees."""
     tensors = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
     tensors += [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(t): t for t in tensors})
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool,
-           sizes: Any = None) -> ExportedProgram:
+def export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None
+) -> ExportedProgram:
     """The ATen graph of a model. sizes: dynamic shapes, as `torch.export` takes them."""
     with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # export warns of caches that modules fill while traced; the twin is thrown away
+        warnings.simplefilter(
+            "ignore"
+        )  # export warns of caches that modules fill while traced; the twin is thrown away
         return torch.export.export(twin(model).train(training), args, dict(kwargs), dynamic_shapes=sizes, strict=False)
 
 
@@ -86,13 +90,18 @@ class Walk:
     unknown: dict[str, int] = field(default_factory=dict)
     node: Node | None = None
     prefix: str = ""
+    shape: tuple[int, ...] | None = None
 
     # -- what rules use -------------------------------------------------------------------------------------------
 
     @property
     def out_shape(self) -> tuple[int, ...]:
         assert self.node is not None
-        return concrete(self.node.meta["val"].shape)
+        return self.shape or concrete(self.node.meta["val"].shape)
+
+    def at_shape(self, shape: Sequence[int]) -> Walk:
+        """This walk as seen from an intermediate result of the operator, whose shape is not the node's."""
+        return replace(self, shape=tuple(shape))
 
     def why(self, text: str) -> str:
         assert self.node is not None
@@ -171,8 +180,9 @@ class Walk:
 
     def _call(self, node: Node, rules: Mapping[str, Rule]) -> Any:
         if node.target is operator.getitem:
-            source = self.values[node.args[0]]  # type: ignore[index]
-            return source[node.args[1]] if isinstance(source, (list, tuple)) else source
+            of, at = cast(tuple[Node, int], node.args)
+            source = self.values[of]
+            return source[at] if isinstance(source, (list, tuple)) else source
         rule = rules.get(operator_name(node))
         if rule is None:
             return self._without_rule(node)
@@ -213,7 +223,7 @@ class Walk:
         name = operator_name(node)
         self._freeze_all(node.all_input_nodes, "an operator without a rule")
         value = node.meta.get("val")
-        if isinstance(value, Tensor) or isinstance(value, (list, tuple)):
+        if isinstance(value, (Tensor, list, tuple)):
             self.unknown[name] = self.unknown.get(name, 0) + 1
         if isinstance(value, Tensor):
             return self.fixed(concrete(value.shape))
@@ -237,7 +247,9 @@ class Walk:
                 self.values[node] = held.without_zero()
 
 
-def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rules: Mapping[str, Rule], sizes: Any = None) -> Reading:
+def read(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rules: Mapping[str, Rule], sizes: Any = None
+) -> Reading:
     """Label the model's graph in eval mode, and in train mode too where that uses parameters that eval does not."""
     names = canonical_names(model)
     programs = {"eval": export(model, args, kwargs, False, sizes)}
@@ -250,12 +262,24 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rul
         except Exception as e:
             error = f"its training graph, which reads further parameters, can not be exported: {type(e).__name__}"
     walk, solution = best_walk(programs, names, rules, error)
-    return Reading(programs, walk.axes, solution, walk.values, walk.counts, walk.roles, walk.reads_zero, walk.named,
-                   walk.segments, walk.unknown, unused)
+    return Reading(
+        programs,
+        walk.axes,
+        solution,
+        walk.values,
+        walk.counts,
+        walk.roles,
+        walk.reads_zero,
+        walk.named,
+        walk.segments,
+        walk.unknown,
+        unused,
+    )
 
 
-def best_walk(programs: Mapping[str, ExportedProgram], names: Mapping[str, str], rules: Mapping[str, Rule],
-              error: str) -> tuple[Walk, Solution]:
+def best_walk(
+    programs: Mapping[str, ExportedProgram], names: Mapping[str, str], rules: Mapping[str, Rule], error: str
+) -> tuple[Walk, Solution]:
     """Walks with one set of choices after another; the one that leaves most positions of parameters removable."""
     choices: dict[str, int] = {}
     best: tuple[int, Walk, Solution] | None = None
@@ -279,11 +303,12 @@ def best_walk(programs: Mapping[str, ExportedProgram], names: Mapping[str, str],
 
 
 def advance(choices: dict[str, int], sites: Mapping[str, Site], solution: Solution) -> bool:
-    """Take the next option where the one taken is frozen. Hard facts first: a choice frozen by another one may recover."""
-    hard, soft = [], []
+    """Take the next option where the one taken is frozen: by hard facts first, as others may then recover."""
+    hard: list[str] = []
+    soft: list[str] = []
     for key, site in sites.items():
         if site.options > 1 and choices.get(key, 0) + 1 < site.options and bool(solution.frozen(site.labels).all()):
-            blame = {int(r) for r in solution.root[site.labels].unique()}
+            blame = set(solution.root[site.labels].tolist())
             (soft if blame <= solution.soft else hard).append(key)
     for key in hard or soft:
         choices[key] = choices.get(key, 0) + 1
@@ -316,10 +341,10 @@ def unused_parameters(model: nn.Module, programs: Any, names: Mapping[str, str])
 def operator_name(node: Node) -> str:
     """`aten.add_.Tensor` -> `add`: overloads share a rule, and so do the in-place forms."""
     packet = getattr(node.target, "overloadpacket", None)
-    name = getattr(packet, "__name__", None) or getattr(node.target, "__name__", str(node.target))
+    name = str(getattr(packet or node.target, "__name__", node.target))
     if name.endswith("_") and not name.startswith("_") and not name.endswith("__"):
         name = name[:-1]
-    return str(name)
+    return name
 
 
 def is_in_place(node: Node) -> bool:

@@ -1,14 +1,15 @@
 """Sizes that a model's modules state in attributes, brought in line with smaller tensors.
 
-Attributes (`in_channels`, `num_heads`) are found by name for torch's own layers, and by value where the graph shows that an
-operator of the module was given the old size. Nothing found by value is trusted: `shrink` runs the result against the masked
-model, and tries another reading where several attributes of a module have the same value.
+Attributes (`in_channels`, `num_heads`) are found by name for torch's own layers, and by value where the graph shows
+that an operator of the module was given the old size. Nothing found by value is trusted: `shrink` runs the result
+against the masked model, and tries another reading where several attributes of a module have the same value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -20,8 +21,11 @@ __all__ = ["SIZED", "Surgery", "attribute_plans", "changed_sizes"]
 
 # operators whose calls state sizes
 SIZED = frozenset(
-    "view _unsafe_view reshape unflatten expand repeat split split_with_sizes slice narrow zeros ones full empty new_zeros new_ones "
-    "new_full new_empty group_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d tile".split()
+    (
+        "view _unsafe_view reshape unflatten expand repeat split split_with_sizes slice narrow zeros ones full empty "
+        "new_zeros new_ones new_full new_empty group_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
+        "conv_transpose3d tile"
+    ).split()
 )
 
 Attributes = dict[str, dict[str, Any]]
@@ -29,7 +33,7 @@ Attributes = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Surgery:
-    """What to do to a model. keep: tensor name -> axis -> (size,) bool. attributes: module path -> attribute -> new value."""
+    """What to do to a model. keep: tensor -> axis -> (size,) bool. attributes: module path -> attribute -> value."""
 
     keep: Mapping[str, Mapping[int, Tensor]]
     attributes: Mapping[str, Mapping[str, Any]]
@@ -44,22 +48,28 @@ class Surgery:
         return tuple(int(axes[i].sum()) if i in axes else n for i, n in enumerate(old))
 
 
-# -- attributes of modules -------------------------------------------------------------------------------------------------------
+# -- attributes of modules ------------------------------------------
 
 
-def attribute_plans(model: nn.Module, reading: Reading, dead: Tensor, surgery: Surgery, names: Mapping[str, str]) -> list[Attributes]:
+def attribute_plans(
+    model: nn.Module, reading: Reading, dead: Tensor, surgery: Surgery, names: Mapping[str, str]
+) -> list[Attributes]:
     """Plans to try, likeliest first: torch's own layers are certain, other modules' attributes are matched by value."""
     sure = layer_attributes(model, reading, dead, surgery, names)
     every = matched_attributes(model, reading, dead)
     widths = select(every, lambda path, name: is_width(name))
     doubtful = doubtful_names(model, widths)
-    plans = [select(widths, lambda path, name: (type(model.get_submodule(path)), name) not in left) for left in subsets(doubtful)]
+    plans = [select(widths, partial(is_meant, model, left_out)) for left_out in subsets(doubtful)]
     distinct: list[Attributes] = []
     for matched in [*plans, every, {}]:
         plan = {path: {**matched.get(path, {}), **sure.get(path, {})} for path in {**sure, **matched}}
         if plan not in distinct:
             distinct.append(plan)
     return distinct
+
+
+def is_meant(model: nn.Module, left_out: Collection[tuple[type, str]], path: str, name: str) -> bool:
+    return (type(model.get_submodule(path)), name) not in left_out
 
 
 def select(attributes: Attributes, accepts: Callable[[str, str], bool]) -> Attributes:
@@ -79,18 +89,22 @@ def doubtful_names(model: nn.Module, attributes: Attributes) -> list[tuple[type,
     return list(doubtful)
 
 
-def subsets(items: Sequence[Any], most: int = 4) -> list[set[Any]]:
-    """The empty set first; all subsets of a few items, and only the single ones of many."""
-    sizes = range(len(items) + 1) if len(items) <= most else (0, 1)
-    return [set(c) for n in sizes for c in combinations(items, n)]
+def subsets(items: Sequence[Any], most: int = 5) -> list[set[Any]]:
+    """The empty set first, then the smallest; a trial is a run of the model, so not many."""
+    return [set(c) for n in range(len(items) + 1) for c in combinations(items, n)][:most]
 
 
 def is_width(name: str) -> bool:
     """Names that sizes of channels go by; others (window_size, num_tokens) are matched only if these do not do."""
-    return any(part in name for part in ("head", "dim", "chan", "feat", "group", "width", "hidden", "inner", "chs", "planes", "split"))
+    return any(
+        part in name
+        for part in ("head", "dim", "chan", "feat", "group", "width", "hidden", "inner", "chs", "planes", "split")
+    )
 
 
-def layer_attributes(model: nn.Module, reading: Reading, dead: Tensor, surgery: Surgery, names: Mapping[str, str]) -> Attributes:
+def layer_attributes(
+    model: nn.Module, reading: Reading, dead: Tensor, surgery: Surgery, names: Mapping[str, str]
+) -> Attributes:
     groups = {(module_path(n), what): int((~dead[labels]).sum()) for (n, what), labels in reading.counts.items()}
     plan: Attributes = {}
     for path, module in model.named_modules():
@@ -116,9 +130,7 @@ def sizes_of(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], count: Ma
         sizes = {0: weight[0], 1: weight[1] * groups}
         return {"out_channels": sizes[out], "in_channels": sizes[into], "groups": groups}
     if len(weight) == 1:
-        shape = getattr(module, "normalized_shape", None)
-        return {"num_features": weight[0], "num_channels": weight[0], **count,
-                **({"normalized_shape": type(shape)(weight)} if isinstance(shape, (tuple, list)) and len(shape) == 1 else {})}
+        return {"num_features": weight[0], "num_channels": weight[0], "normalized_shape": weight, **count}
     if isinstance(module, nn.Embedding):
         return {"embedding_dim": weight[1]}
     if len(weight) == 2:
@@ -141,8 +153,14 @@ def matched_attributes(model: nn.Module, reading: Reading, dead: Tensor) -> Attr
 def matched(value: Any, sizes: Mapping[int, int]) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return sizes.get(value, value)
-    if isinstance(value, (tuple, list)) and type(value) in (tuple, list) and value and all(type(v) is int for v in value):
-        return type(value)(sizes.get(v, v) for v in value)
+    if (
+        isinstance(value, (tuple, list))
+        and type(value) in (tuple, list)
+        and value
+        and all(type(v) is int for v in value)
+    ):
+        new = [sizes.get(v, v) for v in value]
+        return tuple(new) if isinstance(value, tuple) else new
     return value
 
 

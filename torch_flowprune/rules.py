@@ -1,8 +1,8 @@
-"""One table: operator -> what it does to the labels of its operands. An operator that is not in it freezes what it touches.
+"""One table: operator -> what it does to the labels of its operands. Any other operator freezes what it touches.
 
-A rule names the arguments it needs as the operator's schema does (`x` is the first one) and returns the result's `Value`,
-or `NotImplemented` where it can not tell. Rules never guess: a position may be removed only where the smaller tensor is
-proved to hold what the masked one holds elsewhere.
+A rule names the arguments it needs as the operator's schema does (`x` is the first one) and returns the result's
+`Value`, or `NotImplemented` where it can not tell. Rules never guess: a position may be removed only where the
+smaller tensor is proved to hold what the masked one holds elsewhere.
 """
 
 from __future__ import annotations
@@ -10,26 +10,65 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from torch_flowprune.axes import Value
-from torch_flowprune.graph import Walk, concrete
-from torch_flowprune.shapes import SHAPE_RULES, broadcast, dropped, replaced, spatial, unflatten
+from torch_flowprune.graph import Walk
+from torch_flowprune.pointwise import (
+    add,
+    addcmul,
+    added,
+    clamp,
+    compared,
+    copy,
+    divide,
+    filled,
+    filled_like,
+    glu,
+    hardtanh,
+    keeps,
+    lerp,
+    masked_fill,
+    moves,
+    multiply,
+    nothing,
+    positions,
+    power,
+    prelu,
+    several_positions,
+    singular,
+    threshold,
+    where,
+)
+from torch_flowprune.reductions import (
+    batch_norm,
+    grid_sample,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    p_norm,
+    pool,
+    resample,
+    scan,
+    softmax,
+    spread,
+    statistic,
+    total,
+    vector_norm,
+)
+from torch_flowprune.shapes import SHAPE_RULES, broadcast, replaced, spatial
 
 __all__ = ["RULES"]
 
-STATISTICS = "is a dimension that statistics are taken over: removing a channel changes them, masking it does not"
 SPATIAL = "is space"
 
 
-# -- contraction: the one general operation of linear layers, convolutions and attention --------------------------------
+# -- contraction: the one general operation of linear layers, convolutions and attention --------------------------
 
 
 def contraction(g: Walk, terms: Sequence[tuple[Value, Sequence[Hashable]]], out: Sequence[Hashable]) -> Value:
     """An einsum. Dimensions of one name are joined; a name that is not in `out` is summed over.
 
-    A sum may lose the terms of a removed unit only where they are zero in the masked model, so one of the operands has to
-    be zero there (a parameter's columns are: they are masked).
+    A sum may lose the terms of a removed unit only where they are zero in the masked model, so one of the operands
+    has to be zero there (a parameter's columns are: they are masked).
     """
     held: dict[Hashable, list[tuple[Value, int]]] = {}
     for value, names in terms:
@@ -78,7 +117,9 @@ def matmul(g: Walk, x: Value, other: Value) -> Value:
     left = [*range(-a.ndim, -2), "n", "k"][-max(a.ndim, 1) :] if a.ndim > 1 else ["k"]
     right = [*range(-b.ndim, -2), "k", "m"] if b.ndim > 1 else ["k"]
     batch = list(range(-max(a.ndim, b.ndim), -2))
-    return contraction(g, [(a, left), (b, right)], [*batch, *("n" for _ in [0] if a.ndim > 1), *("m" for _ in [0] if b.ndim > 1)])
+    return contraction(
+        g, [(a, left), (b, right)], [*batch, *("n" for _ in [0] if a.ndim > 1), *("m" for _ in [0] if b.ndim > 1)]
+    )
 
 
 def addmm(g: Walk, x: Value, mat1: Value, mat2: Value) -> Value:
@@ -109,8 +150,9 @@ def convolution(g: Walk, x: Value, weight: Value, bias: Value | None = None, gro
     x = spatial(g, x, count)
     if groups == 1:
         space = list(range(count))
-        out = contraction(g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["out", "in", *space])],
-                          ["n", "out", *space])
+        out = contraction(
+            g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["out", "in", *space])], ["n", "out", *space]
+        )
     else:
         out = grouped(g, x, weight, groups)
     return add_bias(g, out, bias, 1)
@@ -150,8 +192,9 @@ def transposed_convolution(g: Walk, x: Value, weight: Value, bias: Value | None 
         out = grouped_transposed(g, x, weight, groups)
     else:
         space = list(range(count))
-        out = contraction(g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["in", "out", *space])],
-                          ["n", "out", *space])
+        out = contraction(
+            g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["in", "out", *space])], ["n", "out", *space]
+        )
     return add_bias(g, out, bias, 1)
 
 
@@ -167,9 +210,16 @@ def grouped_transposed(g: Walk, x: Value, weight: Value, groups: int) -> Value:
     return Value((x.dims[0], channels, *x.dims[2:]), (x.zero[0], weight.zero[0], *x.zero[2:]))
 
 
-def attention(g: Walk, query: Value, key: Value, value: Value, attn_mask: Value | None = None,
-              scale: float | None = None, enable_gqa: bool = False) -> Value:
-    """softmax(query keyᵀ scale + mask) value; heads are a batch dimension, shared by groups of queries where asked."""
+def attention(
+    g: Walk,
+    query: Value,
+    key: Value,
+    value: Value,
+    attn_mask: Value | None = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Value:
+    """softmax(query keyᵀ scale + mask) value; heads are a batch dimension, keys shared by several where asked."""
     if scale is None:
         g.freeze(query.dims[-1], "sets the default scale of attention")
         g.freeze(key.dims[-1], "sets the default scale of attention")
@@ -178,306 +228,36 @@ def attention(g: Walk, query: Value, key: Value, value: Value, attn_mask: Value 
         key, value = (replaced(v, -3, v.dims[-3].repeat_interleave(times)) for v in (key, value))
     batch = list(range(-query.ndim, -2))
     shape = (*query.shape[:-1], key.shape[-2])
-    logits = contraction(Shaped(g, shape), [(query, [*batch, "n", "d"]), (key, [*batch, "m", "d"])], [*batch, "n", "m"])
+    logits = contraction(
+        g.at_shape(shape), [(query, [*batch, "n", "d"]), (key, [*batch, "m", "d"])], [*batch, "n", "m"]
+    )
     if attn_mask is not None:
-        logits = broadcast(Shaped(g, shape), [logits, attn_mask], lambda held: False)
+        logits = broadcast(g.at_shape(shape), [logits, attn_mask], lambda held: False)
     weights = softmax(g, logits, -1)
     return contraction(g, [(weights, [*batch, "n", "m"]), (value, [*batch, "m", "e"])], [*batch, "n", "e"])
 
 
-class Shaped:
-    """A walk seen from an intermediate result, whose shape is not the node's."""
-
-    def __init__(self, g: Walk, shape: Sequence[int]) -> None:
-        self._walk, self.out_shape = g, tuple(shape)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._walk, name)
-
-
-# -- elementwise ----------------------------------------------------------------------------------------------------------
-
-
-def all_zero(held: list[bool | None]) -> bool:
-    return all(held)
-
-
-def any_zero(held: list[bool | None]) -> bool:
-    return any(bool(z) for z in held)
-
-
-def never_zero(held: list[bool | None]) -> bool:
-    return False
-
-
-def added(g: Walk, values: Sequence[Any]) -> Value:
-    return broadcast(g, values, all_zero)
-
-
-def add(g: Walk, x: Any, other: Any) -> Value:
-    return added(g, [x, other])
-
-
-def multiply(g: Walk, x: Any, other: Any) -> Value:
-    return broadcast(g, [x, other], any_zero)
-
-
-def divide(g: Walk, x: Any, other: Any) -> Value:
-    if isinstance(other, Value):
-        no_singularity(g, other)
-    return broadcast(g, [x, other], first_zero)
-
-
-def first_zero(held: list[bool | None]) -> bool:
-    return bool(held[0])
-
-
-def compared(g: Walk, x: Any, other: Any) -> Value:
-    return broadcast(g, [x, other], never_zero)
-
-
-def keeps(g: Walk, x: Value) -> Value:
-    """A function with f(0) = 0."""
-    return x
-
-
-def moves(g: Walk, x: Value) -> Value:
-    """A function with f(0) != 0, finite and smooth at 0."""
-    return x.without_zero()
-
-
-def singular(g: Walk, x: Value) -> Value:
-    """A function that has no finite value or slope at 0."""
-    no_singularity(g, x)
-    return x.without_zero()
-
-
-def no_singularity(g: Walk, x: Value) -> None:
-    for labels, zero in zip(x.dims, x.zero):
-        if zero:
-            g.freeze(labels, "is zero, when masked, where the operator is not finite")
-
-
-def clamp(g: Walk, x: Value, min: Any = None, max: Any = None) -> Value:
-    if isinstance(min, Value) or isinstance(max, Value):
-        return broadcast(g, [x, *(v for v in (min, max) if isinstance(v, Value))], never_zero)
-    inside = (min is None or min <= 0) and (max is None or max >= 0)
-    return x if inside else x.without_zero()
-
-
-def hardtanh(g: Walk, x: Value, min_val: float = -1.0, max_val: float = 1.0) -> Value:
-    return clamp(g, x, min_val, max_val)
-
-
-def threshold(g: Walk, x: Value, threshold: float, value: float) -> Value:
-    return x if threshold >= 0 and value == 0 or threshold < 0 else x.without_zero()
-
-
-def power(g: Walk, x: Any, exponent: Any) -> Any:
-    if isinstance(x, Value) and isinstance(exponent, (int, float)):
-        return x if exponent >= 1 else singular(g, x)
-    return compared(g, x, exponent)
-
-
-def prelu(g: Walk, x: Value, weight: Value) -> Value:
-    if weight.shape != (1,):
-        g.join(x.dims[1], weight.dims[0])
-    return x
-
-
-def where(g: Walk, condition: Value, self: Any, other: Any) -> Value:
-    return broadcast(g, [condition, self, other], lambda held: bool(held[1] and held[2]))
-
-
-def masked_fill(g: Walk, x: Value, mask: Value, value: Any) -> Value:
-    out = broadcast(g, [x, mask], first_zero)
-    return out if isinstance(value, (int, float)) and value == 0 else out.without_zero()
-
-
-def addcmul(g: Walk, x: Value, tensor1: Value, tensor2: Value) -> Value:
-    return broadcast(g, [x, tensor1, tensor2], lambda held: bool(held[0] and (held[1] or held[2])))
-
-
-def lerp(g: Walk, x: Value, end: Value, weight: Any) -> Value:
-    return broadcast(g, [x, end, weight], lambda held: bool(held[0] and held[1]))
-
-
-def glu(g: Walk, x: Value, dim: int = -1) -> Value:
-    a, b = x.dims[dim].chunk(2)
-    g.join(a, b)
-    return replaced(x, dim, a)
-
-
-def copy(g: Walk, x: Value, src: Value) -> Value:
-    return broadcast(g, [x, src], lambda held: bool(held[-1]))
-
-
-# -- reductions and norms ---------------------------------------------------------------------------------------------------
-
-
-def dims_of(x: Value, dim: Any) -> list[int]:
-    if dim is None or dim == []:
-        return list(range(x.ndim))
-    return [d % max(x.ndim, 1) for d in ([dim] if isinstance(dim, int) else dim)]
-
-
-def kept_or_dropped(g: Walk, x: Value, dims: Sequence[int], keepdim: bool) -> Value:
-    if not keepdim:
-        return dropped(x, dims)
-    for d in dims:
-        x = replaced(x, d, g.axes.fixed(1))
-    return x
-
-
-def statistic(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
-    """Mean, maximum: what is reduced stays; a row of zeros gives zero."""
-    dims = dims_of(x, dim)
-    for d in dims:
-        g.freeze(x.dims[d], STATISTICS)
-    return kept_or_dropped(g, x, dims, keepdim)
-
-
-def spread(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
-    """Variance and deviation; the latter has no slope at zero."""
-    return singular(g, statistic(g, x, dim, keepdim))
-
-
-def total(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
-    """Sum and norm: terms that are zero may go."""
-    dims = dims_of(x, dim)
-    for d in dims:
-        if not x.zero[d]:
-            g.freeze(x.dims[d], "is summed over where a removed unit is not zero")
-    return kept_or_dropped(g, x, dims, keepdim)
-
-
-def vector_norm(g: Walk, x: Value, ord: float = 2, dim: Any = None, keepdim: bool = False) -> Value:
-    return total(g, x, dim, keepdim) if ord >= 1 else statistic(g, x, dim, keepdim)
-
-
-def p_norm(g: Walk, x: Value, p: float = 2, dim: Any = None, keepdim: bool = False) -> Value:
-    return vector_norm(g, x, 2 if p is None else p, dim, keepdim)
-
-
-def scan(g: Walk, x: Value, dim: int) -> Value:
-    g.freeze(x.dims[dim], "is scanned in order")
-    return x
-
-
-def softmax(g: Walk, x: Value, dim: int) -> Value:
-    g.freeze(x.dims[dim], STATISTICS)
-    return x.without_zero()
-
-
-def affine(g: Walk, x: Value, dim: int, weight: Value | None, bias: Value | None) -> Value:
-    """A scale and a shift along one dimension; zero where both are."""
-    for v in (weight, bias):
-        if v is not None:
-            g.join(x.dims[dim], v.dims[0])
-    zero = [False] * x.ndim
-    zero[dim] = weight is not None and weight.zero[0] and (bias is None or bias.zero[0])
-    return Value(x.dims, tuple(zero))
-
-
-def batch_norm(g: Walk, x: Value, weight: Value | None, bias: Value | None, running_mean: Value | None,
-               running_var: Value | None) -> Value:
-    """Each channel by itself; in training over all other dimensions, which therefore stay."""
-    for d, labels in enumerate(x.dims):
-        if d != 1:
-            g.freeze(labels, STATISTICS)
-    for v in (running_mean, running_var):
-        if v is not None:
-            g.join(x.dims[1], v.dims[0])
-    return affine(g, x, 1, weight, bias)
-
-
-def instance_norm(g: Walk, x: Value, weight: Value | None, bias: Value | None, running_mean: Value | None,
-                  running_var: Value | None) -> Value:
-    return batch_norm(g, x, weight, bias, running_mean, running_var)
-
-
-def group_norm(g: Walk, x: Value, num_groups: int, weight: Value | None = None, bias: Value | None = None) -> Value:
-    """Statistics over a group's channels and space: whole groups may go, where there are several."""
-    for labels in x.dims[2:]:
-        g.freeze(labels, STATISTICS)
-    if num_groups == 1:
-        g.freeze(x.dims[1], STATISTICS)
-        return affine(g, x, 1, weight, bias)
-    groups = unflatten(g, x.dims[1], [num_groups, x.shape[1] // num_groups], axis=0)[0]
-    g.count("num_groups", groups)
-    return affine(g, x, 1, weight, bias)
-
-
-def layer_norm(g: Walk, x: Value, normalized_shape: Sequence[int], weight: Value | None = None,
-               bias: Value | None = None) -> Value:
-    last = len(normalized_shape)
-    for v in (x, weight, bias):
-        for labels in v.dims[v.ndim - last :] if v is not None else ():
-            g.freeze(labels, STATISTICS)
-    # a row of zeros is normalised to zeros, which the shift moves
-    return x if bias is None else x.without_zero()
-
-
-def pool(count: int) -> Callable[..., Value]:
-    def rule(g: Walk, x: Value) -> Value:
-        return spatial(g, x, count)
-
-    return rule
-
-
-def resample(g: Walk, x: Value) -> Value:
-    return spatial(g, x, x.ndim - 2)
-
-
-def grid_sample(g: Walk, x: Value, grid: Value) -> Value:
-    for labels in grid.dims:
-        g.freeze(labels, "is a grid of positions")
-    return spatial(g, x, x.ndim - 2)
-
-
-# -- makers of tensors ---------------------------------------------------------------------------------------------------------
-
-
-def positions(g: Walk) -> Value:
-    return g.fixed(g.out_shape)
-
-
-def several_positions(g: Walk, x: Sequence[Value]) -> list[Value]:
-    assert g.node is not None
-    return [g.fixed(concrete(v.shape)) for v in g.node.meta["val"]]
-
-
-def filled(zero: bool) -> Callable[..., Value]:
-    def rule(g: Walk) -> Value:
-        return g.uniform(g.out_shape, zero)
-
-    return rule
-
-
-def filled_like(zero: bool) -> Callable[..., Value]:
-    def rule(g: Walk, x: Value) -> Value:
-        return x.with_zero(zero)
-
-    return rule
-
-
-def nothing(g: Walk) -> None:
-    return None
-
-
 KEEPING = (
-    "relu relu6 gelu silu tanh hardswish leaky_relu elu selu celu mish softsign abs neg sign sin tan atan asin sinh asinh erf expm1 "
-    "log1p floor ceil round trunc square contiguous clone detach alias lift_fresh_copy lift_fresh to type_as _to_copy dropout "
-    "feature_dropout native_dropout dropout1d dropout2d dropout3d positive real conj resolve_conj resolve_neg requires_grad "
-    "hardshrink softshrink tanhshrink nan_to_num deg2rad float double"
+    "relu relu6 gelu silu tanh hardswish leaky_relu elu selu celu mish softsign abs neg sign sin tan atan asin "
+    "sinh asinh erf expm1 log1p floor ceil round trunc square contiguous clone detach alias lift_fresh_copy "
+    "lift_fresh to type_as _to_copy dropout feature_dropout native_dropout dropout1d dropout2d dropout3d positive "
+    "real conj resolve_conj resolve_neg requires_grad hardshrink softshrink tanhshrink nan_to_num deg2rad float "
+    "double"
 ).split()
-MOVING = "sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli".split()
-SINGULAR = "log log2 log10 sqrt rsqrt reciprocal acos".split()
-COMPARING = "eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or isclose".split()
-POOLS = {f"{kind}{n}d": n for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")}
+MOVING = (
+    "sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli"
+).split()
+SINGULAR = ("log log2 log10 sqrt rsqrt reciprocal acos").split()
+COMPARING = ("eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or isclose").split()
+POOLS = {
+    f"{kind}{n}d": n
+    for n in (1, 2, 3)
+    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")
+}
 UPSAMPLES = (
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
-    "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
+    "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa "
+    "_upsample_bicubic2d_aa"
 ).split()
 
 RULES: dict[str, Callable[..., Any]] = {
@@ -487,7 +267,7 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(SINGULAR, singular),
     **dict.fromkeys(COMPARING, compared),
     **dict.fromkeys(("add", "sub", "rsub", "subtract"), add),
-    **dict.fromkeys(("maximum", "minimum", "fmax", "fmin", "hypot"), add),
+    **dict.fromkeys(("maximum", "minimum", "fmax", "fmin"), add),
     **dict.fromkeys(("mul", "multiply"), multiply),
     **dict.fromkeys(("div", "divide", "true_divide", "floor_divide", "remainder", "fmod"), divide),
     **{name: pool(n) for name, n in POOLS.items()},
@@ -497,11 +277,15 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), transposed_convolution),
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), matmul),
-    **dict.fromkeys(("arange", "linspace", "scalar_tensor", "one_hot", "eye", "tril_indices", "triu_indices"), positions),
+    **dict.fromkeys(
+        ("arange", "linspace", "scalar_tensor", "one_hot", "eye", "tril_indices", "triu_indices"), positions
+    ),
     **dict.fromkeys(("zeros", "new_zeros"), filled(True)),
     **dict.fromkeys(("ones", "full", "new_ones", "new_full", "empty", "new_empty"), filled(False)),
     **dict.fromkeys(("ones_like", "full_like"), filled_like(False)),
-    **dict.fromkeys(("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size", "sym_constrain_range"), nothing),
+    **dict.fromkeys(
+        ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size", "sym_constrain_range"), nothing
+    ),
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), scan),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax"), softmax),
     **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),

@@ -1,8 +1,9 @@
 """Rules for operators that move positions about: reshape, permute, cat, split, slice, expand.
 
-A dimension that is a product of several can lose positions only along one factor, so that what is left is a product again.
-Which factor that is, where the graph leaves it open, is a choice (`Walk.choose`), outermost factor first: heads rather than
-positions within a head.
+A dimension that is a product of several can lose positions only along one factor, so that what is left is a product
+again.
+Which factor that is, where the graph leaves it open, is a choice (`Walk.choose`), outermost factor first: heads
+rather than positions within a head.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def unflatten(g: Walk, labels: Tensor, sizes: Sequence[int], axis: int | None = 
 
 
 def is_shuffle(node: Node | None) -> bool:
-    """Factors that are swapped and flattened at once: the outer one is a number of groups, the inner one their channels."""
+    """Factors that are swapped and flattened at once: a number of groups, and the channels of each."""
     shape = concrete(node.all_input_nodes[0].meta["val"].shape) if node is not None else ()
     for name in (("transpose", "permute", "swapaxes"), ("contiguous", "clone"), ("view", "reshape", "flatten")):
         user = next(iter(node.users)) if node is not None and len(node.users) == 1 else None
@@ -250,7 +251,7 @@ def unbind(g: Walk, x: Value, dim: int = 0) -> list[Value]:
 
 
 def split(g: Walk, x: Value, split_size: int, dim: int = 0) -> list[Value]:
-    parts = x.dims[dim].split(split_size)
+    parts = torch.split(x.dims[dim], split_size)
     return equal_parts(g, x, dim, parts)
 
 
@@ -269,7 +270,7 @@ def equal_parts(g: Walk, x: Value, dim: int, parts: Sequence[Tensor]) -> list[Va
 
 
 def split_with_sizes(g: Walk, x: Value, split_sizes: Sequence[int], dim: int = 0) -> list[Value]:
-    return [replaced(x, dim, g.segment(p)) for p in x.dims[dim].split(list(split_sizes))]
+    return [replaced(x, dim, g.segment(p)) for p in torch.split(x.dims[dim], list(split_sizes))]
 
 
 def flip(g: Walk, x: Value, dims: Sequence[int]) -> Value:

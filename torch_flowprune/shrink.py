@@ -1,6 +1,7 @@
 """Dead channels physically removed: the same classes, smaller tensors, and outputs that are proved equal.
 
-`shrink` slices parameters, buffers and optimizer state, and sets the attributes that state sizes (`out_channels`, `num_heads`).
+`shrink` slices parameters, buffers and optimizer state, and sets the attributes that state sizes (`out_channels`,
+`num_heads`).
 The result is run against the masked model before anything is handed out: in float64, with affine parameters and running
 statistics shaken, so that defaults of zero and one hide nothing. If the two differ, the model is left as it was.
 """
@@ -8,28 +9,22 @@ statistics shaken, so that defaults of zero and one hide nothing. If the two dif
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from torch_flowprune.coupling import Coupling, alive, coupling_of, reading_of
-from torch_flowprune.exported import ExportedModule, argument_names, free_sizes, graft, recorded_calls, resized_graph
-from torch_flowprune.graph import Reading, canonical_names, operator_name, read, twin
+from torch_flowprune.exported import argument_names, free_sizes, graft, recorded_calls, resized_graph
+from torch_flowprune.graph import Reading, canonical_names, read, twin
+from torch_flowprune.proof import ShrinkError, Trial, apply_masks, first_line, tolerance_of
 from torch_flowprune.resize import Surgery, attribute_plans, changed_sizes
 from torch_flowprune.rules import RULES
 
-__all__ = ["ShrinkError", "Surgery", "describe", "rebuild", "shrink"]
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-
-
-class ShrinkError(RuntimeError):
-    """The smaller model could not be built, or does not compute what the masked one does. The model is as it was."""
+__all__ = ["ShrinkError", "shrink"]
 
 
 def shrink(
@@ -48,13 +43,14 @@ def shrink(
 
     A channel is dead where the masks leave nothing of its unit (see `coupling.alive`).
 
-    masks: parameter name -> bool, True = kept. By default those that pruning left on the model (`weight_mask`), and where
-    there are none, what is exactly zero counts as masked.
+    masks: parameter name -> bool, True = kept. By default those that pruning left on the model (`weight_mask`), and
+    where there are none, what is exactly zero counts as masked.
     coupling, reading: of the model without masks, where they are at hand (`coupling.reading_of`); else read from it.
     optimizer: its parameters are replaced by the new ones and its state (momentum) is sliced along.
     inplace: change this model; otherwise it stays as it was and a copy is returned.
-    graph: where a module's own code can not take the new sizes (`reshape(B, N, C)` with C read off its input), replace the module
-    by its exported graph, resized (`exported.ExportedModule`). With False, or in place, that is an error.
+    graph: where a module's own code can not take the new sizes (`reshape(B, N, C)` with C read off its input),
+    replace the module by its exported graph, resized (`exported.ExportedModule`). With False, or in place, that is an
+    error.
 
     Raises ShrinkError; the model, and the optimizer, are then as they were.
     """
@@ -120,7 +116,11 @@ class Bench:
                 reading = read(module, args, kwargs, RULES, free_sizes(module, args, kwargs))
             except Exception:  # code that fixes its sizes: the graph is then for the example's
                 reading = read(module, args, kwargs, RULES)
-            keep = {n.removeprefix(f"{path}."): k for n, k in self.surgery.keep.items() if n.startswith(f"{path}." if path else "")}
+            keep = {
+                n.removeprefix(f"{path}."): k
+                for n, k in self.surgery.keep.items()
+                if n.startswith(f"{path}." if path else "")
+            }
             self.graphs[path] = (reading, dead_labels(reading, Surgery(keep, {})), argument_names(module, args, kwargs))
         return self.graphs[path]
 
@@ -135,7 +135,7 @@ class Bench:
         return None, small
 
     def replacements(self, surgery: Surgery) -> list[str] | None:
-        """Modules to replace by their graphs so that the model passes; found from where it fails, one kind at a time."""
+        """Modules to replace by their graphs so that the model passes: found from where it fails, kind by kind."""
         replaced: list[str] = []
         while True:
             error, small = self.tried(surgery, replaced)
@@ -147,7 +147,7 @@ class Bench:
             replaced = more
 
     def blamed(self, error: BaseException, small: nn.Module) -> list[str]:
-        """The modules whose code failed: the innermost one in the traceback that states sizes which shrink, and its likes."""
+        """The innermost module in the traceback that states sizes which shrink, and all of its class that do."""
         modules = dict(small.named_modules())
         sized = {p: modules[p] for p in changed_sizes(self.reading, self.dead) if p in modules and p}
         paths = {id(m): p for p, m in sized.items()}
@@ -167,7 +167,10 @@ def outermost(paths: Sequence[str]) -> list[str]:
 def attempt(bench: Bench, graph: bool) -> tuple[nn.Module, Surgery]:
     """The first way that passes: the modules' own code, then some modules as graphs, then all of the model as one."""
     names = canonical_names(bench.dense)
-    plans = [replace(bench.surgery, attributes=a) for a in attribute_plans(bench.dense, bench.reading, bench.dead, bench.surgery, names)]
+    plans = [
+        replace(bench.surgery, attributes=a)
+        for a in attribute_plans(bench.dense, bench.reading, bench.dead, bench.surgery, names)
+    ]
     errors = []
     for plan in plans:
         error, _ = bench.tried(plan)
@@ -181,15 +184,13 @@ def attempt(bench: Bench, graph: bool) -> tuple[nn.Module, Surgery]:
         return bench.build(copy.deepcopy(bench.dense), plans[0], replaced), plans[0]
     error, _ = bench.tried(bench.surgery, [""])
     if error is not None:
-        raise ShrinkError(f"neither the model's code ({errors[0]}) nor its graph ({first_line(error)}) takes the smaller sizes")
+        raise ShrinkError(
+            f"neither the model's code ({errors[0]}) nor its graph ({first_line(error)}) takes the smaller sizes"
+        )
     return bench.build(copy.deepcopy(bench.dense), bench.surgery, [""]), bench.surgery
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
-
-
-# -- what is dead ----------------------------------------------------------------------------------------------------------------
+# -- what is dead ------------------------------------------
 
 
 def kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Module) -> dict[str, dict[int, Tensor]]:
@@ -204,8 +205,10 @@ def kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Mod
                 left = out.setdefault(s.parameter, {}).setdefault(s.axis, torch.ones(size, dtype=torch.bool))
                 left[gone] = False
                 if not left.any():
-                    raise ShrinkError(f"nothing would be left of {s.parameter}: all {size} positions of axis {s.axis} are "
-                                      "dead; keep at least one unit of each group")
+                    raise ShrinkError(
+                        f"nothing would be left of {s.parameter}: all {size} positions of axis {s.axis} are "
+                        "dead; keep at least one unit of each group"
+                    )
     return out
 
 
@@ -219,7 +222,7 @@ def dead_labels(reading: Reading, surgery: Surgery) -> Tensor:
     return roots[reading.solution.root]
 
 
-# -- surgery -----------------------------------------------------------------------------------------------------------------------
+# -- surgery ------------------------------------------
 
 
 def operated(model: nn.Module, surgery: Surgery) -> nn.Module:
@@ -233,7 +236,7 @@ def operated(model: nn.Module, surgery: Surgery) -> nn.Module:
                 if tensor is not None and full in surgery.keep:
                     if full not in new:
                         new[full] = cut_tensor(surgery, full, tensor)
-                    held[name] = new[full]  # type: ignore[assignment]
+                    held[name] = new[full]
     for path, values in surgery.attributes.items():
         for name, value in values.items():
             setattr(model.get_submodule(path), name, value)
@@ -250,7 +253,9 @@ def cut_tensor(surgery: Surgery, name: str, tensor: Tensor) -> Tensor:
     return parameter
 
 
-def hand_over(optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter], small: nn.Module, surgery: Surgery) -> None:
+def hand_over(
+    optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter], small: nn.Module, surgery: Surgery
+) -> None:
     """The optimizer goes on with the new parameters; state of a parameter's shape is cut as the parameter was."""
     after = dict(small.named_parameters())
     successor = {}
@@ -263,11 +268,13 @@ def hand_over(optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Paramete
         if old in optimizer.state:
             state = optimizer.state.pop(old)
             optimizer.state[new] = {
-                k: surgery.cut(name, v).clone() if isinstance(v, Tensor) and v.shape == old.shape else v for k, v in state.items()}
+                k: surgery.cut(name, v).clone() if isinstance(v, Tensor) and v.shape == old.shape else v
+                for k, v in state.items()
+            }
 
 
 def dense_copy(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy without pruning's masks (they are multiplied in), and the masks by the name of the parameter they belong to."""
+    """A copy without pruning's masks (they are multiplied in), and the masks by the name of their parameter."""
     computed = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
     dense = copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
     return dense, take_out_masks(dense)
@@ -282,147 +289,6 @@ def take_out_masks(model: nn.Module) -> dict[str, Tensor]:
             if name is None or not hasattr(module, f"{name}_mask"):
                 continue
             masks[f"{path}.{name}" if path else name] = getattr(module, f"{name}_mask").detach().bool()
-            hook.remove(module)  # type: ignore[union-attr]
+            hook.remove(module)
             del module._forward_pre_hooks[key]
     return masks
-
-
-def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, mask in masks.items():
-            parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
-
-
-# -- proof ---------------------------------------------------------------------------------------------------------------------------
-
-
-def tolerance_of(reading: Reading) -> float | None:
-    """None for the default; wider where the model itself casts to a precision below float64."""
-    for node in reading.programs["eval"].graph.nodes:
-        if operator_name(node) in ("to", "_to_copy", "type_as") and any(
-                d in (torch.float32, torch.float16, torch.bfloat16) for d in [*node.args, *node.kwargs.values()]):
-            return 1e-4
-    return None
-
-
-class Trial:
-    """A shaken float64 copy of the masked model and its outputs, to hold smaller models against."""
-
-    def __init__(self, dense: nn.Module, masks: Mapping[str, Tensor], surgery: Surgery, inputs: Any, kwargs: Mapping[str, Any],
-                 tolerance: float | None) -> None:
-        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-        for dtype in (torch.float64, torch.float32):
-            self.model = shaken(copy.deepcopy(dense).to(dtype).eval(), surgery)
-            apply_masks(self.model, masks)
-            self.args, self.kwargs = tree_map(lambda t: cast(t, dtype), (args, dict(kwargs)))
-            self.tolerance = max(tolerance or 0.0, TOLERANCE[dtype])
-            try:
-                self.expected = self.outputs(self.model)
-                return
-            except Exception as e:  # a model whose code insists on its own precision
-                error = e
-        raise ShrinkError(f"the model does not run on the example inputs: {first_line(error)}") from error
-
-    def outputs(self, model: nn.Module) -> list[Tensor]:
-        """What the model gives, in the precision of the trial, with random numbers always the same."""
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            out = model(*tree_map(copy_tensor, self.args), **tree_map(copy_tensor, self.kwargs))
-        return [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-
-    def check(self, small: nn.Module) -> None:
-        found = self.outputs(small.eval())
-        for a, b in zip(self.expected, found, strict=True):
-            if a.shape != b.shape:
-                raise ShrinkError(f"the smaller model's output has shape {tuple(b.shape)} instead of {tuple(a.shape)}")
-            error = relative_error(a, b)
-            if not error <= self.tolerance:
-                raise ShrinkError(f"the smaller model's output differs from the masked model's by {error:.1e}")
-
-
-def cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def copy_tensor(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def relative_error(a: Tensor, b: Tensor) -> float:
-    """max |a - b| / max |a|; nan where either is not finite."""
-    if not a.numel() or not a.is_floating_point():
-        return 0.0 if torch.equal(a, b) else float("nan")
-    a, b = a.detach(), b.detach()
-    scale = a.abs().max()
-    return float((a - b).abs().max() / scale) if scale > 0 else float(b.abs().max())
-
-
-def shaken(model: nn.Module, surgery: Surgery) -> nn.Module:
-    """Vectors (affine parameters, biases, layer scales) and running statistics moved off their defaults; what goes is zero."""
-    generator = torch.Generator().manual_seed(0)
-
-    def uniform(t: Tensor, low: float, high: float) -> Tensor:
-        return (torch.rand(t.shape, generator=generator) * (high - low) + low).to(t)
-
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.is_floating_point() and p.numel() and p.numel() == max(p.shape, default=1):
-                p.mul_(uniform(p, 0.5, 1.5)).add_(uniform(p, -0.1, 0.1))
-                for axis, kept in surgery.keep.get(name, {}).items():
-                    p.index_fill_(axis, (~kept).nonzero().flatten().to(p.device), 0)
-        for name, b in model.named_buffers():
-            if name.endswith("running_mean"):
-                b.add_(uniform(b, -0.2, 0.2))
-            elif name.endswith("running_var"):
-                b.mul_(uniform(b, 0.5, 1.5))
-    return model
-
-
-# -- architecture ----------------------------------------------------------------------------------------------------------------------
-
-
-def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
-    """The architecture of `small` as a change of `dense`, as JSON takes it: the shapes and attributes that differ."""
-    if isinstance(small, ExportedModule):
-        raise ShrinkError("an exported graph has no dense constructor to be rebuilt from; save it with torch.save or torch.export")
-    tensors, attributes = dict(named_tensors(dense)), dict[str, dict[str, Any]]()
-    shapes = {n: list(t.shape) for n, t in named_tensors(small) if t.shape != tensors[n].shape}
-    for path, module in small.named_modules():
-        old = vars(dense.get_submodule(path))
-        changed = {k: v for k, v in vars(module).items() if is_size(v) and is_size(old.get(k)) and v != old[k]}
-        if changed:
-            attributes[path] = changed
-    return {"shapes": shapes, "attributes": attributes}
-
-
-def rebuild(dense: nn.Module, description: Mapping[str, Any]) -> nn.Module:
-    """`dense` (changed in place) with the sizes of a description; `load_state_dict` then fills it."""
-    names = canonical_names(dense)
-    new: dict[str, Tensor] = {}
-    for name in description["shapes"]:
-        path, _, leaf = name.rpartition(".")
-        module = dense.get_submodule(path)
-        held = module._parameters if leaf in module._parameters else module._buffers
-        old = held[leaf]
-        assert old is not None
-        if names[name] not in new:
-            empty = old.detach().new_zeros(description["shapes"][name])
-            new[names[name]] = nn.Parameter(empty, old.requires_grad) if isinstance(old, nn.Parameter) else empty
-        held[leaf] = new[names[name]]  # type: ignore[assignment]
-    for path, values in description["attributes"].items():
-        module = dense.get_submodule(path)
-        for name, value in values.items():
-            setattr(module, name, type(getattr(module, name))(value))
-    return dense
-
-
-def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-
-
-def is_size(value: Any) -> bool:
-    if type(value) in (tuple, list):
-        return all(type(v) is int for v in value)
-    return type(value) is int

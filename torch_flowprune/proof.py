@@ -1,0 +1,124 @@
+"""The trial that a smaller model has to pass: the masked model's outputs, in float64, away from all defaults."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from torch_flowprune.graph import Reading, operator_name
+from torch_flowprune.resize import Surgery
+
+__all__ = ["ShrinkError", "Trial", "apply_masks", "first_line", "relative_error", "tolerance_of"]
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+
+class ShrinkError(RuntimeError):
+    """The smaller model could not be built, or does not compute what the masked one does. The model is as it was."""
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, mask in masks.items():
+            parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
+
+
+def tolerance_of(reading: Reading) -> float | None:
+    """None for the default; wider where the model itself casts to a precision below float64."""
+    for node in reading.programs["eval"].graph.nodes:
+        if operator_name(node) in ("to", "_to_copy", "type_as") and any(
+            d in (torch.float32, torch.float16, torch.bfloat16) for d in [*node.args, *node.kwargs.values()]
+        ):
+            return 1e-4
+    return None
+
+
+class Trial:
+    """A shaken float64 copy of the masked model and its outputs, to hold smaller models against."""
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        masks: Mapping[str, Tensor],
+        surgery: Surgery,
+        inputs: Any,
+        kwargs: Mapping[str, Any],
+        tolerance: float | None,
+    ) -> None:
+        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        for dtype in (torch.float64, torch.float32):
+            self.model = shaken(copy.deepcopy(dense).to(dtype).eval(), surgery)
+            apply_masks(self.model, masks)
+            self.args, self.kwargs = tree_map(partial(cast, dtype=dtype), (args, dict(kwargs)))
+            self.tolerance = max(tolerance or 0.0, TOLERANCE[dtype])
+            try:
+                self.expected = self.outputs(self.model)
+                return
+            except Exception as e:  # a model whose code insists on its own precision
+                error = e
+        raise ShrinkError(f"the model does not run on the example inputs: {first_line(error)}") from error
+
+    def outputs(self, model: nn.Module) -> list[Tensor]:
+        """What the model gives, in the precision of the trial, with random numbers always the same."""
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            out = model(*tree_map(copy_tensor, self.args), **tree_map(copy_tensor, self.kwargs))
+        return [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+
+    def check(self, small: nn.Module) -> None:
+        found = self.outputs(small.eval())
+        for a, b in zip(self.expected, found, strict=True):
+            if a.shape != b.shape:
+                raise ShrinkError(f"the smaller model's output has shape {tuple(b.shape)} instead of {tuple(a.shape)}")
+            error = relative_error(a, b)
+            if not error <= self.tolerance:
+                raise ShrinkError(f"the smaller model's output differs from the masked model's by {error:.1e}")
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def copy_tensor(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """max |a - b| / max |a|; nan where either is not finite."""
+    if not a.numel() or not a.is_floating_point():
+        return 0.0 if torch.equal(a, b) else float("nan")
+    a, b = a.detach(), b.detach()
+    scale = a.abs().max()
+    return float((a - b).abs().max() / scale) if scale > 0 else float(b.abs().max())
+
+
+def shaken(model: nn.Module, surgery: Surgery) -> nn.Module:
+    """Vectors (affine parameters, layer scales) and running statistics moved off their defaults; what goes is zero."""
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(t: Tensor, low: float, high: float) -> Tensor:
+        return (torch.rand(t.shape, generator=generator) * (high - low) + low).to(t)
+
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.is_floating_point() and p.numel() and p.numel() == max(p.shape, default=1):
+                p.mul_(uniform(p, 0.5, 1.5)).add_(uniform(p, -0.1, 0.1))
+                for axis, kept in surgery.keep.get(name, {}).items():
+                    p.index_fill_(axis, (~kept).nonzero().flatten().to(p.device), 0)
+        for name, b in model.named_buffers():
+            if name.endswith("running_mean"):
+                b.add_(uniform(b, -0.2, 0.2))
+            elif name.endswith("running_var"):
+                b.mul_(uniform(b, 0.5, 1.5))
+    return model
