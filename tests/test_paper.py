@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::torch_flowprune.TiedScoresWarni
 @pytest.fixture
 def paper(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    names = ("models", "data", "protocol", "size", "claims", "__main__")
+    names = ("models", "data", "protocol", "size", "claims", "findings", "__main__")
     return type("paper", (), {name.strip("_"): importlib.import_module(f"benchmarks.paper.{name}") for name in names})
 
 
@@ -370,4 +369,29 @@ def test_the_experiments_run_and_go_on_where_they_stopped(paper, experiment, tmp
     rows = [row for part in both.values() for row in part]
     assert {row["method"] for row in rows} <= {"magnitude", "gradient_norm_increase T=200"}
     assert rows
-    assert "benchmarks.paper.claims" in sys.modules
+    findings, page = paper.findings, tmp_path / "paper.md"
+    page.write_text("\n".join(["before", *findings.MARKS, "after"]))
+    for _ in range(2):
+        findings.main([str(out), "--docs", str(page)])
+    lines = page.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after")
+    assert any(line.startswith("| magnitude |") and " ± " in line for line in lines)
+    assert experiment == "stability" or (tmp_path / f"paper_{experiment}_digits.png").stat().st_size > 1000
+
+
+def test_results_of_several_seeds_in_one_file(paper, tmp_path):
+    files = []
+    for seed in (1, 0):
+        rows = [{"method": "magnitude", "samples": 50, "spearman": 1 / 3, "overlap": 0.5 + seed, "zero": 0.0, "others": None}]
+        setting = {"model": "vgg13", "width": 1.0, "data": "digits", "size": 8, "subset": None}
+        files.append(tmp_path / f"{seed}.json")
+        files[-1].write_text(
+            json.dumps({"experiment": "stability", "name": "digits", "setting": setting, "parts": {f"{seed}/5": rows, f"{seed}/done": []}})
+        )
+    paper.findings.main([*map(str, files), "--merge", str(tmp_path / "both.json")])
+    found = json.loads((tmp_path / "both.json").read_text())
+    assert list(found["parts"]) == ["0/5", "1/5"]
+    assert found["parts"]["0/5"][0]["spearman"] == 0.333333
+    (table,) = paper.findings.TABLES["stability"](found)
+    assert table[-1] == "| magnitude | 0.33 ± 0 | 1 ± 0.7 | 0.0% |"
+    assert "2 seeds" in table[0]

@@ -71,6 +71,8 @@ def rows_of(found: Row) -> list[Row]:
     """Every row with the seed, and the epochs of training before pruning."""
     listed = []
     for key, rows in found["parts"].items():
+        if not rows:
+            continue
         seed, *names = key.split("/")
         epoch = next(name for name in names if name.isdigit())
         listed += [{**row, "seed": int(seed), "epoch": int(epoch)} for row in rows]
