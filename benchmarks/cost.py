@@ -27,8 +27,7 @@ from torch.nn.utils import prune
 import torch_flowprune as fp
 from benchmarks.measure import Times, alternating, environment, forget_peak, memory
 from torch_flowprune import measures
-from torch_flowprune.scoring import candidates
-from torch_flowprune.scoring import evaluate
+from torch_flowprune.scoring import candidates, evaluate
 from torch_flowprune.targets import prunable
 
 COMMAND = "python -m benchmarks.cost"
@@ -61,7 +60,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if options.readme:
-        _into_readme(text)
+        _into_readme("\n\n".join(report(json.loads(file.read_text())) for file in sorted(README.parent.glob("results/cost*.json"))))
     return found
 
 
@@ -73,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batches", type=int, default=4, help="how many batches of 8 images are scored over")
     parser.add_argument("--threads", type=int, default=1, help="of torch; one gives the steadiest ratios on a busy machine")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
-    parser.add_argument("--readme", action="store_true", help="put the tables into benchmarks/README.md")
+    parser.add_argument("--readme", action="store_true", help="put the tables of all benchmarks/results/cost*.json into benchmarks/README.md")
     parser.add_argument("--memory-of", nargs=2, metavar=("WORK", "MODEL"), help=argparse.SUPPRESS)
     return parser
 

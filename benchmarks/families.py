@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import lifecycle, zoo
-from benchmarks.measure import environment
+from benchmarks.measure import commit, environment
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 COMMAND = "python -m benchmarks.families"
@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     results = [json.loads(_file(options.work, key).read_text()) for key in sorted(keys) if _file(options.work, key).exists()]
     _write(options.out, json.dumps({"environment": environment(), "results": results}, indent=1) + "\n")
     if options.docs:
-        _write(options.docs, page(results))
-    print(summary(results))
+        _write(options.docs, page(results, len(keys)))
+    print(summary(results, len(keys)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,7 +99,7 @@ def _record(work: Path, key: str, timeout: float) -> None:
             result = {"status": "crashed", "reason": f"the process ended with {process.exitcode}"}
     process.kill()
     process.join()
-    _write(_file(work, key), json.dumps({"key": key, **result, "seconds": round(time.perf_counter() - start, 1)}, indent=1))
+    _write(_file(work, key), json.dumps({"key": key, "commit": commit(), **result, "seconds": round(time.perf_counter() - start, 1)}, indent=1))
 
 
 def _send(sender: Connection, key: str) -> None:
@@ -138,15 +138,17 @@ _COLUMNS = {
 }
 
 
-def summary(results: list[dict[str, Any]]) -> str:
+def summary(results: list[dict[str, Any]], total: int) -> str:
     """How many ended how."""
     counts: dict[str, int] = {}
     for result in results:
         counts[result["status"]] = counts.get(result["status"], 0) + 1
-    return f"{len(results)} models: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items(), key=lambda item: -item[1]))
+    return f"{len(results)} of {total} models run: " + ", ".join(
+        f"{count} {status}" for status, count in sorted(counts.items(), key=lambda item: -item[1])
+    )
 
 
-def page(results: list[dict[str, Any]]) -> str:
+def page(results: list[dict[str, Any]], total: int) -> str:
     """The documentation page: what was done, the table, and every failure with its reason."""
     machine = environment()
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -154,7 +156,7 @@ def page(results: list[dict[str, Any]]) -> str:
     rows = [header, ["---"] * len(header), *(_row(result) for result in results)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return _PAGE.format(
-        summary=summary(results), versions=versions, processor=machine["processor"], command=COMMAND, table=table, notes=_notes(results)
+        summary=summary(results, total), versions=versions, processor=machine["processor"], command=COMMAND, table=table, notes=_notes(results)
     )
 
 
@@ -164,8 +166,9 @@ One model of every family: the smallest of each module that `timm.list_modules()
 detection, segmentation, video), and BERT, GPT-2 and Llama built small from a config. Each is trained for three steps, then for single
 weights and for filters, by magnitude, loss preservation and gradient norm:
 
-1. pruned to 50 %: exactly half of the units go;
-2. run, and its output compared with that of a *dense twin*, an unpruned model with the zeros written into its weights;
+1. pruned to 50 %: exactly half of the units go (every layer keeps a tenth);
+2. run, and its output compared with that of a *dense twin*, an unpruned model with the zeros written into its weights (into the kernel,
+   where a convolution standardises its weight first);
 3. trained for two steps of Adam with weight decay: in each, the loss and the gradient of every parameter are the twin's, masked;
 4. compared with the twin again: the masks hold in the weights that the forward really uses;
 5. copied (`copy.deepcopy`), and the copy trained;
@@ -173,7 +176,8 @@ weights and for filters, by magnitude, loss preservation and gradient norm:
 7. saved and loaded, `state_dict` into a fresh pruned model;
 8. made dense (`fp.remove`): names, order and output as before, and the state loads into an unpruned model.
 
-"same" below means equal up to 1e-4 of the largest value. A cell says whether all eight hold, and the seconds they took on one thread.
+Outputs, losses and gradients are compared up to 1e-4 of their largest value. A cell says whether all eight hold, and the seconds they took
+on one thread of a machine in use.
 
 **{summary}.**
 

@@ -55,7 +55,7 @@ class Lifecycle:
         try:
             with _quiet() as caught:
                 check()
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong is a row of the table
+        except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             return f"{type(error).__name__}: {str(error)[:300]} ({where.name}, {where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
         self.notes.extend(dict.fromkeys(f"{message.category.__name__}: {str(message.message)[:160]}" for message in caught if _ours(message)))

@@ -66,7 +66,7 @@ def environment() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "versions": {"python": platform.python_version(), **_versions("torch", "torchvision", "timm", "transformers")},
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -81,7 +81,8 @@ def _versions(*names: str) -> dict[str, str]:
     return {name: installed[name] for name in names if name in installed}
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit of the code that is measured."""
     here = Path(__file__).parent
     done = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=here, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"

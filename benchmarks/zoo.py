@@ -106,7 +106,7 @@ def build(key: str) -> Subject:
         try:
             subject = attempt()
             _warm_up(subject)
-        except Exception as error:  # noqa: BLE001 - any failure of any library's model: the next size, or the reason in the table
+        except Exception as error:
             reason = f"{type(error).__name__}: {error}"
         else:
             return subject
