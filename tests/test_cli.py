@@ -70,6 +70,7 @@ def zeros(model):
         ("--sparsity", "0.5", "--method", "taylor", "--granularity", "filter", "--min-keep", "1", "--data"),
         ("--sparsity", "0.5", "--method", "grasp", "--temperature", "200", "--mode", "train", "--rounds", "2", "--schedule", "paper", "--data"),
         ("--sparsity", "0.5", "--method", "fisher", "--samples", "5", "--batch-size", "2", "--min-keep", "4", "--exclude", "classifier*", "--data"),
+        ("--sparsity", "0.3", "--granularity", "channel", "--min-keep", "1"),
         ("--granularity", "2:4", "--exclude", "conv_stem*", "*conv_dw*"),
     ],
     ids=" ".join,

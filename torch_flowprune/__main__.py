@@ -101,7 +101,7 @@ def _model(command: argparse.ArgumentParser) -> None:
 
 
 def _scoring(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--granularity", default=None, metavar="G", help="what a unit is: weight (the default), filter, or n:m such as 2:4")
+    command.add_argument("--granularity", default=None, metavar="G", help="what a unit is: weight (the default), filter, channel, or n:m such as 2:4")
     command.add_argument("--include", nargs="+", metavar="GLOB", help="prune only these parameters, by name: 'blocks.*.attn.qkv'")
     command.add_argument("--exclude", nargs="+", metavar="GLOB", help="leave these parameters alone: 'head*'")
     command.add_argument("--data", type=Path, metavar="DIR", help="pictures in one folder a class; timm's transforms for the model are used")

@@ -31,7 +31,7 @@ def prune(chosen: argparse.Namespace) -> None:
     model = load_model(chosen)
     scored = {"scores": given} if given else {"method": chosen.method, "rounds": chosen.rounds, "schedule": chosen.schedule}
     chooses = {name: getattr(chosen, name) for name in ("sparsity", "granularity", "scope", "min_keep", "include", "exclude")}
-    report = fp.global_prune(model, **scored, **chooses, **({} if given else _sources(chosen, model)))
+    report = fp.global_prune(model, **scored, **chooses, **_sources(chosen, model, scored=given is not None))
     print(report)
     if chosen.out:
         save_dense(model, chosen.out, report)
@@ -121,7 +121,7 @@ def _pretrained(timm: Any, chosen: argparse.Namespace, classes: dict[str, int]) 
 def _check(chosen: argparse.Namespace, *, needs_data: bool) -> None:
     """What can be told before a model is built."""
     needs = set(measures.needs(chosen.method))
-    if chosen.granularity is not None:
+    if chosen.granularity not in (None, "channel"):
         units.parse(chosen.granularity)
     if chosen.data is not None and not chosen.data.is_dir():
         raise FileNotFoundError(f"--data {chosen.data}: there is no such folder; expected one with a folder of pictures for each class")
@@ -135,17 +135,16 @@ def _check(chosen: argparse.Namespace, *, needs_data: bool) -> None:
         raise ValueError(f"{chosen.method} reads theta0, the weights at initialisation: pass --theta0 FILE, a checkpoint taken there")
 
 
-def _sources(chosen: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
-    """What a measure reads, as far as this one reads it."""
+def _sources(chosen: argparse.Namespace, model: nn.Module, *, scored: bool = False) -> dict[str, Any]:
+    """What a measure reads, as far as this one reads it; and the shape of an input, for synflow and for channels."""
     from timm.data import resolve_data_config
 
     config = resolve_data_config({}, model=model)
-    found: dict[str, Any] = {"generator": torch.Generator().manual_seed(chosen.seed)}
-    needs = set(measures.needs(chosen.method))
+    inputs = torch.ones(1, *config["input_size"], device=next(model.parameters()).device)
+    found: dict[str, Any] = {"generator": torch.Generator().manual_seed(chosen.seed), "example_inputs": inputs}
+    needs = set() if scored else set(measures.needs(chosen.method))
     if needs & _NEEDS_LABELS:
         found |= {"data": loader(chosen, model, config), "mode": chosen.mode, "temperature": chosen.temperature}
-    if "gR" in needs:
-        found["example_inputs"] = torch.ones(1, *config["input_size"])
     if "theta0" in needs:
         from timm.models import load_state_dict
 
