@@ -153,7 +153,7 @@ def at_ratio(model: nn.Module, x: Tensor, reading: Reading, coupling: Coupling, 
 
 
 def difference(model: nn.Module, given: dict[str, Tensor], small: nn.Module, x: Tensor) -> tuple[float, str]:
-    """Largest relative difference of the outputs in float64; in float32 where the code, or a graph of it, insists on that."""
+    """Largest relative difference of the outputs in float64; in float32 where the code insists on that."""
     for dtype in (torch.float64, torch.float32):
         masked = copy.deepcopy(model).to(dtype)
         apply_masks(masked, given)
