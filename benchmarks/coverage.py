@@ -38,9 +38,7 @@ from torch_flowprune.proof import apply_masks, relative_error
 from torch_flowprune.shrink import shrink
 
 RATIOS = (0.25, 0.5)
-LIMIT = (
-    150  # seconds of processor time for one model and tool; wall time says more of a shared machine than of the tool
-)
+LIMIT = 150  # seconds of processor time for one model and tool; wall time says more of a shared machine than of the tool
 EQUAL = {"float64": 1e-10, "float32": 1e-4}
 
 
@@ -134,9 +132,7 @@ def at_ratio(model: nn.Module, x: Tensor, reading: Reading, coupling: Coupling, 
     keep = {}
     for group in coupling.groups:
         order = rows(parameters, group).norm(dim=-1).argsort()
-        keep[group.name] = torch.ones(group.size, dtype=torch.bool).index_fill_(
-            0, order[: int(ratio * group.size)], False
-        )
+        keep[group.name] = torch.ones(group.size, dtype=torch.bool).index_fill_(0, order[: int(ratio * group.size)], False)
     given = masks(coupling, keep, parameters)
     small, seconds = timed(lambda: shrink(model, x, masks=given, coupling=coupling, reading=reading))
     error, precision = difference(model, given, small, torch.randn_like(x))
@@ -159,9 +155,7 @@ def difference(model: nn.Module, given: dict[str, Tensor], small: nn.Module, x: 
         apply_masks(masked, given)
         try:
             with torch.no_grad():
-                pairs = zip(
-                    outputs(masked, x.to(dtype)), outputs(copy.deepcopy(small).to(dtype), x.to(dtype)), strict=True
-                )
+                pairs = zip(outputs(masked, x.to(dtype)), outputs(copy.deepcopy(small).to(dtype), x.to(dtype)), strict=True)
                 return max(relative_error(a, b) for a, b in pairs), str(dtype).removeprefix("torch.")
         except RuntimeError as e:
             error = e
@@ -233,19 +227,13 @@ def in_process(name: str, which: str, ratios: Sequence[float], path: str | None)
         *map(str, ratios),
     ]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=10 * LIMIT, env=env, check=False, preexec_fn=limited
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10 * LIMIT, env=env, check=False, preexec_fn=limited)
     except subprocess.TimeoutExpired:
         return {"status": f"over {LIMIT} s"}
     if done.returncode == -signal.SIGXCPU:
         return {"status": f"over {LIMIT} s"}
     lines = done.stdout.strip().splitlines()
-    return (
-        dict(json.loads(lines[-1]))
-        if done.returncode == 0 and lines
-        else {"status": "raises", "error": done.stderr.strip()[-300:]}
-    )
+    return dict(json.loads(lines[-1])) if done.returncode == 0 and lines else {"status": "raises", "error": done.stderr.strip()[-300:]}
 
 
 def limited() -> None:
@@ -308,9 +296,7 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=Path("coverage"), help="written: OUT.json and OUT.md, and the list of models"
-    )
+    parser.add_argument("--out", type=Path, default=Path("coverage"), help="written: OUT.json and OUT.md, and the list of models")
     parser.add_argument("--one", help="a single model, as library/name")
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS), help="shares of each group that go")
     parser.add_argument("--which", choices=("ours", "peer"), default="ours")

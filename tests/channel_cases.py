@@ -125,9 +125,7 @@ FIRST = {"0.weight": 6}
 
 CASES: dict[str, Case] = {
     "linear": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
-    "linear no bias": Case(
-        lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.GELU(), nn.Linear(5, 3)), ROW, {"0.weight": 5}
-    ),
+    "linear no bias": Case(lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.GELU(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
     "sigmoid": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
     "softplus": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.Softplus(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
     "softmax over channels": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.Softmax(-1), nn.Linear(5, 3)), ROW, {}),
@@ -142,9 +140,7 @@ CASES: dict[str, Case] = {
     "rms norm": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.RMSNorm(5), nn.Linear(5, 3)), ROW, {}),
     "prelu": Case(lambda: conv_net(nn.PReLU(6)), IMAGE, FIRST),
     "pools": Case(lambda: conv_net(nn.MaxPool2d(2), nn.AvgPool2d(2, 1), nn.AdaptiveAvgPool2d(2)), IMAGE, FIRST),
-    "upsample": Case(
-        lambda: conv_net(nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2, mode="bilinear")), IMAGE, FIRST
-    ),
+    "upsample": Case(lambda: conv_net(nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2, mode="bilinear")), IMAGE, FIRST),
     "space padding": Case(lambda: conv_net(nn.ZeroPad2d(1), nn.ConstantPad2d(1, 2.0)), IMAGE, FIRST),
     "depthwise": Case(lambda: conv_net(nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.ReLU6()), IMAGE, FIRST),
     "depthwise multiplier": Case(
@@ -159,9 +155,7 @@ CASES: dict[str, Case] = {
         {"0.weight": 4},
     ),
     "transposed": Case(
-        lambda: nn.Sequential(
-            nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2, 2), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)
-        ),
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2, 2), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)),
         IMAGE,
         {"0.weight": 4, "1.weight": 6},
     ),
@@ -170,17 +164,13 @@ CASES: dict[str, Case] = {
         IMAGE,
         {"0.weight": 2},
     ),
-    "conv1d": Case(
-        lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 1)), (2, 3, 8), {"0.weight": 4}
-    ),
+    "conv1d": Case(lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 1)), (2, 3, 8), {"0.weight": 4}),
     "conv3d": Case(
         lambda: nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.Conv3d(4, 2, 1)),
         (2, 1, 4, 4, 4),
         {"0.weight": 4},
     ),
-    "flatten": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)), IMAGE, {"0.weight": 4}
-    ),
+    "flatten": Case(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)), IMAGE, {"0.weight": 4}),
     "residual": Case(
         lambda: Fn(
             lambda s, x: s.out(s.b(torch.relu(s.a(x))) + s.skip(x)),
@@ -214,9 +204,7 @@ CASES: dict[str, Case] = {
     ),
     "squeeze and excite": Case(
         lambda: Fn(
-            lambda s, x: (lambda y: s.out(y * torch.sigmoid(s.up(torch.relu(s.down(y.mean((2, 3), keepdim=True)))))))(
-                s.a(x)
-            ),
+            lambda s, x: (lambda y: s.out(y * torch.sigmoid(s.up(torch.relu(s.down(y.mean((2, 3), keepdim=True)))))))(s.a(x)),
             a=nn.Conv2d(3, 6, 1),
             down=nn.Conv2d(6, 3, 1),
             up=nn.Conv2d(3, 6, 1),
@@ -247,12 +235,8 @@ CASES: dict[str, Case] = {
     ),
     "shuffle": Case(GroupedReshape, IMAGE, {"a.weight": 4}),
     "chunk and cat": Case(Shuffled, IMAGE, {"a.weight": 4, "b.weight": 4}),
-    "pixel shuffle": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 16, 1), nn.PixelShuffle(2), nn.Conv2d(4, 2, 1)), IMAGE, {"0.weight": 4}
-    ),
-    "pixel unshuffle": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.PixelUnshuffle(2), nn.Conv2d(16, 2, 1)), IMAGE, {"0.weight": 4}
-    ),
+    "pixel shuffle": Case(lambda: nn.Sequential(nn.Conv2d(3, 16, 1), nn.PixelShuffle(2), nn.Conv2d(4, 2, 1)), IMAGE, {"0.weight": 4}),
+    "pixel unshuffle": Case(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.PixelUnshuffle(2), nn.Conv2d(16, 2, 1)), IMAGE, {"0.weight": 4}),
     "tied": Case(Tied, ROW, {"a.weight": 6}),
     "attention": Case(lambda: Attention(8, 4, 3), TOKENS, {"q.weight": 4}),
     "attention fused": Case(lambda: Attention(8, 4, 3, fused=True), TOKENS, {"qkv.weight": 4}),
@@ -298,15 +282,11 @@ CASES: dict[str, Case] = {
         {"a.weight": 6},
     ),
     "in place through a view": Case(
-        lambda: Fn(
-            lambda s, x: (lambda y: (y[:, 1:].add_(1.0), s.b(y))[1])(s.a(x)), a=nn.Linear(8, 6), b=nn.Linear(6, 3)
-        ),
+        lambda: Fn(lambda s, x: (lambda y: (y[:, 1:].add_(1.0), s.b(y))[1])(s.a(x)), a=nn.Linear(8, 6), b=nn.Linear(6, 3)),
         TOKENS,
         {"a.weight": 6},
     ),
-    "logarithm": Case(
-        lambda: Fn(lambda s, x: s.b(torch.log(s.a(x).relu())), a=nn.Linear(8, 6), b=nn.Linear(6, 3)), TOKENS, {}
-    ),
+    "logarithm": Case(lambda: Fn(lambda s, x: s.b(torch.log(s.a(x).relu())), a=nn.Linear(8, 6), b=nn.Linear(6, 3)), TOKENS, {}),
     "einsum": Case(
         lambda: Fn(
             lambda s, x: s.b(torch.einsum("bnc,cd->bnd", x, s.w).relu()),
@@ -359,13 +339,7 @@ def cut(coupling: Coupling, keep: Mapping[str, Tensor], name: str, tensor: Tenso
     """What the smaller model should hold of a tensor, said anew: index lists, no shared code."""
     for axis in range(tensor.ndim):
         gone = (
-            {
-                int(i)
-                for g in coupling.groups
-                for s in g.slices
-                if s.parameter == name and s.axis == axis
-                for i in s.index[~keep[g.name]].flatten()
-            }
+            {int(i) for g in coupling.groups for s in g.slices if s.parameter == name and s.axis == axis for i in s.index[~keep[g.name]].flatten()}
             if coupling.groups
             else set()
         )
@@ -373,21 +347,14 @@ def cut(coupling: Coupling, keep: Mapping[str, Tensor], name: str, tensor: Tenso
     return tensor
 
 
-def assert_equal_without(
-    model: Model, x: Tensor, coupling: Coupling, removed: Mapping[str, list[int]], trains: bool = True
-) -> Model:
+def assert_equal_without(model: Model, x: Tensor, coupling: Coupling, removed: Mapping[str, list[int]], trains: bool = True) -> Model:
     """Outputs in eval and train mode, gradients of what is kept, and the tensors themselves."""
-    keep = {
-        g.name: torch.tensor([i not in removed.get(g.name, []) for i in range(g.size)], dtype=torch.bool)
-        for g in coupling.groups
-    }
+    keep = {g.name: torch.tensor([i not in removed.get(g.name, []) for i in range(g.size)], dtype=torch.bool) for g in coupling.groups}
     given = masks(coupling, keep, dict(model.named_parameters()))
     masked = with_masks(model, given)
     small = shrink(model, x, masks=given, graph=False)
     for name, tensor in [*masked.named_parameters(), *masked.named_buffers()]:
-        assert torch.equal(
-            cut(coupling, keep, name, tensor), dict([*small.named_parameters(), *small.named_buffers()])[name]
-        ), name
+        assert torch.equal(cut(coupling, keep, name, tensor), dict([*small.named_parameters(), *small.named_buffers()])[name]), name
     for training in (False, True) if trains else (False,):
         a, b = (copy.deepcopy(m).train(training) for m in (masked, small))
         ya, yb = a(x), b(x)

@@ -115,9 +115,7 @@ def test_modules_whose_code_has_no_size_to_set_become_graphs() -> None:
 
 def test_a_scale_read_off_the_width_is_not_trusted() -> None:
     """The exported constant is the old width's; the module's own code would use the new one."""
-    model = randomised(
-        Fn(lambda s, x: (lambda y: s.b(y / y.shape[-1] ** 0.5))(s.a(x)), a=nn.Linear(8, 6), b=nn.Linear(6, 3))
-    ).eval()
+    model = randomised(Fn(lambda s, x: (lambda y: s.b(y / y.shape[-1] ** 0.5))(s.a(x)), a=nn.Linear(8, 6), b=nn.Linear(6, 3))).eval()
     x = torch.randn(2, 8, dtype=torch.float64)
     given = halved(model, x)
     with pytest.raises(ShrinkError, match="differs from the masked"):
@@ -170,18 +168,14 @@ class Block(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b)
         self.conv2, self.bn2 = nn.Conv2d(b, b, 3, 1, 1, bias=False), nn.BatchNorm2d(b)
-        self.skip = (
-            nn.Sequential() if a == b else nn.Sequential(nn.Conv2d(a, b, 1, stride, bias=False), nn.BatchNorm2d(b))
-        )
+        self.skip = nn.Sequential() if a == b else nn.Sequential(nn.Conv2d(a, b, 1, stride, bias=False), nn.BatchNorm2d(b))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))) + self.skip(x))
 
 
 def resnet56(width: int) -> nn.Module:
-    blocks = [
-        Block(a * width, b * width, b // a) for a, b in [(1, 1)] * 9 + [(1, 2)] + [(2, 2)] * 8 + [(2, 4)] + [(4, 4)] * 8
-    ]
+    blocks = [Block(a * width, b * width, b // a) for a, b in [(1, 1)] * 9 + [(1, 2)] + [(2, 2)] * 8 + [(2, 4)] + [(4, 4)] * 8]
     return nn.Sequential(
         nn.Conv2d(3, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
@@ -309,10 +303,10 @@ class Random(nn.Module):
         super().__init__()
         self.layers, self.joins = nn.ModuleList(), []
         widths = [4]
-        for kind, join, width, back in plan:
+        for kind, wanted, width, back in plan:
             other = back % len(widths)
             # decided here: code that compares shapes when it runs does something else once they have shrunk
-            join = join if join == "cat" or widths[-1] == widths[other] else "none"
+            join = wanted if wanted == "cat" or widths[-1] == widths[other] else "none"
             channels = widths[-1] + (widths[other] if join == "cat" else 0)
             self.layers.append(layer_of(kind, channels, width))
             self.joins.append((join, other))
@@ -321,15 +315,13 @@ class Random(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         results = [x]
-        for (join, other), layer in zip(self.joins, self.layers):
+        for (join, other), layer in zip(self.joins, self.layers, strict=True):
             results.append(layer(joined(join, results[-1], results[other])))
         return self.head(results[-1].mean((2, 3)))
 
 
 def joined(join: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return {"cat": lambda: torch.cat([a, b], 1), "add": lambda: a + b, "multiply": lambda: a * b, "none": lambda: a}[
-        join
-    ]()
+    return {"cat": lambda: torch.cat([a, b], 1), "add": lambda: a + b, "multiply": lambda: a * b, "none": lambda: a}[join]()
 
 
 def layer_of(kind: str, channels: int, width: int) -> nn.Module:

@@ -45,9 +45,7 @@ class Slice:
 
     def __post_init__(self) -> None:
         if self.role not in (*MASKED, "buffer"):
-            raise ValueError(
-                f"role of {self.parameter!r} must be producer, affine, consumer or buffer, not {self.role!r}"
-            )
+            raise ValueError(f"role of {self.parameter!r} must be producer, affine, consumer or buffer, not {self.role!r}")
         index = torch.as_tensor(self.index, dtype=torch.long)
         object.__setattr__(self, "index", index[:, None] if index.ndim == 1 else index)
 
@@ -108,11 +106,7 @@ class Coupling:
             lines += [f"    {s.role:9}{s.parameter} axis {s.axis}{each(s)}" for s in g.slices]
         lines += ["not removable:"] if self.frozen else []
         lines += [f"    {f.parameter} axis {f.axis}, {f.positions} positions: {f.reason}" for f in self.frozen]
-        lines += (
-            [f"operators without a rule: {', '.join(f'{k} ({n})' for k, n in self.unknown.items())}"]
-            if self.unknown
-            else []
-        )
+        lines += [f"operators without a rule: {', '.join(f'{k} ({n})' for k, n in self.unknown.items())}"] if self.unknown else []
         return "\n".join(lines)
 
     def to_dot(self) -> str:
@@ -128,9 +122,7 @@ class Coupling:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
-        groups = [
-            {"name": g.name, "slices": [{**vars(s), "index": s.index.tolist()} for s in g.slices]} for g in self.groups
-        ]
+        groups = [{"name": g.name, "slices": [{**vars(s), "index": s.index.tolist()} for s in g.slices]} for g in self.groups]
         return {"groups": groups, "frozen": [vars(f) for f in self.frozen], "unknown": dict(self.unknown)}
 
     @classmethod
@@ -199,18 +191,18 @@ def coupling_of(reading: Reading) -> Coupling:
 
 
 def owners_of_free_classes(reading: Reading) -> dict[int, dict[int, list[int]]]:
-    """class -> number of a named dimension -> positions on it, for classes of labels that nothing freezes."""
+    """Class -> number of a named dimension -> positions on it, for classes of labels that nothing freezes."""
     owners: dict[int, dict[int, list[int]]] = {}
     for i, b in enumerate(reading.axes.blocks):
         labels = torch.arange(b.start, b.start + b.size)
         free = (~reading.solution.frozen(labels)).nonzero().flatten()
-        for position, root in zip(free.tolist(), reading.solution.root[labels[free]].tolist()):
+        for position, root in zip(free.tolist(), reading.solution.root[labels[free]].tolist(), strict=True):
             owners.setdefault(root, {}).setdefault(i, []).append(position)
     return owners
 
 
 def segments_of_classes(reading: Reading) -> dict[int, frozenset[int]]:
-    """class -> the parts of split axes it is found in; parts with the same classes count as one."""
+    """Class -> the parts of split axes it is found in; parts with the same classes count as one."""
     parts = {frozenset(reading.solution.root[labels].tolist()) for labels in reading.segments}
     found: dict[int, set[int]] = {}
     for i, part in enumerate(parts):
@@ -243,7 +235,7 @@ def named(groups: Sequence[Group]) -> tuple[Group, ...]:
         first = next(s.parameter for s in g.slices if s.role == "producer")
         seen = sum(n == first or n.startswith(first + "#") for n in names)
         names.append(f"{first}#{seen + 1}" if seen else first)
-    return tuple(Group(n, g.slices) for n, g in zip(names, groups))
+    return tuple(Group(n, g.slices) for n, g in zip(names, groups, strict=True))
 
 
 def frozen_of(reading: Reading, refused: Mapping[int, str]) -> tuple[Frozen, ...]:

@@ -87,11 +87,7 @@ def is_of_the_example(node: Node) -> bool:
     if operator_name(node) == "_assert_tensor_metadata":
         return True
     target = node.args[0] if operator_name(node) == "copy" and not node.users else None
-    return (
-        isinstance(target, Node)
-        and target.op == "placeholder"
-        and concrete(target.meta["val"].shape) != concrete(node.meta["val"].shape)
-    )
+    return isinstance(target, Node) and target.op == "placeholder" and concrete(target.meta["val"].shape) != concrete(node.meta["val"].shape)
 
 
 def graft(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
@@ -103,9 +99,7 @@ def graft(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
     return model
 
 
-def recorded_calls(
-    model: nn.Module, args: Any, kwargs: Mapping[str, Any], paths: Sequence[str]
-) -> dict[str, tuple[Any, Any]]:
+def recorded_calls(model: nn.Module, args: Any, kwargs: Mapping[str, Any], paths: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     """The arguments of the first call of each of the modules when the model runs."""
     calls: dict[str, tuple[Any, Any]] = {}
 
@@ -138,6 +132,7 @@ def free_dimensions(value: Any) -> Any:
 
 
 def argument_names(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> list[str]:
+    """The names of a call's arguments in the module's forward."""
     return [*list(inspect.signature(module.forward).parameters)[: len(args)], *kwargs]
 
 
@@ -210,7 +205,7 @@ def result(node: Node, reading: Reading) -> Value:
 def new_shape(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
     """Sizes of the result; what does not change (-1, or a size that is free) stays as it is written."""
     dims = result(node, reading).dims
-    return [new_size(g, d, dead) for g, d in zip(given, dims[len(dims) - len(given) :])]
+    return [new_size(g, d, dead) for g, d in zip(given, dims[len(dims) - len(given) :], strict=True)]
 
 
 def new_size(given: Any, labels: Tensor, dead: Tensor) -> Any:
@@ -221,13 +216,13 @@ def new_size(given: Any, labels: Tensor, dead: Tensor) -> Any:
 def new_factors(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
     dims = result(node, reading).dims
     dim = int(argument(node, "dim", 0)) % (len(dims) - len(given) + 1)
-    return [new_size(g, d, dead) for g, d in zip(given, dims[dim : dim + len(given)])]
+    return [new_size(g, d, dead) for g, d in zip(given, dims[dim : dim + len(given)], strict=True)]
 
 
 def new_repeats(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
     source, dims = result(node.args[0], reading), result(node, reading).dims  # type: ignore[arg-type]
     shape = [1] * (len(dims) - source.ndim) + list(source.shape)
-    return [new_size(g, d, dead) if n == 1 else g for g, n, d in zip(given, shape, dims)]
+    return [new_size(g, d, dead) if n == 1 else g for g, n, d in zip(given, shape, dims, strict=True)]
 
 
 def new_split(node: Node, given: int, reading: Reading, dead: Tensor) -> int:
@@ -237,7 +232,7 @@ def new_split(node: Node, given: int, reading: Reading, dead: Tensor) -> int:
 
 def new_splits(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
     dim = argument(node, "dim", 0)
-    return [new_size(g, v.dims[dim], dead) for g, v in zip(given, reading.values[node])]
+    return [new_size(g, v.dims[dim], dead) for g, v in zip(given, reading.values[node], strict=True)]
 
 
 def new_bound(node: Node, given: int | None, reading: Reading, dead: Tensor) -> int | None:

@@ -63,14 +63,10 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(t): t for t in tensors})
 
 
-def export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None
-) -> ExportedProgram:
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None) -> ExportedProgram:
     """The ATen graph of a model. sizes: dynamic shapes, as `torch.export` takes them."""
     with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # export warns of caches that modules fill while traced; the twin is thrown away
+        warnings.simplefilter("ignore")  # export warns of caches that modules fill while traced; the twin is thrown away
         return torch.export.export(twin(model).train(training), args, dict(kwargs), dynamic_shapes=sizes, strict=False)
 
 
@@ -180,7 +176,7 @@ class Walk:
 
     def _call(self, node: Node, rules: Mapping[str, Rule]) -> Any:
         if node.target is operator.getitem:
-            of, at = cast(tuple[Node, int], node.args)
+            of, at = cast("tuple[Node, int]", node.args)
             source = self.values[of]
             return source[at] if isinstance(source, (list, tuple)) else source
         rule = rules.get(operator_name(node))
@@ -198,7 +194,7 @@ class Walk:
         """The arguments of a call by their schema's names, tensors as values; only those that the rule asks for."""
         schema = node.target._schema.arguments  # type: ignore[union-attr]
         bound = {a.name: a.default_value for a in schema if a.has_default_value()}
-        bound |= {a.name: v for a, v in zip(schema, node.args)} | node.kwargs
+        bound |= {a.name: v for a, v in zip(schema, node.args, strict=False)} | node.kwargs
         wanted = parameters_of(rule)
         first = schema[0].name if schema else ""
         bound.setdefault("x", bound.get(first))
@@ -247,9 +243,7 @@ class Walk:
                 self.values[node] = held.without_zero()
 
 
-def read(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rules: Mapping[str, Rule], sizes: Any = None
-) -> Reading:
+def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rules: Mapping[str, Rule], sizes: Any = None) -> Reading:
     """Label the model's graph in eval mode, and in train mode too where that uses parameters that eval does not."""
     names = canonical_names(model)
     programs = {"eval": export(model, args, kwargs, False, sizes)}
@@ -259,7 +253,7 @@ def read(
         try:
             programs["train"] = export(model, args, kwargs, True)
             unused = unused_parameters(model, programs.values(), names)
-        except Exception as e:
+        except Exception as e:  # noqa: BLE001 - whatever torch.export raises, what only training reads is then frozen
             error = f"its training graph, which reads further parameters, can not be exported: {type(e).__name__}"
     walk, solution = best_walk(programs, names, rules, error)
     return Reading(
@@ -277,9 +271,7 @@ def read(
     )
 
 
-def best_walk(
-    programs: Mapping[str, ExportedProgram], names: Mapping[str, str], rules: Mapping[str, Rule], error: str
-) -> tuple[Walk, Solution]:
+def best_walk(programs: Mapping[str, ExportedProgram], names: Mapping[str, str], rules: Mapping[str, Rule], error: str) -> tuple[Walk, Solution]:
     """Walks with one set of choices after another; the one that leaves most positions of parameters removable."""
     choices: dict[str, int] = {}
     best: tuple[int, Walk, Solution] | None = None

@@ -65,7 +65,7 @@ def singular(g: Walk, x: Value) -> Value:
 
 
 def no_singularity(g: Walk, x: Value) -> None:
-    for labels, zero in zip(x.dims, x.zero):
+    for labels, zero in zip(x.dims, x.zero, strict=True):
         if zero:
             g.freeze(labels, "is zero, when masked, where the operator is not finite")
 

@@ -24,10 +24,12 @@ class ShrinkError(RuntimeError):
 
 
 def first_line(error: Exception) -> str:
+    """What an error says, without its traceback."""
     return (str(error).splitlines() or [""])[0]
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Write zeros where the masks are false: a plain model that computes what the masked one does."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, mask in masks.items():
@@ -64,9 +66,10 @@ class Trial:
             self.tolerance = max(tolerance or 0.0, TOLERANCE[dtype])
             try:
                 self.expected = self.outputs(self.model)
-                return
-            except Exception as e:  # a model whose code insists on its own precision
+            except Exception as e:  # noqa: BLE001 - a model whose code insists on its own precision
                 error = e
+            else:
+                return
         raise ShrinkError(f"the model does not run on the example inputs: {first_line(error)}") from error
 
     def outputs(self, model: nn.Module) -> list[Tensor]:
@@ -95,7 +98,7 @@ def copy_tensor(value: Any) -> Any:
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
-    """max |a - b| / max |a|; nan where either is not finite."""
+    """Max |a - b| / max |a|; nan where either is not finite."""
     if not a.numel() or not a.is_floating_point():
         return 0.0 if torch.equal(a, b) else float("nan")
     a, b = a.detach(), b.detach()

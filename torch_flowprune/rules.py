@@ -77,7 +77,7 @@ def contraction(g: Walk, terms: Sequence[tuple[Value, Sequence[Hashable]]], out:
     for name, places in held.items():
         join_term(g, [p for p in places if p[0].shape[p[1]] > 1], summed=name not in out)
     dims, zero = [], []
-    for name, size in zip(out, g.out_shape):
+    for name, size in zip(out, g.out_shape, strict=True):
         wide = [(v, i) for v, i in held[name] if v.shape[i] > 1]
         dims.append(wide[0][0].dims[wide[0][1]] if wide else g.axes.fixed(size))
         zero.append(any(v.zero[i] for v, i in wide))
@@ -117,9 +117,7 @@ def matmul(g: Walk, x: Value, other: Value) -> Value:
     left = [*range(-a.ndim, -2), "n", "k"][-max(a.ndim, 1) :] if a.ndim > 1 else ["k"]
     right = [*range(-b.ndim, -2), "k", "m"] if b.ndim > 1 else ["k"]
     batch = list(range(-max(a.ndim, b.ndim), -2))
-    return contraction(
-        g, [(a, left), (b, right)], [*batch, *("n" for _ in [0] if a.ndim > 1), *("m" for _ in [0] if b.ndim > 1)]
-    )
+    return contraction(g, [(a, left), (b, right)], [*batch, *("n" for _ in [0] if a.ndim > 1), *("m" for _ in [0] if b.ndim > 1)])
 
 
 def addmm(g: Walk, x: Value, mat1: Value, mat2: Value) -> Value:
@@ -137,7 +135,7 @@ def einsum(g: Walk, equation: str, tensors: Sequence[Value]) -> Any:
     left, out = equation.split("->")
     if any(len(set(names)) != len(names) for names in left.split(",")):
         return NotImplemented
-    return contraction(g, list(zip(tensors, left.split(","))), out)
+    return contraction(g, list(zip(tensors, left.split(","), strict=True)), out)
 
 
 def convolution(g: Walk, x: Value, weight: Value, bias: Value | None = None, groups: int = 1) -> Any:
@@ -150,9 +148,7 @@ def convolution(g: Walk, x: Value, weight: Value, bias: Value | None = None, gro
     x = spatial(g, x, count)
     if groups == 1:
         space = list(range(count))
-        out = contraction(
-            g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["out", "in", *space])], ["n", "out", *space]
-        )
+        out = contraction(g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["out", "in", *space])], ["n", "out", *space])
     else:
         out = grouped(g, x, weight, groups)
     return add_bias(g, out, bias, 1)
@@ -192,9 +188,7 @@ def transposed_convolution(g: Walk, x: Value, weight: Value, bias: Value | None 
         out = grouped_transposed(g, x, weight, groups)
     else:
         space = list(range(count))
-        out = contraction(
-            g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["in", "out", *space])], ["n", "out", *space]
-        )
+        out = contraction(g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["in", "out", *space])], ["n", "out", *space])
     return add_bias(g, out, bias, 1)
 
 
@@ -228,9 +222,7 @@ def attention(
         key, value = (replaced(v, -3, v.dims[-3].repeat_interleave(times)) for v in (key, value))
     batch = list(range(-query.ndim, -2))
     shape = (*query.shape[:-1], key.shape[-2])
-    logits = contraction(
-        g.at_shape(shape), [(query, [*batch, "n", "d"]), (key, [*batch, "m", "d"])], [*batch, "n", "m"]
-    )
+    logits = contraction(g.at_shape(shape), [(query, [*batch, "n", "d"]), (key, [*batch, "m", "d"])], [*batch, "n", "m"])
     if attn_mask is not None:
         logits = broadcast(g.at_shape(shape), [logits, attn_mask], lambda held: False)
     weights = softmax(g, logits, -1)
@@ -244,16 +236,10 @@ KEEPING = (
     "real conj resolve_conj resolve_neg requires_grad hardshrink softshrink tanhshrink nan_to_num deg2rad float "
     "double"
 ).split()
-MOVING = (
-    "sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli"
-).split()
+MOVING = ("sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli").split()
 SINGULAR = ("log log2 log10 sqrt rsqrt reciprocal acos").split()
 COMPARING = ("eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or isclose").split()
-POOLS = {
-    f"{kind}{n}d": n
-    for n in (1, 2, 3)
-    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")
-}
+POOLS = {f"{kind}{n}d": n for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")}
 UPSAMPLES = (
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
     "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa "
@@ -277,15 +263,11 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), transposed_convolution),
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), matmul),
-    **dict.fromkeys(
-        ("arange", "linspace", "scalar_tensor", "one_hot", "eye", "tril_indices", "triu_indices"), positions
-    ),
+    **dict.fromkeys(("arange", "linspace", "scalar_tensor", "one_hot", "eye", "tril_indices", "triu_indices"), positions),
     **dict.fromkeys(("zeros", "new_zeros"), filled(True)),
     **dict.fromkeys(("ones", "full", "new_ones", "new_full", "empty", "new_empty"), filled(False)),
     **dict.fromkeys(("ones_like", "full_like"), filled_like(False)),
-    **dict.fromkeys(
-        ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size", "sym_constrain_range"), nothing
-    ),
+    **dict.fromkeys(("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size", "sym_constrain_range"), nothing),
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), scan),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax"), softmax),
     **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),

@@ -80,10 +80,7 @@ def unflatten(g: Walk, labels: Tensor, sizes: Sequence[int], axis: int | None = 
     if is_shuffle(g.node):
         options.reverse()
     natural = [i for i in options if is_repeated(grid, i)]
-    if natural:
-        kept = natural[0]
-    else:
-        kept = options[g.choose([along(grid, i)[:, 0] for i in options])]
+    kept = natural[0] if natural else options[g.choose([along(grid, i)[:, 0] for i in options])]
     rows = along(grid, kept)
     g.join(rows[:, :1].expand_as(rows).reshape(-1), rows.reshape(-1))
     rest = g.why("another factor of the same axis is removable")
@@ -103,7 +100,7 @@ def is_shuffle(node: Node | None) -> bool:
 
 
 def along(grid: Tensor, axis: int) -> Tensor:
-    """(size of that axis, everything else)"""
+    """The grid as (size of that axis, everything else)."""
     return grid.movedim(axis, 0).reshape(grid.shape[axis], -1)
 
 

@@ -114,13 +114,9 @@ class Bench:
             args, kwargs = self.calls[path] if path else (self.args, self.kwargs)
             try:
                 reading = read(module, args, kwargs, RULES, free_sizes(module, args, kwargs))
-            except Exception:  # code that fixes its sizes: the graph is then for the example's
+            except Exception:  # noqa: BLE001 - code that fixes its sizes: the graph is then for the example's
                 reading = read(module, args, kwargs, RULES)
-            keep = {
-                n.removeprefix(f"{path}."): k
-                for n, k in self.surgery.keep.items()
-                if n.startswith(f"{path}." if path else "")
-            }
+            keep = {n.removeprefix(f"{path}."): k for n, k in self.surgery.keep.items() if n.startswith(f"{path}." if path else "")}
             self.graphs[path] = (reading, dead_labels(reading, Surgery(keep, {})), argument_names(module, args, kwargs))
         return self.graphs[path]
 
@@ -130,7 +126,7 @@ class Bench:
         try:
             small = self.build(copy.deepcopy(self.trial.model), surgery, replaced)
             self.trial.check(small)
-        except Exception as e:  # whatever foreign code raises, this surgery does not fit
+        except Exception as e:  # noqa: BLE001 - whatever foreign code raises, this surgery does not fit
             return e, small
         return None, small
 
@@ -167,10 +163,7 @@ def outermost(paths: Sequence[str]) -> list[str]:
 def attempt(bench: Bench, graph: bool) -> tuple[nn.Module, Surgery]:
     """The first way that passes: the modules' own code, then some modules as graphs, then all of the model as one."""
     names = canonical_names(bench.dense)
-    plans = [
-        replace(bench.surgery, attributes=a)
-        for a in attribute_plans(bench.dense, bench.reading, bench.dead, bench.surgery, names)
-    ]
+    plans = [replace(bench.surgery, attributes=a) for a in attribute_plans(bench.dense, bench.reading, bench.dead, bench.surgery, names)]
     errors = []
     for plan in plans:
         error, _ = bench.tried(plan)
@@ -184,9 +177,7 @@ def attempt(bench: Bench, graph: bool) -> tuple[nn.Module, Surgery]:
         return bench.build(copy.deepcopy(bench.dense), plans[0], replaced), plans[0]
     error, _ = bench.tried(bench.surgery, [""])
     if error is not None:
-        raise ShrinkError(
-            f"neither the model's code ({errors[0]}) nor its graph ({first_line(error)}) takes the smaller sizes"
-        )
+        raise ShrinkError(f"neither the model's code ({errors[0]}) nor its graph ({first_line(error)}) takes the smaller sizes")
     return bench.build(copy.deepcopy(bench.dense), bench.surgery, [""]), bench.surgery
 
 
@@ -253,9 +244,7 @@ def cut_tensor(surgery: Surgery, name: str, tensor: Tensor) -> Tensor:
     return parameter
 
 
-def hand_over(
-    optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter], small: nn.Module, surgery: Surgery
-) -> None:
+def hand_over(optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter], small: nn.Module, surgery: Surgery) -> None:
     """The optimizer goes on with the new parameters; state of a parameter's shape is cut as the parameter was."""
     after = dict(small.named_parameters())
     successor = {}
@@ -268,8 +257,7 @@ def hand_over(
         if old in optimizer.state:
             state = optimizer.state.pop(old)
             optimizer.state[new] = {
-                k: surgery.cut(name, v).clone() if isinstance(v, Tensor) and v.shape == old.shape else v
-                for k, v in state.items()
+                k: surgery.cut(name, v).clone() if isinstance(v, Tensor) and v.shape == old.shape else v for k, v in state.items()
             }
 
 
