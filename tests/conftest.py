@@ -18,3 +18,10 @@ def _one_thread():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _denormals():
+    """Benchmarks flush them for the whole process: what comes after computes as users do."""
+    yield
+    torch.set_flush_denormal(False)

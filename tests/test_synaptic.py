@@ -36,7 +36,7 @@ def test_the_shape_may_come_from_data_and_no_more_is_read():
 
 
 def test_without_a_shape():
-    with pytest.raises(ValueError, match="synflow needs no data but the shape of an input: pass example_inputs=, e.g. torch.ones"):
+    with pytest.raises(ValueError, match="an example input is needed, and there is no data: pass example_inputs=, e.g. torch.ones"):
         fp.scores(cases.cnn(), "synflow")
 
 

@@ -57,7 +57,12 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Units that are of one kind: each owns the same slices of the same parameters. Named after its first producer."""
+    """Units that are of one kind: each owns the same slices of the same parameters.
+
+    Attributes:
+        name: that of the first parameter which produces the units.
+        slices: what every unit owns a part of.
+    """
 
     name: str
     slices: tuple[Slice, ...]
@@ -81,7 +86,13 @@ class Frozen:
 
 @dataclass(frozen=True, eq=False)
 class Coupling:
-    """What may be removed of a model, and what not. `unknown`: operators without a rule, and how many there are."""
+    """What may be removed of a model, and what not: a plain value, to print, to draw, to store, or to write by hand.
+
+    Attributes:
+        groups: the removable units.
+        frozen: what is not removable, with the reason.
+        unknown: operators without a rule, and how many of them the graph has.
+    """
 
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...] = ()
@@ -139,13 +150,15 @@ def each(s: Slice) -> str:
 
 
 def couple(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Coupling:
-    """The coupling of a model's channels, read from the graph that `torch.export` gives of it on `example_inputs`.
+    """The coupling of a model's channels, read from the graph that ``torch.export`` gives of it. The model is left as it was.
 
-    example_inputs: a tensor or a tuple of positional arguments; give a batch of two or more. The model is left as it
-    was.
+    Args:
+        model: any module without masks that ``torch.export`` reads.
+        example_inputs: a tensor or a tuple of positional arguments; a batch of two samples or more.
+        kwargs: keyword arguments of the model's forward.
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    >>> print(couple(net, torch.randn(2, 3)).groups[0].size)
+    >>> couple(net, torch.randn(2, 3)).groups[0].size
     4
     """
     return coupling_of(reading_of(model, example_inputs, kwargs))

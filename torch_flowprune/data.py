@@ -148,12 +148,11 @@ def example_of(data: object, example_inputs: Any, device: torch.device) -> Any:
     """Inputs to show the model's shapes with, on ``device``: those given, or the first batch's.
 
     Raises:
-        ValueError: where there are none, or taking one would use up an iterator.
+        ValueError: where there are none.
     """
     if example_inputs is None:
-        if data is None or isinstance(data, Iterator):
-            why = "there is no data" if data is None else "the data is an iterator, from which taking an example would lose a batch"
-            raise ValueError(f"an example input is needed, and {why}: pass example_inputs=, e.g. torch.ones(2, 3, 224, 224)")
+        if data is None:
+            raise ValueError("an example input is needed, and there is no data: pass example_inputs=, e.g. torch.ones(2, 3, 224, 224)")
         example_inputs = inputs_of(next(iter(as_batches(data))))
     return _map(lambda tensor: tensor.to(device), example_inputs)
 

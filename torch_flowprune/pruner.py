@@ -141,8 +141,10 @@ class Pruner:
         Raises:
             ValueError: if it is of another schedule.
         """
-        if tuple(state["goals"]) != self.goals:
-            raise ValueError(f"this state is of a pruner with sparsities {state['goals']}, and this one has {list(self.goals)}")
+        goals = tuple(state["goals"])
+        if len(goals) != len(self.goals) or goals[-1] != self.goals[-1]:
+            raise ValueError(f"this state is of a pruner with sparsities {list(goals)}, and this one has {list(self.goals)}")
+        self.goals = goals  # those between were counted from where that run began
         self.round, self.tracked, self.theta0 = state["round"], dict(state["tracked"]), state["theta0"]
         if self.generator is not None and state.get("generator") is not None:
             self.generator.set_state(state["generator"].cpu())

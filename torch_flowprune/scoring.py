@@ -177,6 +177,8 @@ def candidates(
         if scored_by != "producer":
             raise ValueError(f"scored_by={scored_by!r} is for granularity='channel', got granularity={label(granularity)!r}")
         return parameter_candidates(model, granularity, parameters, include, exclude)
+    if example_inputs is None and isinstance(data, Iterator):
+        raise ValueError("channels are found with an example input, and taking one from this iterator would lose a batch: pass example_inputs=")
     with untouched(model, data):
         example = example_of(data, example_inputs, next(model.parameters()).device)
         return channel_candidates(model, example, parameters, include, exclude, scored_by)

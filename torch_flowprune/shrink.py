@@ -39,20 +39,32 @@ def shrink(
     inplace: bool = False,
     graph: bool = True,
 ) -> nn.Module:
-    """A smaller model without the dead channels of this one; its outputs are those of the masked model.
+    """A smaller model without the dead channels of this one; its outputs are those of the masked model, which is checked here.
 
-    A channel is dead where the masks leave nothing of its unit (see `coupling.alive`).
+    A channel is dead where the masks leave nothing of its unit.
 
-    masks: parameter name -> bool, True = kept. By default those that pruning left on the model (`weight_mask`), and
-    where there are none, what is exactly zero counts as masked.
-    coupling, reading: of the model without masks, where they are at hand (`coupling.reading_of`); else read from it.
-    optimizer: its parameters are replaced by the new ones and its state (momentum) is sliced along.
-    inplace: change this model; otherwise it stays as it was and a copy is returned.
-    graph: where a module's own code can not take the new sizes (`reshape(B, N, C)` with C read off its input),
-    replace the module by its exported graph, resized (`exported.ExportedModule`). With False, or in place, that is an
-    error.
+    Args:
+        model: the pruned model; left as it was unless ``inplace``.
+        example_inputs: a tensor or a tuple of positional arguments; a batch of two samples or more.
+        masks: by parameter name, True = kept; those on the model if left out, and where there are none, exact zeros.
+        coupling, reading: of the model without masks, where they are at hand; else read from it.
+        kwargs: keyword arguments of the model's forward.
+        optimizer: goes on with the smaller parameters, its state (momentum) sliced along.
+        inplace: change this model instead of a copy.
+        graph: where a module's own code cannot take the new sizes (``reshape(B, N, C)`` with C read off its input), replace it by its
+            exported graph, resized. With False, or in place, that is an error.
 
-    Raises ShrinkError; the model, and the optimizer, are then as they were.
+    Returns:
+        The smaller model.
+
+    Raises:
+        ShrinkError: if no smaller model computes what the masked one does; model and optimizer are as they were.
+
+    >>> import torch_flowprune as fp
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> report = fp.global_prune(model, sparsity=0.5, granularity="channel", example_inputs=torch.ones(2, 3))
+    >>> shrink(model, torch.ones(2, 3))[0].out_features
+    4
     """
     before = dict(model.named_parameters())
     dense, found = dense_copy(model)
