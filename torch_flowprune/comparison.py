@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torch_flowprune import measures
 from torch_flowprune.candidates import Candidates, living, targets_of
@@ -17,7 +16,7 @@ from torch_flowprune.data import Closure, Loss, Objective, as_batches, sized
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.masking import restored
 from torch_flowprune.measures import Measure
-from torch_flowprune.pruning import global_prune
+from torch_flowprune.pruning import prune_to
 from torch_flowprune.ranking import laid_out, spearman
 from torch_flowprune.schedules import fraction
 from torch_flowprune.scoring import Scores, candidates, evaluate
@@ -160,7 +159,7 @@ def compare(
     objective, unseen = Objective(loss, closure), data if held_out is None else held_out
     before, samples = mean_loss(inner, unseen, objective, mode)
     outcomes = tuple(
-        _outcome(inner, name, sparsity, scores[name], point, found, granularity, min_keep, before, (unseen, objective, mode))
+        _outcome(inner, name, sparsity, scores[name], point, found, min_keep, before, (unseen, objective, mode))
         for name in scores
         for sparsity in levels
     )
@@ -189,25 +188,16 @@ def _outcome(
     scores: Scores,
     point: Flow,
     found: Candidates,
-    granularity: Granularity,
     min_keep: float | None,
     before: float,
     evaluation: tuple[object, Objective, str],
 ) -> Outcome:
     with restored(targets_of(found).values()):
-        with warnings.catch_warnings():  # what they would say is in the outcome
-            warnings.simplefilter("ignore", UserWarning)
-            report = global_prune(model, sparsity=sparsity, scores=scores, granularity=granularity, min_keep=min_keep)
+        report = prune_to(model, found, scores, sparsity, point, min_keep)
         after, _ = mean_loss(model, *evaluation)
-        predicted = -sum(_removed(point, name, target.mask) for name, target in parameters_of(model).items() if name in point.theta)
     emptied = sum(layer.units == layer.pruned for layer in report.layers)
-    return Outcome(name, report.sparsity, after, after - before, predicted, emptied)
-
-
-def _removed(point: Flow, name: str, mask: Tensor | None) -> float:
-    if mask is None:
-        return 0.0
-    return float(torch.where(mask, 0, point.theta[name] * point.tensors("g")[name]).sum(dtype=torch.float64))
+    assert report.predicted_loss_change is not None
+    return Outcome(name, report.sparsity, after, after - before, report.predicted_loss_change, emptied)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -146,6 +146,12 @@ def _renewed(model: nn.Module, found: Candidates) -> Candidates:
     return {name: candidate.renewed(known) for name, candidate in found.items()}
 
 
+def prune_to(model: nn.Module, found: Candidates, scores: Scores, sparsity: float, point: Flow, min_keep: float | None = None) -> Report:
+    """One round with scores at hand, all layers in one ranking; what it would warn of is in the report."""
+    choice = choose(found, scores, pools(found, sparsity, None, "global", 1, "linear"), 0, floors(found, min_keep))
+    return _apply(model, found, scores, choice, point)
+
+
 def _apply(model: nn.Module, found: Candidates, scores: Scores, choice: Choice, point: Flow) -> Report:
     """Put the masks on, and say what they did; a parameter that keeps everything gets none."""
     before = numbers(lefts(found))
