@@ -181,3 +181,15 @@ def test_a_pruned_channel_stays_pruned():
         fp.global_prune(model, sparsity=0.1, granularity="channel", example_inputs=X)
     fp.global_prune(model, "random", sparsity=0.6, granularity="channel", example_inputs=X, min_keep=1)
     assert all(bool((fp.masks(model)[name] <= mask).all()) for name, mask in before.items())
+
+
+def test_finding_channels_leaves_no_trace():
+    model = build().train()
+    model.inner_bn.eval()
+    model.stem.weight.requires_grad_(False)
+    state, modes, randomness = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()], torch.get_rng_state()
+    fp.scores(model, ["taylor", "random"], [DATA, DATA], granularity="channel")
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert [m.training for m in model.modules()] == modes
+    assert not model.stem.weight.requires_grad
+    assert torch.equal(randomness, torch.get_rng_state())
