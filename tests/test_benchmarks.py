@@ -14,6 +14,7 @@ from torch.nn import functional
 import torch_flowprune as fp
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="the tests alone, without benchmarks/")
 
 
 @pytest.fixture
