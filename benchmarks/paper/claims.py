@@ -31,7 +31,6 @@ from benchmarks.paper.protocol import mask_followers
 from torch_flowprune.ranking import laid_out, spearman
 
 Row = dict[str, Any]
-State = dict[str, Tensor]
 TEMPERATURES = (1.0, 200.0)
 METHODS = (
     ("magnitude", 1.0), ("loss_preservation", 1.0), ("taylor", 1.0), ("biased_loss_preservation", 1.0), ("fisher", 1.0), ("synflow", 1.0),

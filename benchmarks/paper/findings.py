@@ -2,7 +2,8 @@
 
     python -m benchmarks.paper.findings benchmarks/results/paper_*.json --docs docs/paper.md
 
-puts the tables between the marks of the page, and the figures beside it. ``--merge OUT PART ...`` makes one file of several seeds' files.
+puts the tables between the marks of the page, and the figures beside it. ``PART ... --merge OUT`` makes one file of several seeds' files, or of
+the ``result.json`` of several runs of ``benchmarks.paper``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 Row = dict[str, Any]
@@ -50,10 +52,24 @@ def main(arguments: list[str] | None = None) -> None:
 
 def merged(found: list[Row]) -> Row:
     """One result of the same experiment with the parts of all, numbers to six digits."""
+    if all("config" in one for one in found):
+        return _runs(found)
     if len({(one["experiment"], json.dumps(one["setting"])) for one in found}) != 1:
         raise ValueError("these files are not of one experiment and setting")
     parts = {key: rows for one in found for key, rows in one["parts"].items() if not key.endswith("/done")}
     return dict(_rounded({**found[0], "parts": dict(sorted(parts.items()))}))
+
+
+def _runs(found: list[Row]) -> Row:
+    """Runs of the protocol on the same data, without their layers."""
+    kept = ("config", "test", "size", "history")
+    rows = [{**{key: run[key] for key in kept}, "method": run["config"]["method"], "rounds": len(run["rounds"])} for run in found]
+    parts = {f"{run['config']['seed']}/{i}": [row] for i, (run, row) in enumerate(zip(found, rows, strict=True))}
+    config, data = found[0]["config"], found[0]["data"]
+    setting = {"model": config["model"], "width": config["width"], "data": data["name"], "size": data["shape"][1], "subset": None}
+    setting |= {"goal": config["sparsity"], "epochs": config["epochs"]}
+    whole = {"experiment": "protocol", "name": data["name"], "setting": setting, "environment": found[0]["environment"], "parts": parts}
+    return dict(_rounded(whole))
 
 
 def _rounded(value: Any) -> Any:
@@ -187,7 +203,27 @@ def _convergence(found: Row) -> list[list[str]]:
     return tables
 
 
-TABLES: dict[str, Callable[[Row], list[list[str]]]] = {"expansions": _expansions, "stability": _stability, "convergence": _convergence}
+def _protocol(found: Row) -> list[list[str]]:
+    rows = [{**row, "seed": row["config"]["seed"]} for rows in found["parts"].values() for row in rows]
+    setting = found["setting"]
+    header = ["measure", "rounds", "test accuracy", "loss after the last prune", "parameters left", "multiply-adds left"]
+    lines = []
+    for method, rounds in sorted({(row["method"], row["rounds"]) for row in rows}):
+        where = {"method": method, "rounds": rounds}
+        accuracy = over_seeds(rows, lambda r: 100 * r["test"]["accuracy"], **where)
+        cut = over_seeds(rows, lambda r: r["history"][r["rounds"]]["loss"], **where)
+        left = [over_seeds(rows, lambda r, w=w: 100 * r["size"]["pruned"][w] / r["size"]["dense"][w], **where) for w in ("parameters", "macs")]  # type: ignore[misc]
+        lines.append([method, str(rounds), f"{spread(accuracy)} %", spread(cut), *(f"{spread(value)} %" for value in left)])
+    what = f"The protocol, {setting['goal']:.0%} of filters gone, {setting['epochs']} epochs"
+    return [[*title(found, what), *table(header, lines)]]
+
+
+TABLES: dict[str, Callable[[Row], list[list[str]]]] = {
+    "expansions": _expansions,
+    "stability": _stability,
+    "convergence": _convergence,
+    "protocol": _protocol,
+}
 
 
 # ------------------------------------------------------------------------------------------------- figures
@@ -195,25 +231,31 @@ TABLES: dict[str, Callable[[Row], list[list[str]]]] = {"expansions": _expansions
 
 def figure(found: Row, folder: Path) -> None:
     """Predicted against actual ΔL for expansions, the loss over the epochs for convergence."""
-    if found["experiment"] == "stability":
+    if found["experiment"] in ("stability", "protocol"):
         return
     rows = rows_of(found)
     epochs = _epochs(rows)
-    made = Figure(figsize=(3.6 * len(epochs), 3.6), layout="constrained")
+    made = Figure(figsize=(3.4 * len(epochs) + 2.2, 3.6), layout="constrained")
     places = made.subplots(1, len(epochs), squeeze=False)[0]
     for axes, epoch in zip(places, epochs, strict=True):
         own = [row for row in rows if row["epoch"] == epoch]
         (_scatter if found["experiment"] == "expansions" else _curves)(axes, own)
         axes.set_title(f"after {epoch} epochs", fontsize=9)
-    places[-1].legend(frameon=False, fontsize=7)
+    made.legend(*places[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     made.savefig(folder / f"paper_{found['experiment']}_{found['name']}.png", dpi=110)
 
 
 def _scatter(axes: Any, rows: list[Row]) -> None:
+    colours = iter(colormaps["tab20"].colors)  # type: ignore[attr-defined]
     for method in _methods(rows):
         own = [row for row in rows if row["method"] == method and row["granularity"] == "filter"]
         axes.plot(
-            [r["predicted_loss"] for r in own], [r["after"]["loss"] - r["before"]["loss"] for r in own], ".", label=SHORT.get(method, method), ms=4
+            [r["predicted_loss"] for r in own],
+            [r["after"]["loss"] - r["before"]["loss"] for r in own],
+            ".",
+            label=SHORT.get(method, method),
+            ms=5,
+            color=next(colours),
         )
     axes.axline((0, 0), slope=1, color="grey", linewidth=0.6)
     axes.set(xscale="symlog", yscale="symlog", xlabel="ΔL to first order", ylabel="ΔL")
