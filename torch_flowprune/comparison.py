@@ -18,6 +18,7 @@ from torch_flowprune.masking import restored
 from torch_flowprune.measures import Measure
 from torch_flowprune.pruning import prune_to
 from torch_flowprune.ranking import laid_out, spearman
+from torch_flowprune.report import blank_figure
 from torch_flowprune.schedules import fraction
 from torch_flowprune.scoring import Scores, candidates, evaluate
 from torch_flowprune.targets import parameters_of, unwrapped
@@ -89,11 +90,7 @@ class Comparison:
         Raises:
             ImportError: without matplotlib, an extra.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("a plot needs matplotlib: pip install matplotlib (or torch-flowprune[plot])") from error
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = blank_figure(7, 4)
         axes = figure.subplots()
         for name in dict.fromkeys(outcome.method for outcome in self.outcomes):
             points = [(outcome.sparsity, outcome.change) for outcome in self.outcomes if outcome.method == name]

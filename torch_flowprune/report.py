@@ -121,11 +121,7 @@ class Report:
         Raises:
             ImportError: without matplotlib, an extra.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("a plot needs matplotlib: pip install matplotlib (or torch-flowprune[plot])") from error
-        figure = Figure(figsize=(7, 1.2 + 0.22 * len(self.layers)), layout="constrained")
+        figure = blank_figure(7, 1.2 + 0.22 * len(self.layers))
         axes = figure.subplots()
         names = [layer.name for layer in self.layers]
         axes.barh(names, [layer.sparsity for layer in self.layers], color="#4477aa")
@@ -139,3 +135,16 @@ class Report:
 
 def _row(name: str, shape: str, layer: Layer) -> tuple[str, ...]:
     return (name, shape, f"{layer.units:,}", f"{layer.pruned:,}", f"{layer.sparsity:.2%}", f"{layer.weights:,}", f"{layer.weights_pruned:,}")
+
+
+def blank_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of this size in inches, without a display.
+
+    Raises:
+        ImportError: without matplotlib, an extra.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("a plot needs matplotlib: pip install matplotlib (or torch-flowprune[plot])") from error
+    return Figure(figsize=(width, height), layout="constrained")
