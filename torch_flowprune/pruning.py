@@ -183,7 +183,7 @@ def _predicted(point: Flow, kind: str, factor: int, masks: dict[str, Tensor]) ->
         return None
     derivative = point.tensors(kind)
     parts = [torch.where(mask, 0, point.theta[name] * derivative[name]).sum(dtype=torch.float64) for name, mask in masks.items()]
-    return factor * sum(part.item() for part in parts)
+    return factor * torch.stack([part.to(parts[0].device) for part in parts]).sum().item() if parts else 0.0
 
 
 def _joined(reports: Sequence[Report]) -> Report:

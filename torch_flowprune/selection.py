@@ -187,7 +187,7 @@ def _cut_ties(scores: list[Tensor], k: int, value: float) -> Cut:
         keep = values >= value
         gone = min(k, count)
         if gone:
-            keep[(values == value).nonzero()[:gone, 0]] = False
+            keep[torch.nonzero_static(values == value, size=count)[:gone, 0]] = False  # a known size: no synchronisation
         k -= gone
         keeps.append(keep)
     return Cut(keeps, value, tied)
