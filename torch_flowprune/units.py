@@ -128,7 +128,7 @@ def _named(granularity: str) -> Callable[[Target], Units]:
         n, m = int(pattern[1]), int(pattern[2])
         Blocks(n, m)  # checked at once, not at the first parameter
         return lambda target: Blocks(n, m, axis=1 - target.output_axis)
-    raise ValueError(f"unknown granularity {granularity!r}: expected 'weight', 'filter' or 'n:m' such as '2:4'")
+    raise ValueError(f"unknown granularity {granularity!r}: expected 'weight', 'filter', 'channel' or 'n:m' such as '2:4'")
 
 
 def alive(units: Units, mask: Tensor) -> Tensor:
