@@ -210,8 +210,12 @@ def _cell(result: dict[str, Any], column: str) -> str:
 def _notes(results: list[dict[str, Any]]) -> str:
     reasons = [(result["key"], reason) for result in results for reason in _reasons(result)]
     failures = "\n".join(f"- `{key}`: {reason}" for key, reason in reasons) or "None."
-    refused, unseen = _remarks(results, "remove is refused"), _remarks(results, "zeros not seen")
-    parts = [("What failed, and why", "", failures), ("Where `fp.remove` is refused", _REFUSED, refused), ("Other", _UNSEEN, unseen)]
+    parts = [
+        ("What failed, and why", "", failures),
+        ("Where `fp.remove` is refused", _REFUSED, _remarks(results, "remove is refused")),
+        ("Averages of infinite buffers", _INFINITE, _remarks(results, "an average makes nan")),
+        ("Other", _UNSEEN, _remarks(results, "zeros not seen")),
+    ]
     return "\n\n".join("\n\n".join(filter(None, (f"## {title}", text, rows))) for title, text, rows in parts) + "\n"
 
 
@@ -222,6 +226,7 @@ def _remarks(results: list[dict[str, Any]], kind: str) -> str:
 
 _REFUSED = """Convolutions that standardise their weight before they use it: the mask acts on the kernel, where it holds through training, copies
 and loading like any other; a dense model has no place for such zeros. Whole filters can be removed."""
+_INFINITE = """A clamp that starts without limits keeps ±inf in buffers, of which timm's EMA makes nan (inf - inf), of the dense model too."""
 _UNSEEN = """A masked tensor was not seen, zeros in place, among the operands of a convolution or matrix product in eval mode (weights that are
 rearranged first, heads that only training uses). The twin shows that the result is that of zeros in the parameter."""
 

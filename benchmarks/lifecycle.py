@@ -120,7 +120,16 @@ class Lifecycle:
         averages[0].update_parameters(self.model)
         averages[1].update(self.model)
         for average in averages:
+            self._put_back_infinities(average.module)
             self._masks_hold(average.module)
+
+    def _put_back_infinities(self, average: nn.Module) -> None:
+        """The mean of inf and inf comes out as nan (inf - inf), of a dense model too: a clamp without a limit has such buffers."""
+        source = dict(self.model.named_buffers())
+        for name, buffer in average.named_buffers():
+            if source[name].is_floating_point() and source[name].isinf().any() and not torch.equal(buffer, source[name]):
+                buffer.copy_(source[name])
+                self.notes.append("an average makes nan of infinite buffers, dense or pruned: they were put back")
 
     def state_dict(self) -> None:
         """The state loads into a fresh pruned model, and gives its output."""
