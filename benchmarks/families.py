@@ -13,6 +13,7 @@ import multiprocessing
 import re
 import time
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,8 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     results = [json.loads(_file(options.work, key).read_text()) for key in sorted(keys) if _file(options.work, key).exists()]
     _write(options.out, json.dumps({"environment": environment(), "results": results}, indent=1) + "\n")
     if options.docs:
-        _write(options.docs, page(results, len(keys)))
-    print(summary(results, len(keys)))
+        _write(options.docs, page(results, keys))
+    print(summary(results, keys))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -138,17 +139,17 @@ _COLUMNS = {
 }
 
 
-def summary(results: list[dict[str, Any]], total: int) -> str:
-    """How many ended how."""
+def summary(results: list[dict[str, Any]], keys: Sequence[str]) -> str:
+    """How many ended how, and which were not run."""
     counts: dict[str, int] = {}
     for result in results:
         counts[result["status"]] = counts.get(result["status"], 0) + 1
-    return f"{len(results)} of {total} models run: " + ", ".join(
-        f"{count} {status}" for status, count in sorted(counts.items(), key=lambda item: -item[1])
-    )
+    ends = ", ".join(f"{count} {status}" for status, count in sorted(counts.items(), key=lambda item: -item[1]))
+    missing = sorted(set(keys) - {result["key"] for result in results})
+    return f"{len(results)} of {len(keys)} models run: {ends}" + (f"; not run: {', '.join(missing)}" if missing else "")
 
 
-def page(results: list[dict[str, Any]], total: int) -> str:
+def page(results: list[dict[str, Any]], keys: Sequence[str]) -> str:
     """The documentation page: what was done, the table, and every failure with its reason."""
     machine = environment()
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -156,7 +157,7 @@ def page(results: list[dict[str, Any]], total: int) -> str:
     rows = [header, ["---"] * len(header), *(_row(result) for result in results)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return _PAGE.format(
-        summary=summary(results, total), versions=versions, processor=machine["processor"], command=COMMAND, table=table, notes=_notes(results)
+        summary=summary(results, keys), versions=versions, processor=machine["processor"], command=COMMAND, table=table, notes=_notes(results)
     )
 
 
