@@ -12,14 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from torch_flowprune.axes import Block
 from torch_flowprune.graph import Reading, read
+from torch_flowprune.masking import dense_copy
 from torch_flowprune.rules import RULES, SPATIAL
+from torch_flowprune.targets import parameters_of
 
 __all__ = ["Coupling", "Frozen", "Group", "Slice", "alive", "couple", "masks", "rows"]
 
@@ -153,9 +157,9 @@ def couple(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | No
     """The coupling of a model's channels, read from the graph that ``torch.export`` gives of it. The model is left as it was.
 
     Args:
-        model: any module without masks that ``torch.export`` reads.
-        example_inputs: a tensor or a tuple of positional arguments; a batch of two samples or more.
-        kwargs: keyword arguments of the model's forward.
+        model: any module that ``torch.export`` reads.
+        example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of them; a batch of two samples or more.
+        kwargs: keyword arguments of the model's forward, besides.
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> couple(net, torch.randn(2, 3)).groups[0].size
@@ -165,8 +169,26 @@ def couple(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | No
 
 
 def reading_of(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Reading:
-    args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
-    return read(model, args, kwargs or {}, RULES)
+    """Of a pruned model that of the model without masks: what is coupled does not change with what is masked."""
+    pruned = any(target.mask is not None for target in parameters_of(model).values())
+    dense = dense_copy(model)[0] if pruned else model
+    return read(dense, *arguments_of(dense, example_inputs, kwargs), RULES)
+
+
+def arguments_of(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as users have them (a tensor, a tuple of arguments, a tokenizer's dict) as a call, on the model's device.
+
+    Raises:
+        TypeError: for none.
+    """
+    if example_inputs is None:
+        raise TypeError("example_inputs should be what the model is called with: a tensor, a tuple of arguments or a dict of them; got None")
+    named = isinstance(example_inputs, Mapping)
+    several = isinstance(example_inputs, (tuple, list))
+    args = () if named else tuple(example_inputs) if several else (example_inputs,)
+    device = next((parameter.device for parameter in model.parameters()), None)
+    place = partial(tree_map_only, Tensor, lambda tensor: tensor.to(device))
+    return place(args), place({**(example_inputs if named else {}), **(kwargs or {})})
 
 
 def coupling_of(reading: Reading) -> Coupling:

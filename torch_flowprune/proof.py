@@ -54,11 +54,10 @@ class Trial:
         dense: nn.Module,
         masks: Mapping[str, Tensor],
         surgery: Surgery,
-        inputs: Any,
+        args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         tolerance: float | None,
     ) -> None:
-        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
         for dtype in (torch.float64, torch.float32):
             self.model = shaken(copy.deepcopy(dense).to(dtype).eval(), surgery)
             apply_masks(self.model, masks)
