@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from torch_flowprune.axes import Value
-from torch_flowprune.coupling import Coupling
 from torch_flowprune.graph import Reading, module_path, operator_name
+from torch_flowprune.groups import Coupling
 from torch_flowprune.report import Size
 
 Kept = Mapping[str, Tensor]
@@ -71,7 +71,15 @@ class Costs:
     @property
     def dense(self) -> Size:
         """What the model costs with all units."""
-        return self.of({name: torch.ones_like(kept) for name, kept in self.kept.items()})
+        return self.of(self._all)
+
+    def total(self, cost: str) -> int:
+        """One of the two with all units."""
+        return self.count(cost, self._all)
+
+    @property
+    def _all(self) -> Kept:
+        return {name: torch.ones_like(kept) for name, kept in self.kept.items()}
 
     def largest(self, cost: str, kept: Kept, most: int = 3) -> list[tuple[str, int]]:
         """The names and counts of the largest terms."""
@@ -168,7 +176,7 @@ def convolution(out: Value, given: Sequence[Any]) -> list[Dims]:
     return [[*out.dims, *given[1].dims[1:]]]
 
 
-def transposed_convolution(out: Value, given: Sequence[Any]) -> list[Dims]:
+def transposed_convolution(_out: Value, given: Sequence[Any]) -> list[Dims]:
     """Every input position is written through the kernel."""
     return [[*given[0].dims, *given[1].dims[1:]]]
 
@@ -184,7 +192,7 @@ def attention(out: Value, given: Sequence[Any]) -> list[Dims]:
     return [[*query.dims, key.dims[-2]], [*out.dims, key.dims[-2]]]
 
 
-def einsum(out: Value, given: Sequence[Any]) -> list[Dims]:
+def einsum(_out: Value, given: Sequence[Any]) -> list[Dims]:
     """Two operands or more: every index once."""
     equation, operands = given[0].replace(" ", ""), given[1]
     if len(operands) < 2:
