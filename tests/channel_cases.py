@@ -347,12 +347,14 @@ def cut(coupling: Coupling, keep: Mapping[str, Tensor], name: str, tensor: Tenso
     return tensor
 
 
-def assert_equal_without(model: Model, x: Tensor, coupling: Coupling, removed: Mapping[str, list[int]], trains: bool = True) -> Model:
+def assert_equal_without(
+    model: Model, x: Tensor, coupling: Coupling, removed: Mapping[str, list[int]], trains: bool = True, graph: bool = False
+) -> Model:
     """Outputs in eval and train mode, gradients of what is kept, and the tensors themselves."""
     keep = {g.name: torch.tensor([i not in removed.get(g.name, []) for i in range(g.size)], dtype=torch.bool) for g in coupling.groups}
     given = masks(coupling, keep, dict(model.named_parameters()))
     masked = with_masks(model, given)
-    small = shrink(model, x, masks=given, graph=False)
+    small = shrink(model, x, masks=given, graph=graph)
     for name, tensor in [*masked.named_parameters(), *masked.named_buffers()]:
         assert torch.equal(cut(coupling, keep, name, tensor), dict([*small.named_parameters(), *small.named_buffers()])[name]), name
     for training in (False, True) if trains else (False,):

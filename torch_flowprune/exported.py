@@ -24,8 +24,12 @@ from torch_flowprune.graph import Reading, concrete, operator_name
 
 __all__ = ["ExportedModule", "argument_names", "free_sizes", "graft", "recorded_calls", "resized_graph"]
 
-TRAINING = {"batch_norm": "training", "instance_norm": "use_input_stats"}
-DROPOUT = {"dropout": "train", "feature_dropout": "train"}
+TRAINING = {
+    "batch_norm": "training",
+    "instance_norm": "use_input_stats",
+    "dropout": "train",
+    "feature_dropout": "train",
+}
 
 
 class ExportedModule(GraphModule):
@@ -34,15 +38,12 @@ class ExportedModule(GraphModule):
     What the module's own code does in training alone (stochastic depth, auxiliary heads) is not in it.
     """
 
-    def train(self, mode: bool = True, *, dropout: bool = True) -> ExportedModule:
-        """As every module's; ``dropout=False`` leaves dropout off in train mode too."""
+    def train(self, mode: bool = True) -> ExportedModule:
         super().train(mode)
         for node in self.graph.nodes:
-            name = operator_name(node) if node.op == "call_function" else ""
-            if name in TRAINING:
-                set_argument(node, TRAINING[name], mode)
-            elif name in DROPOUT:
-                set_argument(node, DROPOUT[name], mode and dropout)
+            flag = TRAINING.get(operator_name(node)) if node.op == "call_function" else None
+            if flag is not None:
+                set_argument(node, flag, mode)
         self.recompile()
         return self
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -39,7 +40,29 @@ class Slice:
         if self.role not in (*MASKED, "buffer"):
             raise ValueError(f"role of {self.parameter!r} must be producer, affine, consumer or buffer, not {self.role!r}")
         index = torch.as_tensor(self.index, dtype=torch.long)
+        if index.ndim not in (1, 2) or not index.numel() or int(index.min()) < 0:
+            raise ValueError(
+                f"index of {self.parameter!r} should hold the positions of each unit, (units,) or (units, positions), from 0 on; "
+                f"got shape {tuple(index.shape)}{f' with {int(index.min())} in it' if index.numel() else ''}"
+            )
         object.__setattr__(self, "index", index[:, None] if index.ndim == 1 else index)
+
+    def check_fits(self, tensors: Mapping[str, Tensor], group: str) -> None:
+        if self.parameter not in tensors:
+            near = get_close_matches(self.parameter, tensors, n=1)
+            hint = f" (nearest: {near[0]!r})" if near else ""
+            raise ValueError(f"group {group!r} has a slice of {self.parameter!r}, and the model has no such {self._kind}{hint}")
+        shape = tuple(tensors[self.parameter].shape)
+        if not 0 <= self.axis < len(shape):
+            raise ValueError(f"group {group!r} has a slice along axis {self.axis} of {self.parameter!r}, whose shape is {shape}")
+        if int(self.index.max()) >= shape[self.axis]:
+            raise ValueError(
+                f"group {group!r} has position {int(self.index.max())} on axis {self.axis} of {self.parameter!r}, which has {shape[self.axis]}"
+            )
+
+    @property
+    def _kind(self) -> str:
+        return "buffer" if self.role == "buffer" else "parameter"
 
     def of(self, tensor: Tensor) -> Tensor:
         """(units, elements): what the slice holds of its parameter."""
@@ -58,6 +81,16 @@ class Group:
 
     name: str
     slices: tuple[Slice, ...]
+
+    def __post_init__(self) -> None:
+        if not self.slices:
+            raise ValueError(f"group {self.name!r} has no slices: a unit is what they hold of the parameters")
+        for one in self.slices:
+            if len(one.index) != self.size:
+                raise ValueError(
+                    f"group {self.name!r} has {self.size} units in {self.slices[0].parameter!r} and {len(one.index)} in {one.parameter!r}: "
+                    "expected a row of index for each unit in every slice"
+                )
 
     @property
     def size(self) -> int:
@@ -89,6 +122,35 @@ class Coupling:
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...] = ()
     unknown: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [group.name for group in self.groups]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"several groups are called {min(twice)!r}: expected a name of its own for each")
+        self._check_disjoint()
+
+    def _check_disjoint(self) -> None:
+        held: dict[tuple[str, int], list[tuple[str, Tensor]]] = {}
+        for group in self.groups:
+            for one in group.slices:
+                held.setdefault((one.parameter, one.axis), []).append((group.name, one.index.reshape(-1)))
+        for (parameter, axis), parts in held.items():
+            positions, counts = torch.cat([index for _, index in parts]).unique(return_counts=True)
+            if len(double := positions[counts > 1]):
+                owners = dict.fromkeys(name for name, index in parts if bool((index == double[0]).any()))
+                where = f"twice in group {next(iter(owners))!r}" if len(owners) == 1 else f"in groups {' and '.join(map(repr, owners))}"
+                raise ValueError(f"position {int(double[0])} of axis {axis} of {parameter!r} is {where}: a position belongs to one unit")
+
+    def check_fits(self, tensors: Mapping[str, Tensor], roles: Collection[str] = (*MASKED, "buffer")) -> None:
+        """An error if these tensors, by name, have no place for a slice.
+
+        Raises:
+            ValueError: for an unknown name, an axis or a position that is not there.
+        """
+        for group in self.groups:
+            for one in group.slices:
+                if one.role in roles:
+                    one.check_fits(tensors, group.name)
 
     def __getitem__(self, name: str) -> Group:
         for group in self.groups:
@@ -154,8 +216,11 @@ def masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mapping[str, 
     mode. Where two activations are multiplied with each other (attention), `couple` has proved that one of them is
     zero, or frozen both.
     """
+    coupling.check_fits(tensors, MASKED)
     out: dict[str, Tensor] = {}
     for name, kept in keep.items():
+        if kept.shape != (coupling[name].size,):
+            raise ValueError(f"keep[{name!r}] has shape {tuple(kept.shape)}: expected one flag for each of the group's {coupling[name].size} units")
         for s in coupling[name].slices:
             gone = s.index[~kept.cpu()].reshape(-1)
             if s.role in MASKED and len(gone):

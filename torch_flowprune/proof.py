@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from torch_flowprune.exported import ExportedModule
 from torch_flowprune.graph import Reading, operator_name
 from torch_flowprune.resize import Surgery
 
@@ -75,7 +75,7 @@ class Trial:
 
     def outputs(self, model: nn.Module, seed: int = 0) -> list[Tensor]:
         """What the model gives, in the precision of the trial, with random numbers always the same."""
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), torch.random.fork_rng(), NoDropout():
             torch.manual_seed(seed)
             out = model(*tree_map(copy_tensor, self.args), **tree_map(copy_tensor, self.kwargs))
         return [t for t in tree_leaves(out) if isinstance(t, Tensor)]
@@ -119,14 +119,24 @@ class Trial:
 
 
 def training(model: nn.Module) -> nn.Module:
-    """The model in train mode, but for what holds no state and no modules (dropout, stochastic depth): that stays in eval mode."""
+    """The model in train mode, but for what holds neither state nor modules: stochastic depth, in all its forms, stays off."""
     model.train()
     for module in model.modules():
-        if isinstance(module, ExportedModule):
-            module.train(dropout=False)
-        elif not any(True for group in (module.children(), module.parameters(), module.buffers()) for _ in group):
+        if not any(True for held in (module.children(), module.parameters(), module.buffers()) for _ in held):
             module.eval()
     return model
+
+
+class NoDropout(TorchFunctionMode):
+    """Dropout passes its input on, whether a module, a function or an exported graph calls it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        given = dict(kwargs or {})
+        if "dropout" in getattr(func, "__name__", ""):
+            return args[0] if args else given["input"]
+        if "dropout_p" in given:
+            given["dropout_p"] = 0.0
+        return func(*args, **given)
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:

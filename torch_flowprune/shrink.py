@@ -2,8 +2,8 @@
 
 `shrink` slices parameters, buffers and optimizer state, and sets the attributes that state sizes (`out_channels`,
 `num_heads`).
-The result is run against the masked model before anything is handed out: in float64, with affine parameters and running
-statistics shaken, so that defaults of zero and one hide nothing. If the two differ, the model is left as it was.
+The result is run against the masked model before anything is handed out: in float64, in eval and in train mode, with affine parameters
+and running statistics shaken, so that defaults of zero and one hide nothing. If the two differ, the model is left as it was.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def shrink(
         model: the pruned model; left as it was unless ``inplace``.
         example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of them; a batch of two samples or more.
         masks: by parameter name, True = kept; those on the model if left out, and where there are none, exact zeros.
-        coupling, reading: of the model without masks, where they are at hand; else read from it.
+        coupling, reading: of the model without masks, where they are at hand or written by hand; else read from it.
         kwargs: keyword arguments of the model's forward, besides.
         optimizer: goes on with the smaller parameters, its state (momentum) sliced along.
         inplace: change this model instead of a copy.
@@ -61,6 +61,7 @@ def shrink(
 
     Raises:
         ShrinkError: if no smaller model computes what the masked one does; model and optimizer are as they were.
+        ValueError: if a coupling does not fit the model.
 
     >>> import torch_flowprune as fp
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -76,6 +77,7 @@ def shrink(
     args, keywords = arguments_of(dense, example_inputs, kwargs)
     reading = reading or reading_of(dense, args, keywords)
     coupling = coupling or coupling_of(reading)
+    coupling.check_fits({**dict(dense.named_parameters()), **dict(dense.named_buffers())})
     kept = alive(coupling, given or {n: p != 0 for n, p in dense.named_parameters()})
     surgery = Surgery(kept_positions(coupling, kept, dense), {})
     if surgery.keep:
