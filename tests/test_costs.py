@@ -22,9 +22,14 @@ def parameters(model, _=None):
 
 
 def flops(model, x):
-    """By torch's own counter, from a real run."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(model).eval()(x)
+    """By torch's own counter, from a real run; not along the fast path of torch's attention, whose one operator it does not count."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            copy.deepcopy(model).eval()(x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops()
 
 

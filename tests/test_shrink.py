@@ -32,21 +32,21 @@ def test_each_channel_by_itself(name: str) -> None:
     model, x, coupling = coupled(CASES[name])
     for group in coupling.groups:
         for unit in range(group.size):
-            assert_equal_without(model, x, coupling, {group.name: [unit]})
+            assert_equal_without(model, x, coupling, {group.name: [unit]}, graph=CASES[name].graph)
 
 
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_the_last_channel_of_each_group(name: str) -> None:
     model, x, coupling = coupled(CASES[name])
     for group in coupling.groups:
-        assert_equal_without(model, x, coupling, {group.name: [group.size - 1]})
+        assert_equal_without(model, x, coupling, {group.name: [group.size - 1]}, graph=CASES[name].graph)
 
 
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_half_of_every_group(name: str) -> None:
     model, x, coupling = coupled(CASES[name])
     removed = {g.name: torch.randperm(g.size)[: g.size // 2].tolist() for g in coupling.groups}
-    small = assert_equal_without(model, x, coupling, removed)
+    small = assert_equal_without(model, x, coupling, removed, graph=CASES[name].graph)
     assert type(small) is type(model)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
 
@@ -54,12 +54,12 @@ def test_half_of_every_group(name: str) -> None:
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_the_shrunk_model_has_a_coupling_of_its_own_and_shrinks_again(name: str) -> None:
     model, x, coupling = coupled(CASES[name])
-    small = assert_equal_without(model, x, coupling, {g.name: [0] for g in coupling.groups})
+    small = assert_equal_without(model, x, coupling, {g.name: [0] for g in coupling.groups}, graph=CASES[name].graph)
     again = couple(small, x)
     sizes = {g.name: g.size for g in again.groups}
     assert all(sizes[g.name] == g.size - 1 for g in coupling.groups if g.size > 2)
     if again.groups:
-        assert_equal_without(small, x, again, {g.name: [g.size - 1] for g in again.groups})
+        assert_equal_without(small, x, again, {g.name: [g.size - 1] for g in again.groups}, graph=CASES[name].graph)
 
 
 # -- exact beyond the example ------------------------------------------
