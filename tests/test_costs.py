@@ -207,6 +207,24 @@ def test_what_cannot_be_is_said_before_anything_is_touched(options, text):
     assert type(model.stem) is nn.Conv2d
 
 
+def test_a_model_without_operations_has_no_share_of_them():
+    model = CASES["embedding"].make()
+    model.f, model.b = lambda s, x: s.table((x.abs() * 3).long().clamp(max=6)), nn.Identity()
+    x = torch.randn(3, 4)
+    with pytest.raises(ValueError, match="no channel can be pruned"):
+        fp.global_prune(model, sparsity=0.5, granularity="channel", example_inputs=x, cost="flops")
+    model = nn.Sequential(nn.Embedding(7, 6), nn.ReLU(), Summed())
+    options = {"granularity": "channel", "example_inputs": torch.randint(7, (3, 4)), "parameters": [(model[0], "weight")]}
+    with pytest.raises(ValueError, match="the model has no flops that are counted: convolutions, matrix products and attention are"):
+        fp.global_prune(model, sparsity=0.5, cost="flops", **options)
+    assert fp.global_prune(model, sparsity=0.5, cost="parameters", **options).pruned == 3
+
+
+class Summed(nn.Module):
+    def forward(self, x):
+        return x.sum(-1)
+
+
 def test_all_that_can_go_goes_where_just_that_is_asked_for():
     model = Residual().eval()
     smallest = 27 + 2 + (9 + 1) + 2 + (9 + 1) + 2 + 1 * 4 + 4  # of 1174

@@ -52,6 +52,8 @@ class Budget:
                 f"cost={cost!r} counts what shrink leaves of the model, and it removes whole channels only: "
                 "pass granularity='channel', or leave cost= out (sparsity is then the share of all units)"
             )
+        if not costs.total(cost):
+            raise ValueError(f"the model has no {cost} that are counted: convolutions, matrix products and attention are; leave cost= out")
         return cls(costs, cost, least or {})
 
     @property

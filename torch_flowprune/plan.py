@@ -66,7 +66,7 @@ def _within(budget: Budget, found: Candidates, sparsity: float | None, amount: f
     units, total = living_units(found), budget.total
     gone = total - budget.left(units)
     goal = _goal(total, total - gone, sparsity, amount, lambda share: ceil(Fraction(str(share)) * total))
-    if budget.is_overdrawn(units, total - goal):
+    if goal < gone and budget.is_overdrawn(units, total - goal):
         raise ValueError(_too_low(f"the model is already at sparsity {gone / total:.4g} of its {budget.cost}", sparsity))
     budget.check_reachable(units, total - goal)
     return Pool(tuple(found), _path(total, gone, max(goal, gone), rounds, schedule), budget)
@@ -124,7 +124,7 @@ def _check_pattern(blocks: Blocks, sparsity: float | None, amount: float | None,
 def floors(found: Candidates, min_keep: float | None, cost: str = "units") -> dict[str, int] | None:
     """How many units each layer keeps at least: with a cost one, for ``shrink`` to leave something of each layer."""
     if cost != "units":
-        return {name: max(1, least) for name, least in (floors(found, min_keep or 0) or {}).items()}
+        return {name: max(1, least) for name, least in (floors(found, 0 if min_keep is None else min_keep) or {}).items()}
     if min_keep is None:
         return None
     if isinstance(min_keep, bool) or not isinstance(min_keep, (int, float)) or not min_keep >= 0 or (isinstance(min_keep, float) and min_keep > 1):
