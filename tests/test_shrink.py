@@ -161,14 +161,13 @@ def test_what_training_draws_is_no_difference(options: dict[str, float]) -> None
     assert shrink(model, x, masks=halved(model, x)).a.out_features == 3
 
 
-def test_dropout_hides_no_difference_in_training() -> None:
-    model = Fn(
-        lambda s, x: s.b(s.drop(s.a(x)) / (s.a(x).mean(-1, keepdim=True) if s.training else 1)),
-        a=nn.Linear(4, 6),
-        b=nn.Linear(6, 2),
-        drop=nn.Dropout(0.5),
-    )
-    x = torch.randn(5, 4)
+@pytest.mark.parametrize("drop", [lambda s, x: s.drop(x), lambda s, x: nn.functional.dropout(x, 0.5, s.training)])
+def test_dropout_hides_no_difference_in_training(drop: Callable[..., torch.Tensor]) -> None:
+    def forward(s: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        hidden = s.a(x)
+        return s.b(drop(s, hidden) / (hidden.mean(-1, keepdim=True) if s.training else 1))
+
+    model, x = Fn(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2), drop=nn.Dropout(0.5)), torch.randn(5, 4)
     with pytest.raises(ShrinkError, match="in train mode"):
         shrink(model, x, masks=halved(model, x))
 
