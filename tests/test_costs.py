@@ -140,6 +140,13 @@ def test_amounts_are_of_what_is_left():
     assert first - 250 < second <= first - 100
 
 
+def test_an_amount_that_is_met_exactly_takes_no_unit_more():
+    three = fp.global_prune(build(), amount=3, granularity="channel", example_inputs=X)
+    freed = three.dense.parameters - three.left.parameters
+    options = {"granularity": "channel", "example_inputs": X, "cost": "parameters"}
+    assert [fp.global_prune(build(), amount=freed + more, **options).pruned for more in (-1, 0, 1)] == [3, 3, 4]
+
+
 def test_the_same_target_again_is_met_already_and_a_lower_one_is_an_error():
     model = build()
     options = {"granularity": "channel", "example_inputs": X, "cost": "flops"}
