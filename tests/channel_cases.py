@@ -107,13 +107,113 @@ class Shuffled(nn.Module):
         return self.c(torch.cat([left, torch.relu(self.b(right))], dim=1))
 
 
+class Split(nn.Module):
+    """Three uneven parts, each with a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split_dims = (3, 4, 5)
+        self.inp, self.a, self.b, self.out = nn.Conv2d(3, 12, 1), nn.Conv2d(3, 5, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(10, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = self.inp(x).split(self.split_dims, 1)
+        return self.out(torch.cat([third, self.a(torch.relu(first))], 1)) + self.b(second)
+
+
+class Grouped(nn.Module):
+    """Grouped-query attention as language models write it: keys and values expanded to every head of their group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = 4, 2, 3
+        self.q, self.k, self.v, self.proj = nn.Linear(8, 12), nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q = self.q(x).view(b, n, self.num_heads, self.head_dim).transpose(1, 2)
+        k = self.k(x).view(b, n, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        v = self.v(x).view(b, n, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        times = self.num_heads // self.num_kv_heads
+        k, v = (t[:, :, None].expand(-1, -1, times, -1, -1).reshape(b, -1, n, self.head_dim) for t in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).reshape(b, n, -1))
+
+
+class Rotary(Attention):
+    """Rotary positions: halves of a head are turned into each other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (layer(x).view(b, n, self.num_heads, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        angle = torch.arange(n, dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.1], dtype=x.dtype).repeat(2)
+        turn = lambda t: t * angle.cos() + torch.cat([-t[..., 2:], t[..., :2]], -1) * angle.sin()
+        y = F.scaled_dot_product_attention(turn(q), turn(k), v)
+        return self.proj(y.transpose(1, 2).reshape(b, n, -1))
+
+
+class Relative(Attention):
+    """A table of relative positions with a column for each head, read by an index, as window attention has it."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 4, 3, fused=True, manual=True)
+        self.table = nn.Parameter(torch.zeros(9, 4))
+        places = torch.arange(5)
+        self.register_buffer("index", places[:, None] - places + 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.table[self.index.view(-1)].view(n, n, -1).permute(2, 0, 1)
+        y = ((q * self.scale) @ k.transpose(-2, -1) + bias.unsqueeze(0)).softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).reshape(b, n, -1))
+
+
+class Block(nn.Module):
+    """A transformer's block: the residual width is normalised and stays, heads and hidden width go."""
+
+    def __init__(self, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.attn = norm(8), norm(8), Attention(8, 4, 3)
+        self.up, self.down = nn.Linear(8, 10), nn.Linear(10, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class TiedEmbedding(nn.Module):
+    """One table reads tokens in and out: the width is that of both, and goes with what is added to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up, self.down, self.head = nn.Embedding(7, 6), nn.Linear(6, 5), nn.Linear(5, 6), nn.Linear(6, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed((x.abs() * 3).long().clamp(max=6))
+        return self.head(x + self.down(torch.relu(self.up(x))))
+
+
+class Multihead(nn.Module):
+    """torch's own attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.attn, self.b = nn.Linear(8, 8), nn.MultiheadAttention(8, 4, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(self.attn(x, x, x, need_weights=False)[0])
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
-    """make: the model. shape: of its input. groups: name -> units that `couple` has to find, exactly."""
+    """make: the model. shape: of its input. groups: name -> units that `couple` has to find, exactly. graph: its code takes no other sizes."""
 
     make: Callable[[], Model]
     shape: tuple[int, ...]
     groups: Mapping[str, int]
+    graph: bool = False
 
 
 def conv_net(*middle: nn.Module, width: int = 6) -> Model:
@@ -233,6 +333,61 @@ CASES: dict[str, Case] = {
         TOKENS,
         {"gate.weight": 6},
     ),
+    "split": Case(Split, IMAGE, {"inp.weight": 3, "inp.weight#2": 4, "inp.weight#3": 5, "a.weight": 5}),
+    "reshape": Case(
+        lambda: Fn(
+            lambda s, x: s.out(torch.relu(s.mix(s.a(x).flatten(2).transpose(1, 2))).transpose(1, 2).reshape(len(x), -1, 6, 6)),
+            a=nn.Conv2d(3, 6, 1),
+            mix=nn.Linear(6, 5),
+            out=nn.Conv2d(5, 2, 1),
+        ),
+        IMAGE,
+        {"a.weight": 6, "mix.weight": 5},
+    ),
+    "global pool": Case(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)), IMAGE, {"0.weight": 4}
+    ),
+    "global mean and maximum": Case(
+        lambda: Fn(
+            lambda s, x: (lambda y: s.b(torch.cat([y.mean((2, 3)), y.amax((2, 3))], 1)))(torch.relu(s.a(x))), a=nn.Conv2d(3, 4, 3), b=nn.Linear(8, 3)
+        ),
+        IMAGE,
+        {"a.weight": 4},
+    ),
+    "bn and groups norm": Case(
+        lambda: conv_net(nn.BatchNorm2d(6), nn.SiLU(), nn.Conv2d(6, 8, 1), nn.GroupNorm(4, 8), nn.Conv2d(8, 6, 1)),
+        IMAGE,
+        {"0.weight": 6, "3.weight": 4, "5.weight": 6},
+    ),
+    "channels last norm": Case(
+        lambda: Fn(
+            lambda s, x: s.out(s.down(F.gelu(s.up(s.norm(s.a(x).permute(0, 2, 3, 1))))).permute(0, 3, 1, 2)),
+            a=nn.Conv2d(3, 4, 3, padding=1),
+            norm=nn.LayerNorm(4),
+            up=nn.Linear(4, 6),
+            down=nn.Linear(6, 4),
+            out=nn.Conv2d(4, 2, 1),
+        ),
+        IMAGE,
+        {"up.weight": 6, "down.weight": 4},
+    ),
+    "transformer block": Case(lambda: Block(nn.LayerNorm), TOKENS, {"attn.q.weight": 4, "up.weight": 10}),
+    "transformer block, rms norm": Case(lambda: Block(nn.RMSNorm), TOKENS, {"attn.q.weight": 4, "up.weight": 10}),
+    "grouped queries, expanded": Case(Grouped, TOKENS, {"q.weight": 2}),
+    "rotary positions": Case(lambda: Rotary(8, 3, 4), TOKENS, {"q.weight": 3}),
+    "relative position table": Case(Relative, TOKENS, {"qkv.weight": 4}),
+    "multi-head attention of torch": Case(Multihead, TOKENS, {"a.weight": 8, "attn.in_proj_weight": 4, "attn.out_proj.weight": 8}, graph=True),
+    "tied embedding": Case(TiedEmbedding, ROW, {"embed.weight": 6, "up.weight": 5}),
+    "embedding": Case(
+        lambda: Fn(
+            lambda s, x: s.b(torch.relu(s.table((x.abs() * 3).long().clamp(max=6)) + s.place)),
+            table=nn.Embedding(7, 6),
+            b=nn.Linear(6, 3),
+            place=nn.Parameter(torch.zeros(4, 6)),
+        ),
+        ROW,
+        {"table.weight": 6},
+    ),
     "shuffle": Case(GroupedReshape, IMAGE, {"a.weight": 4}),
     "chunk and cat": Case(Shuffled, IMAGE, {"a.weight": 4, "b.weight": 4}),
     "pixel shuffle": Case(lambda: nn.Sequential(nn.Conv2d(3, 16, 1), nn.PixelShuffle(2), nn.Conv2d(4, 2, 1)), IMAGE, {"0.weight": 4}),
@@ -347,12 +502,14 @@ def cut(coupling: Coupling, keep: Mapping[str, Tensor], name: str, tensor: Tenso
     return tensor
 
 
-def assert_equal_without(model: Model, x: Tensor, coupling: Coupling, removed: Mapping[str, list[int]], trains: bool = True) -> Model:
+def assert_equal_without(
+    model: Model, x: Tensor, coupling: Coupling, removed: Mapping[str, list[int]], trains: bool = True, graph: bool = False
+) -> Model:
     """Outputs in eval and train mode, gradients of what is kept, and the tensors themselves."""
     keep = {g.name: torch.tensor([i not in removed.get(g.name, []) for i in range(g.size)], dtype=torch.bool) for g in coupling.groups}
     given = masks(coupling, keep, dict(model.named_parameters()))
     masked = with_masks(model, given)
-    small = shrink(model, x, masks=given, graph=False)
+    small = shrink(model, x, masks=given, graph=graph)
     for name, tensor in [*masked.named_parameters(), *masked.named_buffers()]:
         assert torch.equal(cut(coupling, keep, name, tensor), dict([*small.named_parameters(), *small.named_buffers()])[name]), name
     for training in (False, True) if trains else (False,):

@@ -65,3 +65,20 @@ def test_a_forward_that_goes_past_the_mask_is_found(lifecycle):
     result = lifecycle.Lifecycle(subject(lifecycle, Bypass), "magnitude", "weight").run()
     assert {check for check, outcome in result["checks"].items() if outcome} >= {"forward", "train", "masks_hold", "state_dict"}
     assert "1 of 3 (4.weight)" in result["notes"][0]
+
+
+def test_latency_quick_measures_speed_and_memory_before_and_after(tmp_path):
+    out = tmp_path / "latency.json"
+    command = [sys.executable, "-m", "benchmarks.latency", "--quick", "--out", out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    (small,) = found["models"].values()
+    assert small["channels"] == 0.5
+    assert small["error"] < 1e-4
+    first, second, head = 64 * 28 + 128, 64 * (9 * 64 + 1), 10 * 65
+    assert small["parameters"] == {"dense": first + second + head, "shrunk": first // 2 + 32 * (9 * 32 + 1) + 10 * 33}
+    assert small["flops"]["shrunk"] < 0.3 * small["flops"]["dense"]
+    assert all(small["seconds"][kind]["runs"] == 3 for kind in ("dense", "masked", "shrunk"))
+    assert min(small["memory"][kind]["peak"] for kind in ("dense", "shrunk")) > 0
+    assert "| small | 27% | 26% |" in done.stdout

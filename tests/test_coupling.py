@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections import UserDict
 
 import pytest
 import torch
 from channel_cases import CASES, Attention, coupled
 from torch import nn
+from torch.nn.utils import prune
 
-from torch_flowprune.coupling import Coupling, Frozen, Group, Slice, alive, couple, masks, rows
+import torch_flowprune as fp
+from torch_flowprune.coupling import Coupling, Frozen, Group, Slice, alive, arguments_of, couple, masks, rows
+from torch_flowprune.shrink import ShrinkError, shrink
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -145,3 +150,159 @@ def test_written_by_hand() -> None:
         coupling["c"]
     with pytest.raises(ValueError, match="must be producer"):
         Slice("a.weight", 0, torch.arange(3), "maker")
+
+
+# -- written by hand ------------------------------------------
+
+
+class Sorted(nn.Module):
+    """Sorts its samples by position: an operator without a rule, that one who knows the model knows to be safe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.relu(self.a(x)).sort(0).values)
+
+
+def by_hand(**changes: object) -> Coupling:
+    slices = {
+        "rows": Slice("a.weight", 0, torch.arange(4), "producer"),
+        "bias": Slice("a.bias", 0, torch.arange(4), "affine"),
+        "columns": Slice("b.weight", 1, torch.arange(4), "consumer"),
+    }
+    return Coupling((Group("hidden", tuple(s for s in {**slices, **changes}.values() if s is not None)),))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("index", [[0, 1, 2, 3], [[2], [0], [3], [1]]])
+def test_a_coupling_by_hand_scores_masks_and_shrinks_what_no_rule_knows(index: list) -> None:
+    torch.manual_seed(0)
+    model, x = Sorted().double().eval(), torch.randn(5, 3, dtype=torch.float64)
+    assert couple(model, x).groups == ()
+    order = torch.tensor(index)
+    coupling = by_hand(
+        rows=Slice("a.weight", 0, order, "producer"), bias=Slice("a.bias", 0, order, "affine"), columns=Slice("b.weight", 1, order, "consumer")
+    )
+    parameters = dict(model.named_parameters())
+    scores = rows(parameters, coupling["hidden"]).norm(dim=-1)
+    assert torch.equal(scores, model.a.weight.norm(dim=1)[order.flatten()])
+    given = masks(coupling, {"hidden": scores > scores.median()}, parameters)
+    small = shrink(model, x, masks=given, coupling=coupling)
+    with torch.no_grad():
+        for name, mask in given.items():
+            parameters[name].mul_(mask)
+    assert type(small) is Sorted
+    assert (small.a.out_features, small.b.in_features) == (2, 2)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_coupling_by_hand_that_leaves_out_a_slice_is_found_out() -> None:
+    model, x = Sorted(), torch.randn(5, 3)
+    parameters = dict(model.named_parameters())
+    coupling = by_hand(columns=None)
+    given = masks(coupling, {"hidden": torch.tensor([True, False, True, True])}, parameters)
+    before = {name: parameter.clone() for name, parameter in parameters.items()}
+    with pytest.raises(ShrinkError):
+        shrink(model, x, masks=given, coupling=coupling)
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (lambda: by_hand(columns=Slice("b.weights", 1, range(4), "consumer")), r"'b\.weights', and the model has no such parameter \(nearest: '"),
+        (lambda: by_hand(extra=Slice("table", 0, range(4), "buffer")), "has a slice of 'table', and the model has no such buffer"),
+        (lambda: by_hand(columns=Slice("b.weight", 2, range(4), "consumer")), r"along axis 2 of 'b\.weight', whose shape is \(2, 4\)"),
+        (lambda: by_hand(columns=Slice("b.weight", 1, [0, 1, 2, 4], "consumer")), r"position 4 on axis 1 of 'b\.weight', which has 4"),
+        (lambda: by_hand(columns=Slice("b.weight", 1, range(3), "consumer")), r"has 4 units in 'a\.weight' and 3 in 'b\.weight': expected a row"),
+        (lambda: by_hand(columns=Slice("b.weight", 1, [0, 1, 2, 2], "consumer")), r"position 2 of axis 1 of 'b\.weight' is twice in group 'hidden'"),
+        (lambda: by_hand(columns=Slice("b.weight", 1, [-1, 1, 2, 3], "consumer")), r"from 0 on; got shape \(4,\) with -1 in it"),
+        (lambda: by_hand(columns=Slice("b.weight", 1, [], "consumer")), r"from 0 on; got shape \(0,\)"),
+        (lambda: by_hand(columns=Slice("b.weight", 1, 3, "consumer")), r"\(units,\) or \(units, positions\)"),
+        (lambda: Group("hidden", ()), "group 'hidden' has no slices"),
+        (lambda: Coupling((*by_hand().groups, *by_hand().groups)), "several groups are called 'hidden'"),
+        (
+            lambda: Coupling((*by_hand().groups, Group("other", (Slice("b.weight", 1, [3], "producer"),)))),
+            r"position 3 of axis 1 of 'b\.weight' is in groups 'hidden' and 'other': a position belongs to one unit",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_coupling_by_hand_is_said(wrong: object, text: str) -> None:
+    model = Sorted()
+    with pytest.raises(ValueError, match=text):
+        shrink(model, torch.randn(5, 3), coupling=wrong())  # type: ignore[operator]
+
+
+def test_masks_take_one_flag_a_unit() -> None:
+    parameters = dict(Sorted().named_parameters())
+    with pytest.raises(ValueError, match=r"keep\['hidden'\] has shape \(3,\): expected one flag for each of the group's 4 units"):
+        masks(by_hand(), {"hidden": torch.ones(3, dtype=torch.bool)}, parameters)
+    with pytest.raises(ValueError, match=r"the model has no such parameter"):
+        masks(by_hand(columns=Slice("c.weight", 1, range(4), "consumer")), {"hidden": torch.ones(4, dtype=torch.bool)}, parameters)
+
+
+# -- as users call it ------------------------------------------
+
+
+def test_a_pruned_model_couples_as_the_dense_one_does() -> None:
+    model, x, coupling = coupled(CASES["residual"])
+    for prune_it in (torch_pruned, flowpruned):
+        pruned = prune_it(copy.deepcopy(model), x)
+        before = pruned.state_dict()
+        assert sorted(str(couple(pruned, x)).splitlines()) == sorted(str(coupling).splitlines())  # torch moves what it prunes
+        assert all(torch.equal(value, before[name]) for name, value in pruned.state_dict().items())
+        assert any(name.endswith("_mask") for name in pruned.state_dict())
+
+
+def torch_pruned(model: nn.Module, _: torch.Tensor) -> nn.Module:
+    prune.ln_structured(model.a, "weight", amount=2, n=2, dim=0)
+    return model
+
+
+def flowpruned(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    fp.global_prune(model, sparsity=0.4, granularity="channel", example_inputs=x, min_keep=1)
+    return model
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None, *, scale: torch.Tensor | None = None) -> torch.Tensor:
+        hidden = torch.relu(self.a(ids)) * (1 if mask is None else self.b(mask))
+        return self.c(hidden if scale is None else hidden * scale)
+
+
+IDS, MASK, SCALE = torch.randn(3, 4), torch.randn(3, 4), torch.rand(1)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kwargs"),
+    [
+        (IDS, None),
+        ((IDS, MASK), None),
+        ([IDS, MASK], None),
+        ({"ids": IDS, "mask": MASK}, None),
+        (UserDict(ids=IDS, mask=MASK, scale=SCALE), None),  # what Hugging Face's tokenizers return
+        ((IDS, MASK), {"scale": SCALE}),
+        ({"ids": IDS}, {"mask": MASK}),
+    ],
+)
+def test_examples_are_what_the_model_is_called_with(inputs: object, kwargs: dict | None) -> None:
+    torch.manual_seed(0)
+    model = TwoInputs()
+    args, named = arguments_of(model, inputs, kwargs)
+    size = couple(model, inputs, kwargs)["a.weight"].size
+    example = {**dict(zip(("ids", "mask"), args, strict=False)), **named}
+    fp.global_prune(model, sparsity=0.5, granularity="channel", example_inputs=example)
+    small = shrink(model, inputs, kwargs=kwargs)
+    assert (size, small.a.out_features) == (6, 3)
+    torch.testing.assert_close(small(*args, **named), model(*args, **named))
+
+
+def test_no_example_is_an_error() -> None:
+    for call in (couple, shrink):
+        with pytest.raises(TypeError, match="example_inputs should be what the model is called with: a tensor, a tuple of arguments or a dict"):
+            call(TwoInputs(), None)

@@ -32,21 +32,21 @@ def test_each_channel_by_itself(name: str) -> None:
     model, x, coupling = coupled(CASES[name])
     for group in coupling.groups:
         for unit in range(group.size):
-            assert_equal_without(model, x, coupling, {group.name: [unit]})
+            assert_equal_without(model, x, coupling, {group.name: [unit]}, graph=CASES[name].graph)
 
 
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_the_last_channel_of_each_group(name: str) -> None:
     model, x, coupling = coupled(CASES[name])
     for group in coupling.groups:
-        assert_equal_without(model, x, coupling, {group.name: [group.size - 1]})
+        assert_equal_without(model, x, coupling, {group.name: [group.size - 1]}, graph=CASES[name].graph)
 
 
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_half_of_every_group(name: str) -> None:
     model, x, coupling = coupled(CASES[name])
     removed = {g.name: torch.randperm(g.size)[: g.size // 2].tolist() for g in coupling.groups}
-    small = assert_equal_without(model, x, coupling, removed)
+    small = assert_equal_without(model, x, coupling, removed, graph=CASES[name].graph)
     assert type(small) is type(model)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
 
@@ -54,12 +54,12 @@ def test_half_of_every_group(name: str) -> None:
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_the_shrunk_model_has_a_coupling_of_its_own_and_shrinks_again(name: str) -> None:
     model, x, coupling = coupled(CASES[name])
-    small = assert_equal_without(model, x, coupling, {g.name: [0] for g in coupling.groups})
+    small = assert_equal_without(model, x, coupling, {g.name: [0] for g in coupling.groups}, graph=CASES[name].graph)
     again = couple(small, x)
     sizes = {g.name: g.size for g in again.groups}
     assert all(sizes[g.name] == g.size - 1 for g in coupling.groups if g.size > 2)
     if again.groups:
-        assert_equal_without(small, x, again, {g.name: [g.size - 1] for g in again.groups})
+        assert_equal_without(small, x, again, {g.name: [g.size - 1] for g in again.groups}, graph=CASES[name].graph)
 
 
 # -- exact beyond the example ------------------------------------------
@@ -124,6 +124,84 @@ def test_a_scale_read_off_the_width_is_not_trusted() -> None:
     assert isinstance(small, ExportedModule)
     other = torch.randn(4, 8, dtype=torch.float64)
     assert relative_error(with_masks(model, given)(other), small(other)) < 1e-12
+
+
+# -- what training does otherwise ------------------------------------------
+
+
+class OnlyInTraining(nn.Module):
+    """Its training forward reads the hidden channels in a way that its eval forward does not."""
+
+    def __init__(self, noise: float = 0.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.a, self.norm, self.b, self.noise, self.dropout = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2), noise, dropout
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.sigmoid(self.norm(self.a(x)))
+        if self.training and not self.dropout:
+            hidden = hidden + self.noise * torch.randn_like(hidden) if self.noise else hidden / hidden.mean(-1, keepdim=True)
+        return self.b(torch.nn.functional.dropout(hidden, self.dropout, self.training))
+
+
+def test_a_training_forward_that_would_differ_is_found_out() -> None:
+    torch.manual_seed(0)
+    model, x = OnlyInTraining().train(), torch.randn(5, 4)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ShrinkError, match="output in train mode differs from the masked model's by"):
+        shrink(model, x, masks=halved(model, x))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("options", [{"dropout": 0.5}, {"noise": 1.0}])
+def test_what_training_draws_is_no_difference(options: dict[str, float]) -> None:
+    """Dropout is off in the trial, in any form; where something else draws, by width, only eval mode can be compared."""
+    torch.manual_seed(0)
+    model, x = OnlyInTraining(**options), torch.randn(5, 4)
+    assert shrink(model, x, masks=halved(model, x)).a.out_features == 3
+
+
+@pytest.mark.parametrize("drop", [lambda s, x: s.drop(x), lambda s, x: nn.functional.dropout(x, 0.5, s.training)])
+def test_dropout_hides_no_difference_in_training(drop: Callable[..., torch.Tensor]) -> None:
+    def forward(s: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        hidden = s.a(x)
+        return s.b(drop(s, hidden) / (hidden.mean(-1, keepdim=True) if s.training else 1))
+
+    model, x = Fn(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2), drop=nn.Dropout(0.5)), torch.randn(5, 4)
+    with pytest.raises(ShrinkError, match="in train mode"):
+        shrink(model, x, masks=halved(model, x))
+
+
+def test_one_sample_is_enough_for_eval_mode() -> None:
+    """Batch norm cannot train on it; the proof is then of eval mode."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)).eval()
+    assert shrink(model, torch.randn(1, 4), masks=halved(model, torch.randn(2, 4)))[0].out_features == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_byobnet", "test_mambaout", "test_nfnet", "test_vit3"]
+)
+def test_models_people_have_in_both_modes_with_gradients(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5)
+    size = (96, 96) if hasattr(model, "set_input_size") else (64, 64)
+    if hasattr(model, "set_input_size"):
+        model.set_input_size(size)
+    x = torch.randn(3, 3, *size, dtype=torch.float64)
+    model = calibrated(model, x) if any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) else gently_randomised(model)
+    coupling = couple(model, x)
+    removed = {g.name: torch.randperm(g.size)[: g.size // 2].tolist() for g in coupling.groups}
+    assert_equal_without(model, x, coupling, removed, graph=True)
+
+
+def gently_randomised(model: nn.Module) -> nn.Module:
+    model = model.double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim <= 1 or not p.any():
+                p.mul_(torch.rand_like(p) + 0.5).add_(0.1 * torch.randn_like(p))
+    return model
 
 
 # -- the paper's models ------------------------------------------

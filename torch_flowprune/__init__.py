@@ -2,10 +2,11 @@
 
 from torch_flowprune import methods as _methods
 from torch_flowprune.comparison import Comparison, Outcome, compare
-from torch_flowprune.coupling import Coupling, Group, Slice, couple
+from torch_flowprune.coupling import couple
 from torch_flowprune.data import class_balanced
 from torch_flowprune.diagnosis import Diagnosis, LayerDiagnosis, diagnose
 from torch_flowprune.flow import Flow, flow
+from torch_flowprune.groups import Coupling, Group, Slice
 from torch_flowprune.masking import apply_masks, remove
 from torch_flowprune.measures import MEASURES
 from torch_flowprune.methods import *  # noqa: F403
@@ -13,7 +14,7 @@ from torch_flowprune.prediction import Prediction, predict
 from torch_flowprune.proof import ShrinkError
 from torch_flowprune.pruner import Pruner
 from torch_flowprune.pruning import LayerCollapseWarning, TiedScoresWarning, global_prune
-from torch_flowprune.report import Layer, Report
+from torch_flowprune.report import Layer, Report, Size
 from torch_flowprune.schedules import SCHEDULES
 from torch_flowprune.scoring import Scores, importance_scores, scores
 from torch_flowprune.shrink import shrink
@@ -41,6 +42,7 @@ __all__ = [
     "Report",
     "Scores",
     "ShrinkError",
+    "Size",
     "Slice",
     "Slices",
     "TiedScoresWarning",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch_flowprune as fp
 from torch_flowprune import demo, zoo
+from torch_flowprune.budget import COSTS
 
 _FAULTS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 """What a user can cause and mend: these end in one line and exit code 2."""
@@ -69,6 +70,12 @@ def _prune(command: argparse.ArgumentParser) -> None:
     _model(command)
     command.add_argument("--method", default="magnitude", metavar="NAME", help=f"a measure (default: %(default)s); {', '.join(fp.MEASURES)}")
     command.add_argument("--sparsity", type=share, metavar="S", help="the share of all prunable units that is gone afterwards, 0 to 1; not for n:m")
+    command.add_argument(
+        "--cost",
+        default="units",
+        choices=COSTS,
+        help="what --sparsity is a share of; parameters and flops: of the model, with channels (default: units)",
+    )
     command.add_argument("--scores", type=Path, metavar="FILE", help="scores written by `score --out`: no data are read, and --method is not needed")
     command.add_argument("--scope", default="global", choices=("global", "layer"), help="one ranking over all layers, or each to the same sparsity")
     command.add_argument("--rounds", type=at_least_one, default=1, metavar="N", help="prune in N steps, scoring anew before each (default: 1)")

@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from torch_flowprune.costs import Costs
 from torch_flowprune.masking import check_can_mask
 from torch_flowprune.targets import Pair, Pattern, Target, prunable
 from torch_flowprune.units import Blocks, Granularity, Units, alive, parse
@@ -33,6 +34,10 @@ class Candidate(Protocol):
     @property
     def blocks(self) -> Blocks | None:
         """The n:m pattern that the units have to keep, if any."""
+
+    @property
+    def costs(self) -> Costs | None:
+        """What the whole model costs as a function of the units that stay, where that is known; all candidates share it."""
 
     def __len__(self) -> int:
         """How many units."""
@@ -82,6 +87,10 @@ class ParameterUnits:
     @property
     def blocks(self) -> Blocks | None:
         return self.units if isinstance(self.units, Blocks) else None
+
+    @property
+    def costs(self) -> Costs | None:
+        return None
 
     def __len__(self) -> int:
         return len(self.units.rows(self.target.parameter.detach()))

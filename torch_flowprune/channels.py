@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.candidates import Candidates
-from torch_flowprune.coupling import MASKED, Coupling, Group, Slice, alive, couple, masks, rows
-from torch_flowprune.masking import check_can_mask
-from torch_flowprune.shrink import dense_copy
+from torch_flowprune.costs import Costs, costs_of
+from torch_flowprune.coupling import coupling_of, reading_of
+from torch_flowprune.graph import canonical_names
+from torch_flowprune.groups import MASKED, Coupling, Group, Slice, alive, masks, rows
+from torch_flowprune.masking import check_can_mask, dense_copy
 from torch_flowprune.targets import Pair, Pattern, Target, parameters_of, prunable
 from torch_flowprune.units import Blocks
 
@@ -27,6 +29,7 @@ class GroupUnits:
     group: Group
     members: Mapping[str, Target]
     scored: tuple[Slice, ...]
+    costs: Costs
 
     @property
     def name(self) -> str:
@@ -108,16 +111,17 @@ def channel_candidates(
     """
     if scored_by not in SCORED_BY:
         raise ValueError(f"scored_by should be one of {', '.join(SCORED_BY)}, got {scored_by!r}")
-    dense, _ = dense_copy(model)
-    arguments, keywords = ((), example_inputs) if isinstance(example_inputs, Mapping) else (example_inputs, None)
-    coupling = couple(dense, arguments, keywords)
+    dense, pruned = dense_copy(model)
+    reading = reading_of(dense, example_inputs)
+    coupling, names = coupling_of(reading), canonical_names(dense)
+    costs = costs_of(reading, coupling, dense, alive(coupling, {names[name]: mask for name, mask in pruned.items()}))
     known = parameters_of(model)
     chosen = {target.name for target in prunable(model, parameters, include, exclude)}
     found: Candidates = {}
     for group in coupling.groups:
         if all(one.parameter in chosen for one in group.slices if one.role == "producer"):
             members = {one.parameter: check_can_mask(known[one.parameter], one.parameter) for one in group.slices if one.role in MASKED}
-            found[group.name] = GroupUnits(group, members, _scored(group, members, scored_by))
+            found[group.name] = GroupUnits(group, members, _scored(group, members, scored_by), costs)
     if not found:
         raise ValueError(_nothing(coupling))
     return found

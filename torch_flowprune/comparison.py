@@ -34,7 +34,7 @@ class Outcome:
 
     Attributes:
         method: the measure's name.
-        sparsity: the share of units gone.
+        sparsity: the share of units gone; also where the target was a share of a cost.
         loss: the mean loss on the held-out data with these masks.
         change: that minus the loss without them.
         predicted: −Σ θ·g over what goes, on the scoring data: the first-order change.
@@ -112,6 +112,7 @@ def compare(
     include: Any = None,
     exclude: Any = None,
     min_keep: float | None = None,
+    cost: str = "units",
     loss: Loss | None = None,
     closure: Closure | None = None,
     temperature: float = 1.0,
@@ -129,7 +130,7 @@ def compare(
         sparsities: in (0, 1], above what the model already has.
         data: what the scores are taken over.
         held_out: what the loss is measured on; ``data`` itself if left out (then the loss is one the scores have seen).
-        granularity, include, exclude, min_keep: as :func:`~torch_flowprune.pruning.global_prune` takes them.
+        granularity, include, exclude, min_keep, cost: as :func:`~torch_flowprune.pruning.global_prune` takes them.
         loss, closure, temperature, mode: what is differentiated, and measured at temperature 1.
         generator: for ``random``.
         options: of :func:`~torch_flowprune.flow.flow`: ``max_samples``, ``theta0``, ``example_inputs``, ``progress``.
@@ -156,7 +157,7 @@ def compare(
     objective, unseen = Objective(loss, closure), data if held_out is None else held_out
     before, samples = mean_loss(inner, unseen, objective, mode)
     outcomes = tuple(
-        _outcome(inner, name, sparsity, scores[name], point, found, min_keep, before, (unseen, objective, mode))
+        _outcome(inner, name, sparsity, scores[name], point, found, (min_keep, cost), before, (unseen, objective, mode))
         for name in scores
         for sparsity in levels
     )
@@ -185,12 +186,12 @@ def _outcome(
     scores: Scores,
     point: Flow,
     found: Candidates,
-    min_keep: float | None,
+    limits: tuple[float | None, str],
     before: float,
     evaluation: tuple[object, Objective, str],
 ) -> Outcome:
     with restored(targets_of(found).values()):
-        report = prune_to(model, found, scores, sparsity, point, min_keep)
+        report = prune_to(model, found, scores, sparsity, point, *limits)
         after, _ = mean_loss(model, *evaluation)
     emptied = sum(layer.units == layer.pruned for layer in report.layers)
     assert report.predicted_loss_change is not None

@@ -8,6 +8,7 @@ functions recognise stay as torch's users know them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -139,6 +140,13 @@ def remove(model: nn.Module) -> nn.Module:
             if key is not None:
                 del module._forward_pre_hooks[key]
     return model
+
+
+def dense_copy(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy whose masks, this package's and torch's, are made permanent, and what they were: bool, by parameter name."""
+    cached = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf]
+    dense = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in cached})
+    return remove(dense), {name: target.mask != 0 for name, target in parameters_of(model).items() if target.mask is not None}
 
 
 def _pruned_names(module: nn.Module) -> list[str]:

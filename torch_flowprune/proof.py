@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from torch_flowprune.graph import Reading, operator_name
@@ -47,18 +48,17 @@ def tolerance_of(reading: Reading) -> float | None:
 
 
 class Trial:
-    """A shaken float64 copy of the masked model and its outputs, to hold smaller models against."""
+    """A shaken float64 copy of the masked model and its outputs in eval and train mode, to hold smaller models against."""
 
     def __init__(
         self,
         dense: nn.Module,
         masks: Mapping[str, Tensor],
         surgery: Surgery,
-        inputs: Any,
+        args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         tolerance: float | None,
     ) -> None:
-        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
         for dtype in (torch.float64, torch.float32):
             self.model = shaken(copy.deepcopy(dense).to(dtype).eval(), surgery)
             apply_masks(self.model, masks)
@@ -69,24 +69,74 @@ class Trial:
             except Exception as e:  # noqa: BLE001 - a model whose code insists on its own precision
                 error = e
             else:
+                self.trained = self.in_training()
                 return
         raise ShrinkError(f"the model does not run on the example inputs: {first_line(error)}") from error
 
-    def outputs(self, model: nn.Module) -> list[Tensor]:
+    def outputs(self, model: nn.Module, seed: int = 0) -> list[Tensor]:
         """What the model gives, in the precision of the trial, with random numbers always the same."""
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
+        with torch.no_grad(), torch.random.fork_rng(), NoDropout():
+            torch.manual_seed(seed)
             out = model(*tree_map(copy_tensor, self.args), **tree_map(copy_tensor, self.kwargs))
         return [t for t in tree_leaves(out) if isinstance(t, Tensor)]
 
+    def in_training(self, seed: int = 0) -> list[Tensor] | None:
+        """The masked model's outputs with the statistics of the batch; None where these inputs do not do for training (a batch of one)."""
+        try:
+            return self.outputs(training(copy.deepcopy(self.model)), seed)
+        except Exception:  # noqa: BLE001 - whatever the model raises, there is nothing to compare with
+            return None
+
     def check(self, small: nn.Module) -> None:
-        found = self.outputs(small.eval())
-        for a, b in zip(self.expected, found, strict=True):
+        """Outputs in both modes; train mode moves the running statistics of this model, which is to be a copy.
+
+        Raises:
+            ShrinkError: if they differ.
+        """
+        self.compare(self.expected, self.outputs(small.eval()), "output")
+        if self.trained is None:
+            return
+        try:
+            self.compare(self.trained, self.outputs(training(small)), "output in train mode")
+        except ShrinkError:
+            if not self.is_random():
+                raise
+
+    def compare(self, expected: Sequence[Tensor], found: Sequence[Tensor], what: str) -> None:
+        if len(expected) != len(found):
+            raise ShrinkError(f"the smaller model's {what} has {len(found)} tensors instead of {len(expected)}")
+        for a, b in zip(expected, found, strict=True):
             if a.shape != b.shape:
-                raise ShrinkError(f"the smaller model's output has shape {tuple(b.shape)} instead of {tuple(a.shape)}")
+                raise ShrinkError(f"the smaller model's {what} has shape {tuple(b.shape)} instead of {tuple(a.shape)}")
             error = relative_error(a, b)
             if not error <= self.tolerance:
-                raise ShrinkError(f"the smaller model's output differs from the masked model's by {error:.1e}")
+                raise ShrinkError(f"the smaller model's {what} differs from the masked model's by {error:.1e}")
+
+    def is_random(self) -> bool:
+        """Whether the training forward draws numbers all the same: models of other widths then draw others, and cannot be compared."""
+        again = self.in_training(seed=1)
+        return again is None or any(relative_error(a, b) > 0 for a, b in zip(self.trained or (), again, strict=True))
+
+
+def training(model: nn.Module) -> nn.Module:
+    """The model in train mode, but for what holds neither state nor modules: stochastic depth, in all its forms, stays off."""
+    model.train()
+    for module in model.modules():
+        if not any(True for held in (module.children(), module.parameters(), module.buffers()) for _ in held):
+            module.eval()
+    return model
+
+
+class NoDropout(TorchFunctionMode):
+    """Dropout passes its input on, whether a module, a function or an exported graph calls it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        given = dict(kwargs or {})
+        if "dropout" in getattr(func, "__name__", ""):
+            return args[0] if args else given["input"]
+        if "dropout_p" in given:
+            given["dropout_p"] = 0.0
+        return func(*args, **given)
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:

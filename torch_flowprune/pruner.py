@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune import measures
-from torch_flowprune.candidates import Candidates, label, lefts, targets_of
+from torch_flowprune.candidates import Candidates, label, targets_of
 from torch_flowprune.data import Batch
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.measures import Measure
+from torch_flowprune.plan import gone_share
 from torch_flowprune.pruning import global_prune
 from torch_flowprune.report import Report
 from torch_flowprune.schedules import Schedule, fraction, steps
 from torch_flowprune.scoring import Scores, candidates, evaluate
-from torch_flowprune.selection import numbers
 from torch_flowprune.targets import unwrapped, wide
 
 _FROM_BACKWARD = {"theta", "theta0", "g", "g2", "generator"}
@@ -78,7 +78,7 @@ class Pruner:
         self.options, self.generator = _known(options), generator
         self.round = 0
         self.tracked: dict[str, Tensor] = {}
-        self.goals = _goals(sparsity, rounds, schedule, start=_sparsity(self._candidates()))
+        self.goals = _goals(sparsity, rounds, schedule, start=gone_share(self._candidates(), self.options.get("cost", "units")))
         needs_reference = "theta0" in measures.needs(self.measure)
         self.theta0 = _copy(unwrapped(model).state_dict()) if needs_reference and theta0 is None else theta0
 
@@ -186,12 +186,6 @@ def _with_gradients(point: Flow, found: Candidates) -> Flow:
     return Flow(theta=point.theta, theta0=point.theta0, g=g, g2={name: value.square() for name, value in g.items()})
 
 
-def _sparsity(found: Candidates) -> float:
-    """What is gone already."""
-    total = sum(map(len, found.values()))
-    return 1 - sum(numbers(lefts(found))) / total if total else 0.0
-
-
 def _goals(sparsity: float | None, rounds: int | None, schedule: str | Schedule | Sequence[float], start: float) -> tuple[float, ...]:
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         goals = [fraction(value) for value in schedule]
@@ -204,7 +198,7 @@ def _goals(sparsity: float | None, rounds: int | None, schedule: str | Schedule 
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
-    allowed = {*_CHOICE, *_FLOW, "granularity", "scored_by", "scope", "min_keep"}
+    allowed = {*_CHOICE, *_FLOW, "granularity", "scored_by", "scope", "min_keep", "cost"}
     if unknown := set(options) - allowed:
         raise TypeError(f"Pruner does not take {', '.join(sorted(unknown))}; besides its own arguments it takes {', '.join(sorted(allowed))}")
     return options

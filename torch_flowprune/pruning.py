@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune import measures
+from torch_flowprune.budget import living_units
 from torch_flowprune.candidates import Candidates, lefts, targets_of
 from torch_flowprune.data import Closure, Loss
 from torch_flowprune.flow import Flow, flow
@@ -60,6 +61,7 @@ def global_prune(
     scores: Scores | Mapping[str, Tensor] | Mapping[Pair, Tensor] | None = None,
     example_inputs: Any = None,
     scored_by: str = "producer",
+    cost: str = "units",
 ) -> Report:
     """Prune the units of lowest score over the whole model, in place.
 
@@ -85,6 +87,8 @@ def global_prune(
         scores: scores computed earlier, by parameter name or ``(module, name)``: no sweep is made, and no ``method`` is needed.
         example_inputs: inputs that show the shapes that ``synflow`` and channels need, where there is no data.
         scored_by: for channels, which of the coupled slices a measure reads: ``"producer"``, ``"group"``, ``"norm"`` or ``"scale"``.
+        cost: what ``sparsity`` and ``amount`` are shares of: ``"units"``, or for channels the ``"parameters"`` or ``"flops"`` of the whole
+            model. The units of lowest score then go, as few as bring what ``shrink`` leaves down to the target; every group keeps one.
 
     Returns:
         What was removed, where, and what it was predicted to cost.
@@ -109,8 +113,8 @@ def global_prune(
         model, granularity, chosen or parameters, include, exclude, scored_by=scored_by, data=data, example_inputs=example_inputs
     )  # fmt: skip
     fixed = None if scores is None else given(scores, found, granularity)
-    plan = pools(found, sparsity, amount, scope, rounds, schedule)
-    least = floors(found, min_keep)
+    least = floors(found, min_keep, cost)
+    plan = pools(found, sparsity, amount, scope, rounds, schedule, cost, least)
     check_rounds(rounds, fixed, data)
     reports: list[Report] = []
     with all_or_nothing(targets_of(found).values()):
@@ -146,9 +150,12 @@ def _renewed(model: nn.Module, found: Candidates) -> Candidates:
     return {name: candidate.renewed(known) for name, candidate in found.items()}
 
 
-def prune_to(model: nn.Module, found: Candidates, scores: Scores, sparsity: float, point: Flow, min_keep: float | None = None) -> Report:
+def prune_to(
+    model: nn.Module, found: Candidates, scores: Scores, sparsity: float, point: Flow, min_keep: float | None = None, cost: str = "units"
+) -> Report:
     """One round with scores at hand, all layers in one ranking; what it would warn of is in the report."""
-    choice = choose(found, scores, pools(found, sparsity, None, "global", 1, "linear"), 0, floors(found, min_keep))
+    least = floors(found, min_keep, cost)
+    choice = choose(found, scores, pools(found, sparsity, None, "global", 1, "linear", cost, least), 0, least)
     return _apply(model, found, scores, choice, point)
 
 
@@ -166,7 +173,9 @@ def _apply(model: nn.Module, found: Candidates, scores: Scores, choice: Choice, 
         Layer(name, candidate.shape, len(candidate), len(candidate) - left, was - left, candidate.weights, candidate.weights - weights)
         for (name, candidate), was, left, weights in zip(now.items(), before, after, kept, strict=True)
     )
-    return Report(scores.method, scores.granularity, layers, choice.threshold, choice.tied, point.loss, point.samples, loss, norm)
+    costs = next((candidate.costs for candidate in now.values()), None)
+    dense, small = (None, None) if costs is None else (costs.dense, costs.of(living_units(now)))
+    return Report(scores.method, scores.granularity, layers, choice.threshold, choice.tied, point.loss, point.samples, loss, norm, dense, small)
 
 
 def _merged(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -36,6 +36,19 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Size:
+    """What a model costs.
+
+    Attributes:
+        parameters: how many it has.
+        flops: of one forward pass on the example inputs, two for each multiply-add, as ``torch.utils.flop_counter`` counts.
+    """
+
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
 class Report:
     """What :func:`~torch_flowprune.pruning.global_prune` did.
 
@@ -49,6 +62,8 @@ class Report:
         samples: over how many samples.
         predicted_loss_change: −Σ θ·g over what went: the first-order change of the loss, summed over the rounds; None where g is unknown.
         predicted_gradient_norm_change: −2 Σ θ·Hg over what went: the first-order change of ‖g‖²; None where Hg is unknown.
+        dense: for channels, what the model costs with all of them; else None.
+        left: for channels, what it costs once :func:`~torch_flowprune.shrink.shrink` has removed those that are gone; else None.
     """
 
     method: str
@@ -60,6 +75,8 @@ class Report:
     samples: int = 0
     predicted_loss_change: float | None = None
     predicted_gradient_norm_change: float | None = None
+    dense: Size | None = None
+    left: Size | None = None
 
     @property
     def units(self) -> int:
@@ -85,6 +102,10 @@ class Report:
         lines = [
             f"{self.method}, {self.granularity}: {self.pruned:,} of {self.units:,} units pruned ({self.sparsity:.2%}), {self.newly_pruned:,} now"
         ]
+        if self.dense is not None and self.left is not None:
+            lines.append(
+                f"shrink leaves {_of(self.left.parameters, self.dense.parameters)} parameters, {_of(self.left.flops, self.dense.flops)} FLOPs"
+            )
         if self.threshold is not None:
             lines.append(f"threshold score {self.threshold:.4g}")
         if self.loss is not None:
@@ -131,6 +152,10 @@ class Report:
         axes.tick_params(axis="y", labelsize=7)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         figure.savefig(path, dpi=150)
+
+
+def _of(left: int, dense: int) -> str:
+    return f"{left:,} of {dense:,} ({left / dense if dense else 1:.2%})"
 
 
 def _row(name: str, shape: str, layer: Layer) -> tuple[str, ...]:

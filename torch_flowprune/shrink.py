@@ -2,8 +2,8 @@
 
 `shrink` slices parameters, buffers and optimizer state, and sets the attributes that state sizes (`out_channels`,
 `num_heads`).
-The result is run against the masked model before anything is handed out: in float64, with affine parameters and running
-statistics shaken, so that defaults of zero and one hide nothing. If the two differ, the model is left as it was.
+The result is run against the masked model before anything is handed out: in float64, in eval and in train mode, with affine parameters
+and running statistics shaken, so that defaults of zero and one hide nothing. If the two differ, the model is left as it was.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.coupling import Coupling, alive, coupling_of, reading_of
+from torch_flowprune.coupling import arguments_of, coupling_of, reading_of
 from torch_flowprune.exported import argument_names, free_sizes, graft, recorded_calls, resized_graph
 from torch_flowprune.graph import Reading, canonical_names, read, twin
+from torch_flowprune.groups import Coupling, alive
+from torch_flowprune.masking import dense_copy, remove
 from torch_flowprune.proof import ShrinkError, Trial, apply_masks, first_line, tolerance_of
 from torch_flowprune.resize import Surgery, attribute_plans, changed_sizes
 from torch_flowprune.rules import RULES
@@ -45,10 +47,10 @@ def shrink(
 
     Args:
         model: the pruned model; left as it was unless ``inplace``.
-        example_inputs: a tensor or a tuple of positional arguments; a batch of two samples or more.
+        example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of them; a batch of two samples or more.
         masks: by parameter name, True = kept; those on the model if left out, and where there are none, exact zeros.
-        coupling, reading: of the model without masks, where they are at hand; else read from it.
-        kwargs: keyword arguments of the model's forward.
+        coupling, reading: of the model without masks, where they are at hand or written by hand; else read from it.
+        kwargs: keyword arguments of the model's forward, besides.
         optimizer: goes on with the smaller parameters, its state (momentum) sliced along.
         inplace: change this model instead of a copy.
         graph: where a module's own code cannot take the new sizes (``reshape(B, N, C)`` with C read off its input), replace it by its
@@ -59,6 +61,7 @@ def shrink(
 
     Raises:
         ShrinkError: if no smaller model computes what the masked one does; model and optimizer are as they were.
+        ValueError: if a coupling does not fit the model.
 
     >>> import torch_flowprune as fp
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -71,19 +74,19 @@ def shrink(
     names = canonical_names(dense)
     given = {names[k]: v.bool() for k, v in {**found, **(masks or {})}.items()}
     apply_masks(dense, given)
-    reading = reading or reading_of(dense, example_inputs, kwargs)
+    args, keywords = arguments_of(dense, example_inputs, kwargs)
+    reading = reading or reading_of(dense, args, keywords)
     coupling = coupling or coupling_of(reading)
+    coupling.check_fits({**dict(dense.named_parameters()), **dict(dense.named_buffers())})
     kept = alive(coupling, given or {n: p != 0 for n, p in dense.named_parameters()})
     surgery = Surgery(kept_positions(coupling, kept, dense), {})
     if surgery.keep:
-        trial = Trial(dense, given, surgery, example_inputs, kwargs or {}, tolerance_of(reading))
-        args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
-        small, surgery = attempt(Bench(dense, reading, surgery, trial, args, kwargs or {}), graph and not inplace)
+        trial = Trial(dense, given, surgery, args, keywords, tolerance_of(reading))
+        small, surgery = attempt(Bench(dense, reading, surgery, trial, args, keywords), graph and not inplace)
     else:
         small = dense
     if inplace:
-        take_out_masks(model)
-        apply_masks(model, given)
+        apply_masks(remove(model), given)
         small = operated(model, surgery)
     if optimizer is not None:
         hand_over(optimizer, before, small, surgery)
@@ -271,24 +274,3 @@ def hand_over(optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Paramete
             optimizer.state[new] = {
                 k: surgery.cut(name, v).clone() if isinstance(v, Tensor) and v.shape == old.shape else v for k, v in state.items()
             }
-
-
-def dense_copy(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy without pruning's masks (they are multiplied in), and the masks by the name of their parameter."""
-    computed = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
-    dense = copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
-    return dense, take_out_masks(dense)
-
-
-def take_out_masks(model: nn.Module) -> dict[str, Tensor]:
-    """Ends torch's pruning on a model as `torch.nn.utils.prune.remove` does; what the masks were."""
-    masks = {}
-    for path, module in model.named_modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            name = getattr(hook, "_tensor_name", None)
-            if name is None or not hasattr(module, f"{name}_mask"):
-                continue
-            masks[f"{path}.{name}" if path else name] = getattr(module, f"{name}_mask").detach().bool()
-            hook.remove(module)
-            del module._forward_pre_hooks[key]
-    return masks

@@ -30,7 +30,7 @@ def prune(chosen: argparse.Namespace) -> None:
         raise ValueError("--sparsity is missing: expected a share from 0 to 1, such as --sparsity 0.9 (only n:m granularity goes without)")
     model = load_model(chosen)
     scored = {"scores": given} if given else {"method": chosen.method, "rounds": chosen.rounds, "schedule": chosen.schedule}
-    chooses = {name: getattr(chosen, name) for name in ("sparsity", "granularity", "scope", "min_keep", "include", "exclude")}
+    chooses = {name: getattr(chosen, name) for name in ("sparsity", "cost", "granularity", "scope", "min_keep", "include", "exclude")}
     report = fp.global_prune(model, **scored, **chooses, **_sources(chosen, model, scored=given is not None))
     print(report)
     if chosen.out:
