@@ -63,7 +63,8 @@ def chosen(results: Mapping[str, Any], library: str, which: str) -> list[Mapping
 
 
 def at_all(accepts: Callable[[Mapping[str, Any]], bool]) -> Callable[[Sequence[Mapping[str, Any]]], str]:
-    return lambda found: str(sum(all(str(q) in f and accepts(f[str(q)]) for q in RATIOS) for f in found))
+    """Models where that holds at every ratio that was measured."""
+    return lambda found: str(sum(any(str(q) in f for q in RATIOS) and all(accepts(f[str(q)]) for q in RATIOS if str(q) in f) for f in found))
 
 
 def at_any(status: str) -> Callable[[Sequence[Mapping[str, Any]]], str]:

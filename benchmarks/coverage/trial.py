@@ -160,6 +160,8 @@ def trial(which: str, name: str, ratios: Sequence[float]) -> Iterator[dict[str, 
         for stage in at_ratio(tool, oracle, x, ratio, result):
             result[str(ratio)] = stage
             yield result
+        if result[str(ratio)]["status"].startswith("over"):
+            return
 
 
 def at_ratio(tool: Any, oracle: Oracle, x: Tensor, ratio: float, shared: dict[str, Any]) -> Iterator[dict[str, Any]]:
