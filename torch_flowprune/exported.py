@@ -225,9 +225,11 @@ def new_repeats(node: Node, given: Sequence[int], reading: Reading, dead: Tensor
     return [new_size(g, d, dead) if n == 1 else g for g, n, d in zip(given, shape, dims, strict=True)]
 
 
-def new_split(node: Node, given: int, reading: Reading, dead: Tensor) -> int:
+def new_split(node: Node, given: Any, reading: Reading, dead: Tensor) -> Any:
+    if not isinstance(given, int):
+        return new_splits(node, given, reading, dead)
     dim = argument(node, "dim", 0)
-    return new_size(given, reading.values[node][0].dims[dim], dead)  # type: ignore[no-any-return]
+    return new_size(given, reading.values[node][0].dims[dim], dead)
 
 
 def new_splits(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:

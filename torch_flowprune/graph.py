@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any, cast
 
 import torch
@@ -182,7 +182,8 @@ class Walk:
         rule = rules.get(operator_name(node))
         if rule is None:
             return self._without_rule(node)
-        value = rule(self, **self._bound(rule, node))
+        bound = self._bound(rule, node)
+        value = rule(self, **bound) if required_by(rule) <= bound.keys() else NotImplemented
         if value is NotImplemented:
             return self._without_rule(node)
         value = self._settled(value, node)
@@ -359,6 +360,12 @@ def concrete(shape: Sequence[Any]) -> tuple[int, ...]:
 def flat(values: Any) -> list[Value]:
     """The values of a node with one or several outputs."""
     return [v for v in (values if isinstance(values, (list, tuple)) else [values]) if isinstance(v, Value)]
+
+
+@cache
+def required_by(rule: Rule) -> frozenset[str]:
+    """What a rule can not do without; an overload of its operator that has no such argument is not the rule's."""
+    return frozenset(n for n, p in list(signature(rule).parameters.items())[1:] if p.default is Parameter.empty)
 
 
 @cache

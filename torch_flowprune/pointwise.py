@@ -147,5 +147,9 @@ def filled_like(zero: bool) -> Callable[..., Value]:
     return rule
 
 
+def fill(g: Walk, x: Value, value: Any) -> Value:
+    return x.with_zero(isinstance(value, (int, float)) and value == 0)
+
+
 def nothing(g: Walk) -> None:
     return None

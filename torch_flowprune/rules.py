@@ -20,6 +20,7 @@ from torch_flowprune.pointwise import (
     compared,
     copy,
     divide,
+    fill,
     filled,
     filled_like,
     glu,
@@ -118,6 +119,18 @@ def matmul(g: Walk, x: Value, other: Value) -> Value:
     right = [*range(-b.ndim, -2), "k", "m"] if b.ndim > 1 else ["k"]
     batch = list(range(-max(a.ndim, b.ndim), -2))
     return contraction(g, [(a, left), (b, right)], [*batch, *("n" for _ in [0] if a.ndim > 1), *("m" for _ in [0] if b.ndim > 1)])
+
+
+def matrix_product(g: Walk, x: Value, mat2: Value) -> Value:
+    return matmul(g, x, mat2)
+
+
+def matrix_vector(g: Walk, x: Value, vec: Value) -> Value:
+    return matmul(g, x, vec)
+
+
+def inner_product(g: Walk, x: Value, tensor: Value) -> Value:
+    return matmul(g, x, tensor)
 
 
 def addmm(g: Walk, x: Value, mat1: Value, mat2: Value) -> Value:
@@ -262,7 +275,7 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("var", "std"), spread),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), transposed_convolution),
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), matmul),
+    **dict.fromkeys(("mm", "bmm"), matrix_product),
     **dict.fromkeys(("arange", "linspace", "scalar_tensor", "one_hot", "eye", "tril_indices", "triu_indices"), positions),
     **dict.fromkeys(("zeros", "new_zeros"), filled(True)),
     **dict.fromkeys(("ones", "full", "new_ones", "new_full", "empty", "new_empty"), filled(False)),
@@ -273,7 +286,12 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),
     "zeros_like": filled_like(True),
     "meshgrid": several_positions,
+    "fill": fill,
+    "zero": filled_like(True),
     "linear": linear,
+    "matmul": matmul,
+    "mv": matrix_vector,
+    "dot": inner_product,
     "addmm": addmm,
     "baddbmm": baddbmm,
     "einsum": einsum,

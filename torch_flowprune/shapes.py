@@ -144,6 +144,10 @@ def transpose(g: Walk, x: Value, dim0: int, dim1: int) -> Value:
     return permute(g, x, order)
 
 
+def swapaxes(g: Walk, x: Value, axis0: int, axis1: int) -> Value:
+    return transpose(g, x, axis0, axis1)
+
+
 def swap_last(g: Walk, x: Value) -> Value:
     return transpose(g, x, -2, -1) if x.ndim > 1 else x
 
@@ -247,7 +251,9 @@ def unbind(g: Walk, x: Value, dim: int = 0) -> list[Value]:
     return [select(g, x, dim)] * x.shape[dim]
 
 
-def split(g: Walk, x: Value, split_size: int, dim: int = 0) -> list[Value]:
+def split(g: Walk, x: Value, split_size: int | Sequence[int], dim: int = 0) -> list[Value]:
+    if not isinstance(split_size, int):
+        return split_with_sizes(g, x, split_size, dim)
     parts = torch.split(x.dims[dim], split_size)
     return equal_parts(g, x, dim, parts)
 
@@ -377,10 +383,11 @@ def dropped(x: Value, dims: Sequence[int]) -> Value:
 
 SHAPE_RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("reshape", "view", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as"), reshape),
-    **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),
+    **dict.fromkeys(("transpose", "swapdims"), transpose),
     **dict.fromkeys(("t", "mT", "matrix_H", "adjoint"), swap_last),
     **dict.fromkeys(("movedim", "moveaxis"), movedim),
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),
+    "swapaxes": swapaxes,
     "numpy_T": reverse_all,
     "permute": permute,
     "expand": expand,
