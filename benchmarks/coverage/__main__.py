@@ -1,7 +1,7 @@
 """Couples, prunes and shrinks every architecture, and says whether what is left computes the same; beside Torch-Pruning.
 
     python -m benchmarks.coverage                             # all; resumes where it stopped
-    python -m benchmarks.coverage --one timm/levit_128s       # one model, lines of JSON as it proceeds
+    python -m benchmarks.coverage --only levit --again .      # some models, once more
     python -m benchmarks.coverage --peer PATH                 # beside Torch-Pruning installed in PATH
 
 The smallest model of every timm module and every torchvision classification model, with random weights, affine parameters and running
@@ -13,73 +13,83 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import multiprocessing
 import re
 import resource
-import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.coverage.models import listed
 from benchmarks.coverage.page import page
-from benchmarks.coverage.trial import LIMIT, RATIOS, trial
+from benchmarks.coverage.trial import LIMIT, RATIOS, TOOLS, trial
 from benchmarks.measure import commit, environment
 
 RESULTS = Path(__file__).parent.parent / "results" / "coverage"
 MEMORY = 14  # GiB of address space for one process
+FORK = multiprocessing.get_context("fork")
 
 
-def one(name: str, which: str, ratios: Sequence[float]) -> None:
+def in_process(name: str, which: str, ratios: Sequence[float]) -> dict[str, Any]:
+    """One model and tool in a process of its own; of one that dies, what it said last."""
+    receive, send = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=one, args=(name, which, ratios, send))
+    child.start()
+    send.close()
+    found: dict[str, Any] = {}
+    while True:
+        try:
+            found = receive.recv()
+        except EOFError:
+            break
+    child.join()
+    return {**found, **({"died": f"exit code {child.exitcode}"} if child.exitcode else {})}
+
+
+def one(name: str, which: str, ratios: Sequence[float], send: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (4 * LIMIT, 4 * LIMIT + 5))  # what hangs outside the timed parts
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY << 30, MEMORY << 30))
+    for found in trial(which, name, ratios):
+        send.send(found)
+
+
+def warmed(tools: Sequence[str]) -> None:
+    """What the tools import at their first use is imported before any of it is timed, and before the processes fork."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    for found in trial(which, name, ratios):
-        print(json.dumps(found), flush=True)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3)).eval()
+    for which in tools:
+        tool = TOOLS[which](net, torch.randn(2, 3, 8, 8))
+        tool.build(0.5)
+        tool.prune(0.5)
 
 
-def in_process(name: str, which: str, ratios: Sequence[float], path: str | None = None) -> dict[str, Any]:
-    """One model and tool in a process of its own; of one that dies, what it said last."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.coverage", "--one", name, "--which", which, "--ratios", *map(str, ratios)]
-    paths = [p for p in (path, os.environ.get("PYTHONPATH")) if p]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, preexec_fn=limited)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    found = dict(json.loads(lines[-1])) if lines else {}
-    if done.returncode:
-        found["died"] = f"exit {done.returncode}: {done.stderr.strip()[-300:]}"
-    return {**found, "commit": commit()}
-
-
-def limited() -> None:
-    """Guards against what hangs outside the timed parts, and against a machine that runs out of memory."""
-    resource.setrlimit(resource.RLIMIT_CPU, (4 * LIMIT, 4 * LIMIT + 5))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY << 30, MEMORY << 30))
-
-
-def due(found: dict[str, Any] | None, name: str, which: str, options: argparse.Namespace) -> bool:
+def due(found: dict[str, Any] | None, name: str, which: str, options: argparse.Namespace, now: str) -> bool:
     if found is None or (options.again and re.search(options.again, f"{name} {which}")):
         return True
-    return which == "ours" and options.renew and found["commit"] != commit()
+    return which == "ours" and options.renew and found["commit"] != now
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    if options.one:
-        one(options.one, options.which, options.ratios)
-        return
     data = options.out.with_suffix(".json")
     held = json.loads(data.read_text()) if data.exists() else {"results": {}}
     names = listed(options.out.with_suffix(".models.json"))
-    tools = ("ours", "peer") if options.peer else ("ours",)
+    tools = [which for which in TOOLS if options.which in (None, which) and (which == "ours" or options.peer)]
+    sys.path[:0] = [options.peer] if options.peer else []
+    warmed(tools)
+    now = commit()
     for name in [n for n in names if re.search(options.only, n)]:
         both = held["results"].get(name, {})
-        for which in tools if options.which is None else (options.which,):
-            if due(both.get(which), name, which, options):
-                both[which] = in_process(name, which, options.ratios, options.peer if which == "peer" else None)
+        for which in tools:
+            if due(both.get(which), name, which, options, now):
+                both[which] = {**in_process(name, which, options.ratios), "commit": now}
                 held["results"][name] = both
                 held["results"] = {n: held["results"][n] for n in names if n in held["results"]}
                 data.write_text(json.dumps({"environment": environment(), "results": held["results"]}, indent=1) + "\n")
@@ -95,7 +105,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", metavar="REGEX", help="only models whose library/name matches")
     parser.add_argument("--again", default="", metavar="REGEX", help="repeat those whose 'library/name tool' matches")
     parser.add_argument("--renew", action="store_true", help="repeat this package's rows that another commit measured")
-    parser.add_argument("--one", metavar="NAME", help="a single model, as library/name")
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS), help="shares of each group that go")
     parser.add_argument("--which", choices=("ours", "peer"), help="this package, or Torch-Pruning")
     parser.add_argument("--peer", metavar="PATH", help="where Torch-Pruning is installed; it is then measured too")
