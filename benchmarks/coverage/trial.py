@@ -36,7 +36,7 @@ class OverLimit(BaseException):
     """No `Exception`: the code that is measured must not catch it."""
 
 
-def timed(call: Callable[[], Any], limit: float = LIMIT) -> tuple[Any, float]:
+def timed(call: Callable[[], Any], limit: float) -> tuple[Any, float]:
     """A call's value and its processor time; `OverLimit` where it takes longer than that."""
 
     def stop(*_: object) -> None:
@@ -168,7 +168,7 @@ def at_ratio(tool: Any, oracle: Oracle, x: Tensor, ratio: float, shared: dict[st
     found: dict[str, Any] = {"status": "stopped", "stage": "build"}
     yield found
     try:
-        _, seconds = timed(lambda: tool.build(ratio))
+        _, seconds = timed(lambda: tool.build(ratio), LIMIT)
         if "build_s" not in shared:
             shared |= {"build_s": round(seconds, 3), **tool.facts()}
         found["stage"] = "prune"
