@@ -336,6 +336,27 @@ CASES: dict[str, Case] = {
         TOKENS,
         {"a.weight": 6},
     ),
+    "in place, read through an earlier view": Case(
+        lambda: Fn(lambda s, x: (lambda y, view: (y.sigmoid_(), view @ view.mT)[1])(*(lambda y: (y, y[:, 1:]))(s.q(x))), q=nn.Linear(8, 4)),
+        TOKENS,
+        {},
+    ),
+    "in place, keeping zeros, read through an earlier view": Case(
+        lambda: Fn(lambda s, x: (lambda y, view: (y.relu_(), view @ view.mT)[1])(*(lambda y: (y, y[:, 1:]))(s.q(x))), q=nn.Linear(8, 4)),
+        TOKENS,
+        {"q.weight": 4},
+    ),
+    "products of scans": Case(
+        lambda: Fn(lambda s, x: s.q(x).cumsum(1) @ s.k(x).sigmoid().mT, q=nn.Linear(8, 4), k=nn.Linear(8, 4)), TOKENS, {"q.weight": 4}
+    ),
+    "products of logarithmic scans": Case(
+        lambda: Fn(lambda s, x: s.q(x).logcumsumexp(1) @ s.k(x).sigmoid().mT, q=nn.Linear(8, 4), k=nn.Linear(8, 4)), TOKENS, {}
+    ),
+    "classes as vectors": Case(
+        lambda: Fn(lambda s, x: F.one_hot((s.a(x) > 0).long(), 2).to(x).flatten(-2) @ s.w, a=nn.Linear(8, 6), w=nn.Parameter(torch.randn(12, 3))),
+        TOKENS,
+        {},
+    ),
     "einsum": Case(
         lambda: Fn(
             lambda s, x: s.b(torch.einsum("bnc,cd->bnd", x, s.w).relu()),

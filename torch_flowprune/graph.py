@@ -23,6 +23,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from torch_flowprune.axes import FIXED, Axes, Solution, Value
+from torch_flowprune.nodes import concrete, is_in_place, module_path, operator_name, sharing
 
 __all__ = ["Reading", "Walk", "export", "read"]
 
@@ -235,13 +236,13 @@ class Walk:
                     self.freeze(labels, text)
 
     def _mutate(self, node: Any, value: Value) -> None:
-        """An in-place operator: later readers of the tensor, and of what it is a view of, see the new content."""
+        """An in-place operator: later readers of the tensor, and of every tensor that shares its memory, see the new content."""
+        if not all(zero or self.axes.is_fixed(labels) for labels, zero in zip(value.dims, value.zero, strict=True)):
+            for alias in sharing(node):
+                held = self.values.get(alias)
+                if held is not None:
+                    self.values[alias] = [v.without_zero() for v in held] if isinstance(held, (list, tuple)) else held.without_zero()
         self.values[node] = value
-        while isinstance(node, Node) and node.op == "call_function" and node.args and isinstance(node.args[0], Node):
-            node = node.args[0]
-            held = self.values.get(node)
-            if isinstance(held, Value) and not all(value.zero):
-                self.values[node] = held.without_zero()
 
 
 def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rules: Mapping[str, Rule], sizes: Any = None) -> Reading:
@@ -329,32 +330,6 @@ def unused_parameters(model: nn.Module, programs: Any, names: Mapping[str, str])
             if spec.kind is InputKind.PARAMETER and nodes[spec.arg.name].users:
                 used.add(names[spec.target])
     return tuple(n for n, _ in model.named_parameters() if n not in used)
-
-
-def operator_name(node: Node) -> str:
-    """`aten.add_.Tensor` -> `add`: overloads share a rule, and so do the in-place forms."""
-    packet = getattr(node.target, "overloadpacket", None)
-    name = str(getattr(packet or node.target, "__name__", node.target))
-    if name.endswith("_") and not name.startswith("_") and not name.endswith("__"):
-        name = name[:-1]
-    return name
-
-
-def is_in_place(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable) and bool(node.args)
-
-
-def module_path(node: Node) -> str:
-    """The module in whose forward the operator stands; repeated calls of one module share its path."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = list(stack.values())[-1][0] if stack else ""
-    return str(path).split("@")[0]
-
-
-def concrete(shape: Sequence[Any]) -> tuple[int, ...]:
-    """Sizes in the example: of a free size its hint."""
-    return tuple(s if isinstance(s, int) else int(s.node.hint) for s in shape)
 
 
 def flat(values: Any) -> list[Value]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from torch_flowprune.axes import Value
-from torch_flowprune.graph import Walk, concrete, operator_name
+from torch_flowprune.graph import Walk
+from torch_flowprune.nodes import concrete, operator_name
 
 __all__ = ["SHAPE_RULES", "broadcast", "flatten", "unflatten"]
 
@@ -320,6 +321,8 @@ def index(g: Walk, x: Value, indices: Sequence[Any]) -> Any:
 
 def index_select(g: Walk, x: Value, dim: int, index: Value) -> Value:
     g.freeze(x.dims[dim], "is indexed")
+    for labels in index.dims:
+        g.freeze(labels, "is used as an index")
     return replaced(x, dim, g.axes.fixed(g.out_shape[dim]))
 
 
