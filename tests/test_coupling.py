@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -145,3 +146,23 @@ def test_written_by_hand() -> None:
         coupling["c"]
     with pytest.raises(ValueError, match="must be producer"):
         Slice("a.weight", 0, torch.arange(3), "maker")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_reading_leaves_torchs_settings_as_they_were(fails: bool) -> None:
+    config = torch.fx.config
+    if not hasattr(config, "do_not_emit_stack_traces"):
+        pytest.skip("a setting of newer versions of torch")
+    seen: list[bool] = []
+
+    class Looks(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(config.do_not_emit_stack_traces)
+            if fails:
+                raise RuntimeError("here")
+            return super().forward(x)
+
+    with pytest.raises(RuntimeError, match="here") if fails else contextlib.nullcontext():
+        couple(nn.Sequential(Looks(3, 4), nn.Linear(4, 2)), torch.randn(2, 3))
+    assert seen[0]
+    assert not config.do_not_emit_stack_traces

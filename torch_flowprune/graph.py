@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from inspect import Parameter, signature
@@ -66,9 +67,23 @@ def twin(model: nn.Module) -> nn.Module:
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None) -> ExportedProgram:
     """The ATen graph of a model. sizes: dynamic shapes, as `torch.export` takes them."""
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng(), warnings.catch_warnings(), without_stack_traces():
         warnings.simplefilter("ignore")  # export warns of caches that modules fill while traced; the twin is thrown away
         return torch.export.export(twin(model).train(training), args, dict(kwargs), dynamic_shapes=sizes, strict=False)
+
+
+@contextmanager
+def without_stack_traces() -> Iterator[None]:
+    """Nobody reads the source line of an operator here, and finding it takes a tenth of an export."""
+    config, name = torch.fx.config, "do_not_emit_stack_traces"
+    before = getattr(config, name, None)  # older versions of torch have no such setting
+    try:
+        if before is not None:
+            setattr(config, name, True)
+        yield
+    finally:
+        if before is not None:
+            setattr(config, name, before)
 
 
 @dataclass

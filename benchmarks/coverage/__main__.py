@@ -36,10 +36,10 @@ MEMORY = 14  # GiB of address space for one process
 FORK = multiprocessing.get_context("fork")
 
 
-def in_process(name: str, which: str, ratios: Sequence[float]) -> dict[str, Any]:
+def in_process(name: str, which: str, ratios: Sequence[float], limit: float) -> dict[str, Any]:
     """One model and tool in a process of its own; of one that dies, what it said last."""
     receive, send = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=one, args=(name, which, ratios, send))
+    child = FORK.Process(target=one, args=(name, which, ratios, limit, send))
     child.start()
     send.close()
     found: dict[str, Any] = {}
@@ -52,10 +52,10 @@ def in_process(name: str, which: str, ratios: Sequence[float]) -> dict[str, Any]
     return {**found, **({"died": f"exit code {child.exitcode}"} if child.exitcode else {})}
 
 
-def one(name: str, which: str, ratios: Sequence[float], send: Connection) -> None:
+def one(name: str, which: str, ratios: Sequence[float], limit: float, send: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (4 * LIMIT, 4 * LIMIT + 5))  # what hangs outside the timed parts
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY << 30, MEMORY << 30))
-    for found in trial(which, name, ratios):
+    for found in trial(which, name, ratios, limit):
         send.send(found)
 
 
@@ -71,7 +71,10 @@ def warmed(tools: Sequence[str]) -> None:
 
 
 def due(found: dict[str, Any] | None, name: str, which: str, options: argparse.Namespace, now: str) -> bool:
-    if found is None or (options.again and re.search(options.again, f"{name} {which}")):
+    if found is None:
+        return True
+    statuses = " ".join(found[str(ratio)]["status"] for ratio in RATIOS if str(ratio) in found)
+    if options.again and re.search(options.again, f"{name} {which} {statuses}"):
         return True
     return which == "ours" and options.renew and found["commit"] != now
 
@@ -89,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         both = held["results"].get(name, {})
         for which in tools:
             if due(both.get(which), name, which, options, now):
-                both[which] = {**in_process(name, which, options.ratios), "commit": now}
+                both[which] = {**in_process(name, which, options.ratios, options.limit), "commit": now}
                 held["results"][name] = both
                 held["results"] = {n: held["results"][n] for n in names if n in held["results"]}
                 data.write_text(json.dumps({"environment": environment(), "results": held["results"]}, indent=1) + "\n")
@@ -103,7 +106,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=RESULTS, help="read and written: OUT.json, and OUT.models.json, the list of models")
     parser.add_argument("--docs", type=Path, help="write the page with the table there")
     parser.add_argument("--only", default="", metavar="REGEX", help="only models whose library/name matches")
-    parser.add_argument("--again", default="", metavar="REGEX", help="repeat those whose 'library/name tool' matches")
+    parser.add_argument("--again", default="", metavar="REGEX", help="repeat those whose 'library/name tool statuses' matches")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="seconds of processor time to build and prune, for one model and tool")
     parser.add_argument("--renew", action="store_true", help="repeat this package's rows that another commit measured")
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS), help="shares of each group that go")
     parser.add_argument("--which", choices=("ours", "peer"), help="this package, or Torch-Pruning")

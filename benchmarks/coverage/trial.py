@@ -150,30 +150,30 @@ TOOLS = {"ours": Ours, "peer": Peer}
 # -- one model ------------------------------------------
 
 
-def trial(which: str, name: str, ratios: Sequence[float]) -> Iterator[dict[str, Any]]:
+def trial(which: str, name: str, ratios: Sequence[float], limit: float = LIMIT) -> Iterator[dict[str, Any]]:
     """What is known so far, stage by stage, so that a process which dies leaves what it had."""
     model, x = built(name)
     tool = TOOLS[which](model, x)
     oracle = Oracle(model, torch.randn_like(x))
     result: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     for ratio in ratios:
-        for stage in at_ratio(tool, oracle, x, ratio, result):
+        for stage in at_ratio(tool, oracle, x, ratio, limit, result):
             result[str(ratio)] = stage
             yield result
         if result[str(ratio)]["status"].startswith("over"):
             return
 
 
-def at_ratio(tool: Any, oracle: Oracle, x: Tensor, ratio: float, shared: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def at_ratio(tool: Any, oracle: Oracle, x: Tensor, ratio: float, limit: float, shared: dict[str, Any]) -> Iterator[dict[str, Any]]:
     found: dict[str, Any] = {"status": "stopped", "stage": "build"}
     yield found
     try:
-        _, seconds = timed(lambda: tool.build(ratio), LIMIT)
+        _, seconds = timed(lambda: tool.build(ratio), limit)
         if "build_s" not in shared:
             shared |= {"build_s": round(seconds, 3), **tool.facts()}
         found["stage"] = "prune"
         yield found
-        small, found["prune_s"] = timed(lambda: tool.prune(ratio), LIMIT - seconds)
+        small, found["prune_s"] = timed(lambda: tool.prune(ratio), limit - seconds)
         found |= {"prune_s": round(found["prune_s"], 3), "stage": "forward"}
         yield found
         runs(small, x)
@@ -184,7 +184,7 @@ def at_ratio(tool: Any, oracle: Oracle, x: Tensor, ratio: float, shared: dict[st
         found |= compared(oracle, tool.kept(small), small)
         found["stage"] = "done"
     except OverLimit:
-        found["status"] = f"over {LIMIT} s"
+        found["status"] = f"over {limit:g} s"
     except Exception as e:
         found |= {"status": "raises", "error": f"{type(e).__name__}: {e}"[:300]}
     yield found
