@@ -70,6 +70,11 @@ def test_a_model_sliced_by_hand_is_equal_and_its_channels_are_counted(coverage):
     assert shared["share"] == 0.6
 
 
+def test_a_pruned_model_that_runs_in_float32_alone_is_compared_in_that(coverage):
+    last, _ = found(coverage, float32_only)
+    assert (last["status"], last["precision"]) == ("equal", "float32")
+
+
 def nudged(small):
     with torch.no_grad():
         small[0].bias[0] += 1e-6
@@ -77,6 +82,10 @@ def nudged(small):
 
 def widened(small):
     small[3] = nn.Conv2d(3, 5, 1)
+
+
+def float32_only(small):
+    small.forward = lambda x: small[3](small[2](small[1](small[0](x)))) if x.dtype == torch.float32 else x @ small[0].weight.float()
 
 
 def narrowed(small):
@@ -107,8 +116,8 @@ def test_equality_that_says_nothing_is_not_called_equal(coverage):
 def test_a_model_that_casts_is_held_to_what_float32_can_tell(coverage):
     casting = nn.Sequential(nn.Linear(3, 2))
     casting.forward = lambda x: nn.functional.linear(x.float(), casting[0].weight.float()).to(x)
-    assert coverage.Oracle(casting, torch.randn(2, 3)).dense[2] == "float32"
-    assert coverage.Oracle(nn.Linear(3, 2), torch.randn(2, 3)).dense[2] == "float64"
+    assert coverage.Oracle(casting, torch.randn(2, 3)).dense(torch.float64)[1] == "float32"
+    assert coverage.Oracle(nn.Linear(3, 2), torch.randn(2, 3)).dense(torch.float64)[1] == "float64"
 
 
 def test_numbers_in_gradients_tell_which_slices_were_kept(coverage):

@@ -10,7 +10,7 @@ import copy
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -238,31 +238,32 @@ def channels(m: nn.Module) -> int:
 
 
 class Oracle:
-    """The dense model on inputs that are not the example, in float64, or in float32 where its code insists on that."""
+    """The dense model on inputs that are not the example, in float64, or in float32 where its code, or the pruned model's, insists on that."""
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         self.model, self.x = model, x
 
-    @cached_property
-    def dense(self) -> tuple[list[Tensor], torch.dtype, str]:
-        """Outputs, the precision they were computed in, and that of the least precise step."""
-        for dtype in (torch.float64, torch.float32):
-            try:
-                with Casts() as casts:
-                    found = outputs(copy.deepcopy(self.model).to(dtype), self.x.to(dtype))
-            except RuntimeError as e:
-                error = e
-            else:
-                return found, dtype, "float32" if casts.found else str(dtype).removeprefix("torch.")
-        raise error
+    @cache  # noqa: B019 - there is one for a process
+    def dense(self, dtype: torch.dtype) -> tuple[list[Tensor], str]:
+        """Outputs, and the precision of the least precise step."""
+        with Casts() as casts:
+            found = outputs(copy.deepcopy(self.model).to(dtype), self.x.to(dtype))
+        return found, "float32" if casts.found else str(dtype).removeprefix("torch.")
 
     def difference(self, kept: Mapping[str, Tensor], small: nn.Module) -> tuple[float, float, str]:
         """Between the outputs of masked and pruned model, and of masked and dense; and their precision."""
-        dense, dtype, precision = self.dense
-        masked = copy.deepcopy(self.model).to(dtype)
-        apply_masks(masked, dict(kept))
-        expected = outputs(masked, self.x.to(dtype))
-        return largest(expected, outputs(copy.deepcopy(small).to(dtype), self.x.to(dtype))), largest(expected, dense), precision
+        for dtype in (torch.float64, torch.float32):
+            try:
+                found = outputs(copy.deepcopy(small).to(dtype), self.x.to(dtype))
+                dense, precision = self.dense(dtype)
+            except RuntimeError as e:
+                error = e
+                continue
+            masked = copy.deepcopy(self.model).to(dtype)
+            apply_masks(masked, dict(kept))
+            expected = outputs(masked, self.x.to(dtype))
+            return largest(expected, found), largest(expected, dense), precision
+        raise error
 
 
 def largest(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
