@@ -176,3 +176,28 @@ def test_the_command_keeps_its_results_with_their_commit_and_writes_the_page(mon
     assert "| timm/test\\_resnet | 0.5 |" in page
     assert "| **equal** | 1 | - | - | - |" in page
     assert "- timm/no_such_model: exit code 1" in page
+
+
+def row(coverage, status, **more):
+    return {"commit": "abc", "parameters": 1e6, **more, "0.5": {"status": status, "stage": "done", "prune_s": 2.0, "parameters": 0.4, "graphs": 1}}
+
+
+def test_the_page_counts_what_each_tool_did(coverage):
+    page = importlib.import_module("benchmarks.coverage.page")
+    results = {
+        "timm/a": {"ours": row(coverage, "equal", build_s=1.0, share=0.5), "peer": row(coverage, "differs", build_s=3.0, share=0.7)},
+        "timm/b": {"ours": row(coverage, "nothing prunable", build_s=2.0, share=0.0, frozen={"is summed": 7}), "peer": row(coverage, "over 150 s")},
+        "torchvision/c": {"ours": row(coverage, "equal", build_s=1.0, share=0.9, unknown={"sort": 2})},
+    }
+    text = page.page({"environment": {"versions": {"torch": "2"}, "processor": "CPU"}, "results": results}, 4)
+    counts = {line.split(" | ")[0].strip("| "): [c.strip(" |") for c in line.split(" | ")[1:]] for line in text.splitlines() if line.startswith("| ")}
+    assert counts["**equal**"] == ["1", "0", "1", "-"]
+    assert counts["runs and differs"] == ["0", "1", "0", "-"]
+    assert counts["over the limit"] == ["0", "1", "0", "-"]
+    assert counts["nothing prunable"] == ["1", "0", "0", "-"]
+    assert counts["groups built"] == ["2", "1", "1", "-"]
+    assert "On the 1 models whose groups both find, this package takes 1.00 s at the median" in text
+    assert "this package is the faster one on 1." in text
+    assert "- timm/b: nothing prunable. 7 channels: is summed" in text
+    assert "`sort` (1 models)" in text
+    assert "3 of 4 models" in text

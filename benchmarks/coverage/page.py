@@ -149,14 +149,20 @@ def outcome(found: Mapping[str, Any], ratio: float) -> str:
 
 def reasons(results: Mapping[str, Any]) -> str:
     """What this package could not do, in its own words; and the operators that it has no rule for."""
-    lines = []
-    for name, both in results.items():
-        ours = both.get("ours", {})
-        failed = {at.get("error") or at["status"] for q in RATIOS if (at := ours.get(str(q))) and at["status"] != "equal"}
-        if failed or "died" in ours:
-            lines.append(f"- {name}: {'; '.join(sorted(failed)) or ours['died']}")
+    lines = [f"- {name}: {why}" for name, both in results.items() if "ours" in both and (why := failure(both["ours"]))]
     unknown = Counter(op for both in results.values() for op in both.get("ours", {}).get("unknown", {}))
     operators = ", ".join(f"`{op}` ({n} models)" for op, n in unknown.most_common()) or "none"
     return "\n".join(
         ["## What does not work here", "", *(lines or ["Nothing."]), "", f"Operators without a rule, which freeze what they touch: {operators}."]
     )
+
+
+def failure(found: Mapping[str, Any]) -> str:
+    said = [words(at, found) for q in RATIOS if (at := found.get(str(q))) and at["status"] != "equal"]
+    return "; ".join(dict.fromkeys([*said, *([found["died"]] if "died" in found else [])]))
+
+
+def words(at: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    if at["status"] == "nothing prunable":
+        return f"nothing prunable. {'; '.join(f'{n} channels: {reason}' for reason, n in found.get('frozen', {}).items())}"
+    return f"{at['status']} ({at['stage']}){': ' + at['error'] if 'error' in at else ''}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import metadata
@@ -69,7 +70,12 @@ class Ours:
             self.coupling = coupling_of(self.reading)
 
     def facts(self) -> dict[str, Any]:
-        return {"share": self.coupling.share(), "groups": len(self.coupling.groups), "unknown": dict(self.coupling.unknown)}
+        frozen: Counter[str] = Counter()
+        for f in self.coupling.frozen:
+            if f.role == "producer":
+                frozen[f.reason.split(" (")[0]] += f.positions
+        found = {"share": self.coupling.share(), "groups": len(self.coupling.groups), "unknown": dict(self.coupling.unknown)}
+        return found | {"frozen": dict(frozen.most_common())}
 
     def prune(self, ratio: float) -> nn.Module:
         keep = {}
