@@ -122,7 +122,7 @@ def test_a_model_that_casts_is_held_to_what_float32_can_tell(coverage):
 
 def test_numbers_in_gradients_tell_which_slices_were_kept(coverage):
     dense = net()
-    peer = coverage.Peer(dense, None)
+    peer = coverage.Peer(dense, torch.randn(2, 3, 4, 4))
     small = copy.deepcopy(dense)
     for p in small.parameters():
         coverage.number(p)

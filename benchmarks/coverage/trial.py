@@ -90,16 +90,17 @@ class Ours:
 
 
 class Peer:
-    """Torch-Pruning by the recipe of its README: group magnitude, sizes rounded to eight, the classifier left alone, one step."""
+    """Torch-Pruning by the recipe of its README: group magnitude, sizes rounded to eight, the classifier (of whatever kind) left alone, one step."""
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         self.dense, self.x = model, x
+        self.classes = outputs(model, x)[0].shape[-1]
 
     def build(self, ratio: float) -> None:
         import torch_pruning as tp
 
         self.model = copy.deepcopy(self.dense)
-        ignored = [m for m in self.model.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
+        ignored = [m for m in self.model.modules() if isinstance(m, LAYERS) and channels(m) == self.classes]
         importance = tp.importance.GroupMagnitudeImportance(p=2)
         self.pruner = tp.pruner.BasePruner(self.model, self.x, importance=importance, pruning_ratio=ratio, ignored_layers=ignored, round_to=8)
 
