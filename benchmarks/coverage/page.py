@@ -35,7 +35,8 @@ COLUMNS = ("prunable", "build s", "prune s", "25 %", "50 %", "left")
 
 def page(data: Mapping[str, Any], known: int) -> str:
     results, environment = data["results"], data["environment"]
-    return "\n\n".join([HEAD.strip(), summary(results), command(results, environment, known), table(results), reasons(results)]) + "\n"
+    parts = [HEAD.strip(), summary(results), command(results, environment, known), *data.get("notes", []), table(results), reasons(results)]
+    return "\n\n".join(parts) + "\n"
 
 
 def command(results: Mapping[str, Any], environment: Mapping[str, Any], known: int) -> str:
