@@ -75,7 +75,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], t
 @contextmanager
 def without_stack_traces() -> Iterator[None]:
     """Nobody reads the source line of an operator here, and finding it takes a tenth of an export."""
-    config, name = torch.fx.config, "do_not_emit_stack_traces"
+    config, name = getattr(torch.fx, "config", None), "do_not_emit_stack_traces"
     before = getattr(config, name, None)  # older versions of torch have no such setting
     try:
         if before is not None:

@@ -74,16 +74,15 @@ from torch_flowprune.shapes import SHAPE_RULES
 __all__ = ["RULES", "SPATIAL"]
 
 KEEPING = (
-    "relu relu6 gelu silu tanh hardswish leaky_relu elu selu celu mish softsign abs neg sign sin tan atan asin "
-    "sinh asinh erf expm1 log1p floor ceil round trunc square contiguous clone detach alias lift_fresh_copy "
-    "lift_fresh to type_as _to_copy dropout feature_dropout native_dropout dropout1d dropout2d dropout3d positive "
-    "real conj resolve_conj resolve_neg requires_grad hardshrink softshrink tanhshrink nan_to_num deg2rad float "
-    "double"
+    "relu relu6 gelu silu tanh hardswish leaky_relu elu selu celu mish abs neg sign sin tan atan asin sinh asinh erf "
+    "expm1 log1p floor ceil round trunc square contiguous clone detach alias lift_fresh_copy lift_fresh to type_as "
+    "_to_copy dropout feature_dropout native_dropout positive real conj resolve_conj resolve_neg hardshrink softshrink "
+    "nan_to_num deg2rad"
 ).split()
 MOVING = ("sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli").split()
 SINGULAR = ("log log2 log10 sqrt rsqrt reciprocal acos").split()
 COMPARING = ("eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or isclose").split()
-POOLS = {f"{kind}{n}d": n for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")}
+POOLS = {f"{kind}{n}d": n for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")}
 UPSAMPLES = (
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
     "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa "
