@@ -84,7 +84,7 @@ def middle(of: Callable[[Mapping[str, Any]], float | None]) -> Callable[[Sequenc
 COUNTS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
     "models": lambda found: str(len(found)),
     "groups built": lambda found: str(sum("build_s" in f for f in found)),
-    "pruned, at both ratios": at_all(lambda r: "prune_s" in r and r["status"] != "nothing prunable" and r["stage"] != "prune"),
+    "pruned, at every ratio measured": at_all(lambda r: "prune_s" in r and r["status"] != "nothing prunable" and r["stage"] != "prune"),
     "forward runs": at_all(lambda r: r["stage"] in ("backward", "compare", "done") and r["status"] != "nothing prunable"),
     "backward runs": at_all(lambda r: r["stage"] in ("compare", "done") and r["status"] != "nothing prunable"),
     "**equal**": at_all(lambda r: r["status"] == "equal"),
