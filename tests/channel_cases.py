@@ -19,9 +19,9 @@ Model = nn.Module
 
 
 class Fn(nn.Module):
-    """Named layers and a function of them and the input."""
+    """Named layers (and sizes), and a function of them and the input."""
 
-    def __init__(self, forward: Callable[..., Tensor], **layers: nn.Module | nn.Parameter) -> None:
+    def __init__(self, forward: Callable[..., Tensor], **layers: object) -> None:
         super().__init__()
         for name, layer in layers.items():
             setattr(self, name, layer)
@@ -442,6 +442,76 @@ CASES: dict[str, Case] = {
         {"a.weight": 6},
     ),
     "logarithm": Case(lambda: Fn(lambda s, x: s.b(torch.log(s.a(x).relu())), a=nn.Linear(8, 6), b=nn.Linear(6, 3)), TOKENS, {}),
+    "swapped axes": Case(
+        lambda: Fn(lambda s, x: s.b(s.a(x).swapaxes(1, 2).relu().swapaxes(-1, -2)), a=nn.Linear(8, 6), b=nn.Linear(6, 3)),
+        TOKENS,
+        {"a.weight": 6},
+    ),
+    "batched products": Case(
+        lambda: Fn(lambda s, x: torch.bmm(torch.bmm(s.q(x), s.k(x).mT), s.v(x)), q=nn.Linear(8, 4), k=nn.Linear(8, 4), v=nn.Linear(8, 6)),
+        TOKENS,
+        {"q.weight": 4},
+    ),
+    "products of matrices and vectors": Case(
+        lambda: Fn(
+            lambda s, x: torch.outer(torch.mv(torch.mm(s.a(x), s.w), s.u), torch.ones(2, dtype=x.dtype)) * torch.dot(s.u, s.u),
+            a=nn.Linear(4, 6),
+            w=nn.Parameter(torch.randn(6, 5)),
+            u=nn.Parameter(torch.randn(5)),
+        ),
+        ROW,
+        {"a.weight": 6, "w": 5},
+    ),
+    "split by sizes": Case(
+        lambda: Fn(
+            lambda s, x: (lambda p, q: s.b(torch.cat([p.relu(), q.sigmoid()], -1)))(*torch.ops.aten.split.sizes(s.a(x), s.split_dims, -1)),
+            split_dims=[4, 6],
+            a=nn.Linear(8, 10),
+            b=nn.Linear(10, 3),
+        ),
+        TOKENS,
+        {"a.weight": 4, "a.weight#2": 6},
+    ),
+    "zeroed in part": Case(
+        lambda: Fn(
+            lambda s, x: (lambda bias: (bias[: s.quiet_dim].zero_(), s.b(F.linear(x, s.a.weight, bias).sigmoid()))[1])(s.a.bias.clone()),
+            quiet_dim=4,
+            a=nn.Linear(8, 10),
+            b=nn.Linear(10, 3),
+        ),
+        TOKENS,
+        {"a.weight": 4, "a.weight#2": 6},
+    ),
+    "filled in part": Case(
+        lambda: Fn(
+            lambda s, x: (lambda y: (y[:, 1:3].fill_(0.5), s.b(y))[1])(s.a(x)),
+            a=nn.Linear(8, 6),
+            b=nn.Linear(6, 3),
+        ),
+        TOKENS,
+        {"a.weight": 6},
+    ),
+    "in place, read through an earlier view": Case(
+        lambda: Fn(lambda s, x: (lambda y, view: (y.sigmoid_(), view @ view.mT)[1])(*(lambda y: (y, y[:, 1:]))(s.q(x))), q=nn.Linear(8, 4)),
+        TOKENS,
+        {},
+    ),
+    "in place, keeping zeros, read through an earlier view": Case(
+        lambda: Fn(lambda s, x: (lambda y, view: (y.relu_(), view @ view.mT)[1])(*(lambda y: (y, y[:, 1:]))(s.q(x))), q=nn.Linear(8, 4)),
+        TOKENS,
+        {"q.weight": 4},
+    ),
+    "products of scans": Case(
+        lambda: Fn(lambda s, x: s.q(x).cumsum(1) @ s.k(x).sigmoid().mT, q=nn.Linear(8, 4), k=nn.Linear(8, 4)), TOKENS, {"q.weight": 4}
+    ),
+    "products of logarithmic scans": Case(
+        lambda: Fn(lambda s, x: s.q(x).logcumsumexp(1) @ s.k(x).sigmoid().mT, q=nn.Linear(8, 4), k=nn.Linear(8, 4)), TOKENS, {}
+    ),
+    "classes as vectors": Case(
+        lambda: Fn(lambda s, x: F.one_hot((s.a(x) > 0).long(), 2).to(x).flatten(-2) @ s.w, a=nn.Linear(8, 6), w=nn.Parameter(torch.randn(12, 3))),
+        TOKENS,
+        {},
+    ),
     "einsum": Case(
         lambda: Fn(
             lambda s, x: s.b(torch.einsum("bnc,cd->bnd", x, s.w).relu()),

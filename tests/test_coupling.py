@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections import UserDict
@@ -13,7 +14,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 import torch_flowprune as fp
-from torch_flowprune.coupling import Coupling, Frozen, Group, Slice, alive, arguments_of, couple, masks, rows
+from torch_flowprune.coupling import Coupling, Frozen, Group, Slice, alive, arguments_of, couple, coupling_of, masks, rows
+from torch_flowprune.graph import read, required_by
+from torch_flowprune.rules import RULES
 from torch_flowprune.shrink import ShrinkError, shrink
 
 
@@ -306,3 +309,37 @@ def test_no_example_is_an_error() -> None:
     for call in (couple, shrink):
         with pytest.raises(TypeError, match="example_inputs should be what the model is called with: a tensor, a tuple of arguments or a dict"):
             call(TwoInputs(), None)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_reading_leaves_torchs_settings_as_they_were(fails: bool) -> None:
+    config = getattr(torch.fx, "config", None)
+    if not hasattr(config, "do_not_emit_stack_traces"):
+        pytest.skip("a setting of newer versions of torch")
+    seen: list[bool] = []
+
+    class Looks(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(config.do_not_emit_stack_traces)
+            if fails:
+                raise RuntimeError("here")
+            return super().forward(x)
+
+    with pytest.raises(RuntimeError, match="here") if fails else contextlib.nullcontext():
+        couple(nn.Sequential(Looks(3, 4), nn.Linear(4, 2)), torch.randn(2, 3))
+    assert seen[0]
+    assert not config.do_not_emit_stack_traces
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_is_of_an_operator_that_has_the_arguments_it_needs(name: str) -> None:
+    packets = [getattr(torch.ops.aten, n) for n in (name, f"{name}_") if hasattr(torch.ops.aten, n)]
+    given = [{"x", *(a.name for a in getattr(p, o)._schema.arguments)} for p in packets for o in p.overloads()]
+    assert any(required_by(RULES[name]) <= names for names in given)
+
+
+def test_an_overload_without_a_rules_arguments_freezes() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    reading = read(model, (torch.randn(2, 3),), {}, {**RULES, "relu": lambda walk, x, exponent: x})
+    assert reading.unknown == {"relu": 1}
+    assert coupling_of(reading).groups == ()

@@ -20,7 +20,8 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils._pytree import tree_map
 
 from torch_flowprune.axes import Value
-from torch_flowprune.graph import Reading, concrete, operator_name
+from torch_flowprune.graph import Reading
+from torch_flowprune.nodes import concrete, operator_name
 
 __all__ = ["ExportedModule", "argument_names", "free_sizes", "graft", "recorded_calls", "resized_graph"]
 
@@ -225,9 +226,11 @@ def new_repeats(node: Node, given: Sequence[int], reading: Reading, dead: Tensor
     return [new_size(g, d, dead) if n == 1 else g for g, n, d in zip(given, shape, dims, strict=True)]
 
 
-def new_split(node: Node, given: int, reading: Reading, dead: Tensor) -> int:
+def new_split(node: Node, given: Any, reading: Reading, dead: Tensor) -> Any:
+    if not isinstance(given, int):
+        return new_splits(node, given, reading, dead)
     dim = argument(node, "dim", 0)
-    return new_size(given, reading.values[node][0].dims[dim], dead)  # type: ignore[no-any-return]
+    return new_size(given, reading.values[node][0].dims[dim], dead)
 
 
 def new_splits(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:

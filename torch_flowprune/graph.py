@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from torch_flowprune.axes import FIXED, Axes, Solution, Value
+from torch_flowprune.nodes import concrete, is_in_place, module_path, operator_name, sharing
 
 __all__ = ["Reading", "Walk", "export", "read"]
 
@@ -65,9 +67,23 @@ def twin(model: nn.Module) -> nn.Module:
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None) -> ExportedProgram:
     """The ATen graph of a model. sizes: dynamic shapes, as `torch.export` takes them."""
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng(), warnings.catch_warnings(), without_stack_traces():
         warnings.simplefilter("ignore")  # export warns of caches that modules fill while traced; the twin is thrown away
         return torch.export.export(twin(model).train(training), args, dict(kwargs), dynamic_shapes=sizes, strict=False)
+
+
+@contextmanager
+def without_stack_traces() -> Iterator[None]:
+    """Nobody reads the source line of an operator here, and finding it takes a tenth of an export."""
+    config, name = getattr(torch.fx, "config", None), "do_not_emit_stack_traces"
+    before = getattr(config, name, None)  # older versions of torch have no such setting
+    try:
+        if before is not None:
+            setattr(config, name, True)
+        yield
+    finally:
+        if before is not None:
+            setattr(config, name, before)
 
 
 @dataclass
@@ -182,7 +198,8 @@ class Walk:
         rule = rules.get(operator_name(node))
         if rule is None:
             return self._without_rule(node)
-        value = rule(self, **self._bound(rule, node))
+        bound = self._bound(rule, node)
+        value = rule(self, **bound) if required_by(rule) <= bound.keys() else NotImplemented
         if value is NotImplemented:
             return self._without_rule(node)
         value = self._settled(value, node)
@@ -234,13 +251,13 @@ class Walk:
                     self.freeze(labels, text)
 
     def _mutate(self, node: Any, value: Value) -> None:
-        """An in-place operator: later readers of the tensor, and of what it is a view of, see the new content."""
+        """An in-place operator: later readers of the tensor, and of every tensor that shares its memory, see the new content."""
+        if not all(zero or self.axes.is_fixed(labels) for labels, zero in zip(value.dims, value.zero, strict=True)):
+            for alias in sharing(node):
+                held = self.values.get(alias)
+                if held is not None:
+                    self.values[alias] = [v.without_zero() for v in held] if isinstance(held, (list, tuple)) else held.without_zero()
         self.values[node] = value
-        while isinstance(node, Node) and node.op == "call_function" and node.args and isinstance(node.args[0], Node):
-            node = node.args[0]
-            held = self.values.get(node)
-            if isinstance(held, Value) and not all(value.zero):
-                self.values[node] = held.without_zero()
 
 
 def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rules: Mapping[str, Rule], sizes: Any = None) -> Reading:
@@ -330,35 +347,15 @@ def unused_parameters(model: nn.Module, programs: Any, names: Mapping[str, str])
     return tuple(n for n, _ in model.named_parameters() if n not in used)
 
 
-def operator_name(node: Node) -> str:
-    """`aten.add_.Tensor` -> `add`: overloads share a rule, and so do the in-place forms."""
-    packet = getattr(node.target, "overloadpacket", None)
-    name = str(getattr(packet or node.target, "__name__", node.target))
-    if name.endswith("_") and not name.startswith("_") and not name.endswith("__"):
-        name = name[:-1]
-    return name
-
-
-def is_in_place(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable) and bool(node.args)
-
-
-def module_path(node: Node) -> str:
-    """The module in whose forward the operator stands; repeated calls of one module share its path."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = list(stack.values())[-1][0] if stack else ""
-    return str(path).split("@")[0]
-
-
-def concrete(shape: Sequence[Any]) -> tuple[int, ...]:
-    """Sizes in the example: of a free size its hint."""
-    return tuple(s if isinstance(s, int) else int(s.node.hint) for s in shape)
-
-
 def flat(values: Any) -> list[Value]:
     """The values of a node with one or several outputs."""
     return [v for v in (values if isinstance(values, (list, tuple)) else [values]) if isinstance(v, Value)]
+
+
+@cache
+def required_by(rule: Rule) -> frozenset[str]:
+    """What a rule can not do without; an overload of its operator that has no such argument is not the rule's."""
+    return frozenset(n for n, p in list(signature(rule).parameters.items())[1:] if p.default is Parameter.empty)
 
 
 @cache

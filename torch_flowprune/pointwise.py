@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch_flowprune.axes import Value
-from torch_flowprune.graph import Walk, concrete
+from torch_flowprune.graph import Walk
+from torch_flowprune.nodes import concrete
 from torch_flowprune.shapes import broadcast, replaced
 
 
@@ -128,8 +129,17 @@ def positions(g: Walk) -> Value:
     return g.fixed(g.out_shape)
 
 
+def one_hot(g: Walk, x: Value) -> Value:
+    for labels in x.dims:
+        g.freeze(labels, "is used as an index")
+    return g.fixed(g.out_shape)
+
+
 def several_positions(g: Walk, x: Sequence[Value]) -> list[Value]:
     assert g.node is not None
+    for v in x:
+        for labels in v.dims:
+            g.freeze(labels, "is a grid of positions")
     return [g.fixed(concrete(v.shape)) for v in g.node.meta["val"]]
 
 
@@ -145,6 +155,10 @@ def filled_like(zero: bool) -> Callable[..., Value]:
         return x.with_zero(zero)
 
     return rule
+
+
+def fill(g: Walk, x: Value, value: Any) -> Value:
+    return x.with_zero(isinstance(value, (int, float)) and value == 0)
 
 
 def nothing(g: Walk) -> None:

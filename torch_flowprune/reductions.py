@@ -62,6 +62,10 @@ def scan(g: Walk, x: Value, dim: int) -> Value:
     return x
 
 
+def log_scan(g: Walk, x: Value, dim: int) -> Value:
+    return scan(g, x, dim).without_zero()
+
+
 def softmax(g: Walk, x: Value, dim: int) -> Value:
     g.freeze(x.dims[dim], STATISTICS)
     return x.without_zero()

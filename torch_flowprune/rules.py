@@ -7,19 +7,32 @@ smaller tensor is proved to hold what the masked one holds elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from torch_flowprune.axes import Value
-from torch_flowprune.graph import Walk
+from torch_flowprune.contractions import (
+    SPATIAL,
+    addmm,
+    attention,
+    baddbmm,
+    convolution,
+    einsum,
+    inner_product,
+    linear,
+    matmul,
+    matrix_product,
+    matrix_vector,
+    transposed_convolution,
+)
+from torch_flowprune.cuts import CUT_RULES
 from torch_flowprune.pointwise import (
     add,
     addcmul,
-    added,
     clamp,
     compared,
     copy,
     divide,
+    fill,
     filled,
     filled_like,
     glu,
@@ -30,6 +43,7 @@ from torch_flowprune.pointwise import (
     moves,
     multiply,
     nothing,
+    one_hot,
     positions,
     power,
     prelu,
@@ -44,6 +58,7 @@ from torch_flowprune.reductions import (
     group_norm,
     instance_norm,
     layer_norm,
+    log_scan,
     p_norm,
     pool,
     resample,
@@ -54,192 +69,20 @@ from torch_flowprune.reductions import (
     total,
     vector_norm,
 )
-from torch_flowprune.shapes import SHAPE_RULES, broadcast, replaced, spatial
+from torch_flowprune.shapes import SHAPE_RULES
 
-__all__ = ["RULES"]
-
-SPATIAL = "is space"
-
-
-# -- contraction: the one general operation of linear layers, convolutions and attention --------------------------
-
-
-def contraction(g: Walk, terms: Sequence[tuple[Value, Sequence[Hashable]]], out: Sequence[Hashable]) -> Value:
-    """An einsum. Dimensions of one name are joined; a name that is not in `out` is summed over.
-
-    A sum may lose the terms of a removed unit only where they are zero in the masked model, so one of the operands
-    has to be zero there (a parameter's columns are: they are masked).
-    """
-    held: dict[Hashable, list[tuple[Value, int]]] = {}
-    for value, names in terms:
-        for i, name in enumerate(names):
-            held.setdefault(name, []).append((value, i))
-    for name, places in held.items():
-        join_term(g, [p for p in places if p[0].shape[p[1]] > 1], summed=name not in out)
-    dims, zero = [], []
-    for name, size in zip(out, g.out_shape, strict=True):
-        wide = [(v, i) for v, i in held[name] if v.shape[i] > 1]
-        dims.append(wide[0][0].dims[wide[0][1]] if wide else g.axes.fixed(size))
-        zero.append(any(v.zero[i] for v, i in wide))
-    return Value(tuple(dims), tuple(zero))
-
-
-def join_term(g: Walk, places: Sequence[tuple[Value, int]], summed: bool) -> None:
-    for k, (value, i) in enumerate(places):
-        others = [p for m, p in enumerate(places) if m != k]
-        for v, j in others[:1]:
-            g.join(value.dims[i], v.dims[j])
-        if value.constant:
-            zero = all(v.zero[j] for v, j in others)
-            g.role(value.dims[i], "consumer" if summed else "producer", zero)
-    if summed and places and not any(v.zero[i] for v, i in places):
-        g.freeze(places[0][0].dims[places[0][1]], "is summed over where a removed unit is not zero")
-
-
-def add_bias(g: Walk, x: Value, bias: Value | None, dim: int) -> Value:
-    """A vector added along one dimension: zero there stays zero where the vector is zero, nowhere else."""
-    if bias is None:
-        return x
-    g.join(x.dims[dim], bias.dims[0])
-    zero = [False] * x.ndim
-    zero[dim] = x.zero[dim] and bias.zero[0]
-    return Value(x.dims, tuple(zero))
-
-
-def linear(g: Walk, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    rest = list(range(x.ndim - 1))
-    out = contraction(g, [(x, [*rest, "in"]), (weight, ["out", "in"])], [*rest, "out"])
-    return add_bias(g, out, bias, -1)
-
-
-def matmul(g: Walk, x: Value, other: Value) -> Value:
-    a, b = x, other
-    left = [*range(-a.ndim, -2), "n", "k"][-max(a.ndim, 1) :] if a.ndim > 1 else ["k"]
-    right = [*range(-b.ndim, -2), "k", "m"] if b.ndim > 1 else ["k"]
-    batch = list(range(-max(a.ndim, b.ndim), -2))
-    return contraction(g, [(a, left), (b, right)], [*batch, *("n" for _ in [0] if a.ndim > 1), *("m" for _ in [0] if b.ndim > 1)])
-
-
-def addmm(g: Walk, x: Value, mat1: Value, mat2: Value) -> Value:
-    return added(g, [x, matmul(g, mat1, mat2)])
-
-
-def baddbmm(g: Walk, x: Value, batch1: Value, batch2: Value) -> Value:
-    return added(g, [x, matmul(g, batch1, batch2)])
-
-
-def einsum(g: Walk, equation: str, tensors: Sequence[Value]) -> Any:
-    equation = equation.replace(" ", "")
-    if "..." in equation or "->" not in equation:
-        return NotImplemented
-    left, out = equation.split("->")
-    if any(len(set(names)) != len(names) for names in left.split(",")):
-        return NotImplemented
-    return contraction(g, list(zip(tensors, left.split(","), strict=True)), out)
-
-
-def convolution(g: Walk, x: Value, weight: Value, bias: Value | None = None, groups: int = 1) -> Any:
-    if x.ndim != weight.ndim:
-        return NotImplemented
-    count = weight.ndim - 2
-    for d in weight.dims[2:]:
-        g.freeze(d, SPATIAL)
-    g.role(weight.dims[0], "producer")
-    x = spatial(g, x, count)
-    if groups == 1:
-        space = list(range(count))
-        out = contraction(g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["out", "in", *space])], ["n", "out", *space])
-    else:
-        out = grouped(g, x, weight, groups)
-    return add_bias(g, out, bias, 1)
-
-
-def replaced_space(g: Walk, weight: Value, x: Value) -> Value:
-    """The weight with its kernel's dimensions laid out as the result's space: both are fixed."""
-    return Value((*weight.dims[:2], *x.dims[2:]), (*weight.zero[:2], *x.zero[2:]), weight.constant)
-
-
-def grouped(g: Walk, x: Value, weight: Value, groups: int) -> Value:
-    """Either whole groups may go, or the same channels of every group."""
-    inner, outer = x.dims[1].view(groups, -1), weight.dims[0].view(groups, -1)
-    columns = weight.dims[1]
-    depthwise = inner.shape[1] == 1
-    whole = 0 if depthwise else g.choose([inner[:, 0], columns])
-    if whole == 0:
-        g.freeze(columns, "whole groups of this convolution are removable")
-        for rows in (inner, outer):
-            g.join(inner[:, :1].expand_as(rows).reshape(-1), rows.reshape(-1))
-        g.count("groups", inner[:, 0])
-    else:
-        g.role(columns, "consumer", x.zero[1])
-        g.join(columns.repeat(groups), inner.reshape(-1))
-        g.join(outer[:1].expand_as(outer).reshape(-1), outer.reshape(-1))
-    return Value((x.dims[0], weight.dims[0], *x.dims[2:]), (x.zero[0], weight.zero[0], *x.zero[2:]))
-
-
-def transposed_convolution(g: Walk, x: Value, weight: Value, bias: Value | None = None, groups: int = 1) -> Any:
-    if x.ndim != weight.ndim:
-        return NotImplemented
-    count = weight.ndim - 2
-    for d in weight.dims[2:]:
-        g.freeze(d, SPATIAL)
-    x = spatial(g, x, count)
-    if groups > 1:
-        out = grouped_transposed(g, x, weight, groups)
-    else:
-        space = list(range(count))
-        out = contraction(g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["in", "out", *space])], ["n", "out", *space])
-    return add_bias(g, out, bias, 1)
-
-
-def grouped_transposed(g: Walk, x: Value, weight: Value, groups: int) -> Value:
-    """Only whole groups may go: the weight's second dimension is shared by all of them."""
-    rows = x.dims[1].view(groups, -1)
-    g.freeze(weight.dims[1], "whole groups of this convolution are removable")
-    g.join(rows[:, :1].expand_as(rows).reshape(-1), rows.reshape(-1))
-    g.join(x.dims[1], weight.dims[0])
-    g.role(weight.dims[0], "producer")
-    g.count("groups", rows[:, 0])
-    channels = rows[:, 0].repeat_interleave(g.out_shape[1] // groups)
-    return Value((x.dims[0], channels, *x.dims[2:]), (x.zero[0], weight.zero[0], *x.zero[2:]))
-
-
-def attention(
-    g: Walk,
-    query: Value,
-    key: Value,
-    value: Value,
-    attn_mask: Value | None = None,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Value:
-    """softmax(query keyᵀ scale + mask) value; heads are a batch dimension, keys shared by several where asked."""
-    if scale is None:
-        g.freeze(query.dims[-1], "sets the default scale of attention")
-        g.freeze(key.dims[-1], "sets the default scale of attention")
-    if enable_gqa:
-        times = query.shape[-3] // key.shape[-3]
-        key, value = (replaced(v, -3, v.dims[-3].repeat_interleave(times)) for v in (key, value))
-    batch = list(range(-query.ndim, -2))
-    shape = (*query.shape[:-1], key.shape[-2])
-    logits = contraction(g.at_shape(shape), [(query, [*batch, "n", "d"]), (key, [*batch, "m", "d"])], [*batch, "n", "m"])
-    if attn_mask is not None:
-        logits = broadcast(g.at_shape(shape), [logits, attn_mask], lambda held: False)
-    weights = softmax(g, logits, -1)
-    return contraction(g, [(weights, [*batch, "n", "m"]), (value, [*batch, "m", "e"])], [*batch, "n", "e"])
-
+__all__ = ["RULES", "SPATIAL"]
 
 KEEPING = (
-    "relu relu6 gelu silu tanh hardswish leaky_relu elu selu celu mish softsign abs neg sign sin tan atan asin "
-    "sinh asinh erf expm1 log1p floor ceil round trunc square contiguous clone detach alias lift_fresh_copy "
-    "lift_fresh to type_as _to_copy dropout feature_dropout native_dropout dropout1d dropout2d dropout3d positive "
-    "real conj resolve_conj resolve_neg requires_grad hardshrink softshrink tanhshrink nan_to_num deg2rad float "
-    "double"
+    "relu relu6 gelu silu tanh hardswish leaky_relu elu selu celu mish abs neg sign sin tan atan asin sinh asinh erf "
+    "expm1 log1p floor ceil round trunc square contiguous clone detach alias lift_fresh_copy lift_fresh to type_as "
+    "_to_copy dropout feature_dropout native_dropout positive real conj resolve_conj resolve_neg hardshrink softshrink "
+    "nan_to_num deg2rad"
 ).split()
 MOVING = ("sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli").split()
 SINGULAR = ("log log2 log10 sqrt rsqrt reciprocal acos").split()
 COMPARING = ("eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or isclose").split()
-POOLS = {f"{kind}{n}d": n for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")}
+POOLS = {f"{kind}{n}d": n for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")}
 UPSAMPLES = (
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
     "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa "
@@ -248,6 +91,7 @@ UPSAMPLES = (
 
 RULES: dict[str, Callable[..., Any]] = {
     **SHAPE_RULES,
+    **CUT_RULES,
     **dict.fromkeys(KEEPING, keeps),
     **dict.fromkeys(MOVING, moves),
     **dict.fromkeys(SINGULAR, singular),
@@ -262,18 +106,25 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("var", "std"), spread),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), transposed_convolution),
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), matmul),
-    **dict.fromkeys(("arange", "linspace", "scalar_tensor", "one_hot", "eye", "tril_indices", "triu_indices"), positions),
+    **dict.fromkeys(("mm", "bmm"), matrix_product),
+    **dict.fromkeys(("arange", "linspace", "scalar_tensor", "eye", "tril_indices", "triu_indices"), positions),
     **dict.fromkeys(("zeros", "new_zeros"), filled(True)),
     **dict.fromkeys(("ones", "full", "new_ones", "new_full", "empty", "new_empty"), filled(False)),
     **dict.fromkeys(("ones_like", "full_like"), filled_like(False)),
     **dict.fromkeys(("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size", "sym_constrain_range"), nothing),
-    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), scan),
+    **dict.fromkeys(("cumsum", "cumprod"), scan),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax"), softmax),
     **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),
     "zeros_like": filled_like(True),
     "meshgrid": several_positions,
+    "one_hot": one_hot,
+    "logcumsumexp": log_scan,
+    "fill": fill,
+    "zero": filled_like(True),
     "linear": linear,
+    "matmul": matmul,
+    "mv": matrix_vector,
+    "dot": inner_product,
     "addmm": addmm,
     "baddbmm": baddbmm,
     "einsum": einsum,

@@ -1,0 +1,119 @@
+"""Couples, prunes and shrinks every architecture, and says whether what is left computes the same; beside Torch-Pruning.
+
+    python -m benchmarks.coverage                             # all; resumes where it stopped
+    python -m benchmarks.coverage --only levit --again .      # some models, once more
+    python -m benchmarks.coverage --peer PATH                 # beside Torch-Pruning installed in PATH
+
+The smallest model of every timm module and every torchvision classification model, with random weights, affine parameters and running
+statistics. Of each group of channels 50 %, then 25 %, with the lowest norm of their producers' rows go. Every model and tool runs in a
+process of its own, one thread, with a limit on processor time and memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import re
+import resource
+import sys
+import warnings
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.coverage.models import listed
+from benchmarks.coverage.page import page
+from benchmarks.coverage.trial import LIMIT, RATIOS, TOOLS, trial
+from benchmarks.measure import commit, environment
+
+RESULTS = Path(__file__).parent.parent / "results" / "coverage"
+MEMORY = 14  # GiB of address space for one process
+FORK = multiprocessing.get_context("fork")
+
+
+def in_process(name: str, which: str, ratios: Sequence[float], limit: float) -> dict[str, Any]:
+    """One model and tool in a process of its own; of one that dies, what it said last."""
+    receive, send = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=one, args=(name, which, ratios, limit, send))
+    child.start()
+    send.close()
+    found: dict[str, Any] = {}
+    while True:
+        try:
+            found = receive.recv()
+        except EOFError:
+            break
+    child.join()
+    return {**found, **({"died": f"exit code {child.exitcode}"} if child.exitcode else {})}
+
+
+def one(name: str, which: str, ratios: Sequence[float], limit: float, send: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (4 * LIMIT, 4 * LIMIT + 5))  # what hangs outside the timed parts
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY << 30, MEMORY << 30))
+    for found in trial(which, name, ratios, limit):
+        send.send(found)
+
+
+def warmed(tools: Sequence[str]) -> None:
+    """What the tools import at their first use is imported before any of it is timed, and before the processes fork."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3)).eval()
+    for which in tools:
+        tool = TOOLS[which](net, torch.randn(2, 3, 8, 8))
+        tool.build(0.5)
+        tool.prune(0.5)
+
+
+def due(found: dict[str, Any] | None, name: str, which: str, options: argparse.Namespace, now: str) -> bool:
+    if found is None:
+        return True
+    statuses = " ".join(found[str(ratio)]["status"] for ratio in RATIOS if str(ratio) in found)
+    if options.again and re.search(options.again, f"{name} {which} {statuses}"):
+        return True
+    return which == "ours" and options.renew and found["commit"] != now
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    data = options.out.with_suffix(".json")
+    held = json.loads(data.read_text()) if data.exists() else {"results": {}}
+    names = listed(options.out.with_suffix(".models.json"))
+    tools = [which for which in TOOLS if options.which in (None, which) and (which == "ours" or options.peer)]
+    sys.path[:0] = [options.peer] if options.peer else []
+    warmed(tools)
+    now = commit()
+    for name in [n for n in names if re.search(options.only, n)]:
+        both = held["results"].get(name, {})
+        for which in tools:
+            if due(both.get(which), name, which, options, now):
+                both[which] = {**in_process(name, which, options.ratios, options.limit), "commit": now}
+                held["results"][name] = both
+                held["results"] = {n: held["results"][n] for n in names if n in held["results"]}
+                data.write_text(json.dumps({"environment": environment(), "results": held["results"]}, indent=1) + "\n")
+                print(name, which, json.dumps(both[which])[:400], flush=True)
+    if options.docs:
+        options.docs.write_text(page(json.loads(data.read_text()), len(names)))
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="read and written: OUT.json, and OUT.models.json, the list of models")
+    parser.add_argument("--docs", type=Path, help="write the page with the table there")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only models whose library/name matches")
+    parser.add_argument("--again", default="", metavar="REGEX", help="repeat those whose 'library/name tool statuses' matches")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="seconds of processor time to build and prune, for one model and tool")
+    parser.add_argument("--renew", action="store_true", help="repeat this package's rows that another commit measured")
+    parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS), help="shares of each group that go")
+    parser.add_argument("--which", choices=("ours", "peer"), help="this package, or Torch-Pruning")
+    parser.add_argument("--peer", metavar="PATH", help="where Torch-Pruning is installed; it is then measured too")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

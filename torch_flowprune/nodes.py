@@ -1,0 +1,59 @@
+"""What a node of an exported graph says of itself: its operator, its module, its sizes, and whose memory it shares."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from torch.fx import Node
+
+__all__ = ["concrete", "is_in_place", "module_path", "operator_name", "sharing"]
+
+# these may hand their operand on as it is, which their schemas do not say
+HANDING_ON = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as")
+
+
+def operator_name(node: Node) -> str:
+    """`aten.add_.Tensor` -> `add`: overloads share a rule, and so do the in-place forms."""
+    packet = getattr(node.target, "overloadpacket", None)
+    name = str(getattr(packet or node.target, "__name__", node.target))
+    if name.endswith("_") and not name.startswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    return name
+
+
+def module_path(node: Node) -> str:
+    """The module in whose forward the operator stands; repeated calls of one module share its path."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return str(path).split("@")[0]
+
+
+def concrete(shape: Sequence[Any]) -> tuple[int, ...]:
+    """Sizes in the example: of a free size its hint."""
+    return tuple(s if isinstance(s, int) else int(s.node.hint) for s in shape)
+
+
+def is_in_place(node: Node) -> bool:
+    """True where the operator writes to its first operand."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable) and bool(node.args)
+
+
+def is_view(node: Node) -> bool:
+    """True where the result may share its first operand's memory, or is picked from results that do."""
+    if node.target is operator.getitem or operator_name(node) in HANDING_ON:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.arguments) and schema.arguments[0].alias_info is not None
+
+
+def sharing(node: Node) -> list[Node]:
+    """The nodes whose tensors may share memory with this one's: what it is a view of, and all views of that."""
+    while node.op == "call_function" and is_view(node) and isinstance(node.args[0], Node):
+        node = node.args[0]
+    found = [node]
+    for one in found:
+        found += [user for user in one.users if user.op == "call_function" and user.args[:1] == (one,) and is_view(user)]
+    return found
