@@ -114,7 +114,7 @@ def choose(found: Candidates, scores: Scores, plan: Sequence[Pool], round_: int,
         if found[pool.names[0]].blocks is not None:
             keeps |= {name: _keep_in_blocks(candidate, scores[name]) for name, candidate in members.items()}
             continue
-        values, alive = [scores[name] for name in pool.names], [candidate.alive() for candidate in members.values()]
+        values, alive = [scores.values_[name] for name in pool.names], [candidate.alive() for candidate in members.values()]
         k = pool.gone_after[round_] - sum(map(len, members.values())) + sum(numbers(lefts(members)))
         made.append(lowest(values, k, alive) if least is None else with_floors(values, k, [least[name] for name in pool.names], alive))
         keeps |= dict(zip(pool.names, made[-1].keep, strict=True))

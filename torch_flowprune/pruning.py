@@ -20,7 +20,7 @@ from torch_flowprune.plan import Choice, check_rounds, choose, floors, pools
 from torch_flowprune.ranks import Ranks
 from torch_flowprune.report import Layer, Report
 from torch_flowprune.schedules import Schedule
-from torch_flowprune.scoring import Scores, candidates, evaluate, given
+from torch_flowprune.scoring import Scores, candidates, given, on_access
 from torch_flowprune.selection import numbers
 from torch_flowprune.targets import Pair, Pattern, parameters_of, unwrapped
 from torch_flowprune.units import Granularity
@@ -120,7 +120,7 @@ def global_prune(
                 wrapped, data, loss=loss, needs=() if fixed else measures.needs(measure), closure=closure, parameters=targets_of(found),
                 theta0=theta0, max_samples=max_samples, temperature=temperature, mode=mode, example_inputs=example_inputs, progress=progress,
             )  # fmt: skip
-            current = fixed or evaluate(point, measure, found, granularity, generator)
+            current = fixed or on_access(point, measure, found, granularity, generator)
             choice = choose(found, current, plan, round_, least)
             ranks.agree(choice.keeps.values())
             reports.append(_apply(model, found, current, choice, point))
