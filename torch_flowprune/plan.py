@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, isclose
 
+import torch
 from torch import Tensor
 
 from torch_flowprune.candidates import Candidate, Candidates, lefts
@@ -98,9 +99,10 @@ def check_rounds(rounds: int, given: Scores | None, data: object) -> None:
 
 @dataclass(frozen=True)
 class Choice:
-    """What stays: one flag a unit by candidate; the highest score that went; how many units that stay tie with it."""
+    """What stays: one flag a unit by candidate, and how many; the highest score that went; how many units that stay tie with it."""
 
     keeps: dict[str, Tensor]
+    kept: dict[str, int]
     threshold: float | None
     tied: int
 
@@ -108,17 +110,25 @@ class Choice:
 def choose(found: Candidates, scores: Scores, plan: Sequence[Pool], round_: int, least: dict[str, int] | None) -> Choice:
     """The lowest of each pool go, as many as the plan says for this round."""
     keeps: dict[str, Tensor] = {}
+    kept: dict[str, int] = {}
     made: list[Cut] = []
     for pool in plan:
         members = {name: found[name] for name in pool.names}
         if found[pool.names[0]].blocks is not None:
             keeps |= {name: _keep_in_blocks(candidate, scores[name]) for name, candidate in members.items()}
+            kept |= counted({name: keeps[name] for name in members})
             continue
         values, alive = [scores.values_[name] for name in pool.names], [candidate.alive() for candidate in members.values()]
         k = pool.gone_after[round_] - sum(map(len, members.values())) + sum(numbers(lefts(members)))
         made.append(lowest(values, k, alive) if least is None else with_floors(values, k, [least[name] for name in pool.names], alive))
         keeps |= dict(zip(pool.names, made[-1].keep, strict=True))
-    return Choice(keeps, max((cut.threshold for cut in made if cut.threshold is not None), default=None), sum(cut.tied for cut in made))
+        kept |= dict(zip(pool.names, made[-1].kept, strict=True))
+    return Choice(keeps, kept, max((cut.threshold for cut in made if cut.threshold is not None), default=None), sum(cut.tied for cut in made))
+
+
+def counted(keeps: dict[str, Tensor]) -> dict[str, int]:
+    """How many units each tensor of flags keeps."""
+    return dict(zip(keeps, numbers(list(map(torch.count_nonzero, keeps.values()))), strict=True))
 
 
 def _keep_in_blocks(candidate: Candidate, scores: Tensor) -> Tensor:

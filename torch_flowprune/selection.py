@@ -16,7 +16,7 @@ from math import gcd, isqrt
 import torch
 from torch import Tensor
 
-from torch_flowprune.stacking import Stack, Values, not_finite, part_size, stacks
+from torch_flowprune.stacking import WORD, Stack, Values, not_finite, part_size, stacks
 
 _SAMPLE = 1 << 14
 _INF = float("inf")
@@ -145,12 +145,10 @@ def _left(laid: Sequence[Stack]) -> list[int]:
     return numbers([layer.units if alive is None else torch.count_nonzero(alive) for layer, alive in pairs])
 
 
-def _parts(laid: Sequence[Stack]) -> Iterator[tuple[int, int, int]]:
+def _parts(laid: Sequence[Stack]) -> list[tuple[int, int, int]]:
     """Ranges of units that are read at once: stack, start, stop."""
     size = part_size(sum(stack.units for stack in laid))
-    for i, stack in enumerate(laid):
-        for start in range(0, stack.units, size):
-            yield i, start, min(start + size, stack.units)
+    return [(i, start, min(start + size, stack.units)) for i, stack in enumerate(laid) for start in range(0, stack.units, size)]
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ class _Sample:
     def of(cls, laid: Sequence[Stack]) -> _Sample:
         """A step that has no factor in common with the usual lengths of rows, so that it meets every column."""
         units = sum(stack.units for stack in laid)
-        step = max(1, units // max(_SAMPLE, int(units ** (2 / 3))))
+        step = max(1, units // max(_SAMPLE, int(2 * units ** (2 / 3))))
         while gcd(step, 210) > 1:
             step += 1
         taken = [stack.scores(0, stack.units, step) for stack in laid]
@@ -184,14 +182,12 @@ class _Sample:
         high = together.kthvalue(rank + margin + 1).values.item() if rank + margin < size else _INF
         return low, high
 
-    def rooms(self, stack: int, ranges: Sequence[tuple[int, int]], low: float, high: float, trust: int) -> list[int]:
-        """How many scores each range will hardly have more of between ``low`` and ``high``: six standard deviations above what was sampled."""
-        values = self.values[stack]
-        upto = torch.nn.functional.pad(((values > low) & (values < high)).cumsum(0), (1, 0))
-        bounds = -(-torch.tensor(ranges, dtype=torch.int64).view(-1, 2) // self.step)  # the samples before each range's ends
-        counts = upto[bounds].diff(dim=1)[:, 0].tolist()
+    def rooms(self, parts: Sequence[tuple[int, int, int]], low: float, high: float, trust: int) -> list[int]:
+        """How many words of each part will hardly be exceeded by those with scores between: six deviations above what was sampled."""
+        upto = [torch.nn.functional.pad(((values > low) & (values < high)).cumsum(0), (1, 0)) for values in self.values]
+        counts = numbers([upto[i][-(-stop // self.step)] - upto[i][-(-start // self.step)] for i, start, stop in parts])
         expected = [trust * self.step * (count + 6 * isqrt(count) + 6) for count in counts]
-        return [min(stop - start, room) for (start, stop), room in zip(ranges, expected, strict=True)]
+        return [min(-(-(stop - start) // WORD), room) for (_, start, stop), room in zip(parts, expected, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -201,42 +197,53 @@ class _Swept:
     Attributes:
         keep: what is above ``low``, one tensor a stack.
         above: how many of each layer.
-        places: where in its stack each score between ``low`` and ``high`` is; on the host, one tensor a stack.
-        values: these scores, of all stacks; on the host.
+        places: where the scores between ``low`` and ``high`` are, as if all of ``keep`` lay end to end; on the host.
+        values: these scores.
         complete: whether there was room for all of them.
     """
 
     keep: list[Tensor]
     above: list[int]
-    places: list[Tensor]
+    places: Tensor
     values: Tensor
     complete: bool
 
 
 def _sweep(laid: Sequence[Stack], sample: _Sample, low: float, high: float, trust: int) -> _Swept:
     """One pass; the host waits for it at its end, and not before."""
-    keeps = [torch.empty(stack.units, dtype=torch.bool, device=stack.device) for stack in laid]
-    ranges = list(_parts(laid))
-    rooms = [room for i in range(len(laid)) for room in sample.rooms(i, [(a, b) for j, a, b in ranges if j == i], low, high, trust)]
-    at, between, sums = [], [], []
-    for (i, start, stop), room in zip(ranges, rooms, strict=True):
+    parts = _parts(laid)
+    keeps = [stack.flags() for stack in laid]
+    buffers = [torch.empty_like(keep[: part_size(sum(map(len, keeps))) + WORD]) for keep in keeps]
+    words, rows, sums = [], [], []
+    for (i, start, stop), room in zip(parts, sample.rooms(parts, low, high, trust), strict=True):
         scores = laid[i].scores(start, stop)
         if laid[i].to_check:
             sums.append(scores.sum())
         values = laid[i].comparable(scores, sample.dtype, start, stop)
-        keep = torch.gt(values, low, out=keeps[i][start:stop])
-        inside = values.lt(high).bitwise_and_(keep)
-        at.append(torch.nonzero_static(inside, size=room + 1, fill_value=-1)[:, 0])  # the last stays -1 unless there were too many
-        between.append(values[at[-1]])
+        keep = torch.gt(values, low, out=keeps[i][start : start + len(values)])
+        inside = torch.lt(values, high, out=buffers[i][: len(values)]).bitwise_and_(keep)
+        words.append(torch.nonzero_static(inside.view(torch.int64), size=room + 1, fill_value=-1)[:, 0])  # the last: -1, if there is room
+        rows.append(values.view(-1, WORD).index_select(0, words[-1].clamp(0)))
     _check_finite(laid, sums)
     above = numbers([torch.count_nonzero(flags) for stack, keep in zip(laid, keeps, strict=True) for flags in stack.split(keep)])
-    at, between = _on_host(at), _on_host(between)
-    places: list[list[Tensor]] = [[at[0].new_empty(0)] for _ in laid]
-    for (i, start, _), where in zip(ranges, at, strict=True):
-        places[i].append(where[where >= 0] + start)
-    complete = all(where[-1] < 0 for where in at)
-    found = torch.cat([values[where >= 0] for where, values in zip(at, between, strict=True)])
-    return _Swept(keeps, above, [torch.cat(some) for some in places], found, complete)
+    words, rows = _on_host(words), _on_host(rows)
+    bases, lengths = _bases(keeps), torch.tensor(list(map(len, words)))
+    origins = torch.tensor([bases[i] + start for i, start, _ in parts]).repeat_interleave(lengths)
+    noted = torch.cat(words)
+    complete = bool((noted[lengths.cumsum(0) - 1] < 0).all())
+    return _Swept(keeps, above, *_between(noted, torch.cat(rows), origins, low, high), complete)
+
+
+def _bases(keeps: Sequence[Tensor]) -> list[int]:
+    """Where each tensor begins, and the last ends, if all lay end to end."""
+    return list(accumulate(map(len, keeps), initial=0))
+
+
+def _between(words: Tensor, rows: Tensor, origins: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Of scores that were noted by the word: places and values of those between ``low`` and ``high``."""
+    at = (rows.gt(low) & rows.lt(high) & (words >= 0)[:, None]).view(-1).nonzero()[:, 0]
+    word = at // WORD
+    return origins[word] + words[word] * WORD + at % WORD, rows.view(-1)[at]
 
 
 def _check_finite(laid: Sequence[Stack], sums: Sequence[Tensor]) -> None:
@@ -257,32 +264,34 @@ def _cut_between(laid: Sequence[Stack], swept: _Swept, k: int) -> Cut:
     equal = (swept.values == threshold).nonzero()[:, 0]
     spared = equal[k - int(torch.count_nonzero(swept.values < threshold)) :]
     gone[spared] = False
-    lost = [where[which] for where, which in zip(swept.places, gone.split([len(where) for where in swept.places]), strict=True)]
-    keeps, fewer = [], []
-    for stack, keep, where in zip(laid, swept.keep, lost, strict=True):
-        keep[where.to(keep.device)] = False
-        keeps += stack.split(keep)
-        fewer += torch.bucketize(where, torch.tensor(stack.ends), right=True).bincount(minlength=len(stack.ends)).tolist()
+    lost, bases = swept.places[gone], _bases(swept.keep)
+    bounds = torch.searchsorted(lost, torch.tensor(bases)).tolist()
+    for keep, base, first, last in zip(swept.keep, bases, bounds, bounds[1:], strict=False):
+        keep[(lost[first:last] - base).to(keep.device)] = False
+    ends = torch.tensor([base + end for stack, base in zip(laid, bases, strict=False) for end in stack.ends])
+    fewer = torch.bucketize(lost, ends, right=True).bincount(minlength=len(ends)).tolist()
+    keeps = [flags for stack, keep in zip(laid, swept.keep, strict=True) for flags in stack.split(keep)]
     kept = [above - less for above, less in zip(swept.above, fewer, strict=True)]
     return Cut(keeps, kept, threshold.item(), len(spared))
 
 
 def _cut_ties(laid: Sequence[Stack], dtype: torch.dtype, k: int, value: float) -> Cut | None:
     """All below ``value`` go, and of those equal to it the first ones; None where that cannot make k."""
-    ranges = list(_parts(laid))
+    parts = _parts(laid)
 
     def read(i: int, start: int, stop: int) -> Tensor:
         return laid[i].comparable(laid[i].scores(start, stop), dtype, start, stop)
 
-    pairs = [(torch.count_nonzero(values < value), torch.count_nonzero(values == value)) for values in (read(*part) for part in ranges)]
+    pairs = [(torch.count_nonzero(values < value), torch.count_nonzero(values == value)) for values in (read(*part) for part in parts)]
     counts = numbers([count for pair in pairs for count in pair])
     rest, equal = k - sum(counts[::2]), counts[1::2]
     if not 0 < rest <= sum(equal):
         return None
-    keeps = [torch.empty(stack.units, dtype=torch.bool, device=stack.device) for stack in laid]
+    keeps = [stack.flags() for stack in laid]
     tied = sum(equal) - rest
-    for (i, start, stop), count in zip(ranges, equal, strict=True):
-        values, keep = read(i, start, stop), keeps[i][start:stop]
+    for (i, start, stop), count in zip(parts, equal, strict=True):
+        values = read(i, start, stop)
+        keep = keeps[i][start : start + len(values)]
         gone = min(rest, count)
         torch.gt(values, value, out=keep) if gone == count else torch.ge(values, value, out=keep)
         if 0 < gone < count:

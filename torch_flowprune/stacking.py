@@ -7,15 +7,19 @@ are computed from is stacked, and the measure runs once a part. Scores at hand a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-_PART = 1 << 23
+WORD = 8
+"""Flags that are looked at together, as one integer of 64 bits."""
+_PART = (1 << 23) - (1 << 14)
+"""Units that are read at once, at most: few enough that float32 scores stay below 32 MiB, from where malloc maps fresh pages each time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +76,7 @@ class Stack:
 
     layers: tuple[Computed, ...]
     alive: tuple[Tensor | None, ...]
+    _buffers: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def ends(self) -> list[int]:
@@ -95,27 +100,40 @@ class Stack:
         """One flag a unit and layer: the candidates."""
         return [self._alive(i).clone() for i in range(len(self.layers))]
 
+    def flags(self) -> Tensor:
+        """Room for one flag a unit, up to a whole number of words."""
+        return torch.empty(self.units + -self.units % WORD, dtype=torch.bool, device=self.device)
+
     def split(self, flags: Tensor) -> list[Tensor]:
         """One tensor a layer of what lies end to end."""
         return list(flags[: self.units].split([layer.units for layer in self.layers]))
 
     def scores(self, start: int, stop: int, step: int = 1) -> Tensor:
-        """Those of a range of units, as the measure gives them."""
+        """Those of a range of units, as the measure gives them; of scores at hand, until the next are read."""
         measure, needs = self.layers[0].measure, self.layers[0].needs
         pieces = list(self._pieces(start, stop, step)) or [(0, slice(0, 0))]
-        return measure(**{kind: _together([self.layers[i].rows(kind)[where] for i, where in pieces]) for kind in needs})
+        return measure(**{kind: self._together(kind, [self.layers[i].rows(kind)[where] for i, where in pieces]) for kind in needs})
 
     def comparable(self, scores: Tensor, dtype: torch.dtype, start: int, stop: int, step: int = 1) -> Tensor:
-        """In one dtype; nan, which no comparison selects, where a unit is no candidate."""
+        """In one dtype; nan, which no comparison selects, where a unit is no candidate, and up to a whole number of words."""
         scores = scores.to(dtype)
-        if all(left is None for left in self.alive):
-            return scores
-        left = [self._alive(i)[where] for i, where in self._pieces(start, stop, step)]
-        return torch.where(_together(left), scores, torch.nan)
+        if any(left is not None for left in self.alive):
+            left = [self._alive(i)[where] for i, where in self._pieces(start, stop, step)]
+            scores = torch.where(self._together("alive", left), scores, torch.nan)
+        return pad(scores, (0, -len(scores) % WORD), value=torch.nan) if len(scores) % WORD else scores
 
     def _alive(self, i: int) -> Tensor:
         left = self.alive[i]
         return torch.ones((), dtype=torch.bool, device=self.device).expand(self.layers[i].units) if left is None else left.reshape(-1)
+
+    def _together(self, kind: str, pieces: list[Tensor]) -> Tensor:
+        """In a buffer that is kept: fresh memory costs more than what is done in it."""
+        if len(pieces) == 1:
+            return pieces[0]
+        total = sum(map(len, pieces))
+        if kind not in self._buffers or len(self._buffers[kind]) < total:
+            self._buffers[kind] = pieces[0].new_empty(total, *pieces[0].shape[1:])
+        return torch.cat(pieces, out=self._buffers[kind][:total])
 
     def _pieces(self, start: int, stop: int, step: int) -> Iterator[tuple[int, slice]]:
         """The range by layer; a step goes on over borders."""
@@ -125,10 +143,6 @@ class Stack:
             if first < min(stop, end):
                 yield i, slice(first - begin, min(stop, end) - begin, step)
             begin = end
-
-
-def _together(pieces: list[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def stacks(scores: Sequence[Values], alive: Sequence[Tensor | None]) -> list[Stack]:
@@ -148,4 +162,4 @@ def not_finite(measure: str, names: Sequence[str]) -> ValueError:
 
 def part_size(units: int) -> int:
     """How many units are read at once: a sixteenth of the model's, so that what a part needs is small beside the weights."""
-    return max(_PART >> 7, min(_PART, units // 16))
+    return max(_PART >> 7, min(_PART, units // 16 // WORD * WORD))
