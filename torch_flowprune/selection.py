@@ -8,9 +8,9 @@ mislead, the bracket is widened and swept again: the answer is exact in any case
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from math import gcd, isqrt
 
 import torch
@@ -27,7 +27,7 @@ class Cut:
     """A selection.
 
     Attributes:
-        keep: which units stay: bool tensors, one a layer, flat, on the scores' devices; neighbours share a storage.
+        keep: which units stay: bool tensors, one a layer, flat, on the scores' devices, each in memory of its own.
         kept: how many of each layer stay.
         threshold: the highest score that went; None where nothing did.
         tied: how many units stay although their score equals the threshold.
@@ -65,7 +65,7 @@ def lowest(scores: Sequence[Values], k: int, alive: Sequence[Tensor | None] | No
         swept = _sweep(laid, sample, low, high, trust)
         under = candidates - sum(swept.above)
         if swept.complete and under < k <= under + len(swept.values):
-            return _cut_between(laid, swept, k - under)
+            return _cut_between(swept, k - under)
         cut = _cut_ties(laid, sample.dtype, k, low if k <= under else high)
         if cut is not None:
             return cut
@@ -124,19 +124,15 @@ def numbers(counts: Sequence[Tensor | int]) -> list[int]:
     return [found[i] for i in range(len(counts))]
 
 
-def _on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Small tensors on the CPU, with one transfer a device."""
-    return _moved(tensors, [torch.device("cpu")] * len(tensors))
+def _on_host(tensors: Sequence[Tensor]) -> Tensor:
+    """Small tensors end to end on the CPU, with one transfer for neighbours on one device."""
+    runs = [torch.cat(list(run)).cpu() for _, run in groupby(tensors, key=lambda tensor: tensor.device)]
+    return runs[0] if len(runs) == 1 else torch.cat(runs)
 
 
-def _moved(tensors: Sequence[Tensor], devices: Sequence[torch.device]) -> list[Tensor]:
-    routes = [(tensor.device, device) for tensor, device in zip(tensors, devices, strict=True)]
-    found: dict[int, Tensor] = {}
-    for route in dict.fromkeys(routes):
-        here = [i for i, other in enumerate(routes) if other == route]
-        together = torch.cat([tensors[i] for i in here]).to(route[1])
-        found.update(zip(here, together.split([len(tensors[i]) for i in here]), strict=True))
-    return [found[i] for i in range(len(tensors))]
+def _bases(lengths: Sequence[int]) -> list[int]:
+    """Where each begins, and the last ends, if all lie end to end."""
+    return list(accumulate(lengths, initial=0))
 
 
 def _left(laid: Sequence[Stack]) -> list[int]:
@@ -153,9 +149,13 @@ def _parts(laid: Sequence[Stack]) -> list[tuple[int, int, int]]:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Every ``step``-th score of each stack, on the host, in the dtype that all scores are compared in."""
+    """Every ``step``-th score of each stack, on the host, in the dtype that all scores are compared in.
 
-    values: list[Tensor]
+    ``first`` is where those of each stack begin.
+    """
+
+    values: Tensor
+    first: list[int]
     step: int
     dtype: torch.dtype
 
@@ -171,22 +171,22 @@ class _Sample:
         narrow = all(values.dtype in (torch.float32, torch.bfloat16, torch.float16) for values in taken)
         dtype = torch.float32 if narrow else torch.float64
         values = [stack.comparable(some, dtype, 0, stack.units, step) for stack, some in zip(laid, taken, strict=True)]
-        return cls(_on_host(values), step, dtype)
+        return cls(_on_host(values), _bases(list(map(len, values))), step, dtype)
 
     def bracket(self, share: float, trust: int) -> tuple[float, float]:
         """Three standard deviations of the sample's rank to either side of the share that goes, times ``trust``."""
-        together = torch.cat(self.values)
-        size = len(together) - int(torch.count_nonzero(together.isnan()))
+        size = len(self.values) - int(torch.count_nonzero(self.values.isnan()))
         rank, margin = int(share * size), trust * (int(3 * (size * share * (1 - share)) ** 0.5) + 2)
-        low = together.kthvalue(rank - margin + 1).values.item() if rank >= margin else -_INF  # nan counts as highest
-        high = together.kthvalue(rank + margin + 1).values.item() if rank + margin < size else _INF
+        low = self.values.kthvalue(rank - margin + 1).values.item() if rank >= margin else -_INF  # nan counts as highest
+        high = self.values.kthvalue(rank + margin + 1).values.item() if rank + margin < size else _INF
         return low, high
 
     def rooms(self, parts: Sequence[tuple[int, int, int]], low: float, high: float, trust: int) -> list[int]:
-        """How many words of each part will hardly be exceeded by those with scores between: six deviations above what was sampled."""
-        upto = [torch.nn.functional.pad(((values > low) & (values < high)).cumsum(0), (1, 0)) for values in self.values]
-        counts = numbers([upto[i][-(-stop // self.step)] - upto[i][-(-start // self.step)] for i, start, stop in parts])
-        expected = [trust * self.step * (count + 6 * isqrt(count) + 6) for count in counts]
+        """How many words of each part will hardly be exceeded by those with scores between: four deviations above what was sampled."""
+        upto = torch.nn.functional.pad(((self.values > low) & (self.values < high)).cumsum(0), (1, 0))
+        sampled = torch.tensor([[self.first[i] - (-end // self.step) for end in ends] for i, *ends in parts], dtype=torch.int64).view(-1, 2)
+        counts = upto[sampled].diff(dim=1)[:, 0].tolist()
+        expected = [trust * self.step * (count + 4 * isqrt(count) + 4) for count in counts]
         return [min(-(-(stop - start) // WORD), room) for (_, start, stop), room in zip(parts, expected, strict=True)]
 
 
@@ -195,9 +195,9 @@ class _Swept:
     """What one pass over all scores found.
 
     Attributes:
-        keep: what is above ``low``, one tensor a stack.
+        keep: what is above ``low``, one tensor a layer.
         above: how many of each layer.
-        places: where the scores between ``low`` and ``high`` are, as if all of ``keep`` lay end to end; on the host.
+        places: where the scores between ``low`` and ``high`` are, all layers end to end; on the host.
         values: these scores.
         complete: whether there was room for all of them.
     """
@@ -213,35 +213,33 @@ def _sweep(laid: Sequence[Stack], sample: _Sample, low: float, high: float, trus
     """One pass; the host waits for it at its end, and not before."""
     parts = _parts(laid)
     keeps = [stack.flags() for stack in laid]
-    buffers = [torch.empty_like(keep[: part_size(sum(map(len, keeps))) + WORD]) for keep in keeps]
     words, rows, sums = [], [], []
     for (i, start, stop), room in zip(parts, sample.rooms(parts, low, high, trust), strict=True):
         scores = laid[i].scores(start, stop)
         if laid[i].to_check:
             sums.append(scores.sum())
         values = laid[i].comparable(scores, sample.dtype, start, stop)
-        keep = torch.gt(values, low, out=keeps[i][start : start + len(values)])
-        inside = torch.lt(values, high, out=buffers[i][: len(values)]).bitwise_and_(keep)
-        words.append(torch.nonzero_static(inside.view(torch.int64), size=room + 1, fill_value=-1)[:, 0])  # the last: -1, if there is room
-        rows.append(values.view(-1, WORD).index_select(0, words[-1].clamp(0)))
+        above, inside = laid[i].buffer("above", values), laid[i].buffer("inside", values)
+        torch.gt(values, low, out=above)
+        torch.lt(values, high, out=inside).bitwise_and_(above)
+        # More entries than there is room for leave no 0 at the end; the first may be word 0 or none: its scores tell.
+        words.append(torch.nonzero_static(inside.view(torch.int64), size=room + 1, fill_value=0)[:, 0])
+        rows.append(values.view(-1, WORD).index_select(0, words[-1]))
+        laid[i].put(keeps[i], start, stop, above)
     _check_finite(laid, sums)
-    above = numbers([torch.count_nonzero(flags) for stack, keep in zip(laid, keeps, strict=True) for flags in stack.split(keep)])
-    words, rows = _on_host(words), _on_host(rows)
-    bases, lengths = _bases(keeps), torch.tensor(list(map(len, words)))
+    flags = [layer for keep in keeps for layer in keep]
+    counts = numbers([torch.count_nonzero(layer) for layer in flags])
+    lengths, bases = torch.tensor(list(map(len, words))), _bases([stack.units for stack in laid])
     origins = torch.tensor([bases[i] + start for i, start, _ in parts]).repeat_interleave(lengths)
-    noted = torch.cat(words)
-    complete = bool((noted[lengths.cumsum(0) - 1] < 0).all())
-    return _Swept(keeps, above, *_between(noted, torch.cat(rows), origins, low, high), complete)
+    noted, first = _on_host(words), lengths.cumsum(0) - lengths
+    complete = not noted[first + lengths - 1].any()
+    real = (noted > 0).index_fill_(0, first, True)
+    return _Swept(flags, counts, *_between(noted, real, origins, _on_host(rows), low, high), complete)
 
 
-def _bases(keeps: Sequence[Tensor]) -> list[int]:
-    """Where each tensor begins, and the last ends, if all lay end to end."""
-    return list(accumulate(map(len, keeps), initial=0))
-
-
-def _between(words: Tensor, rows: Tensor, origins: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+def _between(words: Tensor, real: Tensor, origins: Tensor, rows: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     """Of scores that were noted by the word: places and values of those between ``low`` and ``high``."""
-    at = (rows.gt(low) & rows.lt(high) & (words >= 0)[:, None]).view(-1).nonzero()[:, 0]
+    at = (rows.gt(low) & rows.lt(high) & real[:, None]).view(-1).nonzero()[:, 0]
     word = at // WORD
     return origins[word] + words[word] * WORD + at % WORD, rows.view(-1)[at]
 
@@ -257,22 +255,21 @@ def _check_finite(laid: Sequence[Stack], sums: Sequence[Tensor]) -> None:
         raise not_finite(bad[0].label, [layer.name for layer in bad])
 
 
-def _cut_between(laid: Sequence[Stack], swept: _Swept, k: int) -> Cut:
+def _cut_between(swept: _Swept, k: int) -> Cut:
     """All up to ``low`` go, and of those between ``low`` and ``high`` the k lowest."""
     threshold = swept.values.kthvalue(k).values
     gone = swept.values <= threshold
     equal = (swept.values == threshold).nonzero()[:, 0]
     spared = equal[k - int(torch.count_nonzero(swept.values < threshold)) :]
     gone[spared] = False
-    lost, bases = swept.places[gone], _bases(swept.keep)
-    bounds = torch.searchsorted(lost, torch.tensor(bases)).tolist()
-    for keep, base, first, last in zip(swept.keep, bases, bounds, bounds[1:], strict=False):
-        keep[(lost[first:last] - base).to(keep.device)] = False
-    ends = torch.tensor([base + end for stack, base in zip(laid, bases, strict=False) for end in stack.ends])
-    fewer = torch.bucketize(lost, ends, right=True).bincount(minlength=len(ends)).tolist()
-    keeps = [flags for stack, keep in zip(laid, swept.keep, strict=True) for flags in stack.split(keep)]
-    kept = [above - less for above, less in zip(swept.above, fewer, strict=True)]
-    return Cut(keeps, kept, threshold.item(), len(spared))
+    lost = swept.places[gone]
+    begins = _bases(list(map(len, swept.keep)))
+    bounds = torch.searchsorted(lost, torch.tensor(begins)).tolist()
+    for keep, begin, first, last in zip(swept.keep, begins, bounds, bounds[1:], strict=False):
+        if first < last:
+            keep[(lost[first:last] - begin).to(keep.device)] = False
+    kept = [above - last + first for above, first, last in zip(swept.above, bounds, bounds[1:], strict=False)]
+    return Cut(swept.keep, kept, threshold.item(), len(spared))
 
 
 def _cut_ties(laid: Sequence[Stack], dtype: torch.dtype, k: int, value: float) -> Cut | None:
@@ -291,11 +288,11 @@ def _cut_ties(laid: Sequence[Stack], dtype: torch.dtype, k: int, value: float) -
     tied = sum(equal) - rest
     for (i, start, stop), count in zip(parts, equal, strict=True):
         values = read(i, start, stop)
-        keep = keeps[i][start : start + len(values)]
         gone = min(rest, count)
-        torch.gt(values, value, out=keep) if gone == count else torch.ge(values, value, out=keep)
+        stays = values > value if gone == count else values >= value
         if 0 < gone < count:
-            keep[torch.nonzero_static(values == value, size=count)[:gone, 0]] = False  # a known size: no synchronisation
+            stays[torch.nonzero_static(values == value, size=count)[:gone, 0]] = False  # a known size: no synchronisation
+        laid[i].put(keeps[i], start, stop, stays)
         rest -= gone
-    flags = [layer for stack, keep in zip(laid, keeps, strict=True) for layer in stack.split(keep)]
+    flags = [layer for keep in keeps for layer in keep]
     return Cut(flags, numbers([torch.count_nonzero(layer) for layer in flags]), value, tied)

@@ -100,13 +100,20 @@ class Stack:
         """One flag a unit and layer: the candidates."""
         return [self._alive(i).clone() for i in range(len(self.layers))]
 
-    def flags(self) -> Tensor:
-        """Room for one flag a unit, up to a whole number of words."""
-        return torch.empty(self.units + -self.units % WORD, dtype=torch.bool, device=self.device)
+    def flags(self) -> list[Tensor]:
+        """Room for one flag a unit, each layer's in memory of its own."""
+        return [torch.empty(layer.units, dtype=torch.bool, device=self.device) for layer in self.layers]
 
-    def split(self, flags: Tensor) -> list[Tensor]:
-        """One tensor a layer of what lies end to end."""
-        return list(flags[: self.units].split([layer.units for layer in self.layers]))
+    def put(self, flags: list[Tensor], start: int, stop: int, part: Tensor) -> None:
+        """The flags of a range of units to their layers."""
+        pieces = [flags[i][where] for i, where in self._pieces(start, stop, 1)]
+        torch._foreach_copy_(pieces, list(part[: stop - start].split(list(map(len, pieces)))))
+
+    def buffer(self, name: str, like: Tensor) -> Tensor:
+        """Flags that the next part overwrites."""
+        if name not in self._buffers or len(self._buffers[name]) < len(like):
+            self._buffers[name] = torch.empty_like(like, dtype=torch.bool)
+        return self._buffers[name][: len(like)]
 
     def scores(self, start: int, stop: int, step: int = 1) -> Tensor:
         """Those of a range of units, as the measure gives them; of scores at hand, until the next are read."""
@@ -161,5 +168,5 @@ def not_finite(measure: str, names: Sequence[str]) -> ValueError:
 
 
 def part_size(units: int) -> int:
-    """How many units are read at once: a sixteenth of the model's, so that what a part needs is small beside the weights."""
-    return max(_PART >> 7, min(_PART, units // 16 // WORD * WORD))
+    """How many units are read at once: a 32nd of the model's, so that what a part needs is small beside the weights."""
+    return max(_PART >> 7, min(_PART, units // 32 // WORD * WORD))
