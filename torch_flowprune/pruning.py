@@ -161,7 +161,7 @@ def _apply(model: nn.Module, found: Candidates, scores: Scores, choice: Choice, 
     changed = [name for name, was, now in zip(found, before, after, strict=True) if now < was]
     masks = _merged([found[name].masks(choice.keeps[name]) for name in changed])
     loss, norm = _predicted(point, "g", -1, masks), _predicted(point, "Hg", -2, masks)
-    apply_masks(model, masks)
+    apply_masks(model, masks, copy=False)
     now = _renewed(model, found)
     kept = numbers([candidate.kept_weights(left) for candidate, left in zip(now.values(), after, strict=True)])
     layers = tuple(

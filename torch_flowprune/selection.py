@@ -263,11 +263,12 @@ def _cut_between(swept: _Swept, k: int) -> Cut:
     spared = equal[k - int(torch.count_nonzero(swept.values < threshold)) :]
     gone[spared] = False
     lost = swept.places[gone]
-    begins = _bases(list(map(len, swept.keep)))
+    begins = _bases([len(keep) for keep in swept.keep])
     bounds = torch.searchsorted(lost, torch.tensor(begins)).tolist()
-    for keep, begin, first, last in zip(swept.keep, begins, bounds, bounds[1:], strict=False):
+    within = lost - torch.tensor(begins[:-1]).repeat_interleave(torch.tensor(bounds).diff())
+    for keep, first, last in zip(swept.keep, bounds, bounds[1:], strict=False):
         if first < last:
-            keep[(lost[first:last] - begin).to(keep.device)] = False
+            keep.index_fill_(0, within[first:last].to(keep.device), False)
     kept = [above - last + first for above, first, last in zip(swept.above, bounds, bounds[1:], strict=False)]
     return Cut(swept.keep, kept, threshold.item(), len(spared))
 
