@@ -33,8 +33,8 @@ class Times:
 def alternating(works: Mapping[str, Callable[[], Callable[[], object]]], rounds: int) -> dict[str, Times]:
     """Each work's times over ``rounds``, one after the other in every round, in turning order.
 
-    A work is a function that prepares (untimed) and returns what is timed. What slows the machine for a while slows all of them, so
-    that ratios of medians hold on a busy machine where seconds do not.
+    A work is a function that prepares (untimed) and returns what is timed, in processor time: what others do meanwhile does not count.
+    What slows the machine for a while slows all of them, so that ratios of medians hold on a busy machine where seconds do not.
     """
     names = list(works)
     found: dict[str, list[float]] = {name: [] for name in names}
@@ -42,9 +42,9 @@ def alternating(works: Mapping[str, Callable[[], Callable[[], object]]], rounds:
         turn = round_ % len(names)
         for name in names[turn:] + names[:turn]:
             run = works[name]()
-            start = time.perf_counter()
+            start = time.process_time()
             run()
-            found[name].append(time.perf_counter() - start)
+            found[name].append(time.process_time() - start)
     return {name: Times(tuple(seconds)) for name, seconds in found.items()}
 
 
