@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from math import gcd, isqrt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,6 +127,8 @@ def numbers(counts: Sequence[Tensor | int]) -> list[int]:
 
 def _on_host(tensors: Sequence[Tensor]) -> Tensor:
     """Small tensors end to end on the CPU, with one transfer for neighbours on one device."""
+    if len(tensors) == 1:
+        return tensors[0].cpu()
     runs = [torch.cat(list(run)).cpu() for _, run in groupby(tensors, key=lambda tensor: tensor.device)]
     return runs[0] if len(runs) == 1 else torch.cat(runs)
 
@@ -182,12 +185,12 @@ class _Sample:
         return low, high
 
     def rooms(self, parts: Sequence[tuple[int, int, int]], low: float, high: float, trust: int) -> list[int]:
-        """How many words of each part will hardly be exceeded by those with scores between: four deviations above what was sampled."""
+        """Room for the words of each part that hold scores between: four deviations above what was sampled, and one."""
         upto = torch.nn.functional.pad(((self.values > low) & (self.values < high)).cumsum(0), (1, 0))
         sampled = torch.tensor([[self.first[i] - (-end // self.step) for end in ends] for i, *ends in parts], dtype=torch.int64).view(-1, 2)
         counts = upto[sampled].diff(dim=1)[:, 0].tolist()
         expected = [trust * self.step * (count + 4 * isqrt(count) + 4) for count in counts]
-        return [min(-(-(stop - start) // WORD), room) for (_, start, stop), room in zip(parts, expected, strict=True)]
+        return [1 + min(-(-(stop - start) // WORD), room) for (_, start, stop), room in zip(parts, expected, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -213,28 +216,36 @@ def _sweep(laid: Sequence[Stack], sample: _Sample, low: float, high: float, trus
     """One pass; the host waits for it at its end, and not before."""
     parts = _parts(laid)
     keeps = [stack.flags() for stack in laid]
-    words, rows, sums = [], [], []
-    for (i, start, stop), room in zip(parts, sample.rooms(parts, low, high, trust), strict=True):
+    rooms = sample.rooms(parts, low, high, trust)
+    words, word_parts = _notes(laid, parts, rooms, 1, torch.int64)
+    rows, row_parts = _notes(laid, parts, rooms, WORD, sample.dtype)
+    sums, sum_parts = _notes(laid, parts, [1] * len(parts), 1, sample.dtype)
+    for (i, start, stop), some_words, some_rows, total in zip(parts, word_parts, row_parts, sum_parts, strict=True):
         scores = laid[i].scores(start, stop)
-        if laid[i].to_check:
-            sums.append(scores.sum())
+        torch.sum(scores, 0, keepdim=True, dtype=sample.dtype, out=total[0])
         values = laid[i].comparable(scores, sample.dtype, start, stop)
         above, inside = laid[i].buffer("above", values), laid[i].buffer("inside", values)
         torch.gt(values, low, out=above)
         torch.lt(values, high, out=inside).bitwise_and_(above)
         # More entries than there is room for leave no 0 at the end; the first may be word 0 or none: its scores tell.
-        words.append(torch.nonzero_static(inside.view(torch.int64), size=room + 1, fill_value=0)[:, 0])
-        rows.append(values.view(-1, WORD).index_select(0, words[-1]))
+        torch.nonzero_static(inside.view(torch.int64), size=len(some_words), fill_value=0, out=some_words)
+        torch.index_select(values.view(-1, WORD), 0, some_words[:, 0], out=some_rows)
         laid[i].put(keeps[i], start, stop, above)
     _check_finite(laid, sums)
     flags = [layer for keep in keeps for layer in keep]
     counts = numbers([torch.count_nonzero(layer) for layer in flags])
-    lengths, bases = torch.tensor(list(map(len, words))), _bases([stack.units for stack in laid])
+    noted, lengths = _on_host(words)[:, 0], torch.tensor(rooms)
+    ends, bases = lengths.cumsum(0), _bases([stack.units for stack in laid])
     origins = torch.tensor([bases[i] + start for i, start, _ in parts]).repeat_interleave(lengths)
-    noted, first = _on_host(words), lengths.cumsum(0) - lengths
-    complete = not noted[first + lengths - 1].any()
-    real = (noted > 0).index_fill_(0, first, True)
-    return _Swept(flags, counts, *_between(noted, real, origins, _on_host(rows), low, high), complete)
+    real = (noted > 0).index_fill_(0, ends - lengths, True)
+    return _Swept(flags, counts, *_between(noted, real, origins, _on_host(rows), low, high), complete=not noted[ends - 1].any())
+
+
+def _notes(laid: Sequence[Stack], parts: Sequence[tuple[int, int, int]], rooms: Sequence[int], width: int, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Room for what is noted, by stack and by part. Taken part by part it would lie where the scores of the next part have to go."""
+    split = [[room for (j, _, _), room in zip(parts, rooms, strict=True) if j == i] for i in range(len(laid))]
+    whole = [torch.empty(sum(own), width, dtype=dtype, device=stack.device) for own, stack in zip(split, laid, strict=True)]
+    return whole, [part for one, own in zip(whole, split, strict=True) if own for part in one.split(own)]
 
 
 def _between(words: Tensor, real: Tensor, origins: Tensor, rows: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
@@ -246,8 +257,8 @@ def _between(words: Tensor, real: Tensor, origins: Tensor, rows: Tensor, low: fl
 
 def _check_finite(laid: Sequence[Stack], sums: Sequence[Tensor]) -> None:
     """From the sums, which nan and inf show in; where one overflowed, each layer is looked at."""
-    by_device = {device: [total for total in sums if total.device == device] for device in {total.device for total in sums}}
-    if all(torch.stack(totals).isfinite().all() for totals in by_device.values()):
+    checked = [total for stack, total in zip(laid, sums, strict=True) if stack.to_check]
+    if not checked or _on_host(checked).isfinite().all():
         return
     layers = [layer for stack in laid if stack.to_check for layer in stack.layers]
     bad = [layer for layer in layers if not layer.all().isfinite().all()]
@@ -280,19 +291,23 @@ def _cut_ties(laid: Sequence[Stack], dtype: torch.dtype, k: int, value: float) -
     def read(i: int, start: int, stop: int) -> Tensor:
         return laid[i].comparable(laid[i].scores(start, stop), dtype, start, stop)
 
-    pairs = [(torch.count_nonzero(values < value), torch.count_nonzero(values == value)) for values in (read(*part) for part in parts)]
-    counts = numbers([count for pair in pairs for count in pair])
-    rest, equal = k - sum(counts[::2]), counts[1::2]
+    counts, count_parts = _notes(laid, parts, [1] * len(parts), 2, torch.int64)
+    for part, count in zip(parts, count_parts, strict=True):
+        values = read(*part)
+        count[0, 0].copy_(torch.count_nonzero(values < value))
+        count[0, 1].copy_(torch.count_nonzero(values == value))
+    lower, equal = _on_host(counts).T.tolist()
+    rest = k - sum(lower)
     if not 0 < rest <= sum(equal):
         return None
     keeps = [stack.flags() for stack in laid]
     tied = sum(equal) - rest
-    for (i, start, stop), count in zip(parts, equal, strict=True):
+    for (i, start, stop), same in zip(parts, equal, strict=True):
         values = read(i, start, stop)
-        gone = min(rest, count)
-        stays = values > value if gone == count else values >= value
-        if 0 < gone < count:
-            stays[torch.nonzero_static(values == value, size=count)[:gone, 0]] = False  # a known size: no synchronisation
+        gone = min(rest, same)
+        stays = values > value if gone == same else values >= value
+        if 0 < gone < same:
+            stays[torch.nonzero_static(values == value, size=same)[:gone, 0]] = False  # a known size: no synchronisation
         laid[i].put(keeps[i], start, stop, stays)
         rest -= gone
     flags = [layer for keep in keeps for layer in keep]
