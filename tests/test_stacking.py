@@ -27,7 +27,7 @@ def computed(values, name="layer", measure=lambda theta: theta.squeeze(-1)):
 @pytest.fixture(params=[8, 24, 1 << 20], ids=["parts of 8", "parts of 24", "whole"])
 def _parts(request, monkeypatch):
     """Parts that begin and end within layers, and the sample of a large model."""
-    monkeypatch.setattr(selection, "part_size", lambda units: request.param)
+    monkeypatch.setattr(stacking, "part_size", lambda units: request.param)
     monkeypatch.setattr(selection, "_SAMPLE", 16)
 
 
@@ -76,7 +76,7 @@ def test_only_layers_whose_units_are_alike_are_stacked():
 
 def test_scores_on_access_are_the_stored_ones(monkeypatch):
     """Every measure and granularity of ours, on a net of several layers, read in parts that are smaller than a layer."""
-    monkeypatch.setattr(selection, "part_size", lambda units: 8)
+    monkeypatch.setattr(stacking, "part_size", lambda units: 8)
     for name, granularity in itertools.product(MEASURES, ("weight", "filter")):
         model = CASE.model()
         given = {"data": CASE.batches((4, 3)), "theta0": CASE.model(seed=9).state_dict(), "example_inputs": CASE.batch(4)[0]}
@@ -90,7 +90,7 @@ def test_scores_on_access_are_the_stored_ones(monkeypatch):
 
 def test_a_measure_of_your_own_is_given_whole_layers(monkeypatch):
     """It may look at all units of a layer, as a normalised magnitude does."""
-    monkeypatch.setattr(selection, "part_size", lambda units: 8)
+    monkeypatch.setattr(stacking, "part_size", lambda units: 8)
     seen = []
 
     def normalised(theta):
@@ -139,7 +139,7 @@ def test_a_nan_among_scores_at_hand_ends_in_an_error_where_it_is_met():
 
 def test_a_prune_stores_nothing_of_the_models_size(monkeypatch):
     """Of every measure of ours: no result of the measure is as long as the model."""
-    monkeypatch.setattr(selection, "part_size", lambda units: 64)
+    monkeypatch.setattr(stacking, "part_size", lambda units: 64)
     longest = 0
     model = nn.Sequential(nn.Linear(40, 50), nn.ReLU(), nn.Linear(50, 30))
     scores = stacking.Stack.scores

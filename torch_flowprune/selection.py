@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
 from math import gcd, isqrt
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_flowprune.stacking import WORD, Stack, Values, not_finite, part_size, stacks
+from torch_flowprune.stacking import WORD, Stack, Values, bases, not_finite, notes, on_host, parts_of, stacks
 
 _SAMPLE = 1 << 14
 _INF = float("inf")
@@ -125,29 +123,10 @@ def numbers(counts: Sequence[Tensor | int]) -> list[int]:
     return [found[i] for i in range(len(counts))]
 
 
-def _on_host(tensors: Sequence[Tensor]) -> Tensor:
-    """Small tensors end to end on the CPU, with one transfer for neighbours on one device."""
-    if len(tensors) == 1:
-        return tensors[0].cpu()
-    runs = [torch.cat(list(run)).cpu() for _, run in groupby(tensors, key=lambda tensor: tensor.device)]
-    return runs[0] if len(runs) == 1 else torch.cat(runs)
-
-
-def _bases(lengths: Sequence[int]) -> list[int]:
-    """Where each begins, and the last ends, if all lie end to end."""
-    return list(accumulate(lengths, initial=0))
-
-
 def _left(laid: Sequence[Stack]) -> list[int]:
     """How many candidates each layer has."""
     pairs = [(layer, alive) for stack in laid for layer, alive in zip(stack.layers, stack.alive, strict=True)]
     return numbers([layer.units if alive is None else torch.count_nonzero(alive) for layer, alive in pairs])
-
-
-def _parts(laid: Sequence[Stack]) -> list[tuple[int, int, int]]:
-    """Ranges of units that are read at once: stack, start, stop."""
-    size = part_size(sum(stack.units for stack in laid))
-    return [(i, start, min(start + size, stack.units)) for i, stack in enumerate(laid) for start in range(0, stack.units, size)]
 
 
 @dataclass(frozen=True)
@@ -174,7 +153,7 @@ class _Sample:
         narrow = all(values.dtype in (torch.float32, torch.bfloat16, torch.float16) for values in taken)
         dtype = torch.float32 if narrow else torch.float64
         values = [stack.comparable(some, dtype, 0, stack.units, step) for stack, some in zip(laid, taken, strict=True)]
-        return cls(_on_host(values), _bases(list(map(len, values))), step, dtype)
+        return cls(on_host(values), bases(list(map(len, values))), step, dtype)
 
     def bracket(self, share: float, trust: int) -> tuple[float, float]:
         """Three standard deviations of the sample's rank to either side of the share that goes, times ``trust``."""
@@ -214,12 +193,12 @@ class _Swept:
 
 def _sweep(laid: Sequence[Stack], sample: _Sample, low: float, high: float, trust: int) -> _Swept:
     """One pass; the host waits for it at its end, and not before."""
-    parts = _parts(laid)
+    parts = parts_of(laid)
     keeps = [stack.flags() for stack in laid]
     rooms = sample.rooms(parts, low, high, trust)
-    words, word_parts = _notes(laid, parts, rooms, 1, torch.int64)
-    rows, row_parts = _notes(laid, parts, rooms, WORD, sample.dtype)
-    sums, sum_parts = _notes(laid, parts, [1] * len(parts), 1, sample.dtype)
+    words, word_parts = notes(laid, parts, rooms, 1, torch.int64)
+    rows, row_parts = notes(laid, parts, rooms, WORD, sample.dtype)
+    sums, sum_parts = notes(laid, parts, [1] * len(parts), 1, sample.dtype)
     for (i, start, stop), some_words, some_rows, total in zip(parts, word_parts, row_parts, sum_parts, strict=True):
         scores = laid[i].scores(start, stop)
         torch.sum(scores, 0, keepdim=True, dtype=sample.dtype, out=total[0])
@@ -234,18 +213,11 @@ def _sweep(laid: Sequence[Stack], sample: _Sample, low: float, high: float, trus
     _check_finite(laid, sums)
     flags = [layer for keep in keeps for layer in keep]
     counts = numbers([torch.count_nonzero(layer) for layer in flags])
-    noted, lengths = _on_host(words)[:, 0], torch.tensor(rooms)
-    ends, bases = lengths.cumsum(0), _bases([stack.units for stack in laid])
-    origins = torch.tensor([bases[i] + start for i, start, _ in parts]).repeat_interleave(lengths)
+    noted, lengths = on_host(words)[:, 0], torch.tensor(rooms)
+    ends, begins = lengths.cumsum(0), bases([stack.units for stack in laid])
+    origins = torch.tensor([begins[i] + start for i, start, _ in parts]).repeat_interleave(lengths)
     real = (noted > 0).index_fill_(0, ends - lengths, True)
-    return _Swept(flags, counts, *_between(noted, real, origins, _on_host(rows), low, high), complete=not noted[ends - 1].any())
-
-
-def _notes(laid: Sequence[Stack], parts: Sequence[tuple[int, int, int]], rooms: Sequence[int], width: int, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Room for what is noted, by stack and by part. Taken part by part it would lie where the scores of the next part have to go."""
-    split = [[room for (j, _, _), room in zip(parts, rooms, strict=True) if j == i] for i in range(len(laid))]
-    whole = [torch.empty(sum(own), width, dtype=dtype, device=stack.device) for own, stack in zip(split, laid, strict=True)]
-    return whole, [part for one, own in zip(whole, split, strict=True) if own for part in one.split(own)]
+    return _Swept(flags, counts, *_between(noted, real, origins, on_host(rows), low, high), complete=not noted[ends - 1].any())
 
 
 def _between(words: Tensor, real: Tensor, origins: Tensor, rows: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
@@ -258,7 +230,7 @@ def _between(words: Tensor, real: Tensor, origins: Tensor, rows: Tensor, low: fl
 def _check_finite(laid: Sequence[Stack], sums: Sequence[Tensor]) -> None:
     """From the sums, which nan and inf show in; where one overflowed, each layer is looked at."""
     checked = [total for stack, total in zip(laid, sums, strict=True) if stack.to_check]
-    if not checked or _on_host(checked).isfinite().all():
+    if not checked or on_host(checked).isfinite().all():
         return
     layers = [layer for stack in laid if stack.to_check for layer in stack.layers]
     bad = [layer for layer in layers if not layer.all().isfinite().all()]
@@ -274,7 +246,7 @@ def _cut_between(swept: _Swept, k: int) -> Cut:
     spared = equal[k - int(torch.count_nonzero(swept.values < threshold)) :]
     gone[spared] = False
     lost = swept.places[gone]
-    begins = _bases([len(keep) for keep in swept.keep])
+    begins = bases([len(keep) for keep in swept.keep])
     bounds = torch.searchsorted(lost, torch.tensor(begins)).tolist()
     within = lost - torch.tensor(begins[:-1]).repeat_interleave(torch.tensor(bounds).diff())
     for keep, first, last in zip(swept.keep, bounds, bounds[1:], strict=False):
@@ -286,17 +258,17 @@ def _cut_between(swept: _Swept, k: int) -> Cut:
 
 def _cut_ties(laid: Sequence[Stack], dtype: torch.dtype, k: int, value: float) -> Cut | None:
     """All below ``value`` go, and of those equal to it the first ones; None where that cannot make k."""
-    parts = _parts(laid)
+    parts = parts_of(laid)
 
     def read(i: int, start: int, stop: int) -> Tensor:
         return laid[i].comparable(laid[i].scores(start, stop), dtype, start, stop)
 
-    counts, count_parts = _notes(laid, parts, [1] * len(parts), 2, torch.int64)
+    counts, count_parts = notes(laid, parts, [1] * len(parts), 2, torch.int64)
     for part, count in zip(parts, count_parts, strict=True):
         values = read(*part)
         count[0, 0].copy_(torch.count_nonzero(values < value))
         count[0, 1].copy_(torch.count_nonzero(values == value))
-    lower, equal = _on_host(counts).T.tolist()
+    lower, equal = on_host(counts).T.tolist()
     rest = k - sum(lower)
     if not 0 < rest <= sum(equal):
         return None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -170,3 +170,29 @@ def not_finite(measure: str, names: Sequence[str]) -> ValueError:
 def part_size(units: int) -> int:
     """How many units are read at once: a 32nd of the model's, so that what a part needs is small beside the weights."""
     return max(_PART >> 7, min(_PART, units // 32 // WORD * WORD))
+
+
+def on_host(tensors: Sequence[Tensor]) -> Tensor:
+    """Small tensors end to end on the CPU, with one transfer for neighbours on one device."""
+    if len(tensors) == 1:
+        return tensors[0].cpu()
+    runs = [torch.cat(list(run)).cpu() for _, run in groupby(tensors, key=lambda tensor: tensor.device)]
+    return runs[0] if len(runs) == 1 else torch.cat(runs)
+
+
+def bases(lengths: Sequence[int]) -> list[int]:
+    """Where each begins, and the last ends, if all lie end to end."""
+    return list(accumulate(lengths, initial=0))
+
+
+def parts_of(laid: Sequence[Stack]) -> list[tuple[int, int, int]]:
+    """Ranges of units that are read at once: stack, start, stop."""
+    size = part_size(sum(stack.units for stack in laid))
+    return [(i, start, min(start + size, stack.units)) for i, stack in enumerate(laid) for start in range(0, stack.units, size)]
+
+
+def notes(laid: Sequence[Stack], parts: Sequence[tuple[int, int, int]], rooms: Sequence[int], width: int, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Room for what is noted, by stack and by part. Taken part by part it would lie where the scores of the next part have to go."""
+    split = [[room for (j, _, _), room in zip(parts, rooms, strict=True) if j == i] for i in range(len(laid))]
+    whole = [torch.empty(sum(own), width, dtype=dtype, device=stack.device) for own, stack in zip(split, laid, strict=True)]
+    return whole, [part for one, own in zip(whole, split, strict=True) if own for part in one.split(own)]
