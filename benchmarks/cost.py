@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if options.readme:
-        _into_readme("\n\n".join(report(json.loads(file.read_text())) for file in sorted(README.parent.glob("results/cost*.json"))))
+        _into_page("\n\n".join(report(json.loads(file.read_text())) for file in sorted(README.parent.glob("results/cost*.json"))))
     return found
 
 
@@ -277,11 +277,11 @@ def _measure_table(scores: dict[str, Any]) -> list[str]:
 _MARKS = ("<!-- tables of python -m benchmarks.cost -->", "<!-- end of tables -->")
 
 
-def _into_readme(text: str) -> None:
+def _into_page(text: str, marks: tuple[str, str] = _MARKS) -> None:
     page = README.read_text(encoding="utf-8")
-    before, _, rest = page.partition(_MARKS[0])
-    _, _, after = rest.partition(_MARKS[1])
-    README.write_text(f"{before}{_MARKS[0]}\n\n{text}\n\n{_MARKS[1]}{after}", encoding="utf-8")
+    before, _, rest = page.partition(marks[0])
+    _, _, after = rest.partition(marks[1])
+    README.write_text(f"{before}{marks[0]}\n\n{text}\n\n{marks[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

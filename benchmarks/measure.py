@@ -31,12 +31,12 @@ class Times:
 
 
 def alternating(
-    works: Mapping[str, Callable[[], Callable[[], object]]], rounds: int, clock: Callable[[], float] = time.perf_counter
+    works: Mapping[str, Callable[[], Callable[[], object]]], rounds: int, clock: Callable[[], float] = time.process_time
 ) -> dict[str, Times]:
     """Each work's times over ``rounds`` by ``clock``, one after the other in every round, in turning order.
 
-    A work is a function that prepares (untimed) and returns what is timed. What slows the machine for a while slows all of them, so
-    that ratios of medians hold on a busy machine where seconds do not.
+    A work is a function that prepares (untimed) and returns what is timed; processor time leaves out what others do meanwhile.
+    What slows the machine for a while slows all of them, so that ratios of medians hold on a busy machine where seconds do not.
     """
     names = list(works)
     found: dict[str, list[float]] = {name: [] for name in names}

@@ -39,6 +39,31 @@ def test_cost_quick_measures_every_measure_granularity_and_both_pruners(tmp_path
     assert small["memory"]["prune.global_unstructured"]["held ratio"] > small["memory"]["global_prune"]["held ratio"]
 
 
+def test_table_quick_has_a_row_for_every_goal_of_its_kind(tmp_path):
+    pytest.importorskip("transformers")
+    out = tmp_path / "table.json"
+    command = [sys.executable, "-m", "benchmarks.table", "--quick", "--large", "--out", out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["work"] for row in rows] == [
+        "magnitude, 90 %",
+        "peak extra memory, masks included",
+        "held after",
+        "operator calls",
+        "calls the host waits for",
+        "masked training step, batch 2",
+        "masked eval forward, batch 2",
+        "growth of time with the weights",
+        "growth of peak extra memory with the weights",
+        "magnitude, 90 %",
+        "loss_preservation, 90 %",
+    ]
+    assert all(row["met"] == (row["measured"] >= row["goal"] if row["more"] else row["measured"] <= row["goal"]) for row in rows)
+    assert rows[2]["measured"] == 0.25  # one byte a weight of four
+    assert done.stdout.count("met |") + done.stdout.count("**missed** |") == len(rows)
+
+
 class Bypass(nn.Linear):
     """A layer that takes its values past the mask, as a stale cache does."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, TypeAlias
 
 import torch
@@ -55,8 +56,8 @@ class Candidate(Protocol):
     def weights(self) -> int:
         """How many weights the units own."""
 
-    def kept_weights(self) -> Tensor | int:
-        """How many of them the model's masks keep."""
+    def kept_weights(self, left: int) -> Tensor | int:
+        """How many of them the model's masks keep; ``left`` of the units are left."""
 
     def renewed(self, known: Mapping[str, Target]) -> Candidate:
         """The same with the masks that the model has now."""
@@ -93,6 +94,10 @@ class ParameterUnits:
         return None
 
     def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def _count(self) -> int:
         return len(self.units.rows(self.target.parameter.detach()))
 
     def rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -108,7 +113,9 @@ class ParameterUnits:
     def weights(self) -> int:
         return self.target.parameter.numel()
 
-    def kept_weights(self) -> Tensor | int:
+    def kept_weights(self, left: int) -> Tensor | int:
+        if self.weights == len(self):  # a unit is one weight
+            return left
         return self.weights if self.target.mask is None else torch.count_nonzero(self.target.mask)
 
     def renewed(self, known: Mapping[str, Target]) -> ParameterUnits:

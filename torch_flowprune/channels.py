@@ -66,7 +66,7 @@ class GroupUnits:
     def masks(self, keep: Tensor) -> dict[str, Tensor]:
         return masks(self._alone, {self.name: keep}, {name: target.parameter.detach() for name, target in self.members.items()})
 
-    def kept_weights(self) -> Tensor | int:
+    def kept_weights(self, left: int) -> Tensor | int:  # noqa: ARG002 - a channel has several weights, and single ones may be gone
         return sum(
             one.index.numel() * self._across(one) if (mask := self.members[one.parameter].mask) is None else torch.count_nonzero(one.of(mask))
             for one in self._owned

@@ -63,11 +63,11 @@ class MaskHook(prune.PruningContainer):
         _restore(module, name)
 
 
-def apply_masks(model: nn.Module, masks: Masks) -> None:
+def apply_masks(model: nn.Module, masks: Masks, *, copy: bool = True) -> None:
     """Put masks on a model, by parameter name: bool (True = kept), or packed to bytes as ``fp.masks(model, packed=True)`` gives them.
 
     A parameter already pruned keeps only what both masks keep. All or nothing: everything is checked first, and an error on the way
-    takes back what was done.
+    takes back what was done. With ``copy=False`` the masks are given away: the model keeps them themselves where they fit.
 
     Raises:
         ValueError: for an unknown name, a mask of another shape or dtype, or a parameter that cannot carry a mask.
@@ -81,7 +81,7 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
     checked = {name: fitting(known.get(name), name, mask) for name, mask in masks.items()}
     with all_or_nothing(known[name] for name in checked):
         for name, mask in checked.items():
-            _mask_target(known[name], mask)
+            _mask_target(known[name], mask, copy)
 
 
 @contextmanager
@@ -211,18 +211,30 @@ def fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
     return mask.detach().to(target.parameter.device)
 
 
-def _mask_target(target: Target, mask: Tensor) -> None:
-    set_mask(target, mask if target.mask is None else mask & (target.mask != 0))
+def _mask_target(target: Target, mask: Tensor, copy: bool) -> None:
+    if target.mask is None:
+        set_mask(target, mask, copy)
+    else:
+        set_mask(target, mask & (target.mask != 0), copy=False)
 
 
-def set_mask(target: Target, mask: Tensor | None) -> None:
+def set_mask(target: Target, mask: Tensor | None, copy: bool = True) -> None:
     """Exactly this mask (none: no mask, the parameter as it is) for every owner of the parameter; tied owners share one tensor."""
-    own = None if mask is None else torch.empty_like(target.parameter.detach(), dtype=torch.bool).copy_(mask)
+    own = mask if mask is None or (not copy and _laid_alike(mask, target.parameter)) else _copied(mask, target.parameter)
     for module, attribute in target.owners:
         if own is not None:
             put_on(module, attribute, own)
         elif target.mask is not None:
             take_off(module, attribute)
+
+
+def _copied(mask: Tensor, parameter: nn.Parameter) -> Tensor:
+    return torch.empty_like(parameter.detach(), dtype=torch.bool).copy_(mask)
+
+
+def _laid_alike(mask: Tensor, parameter: nn.Parameter) -> bool:
+    """Whether the mask can live beside the parameter as it is: in the same order, with no other tensor in its memory."""
+    return mask.stride() == parameter.stride() and mask.untyped_storage().nbytes() == mask.nbytes
 
 
 def put_on(module: nn.Module, name: str, mask: Tensor) -> MaskHook:

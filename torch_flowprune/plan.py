@@ -8,6 +8,7 @@ from fractions import Fraction
 from functools import partial
 from math import ceil, isclose
 
+import torch
 from torch import Tensor
 
 from torch_flowprune.budget import Budget, living_units
@@ -15,6 +16,7 @@ from torch_flowprune.candidates import Candidate, Candidates, lefts
 from torch_flowprune.schedules import Schedule, fraction, steps, to_prune
 from torch_flowprune.scoring import Scores
 from torch_flowprune.selection import Cut, lowest, lowest_in_blocks, numbers, with_floors
+from torch_flowprune.stacking import Values
 from torch_flowprune.units import Blocks
 
 
@@ -146,9 +148,10 @@ def check_rounds(rounds: int, given: Scores | None, data: object) -> None:
 
 @dataclass(frozen=True)
 class Choice:
-    """What stays: one flag a unit by candidate; the highest score that went; how many units that stay tie with it."""
+    """What stays: one flag a unit by candidate, and how many; the highest score that went; how many units that stay tie with it."""
 
     keeps: dict[str, Tensor]
+    kept: dict[str, int]
     threshold: float | None
     tied: int
 
@@ -156,20 +159,28 @@ class Choice:
 def choose(found: Candidates, scores: Scores, plan: Sequence[Pool], round_: int, least: dict[str, int] | None) -> Choice:
     """The lowest of each pool go, as many as the plan says for this round."""
     keeps: dict[str, Tensor] = {}
+    kept: dict[str, int] = {}
     made: list[Cut] = []
     for pool in plan:
         members = {name: found[name] for name in pool.names}
         if found[pool.names[0]].blocks is not None:
             keeps |= {name: _keep_in_blocks(candidate, scores[name]) for name, candidate in members.items()}
+            kept |= counted({name: keeps[name] for name in members})
             continue
-        values, alive = [scores[name] for name in pool.names], [candidate.alive() for candidate in members.values()]
+        values, alive = [scores.values_[name] for name in pool.names], [candidate.alive() for candidate in members.values()]
         cut = partial(_cut, values, alive, None if least is None else [least[name] for name in pool.names])
         made.append(cut(_how_many(pool, round_, members, cut, least)))
         keeps |= dict(zip(pool.names, made[-1].keep, strict=True))
-    return Choice(keeps, max((cut.threshold for cut in made if cut.threshold is not None), default=None), sum(cut.tied for cut in made))
+        kept |= dict(zip(pool.names, made[-1].kept, strict=True))
+    return Choice(keeps, kept, max((cut.threshold for cut in made if cut.threshold is not None), default=None), sum(cut.tied for cut in made))
 
 
-def _cut(values: Sequence[Tensor], alive: Sequence[Tensor | None], least: Sequence[int] | None, k: int) -> Cut:
+def counted(keeps: dict[str, Tensor]) -> dict[str, int]:
+    """How many units each tensor of flags keeps."""
+    return dict(zip(keeps, numbers(list(map(torch.count_nonzero, keeps.values()))), strict=True))
+
+
+def _cut(values: Sequence[Values], alive: Sequence[Tensor | None], least: Sequence[int] | None, k: int) -> Cut:
     return lowest(values, k, alive) if least is None else with_floors(values, k, least, alive)
 
 

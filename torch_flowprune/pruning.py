@@ -17,11 +17,11 @@ from torch_flowprune.data import Closure, Loss
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.masking import all_or_nothing, apply_masks
 from torch_flowprune.measures import Measure
-from torch_flowprune.plan import Choice, check_rounds, choose, floors, pools
+from torch_flowprune.plan import Choice, check_rounds, choose, counted, floors, pools
 from torch_flowprune.ranks import Ranks
 from torch_flowprune.report import Layer, Report
 from torch_flowprune.schedules import Schedule
-from torch_flowprune.scoring import Scores, candidates, evaluate, given
+from torch_flowprune.scoring import Scores, candidates, given, on_access
 from torch_flowprune.selection import numbers
 from torch_flowprune.targets import Pair, Pattern, parameters_of, unwrapped
 from torch_flowprune.units import Granularity
@@ -124,9 +124,11 @@ def global_prune(
                 wrapped, data, loss=loss, needs=() if fixed else measures.needs(measure), closure=closure, parameters=targets_of(found),
                 theta0=theta0, max_samples=max_samples, temperature=temperature, mode=mode, example_inputs=example_inputs, progress=progress,
             )  # fmt: skip
-            current = fixed or evaluate(point, measure, found, granularity, generator)
+            current = fixed or on_access(point, measure, found, granularity, generator)
             choice = choose(found, current, plan, round_, least)
-            ranks.agree(choice.keeps.values())
+            if not ranks.alone:
+                ranks.agree(choice.keeps.values())
+                choice = replace(choice, kept=counted(choice.keeps))
             reports.append(_apply(model, found, current, choice, point))
         report = _joined(reports)
         _warn(report)  # inside: where warnings are errors, they leave the model as it was
@@ -162,13 +164,13 @@ def prune_to(
 def _apply(model: nn.Module, found: Candidates, scores: Scores, choice: Choice, point: Flow) -> Report:
     """Put the masks on, and say what they did; a parameter that keeps everything gets none."""
     before = numbers(lefts(found))
-    after = numbers([torch.count_nonzero(keep) for keep in choice.keeps.values()])
-    changed = [name for name, was, now in zip(choice.keeps, before, after, strict=True) if now < was]
+    after = [choice.kept[name] for name in found]
+    changed = [name for name, was, now in zip(found, before, after, strict=True) if now < was]
     masks = _merged([found[name].masks(choice.keeps[name]) for name in changed])
     loss, norm = _predicted(point, "g", -1, masks), _predicted(point, "Hg", -2, masks)
-    apply_masks(model, masks)
+    apply_masks(model, masks, copy=False)
     now = _renewed(model, found)
-    kept = numbers([candidate.kept_weights() for candidate in now.values()])
+    kept = numbers([candidate.kept_weights(left) for candidate, left in zip(now.values(), after, strict=True)])
     layers = tuple(
         Layer(name, candidate.shape, len(candidate), len(candidate) - left, was - left, candidate.weights, candidate.weights - weights)
         for (name, candidate), was, left, weights in zip(now.items(), before, after, kept, strict=True)

@@ -17,6 +17,7 @@ from torch_flowprune.channels import channel_candidates
 from torch_flowprune.data import Closure, Loss, example_of
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.measures import Measure
+from torch_flowprune.stacking import Computed, Values, not_finite
 from torch_flowprune.targets import Pair, Pattern, unwrapped
 from torch_flowprune.units import Granularity
 from torch_flowprune.untouched import cpu_generator, untouched
@@ -32,12 +33,13 @@ class Scores(Mapping[str, Tensor]):
         granularity: what the units are.
     """
 
-    values_: dict[str, Tensor]
+    values_: Mapping[str, Values]
     method: str
     granularity: str
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.values_[name]
+        value = self.values_[name]
+        return value.all() if isinstance(value, Computed) else value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.values_)
@@ -49,7 +51,7 @@ class Scores(Mapping[str, Tensor]):
         width = max(map(len, self.values_), default=9)
         lines = [f"{self.method} scores of {sum(map(torch.numel, self.values())):,} units ({self.granularity})"]
         lines.append(f"{'parameter':{width}}  {'units':>10}  {'lowest':>10}  {'median':>10}  {'highest':>10}  {'zero':>6}")
-        for name, value in self.values_.items():
+        for name, value in self.items():
             if value.numel():
                 low, median, high = value.min().item(), value.median().item(), value.max().item()
                 zero = (value == 0).double().mean().item()
@@ -58,7 +60,7 @@ class Scores(Mapping[str, Tensor]):
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file; the measure and the granularity travel in its metadata."""
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.values_.items()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.items()}
         _safetensors().save_file(
             tensors, path, {"torch_flowprune": json.dumps({"method": self.method, "granularity": self.granularity, "names": list(self)})}
         )
@@ -196,6 +198,22 @@ def evaluate(point: Flow, measure: Measure, found: Candidates, granularity: Gran
     return Scores(values, measures.name_of(measure), label(granularity))
 
 
+def on_access(point: Flow, measure: Measure, found: Candidates, granularity: Granularity, generator: torch.Generator | None = None) -> Scores:
+    """As :func:`evaluate`, but computed where they are read: a selection then stores nothing, and checks that they are finite.
+
+    Only what scores each unit by itself can be read in parts. This package's measures do, but for random numbers; a function of yours may
+    look at whole layers, so its scores are stored.
+    """
+    needed, label_ = measures.needs(measure), measures.name_of(measure)
+    if measure not in measures.MEASURES.values() or "generator" in needed:
+        return evaluate(point, measure, found, granularity, generator)
+    values = {
+        name: Computed(name, label_, measure, needed, lambda kind, one=candidate: one.rows(point.tensors(kind)))  # type: ignore[misc]
+        for name, candidate in found.items()
+    }
+    return Scores(values, label_, label(granularity))
+
+
 def given(scores: Mapping[Any, Tensor], found: Candidates, granularity: Granularity) -> Scores:
     """Scores from outside, by name or ``(module, name)``, checked: one for every unit of every candidate, no nan."""
     values = {}
@@ -216,7 +234,7 @@ def _as_units(value: Tensor, candidate: Candidate) -> Tensor:
     laid = candidate.rows({name: value}).squeeze(-1) if whole and value.dim() != 1 else value
     if laid.shape != (len(candidate),):
         raise ValueError(f"the scores of {name!r} have shape {tuple(value.shape)}: expected one a unit, ({len(candidate)},)")
-    if laid.isnan().any():
+    if laid.sum().isnan() and laid.isnan().any():  # the sum is nan where a score is (or where both infinities are), and quick
         raise ValueError(f"the scores of {name!r} hold nan: no order can be told")
     return laid.detach().to(candidate.targets[0].parameter.device)
 
@@ -234,10 +252,7 @@ def _all_finite(values: dict[str, Tensor], measure: Measure) -> None:
     """Checked together, with one synchronisation a device."""
     bad = [name for name, finite in zip(values, _finite(values), strict=True) if not finite]
     if bad:
-        raise ValueError(
-            f"the {measures.name_of(measure)} scores of {', '.join(bad[:5])} are not all finite: a weight or derivative there is nan or inf "
-            "(check the weights and the data; try model.double())"
-        )
+        raise not_finite(measures.name_of(measure), bad)
 
 
 def _finite(values: dict[str, Tensor]) -> list[bool]:
