@@ -92,6 +92,10 @@ def test_correlation_is_symmetric_with_ones_on_its_diagonal():
         assert all(table[one][other] == pytest.approx(table[other][one], abs=1e-12) for other in METHODS)
 
 
+def test_one_measure_and_one_sparsity_need_no_list():
+    assert fp.compare(cases.cnn(), "taylor", 0.5, BATCHES) == fp.compare(cases.cnn(), ["taylor"], [0.5], BATCHES)
+
+
 def test_a_users_measure_goes_by_its_name():
     def size(theta):
         return theta.abs().sum(-1)
@@ -116,8 +120,10 @@ def test_table_dict_and_plot(tmp_path):
     lines = found.table().splitlines()
     assert len(lines) == 5
     assert lines[0].split() == ["method", "sparsity", "loss", "change", "predicted", "emptied"]
-    found.plot(tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 1000
+    found.plot(tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert all(f"<!-- {text} -->" in drawn for text in ("magnitude", "grasp", "change of the held-out loss", "rank correlation of the scores"))
+    assert f"<!-- {found.correlation['magnitude']['grasp']:.2f}".replace("-0", "−0") in drawn.replace("-0", "−0")
 
 
 @pytest.mark.parametrize(
@@ -128,6 +134,11 @@ def test_table_dict_and_plot(tmp_path):
         ({"data": []}, ValueError, "the data is empty"),
         ({"include": "nope"}, ValueError, "matches no parameter"),
         ({"min_keep": -1}, ValueError, "min_keep should be"),
+        ({"methods": []}, ValueError, "methods= is empty: name at least one measure, such as 'magnitude'"),
+        ({"sparsities": []}, ValueError, r"sparsities= is empty: name at least one, such as \[0.5, 0.9\]"),
+        ({"data": iter(BATCHES)}, ValueError, "a comparison reads its data several times, .* pass a list or a DataLoader"),
+        ({"held_out": iter(BATCHES)}, ValueError, "this iterator can be read only once"),
+        ({"scope": "layer"}, TypeError, "compare does not take scope; besides its own arguments it takes max_samples, theta0, "),
     ],
 )
 def test_bad_arguments(options, error, text):

@@ -91,6 +91,28 @@ def test_a_one_shot_iterator_is_refused_with_a_way_out():
         fp.diagnose(cases.mlp(), iter([CASES["mlp"].batch(4)]))
 
 
+def test_a_proposed_cut_is_predicted_and_not_made():
+    model, batches = cases.mlp(), CASES["mlp"].batches((4, 3))
+    masks = {"0.weight": torch.rand(5, 4) < 0.5}
+
+    def loss(output, target):
+        return torch.nn.functional.cross_entropy(output, target) / 2
+
+    found = fp.diagnose(model, batches, loss, masks=masks, temperature=2.0)
+    assert found.prediction == fp.predict(model, masks, batches, loss=loss, temperature=2.0)
+    assert found.loss == found.prediction.loss < fp.diagnose(model, batches, temperature=2.0).loss
+    assert fp.masks(model) == {}
+    assert str(found).endswith(str(found.prediction))
+    assert json.loads(json.dumps(found.to_dict()))["prediction"]["curvature"] == found.prediction.curvature
+
+
+def test_bad_arguments():
+    with pytest.raises(TypeError, match="diagnose does not take sparsity; besides its own arguments it takes closure, "):
+        fp.diagnose(cases.mlp(), CASES["mlp"].batch(4), sparsity=0.5)
+    with pytest.raises(ValueError, match="has no parameter 'nope'"):
+        fp.diagnose(cases.mlp(), CASES["mlp"].batch(4), masks={"nope": torch.ones(1).bool()})
+
+
 def test_table_and_dict():
     found = fp.diagnose(cases.cnn(), CASES["cnn"].batches((4, 3)), granularity="filter", method="grasp", include="3")
     assert json.loads(json.dumps(found.to_dict()))["layers"][0]["name"] == "3.weight"

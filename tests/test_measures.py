@@ -128,7 +128,7 @@ def test_unknown_name_says_what_is_near():
 
 
 def test_unknown_name_near_nothing_lists_all():
-    with pytest.raises(ValueError, match=r"unknown measure 'qqq' Known: magnitude, .*") as error:
+    with pytest.raises(ValueError, match=r"unknown measure 'qqq'. Known: magnitude, .*") as error:
         measures.resolve("qqq")
     assert all(name in str(error.value) for name in [*fp.MEASURES, *measures.ALIASES])
 

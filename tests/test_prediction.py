@@ -32,6 +32,10 @@ def test_every_term_is_the_dense_one(case, sizes):
     assert found.curvature == pytest.approx((v @ dense.H @ v).item() / 2, rel=tolerance, abs=1e-12)
     assert found.gradient_norm == pytest.approx((g @ g).item(), rel=tolerance)
     assert found.gradient_norm_change == pytest.approx(-2 * (v @ dense.H @ g).item(), rel=tolerance, abs=1e-12)
+    assert found.gradient_norm_curvature == pytest.approx((dense.H @ v).square().sum().item(), rel=tolerance, abs=1e-12)
+    kept = oracles.flatten({name: masks.get(name, torch.ones_like(value).bool()) for name, value in theta.items()}).bool()
+    assert found.gradient_norm_lost == pytest.approx((g - dense.H @ v)[~kept].square().sum().item(), rel=tolerance, abs=1e-12)
+    assert found.pruned_gradient_norm == pytest.approx((g - dense.H @ v)[kept].square().sum().item(), rel=tolerance, abs=1e-12)
     assert found.loss_change == found.first_order + found.curvature
     masked = torch.cat([theta[name].flatten() for name in masks])
     assert found.removed_norm == pytest.approx((v.norm() / masked.norm()).item(), rel=1e-10)
@@ -51,6 +55,20 @@ def test_the_error_bar():
     single = fp.predict(model, masks, batches[0])
     assert math.isnan(single.standard_error)
     assert single.error == abs(single.curvature)
+    assert single.gradient_norm_error == single.gradient_norm_curvature > 0
+
+
+def test_of_a_quadratic_loss_the_prediction_is_exact():
+    """Linear least squares: its gradient is linear in θ."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2, bias=False).double()
+    data, loss = [(torch.randn(6, 4).double(), torch.randn(6, 2).double())], nn.functional.mse_loss
+    masks = {"weight": torch.rand(2, 4) < 0.5}
+    found = fp.predict(model, masks, data, loss=loss)
+    fp.apply_masks(model, masks)
+    after = fp.flow(model, data, loss=loss, needs=("g",))
+    assert (after.g["weight"] ** 2).sum().item() == pytest.approx(found.pruned_gradient_norm, rel=1e-10)
+    assert after.loss == pytest.approx(found.loss + found.loss_change, rel=1e-10)
 
 
 def test_second_order_is_better_than_first():
@@ -70,6 +88,7 @@ def test_what_is_masked_already_costs_nothing():
     fp.global_prune(model, sparsity=0.5)
     found = fp.predict(model, fp.masks(model), batches)
     assert (found.first_order, found.curvature, found.gradient_norm_change, found.removed_norm) == (0, 0, 0, 0)
+    assert found.pruned_gradient_norm == pytest.approx(found.gradient_norm, rel=1e-12), "there it has no gradient already"
 
 
 def test_the_text_holds_every_number():

@@ -131,6 +131,13 @@ def test_a_state_of_another_schedule():
         fp.Pruner(cases.mlp(), sparsity=0.6).load_state_dict(state)
 
 
+def test_a_state_of_another_measure():
+    state = fp.Pruner(cases.mlp(), "snip", 0.5).state_dict()
+    fp.Pruner(cases.mlp(), "loss_preservation", 0.5).load_state_dict(state)
+    with pytest.raises(ValueError, match="this state is of a pruner by loss_preservation, and this one prunes by magnitude"):
+        fp.Pruner(cases.mlp(), "magnitude", 0.5).load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [

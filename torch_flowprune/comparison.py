@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
@@ -25,6 +25,7 @@ from torch_flowprune.targets import parameters_of, unwrapped
 from torch_flowprune.units import Granularity
 from torch_flowprune.untouched import untouched
 
+_OF_FLOW = ("max_samples", "theta0", "example_inputs", "progress")
 DEFAULT = ("magnitude", "loss_preservation", "gradient_norm_preservation", "gradient_norm_increase", "random")
 
 
@@ -85,26 +86,40 @@ class Comparison:
         return asdict(self)
 
     def plot(self, path: str | PathLike[str]) -> None:
-        """The change of the loss over the sparsity, a line a measure, written to ``path``.
+        """The change of the loss over the sparsity, a line a measure, beside the rank correlations; written to ``path``.
 
         Raises:
             ImportError: without matplotlib, an extra.
         """
-        figure = blank_figure(7, 4)
-        axes = figure.subplots()
+        figure = blank_figure(12, 4.5)
+        left, right = figure.subplots(1, 2)
+        self._draw_changes(left)
+        self._draw_correlation(right)
+        figure.savefig(path, dpi=150)
+
+    def _draw_changes(self, axes: Any) -> None:
         for name in dict.fromkeys(outcome.method for outcome in self.outcomes):
             points = [(outcome.sparsity, outcome.change) for outcome in self.outcomes if outcome.method == name]
             axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
         axes.axhline(0, color="grey", linewidth=0.8)
         axes.set(xlabel="sparsity", ylabel="change of the held-out loss", yscale="symlog")
         axes.legend(frameon=False)
-        figure.savefig(path, dpi=150)
+
+    def _draw_correlation(self, axes: Any) -> None:
+        names = list(self.correlation)
+        axes.imshow([[self.correlation[one][other] for other in names] for one in names], cmap="coolwarm", vmin=-1, vmax=1)
+        for i, one in enumerate(names):
+            for j, other in enumerate(names):
+                axes.text(j, i, f"{self.correlation[one][other]:.2f}", ha="center", va="center", fontsize=8)
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_title("rank correlation of the scores", fontsize=9)
 
 
 def compare(
     model: nn.Module,
-    methods: Sequence[str | Measure] = DEFAULT,
-    sparsities: Sequence[float] = (0.5, 0.75, 0.9),
+    methods: str | Measure | Sequence[str | Measure] = DEFAULT,
+    sparsities: float | Sequence[float] = (0.5, 0.75, 0.9),
     data: object = None,
     *,
     held_out: object = None,
@@ -126,9 +141,9 @@ def compare(
 
     Args:
         model: any module; left as it was.
-        methods: names or functions.
+        methods: names or functions, or one of them.
         sparsities: in (0, 1], above what the model already has.
-        data: what the scores are taken over.
+        data: what the scores are taken over, re-iterable.
         held_out: what the loss is measured on; ``data`` itself if left out (then the loss is one the scores have seen).
         granularity, include, exclude, min_keep, cost: as :func:`~torch_flowprune.pruning.global_prune` takes them.
         loss, closure, temperature, mode: what is differentiated, and measured at temperature 1.
@@ -146,8 +161,13 @@ def compare(
     (4, 1.0)
     """
     inner = unwrapped(model)
-    levels = [fraction(sparsity) for sparsity in sparsities]
-    resolved = {method if isinstance(method, str) else measures.name_of(method): measures.resolve(method) for method in methods}
+    resolved = _resolved(methods)
+    levels = [fraction(sparsity) for sparsity in (sparsities if isinstance(sparsities, Sequence) else [sparsities])]
+    if not levels:
+        raise ValueError("sparsities= is empty: name at least one, such as [0.5, 0.9]")
+    if isinstance(data, Iterator) or isinstance(held_out, Iterator):
+        raise ValueError("a comparison reads its data several times, and this iterator can be read only once: pass a list or a DataLoader")
+    _known(options)
     found = candidates(inner, granularity, None, include, exclude, data=data, example_inputs=options.get("example_inputs"))
     needs = {"g", *(kind for measure in resolved.values() for kind in measures.needs(measure))}
     point = flow(
@@ -164,6 +184,19 @@ def compare(
     laid = {name: laid_out(living(values, found)) for name, values in scores.items()}
     correlation = {one: {other: spearman(laid[one], laid[other]) for other in laid} for one in laid}
     return Comparison(before, outcomes, correlation, samples)
+
+
+def _resolved(methods: str | Measure | Sequence[str | Measure]) -> dict[str, Measure]:
+    """The measures under the names they were asked by."""
+    asked = [methods] if isinstance(methods, str) or callable(methods) else methods
+    if not asked:
+        raise ValueError(f"methods= is empty: name at least one measure, such as {DEFAULT[0]!r}")
+    return {method if isinstance(method, str) else measures.name_of(method): measures.resolve(method) for method in asked}
+
+
+def _known(options: dict[str, Any]) -> None:
+    if unknown := set(options) - set(_OF_FLOW):
+        raise TypeError(f"compare does not take {', '.join(sorted(unknown))}; besides its own arguments it takes {', '.join(_OF_FLOW)}")
 
 
 def mean_loss(model: nn.Module, data: object, objective: Objective, mode: str = "eval") -> tuple[float, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, TypeAlias
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from torch_flowprune import measures
 from torch_flowprune.candidates import Candidates, living, targets_of
-from torch_flowprune.data import Batch, as_batches, halves
+from torch_flowprune.data import Batch, Loss, as_batches, halves
 from torch_flowprune.flow import Flow, flow
 from torch_flowprune.measures import Measure
+from torch_flowprune.prediction import Prediction, predict
 from torch_flowprune.ranking import laid_out, spearman
 from torch_flowprune.scoring import candidates, evaluate
 from torch_flowprune.targets import unwrapped
@@ -22,6 +23,8 @@ from torch_flowprune.units import Granularity
 from torch_flowprune.untouched import untouched
 
 Values: TypeAlias = "dict[str, Tensor]"
+_OF_FLOW = {"closure", "max_samples", "temperature", "mode", "theta0", "example_inputs", "progress"}
+_OF_PREDICT = ("loss", "closure", "max_samples", "temperature", "mode", "progress")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Diagnosis:
         total: the same over all of them together.
         loss: the mean loss.
         samples: over how many samples.
+        prediction: what the masks that were proposed would cost, or None.
     """
 
     method: str
@@ -68,9 +72,11 @@ class Diagnosis:
     total: LayerDiagnosis
     loss: float
     samples: int
+    prediction: Prediction | None = None
 
     def __str__(self) -> str:
-        return f"loss {self.loss:.4g} over {self.samples:,} samples; zeros and stability are of the {self.method} scores\n{self.table()}"
+        text = f"loss {self.loss:.4g} over {self.samples:,} samples; zeros and stability are of the {self.method} scores\n{self.table()}"
+        return text if self.prediction is None else f"{text}\n\n{self.prediction}"
 
     def table(self) -> str:
         """One line a layer and one in total, as text."""
@@ -89,7 +95,9 @@ class Diagnosis:
 def diagnose(
     model: nn.Module,
     data: object,
+    loss: Loss | None = None,
     *,
+    masks: Mapping[str, Tensor] | None = None,
     method: str | Measure = "loss_preservation",
     granularity: Granularity = "weight",
     include: Any = None,
@@ -104,10 +112,12 @@ def diagnose(
     Args:
         model: any module; left as it was.
         data: what the flow reads, re-iterable.
+        loss: ``loss(output, target)``, a mean over the batch; cross-entropy if left out, or the model's own for dict batches.
+        masks: a cut that is only thought of, by parameter name: what :func:`~torch_flowprune.prediction.predict` says of it is added.
         method: the measure whose zeros and stability are asked.
         granularity: its units.
         include, exclude: which parameters, see :func:`~torch_flowprune.targets.prunable`.
-        options: of :func:`~torch_flowprune.flow.flow`: ``loss``, ``closure``, ``temperature``, ``mode``, ``max_samples``, ``theta0``, ...
+        options: of :func:`~torch_flowprune.flow.flow`: ``closure``, ``temperature``, ``mode``, ``max_samples``, ``theta0``, ...
 
     Raises:
         ValueError, TypeError: as :func:`~torch_flowprune.flow.flow` does.
@@ -122,14 +132,18 @@ def diagnose(
     if isinstance(data, Iterator):
         raise ValueError("a diagnosis reads the data several times, and this iterator can be read only once: pass a list or a DataLoader")
     measure = measures.resolve(method)
+    if unknown := set(options) - _OF_FLOW:
+        raise TypeError(f"diagnose does not take {', '.join(sorted(unknown))}; besides its own arguments it takes {', '.join(sorted(_OF_FLOW))}")
+    options["loss"] = loss
     found = candidates(unwrapped(model), granularity, None, include, exclude, data=data, example_inputs=options.get("example_inputs"))
+    proposed = None if masks is None else predict(model, masks, data, **{key: options[key] for key in _OF_PREDICT if key in options})
     needs = {*measures.needs(measure), "g", "Hg"}
     point = flow(model, data, needs=tuple(needs), parameters=targets_of(found), **options)
     scores = living(evaluate(point, measure, found, granularity), found)
     pair = _on_halves(model, data, measure, found, granularity, options)
     layers = tuple(_layer(name, [name], point, scores, pair) for name in found)
     assert point.loss is not None
-    return Diagnosis(measures.name_of(method), layers, _layer("total", list(found), point, scores, pair), point.loss, point.samples)
+    return Diagnosis(measures.name_of(method), layers, _layer("total", list(found), point, scores, pair), point.loss, point.samples, proposed)
 
 
 class _Every:

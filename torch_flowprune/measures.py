@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import reprlib
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -201,7 +202,7 @@ def resolve(method: str | Measure) -> Measure:
     if isinstance(method, str):
         return _by_name(method)
     if not callable(method):
-        raise TypeError(f"method should be a measure's name or a function of rows, got {type(method).__name__}: {method!r}")
+        raise TypeError(f"method should be a measure's name or a function of rows, got {type(method).__name__}: {reprlib.repr(method)}")
     unknown = [name for name in _arguments(method) if name not in INGREDIENTS]
     if unknown:
         raise ValueError(
@@ -237,7 +238,7 @@ def _by_name(name: str) -> Measure:
         return MEASURES[known]
     names = [*MEASURES, *ALIASES]
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
     raise ValueError(f"unknown measure {name!r}{hint} Known: {', '.join(names)}; or pass a function of rows")
 
 

@@ -26,7 +26,9 @@ class Prediction:
         curvature: ½ vᵀHv, the second-order term: what first order leaves out, to the next order.
         standard_error: of the first-order change over the batches (nan for a single batch): what other data would give.
         gradient_norm: ‖g‖² now.
-        gradient_norm_change: −2 vᵀHg, the change of ‖g‖² to first order.
+        gradient_norm_change: −2 vᵀHg, the change of ‖g‖² to first order, over all parameters: what GraSP ranks by.
+        gradient_norm_curvature: ‖Hv‖², what first order leaves out where the loss is quadratic: g becomes g − Hv.
+        gradient_norm_lost: ‖g − Hv‖² over what is masked: there the pruned model has no gradient any more.
         removed_norm: ‖v‖/‖θ‖ over the masked parameters: how far the cut reaches. Both expansions are about 0; the larger this is, the
             less they say.
         samples: over how many samples.
@@ -38,6 +40,8 @@ class Prediction:
     standard_error: float
     gradient_norm: float
     gradient_norm_change: float
+    gradient_norm_curvature: float
+    gradient_norm_lost: float
     removed_norm: float
     samples: int
 
@@ -50,6 +54,16 @@ class Prediction:
         return self.first_order + self.curvature
 
     @property
+    def pruned_gradient_norm(self) -> float:
+        """‖g‖² of the pruned model, exact where the loss is quadratic: ‖g − Hv‖² over what is kept."""
+        return self.gradient_norm + self.gradient_norm_change + self.gradient_norm_curvature - self.gradient_norm_lost
+
+    @property
+    def gradient_norm_error(self) -> float:
+        """The error bar of ``pruned_gradient_norm``: the size of the second-order term. What other data would give is not in it."""
+        return self.gradient_norm_curvature
+
+    @property
     def error(self) -> float:
         """The error bar: two standard errors over the batches, and the size of the second-order term, which the expansion stops at."""
         sampling = 0.0 if self.standard_error != self.standard_error else 2 * self.standard_error
@@ -60,7 +74,8 @@ class Prediction:
         return (
             f"loss {self.loss:.4g}, predicted change from {low:+.3g} to {high:+.3g}: first order {self.first_order:+.3g}, with curvature "
             f"{self.loss_change:+.3g}; standard error {self.standard_error:.2g} over batches\n"
-            f"‖g‖² {self.gradient_norm:.4g}, predicted change {self.gradient_norm_change:+.3g} (first order)\n"
+            f"‖g‖² {self.gradient_norm:.4g}, predicted change {self.gradient_norm_change:+.3g} (first order); of the pruned model "
+            f"{self.pruned_gradient_norm:.3g} ± {self.gradient_norm_error:.2g}\n"
             f"the mask takes ‖v‖/‖θ‖ = {self.removed_norm:.2g} of what it masks, over {self.samples} samples"
         )
 
@@ -96,13 +111,14 @@ def predict(
     """
     ranks, model = Ranks.of(model), unwrapped(model)
     known = {name: target for name, target in parameters_of(model).items() if target.parameter.is_floating_point()}
-    removed = {name: torch.where(fitting(known.get(name), name, mask), 0, known[name].theta) for name, mask in masks.items()}
+    kept = {name: fitting(known.get(name), name, mask) for name, mask in masks.items()}
+    removed = {name: torch.where(mask, 0, known[name].theta) for name, mask in kept.items()}
     total = sum(float(wide(known[name].theta).square().sum(dtype=torch.float64)) for name in removed)
     objective = Objective(loss, closure, temperature)
     with untouched(model, data, mode) as rewind:
         for target in known.values():
             target.parameter.requires_grad_(True)
         sweeps = Sweeps(model, known, objective, mode, rewind, progress, max_samples, ranks)
-        found = sweeps.along({name: wide(value) for name, value in removed.items()}, as_batches(data))
+        found = sweeps.along({name: wide(value) for name, value in removed.items()}, kept, as_batches(data))
     size = sum(float(wide(value).square().sum(dtype=torch.float64)) for value in removed.values())
     return Prediction(**found, removed_norm=(size / total) ** 0.5 if total else 0.0)

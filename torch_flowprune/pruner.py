@@ -133,14 +133,19 @@ class Pruner:
     def state_dict(self) -> dict[str, Any]:
         """The round, the tracked average, the reference point and the generator's state: plain values and tensors."""
         source = None if self.generator is None else self.generator.get_state()
-        return {"round": self.round, "goals": list(self.goals), "tracked": dict(self.tracked), "theta0": self.theta0, "generator": source}
+        method = measures.name_of(self.method)
+        state = {"method": method, "round": self.round, "goals": list(self.goals), "tracked": dict(self.tracked)}
+        return {**state, "theta0": self.theta0, "generator": source}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state.
 
         Raises:
-            ValueError: if it is of another schedule.
+            ValueError: if it is of another schedule or another measure.
         """
+        own = measures.name_of(self.method)
+        if state.get("method", own) != own:
+            raise ValueError(f"this state is of a pruner by {state['method']}, and this one prunes by {own}")
         goals = tuple(state["goals"])
         if len(goals) != len(self.goals) or goals[-1] != self.goals[-1]:
             raise ValueError(f"this state is of a pruner with sparsities {list(goals)}, and this one has {list(self.goals)}")

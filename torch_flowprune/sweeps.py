@@ -63,7 +63,7 @@ class Sweeps:
         self.rewind()
         return {**found, "Hg": self._second(chain(*self._stream(data)), found, _length(data))}
 
-    def along(self, v: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Any]:
+    def along(self, v: Mapping[str, Tensor], masks: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Any]:
         """The loss, ‖g‖², and their expansions in θ − v, in one sweep: the fields of a ``Prediction``."""
         vector = [
             v[name].to(p.device) if name in v else torch.zeros_like(wide(p.detach())) for name, p in zip(self.names, self.parameters, strict=True)
@@ -85,6 +85,11 @@ class Sweeps:
         mean_loss = _mean_loss(losses, sizes)
         count, mean_loss = self._over_ranks([g, product], sum(sizes), mean_loss)
         g, product = _scale(g, 1 / count), _scale(product, 1 / count)
+        lost = [
+            torch.where(masks[name].to(one.device), 0, one - along)
+            for name, one, along in zip(self.names, g, product, strict=True)
+            if name in masks
+        ]
         return {
             "loss": mean_loss,
             "first_order": -_dot(vector, g).item(),
@@ -92,6 +97,8 @@ class Sweeps:
             "standard_error": self._standard_error(torch.stack(slopes), sizes),
             "gradient_norm": _dot(g, g).item(),
             "gradient_norm_change": -2 * _dot(product, g).item(),
+            "gradient_norm_curvature": _dot(product, product).item(),
+            "gradient_norm_lost": _dot(lost, lost).item(),
             "samples": count,
         }
 

@@ -58,7 +58,8 @@ def _cuts(
                 "predicted_loss": -dot(gone, at.g), "predicted_gradient_norm": -2 * dot(gone, at.Hg), "removed": dot(gone, gone),
             }  # fmt: skip
             if sparsity == curved:
-                row["curvature"] = fp.predict(model, masks, whole, progress=False).curvature
+                foreseen = fp.predict(model, masks, whole, progress=False)
+                row |= {"curvature": foreseen.curvature, "foreseen_norm": foreseen.pruned_gradient_norm, "norm_error": foreseen.gradient_norm_error}
             rows.append(row)
     return rows
 
