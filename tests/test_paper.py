@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,21 @@ pytestmark = pytest.mark.filterwarnings("ignore::torch_flowprune.TiedScoresWarni
 @pytest.fixture
 def paper(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    names = ("models", "data", "protocol", "size", "claims", "findings", "__main__")
+    names = (
+        "models",
+        "data",
+        "protocol",
+        "size",
+        "experiment",
+        "claims",
+        "trajectories",
+        "initialisation",
+        "sweep",
+        "tables",
+        "effects",
+        "findings",
+        "__main__",
+    )
     return type("paper", (), {name.strip("_"): importlib.import_module(f"benchmarks.paper.{name}") for name in names})
 
 
@@ -353,30 +369,119 @@ def test_faults_1_and_2_the_command_runs_without_a_gpu(paper, tmp_path, capsys):
 # Claims
 
 
-@pytest.mark.parametrize("experiment", ["expansions", "stability", "convergence"])
-def test_the_experiments_run_and_go_on_where_they_stopped(paper, experiment, tmp_path, monkeypatch):
+@pytest.fixture
+def small(paper, monkeypatch):
+    """The experiments on a net of a few hundred weights, by two measures or as many as the experiment trains."""
+    setting = paper.experiment.Setting("resnet20", 0.125, "digits", 8, 200, 0.05, 50, (0, 1), 20, (0.1, 0.5), (1,), 1, 0.5)
+    monkeypatch.setitem(paper.experiment.SETTINGS, "digits", setting)
+    monkeypatch.setattr(paper.experiment, "METHODS", (("magnitude", 1.0), ("gradient_norm_increase", 200.0)))
+    monkeypatch.setattr(paper.experiment, "TRAINED", ("magnitude",))
+    monkeypatch.setattr(paper.trajectories, "DRAWN", ("magnitude",))
+    monkeypatch.setattr(paper.initialisation, "SPARSITIES", (0.75,))
+    monkeypatch.setattr(paper.initialisation, "TRAINED_AT", {"weight": 0.75, "channel": 0.75})
+    monkeypatch.setattr(paper.initialisation, "ROUNDS", 2)
+    monkeypatch.setattr(paper.initialisation, "NETS", {"vgg13": paper.initialisation.NETS["vgg13"]})
+    return setting
+
+
+@pytest.mark.parametrize("experiment", ["expansions", "stability", "convergence", "trajectories", "initialisation"])
+def test_the_experiments_run_and_go_on_where_they_stopped(paper, small, experiment, tmp_path):
     claims, out = paper.claims, tmp_path / "out.json"
-    small = claims.Setting("resnet20", 0.125, "digits", 8, 200, 0.05, 50, (0, 1), 20, (0.5,), (1,), 1, 0.5)
-    monkeypatch.setattr(claims, "SETTINGS", {"digits": small})
-    monkeypatch.setattr(claims, "METHODS", (("magnitude", 1.0), ("gradient_norm_increase", 200.0)))
-    monkeypatch.setattr(claims, "TRAINED", ("magnitude",))
     claims.main([experiment, "--seeds", "0", "--out", str(out)])
-    first = json.loads(out.read_text())["parts"]
+    first = json.loads(out.read_text())
+    del first["parts"]["0/done"]
+    lost = max(first["parts"])
+    kept = first["parts"].pop(lost)
+    out.write_text(json.dumps(first))
     claims.main([experiment, "--seeds", "0", "1", "--out", str(out)])
     both = json.loads(out.read_text())["parts"]
-    assert both.items() >= first.items()
+    assert both[lost] == kept, "a part that was not there is what it would have been"
+    assert both.items() >= first["parts"].items()
     assert {key.split("/")[0] for key in both} == {"0", "1"}
     rows = [row for part in both.values() for row in part]
-    assert {row["method"] for row in rows} <= {"magnitude", "gradient_norm_increase T=200"}
+    assert {row["method"] for row in rows} <= {"magnitude", "gradient_norm_increase T=200", "none", "synflow, 20 rounds"}
     assert rows
     findings, page = paper.findings, tmp_path / "paper.md"
-    page.write_text("\n".join(["before", *findings.MARKS, "after"]))
+    page.write_text(f"before\n<!-- made: {experiment} digits -->\nold\n<!-- end -->\nafter")
     for _ in range(2):
-        findings.main([str(out), "--docs", str(page)])
+        findings.main([str(out), "--docs", str(tmp_path)])
     lines = page.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after")
+    assert "old" not in lines
     assert any(line.startswith("| magnitude |") and " ± " in line for line in lines)
+    assert any(line.startswith("| magnitude |") for line in (tmp_path / "paper_tables.md").read_text().splitlines())
     assert experiment == "stability" or (tmp_path / f"paper_{experiment}_digits.png").stat().st_size > 1000
+
+
+def test_a_flow_that_is_followed_ends_where_the_equation_does(paper):
+    """θ of a linear layer under half its squared length decays as exp(−t), its square as exp(−2t)."""
+    layer = nn.Linear(3, 1, bias=False).double()
+    start = layer.weight.square().sum().item()
+    x = torch.eye(3, dtype=torch.float64)
+
+    def loss(model, parameters, batch):
+        value = model(batch[0]).square().sum() / 2
+        return value.item(), torch.autograd.grad(value, parameters)
+
+    times, norms = paper.trajectories.flowing(layer, (x, None), horizon=0.5, points=5, limit=5000, step=1e-3, loss=loss)
+    assert times == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert norms == pytest.approx([start * math.exp(-2 * t) for t in times], rel=2e-3)
+
+
+def test_the_deviation_of_a_trajectory(paper):
+    reference = {"norms": [5.0, 6.0, 7.0]}
+    assert paper.tables.deviation({"norms": [1.0, 2.0, 3.0]}, reference) == 0
+    assert paper.tables.deviation({"norms": [1.0, 1.0, 1.0]}, reference) == 1
+    assert paper.tables.deviation({"norms": [1.0, 3.0]}, reference) == 1, "as far as both go"
+
+
+def test_blocks_that_begin_as_their_shortcut_have_scores_that_are_zero(paper, tiny):
+    """Nothing behind γ = 0 reaches the loss: every measure that reads a gradient leaves the order of the model to decide."""
+    torch.manual_seed(0)
+    model = paper.initialisation.NETS["resnet20, zero-initialised"].build(10)
+    found = fp.scores(model, ["magnitude", "loss_preservation", "synflow"], tiny.scoring(20, 20, 0), granularity="filter", exclude="linear*")
+    branches = [name for name in found["magnitude"] if "conv" in name]
+    assert len(branches) == 18
+    assert all((found[method][name] == 0).all() for method in ("loss_preservation", "synflow") for name in branches)
+    assert all((found["magnitude"][name] > 0).all() for name in branches)
+
+
+def test_batch_norm_holds_the_norm_of_its_filters_still_in_train_mode(paper, tiny):
+    """θᵀg = 0 for every filter, by the invariance under rescaling; not so in eval mode."""
+    torch.manual_seed(0)
+    model = paper.experiment.settled(paper.models.build("vgg13", width=0.125), tiny)
+    evaluated, trained = paper.trajectories.symmetry(model, tiny.train.batches(100)[0])
+    assert trained["filters"] < 1e-2 * evaluated["filters"]
+    assert trained["filters"] < 1e-2 * trained["weights"]
+
+
+def test_a_sweep_goes_on_with_the_runs_that_are_missing(paper, tmp_path, monkeypatch):
+    sweep, out = paper.sweep, tmp_path / "out.json"
+    plan = sweep.Plan(config(paper, sparsity=0.5), 8, 200, methods=("magnitude", "random"), rounds=(1, 2))
+    monkeypatch.setitem(sweep.PLANS, "tiny", plan)
+    arguments = ["--plan", "tiny", "--data", "digits", "--folder", str(tmp_path / "runs"), "--out", str(out)]
+    sweep.main([*arguments, "--seeds", "0"])
+    first = json.loads(out.read_text())["parts"]
+    assert list(first) == ["0/none/1", "0/magnitude/1", "0/magnitude/2", "0/random/1", "0/random/2"]
+    monkeypatch.setattr(sweep, "Run", None)
+    sweep.main([*arguments, "--seeds", "0"])
+    assert json.loads(out.read_text())["parts"] == first
+    accuracy, macs, _ = paper.tables.TABLES["protocol"](json.loads(out.read_text()))
+    value = 100 * first["0/magnitude/2"][0]["test"]["accuracy"]
+    assert accuracy[2:5:2] == ["| measure | 1 round | 2 rounds |", f"| unpruned | {accuracy[4].split()[3]} | {accuracy[4].split()[3]} |"]
+    assert accuracy[5].endswith(f"| {value:.1f} |")
+    assert "| unpruned | 100.0 | 100.0 |" in macs
+
+
+def test_the_pages_say_what_the_results_say(paper):
+    """Tables and effects of the documentation are those that the results make."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "benchmarks" / "results").glob("paper_*.json"))]
+    page, tables = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in (paper.findings.PAGE, paper.findings.ALL))
+    assert paper.findings.tables_page(found) == tables
+    assert paper.findings.filled(page, found) == page
+    assert page.count("<!-- made: ") == page.count("<!-- end -->") > 3
+    for name in re.findall(r"\]\((paper_\w+[-\w]*\.png)\)", page):
+        assert (ROOT / "docs" / name).exists(), name
 
 
 def test_results_of_several_seeds_in_one_file(paper, tmp_path):
@@ -392,6 +497,6 @@ def test_results_of_several_seeds_in_one_file(paper, tmp_path):
     found = json.loads((tmp_path / "both.json").read_text())
     assert list(found["parts"]) == ["0/5", "1/5"]
     assert found["parts"]["0/5"][0]["spearman"] == 0.333333
-    (table,) = paper.findings.TABLES["stability"](found)
+    (table,) = paper.tables.TABLES["stability"](found)
     assert table[-1] == "| magnitude | 0.33 ± 0 | 1 ± 0.7 | 0.0% |"
     assert "2 seeds" in table[0]

@@ -86,9 +86,7 @@ class Sweeps:
         count, mean_loss = self._over_ranks([g, product], sum(sizes), mean_loss)
         g, product = _scale(g, 1 / count), _scale(product, 1 / count)
         lost = [
-            torch.where(masks[name].to(one.device), 0, one - along)
-            for name, one, along in zip(self.names, g, product, strict=True)
-            if name in masks
+            torch.where(masks[name].to(one.device), 0, one - along) for name, one, along in zip(self.names, g, product, strict=True) if name in masks
         ]
         return {
             "loss": mean_loss,

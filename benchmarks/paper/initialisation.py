@@ -25,7 +25,8 @@ SPARSITIES = (0.5, 0.75, 0.9, 0.95)
 TRAINED_AT = {"weight": 0.9, "filter": 0.75, "channel": 0.75}
 """Where the pruned net is trained, too, by granularity."""
 TRAINED = (
-    "magnitude", "loss_preservation", "fisher", "random", "gradient_norm_increase T=200", "gradient_norm_preservation T=1", "synflow", "synflow, 20 rounds",
+    "magnitude", "loss_preservation", "fisher", "random", "gradient_norm_increase T=200", "gradient_norm_preservation T=1",
+    "synflow", "synflow, 20 rounds",
 )  # fmt: skip
 ROUNDS = 20
 ITERATIVE = f"synflow, {ROUNDS} rounds"

@@ -102,7 +102,8 @@ def short(result: dict[str, Any] | None) -> dict[str, Any]:
     config, history = result["config"], result["history"]
     pruned = config["method"] != NONE
     return {
-        "method": config["method"], "rounds": config["rounds"] if pruned else 0, "seed": config["seed"], "test": result["test"], "size": result["size"],
+        "method": config["method"], "rounds": config["rounds"] if pruned else 0, "seed": config["seed"],
+        "test": result["test"], "size": result["size"],
         "curves": {key: [float(f"{entry[key]:.4g}") for entry in history] for key in CURVES},
         "train_loss": [float(f"{entry['train_loss']:.4g}") for entry in history[1:]],
         "predicted": [one["predicted_loss_change"] for one in result["rounds"]],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -16,8 +16,11 @@ from benchmarks.paper.data import Batch, Data
 from benchmarks.paper.experiment import Part, Row, Setting
 
 NONE = "none"
+Loss = Callable[[nn.Module, list[nn.Parameter], Batch], tuple[float, tuple[Tensor, ...]]]
+"""The loss, and its gradient with respect to the parameters."""
 DRAWN = (
-    "magnitude", "loss_preservation", "biased_loss_preservation", "fisher", "random", "gradient_norm_increase T=200", "gradient_norm_preservation T=1",
+    "magnitude", "loss_preservation", "biased_loss_preservation", "fisher", "random",
+    "gradient_norm_increase T=200", "gradient_norm_preservation T=1",
 )  # fmt: skip
 HORIZON = 0.5
 """Of the flow, in its own time; SGD at rate 0.05 with momentum 0.9 covers as much in a step."""
@@ -47,26 +50,35 @@ def _paths(model: nn.Module, name: str, sparsity: float, whole: Batch, data: Dat
     return [{**row, "kind": "flow", "times": times, "norms": norms}, {**row, "kind": "training", "times": None, "norms": trained}]
 
 
-def flowing(model: nn.Module, batch: Batch, horizon: float = HORIZON, points: int = POINTS, limit: int = 60) -> tuple[list[float], list[float]]:
+def flowing(
+    model: nn.Module,
+    batch: Batch,
+    horizon: float = HORIZON,
+    points: int = POINTS,
+    limit: int = 60,
+    step: float | None = None,
+    loss: Loss | None = None,
+) -> tuple[list[float], list[float]]:
     """‖θ(t)‖² along dθ/dt = −g of the loss that is scored, in eval mode, by Euler steps that are halved until the loss falls.
 
     The times are those of the steps nearest behind ``points`` equal shares of the horizon; a flow that is too stiff for ``limit`` steps
     ends early, and its last time says so.
     """
     model = copy.deepcopy(model).eval()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    time, step, wanted = 0.0, horizon / points, 1
+    parameters, derive = [p for p in model.parameters() if p.requires_grad], loss or _loss
+    longest = step or horizon / points
+    time, step, wanted = 0.0, longest, 1
     times, norms = [0.0], [norm(model)]
-    loss, g = _loss(model, parameters, batch)
+    value, g = derive(model, parameters, batch)
     for _ in range(limit):
         size = min(step, horizon * wanted / points - time)
         _move(parameters, g, -size)
-        new_loss, new_g = _loss(model, parameters, batch)
-        if not new_loss <= loss:
+        new_value, new_g = derive(model, parameters, batch)
+        if not new_value <= value:
             _move(parameters, g, size)
             step = size / 2
             continue
-        time, loss, g, step = time + size, new_loss, new_g, max(step, 1.5 * size)
+        time, value, g, step = time + size, new_value, new_g, min(longest, max(step, 1.5 * size))
         if time >= horizon * wanted / points * (1 - 1e-9):
             times.append(time)
             norms.append(norm(model))
@@ -96,12 +108,9 @@ def symmetry(model: nn.Module, batch: Batch) -> list[Row]:
     for mode in ("eval", "train"):
         at = fp.flow(model, batch, needs=("g",), mode=mode, progress=False)
         products = [at.tensors("theta")[name] * at.tensors("g")[name] for name in names]
-        rows.append(
-            {
-                "method": NONE, "kind": "symmetry", "sparsity": 0.0, "mode": mode,
-                "filters": sum(one.flatten(1).sum(1).abs().sum().item() for one in products), "weights": sum(one.abs().sum().item() for one in products),
-            }  # fmt: skip
-        )
+        filters = sum(one.flatten(1).sum(1).abs().sum().item() for one in products)
+        weights = sum(one.abs().sum().item() for one in products)
+        rows.append({"method": NONE, "kind": "symmetry", "sparsity": 0.0, "mode": mode, "filters": filters, "weights": weights})
     return rows
 
 

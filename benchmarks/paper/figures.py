@@ -1,0 +1,139 @@
+"""One figure a claim, from the results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from benchmarks.paper.tables import SHORT, Row, chosen, epochs_of, loss_change, methods_of, norm_ratio, over_seeds, rows_of
+
+
+def figure(found: Row, folder: Path) -> Path | None:
+    """Drawn beside the page, or None for an experiment that has none."""
+    if found["experiment"] not in FIGURES:
+        return None
+    path = folder / f"paper_{found['experiment']}_{found['name']}.png"
+    FIGURES[found["experiment"]](found).savefig(path, dpi=90)
+    return path
+
+
+def _panels(count: int, height: float = 3.4) -> tuple[Figure, Any]:
+    made = Figure(figsize=(3.1 * count + 2.2, height), layout="constrained")
+    return made, made.subplots(1, count, squeeze=False)[0]
+
+
+def _legend(made: Figure, axes: Any) -> Figure:
+    made.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    return made
+
+
+def _colours(methods: list[str]) -> dict[str, Any]:
+    return dict(zip(methods, colormaps["tab20"].colors, strict=False))  # type: ignore[attr-defined]
+
+
+def _by_age(found: Row, draw: Callable[[Any, list[Row]], None], **where: Any) -> Figure:
+    rows = chosen(rows_of(found), **where)
+    epochs = epochs_of(rows)
+    made, places = _panels(len(epochs))
+    for axes, epoch in zip(places, epochs, strict=True):
+        draw(axes, [row for row in rows if row["epoch"] == epoch])
+        axes.set_title(f"after {epoch} epochs", fontsize=9)
+    return _legend(made, places[0])
+
+
+def _expansions(found: Row) -> Figure:
+    """Above, predicted against actual ΔL; below, ΔL and the change of ‖g‖² of every measure, at the smallest cut of filters."""
+    rows = [row for row in rows_of(found) if row["granularity"] == "filter"]
+    epochs, low = epochs_of(rows), min(found["setting"]["sparsities"])
+    made = Figure(figsize=(3.1 * len(epochs) + 2.2, 6.4), layout="constrained")
+    places = made.subplots(2, len(epochs), squeeze=False)
+    colours = _colours(methods_of(rows))
+    for column, epoch in enumerate(epochs):
+        above, below = places[:, column]
+        for method, colour in colours.items():
+            own = chosen(rows, method=method, epoch=epoch)
+            above.plot([r["predicted_loss"] for r in own], [loss_change(r) for r in own], ".", label=SHORT.get(method, method), ms=5, color=colour)
+            cut = [row for row in own if row["sparsity"] == low]
+            below.plot([norm_ratio(r) for r in cut], [loss_change(r) for r in cut], "o", ms=4, color=colour)
+        above.axline((0, 0), slope=1, color="grey", linewidth=0.6)
+        above.set(xscale="symlog", yscale="symlog", xlabel="ΔL to first order", ylabel="ΔL", title=f"after {epoch} epochs")
+        below.axvline(0, color="grey", linewidth=0.6)
+        below.set(yscale="symlog", xlabel=f"‖g‖², power of ten, {low:.0%} gone", ylabel="ΔL")
+    return _legend(made, places[0, 0])
+
+
+def _convergence(found: Row) -> Figure:
+    def draw(axes: Any, rows: list[Row]) -> None:
+        for method in methods_of(rows):
+            curves = [[loss for loss, _ in row["validation"]] for row in rows if row["method"] == method]
+            axes.plot([statistics.mean(step) for step in zip(*curves, strict=True)], label=SHORT.get(method, method), linewidth=1)
+        axes.set(xlabel="epochs after pruning", ylabel="validation loss", yscale="log")
+
+    return _by_age(found, draw)
+
+
+def _trajectories(found: Row) -> Figure:
+    """‖θ(t)‖² − ‖θ(0)‖² in training, of one seed, after the larger cut."""
+
+    def draw(axes: Any, rows: list[Row]) -> None:
+        first = min(row["seed"] for row in rows)
+        for row in rows:
+            if row["seed"] == first and row["sparsity"] in (0, max(found["setting"]["sparsities"])):
+                style = {"color": "black", "linewidth": 2} if row["method"] == "none" else {"linewidth": 1}
+                moved = [norm - row["norms"][0] for norm in row["norms"]]
+                axes.plot([i / (len(moved) - 1) for i in range(len(moved))], moved, label=SHORT.get(row["method"], row["method"]), **style)
+        axes.set(xlabel="share of two epochs", ylabel="‖θ(t)‖² − ‖θ(0)‖²")
+
+    return _by_age(found, draw, kind="training")
+
+
+def _protocol(found: Row) -> Figure:
+    """The accuracy over the rounds, and ‖θ‖² and the validation loss over the epochs of the longest schedule."""
+    rows = rows_of(found)
+    rounds = sorted({row["rounds"] for row in rows} - {0})
+    made, (left, middle, right) = _panels(3)
+    for method, colour in _colours(methods_of(rows)).items():
+        style = {"color": "black", "linestyle": ":"} if method == "none" else {"color": colour}
+        which = [0 if method == "none" else n for n in rounds]
+        accuracies = [statistics.mean(over_seeds(rows, lambda r: 100 * r["test"]["accuracy"], method=method, rounds=n)) for n in which]
+        left.plot(range(len(rounds)), accuracies, marker=".", label=SHORT.get(method, method), **style)
+        last = chosen(rows, method=method, rounds=which[-1])
+        for axes, curve in ((middle, "validation_loss"), (right, "theta_norm")):
+            axes.plot([statistics.mean(step) for step in zip(*(row["curves"][curve] for row in last), strict=True)], linewidth=1, **style)
+    left.set_xticks(range(len(rounds)), [str(n) for n in rounds])
+    left.set(xlabel="rounds", ylabel="test accuracy, %")
+    middle.set(xlabel=f"epoch, {rounds[-1]} rounds", ylabel="validation loss (T of training)")
+    right.set(xlabel=f"epoch, {rounds[-1]} rounds", ylabel="‖θ‖²")
+    return _legend(made, left)
+
+
+def _initialisation(found: Row) -> Figure:
+    """Which share of the layers is empty, and the accuracy after training, by net and kind of unit."""
+    rows = [row for row in rows_of(found) if row["method"] != "none"]
+    nets, kinds = (list(dict.fromkeys(row[key] for row in rows)) for key in ("net", "granularity"))
+    made = Figure(figsize=(3.1 * len(nets) + 2.2, 3.4), layout="constrained")
+    places = made.subplots(1, len(nets), squeeze=False, sharey=True)[0]
+    trained = [row for row in rows if "trained" in row]
+    for axes, net in zip(places, nets, strict=True):
+        for method, colour in _colours(methods_of(trained)).items():
+            means = [
+                100 * statistics.mean(row["trained"]["accuracy"] for row in chosen(trained, net=net, granularity=kind, method=method))
+                for kind in kinds
+            ]
+            axes.plot(kinds, means, "o", ms=5, color=colour, label=SHORT.get(method, method))
+        axes.set(title=net, ylabel="test accuracy after training, %")
+    return _legend(made, places[0])
+
+
+FIGURES: dict[str, Callable[[Row], Figure]] = {
+    "expansions": _expansions,
+    "convergence": _convergence,
+    "trajectories": _trajectories,
+    "protocol": _protocol,
+    "initialisation": _initialisation,
+}

@@ -1,0 +1,264 @@
+"""Results as tables: rows of an experiment's file, grouped by what was varied, over the seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Row = dict[str, Any]
+Value = Callable[[Row], float]
+SHORT = {
+    "gradient_norm_increase T=1": "increase, T=1", "gradient_norm_increase T=200": "increase, T=200",
+    "gradient_norm_preservation T=1": "preservation, T=1", "gradient_norm_preservation T=200": "preservation, T=200",
+    "gradient_norm_increase": "increase, T=200", "gradient_norm_preservation": "preservation, T=1", "none": "unpruned",
+}  # fmt: skip
+TITLES = {"folder": "CIFAR-10 (JPEG copy)", "cifar10": "CIFAR-10 (JPEG copy)"}
+
+
+# ------------------------------------------------------------------------------------------------- grouping
+
+
+def rows_of(found: Row) -> list[Row]:
+    """Every row with its seed, and the epochs of training before pruning where the part's name holds them."""
+    listed = []
+    for key, rows in found["parts"].items():
+        seed, *names = key.split("/")
+        epoch = next((int(name) for name in names if name.isdigit()), None)
+        listed += [{**row, "seed": int(seed), "epoch": epoch} for row in rows]
+    return listed
+
+
+def chosen(rows: Iterable[Row], **where: Any) -> list[Row]:
+    """The rows where all of it holds, in the order of the seeds."""
+    return sorted((row for row in rows if all(row.get(key) == wanted for key, wanted in where.items())), key=lambda row: row["seed"])
+
+
+def over_seeds(rows: Iterable[Row], value: Value, **where: Any) -> list[float]:
+    """One value a seed."""
+    return [value(row) for row in chosen(rows, **where)]
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Mean ± standard deviation over the seeds."""
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.{digits - 1}g}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}g}{deviation}"
+
+
+def percent(values: list[float]) -> str:
+    """The same in percent, with one decimal."""
+    if not values:
+        return ""
+    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{deviation}"
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in [header, ["---", *["---:"] * (len(header) - 1)], *rows]]
+
+
+def title(found: Row, what: str) -> list[str]:
+    setting = found["setting"]
+    seeds = len({key.split("/")[0] for key in found["parts"]})
+    subset = f", {setting['subset']:,} images" if setting["subset"] else ""
+    data = TITLES.get(setting["data"], setting["data"])
+    net = "" if setting["model"] == "several" else f"{setting['model']}, width {setting['width']:g}, "
+    return [f"**{what}.** {net}{data}{subset}, {setting['size']} x {setting['size']}; {seeds} seed{'s' if seeds > 1 else ''}.", ""]
+
+
+def _age(epoch: int) -> str:
+    return f"{epoch} epoch{'' if epoch == 1 else 's'}"
+
+
+def methods_of(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(row["method"] for row in rows))
+
+
+def epochs_of(rows: list[Row]) -> list[int]:
+    return sorted({row["epoch"] for row in rows})
+
+
+# ------------------------------------------------------------------------------------------------- values
+
+
+def loss_change(row: Row) -> float:
+    return float(row["after"]["loss"] - row["before"]["loss"])
+
+
+def norm_ratio(row: Row) -> float:
+    """log10 of ‖g‖² after over before."""
+    return math.log10(max(row["after"]["gradient_norm"], 1e-30) / max(row["before"]["gradient_norm"], 1e-30))
+
+
+def relative(row: Row, what: str) -> float:
+    return abs(float(row["after"][what] - row["before"][what])) / abs(row["before"][what])
+
+
+def mean_loss(row: Row) -> float:
+    """Of the validation images, over the epochs after the cut."""
+    return statistics.mean(loss for loss, _ in row["validation"][1:])
+
+
+def deviation(row: Row, reference: Row) -> float:
+    """How far ‖θ(t)‖² − ‖θ(0)‖² of a cut net is from that of the net before, over the mean size of the latter; 0 if it is the same."""
+    pairs = list(zip(row["norms"], reference["norms"], strict=False))[1:]
+    moved = [(one - row["norms"][0], other - reference["norms"][0]) for one, other in pairs]
+    return sum(abs(one - other) for one, other in moved) / sum(abs(other) for _, other in moved)
+
+
+def deviations(rows: list[Row], **where: Any) -> dict[int, float]:
+    """One a seed; ``where`` names the cut, and the net before it is the one of the same seed, age and kind."""
+    shared = {key: where[key] for key in ("epoch", "kind")}
+    before = {row["seed"]: row for row in chosen(rows, method="none", **shared)}
+    return {row["seed"]: deviation(row, before[row["seed"]]) for row in chosen(rows, **where)}
+
+
+# ------------------------------------------------------------------------------------------------- tables of an experiment
+
+
+def _expansions(found: Row) -> list[list[str]]:
+    rows = rows_of(found)
+    epochs, methods = epochs_of(rows), methods_of(rows)
+    header = ["measure", *map(_age, epochs)]
+
+    def of(value: Value, sparsity: float, granularity: str) -> list[str]:
+        where = {"sparsity": sparsity, "granularity": granularity}
+        return table(header, [[SHORT.get(m, m), *(spread(over_seeds(rows, value, method=m, epoch=e, **where)) for e in epochs)] for m in methods])
+
+    low = min(found["setting"]["sparsities"])
+    asked: list[tuple[str, Value, float, str]] = [
+        ("ΔL on the images scored, 50 % of filters gone", loss_change, 0.5, "filter"),
+        ("ΔL on images not seen, 50 % of filters gone", lambda r: r["after"]["held_out"] - r["before"]["held_out"], 0.5, "filter"),
+        ("‖g‖² after / before, as a power of ten, 50 % of filters gone", norm_ratio, 0.5, "filter"),
+        (f"‖g‖² after / before, as a power of ten, {low:.0%} of filters gone", norm_ratio, low, "filter"),
+        (f"ΔL, {low:.0%} of filters gone", loss_change, low, "filter"),
+        (f"ΔL predicted to first order, {low:.0%} of filters gone", lambda r: r["predicted_loss"], low, "filter"),
+        (f"ΔL predicted to second order, {low:.0%} of filters gone", lambda r: r["predicted_loss"] + r["curvature"], low, "filter"),
+        (f"Change of d‖θ‖²/dt over its size, {low:.0%} of filters gone", lambda r: relative(r, "rate"), low, "filter"),
+        (f"Change of d²‖θ‖²/dt² over its size, {low:.0%} of filters gone", lambda r: relative(r, "acceleration"), low, "filter"),
+        ("ΔL, 90 % of single weights gone", loss_change, 0.9, "weight"),
+    ]
+    return [[*title(found, what), *of(value, sparsity, granularity)] for what, value, sparsity, granularity in asked]
+
+
+def _stability(found: Row) -> list[list[str]]:
+    rows = rows_of(found)
+    tables = []
+    for epoch in epochs_of(rows):
+        sizes = sorted({row["samples"] for row in rows})
+        header = ["measure", *(f"{n} images" for n in sizes), f"same half, {sizes[-1]}", "scores that are 0"]
+        lines = []
+        for method in methods_of(rows):
+            where = {"method": method, "epoch": epoch}
+            ranks = [spread(over_seeds(rows, lambda r: r["spearman"], samples=n, **where), 2) for n in sizes]
+            last = {"samples": sizes[-1], **where}
+            shared, zero = over_seeds(rows, lambda r: r["overlap"], **last), over_seeds(rows, lambda r: r["zero"], **last)
+            lines.append([SHORT.get(method, method), *ranks, spread(shared, 2), f"{statistics.mean(zero):.1%}"])
+        tables.append([*title(found, f"Spearman's correlation of the scores of two samples, {_age(epoch)}"), *table(header, lines)])
+    return tables
+
+
+def _convergence(found: Row) -> list[list[str]]:
+    rows = rows_of(found)
+    tables = []
+    for epoch in epochs_of(rows):
+        last = found["setting"]["epochs"]
+        header = ["measure", "loss before training", "after 1 epoch", f"after {last} epochs", "mean over the epochs", "test accuracy, %"]
+        lines = []
+        for method in methods_of(rows):
+            where = {"method": method, "epoch": epoch}
+            cells = [over_seeds(rows, lambda r, i=i: r["validation"][i][0], **where) for i in (0, 1, -1)]  # type: ignore[misc]
+            cells.append(over_seeds(rows, mean_loss, **where))
+            lines.append([SHORT.get(method, method), *map(spread, cells), percent(over_seeds(rows, lambda r: r["test"][1], **where))])
+        what = f"Validation loss, {found['setting']['goal']:.0%} of filters gone after {_age(epoch)}, then trained"
+        tables.append([*title(found, what), *table(header, lines)])
+    return tables
+
+
+def _protocol(found: Row) -> list[list[str]]:
+    rows, setting = rows_of(found), found["setting"]
+    rounds = sorted({row["rounds"] for row in rows} - {0})
+
+    def line(method: str, value: Value) -> list[str]:
+        unpruned = method == "none"
+        cells = [percent(over_seeds(rows, value, method=method, rounds=0 if unpruned else n)) for n in rounds]
+        return [SHORT.get(method, method), *cells]
+
+    header = ["measure", *(f"{n} round{'s' if n > 1 else ''}" for n in rounds)]
+    what = f"{setting['goal']:.0%} of filters gone, {setting['epochs']} epochs, T = {setting['temperature']:g}"
+    asked: list[tuple[str, Value]] = [
+        ("Test accuracy, %", lambda r: r["test"]["accuracy"]),
+        ("Multiply-adds left, %", lambda r: r["size"]["pruned"]["macs"] / r["size"]["dense"]["macs"]),
+        ("Parameters left, %", lambda r: r["size"]["pruned"]["parameters"] / r["size"]["dense"]["parameters"]),
+    ]
+    return [[*title(found, f"{name}; {what}"), *table(header, [line(m, value) for m in methods_of(rows)])] for name, value in asked]
+
+
+def _trajectories(found: Row) -> list[list[str]]:
+    rows = rows_of(found)
+    epochs, tables = epochs_of(rows), []
+    for kind, described in (("flow", "in the flow of the scored loss"), ("training", "in two epochs of training")):
+        for sparsity in sorted({row["sparsity"] for row in rows} - {0}):
+            own = [row for row in rows if row["kind"] == kind]
+            lines = [
+                [SHORT.get(m, m), *(spread(list(deviations(rows, method=m, epoch=e, kind=kind, sparsity=sparsity).values())) for e in epochs)]
+                for m in methods_of(own)
+                if m != "none"
+            ]
+            what = f"How far ‖θ(t)‖² − ‖θ(0)‖² is from that of the net not cut, over its size, {described}, {sparsity:.0%} of filters gone"
+            tables.append([*title(found, what), *table(["measure", *map(_age, epochs)], lines)])
+    return [*tables, _symmetry(found, rows)]
+
+
+def _symmetry(found: Row, rows: list[Row]) -> list[str]:
+    lines = []
+    for epoch in epochs_of(rows):
+        cells = [
+            spread(over_seeds(rows, lambda r, w=what: r[w], epoch=epoch, mode=mode)) for mode in ("eval", "train") for what in ("filters", "weights")
+        ]  # type: ignore[misc]
+        lines.append([_age(epoch), *cells])
+    header = ["net after", "Σ\\|θᵀg\\| over filters, eval mode", "Σ\\|θ·g\\| over weights, eval mode", "filters, train mode", "weights, train mode"]
+    return [*title(found, "θᵀg of the filters before a batch norm"), *table(header, lines)]
+
+
+def _initialisation(found: Row) -> list[list[str]]:
+    rows, tables = rows_of(found), []
+    for net in dict.fromkeys(row["net"] for row in rows):
+        unpruned = chosen(rows, net=net, method="none")
+        for granularity in dict.fromkeys(row["granularity"] for row in rows):
+            own = [row for row in rows if (row["net"], row["granularity"]) == (net, granularity) and row["method"] != "none"]
+            sparsities = sorted({row["sparsity"] for row in own})
+            trained_at = next(row["sparsity"] for row in own if "trained" in row)
+            lines = [_at_initialisation(own, method, sparsities) for method in methods_of(own)]
+            dense = percent([row["trained"]["accuracy"] for row in unpruned])
+            header = ["measure", "scores that are 0", *(f"{sparsity:.0%}" for sparsity in sparsities), f"trained at {trained_at:.0%}, %"]
+            what = (
+                f"{net}, pruned at initialisation by {granularity}s: ΔL, in brackets how many layers are empty; and the test accuracy after "
+                f"{found['setting']['epochs']} epochs (unpruned {dense})"
+            )
+            tables.append([*title(found, what), *table(header, lines)])
+    return tables
+
+
+def _at_initialisation(rows: list[Row], method: str, sparsities: list[float]) -> list[str]:
+    own = chosen(rows, method=method)
+    zero = "" if own[0]["zero"] is None else f"{statistics.mean(row['zero'] for row in own):.1%}"
+    cells = []
+    for sparsity in sparsities:
+        here = [row for row in own if row["sparsity"] == sparsity]
+        emptied = statistics.mean(row["emptied"] for row in here)
+        cells.append(spread([row["change"] for row in here], 2) + (f" ({emptied:.3g})" if emptied else ""))
+    return [SHORT.get(method, method), zero, *cells, percent([row["trained"]["accuracy"] for row in own if "trained" in row])]
+
+
+TABLES: dict[str, Callable[[Row], list[list[str]]]] = {
+    "expansions": _expansions,
+    "stability": _stability,
+    "convergence": _convergence,
+    "protocol": _protocol,
+    "trajectories": _trajectories,
+    "initialisation": _initialisation,
+}
