@@ -379,8 +379,9 @@ def small(paper, monkeypatch):
     monkeypatch.setattr(paper.trajectories, "DRAWN", ("magnitude",))
     monkeypatch.setattr(paper.initialisation, "SPARSITIES", (0.75,))
     monkeypatch.setattr(paper.initialisation, "TRAINED_AT", {"weight": 0.75, "channel": 0.75})
+    monkeypatch.setattr(paper.initialisation, "MEASURES", paper.experiment.METHODS)
     monkeypatch.setattr(paper.initialisation, "ROUNDS", 2)
-    monkeypatch.setattr(paper.initialisation, "NETS", {"vgg13": paper.initialisation.NETS["vgg13"]})
+    monkeypatch.setattr(paper.initialisation, "NETS", {"resnet20": paper.initialisation.NETS["resnet20"]})
     return setting
 
 

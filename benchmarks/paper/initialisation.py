@@ -24,9 +24,9 @@ from benchmarks.paper.protocol import mask_followers
 SPARSITIES = (0.5, 0.75, 0.9, 0.95)
 TRAINED_AT = {"weight": 0.9, "filter": 0.75, "channel": 0.75}
 """Where the pruned net is trained, too, by granularity."""
-TRAINED = (
-    "magnitude", "loss_preservation", "fisher", "random", "gradient_norm_increase T=200", "gradient_norm_preservation T=1",
-    "synflow", "synflow, 20 rounds",
+MEASURES = (
+    ("magnitude", 1.0), ("loss_preservation", 1.0), ("fisher", 1.0), ("synflow", 1.0), ("random", 1.0),
+    ("gradient_norm_increase", 200.0), ("gradient_norm_preservation", 1.0),
 )  # fmt: skip
 ROUNDS = 20
 ITERATIVE = f"synflow, {ROUNDS} rounds"
@@ -35,10 +35,11 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class Net:
-    """How one is built, and how it is trained."""
+    """How one is built, how it is trained, and by which units it is pruned."""
 
     build: Callable[[int], nn.Module]
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    granularities: tuple[str, ...]
 
 
 def _zero(name: str, classes: int, width: float) -> nn.Module:
@@ -64,17 +65,17 @@ def _adamw(model: nn.Module) -> torch.optim.Optimizer:
 
 
 NETS = {
-    "vgg13": Net(lambda classes: models.build("vgg13", classes, 0.125), _sgd),
-    "resnet20": Net(lambda classes: models.build("resnet20", classes, 0.25), _sgd),
-    "resnet20, zero-initialised": Net(lambda classes: _zero("resnet20", classes, 0.25), _sgd),
-    "vision transformer": Net(_vit, _adamw),
+    "vgg13": Net(lambda classes: models.build("vgg13", classes, 0.125), _sgd, ("weight", "filter")),
+    "resnet20": Net(lambda classes: models.build("resnet20", classes, 0.25), _sgd, ("weight", "channel")),
+    "resnet20, zero-initialised": Net(lambda classes: _zero("resnet20", classes, 0.25), _sgd, ("weight", "channel")),
+    "vision transformer": Net(_vit, _adamw, ("weight", "channel")),
 }
 
 
 def initialisation(data: Data, setting: Setting, seed: int) -> Iterator[Part]:
     """ΔL, ‖g‖², emptied layers and exact zeros of every measure at initialisation; and what a short training makes of some of the cuts."""
     for name, net in NETS.items():
-        for granularity in TRAINED_AT:
+        for granularity in net.granularities:
             yield f"{name}/{granularity}", partial(_cuts, name, net, granularity, data, setting, seed)
 
 
@@ -96,7 +97,7 @@ def _cuts(name: str, net: Net, granularity: str, data: Data, setting: Setting, s
                 "emptied": sum(layer.units == layer.pruned for layer in report.layers), "layers": len(report.layers),
                 "zero": None if scores is None else _zeros(scores),
             }  # fmt: skip
-            if sparsity == TRAINED_AT[granularity] and method in TRAINED:
+            if sparsity == TRAINED_AT[granularity]:
                 row["trained"] = _trained(cut, net, data, setting, seed)
             rows.append(row)
     return rows
@@ -105,7 +106,7 @@ def _cuts(name: str, net: Net, granularity: str, data: Data, setting: Setting, s
 def _scores(model: nn.Module, batches: list[Batch], granularity: str, seed: int) -> dict[str, fp.Scores | None]:
     found: dict[str, fp.Scores | None] = {}
     for temperature in experiment.TEMPERATURES:
-        names = [name for name, own in experiment.METHODS if own == temperature]
+        names = [name for name, own in MEASURES if own == temperature]
         several = fp.scores(
             model, names, batches, granularity=granularity, exclude=_classifier(model), temperature=temperature,
             generator=torch.Generator().manual_seed(seed), progress=False,
