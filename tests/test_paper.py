@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import pickle
 import re
 from pathlib import Path
 
@@ -180,6 +181,34 @@ def test_a_folder_of_pictures(paper, tmp_path, monkeypatch):
         assert (data.classes, data.shape, len(data.train), len(data.validation), len(data.test)) == (2, (3, 8, 8), 14, 2, 4)
         assert all((data.train.images[:, 0].flatten(1) == 255 * data.train.labels[:, None]).flatten())
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("name", "labels", "classes"), [("cifar10", "labels", 10), ("cifar100", "fine_labels", 100)])
+def test_cifar_as_torchvision_keeps_it(paper, name, labels, classes, tmp_path, monkeypatch):
+    """Files of torchvision's format, two images a class in training and one in testing; their check sums are not those of CIFAR."""
+    kind = getattr(importlib.import_module("torchvision.datasets"), name.upper())
+    key = {"cifar10": "label_names", "cifar100": "fine_label_names"}[name]
+    monkeypatch.setattr(kind, "train_list", [["train", None]])
+    monkeypatch.setattr(kind, "test_list", [["test", None]])
+    monkeypatch.setattr(kind, "meta", {"filename": "meta", "key": key, "md5": None})
+    folder = tmp_path / kind.base_folder
+    folder.mkdir()
+    source = torch.Generator().manual_seed(0)
+    pixels = {part: torch.randint(256, (n * classes, 3072), generator=source, dtype=torch.uint8) for part, n in (("train", 2), ("test", 1))}
+    for part, one in pixels.items():
+        (folder / part).write_bytes(pickle.dumps({"data": one.numpy(), labels: [i % classes for i in range(len(one))]}))
+    (folder / "meta").write_bytes(pickle.dumps({key: [str(i) for i in range(classes)]}))
+    data = paper.data.load(name, root=tmp_path, validation=0.5)
+    assert (data.name, data.classes, data.shape, data.flip) == (name, classes, (3, 32, 32), True)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [classes] * 3
+    order = data.test.labels.argsort()
+    assert torch.equal(data.test.images[order], pixels["test"].view(-1, 3, 32, 32)), "channel by channel, row by row"
+    assert data.train.labels.bincount().tolist() == [1] * classes
+
+
+def test_cifar_that_is_not_there(paper, tmp_path):
+    with pytest.raises(ValueError, match="no cifar100 under .*: add --download, or say where it is with --root"):
+        paper.data.load("cifar100", root=tmp_path)
 
 
 # Protocol

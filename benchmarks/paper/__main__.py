@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = _config(options)
         data = load(
-            options.data, root=options.root, download=options.download, size=options.size, validation=options.validation, subset=options.subset
+            options.data, root=options.root, download=options.download, size=options.size, validation=options.validation, subset=options.subset,
+            progress=not options.quiet,
         )  # fmt: skip
         folder = options.out or RUNS / _name(config, data.name)
         found = Run(config, data, folder, device=options.device, progress=not options.quiet).run(options.stop_after)

@@ -86,7 +86,14 @@ class Data:
 
 
 def load(
-    name: str, *, root: str | Path = "data", download: bool = False, size: int | None = None, validation: float = 0.1, subset: int | None = None
+    name: str,
+    *,
+    root: str | Path = "data",
+    download: bool = False,
+    size: int | None = None,
+    validation: float = 0.1,
+    subset: int | None = None,
+    progress: bool = True,
 ) -> Data:
     """``digits``, ``cifar10`` or ``cifar100`` (torchvision's, under ``root``), or the path of a folder with train/ and test/.
 
@@ -94,13 +101,14 @@ def load(
         size: height and width that images are brought to; 16 for digits (which have 8), else 32.
         validation: the share of the training images held out for choosing, of every class alike.
         subset: so many training images (before the split) and as many test images at most, of every class alike.
+        progress: whether decoding a folder for the first time shows a bar.
     """
     if name == "digits":
         train, test, classes = _digits(size or 16)
     elif name in ("cifar10", "cifar100"):
         train, test, classes = _cifar(name, Path(root), download)
     else:
-        train, test, classes = _folder(Path(name), size or 32)
+        train, test, classes = _folder(Path(name), size or 32, progress)
     if subset is not None:
         train, test = _balanced(train, min(subset, len(train)))[0], _balanced(test, min(subset, len(test)))[0]
     held_out, rest = _balanced(train, max(classes, round(validation * len(train))))
@@ -159,17 +167,17 @@ def _cifar(name: str, root: Path, download: bool) -> tuple[Split, Split, int]:
     return splits[0], splits[1], len(parts[0].classes)
 
 
-def _folder(path: Path, size: int) -> tuple[Split, Split, int]:
+def _folder(path: Path, size: int, progress: bool) -> tuple[Split, Split, int]:
     if missing := [part for part in ("train", "test") if not (path / part).is_dir()]:
         lacks = " and no ".join(f"{part}/" for part in missing)
         raise ValueError(f"{path} has no {lacks}: expected train/ and test/ with one folder a class in each; or digits, cifar10, cifar100")
     folders = [importlib.import_module("torchvision.datasets").ImageFolder(path / part) for part in ("train", "test")]
     if folders[0].classes != folders[1].classes:
         raise ValueError(f"train/ and test/ of {path} have other classes: {sorted(set(folders[0].classes) ^ set(folders[1].classes))[:5]}")
-    return _decoded(folders[0], size), _decoded(folders[1], size), len(folders[0].classes)
+    return _decoded(folders[0], size, progress), _decoded(folders[1], size, progress), len(folders[0].classes)
 
 
-def _decoded(folder: Any, size: int) -> Split:
+def _decoded(folder: Any, size: int, progress: bool) -> Split:
     """Every image of a folder as a tensor; kept in a file, since decoding takes longer than an epoch of a small net."""
     listed = hashlib.sha256(repr((size, folder.root, [(path, Path(path).stat().st_mtime_ns) for path, _ in folder.samples])).encode()).hexdigest()
     kept = CACHE / f"{listed[:20]}.pt"
@@ -177,7 +185,7 @@ def _decoded(folder: Any, size: int) -> Split:
         return Split(**torch.load(kept, weights_only=True))
     as_tensor = importlib.import_module("torchvision.transforms.functional").pil_to_tensor
     images = torch.empty(len(folder), 3, size, size, dtype=torch.uint8)
-    for i, (image, _) in enumerate(tqdm(folder, desc="decoding", unit="image", leave=False)):
+    for i, (image, _) in enumerate(tqdm(folder, desc="decoding", unit="image", leave=False, disable=not progress)):
         images[i] = as_tensor(image if image.size == (size, size) else image.resize((size, size)))
     split = Split(images, torch.tensor(folder.targets))
     kept.parent.mkdir(parents=True, exist_ok=True)
