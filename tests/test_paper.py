@@ -432,7 +432,7 @@ def test_the_experiments_run_and_go_on_where_they_stopped(paper, small, experime
     assert {row["method"] for row in rows} <= {"magnitude", "gradient_norm_increase T=200", "none", "synflow, 20 rounds"}
     assert rows
     findings, page = paper.findings, tmp_path / "paper.md"
-    page.write_text(f"before\n<!-- made: {experiment} digits -->\nold\n<!-- end -->\nafter")
+    page.write_text(f"before\n<!-- made: {experiment} digits, table 1 -->\nold\n<!-- end -->\nafter")
     for _ in range(2):
         findings.main([str(out), "--docs", str(tmp_path)])
     lines = page.read_text().splitlines()

@@ -45,10 +45,6 @@ def _accuracy(row: Row) -> float:
     return float(100 * row["test"]["accuracy"])
 
 
-def _log_loss_change(row: Row) -> float:
-    return math.log10(max(loss_change(row), 1e-3))
-
-
 def _deviates(one: str, other: str, **where: Any) -> Callable[[list[Row]], list[float]]:
     return lambda rows: _paired(deviations(rows, method=one, **where), deviations(rows, method=other, **where))
 
@@ -87,7 +83,7 @@ def _modes(epoch: int) -> Effect:
 
 
 def _increase(name: str, temperature: int, what: str, value: Value, epoch: int) -> Effect:
-    text = f"increase (T = {temperature}) over preservation, {what} as a power of ten, 10 % cut at epoch {epoch}"
+    text = f"increase (T = {temperature}) − preservation, {what}, 10 % cut at epoch {epoch}"
     measure = f"gradient_norm_increase T={temperature}"
     return Effect("(iii)", text, f"expansions {name}", between(measure, PRESERVATION, value, **_cut(epoch)), 1)
 
@@ -100,7 +96,7 @@ def _acceleration(name: str, epoch: int) -> Effect:
 
 _NETS = ("digits", "digits-vgg", "cifar10")
 _O5 = ("O5", "preservation − increase (T = 200)", "gradient_norm_preservation", "gradient_norm_increase")
-_SIZES: tuple[tuple[str, Value], ...] = (("ΔL", _log_loss_change), ("‖g‖²", norm_ratio))
+_SIZES: tuple[tuple[str, Value], ...] = (("ΔL", loss_change), ("‖g‖², power of ten", norm_ratio))
 
 EFFECTS = [
     *(_convergence(name, epoch) for name in ("digits", "cifar10") for epoch in (1, 5)),

@@ -61,9 +61,12 @@ def _expansions(found: Row) -> Figure:
             cut = [row for row in own if row["sparsity"] == low]
             below.plot([norm_ratio(r) for r in cut], [loss_change(r) for r in cut], "o", ms=4, color=colour)
         above.axline((0, 0), slope=1, color="grey", linewidth=0.6)
-        above.set(xscale="symlog", yscale="symlog", xlabel="ΔL to first order", ylabel="ΔL", title=f"after {epoch} epochs")
+        above.set_xscale("symlog", linthresh=0.1)
+        above.set_yscale("symlog", linthresh=0.1)
+        above.set(xlabel="ΔL to first order", ylabel="ΔL", title=f"after {epoch} epochs")
         below.axvline(0, color="grey", linewidth=0.6)
-        below.set(yscale="symlog", xlabel=f"‖g‖², power of ten, {low:.0%} gone", ylabel="ΔL")
+        below.set_yscale("symlog", linthresh=0.1)
+        below.set(xlabel=f"‖g‖², power of ten, {low:.0%} gone", ylabel="ΔL")
     return _legend(made, places[0, 0])
 
 

@@ -63,7 +63,7 @@ def filled(page: str, found: list[Row]) -> str:
     """The page with its generated parts made anew: each stands between a mark with its name and the end mark."""
     results = {f"{one['experiment']} {one['name']}": one for one in found}
     made = {"effects": table(["claim", "effect", "on", "mean ± sd", "seeds that agree"], lines(results))}
-    made |= {name: TABLES[one["experiment"]](one)[0] for name, one in results.items()}
+    made |= {f"{name}, table {i}": text for name, one in results.items() for i, text in enumerate(TABLES[one["experiment"]](one), 1)}
     for name, text in made.items():
         begin, end = f"<!-- made: {name} -->", "<!-- end -->"
         before, found_mark, rest = page.partition(begin)
