@@ -85,8 +85,7 @@ class Sweeps:
         mean_loss = _mean_loss(losses, sizes)
         count, mean_loss = self._over_ranks([g, product], sum(sizes), mean_loss)
         g, product = _scale(g, 1 / count), _scale(product, 1 / count)
-        moved = zip(self.names, g, product, strict=True)
-        lost = [torch.where(masks[name].to(one.device), 0, one - along) for name, one, along in moved if name in masks]
+        lost = [torch.where(masks[n].to(one.device), 0, one - Hv) for n, one, Hv in zip(self.names, g, product, strict=True) if n in masks]
         return {
             "loss": mean_loss,
             "first_order": -_dot(vector, g).item(),
