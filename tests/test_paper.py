@@ -410,8 +410,7 @@ def small(paper, monkeypatch):
     monkeypatch.setattr(paper.initialisation, "TRAINED_AT", {"weight": 0.75, "channel": 0.75})
     monkeypatch.setattr(paper.initialisation, "MEASURES", paper.experiment.METHODS)
     monkeypatch.setattr(paper.initialisation, "ROUNDS", 2)
-    monkeypatch.setattr(paper.initialisation, "NETS", {"resnet20": paper.initialisation.NETS["resnet20"]})
-    return setting
+        return setting
 
 
 @pytest.mark.parametrize("experiment", ["expansions", "stability", "convergence", "trajectories", "initialisation"])
@@ -468,7 +467,7 @@ def test_the_deviation_of_a_trajectory(paper):
 def test_blocks_that_begin_as_their_shortcut_have_scores_that_are_zero(paper, tiny):
     """Nothing behind γ = 0 reaches the loss: every measure that reads a gradient leaves the order of the model to decide."""
     torch.manual_seed(0)
-    model = paper.initialisation.NETS["resnet20, zero-initialised"].build(10)
+    model = paper.initialisation.NETS["resnet20-zero"].build(10)
     found = fp.scores(model, ["magnitude", "loss_preservation", "synflow"], tiny.scoring(20, 20, 0), granularity="filter", exclude="linear*")
     branches = [name for name in found["magnitude"] if "conv" in name]
     assert len(branches) == 18

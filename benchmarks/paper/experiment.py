@@ -59,7 +59,10 @@ SETTINGS = {
     "digits-vgg": Setting("vgg13", 0.125, "digits", 8, None, 0.05, 64, (0, 1, 5, 20), 200, (0.1, 0.5, 0.75), (1, 5), 6, 0.75),
     "cifar10": Setting("vgg13", 0.125, "folder", 32, 3000, 0.05, 64, (0, 1, 5, 20), 200, (0.1, 0.5), (1, 5), 4, 0.75),
     "cifar10-16": Setting("vgg13", 0.125, "folder", 16, 3000, 0.05, 64, (0, 1, 5, 20), 200, (0.1, 0.5), (1, 5), 4, 0.75),
-    "initialisation": Setting("several", 0.25, "folder", 16, 1500, 0.05, 50, (), 200, (), (), 3, 0.75),
+    **{
+        name: Setting(name, width, "folder", 16, 1500, 0.05, 50, (), 200, (), (), 3, 0.75)
+        for name, width in (("vgg13", 0.125), ("resnet20", 0.25), ("resnet20-zero", 0.25), ("vit", 1.0))
+    },  # at initialisation
 }
 
 

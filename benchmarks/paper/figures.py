@@ -116,20 +116,25 @@ def _protocol(found: Row) -> Figure:
 
 
 def _initialisation(found: Row) -> Figure:
-    """Which share of the layers is empty, and the accuracy after training, by net and kind of unit."""
+    """‖g‖² after the cut over the sparsity, by kind of unit; and the accuracy after training."""
     rows = [row for row in rows_of(found) if row["method"] != "none"]
-    nets, kinds = (list(dict.fromkeys(row[key] for row in rows)) for key in ("net", "granularity"))
-    made = Figure(figsize=(3.1 * len(nets) + 2.2, 3.4), layout="constrained")
-    places = made.subplots(1, len(nets), squeeze=False, sharey=True)[0]
-    trained = [row for row in rows if "trained" in row]
-    for axes, net in zip(places, nets, strict=True):
-        for method, colour in _colours(methods_of(trained)).items():
-            means = [
-                100 * statistics.mean(row["trained"]["accuracy"] for row in chosen(trained, net=net, granularity=kind, method=method))
-                for kind in kinds
-            ]
-            axes.plot(kinds, means, "o", ms=5, color=colour, label=SHORT.get(method, method))
-        axes.set(title=net, ylabel="test accuracy after training, %")
+    kinds = list(dict.fromkeys(row["granularity"] for row in rows))
+    made, (*places, last) = _panels(len(kinds) + 1)
+    for method, colour in _colours(methods_of(rows)).items():
+        for axes, kind in zip(places, kinds, strict=True):
+            own = chosen(rows, granularity=kind, method=method)
+            sparsities = sorted({row["sparsity"] for row in own})
+            ratios = [[row["norm_ratio"] for row in own if row["sparsity"] == sparsity] for sparsity in sparsities]
+            means = [statistics.mean(-16 if ratio is None else max(ratio, -16) for ratio in some) for some in ratios]
+            axes.plot(range(len(means)), means, marker=".", color=colour, label=SHORT.get(method, method))
+            axes.set_xticks(range(len(means)), [f"{sparsity:.0%}" for sparsity in sparsities])
+            axes.set(title=f"{kind}s", xlabel="gone", ylabel="‖g‖², power of ten")
+        trained = [
+            statistics.mean(100 * row["trained"]["accuracy"] for row in chosen(rows, granularity=kind, method=method) if "trained" in row)
+            for kind in kinds
+        ]
+        last.plot(kinds, trained, "o", color=colour)
+    last.set(ylabel="test accuracy after training, %", title=found["setting"]["model"])
     return _legend(made, places[0])
 
 

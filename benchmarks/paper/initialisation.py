@@ -67,16 +67,16 @@ def _adamw(model: nn.Module) -> torch.optim.Optimizer:
 NETS = {
     "vgg13": Net(lambda classes: models.build("vgg13", classes, 0.125), _sgd, ("weight", "filter")),
     "resnet20": Net(lambda classes: models.build("resnet20", classes, 0.25), _sgd, ("weight", "channel")),
-    "resnet20, zero-initialised": Net(lambda classes: _zero("resnet20", classes, 0.25), _sgd, ("weight", "channel")),
-    "vision transformer": Net(_vit, _adamw, ("weight", "channel")),
+    "resnet20-zero": Net(lambda classes: _zero("resnet20", classes, 0.25), _sgd, ("weight", "channel")),
+    "vit": Net(_vit, _adamw, ("weight", "channel")),
 }
 
 
 def initialisation(data: Data, setting: Setting, seed: int) -> Iterator[Part]:
     """ΔL, ‖g‖², emptied layers and exact zeros of every measure at initialisation; and what a short training makes of some of the cuts."""
-    for name, net in NETS.items():
-        for granularity in net.granularities:
-            yield f"{name}/{granularity}", partial(_cuts, name, net, granularity, data, setting, seed)
+    net = NETS[setting.model]
+    for granularity in net.granularities:
+        yield granularity, partial(_cuts, setting.model, net, granularity, data, setting, seed)
 
 
 def _cuts(name: str, net: Net, granularity: str, data: Data, setting: Setting, seed: int) -> list[Row]:

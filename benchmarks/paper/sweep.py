@@ -71,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="a folder with train/ and test/, or digits")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", help="of the plan's, these alone; the others another time")
+    parser.add_argument("--rounds", type=int, nargs="+", help="likewise")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("build/paper/sweep"), help="of the runs")
     parser.add_argument("--out", type=Path, required=True)
@@ -83,8 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
     found |= {"experiment": "protocol", "name": options.plan, "setting": described(plan, data)}
     found |= {"environment": {**environment(), "threads": options.threads}}
     wanted = {f"{config.seed}/{config.method}/{config.rounds}": config for seed in options.seeds for config in plan.runs(seed)}
-    if options.methods:
-        wanted = {key: config for key, config in wanted.items() if config.method in (NONE, *options.methods)}
+    methods, rounds = {NONE, *(options.methods or plan.methods)}, {*(options.rounds or plan.rounds)}
+    wanted = {key: config for key, config in wanted.items() if config.method in methods and config.rounds in rounds}
     for key, config in tqdm(wanted.items(), desc=options.plan, unit="run"):
         if key not in found["parts"]:
             result = Run(config, data, options.folder / options.plan / key, progress=False).run()

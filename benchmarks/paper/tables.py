@@ -65,8 +65,10 @@ def title(found: Row, what: str) -> list[str]:
     seeds = len({key.split("/")[0] for key in found["parts"]})
     subset = f", {setting['subset']:,} images" if setting["subset"] else ""
     data = TITLES.get(setting["data"], setting["data"])
-    net = "" if setting["model"] == "several" else f"{setting['model']}, width {setting['width']:g}, "
-    return [f"**{what}.** {net}{data}{subset}, {setting['size']} x {setting['size']}; {seeds} seed{'s' if seeds > 1 else ''}.", ""]
+    return [
+        f"**{what}.** {setting['model']}, width {setting['width']:g}, {data}{subset}, {setting['size']} x {setting['size']}; {seeds} seed{'s' if seeds > 1 else ''}.",
+        "",
+    ]
 
 
 def _age(epoch: int) -> str:
@@ -226,20 +228,18 @@ def _symmetry(found: Row, rows: list[Row]) -> list[str]:
 
 def _initialisation(found: Row) -> list[list[str]]:
     rows, tables = rows_of(found), []
-    for net in dict.fromkeys(row["net"] for row in rows):
-        unpruned = chosen(rows, net=net, method="none")
-        for granularity in dict.fromkeys(row["granularity"] for row in rows):
-            own = [row for row in rows if (row["net"], row["granularity"]) == (net, granularity) and row["method"] != "none"]
-            sparsities = sorted({row["sparsity"] for row in own})
-            trained_at = next(row["sparsity"] for row in own if "trained" in row)
-            lines = [_at_initialisation(own, method, sparsities) for method in methods_of(own)]
-            dense = percent([row["trained"]["accuracy"] for row in unpruned])
-            header = ["measure", "scores that are 0", *(f"{sparsity:.0%}" for sparsity in sparsities), f"trained at {trained_at:.0%}, %"]
-            what = (
-                f"{net}, pruned at initialisation by {granularity}s: ΔL, in brackets how many layers are empty; and the test accuracy after "
-                f"{found['setting']['epochs']} epochs (unpruned {dense})"
-            )
-            tables.append([*title(found, what), *table(header, lines)])
+    dense = percent([row["trained"]["accuracy"] for row in chosen(rows, method="none")])
+    for granularity in dict.fromkeys(row["granularity"] for row in rows):
+        own = [row for row in chosen(rows, granularity=granularity) if row["method"] != "none"]
+        sparsities = sorted({row["sparsity"] for row in own})
+        trained_at = next(row["sparsity"] for row in own if "trained" in row)
+        lines = [_at_initialisation(own, method, sparsities) for method in methods_of(own)]
+        header = ["measure", "scores that are 0", *(f"{sparsity:.0%}" for sparsity in sparsities), f"trained at {trained_at:.0%}, %"]
+        what = (
+            f"Pruned at initialisation by {granularity}s: ΔL, in brackets how many of {own[0]['layers']} layers are empty; and the test accuracy "
+            f"after {found['setting']['epochs']} epochs (unpruned {dense})"
+        )
+        tables.append([*title(found, what), *table(header, lines)])
     return tables
 
 
