@@ -410,7 +410,7 @@ def small(paper, monkeypatch):
     monkeypatch.setattr(paper.initialisation, "TRAINED_AT", {"weight": 0.75, "channel": 0.75})
     monkeypatch.setattr(paper.initialisation, "MEASURES", paper.experiment.METHODS)
     monkeypatch.setattr(paper.initialisation, "ROUNDS", 2)
-        return setting
+    return setting
 
 
 @pytest.mark.parametrize("experiment", ["expansions", "stability", "convergence", "trajectories", "initialisation"])

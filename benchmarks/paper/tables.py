@@ -64,11 +64,8 @@ def title(found: Row, what: str) -> list[str]:
     setting = found["setting"]
     seeds = len({key.split("/")[0] for key in found["parts"]})
     subset = f", {setting['subset']:,} images" if setting["subset"] else ""
-    data = TITLES.get(setting["data"], setting["data"])
-    return [
-        f"**{what}.** {setting['model']}, width {setting['width']:g}, {data}{subset}, {setting['size']} x {setting['size']}; {seeds} seed{'s' if seeds > 1 else ''}.",
-        "",
-    ]
+    data = f"{TITLES.get(setting['data'], setting['data'])}{subset}, {setting['size']} x {setting['size']}"
+    return [f"**{what}.** {setting['model']}, width {setting['width']:g}, {data}; {seeds} seed{'s' if seeds > 1 else ''}.", ""]
 
 
 def _age(epoch: int) -> str:
