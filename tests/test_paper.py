@@ -17,6 +17,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("torchvision")
 pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parent.parent
+SETTING = {"width": 0.125, "data": "digits", "size": 8, "subset": 200, "goal": 0.6, "epochs": 4, "batch": 50, "train": 180}
 pytestmark = pytest.mark.filterwarnings("ignore::torch_flowprune.TiedScoresWarning", "ignore::torch_flowprune.LayerCollapseWarning")
 
 
@@ -517,7 +518,7 @@ def test_results_of_several_seeds_in_one_file(paper, tmp_path):
     files = []
     for seed in (1, 0):
         rows = [{"method": "magnitude", "samples": 50, "spearman": 1 / 3, "overlap": 0.5 + seed, "zero": 0.0, "others": None}]
-        setting = {"model": "vgg13", "width": 1.0, "data": "digits", "size": 8, "subset": None}
+        setting = {**SETTING, "model": "vgg13"}
         files.append(tmp_path / f"{seed}.json")
         files[-1].write_text(
             json.dumps({"experiment": "stability", "name": "digits", "setting": setting, "parts": {f"{seed}/5": rows, f"{seed}/done": []}})
@@ -529,3 +530,19 @@ def test_results_of_several_seeds_in_one_file(paper, tmp_path):
     (table,) = paper.tables.TABLES["stability"](found)
     assert table[-1] == "| magnitude | 0.33 ± 0 | 1 ± 0.7 | 0.0% |"
     assert "2 seeds" in table[0]
+
+
+def test_runs_of_several_networks_in_one_table(paper, tiny_run, tmp_path):
+    """A result of the command is taken, too; of each network a line."""
+    found, _ = tiny_run
+    assert paper.findings.merged([found])["parts"].keys() == {"0/random/2"}
+    files = []
+    for model in ("resnet20", "vgg13"):
+        files.append(tmp_path / f"{model}.json")
+        files[-1].write_text(json.dumps({**paper.findings.merged([found]), "name": model, "setting": {**SETTING, "model": model}}))
+    paper.findings.main([*map(str, files), "--merge", str(tmp_path / "both.json")])
+    (table,) = paper.tables.TABLES["networks"](json.loads((tmp_path / "both.json").read_text()))
+    parameters = f"{found['size']['pruned']['parameters']:,} of {found['size']['dense']['parameters']:,}"
+    assert [line.split(" | ")[0] for line in table[-2:]] == ["| resnet20", "| vgg13"]
+    assert all(parameters in line and f"| {100 * found['test']['accuracy']:.1f} |" in line for line in table[-2:])
+    assert "16 steps" in table[0]

@@ -76,6 +76,8 @@ def merged(found: list[Row]) -> Row:
     """One result of the same experiment with the parts of all, numbers to six digits."""
     if all("config" in one for one in found):
         return _runs(found)
+    if all(one["experiment"] == "protocol" for one in found) and len({one["name"] for one in found}) == len(found) > 1:
+        return _networks(found)
     if len({(one["experiment"], json.dumps(one["setting"])) for one in found}) != 1:
         raise ValueError("these files are not of one experiment and setting")
     parts = {key: rows for one in found for key, rows in one["parts"].items() if not key.endswith("/done")}
@@ -91,6 +93,17 @@ def _runs(found: list[Row]) -> Row:
     return dict(
         _rounded({"experiment": "protocol", "name": data["name"], "setting": setting, "environment": found[0]["environment"], "parts": parts})
     )
+
+
+def _networks(found: list[Row]) -> Row:
+    """One run of several networks each, side by side."""
+    parts = {f"{row['seed']}/{one['setting']['model']}": [{**row, "model": one["setting"]["model"]}] for one in found for row in _only(one)}
+    shared = {key: value for key, value in found[0]["setting"].items() if all(one["setting"].get(key) == value for one in found)}
+    return dict(_rounded({**found[0], "experiment": "networks", "name": "full", "setting": {**shared, "model": "several"}, "parts": parts}))
+
+
+def _only(one: Row) -> list[Row]:
+    return [row for rows in one["parts"].values() for row in rows]
 
 
 def _rounded(value: Any) -> Any:

@@ -65,7 +65,8 @@ def title(found: Row, what: str) -> list[str]:
     seeds = len({key.split("/")[0] for key in found["parts"]})
     subset = f", {setting['subset']:,} images" if setting["subset"] else ""
     data = f"{TITLES.get(setting['data'], setting['data'])}{subset}, {setting['size']} x {setting['size']}"
-    return [f"**{what}.** {setting['model']}, width {setting['width']:g}, {data}; {seeds} seed{'s' if seeds > 1 else ''}.", ""]
+    net = "" if setting["model"] == "several" else f"{setting['model']}, "
+    return [f"**{what}.** {net}width {setting['width']:g}, {data}; {seeds} seed{'s' if seeds > 1 else ''}.", ""]
 
 
 def _age(epoch: int) -> str:
@@ -251,6 +252,18 @@ def _at_initialisation(rows: list[Row], method: str, sparsities: list[float]) ->
     return [SHORT.get(method, method), zero, *cells, percent([row["trained"]["accuracy"] for row in own if "trained" in row])]
 
 
+def _networks(found: Row) -> list[list[str]]:
+    lines = []
+    for row in rows_of(found):
+        dense, pruned = row["size"]["dense"], row["size"]["pruned"]
+        left = [f"{pruned[what]:,} of {dense[what]:,}" for what in ("parameters", "macs")]
+        lines.append([row["model"], *left, f"{row['train_loss'][0]:.3f}", f"{row['train_loss'][-1]:.3f}", percent([row["test"]["accuracy"]])])
+    setting, method = found["setting"], rows_of(found)[0]["method"]
+    header = ["model", "parameters left", "multiply-adds left", "training loss of the first epoch", "of the last", "test accuracy, %"]
+    steps = setting["epochs"] * -(-setting["train"] // setting["batch"])
+    return [[*title(found, f"{setting['goal']:.0%} of filters gone by {SHORT.get(method, method)}, {steps} steps"), *table(header, lines)]]
+
+
 TABLES: dict[str, Callable[[Row], list[list[str]]]] = {
     "expansions": _expansions,
     "stability": _stability,
@@ -258,4 +271,5 @@ TABLES: dict[str, Callable[[Row], list[list[str]]]] = {
     "protocol": _protocol,
     "trajectories": _trajectories,
     "initialisation": _initialisation,
+    "networks": _networks,
 }
