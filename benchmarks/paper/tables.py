@@ -182,10 +182,14 @@ def _protocol(found: Row) -> list[list[str]]:
     rows, setting = rows_of(found), found["setting"]
     rounds = sorted({row["rounds"] for row in rows} - {0})
 
+    seeds = len({row["seed"] for row in rows})
+
+    def cell(values: list[float]) -> str:
+        return percent(values) + (f" ({len(values)} of {seeds} seeds)" if 0 < len(values) < seeds else "")
+
     def line(method: str, value: Value) -> list[str]:
         unpruned = method == "none"
-        cells = [percent(over_seeds(rows, value, method=method, rounds=0 if unpruned else n)) for n in rounds]
-        return [SHORT.get(method, method), *cells]
+        return [SHORT.get(method, method), *(cell(over_seeds(rows, value, method=method, rounds=0 if unpruned else n)) for n in rounds)]
 
     header = ["measure", *(f"{n} round{'s' if n > 1 else ''}" for n in rounds)]
     what = f"{setting['goal']:.0%} of filters gone, {setting['epochs']} epochs, T = {setting['temperature']:g}"
