@@ -414,7 +414,7 @@ def small(paper, monkeypatch):
     return setting
 
 
-@pytest.mark.parametrize("experiment", ["expansions", "stability", "convergence", "trajectories", "initialisation"])
+@pytest.mark.parametrize("experiment", ["expansions", "norms", "stability", "convergence", "trajectories", "initialisation"])
 def test_the_experiments_run_and_go_on_where_they_stopped(paper, small, experiment, tmp_path):
     claims, out = paper.claims, tmp_path / "out.json"
     claims.main([experiment, "--seeds", "0", "--out", str(out)])
@@ -438,9 +438,12 @@ def test_the_experiments_run_and_go_on_where_they_stopped(paper, small, experime
     lines = page.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after")
     assert "old" not in lines
-    assert any(line.startswith("| magnitude |") and " ± " in line for line in lines)
-    assert any(line.startswith("| magnitude |") for line in (tmp_path / "paper_tables.md").read_text().splitlines())
-    assert experiment == "stability" or (tmp_path / f"paper_{experiment}_digits.png").stat().st_size > 1000
+    assert any(line.startswith("| 1 epoch |" if experiment == "norms" else "| magnitude |") for line in lines)
+    assert experiment == "norms" or any(" ± " in line for line in lines)
+    assert set(lines) - {"before", "after"} - set((tmp_path / "paper_tables.md").read_text().splitlines()) == {
+        f"<!-- made: {experiment} digits, table 1 -->", "<!-- end -->",
+    }  # fmt: skip
+    assert experiment in ("norms", "stability") or (tmp_path / f"paper_{experiment}_digits.png").stat().st_size > 1000
 
 
 def test_a_flow_that_is_followed_ends_where_the_equation_does(paper):

@@ -58,9 +58,29 @@ def _cuts(
                 "predicted_loss": -dot(gone, at.g), "predicted_gradient_norm": -2 * dot(gone, at.Hg), "removed": dot(gone, gone),
             }  # fmt: skip
             if sparsity == curved:
-                foreseen = fp.predict(model, masks, whole, progress=False)
-                row |= {"curvature": foreseen.curvature, "foreseen_norm": foreseen.pruned_gradient_norm, "norm_error": foreseen.gradient_norm_error}
+                row["curvature"] = fp.predict(model, masks, whole, progress=False).curvature
             rows.append(row)
+    return rows
+
+
+def norms(data: Data, setting: Setting, seed: int) -> Iterator[Part]:
+    """‖g‖² of the pruned model as ``fp.predict`` says it, and as it is, at the smallest cut of filters."""
+    batches, whole = experiment.scored(data, setting, seed)
+    for epoch, model in snapshots(data, setting, seed).items():
+        yield str(epoch), partial(_norms, model, batches, whole, min(setting.sparsities), seed)
+
+
+def _norms(model: nn.Module, batches: list[Batch], whole: Batch, sparsity: float, seed: int) -> list[Row]:
+    rows = []
+    for name, scores in scores_of(model, batches, seed, "filter").items():
+        cut = pruned(model, scores, sparsity)
+        said = fp.predict(model, fp.masks(cut), whole, progress=False)
+        after = fp.flow(cut, whole, needs=("g",), progress=False)
+        row = {
+            "method": name, "before": said.gradient_norm, "first_order": said.gradient_norm + said.gradient_norm_change,
+            "predicted": said.pruned_gradient_norm, "error": said.gradient_norm_error, "after": dot(after.g, after.g),
+        }  # fmt: skip
+        rows.append(row)
     return rows
 
 
@@ -115,6 +135,7 @@ def _converges(model: nn.Module, name: str, scores: fp.Scores, data: Data, setti
 
 EXPERIMENTS: dict[str, Callable[[Data, Setting, int], Iterator[Part]]] = {
     "expansions": expansions,
+    "norms": norms,
     "stability": stability,
     "convergence": convergence,
     "trajectories": trajectories,

@@ -144,6 +144,20 @@ def _expansions(found: Row) -> list[list[str]]:
     return [[*title(found, what), *of(value, sparsity, granularity)] for what, value, sparsity, granularity in asked]
 
 
+def _norms(found: Row) -> list[list[str]]:
+    rows = rows_of(found)
+    lines = []
+    for epoch in epochs_of(rows):
+        own = chosen(rows, epoch=epoch)
+        off = [[abs(math.log10(abs(row[what]) / row["after"])) for row in own] for what in ("before", "first_order", "predicted")]
+        within = sum(abs(row["after"] - row["predicted"]) <= row["error"] for row in own)
+        lines.append([_age(epoch), *(f"{statistics.median(one):.2g}" for one in off), f"{within} of {len(own)}"])
+    header = ["net after", "‖g‖² as it was", "first order, all parameters", "`pruned_gradient_norm`", "within its error bar"]
+    low = min(found["setting"]["sparsities"])
+    what = f"How far from ‖g‖² of the pruned model, in powers of ten, the median over measures and seeds; {low:.0%} of filters gone"
+    return [[*title(found, what), *table(header, lines)]]
+
+
 def _stability(found: Row) -> list[list[str]]:
     rows = rows_of(found)
     tables = []
@@ -270,6 +284,7 @@ def _networks(found: Row) -> list[list[str]]:
 
 TABLES: dict[str, Callable[[Row], list[list[str]]]] = {
     "expansions": _expansions,
+    "norms": _norms,
     "stability": _stability,
     "convergence": _convergence,
     "protocol": _protocol,
