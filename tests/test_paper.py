@@ -499,11 +499,14 @@ def test_a_sweep_goes_on_with_the_runs_that_are_missing(paper, tmp_path, monkeyp
     monkeypatch.setattr(sweep, "Run", None)
     sweep.main([*arguments, "--seeds", "0"])
     assert json.loads(out.read_text())["parts"] == first
-    accuracy, macs, _ = paper.tables.TABLES["protocol"](json.loads(out.read_text()))
+    accuracy, macs, _, left = paper.tables.TABLES["protocol"](json.loads(out.read_text()))
     value = 100 * first["0/magnitude/2"][0]["test"]["accuracy"]
     assert accuracy[2:5:2] == ["| measure | 1 round | 2 rounds |", f"| unpruned | {accuracy[4].split()[3]} | {accuracy[4].split()[3]} |"]
     assert accuracy[5].endswith(f"| {value:.1f} |")
     assert "| unpruned | 100.0 | 100.0 |" in macs
+    kept = first["0/random/2"][0]["left"]
+    assert left[-1] == f"| random | {' | '.join(f'{n:.1f}' for n in kept)} |"
+    assert len(kept) == 20
 
 
 def test_the_pages_say_what_the_results_say(paper):

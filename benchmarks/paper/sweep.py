@@ -112,6 +112,7 @@ def short(result: dict[str, Any] | None) -> dict[str, Any]:
         "train_loss": [float(f"{entry['train_loss']:.4g}") for entry in history[1:]],
         "predicted": [one["predicted_loss_change"] for one in result["rounds"]],
         "actual": [one["loss_after"] - one["loss_before"] for one in result["rounds"]],
+        "left": [layer["units"] - layer["pruned"] for layer in result["rounds"][-1]["layers"]] if pruned else [],
     }  # fmt: skip
 
 

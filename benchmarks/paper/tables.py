@@ -212,7 +212,21 @@ def _protocol(found: Row) -> list[list[str]]:
         ("Multiply-adds left, %", lambda r: r["size"]["pruned"]["macs"] / r["size"]["dense"]["macs"]),
         ("Parameters left, %", lambda r: r["size"]["pruned"]["parameters"] / r["size"]["dense"]["parameters"]),
     ]
-    return [[*title(found, f"{name}; {what}"), *table(header, [line(m, value) for m in methods_of(rows)])] for name, value in asked]
+    made = [[*title(found, f"{name}; {what}"), *table(header, [line(m, value) for m in methods_of(rows)])] for name, value in asked]
+    return [*made, *_left(found, [row for row in rows if row["rounds"] == rounds[-1] and row.get("left")])]
+
+
+def _left(found: Row, rows: list[Row]) -> list[list[str]]:
+    """Of each layer, how many filters the longest schedule leaves."""
+    if not rows:
+        return []
+    means = {
+        method: [statistics.mean(layer) for layer in zip(*(row["left"] for row in chosen(rows, method=method)), strict=True)]
+        for method in methods_of(rows)
+    }
+    header = ["measure", *map(str, range(1, len(rows[0]["left"]) + 1))]
+    lines = [[SHORT.get(method, method), *(f"{mean:.1f}" for mean in layers)] for method, layers in means.items()]
+    return [[*title(found, f"Filters left in each convolution, {rows[0]['rounds']} rounds"), *table(header, lines)]]
 
 
 def _trajectories(found: Row) -> list[list[str]]:
