@@ -34,6 +34,7 @@ def paper(monkeypatch):
         "trajectories",
         "initialisation",
         "sweep",
+        "rows",
         "tables",
         "effects",
         "findings",
@@ -463,9 +464,9 @@ def test_a_flow_that_is_followed_ends_where_the_equation_does(paper):
 
 def test_the_deviation_of_a_trajectory(paper):
     reference = {"norms": [5.0, 6.0, 7.0]}
-    assert paper.tables.deviation({"norms": [1.0, 2.0, 3.0]}, reference) == 0
-    assert paper.tables.deviation({"norms": [1.0, 1.0, 1.0]}, reference) == 1
-    assert paper.tables.deviation({"norms": [1.0, 3.0]}, reference) == 1, "as far as both go"
+    assert paper.rows.deviation({"norms": [1.0, 2.0, 3.0]}, reference) == 0
+    assert paper.rows.deviation({"norms": [1.0, 1.0, 1.0]}, reference) == 1
+    assert paper.rows.deviation({"norms": [1.0, 3.0]}, reference) == 1, "as far as both go"
 
 
 def test_blocks_that_begin_as_their_shortcut_have_scores_that_are_zero(paper, tiny):

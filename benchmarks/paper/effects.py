@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.paper.tables import Row, Value, chosen, deviations, loss_change, mean_loss, norm_ratio, relative, rows_of, spread
+from benchmarks.paper.rows import Row, Value, chosen, deviations, loss_change, mean_loss, norm_ratio, relative, rows_of, spread
 
 PRESERVATION = "gradient_norm_preservation T=1"
 

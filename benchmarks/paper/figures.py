@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from benchmarks.paper.tables import SHORT, Row, chosen, epochs_of, loss_change, methods_of, norm_ratio, over_seeds, rows_of
+from benchmarks.paper.rows import SHORT, Row, chosen, epochs_of, loss_change, methods_of, norm_ratio, over_seeds, rows_of
 
 
 def figure(found: Row, folder: Path) -> Path | None:

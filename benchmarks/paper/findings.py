@@ -17,8 +17,9 @@ from typing import Any
 
 from benchmarks.paper.effects import lines
 from benchmarks.paper.figures import figure
+from benchmarks.paper.rows import Row, table
 from benchmarks.paper.sweep import short
-from benchmarks.paper.tables import TABLES, Row, table
+from benchmarks.paper.tables import TABLES
 
 PAGE, ALL = "paper.md", "paper_tables.md"
 _HEAD = """# The paper: all tables

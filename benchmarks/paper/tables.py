@@ -1,128 +1,37 @@
-"""Results as tables: rows of an experiment's file, grouped by what was varied, over the seeds."""
+"""Results as tables: one function an experiment."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
-Row = dict[str, Any]
-Value = Callable[[Row], float]
-SHORT = {
-    "gradient_norm_increase T=1": "increase, T=1", "gradient_norm_increase T=200": "increase, T=200",
-    "gradient_norm_preservation T=1": "preservation, T=1", "gradient_norm_preservation T=200": "preservation, T=200",
-    "gradient_norm_increase": "increase, T=200", "gradient_norm_preservation": "preservation, T=1", "none": "unpruned",
-}  # fmt: skip
-TITLES = {"folder": "CIFAR-10 (JPEG copy)", "cifar10": "CIFAR-10 (JPEG copy)"}
-
-
-# ------------------------------------------------------------------------------------------------- grouping
-
-
-def rows_of(found: Row) -> list[Row]:
-    """Every row with its seed, and the epochs of training before pruning where the part's name holds them."""
-    listed = []
-    for key, rows in found["parts"].items():
-        seed, *names = key.split("/")
-        epoch = next((int(name) for name in names if name.isdigit()), None)
-        listed += [{**row, "seed": int(seed), "epoch": epoch} for row in rows]
-    return listed
-
-
-def chosen(rows: Iterable[Row], **where: Any) -> list[Row]:
-    """The rows where all of it holds, in the order of the seeds."""
-    return sorted((row for row in rows if all(row.get(key) == wanted for key, wanted in where.items())), key=lambda row: row["seed"])
-
-
-def over_seeds(rows: Iterable[Row], value: Value, **where: Any) -> list[float]:
-    """One value a seed."""
-    return [value(row) for row in chosen(rows, **where)]
-
-
-def spread(values: list[float], digits: int = 3) -> str:
-    """Mean ± standard deviation over the seeds."""
-    if not values:
-        return ""
-    deviation = f" ± {statistics.stdev(values):.{digits - 1}g}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}g}{deviation}"
-
-
-def percent(values: list[float]) -> str:
-    """The same in percent, with one decimal."""
-    if not values:
-        return ""
-    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{deviation}"
-
-
-def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in [header, ["---", *["---:"] * (len(header) - 1)], *rows]]
-
-
-def title(found: Row, what: str) -> list[str]:
-    setting = found["setting"]
-    seeds = len({key.split("/")[0] for key in found["parts"]})
-    subset = f", {setting['subset']:,} images" if setting["subset"] else ""
-    data = f"{TITLES.get(setting['data'], setting['data'])}{subset}, {setting['size']} x {setting['size']}"
-    net = "" if setting["model"] == "several" else f"{setting['model']}, "
-    return [f"**{what}.** {net}width {setting['width']:g}, {data}; {seeds} seed{'s' if seeds > 1 else ''}.", ""]
-
-
-def _age(epoch: int) -> str:
-    return f"{epoch} epoch{'' if epoch == 1 else 's'}"
-
-
-def methods_of(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(row["method"] for row in rows))
-
-
-def epochs_of(rows: list[Row]) -> list[int]:
-    return sorted({row["epoch"] for row in rows})
-
-
-# ------------------------------------------------------------------------------------------------- values
-
-
-def loss_change(row: Row) -> float:
-    return float(row["after"]["loss"] - row["before"]["loss"])
-
-
-def norm_ratio(row: Row) -> float:
-    """log10 of ‖g‖² after over before."""
-    return math.log10(max(row["after"]["gradient_norm"], 1e-30) / max(row["before"]["gradient_norm"], 1e-30))
-
-
-def relative(row: Row, what: str) -> float:
-    return abs(float(row["after"][what] - row["before"][what])) / abs(row["before"][what])
-
-
-def mean_loss(row: Row) -> float:
-    """Of the validation images, over the epochs after the cut."""
-    return statistics.mean(loss for loss, _ in row["validation"][1:])
-
-
-def deviation(row: Row, reference: Row) -> float:
-    """How far ‖θ(t)‖² − ‖θ(0)‖² of a cut net is from that of the net before, over the mean size of the latter; 0 if it is the same."""
-    pairs = list(zip(row["norms"], reference["norms"], strict=False))[1:]
-    moved = [(one - row["norms"][0], other - reference["norms"][0]) for one, other in pairs]
-    return sum(abs(one - other) for one, other in moved) / sum(abs(other) for _, other in moved)
-
-
-def deviations(rows: list[Row], **where: Any) -> dict[int, float]:
-    """One a seed; ``where`` names the cut, and the net before it is the one of the same seed, age and kind."""
-    shared = {key: where[key] for key in ("epoch", "kind")}
-    before = {row["seed"]: row for row in chosen(rows, method="none", **shared)}
-    return {row["seed"]: deviation(row, before[row["seed"]]) for row in chosen(rows, **where)}
-
-
-# ------------------------------------------------------------------------------------------------- tables of an experiment
+from benchmarks.paper.rows import (
+    SHORT,
+    Row,
+    Value,
+    age,
+    chosen,
+    deviations,
+    epochs_of,
+    loss_change,
+    mean_loss,
+    methods_of,
+    norm_ratio,
+    over_seeds,
+    percent,
+    relative,
+    rows_of,
+    spread,
+    table,
+    title,
+)
 
 
 def _expansions(found: Row) -> list[list[str]]:
     rows = rows_of(found)
     epochs, methods = epochs_of(rows), methods_of(rows)
-    header = ["measure", *map(_age, epochs)]
+    header = ["measure", *map(age, epochs)]
 
     def of(value: Value, sparsity: float, granularity: str) -> list[str]:
         where = {"sparsity": sparsity, "granularity": granularity}
@@ -151,7 +60,7 @@ def _norms(found: Row) -> list[list[str]]:
         own = chosen(rows, epoch=epoch)
         off = [[abs(math.log10(abs(row[what]) / row["after"])) for row in own] for what in ("before", "first_order", "predicted")]
         within = sum(abs(row["after"] - row["predicted"]) <= row["error"] for row in own)
-        lines.append([_age(epoch), *(f"{statistics.median(one):.2g}" for one in off), f"{within} of {len(own)}"])
+        lines.append([age(epoch), *(f"{statistics.median(one):.2g}" for one in off), f"{within} of {len(own)}"])
     header = ["net after", "‖g‖² as it was", "first order, all parameters", "`pruned_gradient_norm`", "within its error bar"]
     low = min(found["setting"]["sparsities"])
     what = f"How far from ‖g‖² of the pruned model, in powers of ten, the median over measures and seeds; {low:.0%} of filters gone"
@@ -171,7 +80,7 @@ def _stability(found: Row) -> list[list[str]]:
             last = {"samples": sizes[-1], **where}
             shared, zero = over_seeds(rows, lambda r: r["overlap"], **last), over_seeds(rows, lambda r: r["zero"], **last)
             lines.append([SHORT.get(method, method), *ranks, spread(shared, 2), f"{statistics.mean(zero):.1%}"])
-        tables.append([*title(found, f"Spearman's correlation of the scores of two samples, {_age(epoch)}"), *table(header, lines)])
+        tables.append([*title(found, f"Spearman's correlation of the scores of two samples, {age(epoch)}"), *table(header, lines)])
     return tables
 
 
@@ -187,7 +96,7 @@ def _convergence(found: Row) -> list[list[str]]:
             cells = [over_seeds(rows, lambda r, i=i: r["validation"][i][0], **where) for i in (0, 1, -1)]  # type: ignore[misc]
             cells.append(over_seeds(rows, mean_loss, **where))
             lines.append([SHORT.get(method, method), *map(spread, cells), percent(over_seeds(rows, lambda r: r["test"][1], **where))])
-        what = f"Validation loss, {found['setting']['goal']:.0%} of filters gone after {_age(epoch)}, then trained"
+        what = f"Validation loss, {found['setting']['goal']:.0%} of filters gone after {age(epoch)}, then trained"
         tables.append([*title(found, what), *table(header, lines)])
     return tables
 
@@ -241,7 +150,7 @@ def _trajectories(found: Row) -> list[list[str]]:
                 if m != "none"
             ]
             what = f"How far ‖θ(t)‖² − ‖θ(0)‖² is from that of the net not cut, over its size, {described}, {sparsity:.0%} of filters gone"
-            tables.append([*title(found, what), *table(["measure", *map(_age, epochs)], lines)])
+            tables.append([*title(found, what), *table(["measure", *map(age, epochs)], lines)])
     return [*tables, _symmetry(found, rows)]
 
 
@@ -251,7 +160,7 @@ def _symmetry(found: Row, rows: list[Row]) -> list[str]:
         cells = [
             spread(over_seeds(rows, lambda r, w=what: r[w], epoch=epoch, mode=mode)) for mode in ("eval", "train") for what in ("filters", "weights")
         ]  # type: ignore[misc]
-        lines.append([_age(epoch), *cells])
+        lines.append([age(epoch), *cells])
     header = ["net after", "Σ\\|θᵀg\\| over filters, eval mode", "Σ\\|θ·g\\| over weights, eval mode", "filters, train mode", "weights, train mode"]
     return [*title(found, "θᵀg of the filters before a batch norm"), *table(header, lines)]
 
