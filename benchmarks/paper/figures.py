@@ -17,9 +17,13 @@ def figure(found: Row, folder: Path) -> Path | None:
     """Drawn beside the page, or None for an experiment that has none."""
     if found["experiment"] not in FIGURES:
         return None
-    path = folder / f"paper_{found['experiment']}_{found['name']}.png"
+    path = folder / name_of(found)
     FIGURES[found["experiment"]](found).savefig(path, dpi=90)
     return path
+
+
+def name_of(found: Row) -> str:
+    return f"paper_{found['experiment']}_{found['name']}.png"
 
 
 def _panels(count: int, height: float = 3.4) -> tuple[Figure, Any]:
@@ -96,7 +100,7 @@ def _trajectories(found: Row) -> Figure:
 
 
 def _protocol(found: Row) -> Figure:
-    """The accuracy over the rounds, and ‖θ‖² and the validation loss over the epochs of the longest schedule."""
+    """The accuracy over the rounds, and the median ‖θ‖² and validation loss over the epochs of the longest schedule."""
     rows = rows_of(found)
     rounds = sorted({row["rounds"] for row in rows} - {0})
     made, (left, middle, right) = _panels(3)
@@ -107,11 +111,11 @@ def _protocol(found: Row) -> Figure:
         left.plot(range(len(rounds)), accuracies, marker=".", label=SHORT.get(method, method), **style)
         last = chosen(rows, method=method, rounds=which[-1])
         for axes, curve in ((middle, "validation_loss"), (right, "theta_norm")):
-            axes.plot([statistics.mean(step) for step in zip(*(row["curves"][curve] for row in last), strict=True)], linewidth=1, **style)
+            axes.plot([statistics.median(step) for step in zip(*(row["curves"][curve] for row in last), strict=True)], linewidth=1, **style)
     left.set_xticks(range(len(rounds)), [str(n) for n in rounds])
     left.set(xlabel="rounds", ylabel="test accuracy, %")
-    middle.set(xlabel=f"epoch, {rounds[-1]} rounds", ylabel="validation loss (T of training)")
-    right.set(xlabel=f"epoch, {rounds[-1]} rounds", ylabel="‖θ‖²")
+    middle.set(yscale="log", xlabel=f"epoch, {rounds[-1]} rounds", ylabel="validation loss (T of training)")
+    right.set(yscale="log", xlabel=f"epoch, {rounds[-1]} rounds", ylabel="‖θ‖²")
     return _legend(made, left)
 
 

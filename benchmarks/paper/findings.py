@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.effects import lines
-from benchmarks.paper.figures import figure
+from benchmarks.paper.figures import FIGURES, figure, name_of
 from benchmarks.paper.rows import Row, table
 from benchmarks.paper.sweep import short
 from benchmarks.paper.tables import TABLES
@@ -52,12 +52,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def tables_page(found: list[Row]) -> str:
-    """The page of all tables."""
-    sections = [
-        f"## {one['experiment'].capitalize()}: {one['name']}\n\n" + "\n\n".join("\n".join(made) for made in TABLES[one["experiment"]](one))
-        for one in found
-    ]
-    return "\n".join([_HEAD, "\n\n".join(sections), ""])
+    """The page of all tables, and of the figures."""
+    return "\n\n".join([_HEAD.rstrip(), *map(_section, found)]) + "\n"
+
+
+def _section(one: Row) -> str:
+    heading = f"{one['experiment'].capitalize()}: {one['name']}"
+    drawn = [f"![{heading}]({name_of(one)})"] if one["experiment"] in FIGURES else []
+    return "\n\n".join([f"## {heading}", *drawn, *("\n".join(made) for made in TABLES[one["experiment"]](one))])
 
 
 def filled(page: str, found: list[Row]) -> str:

@@ -14,6 +14,10 @@ SHORT = {
     "gradient_norm_preservation T=1": "preservation, T=1", "gradient_norm_preservation T=200": "preservation, T=200",
     "gradient_norm_increase": "increase, T=200", "gradient_norm_preservation": "preservation, T=1", "none": "unpruned",
 }  # fmt: skip
+ORDER = (
+    "none", "magnitude", "loss_preservation", "taylor", "biased_loss_preservation", "fisher", "synflow", "synflow, 20 rounds", "random",
+    "gradient_norm_increase", "gradient_norm_preservation",
+)  # fmt: skip
 TITLES = {"folder": "CIFAR-10 (JPEG copy)", "cifar10": "CIFAR-10 (JPEG copy)"}
 
 
@@ -74,7 +78,8 @@ def age(epoch: int) -> str:
 
 
 def methods_of(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(row["method"] for row in rows))
+    """In one order everywhere: the unpruned net, order 0, order 1, beside them, order 2."""
+    return sorted({row["method"] for row in rows}, key=lambda method: (ORDER.index(method.partition(" T=")[0]), method))
 
 
 def epochs_of(rows: list[Row]) -> list[int]:
