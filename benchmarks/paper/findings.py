@@ -2,7 +2,7 @@
 
     python -m benchmarks.paper.findings benchmarks/results/paper_*.json --docs docs
 
-writes all tables into ``docs/paper_tables.md``, the effects and the accuracies into ``docs/paper.md``, and the figures beside them.
+writes all tables into ``docs/paper_tables.md``, those that ``docs/paper.md`` has a mark for into that, and the figures beside them.
 ``PART ... --merge OUT`` makes one file of several seeds' files, or of the ``result.json`` of several runs of ``benchmarks.paper``.
 """
 
@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def tables_page(found: list[Row]) -> str:
     """The page of all tables, and of the figures."""
-    return "\n\n".join([_HEAD.rstrip(), *map(_section, found)]) + "\n"
+    effects = table(["claim", "effect", "on", "mean ± sd", "seeds that agree"], lines({f"{one['experiment']} {one['name']}": one for one in found}))
+    return "\n\n".join([_HEAD.rstrip(), "## Effects of the claims", "\n".join(effects), *map(_section, found)]) + "\n"
 
 
 def _section(one: Row) -> str:
@@ -65,8 +66,7 @@ def _section(one: Row) -> str:
 def filled(page: str, found: list[Row]) -> str:
     """The page with its generated parts made anew: each stands between a mark with its name and the end mark."""
     results = {f"{one['experiment']} {one['name']}": one for one in found}
-    made = {"effects": table(["claim", "effect", "on", "mean ± sd", "seeds that agree"], lines(results))}
-    made |= {f"{name}, table {i}": text for name, one in results.items() for i, text in enumerate(TABLES[one["experiment"]](one), 1)}
+    made = {f"{name}, table {i}": text for name, one in results.items() for i, text in enumerate(TABLES[one["experiment"]](one), 1)}
     for name, text in made.items():
         begin, end = f"<!-- made: {name} -->", "<!-- end -->"
         before, found_mark, rest = page.partition(begin)
