@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from benchmarks.paper.rows import SHORT, Row, chosen, epochs_of, loss_change, methods_of, norm_ratio, over_seeds, rows_of
+from benchmarks.paper.rows import SHORT, Row, chosen, epochs_of, loss_change, methods_of, norm_ratio, rows_of
 
 
 def figure(found: Row, folder: Path) -> Path | None:
@@ -106,10 +107,10 @@ def _protocol(found: Row) -> Figure:
     made, (left, middle, right) = _panels(3)
     for method, colour in _colours(methods_of(rows)).items():
         style = {"color": "black", "linestyle": ":"} if method == "none" else {"color": colour}
-        which = [0 if method == "none" else n for n in rounds]
-        accuracies = [statistics.mean(over_seeds(rows, lambda r: 100 * r["test"]["accuracy"], method=method, rounds=n)) for n in which]
+        runs = [chosen(rows, method=method, rounds=0 if method == "none" else n) for n in rounds]
+        accuracies = [statistics.mean(100 * run["test"]["accuracy"] for run in some) if some else math.nan for some in runs]
         left.plot(range(len(rounds)), accuracies, marker=".", label=SHORT.get(method, method), **style)
-        last = chosen(rows, method=method, rounds=which[-1])
+        last = runs[-1]
         for axes, curve in ((middle, "validation_loss"), (right, "theta_norm")):
             axes.plot([statistics.median(step) for step in zip(*(row["curves"][curve] for row in last), strict=True)], linewidth=1, **style)
     left.set_xticks(range(len(rounds)), [str(n) for n in rounds])
