@@ -53,6 +53,7 @@ def in_process(name: str, which: str, ratios: Sequence[float], limit: float) -> 
 
 
 def one(name: str, which: str, ratios: Sequence[float], limit: float, send: Connection) -> None:
+    torch.set_num_threads(1)  # makes the thread pool anew, for which autograd's threads would race after a fork
     resource.setrlimit(resource.RLIMIT_CPU, (4 * LIMIT, 4 * LIMIT + 5))  # what hangs outside the timed parts
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY << 30, MEMORY << 30))
     for found in trial(which, name, ratios, limit):
