@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
 from torch_flowprune.data import Batch, Objective, samples, sized
 from torch_flowprune.ranks import Ranks
 from torch_flowprune.targets import Target, wide
+from torch_flowprune.twice import check_twice, twice_differentiable
 from torch_flowprune.untouched import Restore, settle
 
 SizedBatch: TypeAlias = tuple[Batch, int]
@@ -131,7 +129,7 @@ class Sweeps:
         """H·g: each batch's gradient, differentiated along the mean gradient that the first sweep gave."""
         along, total, count = list(found["g"].values()), self._zeros(), 0
         for batch, size in self._bar(batches, length, "Hessian-gradient product"):
-            with twice_differentiable():
+            with twice_differentiable(values=False):
                 _add(total, self._product(self._grads(self._loss(batch), create_graph=True), along), size)
             count += size
         count, _ = self._over_ranks([total], count)
@@ -179,7 +177,7 @@ class Sweeps:
             return [None] * len(grads)
         outputs, vectors = zip(*pairs, strict=True)
         try:
-            _check_twice(outputs)
+            check_twice(outputs)
             return list(torch.autograd.grad(outputs, self.parameters, vectors, allow_unused=True))
         except RuntimeError as error:
             if not any(text in str(error) for text in ("derivative for", "double backward", "once_differentiable")):
@@ -218,41 +216,9 @@ class Sweeps:
             warnings.warn(f"the loss does not reach {listed}: their gradient counts as 0", UserWarning, stacklevel=5)
 
 
-@contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Inside, a forward uses operators that have second derivatives: plain attention for the fused kernels, relu6 for hardsigmoid."""
-    with sdpa_kernel(SDPBackend.MATH), _Hardsigmoid():
-        yield
-
-
-class _Hardsigmoid(TorchFunctionMode):
-    """``hardsigmoid`` as the ``relu6(x + 3) / 6`` it is defined to be: equal values, and a second derivative that torch knows."""
-
-    _KINDS = frozenset({functional.hardsigmoid, torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_})
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self._KINDS:
-            return functional.relu6(args[0] + 3) / 6
-        return func(*args, **(kwargs or {}))
-
-
 def _dot(one: Sequence[Tensor], other: Sequence[Tensor | None]) -> Tensor:
     """Σ one·other over all parameters, in float64."""
     return torch.stack([(a * b).sum(dtype=torch.float64).to(one[0].device) for a, b in zip(one, other, strict=True) if b is not None]).sum()
-
-
-def _check_twice(outputs: Iterable[Tensor]) -> None:
-    """A function marked once_differentiable leaves in the graph a node that raises, but that ``torch.autograd.grad`` never visits."""
-    seen: set[Any] = set()
-    todo: list[Any] = [output.grad_fn for output in outputs]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "torch::autograd::Error":
-            raise RuntimeError("a function of the model is marked once_differentiable")
-        seen.add(node)
-        todo.extend(following for following, _ in node.next_functions)
 
 
 def _squares(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
