@@ -80,7 +80,7 @@ class _Product(Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, w = ctx.saved_tensors
         unread = not ctx.operator.values and torch.is_grad_enabled() and w.is_leaf and not w._backward_hooks
-        return None, *_Transposes.apply(ctx.operator, dy, x, w, ctx.needs_input_grad[1:], unread)  # type: ignore[no-untyped-call]
+        return None, *_Transposes.apply(ctx.operator, dy, x, w, ctx.needs_input_grad[1:], unread)
 
 
 class _Transposes(Function):
@@ -130,7 +130,7 @@ class _Substitutes(TorchFunctionMode):
         if isinstance(found, Tensor):
             return found
         operator, x, w, b = found
-        return _Product.apply(replace(operator, values=self.values), x, w, b)  # type: ignore[no-untyped-call]
+        return _Product.apply(replace(operator, values=self.values), x, w, b)
 
 
 def _hardsigmoid(input: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -149,7 +149,9 @@ def _linear_transposes(dy: Tensor, x: Tensor, w: Tensor, wanted: Wanted) -> Foun
     return dy @ w if wanted[0] else None, rows.T @ x.flatten(0, -2) if wanted[1] else None, rows.sum(0) if wanted[2] else None
 
 
-def _convolution(axes: int, input: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[Any], *, transposed: bool, groups: int) -> Operands | None:
+def _convolution(
+    axes: int, input: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[Any], *, transposed: bool, groups: int
+) -> Operands | None:
     """``sizes`` are stride, padding, dilation and output padding: numbers or tuples of them; a padding in words stays torch's."""
     if not _plain(input, weight, bias) or input.dim() != axes + 2 or any(isinstance(size, str) for size in sizes):
         return None
