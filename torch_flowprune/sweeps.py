@@ -125,29 +125,28 @@ class Sweeps:
         sums: Sums = {kind: self._zeros() for kind in ("g", "g2", "g2_sample") if kind in wanted}
         losses, sizes = [], []
         for batch, size in self._bar(batches, length, "gradient"):
-            loss, grads = self._gradient(batch, size, micro, graphs)
-            self._accumulate(sums, grads, batch, size)
-            losses.append(loss)
+            losses.append(self._gradient(sums, batch, size, micro, graphs))
             sizes.append(size)
         self.seen = sum(sizes)
         self.derivatives.warn_unreached(self.names, stacklevel=5)
         count, mean_loss = self._over_ranks(sums.values(), self.seen, _mean_loss(losses, sizes))
         return self._fields({kind: _scale(total, 1 / count) for kind, total in sums.items()}, mean_loss, count)
 
-    def _gradient(self, batch: Batch, size: int, micro: MicroBatches, graphs: Graphs | None) -> tuple[Tensor, Grads]:
-        """Loss and gradient of one batch, by its parts; or by the whole, and its graph kept for the second sweep."""
+    def _gradient(self, sums: Sums, batch: Batch, size: int, micro: MicroBatches, graphs: Graphs | None) -> Tensor:
+        """One batch's gradient into the sums, by its parts; or by the whole, and its graph kept for the second sweep."""
         parts = micro.of(batch, size)
         keep = graphs is not None and graphs.active and len(parts) == 1 and graphs.expect(batch, size)
         # g goes through the operators that Hg will go through: kernels draw dropout in ways of their own
         with twice_differentiable() if keep or (micro.second and self.mode == "train") else nullcontext():
             if len(parts) > 1:
-                return self._of_parts(parts, size)
-            loss = self.derivatives.loss(batch)
-            grads = self.derivatives.gradient(loss, create_graph=keep)
+                loss, grads = self._of_parts(parts, size)
+            else:
+                loss = self.derivatives.loss(batch)
+                grads = self.derivatives.gradient(loss, create_graph=keep)
         if keep and graphs is not None:
             graphs.add(grads, batch, size)
-            grads = _detached(grads)
-        return loss.detach(), grads
+        self._accumulate(sums, _detached(grads), batch, size)
+        return loss.detach()
 
     def _of_parts(self, parts: Sequence[SizedBatch], size: int) -> tuple[Tensor, Grads]:
         total, losses = self._zeros(), []
@@ -164,8 +163,10 @@ class Sweeps:
         along, total, count = list(found["g"].values()), self._zeros(), sum(size for _, size, _ in graphs.kept)
         for batch, size in self._bar(_until(batches, self.seen - count if graphs.kept else sys.maxsize), length, "Hessian-gradient product"):
             for part, samples_ in micro.of(batch, size):
-                with twice_differentiable(values=False):
-                    grads = self.derivatives.gradient(self.derivatives.loss(part), create_graph=True)
+                with twice_differentiable() as reading:
+                    loss = self.derivatives.loss(part)
+                    with reading.none():
+                        grads = self.derivatives.gradient(loss, create_graph=True)
                     _add(total, self.derivatives.product(grads, along), samples_)
             count += size
         while graphs.kept:

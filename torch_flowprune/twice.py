@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -23,14 +23,29 @@ _aten = torch.ops.aten
 
 
 @contextmanager
-def twice_differentiable(*, values: bool = True) -> Iterator[None]:
+def twice_differentiable() -> Iterator[Reading]:
     """Inside, a forward uses operators that have second derivatives: plain attention for the fused kernels, relu6 for hardsigmoid.
 
-    Convolutions, linear layers and batch norms in eval mode go through :class:`_Product`. Where the ``values`` of the gradient are not
-    read, only what they depend on, those of its weights are left out.
+    Convolutions, linear layers and batch norms in eval mode go through :class:`_Product`.
     """
-    with sdpa_kernel(SDPBackend.MATH), _Substitutes(values):
-        yield
+    reading = Reading()
+    with sdpa_kernel(SDPBackend.MATH), _Substitutes(reading):
+        yield reading
+
+
+class Reading:
+    """Whether the values of a gradient are read, or only what they depend on: then those of the weights are left out."""
+
+    values = True
+
+    @contextmanager
+    def none(self) -> Iterator[None]:
+        """Inside, no value of a weight's gradient is read. A loss that takes gradients itself is computed outside."""
+        self.values = False
+        try:
+            yield
+        finally:
+            self.values = True
 
 
 def check_twice(outputs: Iterable[Tensor]) -> None:
@@ -55,13 +70,13 @@ class Bilinear:
         product: ``(x, w, b) -> y``.
         transposes: ``(dy, x, w, wanted) -> dx, dw, db``; what is not wanted is None or anything.
         linear: the same operator without the constant, where it has one in x.
-        values: whether the values of ``dw`` are read where it is differentiated again.
+        reading: whether the values of ``dw`` are read where it is differentiated again.
     """
 
     product: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     transposes: Callable[[Tensor, Tensor, Tensor, Wanted], Found]
     linear: Bilinear | None = None
-    values: bool = True
+    reading: Reading = field(default_factory=Reading)
 
 
 class _Product(Function):
@@ -79,7 +94,7 @@ class _Product(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, w = ctx.saved_tensors
-        unread = not ctx.operator.values and torch.is_grad_enabled() and w.is_leaf and not w._backward_hooks
+        unread = not ctx.operator.reading.values and torch.is_grad_enabled() and w.is_leaf and not w._backward_hooks
         return None, *_Transposes.apply(ctx.operator, dy, x, w, ctx.needs_input_grad[1:], unread)
 
 
@@ -118,9 +133,9 @@ class _Transposes(Function):
 class _Substitutes(TorchFunctionMode):
     """Operators replaced on their way in, by equal ones."""
 
-    def __init__(self, values: bool) -> None:
+    def __init__(self, reading: Reading) -> None:
         super().__init__()
-        self.values = values
+        self.reading = reading
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         substitute = _SUBSTITUTES.get(func)
@@ -130,7 +145,7 @@ class _Substitutes(TorchFunctionMode):
         if isinstance(found, Tensor):
             return found
         operator, x, w, b = found
-        return _Product.apply(replace(operator, values=self.values), x, w, b)
+        return _Product.apply(replace(operator, reading=self.reading), x, w, b)
 
 
 def _hardsigmoid(input: Tensor, *_: Any, **__: Any) -> Tensor:
