@@ -30,7 +30,9 @@ class Times:
         return {"median": self.median, "min": low, "max": high, "spread": (high - low) / self.median, "runs": len(self.seconds)}
 
 
-def alternating(works: Mapping[str, Callable[[], Callable[[], object]]], rounds: int) -> dict[str, Times]:
+def alternating(
+    works: Mapping[str, Callable[[], Callable[[], object]]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Times]:
     """Each work's times over ``rounds``, one after the other in every round, in turning order.
 
     A work is a function that prepares (untimed) and returns what is timed. What slows the machine for a while slows all of them, so
@@ -42,9 +44,9 @@ def alternating(works: Mapping[str, Callable[[], Callable[[], object]]], rounds:
         turn = round_ % len(names)
         for name in names[turn:] + names[:turn]:
             run = works[name]()
-            start = time.perf_counter()
+            start = clock()
             run()
-            found[name].append(time.perf_counter() - start)
+            found[name].append(clock() - start)
     return {name: Times(tuple(seconds)) for name, seconds in found.items()}
 
 

@@ -137,7 +137,9 @@ def test_one_batch_of_an_iterator_may_be_cut():
 def test_a_loss_that_is_no_mean_over_samples_cannot_be_cut(loss):
     model, data = wide_net(), images(16)
     budget = int(1.5 * least(model, data, needs=("g",)))
-    with pytest.raises(ValueError, match=r"max_memory= cuts batches, which needs a loss that is a mean over samples: that of .*; use reduction='mean'"):
+    with pytest.raises(
+        ValueError, match=r"max_memory= cuts batches, which needs a loss that is a mean over samples: that of .*; use reduction='mean'"
+    ):
         fp.flow(model, data, loss=loss, needs=("g",), max_memory=budget)
     fp.flow(model, data, loss=loss, needs=("g",), max_memory="1GB")
 
