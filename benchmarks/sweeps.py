@@ -20,6 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from torch_flowprune.ranking import laid_out, spearman
 
 COMMAND = "python -m benchmarks.sweeps"
 NAMES = ("vgg13", "mobilenet", "resnet56", "resnet50", "vit_small")
+CORRELATED = ("resnet18", "resnet50", "vit_small", "trained")
+"""With random weights, but for the last: ResNet-20, half as wide, trained on scikit-learn's digits."""
 MEMORY = "6GB"
 """Enough for every graph of the table."""
 
@@ -48,13 +51,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     command = " ".join([COMMAND, *(sys.argv[1:] if arguments is None else arguments)])
     found: dict[str, Any] = {"command": command, "environment": {**environment(), "threads": options.threads}, "rows": []}
     for name in ["small"] if options.quick else options.models:
-        for rows in (scoring, products, together, synaptic):
-            new = rows(name, 2 if options.quick else options.rounds, options)
+        for rows in (scoring, partial(products, peer=options.peer), together, synaptic):
+            new = rows(name, 2 if options.quick else options.rounds)
             print("\n".join(map(_line, new)), flush=True)
             found["rows"] += new
-        if options.correlations:
-            found.setdefault("correlations", {})[name] = new = correlations(name)
-            print(name, {kind: f"{value:.4f}" for kind, value in new.items()}, flush=True)
+    for name in (["small"] if options.quick else CORRELATED) if options.correlations else []:
+        found.setdefault("correlations", {})[name] = new = correlations(name)
+        print(name, {kind: f"{value:.4f}" for kind, value in new.items()}, flush=True)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
@@ -122,7 +125,7 @@ def _row(work: str, model: str, goal: float, taken: Row, of: str = "forward+back
     return {"work": work, "model": model, "of": of, "goal": goal, **taken, "met": taken["measured"] <= goal}
 
 
-def scoring(name: str, rounds: int, options: argparse.Namespace) -> list[Row]:
+def scoring(name: str, rounds: int) -> list[Row]:
     """Loss preservation and Fisher over 20 batches."""
     model, shape, size = model_of(name)
     data = data_of(shape, min(size, 8), 20)
@@ -133,7 +136,7 @@ def scoring(name: str, rounds: int, options: argparse.Namespace) -> list[Row]:
     return [_row("loss preservation and Fisher, filters, 20 batches", name, 1.05, _timed(works, rounds, "fb")["scores"])]
 
 
-def products(name: str, rounds: int, options: argparse.Namespace) -> list[Row]:
+def products(name: str, rounds: int, peer: Path | None) -> list[Row]:
     """Exact H·g: over six batches, with the graphs kept and without, and of one batch."""
     model, shape, size = model_of(name)
     data = data_of(shape, size, 6)
@@ -142,8 +145,8 @@ def products(name: str, rounds: int, options: argparse.Namespace) -> list[Row]:
         "plain": lambda: fp.flow(model, data, needs=("Hg",), progress=False),
         "kept": lambda: fp.flow(model, data, needs=("Hg",), progress=False, max_memory=MEMORY),
     }
-    if options.peer and name in MODELS:
-        several["peer"] = _peer(options.peer, model, data)
+    if peer and name in MODELS:
+        several["peer"] = _peer(peer, model, data)
     one = {"fb": lambda: forward_backward(model, data[:1]), "one": lambda: fp.flow(model, data[0], needs=("Hg",), progress=False)}
     taken, single = _timed(several, rounds, "fb"), _timed(one, max(rounds, 2 * rounds - 1), "fb")
     rows = [
@@ -174,7 +177,7 @@ def _peer(folder: Path, model: nn.Module, data: Batches) -> Callable[[], object]
     return run
 
 
-def together(name: str, rounds: int, options: argparse.Namespace) -> list[Row]:
+def together(name: str, rounds: int) -> list[Row]:
     """Every measure from one flow, against the dearest alone; without g2_sample, which takes the samples one by one, and with it."""
     model, shape, size = model_of(name)
     data = data_of(shape, size, 2)
@@ -183,7 +186,8 @@ def together(name: str, rounds: int, options: argparse.Namespace) -> list[Row]:
     def flow(*needs: str) -> Callable[[], object]:
         return lambda: fp.flow(model, data, needs=needs, progress=False)
 
-    taken = _timed({"Hg": flow("Hg"), "all": flow(*kinds), "g2_sample": flow("g2_sample"), "every": flow(*kinds, "g2_sample")}, rounds, "Hg")
+    works = {"Hg": flow("Hg"), "all": flow(*kinds), "g2_sample": flow("g2_sample"), "every": flow(*kinds, "g2_sample")}
+    taken = _timed(works, rounds, "Hg")
     dearest = max(taken["Hg"]["measured"], taken["g2_sample"]["measured"])
     every = {**taken["every"], "measured": taken["every"]["measured"] / dearest}
     return [
@@ -192,7 +196,7 @@ def together(name: str, rounds: int, options: argparse.Namespace) -> list[Row]:
     ]
 
 
-def synaptic(name: str, rounds: int, options: argparse.Namespace) -> list[Row]:
+def synaptic(name: str, rounds: int) -> list[Row]:
     """SynFlow round by round, against as many forward+backwards of one sample."""
     if name not in ("resnet50", "small"):
         return []
@@ -210,17 +214,41 @@ def synaptic(name: str, rounds: int, options: argparse.Namespace) -> list[Row]:
 
 
 def correlations(name: str) -> dict[str, float]:
-    """Spearman's rank correlation of the scores of single weights in bfloat16 with those in float32, all layers in one ranking (of a million of them)."""
-    model, shape, size = model_of(name)
-    data = data_of(shape, size, 4)
+    """Spearman's rank correlation of scores in bfloat16 with those in float32, of single weights of all layers (a million of them)."""
+    if name == "trained":
+        model, data = trained()
+    else:
+        model, shape, size = model_of(name)
+        data = data_of(shape, size, 4)
     kinds = ["loss_preservation", "fisher", "gradient_norm_preservation", "gradient_norm_increase"]
     exact, rough = (fp.scores(model, kinds, data, progress=False, autocast=dtype) for dtype in (None, torch.bfloat16))
     return {kind: spearman(*(laid_out(scores[kind]) for scores in (exact, rough))) for kind in kinds}
 
 
+def trained(epochs: int = 8) -> tuple[nn.Module, Batches]:
+    """A net that has learnt, and held-out data: its gradients are small, and bfloat16 has the more to lose."""
+    digits = importlib.import_module("sklearn.datasets").load_digits()
+    images = functional.interpolate(torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, size=16).expand(-1, 3, -1, -1)
+    targets = torch.tensor(digits.target)
+    torch.manual_seed(0)
+    model = build("resnet20", width=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    for _ in range(epochs):
+        for batch in torch.randperm(1500).split(64):
+            optimizer.zero_grad()
+            functional.cross_entropy(model.train()(images[batch]), targets[batch]).backward()
+            optimizer.step()
+    held_out = [(images[batch], targets[batch]) for batch in torch.arange(1500, len(targets)).split(64)]
+    with torch.no_grad():
+        right = sum((model.eval()(x).argmax(1) == y).sum().item() for x, y in held_out) / sum(len(y) for _, y in held_out)
+    print(f"trained: {right:.1%} of the held-out digits are right")
+    return model, held_out
+
+
 def _line(row: Row) -> str:
     verdict = "met" if row["met"] else "MISSED"
-    return f"{row['model']:10} {row['work']:50} {row['measured']:6.2f} of {row['of']} (goal {row['goal']}, spread {row['spread']:.0%}): {verdict}"
+    figures = f"{row['measured']:6.2f} of {row['of']} (goal {row['goal']}, spread {row['spread']:.0%})"
+    return f"{row['model']:10} {row['work']:50} {figures}: {verdict}"
 
 
 if __name__ == "__main__":
