@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import torch_flowprune as fp
-from torch_flowprune.budget import Peak, in_bytes
+from torch_flowprune.memory import Peak, in_bytes
 
 KINDS = ("g", "g2", "g2_sample", "Hg")
 

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.budget import Resources
 from torch_flowprune.data import Batch, Objective
+from torch_flowprune.memory import Resources
 from torch_flowprune.twice import check_twice
 from torch_flowprune.untouched import settle
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.budget import Resources, in_bytes
 from torch_flowprune.data import Closure, Loss, Objective, as_batches, example_of
 from torch_flowprune.measures import INGREDIENTS
+from torch_flowprune.memory import Resources, in_bytes
 from torch_flowprune.ranks import Ranks
 from torch_flowprune.sweeps import Sweeps
 from torch_flowprune.synaptic import synaptic_gradient

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from torch_flowprune.budget import Cost, measured, readable
 from torch_flowprune.data import Batch, first, parts, shapes
 from torch_flowprune.derivatives import Derivatives, Grads
+from torch_flowprune.memory import Cost, measured, readable
 from torch_flowprune.targets import wide_type
 from torch_flowprune.twice import twice_differentiable
 from torch_flowprune.untouched import untouched

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from torch_flowprune.budget import Resources
 from torch_flowprune.data import Batch, Objective, samples, sized
 from torch_flowprune.derivatives import Derivatives, Grads
+from torch_flowprune.memory import Resources
 from torch_flowprune.microbatches import Graphs, MicroBatches
 from torch_flowprune.ranks import Ranks
 from torch_flowprune.targets import Target, wide, wide_type

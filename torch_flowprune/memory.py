@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-Size: TypeAlias = "int | str"
+Bytes: TypeAlias = "int | str"
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
-def in_bytes(size: Size | None) -> int | None:
+def in_bytes(size: Bytes | None) -> int | None:
     """A budget as a number of bytes: a positive whole number, or text such as ``"2GB"`` or ``"512 MiB"``.
 
     >>> in_bytes("2GB"), in_bytes("1.5 MiB"), in_bytes(4096)
