@@ -64,6 +64,20 @@ def test_table_quick_has_a_row_for_every_goal_of_its_kind(tmp_path):
     assert done.stdout.count("met |") + done.stdout.count("**missed** |") == len(rows)
 
 
+def test_sweeps_quick_has_every_row_and_the_correlations(tmp_path):
+    out = tmp_path / "sweeps.json"
+    command = [sys.executable, "-m", "benchmarks.sweeps", "--quick", "--correlations", "--out", out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert len(found["rows"]) == len(done.stdout.splitlines()) - 1 == 8
+    assert all(row["met"] == (row["measured"] <= row["goal"]) and row["measured"] > 0 for row in found["rows"])
+    assert {"processor", "threads", "commit"} <= found["environment"].keys()
+    correlations = found["correlations"]["small"]
+    assert {"loss_preservation", "fisher", "gradient_norm_preservation", "gradient_norm_increase"} == correlations.keys()
+    assert all(0.5 < value < 1 for value in correlations.values()), "bfloat16 ranks nearly alike, and not quite"
+
+
 class Bypass(nn.Linear):
     """A layer that takes its values past the mask, as a stale cache does."""
 

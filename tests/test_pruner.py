@@ -150,7 +150,7 @@ def test_a_state_of_another_measure():
         ({"schedule": [0.3, 0.6], "rounds": 3}, ValueError, "should be rising sparsities, one a round"),
         ({"sparsity": 0.5, "include": "nope"}, ValueError, "include='nope' matches no parameter"),
         ({"sparsity": 0.5, "granularity": "nope"}, ValueError, "unknown granularity 'nope'"),
-        ({"sparsity": 0.5, "amount": 3}, TypeError, "Pruner does not take amount; besides its own arguments it takes closure, "),
+        ({"sparsity": 0.5, "amount": 3}, TypeError, "Pruner does not take amount; besides its own arguments it takes autocast, closure, "),
     ],
 )
 def test_bad_arguments_fail_at_once(options, error, text):

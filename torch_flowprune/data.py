@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -39,7 +40,7 @@ def sized(batches: Iterable[Batch], device: torch.device, max_samples: int | Non
             return
         size = size_of(batch)
         if left is not None and size > left:
-            batch, size = _first(batch, left, size), left  # noqa: PLW2901 - what the rest of the loop sees is the part
+            batch, size = _slice(batch, size, 0, left), left  # noqa: PLW2901 - what the rest of the loop sees is the part
         left = None if left is None else left - size
         yield _map(lambda tensor: tensor.to(device, non_blocking=True), batch), size
 
@@ -49,8 +50,8 @@ def size_of(batch: Batch) -> int:
     return next((len(tensor) for tensor in _tensors(batch) if tensor.dim()), 1)
 
 
-def _first(batch: Batch, count: int, size: int) -> Batch:
-    return _map(lambda tensor: tensor[:count] if tensor.dim() and len(tensor) == size else tensor, batch)
+def _slice(batch: Batch, size: int, start: int, end: int) -> Batch:
+    return _map(lambda tensor: tensor[start:end] if tensor.dim() and len(tensor) == size else tensor, batch)
 
 
 def _map(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
@@ -213,10 +214,28 @@ def class_balanced(
     return Subset(dataset, indices)
 
 
+def parts(batch: Batch, size: int, most: int) -> Iterator[tuple[Batch, int]]:
+    """A batch in pieces of at most ``most`` samples, as equal as they can be, each with its size."""
+    pieces = -(-size // most)
+    edges = [size * i // pieces for i in range(pieces + 1)]
+    for start, end in pairwise(edges):
+        yield _slice(batch, size, start, end), end - start
+
+
+def first(batch: Batch, count: int) -> Batch:
+    """A batch's first samples."""
+    return _slice(batch, size_of(batch), 0, count)
+
+
+def shapes(batch: Batch) -> tuple[Any, ...]:
+    """What the memory that one sample takes depends on: the shapes of the batch's tensors but for the first axis."""
+    return tuple((tensor.shape[1:], tensor.dtype) for tensor in _tensors(batch))
+
+
 def samples(batch: Batch, size: int) -> Iterator[Batch]:
     """A batch's samples one by one, each as a batch of one."""
-    for i in range(size):
-        yield _map(lambda tensor, i=i: tensor[i : i + 1] if tensor.dim() and len(tensor) == size else tensor, batch)  # type: ignore[misc]
+    for part, _ in parts(batch, size, 1):
+        yield part
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch] | None:

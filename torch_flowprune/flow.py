@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torch_flowprune.data import Closure, Loss, Objective, as_batches, example_of
 from torch_flowprune.measures import INGREDIENTS
+from torch_flowprune.memory import Resources, in_bytes
 from torch_flowprune.ranks import Ranks
 from torch_flowprune.sweeps import Sweeps
 from torch_flowprune.synaptic import synaptic_gradient
@@ -23,7 +25,8 @@ Named = dict[str, Tensor]
 class Flow:
     """One point of the gradient flow dθ/dt = −g: tensors by parameter name, or None where not asked for.
 
-    Everything is float32 or better, shaped like its parameter, on the parameter's device. ``theta`` shares the storage of float32
+    Everything is float32 or better, shaped like its parameter, on the parameter's device (on the host if offloaded;
+    :meth:`tensors` brings them back one by one). ``theta`` shares the storage of float32
     parameters: clone it for a snapshot that survives a training step.
 
     Attributes:
@@ -53,7 +56,16 @@ class Flow:
         values: Named | None = getattr(self, kind)
         if values is None:
             raise ValueError(f"this flow has no {kind!r}: compute it with needs=({kind!r},), or for 'theta0' pass theta0=")
-        return values
+        apart = any(value.device != self.theta[name].device for name, value in values.items())
+        return _Fetched({name: (value, self.theta[name].device) for name, value in values.items()}) if apart else values
+
+
+class _Fetched(dict[str, Any]):
+    """Tensors kept on the host, each brought to its parameter's device when it is read."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        value, device = super().__getitem__(name)
+        return value.to(device)  # type: ignore[no-any-return]
 
 
 def flow(
@@ -70,6 +82,9 @@ def flow(
     mode: str = "eval",
     example_inputs: Any = None,
     progress: bool | None = None,
+    max_memory: int | str | None = None,
+    offload: bool = False,
+    autocast: torch.dtype | None = None,
 ) -> Flow:
     """θ and the derivatives of the loss that ``needs`` names, exact, over all the data, leaving no trace on the model.
 
@@ -90,6 +105,10 @@ def flow(
         mode: "eval" (the paper's) or "train": batch norm and dropout while scoring.
         example_inputs: inputs that show the shape ``gR`` needs, where there is no data.
         progress: True or False; None shows a bar once a sweep has taken two seconds.
+        max_memory: what a sweep may take besides model and data, in bytes or as ``"2GB"``: batches that would take more are run in parts,
+            with the same result; where there is room, graphs are kept for the second sweep, which is then faster.
+        offload: keep the sums of the derivatives on the host, for models whose θ, g and H·g do not fit on the device together.
+        autocast: ``torch.bfloat16`` runs the model in mixed precision; sums are in float32 all the same.
 
     Raises:
         ValueError: for empty or one-shot data, a loss that is not one finite number, an unknown name.
@@ -106,14 +125,14 @@ def flow(
     point = Flow(theta={name: wide(target.theta) for name, target in targets.items()}, theta0=_reference(theta0, targets))
     if not wanted:
         return point
-    objective = Objective(loss, closure, temperature)
+    objective, resources = Objective(loss, closure, temperature), Resources(in_bytes(max_memory), offload, autocast)
     with untouched(model, data, mode) as rewind:
         for target in targets.values():
             target.parameter.requires_grad_(True)
         if "gR" in wanted:
             point = replace(point, gR=synaptic_gradient(model, targets, example_of(data, example_inputs, next(model.parameters()).device)))
         if wanted - {"gR"}:
-            sweeps = Sweeps(model, targets, objective, mode, rewind, progress, max_samples, ranks)
+            sweeps = Sweeps(model, targets, objective, mode, rewind, progress, max_samples, ranks, resources)
             point = replace(point, **sweeps.run(as_batches(data), wanted))
     return point
 

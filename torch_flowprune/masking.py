@@ -220,16 +220,14 @@ def _mask_target(target: Target, mask: Tensor, copy: bool) -> None:
 
 def set_mask(target: Target, mask: Tensor | None, copy: bool = True) -> None:
     """Exactly this mask (none: no mask, the parameter as it is) for every owner of the parameter; tied owners share one tensor."""
-    own = mask if mask is None or (not copy and _laid_alike(mask, target.parameter)) else _copied(mask, target.parameter)
+    own = mask
+    if mask is not None and (copy or not _laid_alike(mask, target.parameter)):
+        own = torch.empty_like(target.parameter.detach(), dtype=torch.bool).copy_(mask)
     for module, attribute in target.owners:
         if own is not None:
             put_on(module, attribute, own)
         elif target.mask is not None:
             take_off(module, attribute)
-
-
-def _copied(mask: Tensor, parameter: nn.Parameter) -> Tensor:
-    return torch.empty_like(parameter.detach(), dtype=torch.bool).copy_(mask)
 
 
 def _laid_alike(mask: Tensor, parameter: nn.Parameter) -> bool:

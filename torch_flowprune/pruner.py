@@ -22,7 +22,7 @@ from torch_flowprune.targets import unwrapped, wide
 
 _FROM_BACKWARD = {"theta", "theta0", "g", "g2", "generator"}
 _CHOICE = ("parameters", "include", "exclude")
-_FLOW = ("loss", "closure", "max_samples", "temperature", "mode", "example_inputs", "progress")
+_FLOW = ("loss", "closure", "max_samples", "temperature", "mode", "example_inputs", "progress", "max_memory", "offload", "autocast")
 
 
 class Pruner:

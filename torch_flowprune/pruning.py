@@ -58,6 +58,9 @@ def global_prune(
     schedule: str | Schedule = "exponential",
     generator: torch.Generator | None = None,
     progress: bool | None = None,
+    max_memory: int | str | None = None,
+    offload: bool = False,
+    autocast: torch.dtype | None = None,
     scores: Scores | Mapping[str, Tensor] | Mapping[Pair, Tensor] | None = None,
     example_inputs: Any = None,
     scored_by: str = "producer",
@@ -76,8 +79,8 @@ def global_prune(
         granularity: ``"weight"`` (if left out), ``"filter"``, ``"n:m"`` such as ``"2:4"``, or ``"channel"``: coupled channels, which
             :func:`~torch_flowprune.shrink.shrink` then removes physically.
         scope: ``"global"``, one ranking over all layers, or ``"layer"``, every layer to the same sparsity.
-        data, loss, closure, theta0, max_samples, temperature, mode, progress: what the scores are taken over, see
-            :func:`~torch_flowprune.flow.flow`.
+        data, loss, closure, theta0, max_samples, temperature, mode, progress, max_memory, offload, autocast: what the scores are taken
+            over, and with what, see :func:`~torch_flowprune.flow.flow`.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.targets.prunable`.
         min_keep: how many units every layer keeps at least: a number (int) or a fraction of the layer (float).
         rounds: prune in this many steps, scoring anew before each.
@@ -123,6 +126,7 @@ def global_prune(
             point = flow(
                 wrapped, data, loss=loss, needs=() if fixed else measures.needs(measure), closure=closure, parameters=targets_of(found),
                 theta0=theta0, max_samples=max_samples, temperature=temperature, mode=mode, example_inputs=example_inputs, progress=progress,
+                max_memory=max_memory, offload=offload, autocast=autocast,
             )  # fmt: skip
             current = fixed or on_access(point, measure, found, granularity, generator)
             choice = choose(found, current, plan, round_, least)

@@ -104,6 +104,9 @@ def scores(  # type: ignore[misc]  # the overloads leave the keyword options to 
     scored_by: str = "producer",
     generator: torch.Generator | None = None,
     progress: bool | None = None,
+    max_memory: int | str | None = None,
+    offload: bool = False,
+    autocast: torch.dtype | None = None,
 ) -> Scores | dict[str, Scores]:
     """What removing each unit costs, by parameter name; the lowest would be pruned. The model is left as it was.
 
@@ -113,7 +116,8 @@ def scores(  # type: ignore[misc]  # the overloads leave the keyword options to 
         data: what the flow reads, see :func:`~torch_flowprune.flow.flow`; ``magnitude``, ``l1``, ``random`` need none.
         granularity: ``"weight"``, ``"filter"``, ``"n:m"`` or ``"channel"``; names of scores are then those of the coupled groups.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.targets.prunable`.
-        loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress: see :func:`~torch_flowprune.flow.flow`.
+        loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress, max_memory, offload, autocast: see
+            :func:`~torch_flowprune.flow.flow`.
         scored_by: for channels: ``"producer"`` (the paper's), ``"group"``, ``"norm"`` or ``"scale"``, see
             :func:`~torch_flowprune.channels.channel_candidates`.
         generator: the source of randomness for ``random``; without it torch's global one is read and put back.
@@ -137,7 +141,8 @@ def scores(  # type: ignore[misc]  # the overloads leave the keyword options to 
         raise ValueError("this measure reads theta0, the parameters at a reference point: pass theta0=, a state dict taken at initialisation")
     point = flow(
         wrapped, data, loss=loss, needs=tuple(needs), closure=closure, parameters=targets_of(chosen), theta0=theta0, max_samples=max_samples,
-        temperature=temperature, mode=mode, example_inputs=example_inputs, progress=progress,
+        temperature=temperature, mode=mode, example_inputs=example_inputs, progress=progress, max_memory=max_memory, offload=offload,
+        autocast=autocast,
     )  # fmt: skip
     found = {name: evaluate(point, measure, chosen, granularity, generator) for name, measure in zip(names, resolved, strict=True)}
     return next(iter(found.values())) if isinstance(method, str) or callable(method) else found

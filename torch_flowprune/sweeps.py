@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
 from torch_flowprune.data import Batch, Objective, samples, sized
+from torch_flowprune.derivatives import Derivatives, Grads
+from torch_flowprune.memory import Resources
+from torch_flowprune.microbatches import Graphs, MicroBatches
 from torch_flowprune.ranks import Ranks
-from torch_flowprune.targets import Target, wide
-from torch_flowprune.untouched import Restore, settle
+from torch_flowprune.targets import Target, wide, wide_type
+from torch_flowprune.twice import twice_differentiable
+from torch_flowprune.untouched import Restore
 
 SizedBatch: TypeAlias = tuple[Batch, int]
 Sums: TypeAlias = dict[str, list[Tensor]]
@@ -39,29 +40,35 @@ class Sweeps:
         progress: bool | None,
         max_samples: int | None,
         ranks: Ranks,
+        resources: Resources = Resources(),  # noqa: B008 - a value that cannot change
     ) -> None:
-        self.model, self.objective, self.mode, self.rewind, self.progress = model, objective, mode, rewind, progress
-        self.max_samples, self.ranks = _whole(max_samples), ranks
+        self.mode, self.rewind, self.progress, self.max_samples, self.ranks = mode, rewind, progress, _whole(max_samples), ranks
         self.names = list(targets)
         self.parameters = [target.parameter for target in targets.values()]
         if not self.parameters:
             raise ValueError("no parameter of this model requires a gradient: unfreeze some, or name those to score in parameters=")
-        self.reached = [False] * len(self.names)
+        if resources.offload and not ranks.alone:
+            raise ValueError("offload=True keeps the sums on the host, where ranks do not add them up: score in one process")
+        self.offload, self.seen = resources.offload, 0
+        self.derivatives = Derivatives(model, self.parameters, objective, mode, resources)
 
     def run(self, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:
         """The wanted fields of a flow, with ``loss`` and ``samples``."""
+        micro = MicroBatches(self.derivatives, wanted)
         head, stream = self._stream(data)
         if not head:
             raise ValueError(_EMPTY)
         if "Hg" not in wanted:
-            return self._first(chain(head, stream), wanted, _length(data))
-        if len(head) == 1 and self.ranks.alone:
+            return self._first(chain(head, stream), wanted, _length(data), micro, None)
+        if len(head) == 1 and self.ranks.alone and not self.offload and len(micro.of(*head[0])) == 1:
             return self._single(head[0], wanted)
-        if isinstance(data, Iterator):
+        if isinstance(data, Iterator) and (len(head) > 1 or self.mode == "train"):
             raise ValueError("H·g takes two sweeps over the data, and this iterator can be read only once: pass a list or a DataLoader")
-        found = self._first(chain(head, stream), wanted, _length(data))
+        graphs = Graphs(micro)
+        found = self._first(chain(head, stream), wanted, _length(data), micro, graphs)
         self.rewind()
-        return {**found, "Hg": self._second(chain(*self._stream(data)), found, _length(data))}
+        again = iter(head) if isinstance(data, Iterator) else chain(*self._stream(data))
+        return {**found, "Hg": self._second(again, found, _length(data), micro, graphs)}
 
     def along(self, v: Mapping[str, Tensor], masks: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Any]:
         """The loss, ‖g‖², and their expansions in θ − v, in one sweep: the fields of a ``Prediction``."""
@@ -72,9 +79,9 @@ class Sweeps:
         head, stream = self._stream(data)
         for batch, size in self._bar(chain(head, stream), _length(data), "prediction"):
             with twice_differentiable():
-                loss = self._loss(batch)
-                grads = self._grads(loss, create_graph=True)
-                _add(product, self._product(grads, vector), size)
+                loss = self.derivatives.loss(batch)
+                grads = self.derivatives.gradient(loss, create_graph=True)
+                _add(product, self.derivatives.product(grads, vector), size)
             detached = [None if grad is None else grad.detach() for grad in grads]
             _add(g, detached, size)
             slopes.append(_dot(vector, detached))
@@ -115,28 +122,59 @@ class Sweeps:
         stream = sized(data, self.parameters[0].device, self.max_samples)
         return list(islice(stream, 2)), stream
 
-    def _first(self, batches: Iterable[SizedBatch], wanted: set[str], length: int | None) -> dict[str, Any]:
+    def _first(
+        self, batches: Iterable[SizedBatch], wanted: set[str], length: int | None, micro: MicroBatches, graphs: Graphs | None
+    ) -> dict[str, Any]:
         sums: Sums = {kind: self._zeros() for kind in ("g", "g2", "g2_sample") if kind in wanted}
         losses, sizes = [], []
-        # g goes through the operators that Hg will go through: kernels draw dropout in ways of their own
-        operators = twice_differentiable if "Hg" in wanted and self.mode == "train" else nullcontext
         for batch, size in self._bar(batches, length, "gradient"):
-            with operators():
-                loss = self._loss(batch)
-                self._accumulate(sums, self._grads(loss), batch, size)
-            losses.append(loss.detach())
+            losses.append(self._gradient(sums, batch, size, micro, graphs))
             sizes.append(size)
-        self._warn_unreached()
-        count, mean_loss = self._over_ranks(sums.values(), sum(sizes), _mean_loss(losses, sizes))
+        self.seen = sum(sizes)
+        self.derivatives.warn_unreached(self.names, stacklevel=5)
+        count, mean_loss = self._over_ranks(sums.values(), self.seen, _mean_loss(losses, sizes))
         return self._fields({kind: _scale(total, 1 / count) for kind, total in sums.items()}, mean_loss, count)
 
-    def _second(self, batches: Iterable[SizedBatch], found: dict[str, Any], length: int | None) -> dict[str, Tensor]:
+    def _gradient(self, sums: Sums, batch: Batch, size: int, micro: MicroBatches, graphs: Graphs | None) -> Tensor:
+        """One batch's gradient into the sums, by its parts; or by the whole, and its graph kept for the second sweep."""
+        parts = micro.of(batch, size)
+        keep = graphs is not None and graphs.active and len(parts) == 1 and graphs.expect(batch, size)
+        # g goes through the operators that Hg will go through: kernels draw dropout in ways of their own
+        with twice_differentiable() if keep or (micro.second and self.mode == "train") else nullcontext():
+            if len(parts) > 1:
+                loss, grads = self._of_parts(parts, size)
+            else:
+                loss = self.derivatives.loss(batch)
+                grads = self.derivatives.gradient(loss, create_graph=keep)
+        if keep and graphs is not None:
+            graphs.add(grads, batch, size)
+        self._accumulate(sums, _detached(grads), batch, size)
+        return loss.detach()
+
+    def _of_parts(self, parts: Sequence[SizedBatch], size: int) -> tuple[Tensor, Grads]:
+        total, losses = self._zeros(), []
+        for part, count in parts:
+            loss = self.derivatives.loss(part)
+            _add(total, self.derivatives.gradient(loss), count)
+            losses.append(loss.detach() * count)
+        return torch.stack(losses).sum() / size, list(_scale(total, 1 / size))
+
+    def _second(
+        self, batches: Iterator[SizedBatch], found: dict[str, Any], length: int | None, micro: MicroBatches, graphs: Graphs
+    ) -> dict[str, Tensor]:
         """H·g: each batch's gradient, differentiated along the mean gradient that the first sweep gave."""
-        along, total, count = list(found["g"].values()), self._zeros(), 0
-        for batch, size in self._bar(batches, length, "Hessian-gradient product"):
-            with twice_differentiable():
-                _add(total, self._product(self._grads(self._loss(batch), create_graph=True), along), size)
+        along, total, count = list(found["g"].values()), self._zeros(), sum(size for _, size, _ in graphs.kept)
+        for batch, size in self._bar(_until(batches, self.seen - count if graphs.kept else sys.maxsize), length, "Hessian-gradient product"):
+            for part, samples_ in micro.of(batch, size):
+                with twice_differentiable() as reading:
+                    loss = self.derivatives.loss(part)
+                    with reading.none():
+                        grads = self.derivatives.gradient(loss, create_graph=True)
+                    _add(total, self.derivatives.product(grads, along), samples_)
             count += size
+        while graphs.kept:
+            grads, size, _ = graphs.kept.popleft()
+            _add(total, self.derivatives.product(grads, along), size)
         count, _ = self._over_ranks([total], count)
         if count != found["samples"]:
             raise ValueError(f"the data gave {found['samples']} samples on the first sweep, {count} on the second: g and H need the same data")
@@ -146,49 +184,25 @@ class Sweeps:
         """One batch needs no second sweep: the graph of its gradient is differentiated again."""
         batch, size = sized_batch
         with twice_differentiable():
-            loss = self._loss(batch)
-            grads = self._grads(loss, create_graph=True)
-            detached = [None if grad is None else grad.detach() for grad in grads]
+            loss = self.derivatives.loss(batch)
+            grads = self.derivatives.gradient(loss, create_graph=True)
+            detached = _detached(grads)
             g = _add(self._zeros(), detached, 1)
-            product = _add(self._zeros(), self._product(grads, g), 1)
-        self._warn_unreached()
+            product = _add(self._zeros(), self.derivatives.product(grads, g), 1)
+        self.derivatives.warn_unreached(self.names, stacklevel=5)
         sums: Sums = {kind: self._zeros() for kind in ("g2", "g2_sample") if kind in wanted}
         self._accumulate(sums, detached, batch, size)
         means: Sums = {"g": g, "Hg": product, **{kind: _scale(total, 1 / size) for kind, total in sums.items()}}
         return self._fields(means, _mean_loss([loss.detach()], [size]), size)
 
-    def _accumulate(self, sums: Sums, grads: Sequence[Tensor | None], batch: Batch, size: int) -> None:
+    def _accumulate(self, sums: Sums, grads: Grads, batch: Batch, size: int) -> None:
         if "g" in sums:
             _add(sums["g"], grads, size)
         if "g2" in sums:
-            _add(sums["g2"], _squares(grads), size)
+            _add_squares(sums["g2"], grads, size)
         if "g2_sample" in sums:
             for sample in samples(batch, size):
-                _add(sums["g2_sample"], _squares(self._grads(self._loss(sample))), 1)
-
-    def _loss(self, batch: Batch) -> Tensor:
-        settle(self.model, self.mode)
-        return self.objective(self.model, batch)
-
-    def _grads(self, loss: Tensor, create_graph: bool = False) -> list[Tensor | None]:
-        grads = torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True)
-        self.reached = [seen or grad is not None for seen, grad in zip(self.reached, grads, strict=True)]
-        return list(grads)
-
-    def _product(self, grads: list[Tensor | None], along: list[Tensor]) -> list[Tensor | None]:
-        """(∂g/∂θ)ᵀ v, which is H·v since H is symmetric."""
-        pairs = [(grad, v.to(grad.dtype)) for grad, v in zip(grads, along, strict=True) if grad is not None and grad.requires_grad]
-        if not pairs:
-            return [None] * len(grads)
-        outputs, vectors = zip(*pairs, strict=True)
-        try:
-            _check_twice(outputs)
-            return list(torch.autograd.grad(outputs, self.parameters, vectors, allow_unused=True))
-        except RuntimeError as error:
-            if not any(text in str(error) for text in ("derivative for", "double backward", "once_differentiable")):
-                raise
-            way_out = "H·g needs second derivatives, and an operator of this model has none: use a measure that reads only g"
-            raise RuntimeError(f"{way_out} (torch says: {error})") from error
+                _add_squares(sums["g2_sample"], self.derivatives.gradient(self.derivatives.loss(sample)), 1)
 
     def _over_ranks(self, sums: Iterable[list[Tensor]], count: int, loss: float = 0.0) -> tuple[int, float]:
         """Sums, number of samples and mean loss of all ranks together."""
@@ -203,7 +217,8 @@ class Sweeps:
         return {**{kind: self._named(mean) for kind, mean in means.items()}, "loss": loss, "samples": samples}
 
     def _zeros(self) -> list[Tensor]:
-        return [torch.zeros_like(wide(parameter.detach())) for parameter in self.parameters]
+        device = "cpu" if self.offload else None
+        return [torch.zeros_like(value, dtype=wide_type(value), device=device) for value in map(Tensor.detach, self.parameters)]
 
     def _named(self, values: Iterable[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self.names, values, strict=True))
@@ -214,52 +229,27 @@ class Sweeps:
         )
         return bar
 
-    def _warn_unreached(self) -> None:
-        names = [name for name, seen in zip(self.names, self.reached, strict=True) if not seen]
-        if names:
-            listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            warnings.warn(f"the loss does not reach {listed}: their gradient counts as 0", UserWarning, stacklevel=5)
-
-
-@contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Inside, a forward uses operators that have second derivatives: plain attention for the fused kernels, relu6 for hardsigmoid."""
-    with sdpa_kernel(SDPBackend.MATH), _Hardsigmoid():
-        yield
-
-
-class _Hardsigmoid(TorchFunctionMode):
-    """``hardsigmoid`` as the ``relu6(x + 3) / 6`` it is defined to be: equal values, and a second derivative that torch knows."""
-
-    _KINDS = frozenset({functional.hardsigmoid, torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_})
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self._KINDS:
-            return functional.relu6(args[0] + 3) / 6
-        return func(*args, **(kwargs or {}))
-
 
 def _dot(one: Sequence[Tensor], other: Sequence[Tensor | None]) -> Tensor:
     """Σ one·other over all parameters, in float64."""
     return torch.stack([(a * b).sum(dtype=torch.float64).to(one[0].device) for a, b in zip(one, other, strict=True) if b is not None]).sum()
 
 
-def _check_twice(outputs: Iterable[Tensor]) -> None:
-    """A function marked once_differentiable leaves in the graph a node that raises, but that ``torch.autograd.grad`` never visits."""
-    seen: set[Any] = set()
-    todo: list[Any] = [output.grad_fn for output in outputs]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "torch::autograd::Error":
-            raise RuntimeError("a function of the model is marked once_differentiable")
-        seen.add(node)
-        todo.extend(following for following, _ in node.next_functions)
+def _detached(grads: Grads) -> Grads:
+    return [None if grad is None else grad.detach() for grad in grads]
 
 
-def _squares(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [None if grad is None else wide(grad).square() for grad in grads]
+def _until(batches: Iterator[SizedBatch], left: int) -> Iterator[SizedBatch]:
+    """Batches up to so many samples: those behind have their graphs kept."""
+    while left > 0 and (found := next(batches, None)):
+        yield found
+        left -= found[1]
+
+
+def _add_squares(total: list[Tensor], values: Grads, weight: int) -> None:
+    for into, value in zip(total, values, strict=True):
+        if value is not None:
+            into.addcmul_(wide(value), wide(value), value=weight)
 
 
 def _add(total: list[Tensor], values: Sequence[Tensor | None], weight: int) -> list[Tensor]:

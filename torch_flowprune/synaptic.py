@@ -42,8 +42,8 @@ def _absolute_state(model: nn.Module) -> dict[str, Tensor]:
     made: dict[int, Tensor] = {}
     for name, value in named.items():
         if id(value) not in made:
-            doubled = value.detach().double() if value.is_floating_point() else value.detach()
-            made[id(value)] = doubled.abs() if name in persistent and value.is_floating_point() else doubled
+            doubled = value.detach().to(torch.float64, copy=True) if value.is_floating_point() else value.detach()
+            made[id(value)] = doubled.abs_() if name in persistent and value.is_floating_point() else doubled
     return {name: made[id(value)] for name, value in named.items()}
 
 

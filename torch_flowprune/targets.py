@@ -85,7 +85,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def wide(value: Tensor) -> Tensor:
     """Half-precision values in float32, where products such as θ·g do not underflow; the others as they are."""
-    return value.float() if value.dtype.itemsize < 4 else value
+    return value.to(wide_type(value))
+
+
+def wide_type(value: Tensor) -> torch.dtype:
+    """The dtype of :func:`wide`."""
+    return torch.float32 if value.dtype.itemsize < 4 else value.dtype
 
 
 def parameters_of(model: nn.Module) -> dict[str, Target]:

@@ -1,0 +1,255 @@
+"""What the sweeps of a flow cost, each against its goal, as ratios of processor time taken in one run.
+
+    python -m benchmarks.sweeps [--models vgg13 mobilenet resnet56 resnet50 vit_small] [--rounds 3] [--out benchmarks/results/sweeps.json]
+        [--peer DIR] [--correlations] [--quick]
+
+``--peer`` is a checkout of the paper's own code (flowandprune); its H·g of the same model and samples is then timed beside ours.
+``--correlations`` adds how scores in bfloat16 rank against those in float32. ``benchmarks/notes.md`` says where the time goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import ctypes
+import importlib
+import io
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import torch_flowprune as fp
+from benchmarks.measure import alternating, environment
+from benchmarks.paper.models import MODELS, build
+from torch_flowprune import measures
+from torch_flowprune.ranking import laid_out, spearman
+
+COMMAND = "python -m benchmarks.sweeps"
+NAMES = ("vgg13", "mobilenet", "resnet56", "resnet50", "vit_small")
+CORRELATED = ("resnet18", "resnet50", "vit_small", "trained")
+"""With random weights, but for the last: ResNet-20, half as wide, trained on scikit-learn's digits."""
+MEMORY = "6GB"
+"""Enough for every graph of the table."""
+
+Batches = list[tuple[Tensor, Tensor]]
+Row = dict[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    options = _parser().parse_args(arguments)
+    _steady(options.threads)
+    command = " ".join([COMMAND, *(sys.argv[1:] if arguments is None else arguments)])
+    found: dict[str, Any] = {"command": command, "environment": {**environment(), "threads": options.threads}, "rows": []}
+    for name in ["small"] if options.quick else options.models:
+        for rows in (scoring, partial(products, peer=options.peer), together, synaptic):
+            new = rows(name, 2 if options.quick else options.rounds)
+            print("\n".join(map(_line, new)), flush=True)
+            found["rows"] += new
+    for name in (["small"] if options.quick else CORRELATED) if options.correlations else []:
+        found.setdefault("correlations", {})[name] = new = correlations(name)
+        print(name, {kind: f"{value:.4f}" for kind, value in new.items()}, flush=True)
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=COMMAND, description="What the sweeps cost.")
+    parser.add_argument("--models", nargs="+", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each thing is timed")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; one gives the steadiest ratios on a busy machine")
+    parser.add_argument("--peer", type=Path, help="a checkout of the paper's code")
+    parser.add_argument("--correlations", action="store_true", help="rank correlation of scores in bfloat16 with those in float32")
+    parser.add_argument("--quick", action="store_true", help="a small net: shows that everything runs, measures nothing")
+    parser.add_argument("--out", type=Path, help="write the result as JSON")
+    return parser
+
+
+def _steady(threads: int) -> None:
+    """One thread, no denormals, and an allocator that keeps freed memory (glibc), as torch's does on a GPU: page faults are the system's."""
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore")
+    with contextlib.suppress(OSError, AttributeError):
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            ctypes.CDLL("libc.so.6").mallopt(option, ctypes.c_int(2**31 - 1))
+
+
+def model_of(name: str) -> tuple[nn.Module, tuple[int, ...], int]:
+    """The model with random weights, the shape of a sample and the size of a batch."""
+    torch.manual_seed(0)
+    if name == "small":
+        return build("vgg13", width=0.05), (3, 16, 16), 4
+    if name in MODELS:
+        return build(name), (3, 32, 32), 16
+    if name == "resnet50":
+        return importlib.import_module("torchvision").models.resnet50(num_classes=10), (3, 64, 64), 8
+    return importlib.import_module("timm").create_model("vit_small_patch16_224", num_classes=10, img_size=64), (3, 64, 64), 8
+
+
+def data_of(shape: tuple[int, ...], size: int, batches: int) -> Batches:
+    torch.manual_seed(1)
+    return [(torch.randn(size, *shape), torch.arange(size) % 10) for _ in range(batches)]
+
+
+def forward_backward(model: nn.Module, data: Batches) -> None:
+    model.eval()
+    for images, targets in data:
+        functional.cross_entropy(model(images), targets).backward()
+    model.zero_grad()
+
+
+def _timed(works: dict[str, Callable[[], object]], rounds: int, base: str, warm: bool = True) -> dict[str, Row]:
+    """Each work's median as a multiple of the base's, with its spread."""
+    if warm:
+        for work in works.values():
+            work()
+    times = alternating({name: lambda work=work: work for name, work in works.items()}, rounds, time.process_time)  # type: ignore[misc]
+    return {
+        name: {"measured": taken.median / times[base].median, "spread": taken.to_dict()["spread"], "seconds": taken.median}
+        for name, taken in times.items()
+    }
+
+
+def _row(work: str, model: str, goal: float, taken: Row, of: str = "forward+backward") -> Row:
+    return {"work": work, "model": model, "of": of, "goal": goal, **taken, "met": taken["measured"] <= goal}
+
+
+def scoring(name: str, rounds: int) -> list[Row]:
+    """Loss preservation and Fisher over 20 batches."""
+    model, shape, size = model_of(name)
+    data = data_of(shape, min(size, 8), 20)
+    works = {
+        "fb": lambda: forward_backward(model, data),
+        "scores": lambda: fp.scores(model, ["loss_preservation", "fisher"], data, granularity="filter", progress=False),
+    }
+    return [_row("loss preservation and Fisher, filters, 20 batches", name, 1.05, _timed(works, rounds, "fb")["scores"])]
+
+
+def products(name: str, rounds: int, peer: Path | None) -> list[Row]:
+    """Exact H·g: over six batches, with the graphs kept and without, and of one batch."""
+    model, shape, size = model_of(name)
+    data = data_of(shape, size, 6)
+    several = {
+        "fb": lambda: forward_backward(model, data),
+        "plain": lambda: fp.flow(model, data, needs=("Hg",), progress=False),
+        "kept": lambda: fp.flow(model, data, needs=("Hg",), progress=False, max_memory=MEMORY),
+    }
+    if peer and name in MODELS:
+        several["peer"] = _peer(peer, model, data)
+    one = {"fb": lambda: forward_backward(model, data[:1]), "one": lambda: fp.flow(model, data[0], needs=("Hg",), progress=False)}
+    taken, single = _timed(several, rounds, "fb"), _timed(one, max(rounds, 2 * rounds - 1), "fb")
+    rows = [
+        _row("H·g, six batches", name, 3.5, taken["plain"]),
+        _row(f"H·g, six batches, max_memory='{MEMORY}'", name, 3.5, taken["kept"]),
+        _row("H·g, one batch", name, 2.8, single["one"]),
+    ]
+    if "peer" in taken:
+        for kind in ("plain", "kept"):
+            ratio = {**taken[kind], "measured": taken[kind]["measured"] / taken["peer"]["measured"]}
+            rows.append(_row(f"H·g, six batches ({kind})", name, 0.6, ratio, "the paper's code"))
+    return rows
+
+
+def _peer(folder: Path, model: nn.Module, data: Batches) -> Callable[[], object]:
+    """The paper's code on the same samples: it reads one class after the other, a batch of them each."""
+    sys.path.insert(0, str(folder))
+    theirs = importlib.import_module("imp_estimator")
+    classes, each = len(data), len(data[0][0])
+    loader = [(images, torch.full_like(targets, label)) for label, (images, targets) in enumerate(data)]
+    loader.append((data[0][0][:1].repeat(classes, 1, 1, 1), torch.arange(classes)))  # it reads one sample more of each class than it takes
+    net = copy.deepcopy(model)
+
+    def run() -> None:
+        with contextlib.redirect_stderr(io.StringIO()):
+            theirs.cal_hg(net, loader, n_samples=each, n_classes=classes, T=200)
+
+    return run
+
+
+def together(name: str, rounds: int) -> list[Row]:
+    """Every measure from one flow, against the dearest alone; without g2_sample, which takes the samples one by one, and with it."""
+    model, shape, size = model_of(name)
+    data = data_of(shape, size, 2)
+    kinds = {kind for measure in fp.MEASURES for kind in measures.needs(measure)} - {"theta", "theta0", "generator", "g2_sample"}
+
+    def flow(*needs: str) -> Callable[[], object]:
+        return lambda: fp.flow(model, data, needs=needs, progress=False)
+
+    works = {"Hg": flow("Hg"), "all": flow(*kinds), "g2_sample": flow("g2_sample"), "every": flow(*kinds, "g2_sample")}
+    taken = _timed(works, rounds, "Hg")
+    dearest = max(taken["Hg"]["measured"], taken["g2_sample"]["measured"])
+    every = {**taken["every"], "measured": taken["every"]["measured"] / dearest}
+    return [
+        _row("all of a flow but g2_sample", name, 1.1, taken["all"], "H·g alone"),
+        _row("all of a flow", name, 1.1, every, "the dearest alone"),
+    ]
+
+
+def synaptic(name: str, rounds: int) -> list[Row]:
+    """SynFlow round by round, against as many forward+backwards of one sample."""
+    if name not in ("resnet50", "small"):
+        return []
+    model, shape, _ = model_of(name)
+    shape, count = ((3, 224, 224), 5) if name == "resnet50" else (shape, 2)
+    sample = data_of(shape, 1, 1)
+    works = {
+        "fb": lambda: forward_backward(model, sample * count),
+        "synflow": lambda: fp.global_prune(copy.deepcopy(model), "synflow", 0.9, rounds=count, example_inputs=sample[0][0], progress=False),
+        "gradient": lambda: [fp.flow(model, needs=("gR",), example_inputs=sample[0][0]) for _ in range(count)],
+    }
+    taken = _timed(works, rounds, "fb", warm=False)
+    each = f"as many forward+backwards of one sample ({count} rounds timed)"
+    return [_row("SynFlow, rounds", name, 1.15, taken["synflow"], each), _row("SynFlow, its gradient alone", name, 1.15, taken["gradient"], each)]
+
+
+def correlations(name: str) -> dict[str, float]:
+    """Spearman's rank correlation of scores in bfloat16 with those in float32, of single weights of all layers (a million of them)."""
+    if name == "trained":
+        model, data = trained()
+    else:
+        model, shape, size = model_of(name)
+        data = data_of(shape, size, 4)
+    kinds = ["loss_preservation", "fisher", "gradient_norm_preservation", "gradient_norm_increase"]
+    exact, rough = (fp.scores(model, kinds, data, progress=False, autocast=dtype) for dtype in (None, torch.bfloat16))
+    return {kind: spearman(*(laid_out(scores[kind]) for scores in (exact, rough))) for kind in kinds}
+
+
+def trained(epochs: int = 8) -> tuple[nn.Module, Batches]:
+    """A net that has learnt, and held-out data: its gradients are small, and bfloat16 has the more to lose."""
+    digits = importlib.import_module("sklearn.datasets").load_digits()
+    images = functional.interpolate(torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, size=16).expand(-1, 3, -1, -1)
+    targets = torch.tensor(digits.target)
+    torch.manual_seed(0)
+    model = build("resnet20", width=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    for _ in range(epochs):
+        for batch in torch.randperm(1500).split(64):
+            optimizer.zero_grad()
+            functional.cross_entropy(model.train()(images[batch]), targets[batch]).backward()
+            optimizer.step()
+    held_out = [(images[batch], targets[batch]) for batch in torch.arange(1500, len(targets)).split(64)]
+    with torch.no_grad():
+        right = sum((model.eval()(x).argmax(1) == y).sum().item() for x, y in held_out) / sum(len(y) for _, y in held_out)
+    print(f"trained: {right:.1%} of the held-out digits are right")
+    return model, held_out
+
+
+def _line(row: Row) -> str:
+    verdict = "met" if row["met"] else "MISSED"
+    figures = f"{row['measured']:6.2f} of {row['of']} (goal {row['goal']}, spread {row['spread']:.0%})"
+    return f"{row['model']:10} {row['work']:50} {figures}: {verdict}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""How much memory a sweep takes, measured on one and two samples, and how many samples then fit into a budget."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Bytes: TypeAlias = "int | str"
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def in_bytes(size: Bytes | None) -> int | None:
+    """A budget as a number of bytes: a positive whole number, or text such as ``"2GB"`` or ``"512 MiB"``.
+
+    >>> in_bytes("2GB"), in_bytes("1.5 MiB"), in_bytes(4096)
+    (2000000000, 1572864, 4096)
+    """
+    if size is None:
+        return None
+    text = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(size).lower()) if isinstance(size, (int, str)) else None
+    if text is None or isinstance(size, bool) or text[2] not in _UNITS or not (found := int(float(text[1]) * _UNITS[text[2]])):
+        raise ValueError(f"max_memory should be a number of bytes above 0 or text such as '2GB' or '512MiB', got {size!r}")
+    return found
+
+
+def readable(size: float) -> str:
+    """Bytes as people write them.
+
+    >>> readable(1536), readable(2.5e9)
+    ('1.54 kB', '2.5 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+class Peak(TorchDispatchMode):
+    """Inside, the bytes of tensors made: those ``live`` now, and the ``peak``. Tensors there before and kernels' own scratch do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for storage in _storages((args, kwargs)):
+            self._known.add(storage._cdata)
+        result = func(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            if storage._cdata not in self._known:
+                self._made(storage)
+        return result
+
+    def _made(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor) and value.layout is torch.strided]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of one batch as a line: ``first`` for its first sample, ``more`` for each after it."""
+
+    first: float
+    more: float
+
+    def of(self, samples: int) -> float:
+        return self.first + (samples - 1) * self.more
+
+    def samples(self, room: float) -> int:
+        """How many samples fit; 0 where not even one does."""
+        return int(1 + (room - self.first) // self.more if self.more > 0 else 2**62) if room >= self.first else 0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a sweep may use: bytes besides the model, or None for no limit; the host's memory for sums; a dtype to run the model in."""
+
+    max_memory: int | None = None
+    offload: bool = False
+    autocast: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.autocast not in (None, torch.bfloat16):
+            raise ValueError(
+                f"autocast should be torch.bfloat16 or None (gradients underflow in float16 without loss scaling), got {self.autocast!r}"
+            )
+
+
+def measured(work: Callable[[int], object], samples: int) -> tuple[Cost, Cost]:
+    """``work(n)`` on one sample and on two, if there are two: what it takes at most, and what its result goes on holding."""
+    work(1)  # what a first call loads and caches is not the samples'
+    peaks, kept = [], []
+    for count in (1, min(2, samples)):
+        with Peak() as memory:
+            result = work(count)
+            kept.append(memory.live)
+            peaks.append(memory.peak)
+            del result
+    return Cost(peaks[0], peaks[1] - peaks[0]), Cost(kept[0], kept[1] - kept[0])
