@@ -118,8 +118,8 @@ def test_rounds_end_at_the_target_and_rise_to_it(monkeypatch):
     left = []
     real = fp.pruning.apply_masks
 
-    def applied(model, given):
-        real(model, given)
+    def applied(model, given, **options):
+        real(model, given, **options)
         left.append(parameters(fp.shrink(model, X)))
 
     monkeypatch.setattr("torch_flowprune.pruning.apply_masks", applied)

@@ -213,7 +213,7 @@ def _indices(names: str, ndim: int) -> list[Hashable]:
 COUNTED: dict[str, Callable[[Value, Sequence[Any]], list[Dims]]] = {
     **{f"conv{n}d": convolution for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": transposed_convolution for n in (1, 2, 3)},
-    **dict.fromkeys(("linear", "matmul", "mm", "bmm", "mv", "dot"), product(0)),
+    **dict.fromkeys(("linear", "matmul", "mm", "bmm"), product(0)),
     **dict.fromkeys(("addmm", "baddbmm"), product(1)),
     "scaled_dot_product_attention": attention,
     "einsum": einsum,

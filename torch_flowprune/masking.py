@@ -81,7 +81,8 @@ def apply_masks(model: nn.Module, masks: Masks, *, copy: bool = True) -> None:
     checked = {name: fitting(known.get(name), name, mask) for name, mask in masks.items()}
     with all_or_nothing(known[name] for name in checked):
         for name, mask in checked.items():
-            _mask_target(known[name], mask, copy)
+            old = known[name].mask
+            set_mask(known[name], mask if old is None else mask & (old != 0), copy=copy and old is None)
 
 
 @contextmanager
@@ -209,13 +210,6 @@ def fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
     if mask.shape != target.parameter.shape:
         raise ValueError(f"the mask of {target.name!r} should have shape {tuple(target.parameter.shape)}, got {tuple(mask.shape)}")
     return mask.detach().to(target.parameter.device)
-
-
-def _mask_target(target: Target, mask: Tensor, copy: bool) -> None:
-    if target.mask is None:
-        set_mask(target, mask, copy)
-    else:
-        set_mask(target, mask & (target.mask != 0), copy=False)
 
 
 def set_mask(target: Target, mask: Tensor | None, copy: bool = True) -> None:
