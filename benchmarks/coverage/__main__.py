@@ -12,6 +12,7 @@ process of its own, one thread, with a limit on processor time and memory.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import re
@@ -69,6 +70,8 @@ def warmed(tools: Sequence[str]) -> None:
         tool = TOOLS[which](net, torch.randn(2, 3, 8, 8))
         tool.build(0.5)
         tool.prune(0.5)
+    gc.collect()
+    gc.freeze()  # a full collection of what was imported, a quarter of a second, would fall to whichever tool it hits
 
 
 def due(found: dict[str, Any] | None, name: str, which: str, options: argparse.Namespace, now: str) -> bool:
