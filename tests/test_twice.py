@@ -29,6 +29,7 @@ OPERATORS = {
     "linear": (F.linear, (3, 4), (2, 4), (2,)),
     "linear on sequences": (F.linear, (3, 2, 4), (2, 4), (2,)),
     "linear without bias": (lambda x, w, b: F.linear(x, w) + b, (3, 4), (2, 4), (2,)),
+    "linear on sequences, written in place": (lambda x, w, b: F.linear(x, w, b).mul_(2), (3, 2, 4), (2, 4), (2,)),
     "conv1d": (lambda *a: F.conv1d(*a, stride=2, padding=1), (2, 2, 6), (3, 2, 3), (3,)),
     "conv2d": (lambda *a: F.conv2d(*a, stride=(1, 2), padding=(1, 0), dilation=2), (2, 2, 5, 5), (3, 2, 2, 2), (3,)),
     "conv2d, grouped": (lambda *a: F.conv2d(*a, groups=2), (2, 4, 3, 3), (4, 2, 2, 2), (4,)),

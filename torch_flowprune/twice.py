@@ -156,7 +156,13 @@ def _hardsigmoid(input: Tensor, *_: Any, **__: Any) -> Tensor:
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operands | None:
     if not (_plain(input, weight, bias) and input.dim() >= 2 == weight.dim()):
         return None
-    return Bilinear(_aten.linear, _linear_transposes), input, weight, bias
+    return Bilinear(_linear_product, _linear_transposes), input, weight, bias
+
+
+def _linear_product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """Not as a view of the product of all rows, as older versions of torch give it: autograd would refuse to have it written in place."""
+    found = _aten.linear(x, w, b)
+    return _aten._unsafe_view(found, found.shape)  # type: ignore[no-any-return]
 
 
 def _linear_transposes(dy: Tensor, x: Tensor, w: Tensor, wanted: Wanted) -> Found:
