@@ -77,6 +77,7 @@ def resized_graph(small: nn.Module, reading: Reading, dead: Tensor, names: Seque
             if node.op == "call_function":
                 resize(copies[node], node, reading, dead)
                 in_precision(copies[node], precision)
+                in_any_layout(copies[node])
     spec_in, spec_out = program.call_spec.in_spec, program.call_spec.out_spec
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(list(names), spec_in, spec_out)))
     graph.lint()
@@ -164,6 +165,12 @@ def in_precision(node: Node, precision: torch.dtype) -> None:
         swap = {torch.float32: precision}
         node.args = tuple(swap.get(a, a) if isinstance(a, torch.dtype) else a for a in node.args)
         node.kwargs = {k: swap.get(a, a) if isinstance(a, torch.dtype) else a for k, a in node.kwargs.items()}
+
+
+def in_any_layout(node: Node) -> None:
+    """A view was exported where this device's kernels allowed one; where others lay out their results differently it takes a copy."""
+    if node.target is torch.ops.aten.view.default:
+        node.target = torch.ops.aten.reshape.default
 
 
 def set_argument(node: Node, name: str, value: Any) -> None:
