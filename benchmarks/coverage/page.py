@@ -13,7 +13,8 @@ HEAD = f"""# Coverage
 
 Which architectures can be coupled, pruned by channels and shrunk, and whether what is left computes the same: the smallest model of every
 timm module and every torchvision classification model, at their own input sizes. Beside it Torch-Pruning, by the recipe of its README
-(`BasePruner`, group magnitude, `round_to=8`, the classifier left alone, one step), on the same models in the same environment.
+(`BasePruner`, group magnitude, `round_to=8`, the classifier left alone, one step), on the same models in the same environment. Neither is told
+anything of a single architecture (Torch-Pruning takes `num_heads` for attention, and pruners written for a layer).
 
 - Affine parameters, layer scales and running statistics are random: zeros and ones hide faults. Of each group of channels 50 %, and 25 %, with the
   lowest norms go.
