@@ -340,7 +340,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if options.readme:
-        _into_page("\n\n".join(report(json.loads(file.read_text())) for file in _results()), MARKS)
+        _into_page("\n\n".join(map(report, _results())), MARKS)
     return found
 
 
@@ -350,9 +350,10 @@ def _alone(who: str, what: str) -> dict[str, float]:
     return alone_growing(*json.loads(what)) if who == "growth" else alone_largest(who, *json.loads(what))
 
 
-def _results() -> list[Path]:
-    """Every file of results that has such rows, whichever benchmark wrote it."""
-    return [file for file in sorted(RESULTS.glob("*.json")) if "met" in (json.loads(file.read_text()).get("rows") or [{}])[0]]
+def _results() -> list[dict[str, Any]]:
+    """Every result kept that has such rows, whichever benchmark wrote it."""
+    kept = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
+    return [found for found in kept if isinstance(found, dict) and isinstance(rows := found.get("rows"), list) and rows and "met" in rows[0]]
 
 
 def report(found: dict[str, Any]) -> str:

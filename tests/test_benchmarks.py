@@ -64,6 +64,15 @@ def test_table_quick_has_a_row_for_every_goal_of_its_kind(tmp_path):
     assert done.stdout.count("met |") + done.stdout.count("**missed** |") == len(rows)
 
 
+def test_the_page_of_goals_has_the_rows_of_every_result_kept(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    table = importlib.import_module("benchmarks.table")
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    found = table._results()
+    assert {"benchmarks.table", "benchmarks.sweeps"} <= {result["command"].split()[2] for result in found}
+    assert all(table.report(result) in page for result in found)
+
+
 def test_sweeps_quick_has_every_row_and_the_correlations(tmp_path):
     out = tmp_path / "sweeps.json"
     command = [sys.executable, "-m", "benchmarks.sweeps", "--quick", "--correlations", "--out", out]
