@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import torch_flowprune as fp
 from benchmarks.measure import environment
+from benchmarks.record import table
 from torch_flowprune.demo import accuracy, fit, network
 
 COMMAND = "python -m benchmarks.cifar10"
@@ -155,10 +156,8 @@ def page(found: dict[str, Any]) -> str:
     cases = [(granularity, sparsity) for granularity, sparsities in SPARSITIES.items() for sparsity in sparsities]
     header = ["measure", *(f"{granularity}s {sparsity:.0%}" for granularity, sparsity in cases)]
 
-    def table(cell: Any) -> str:
-        rows = [header, ["---", *["---:"] * len(cases)]]
-        rows += [[f"`{method}`", *(cell(method, *case) for case in cases)] for method in fp.MEASURES]
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    def by_measure(cell: Any) -> str:
+        return "\n".join(table(header, [[f"`{method}`", *(cell(method, *case) for case in cases)] for method in fp.MEASURES]))
 
     def values(key: str, method: str, granularity: str, sparsity: float) -> list[float]:
         return [row[key] for row in found["rows"] if (row["method"], row["granularity"], row["sparsity"]) == (method, granularity, sparsity)]
@@ -186,11 +185,11 @@ def page(found: dict[str, Any]) -> str:
         dense_loss=f"{statistics.mean(net['loss'] for net in dense):.3g}",
         dense_norm=f"{statistics.mean(net['norm'] for net in dense):.3g}",
         weights=sum(p.numel() for p in colour_network().parameters()),
-        accuracies=table(percent),
-        losses=table(lambda *case: average("loss", *case)),
-        norms=table(lambda *case: average("norm", *case)),
-        loss_changes=table(against("loss change")),
-        norm_changes=table(against("norm change")),
+        accuracies=by_measure(percent),
+        losses=by_measure(lambda *case: average("loss", *case)),
+        norms=by_measure(lambda *case: average("norm", *case)),
+        loss_changes=by_measure(against("loss change")),
+        norm_changes=by_measure(against("norm change")),
     )
 
 

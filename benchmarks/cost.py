@@ -25,14 +25,13 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 import torch_flowprune as fp
-from benchmarks.measure import Times, alternating, environment, forget_peak, memory
+from benchmarks.measure import Times, alternating, forget_peak, memory
+from benchmarks.record import README, RESULTS, ROOT, begun, into_page, keep, steady, table
 from torch_flowprune import measures
 from torch_flowprune.scoring import candidates, evaluate
 from torch_flowprune.targets import prunable
 
 COMMAND = "python -m benchmarks.cost"
-ROOT = Path(__file__).resolve().parent.parent
-README = Path(__file__).with_name("README.md")
 GRANULARITIES = ("weight", "filter", "2:4")
 SPARSITY = 0.9
 QUICK = "small"
@@ -43,24 +42,19 @@ Batches = list[tuple[Tensor, Tensor]]
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = _parser().parse_args(arguments)
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(options.threads)
-    warnings.simplefilter("ignore")
+    steady(options.threads)
     if options.memory_of:
         print(json.dumps(memory_of(*options.memory_of)))
         return {}
     names, rounds, batches = ([QUICK], 2, 2) if options.quick else (options.models, options.rounds, options.batches)
-    command = " ".join([COMMAND, *(sys.argv[1:] if arguments is None else arguments)])
-    found: dict[str, Any] = {"command": command, "environment": {**environment(), "threads": options.threads}, "models": {}}
+    found = {**begun(COMMAND, arguments, threads=options.threads), "models": {}}
     for name in names:
         found["models"][name] = cost(name, rounds, batches, options.threads)
     text = report(found)
     print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    keep(found, options.out)
     if options.readme:
-        _into_page("\n\n".join(report(json.loads(file.read_text())) for file in sorted(README.parent.glob("results/cost*.json"))))
+        into_page(README, _MARKS, "\n\n".join(report(json.loads(file.read_text())) for file in sorted(RESULTS.glob("cost*.json"))))
     return found
 
 
@@ -245,10 +239,6 @@ def report(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in [header, ["---", *["---:"] * (len(header) - 1)], *rows]]
-
-
 def _seconds(taken: dict[str, Any]) -> list[str]:
     return [f"{taken['median']:.3g}", f"{taken['min']:.3g}", f"{taken['spread']:.0%}"]
 
@@ -259,29 +249,22 @@ def _selection_table(result: dict[str, Any]) -> list[str]:
         memory = result["memory"].get(work)
         extra = [f"{memory['peak ratio']:.2f}", f"{memory['held ratio']:.2f}"] if memory else ["", ""]
         rows.append([work, *_seconds(taken), f"{taken['times ours']:.3g}", *extra])
-    return _table(
+    return table(
         ["magnitude, single weights, 90 %", "median s", "min s", "spread", "times ours", "peak extra / weights", "held after / weights"], rows
     )
 
 
 def _flow_table(flows: dict[str, Any]) -> list[str]:
     rows = [[label, *_seconds(taken), f"{taken['ratio']:.2f}"] for label, taken in flows.items()]
-    return _table(["flow", "median s", "min s", "spread", "of forward+backward"], rows)
+    return table(["flow", "median s", "min s", "spread", "of forward+backward"], rows)
 
 
 def _measure_table(scores: dict[str, Any]) -> list[str]:
     rows = [[f"`{name}`", *(f"{taken['ratio']:.2f} ({taken['median'] * 1e3:.0f})" for taken in by.values())] for name, by in scores.items()]
-    return _table(["measure: of forward+backward (formula, ms)", *GRANULARITIES], rows)
+    return table(["measure: of forward+backward (formula, ms)", *GRANULARITIES], rows)
 
 
 _MARKS = ("<!-- tables of python -m benchmarks.cost -->", "<!-- end of tables -->")
-
-
-def _into_page(text: str, marks: tuple[str, str] = _MARKS) -> None:
-    page = README.read_text(encoding="utf-8")
-    before, _, rest = page.partition(marks[0])
-    _, _, after = rest.partition(marks[1])
-    README.write_text(f"{before}{marks[0]}\n\n{text}\n\n{marks[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

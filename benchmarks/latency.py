@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import torch_flowprune as fp
-from benchmarks.measure import alternating, environment, forget_peak, memory
+from benchmarks.measure import alternating, forget_peak, memory
+from benchmarks.record import ROOT, begun, into_page, keep, steady, table
 from torch_flowprune.proof import relative_error
 
 COMMAND = "python -m benchmarks.latency"
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "structured.md"
 MARKS = ("<!-- table of python -m benchmarks.latency -->", "<!-- end of table -->")
 MODELS = ("resnet50", "mobilenetv2_100", "convnext_atto", "vit_small_patch16_224")
@@ -41,24 +40,20 @@ QUICK = "small"
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = _parser().parse_args(arguments)
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(options.threads)
-    warnings.simplefilter("ignore")
+    steady(options.threads)
     if options.memory_of:
         print(memory_of(*options.memory_of))
         return {}
     names, rounds, repeats = ([QUICK], 3, 1) if options.quick else (options.models, options.rounds, 3)
-    command = " ".join([COMMAND, *(sys.argv[1:] if arguments is None else arguments)])
     settings = {"threads": options.threads, "batch": options.batch, "share": options.share, "clock": clock_of(options.threads).__name__}
-    found: dict[str, Any] = {"command": command, "environment": environment(), "settings": settings, "models": {}}
+    found = {**begun(COMMAND, arguments), "settings": settings, "models": {}}
     for name in names:
         found["models"][name] = compared(name, options.share, options.batch, rounds, repeats, options.threads)
         print(name, json.dumps(found["models"][name]), file=sys.stderr)
     print(report(found))
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    keep(found, options.out)
     if options.docs:
-        into_page(report(found))
+        into_page(PAGE, MARKS, report(found))
     return found
 
 
@@ -157,13 +152,12 @@ def report(found: dict[str, Any]) -> str:
     kind = "processor time" if settings["clock"] == "process_time" else "wall time"
     head = ["model", "parameters", "FLOPs", "latency", "dense ms (spread)", "shrunk ms (spread)", "peak memory", "dense MiB", "shrunk MiB"]
     rows = [_row(name, result) for name, result in found["models"].items()]
-    table = ["| " + " | ".join(row) + " |" for row in [head, ["---", *["---:"] * (len(head) - 1)], *rows]]
     return "\n".join([
         f"    {found['command']}",
         "",
         f"{machine['processor']}, {settings['threads']} thread(s), {kind}, batch of {settings['batch']}; {versions}; commit {machine['commit']}.",
         "",
-        *table,
+        *table(head, rows),
     ])  # fmt: skip
 
 
@@ -186,13 +180,6 @@ def _row(name: str, result: dict[str, Any]) -> list[str]:
 
 def _ends(by_kind: dict[str, float]) -> dict[str, float]:
     return {"before": by_kind["dense"], "after": by_kind["shrunk"]}
-
-
-def into_page(text: str) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    PAGE.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

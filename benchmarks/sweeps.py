@@ -15,10 +15,8 @@ import copy
 import ctypes
 import importlib
 import io
-import json
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,8 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import torch_flowprune as fp
-from benchmarks.measure import alternating, environment
+from benchmarks.measure import alternating
 from benchmarks.paper.models import MODELS, build
+from benchmarks.record import Row, begun, keep, steady
 from torch_flowprune import measures
 from torch_flowprune.ranking import laid_out, spearman
 
@@ -42,24 +41,22 @@ MEMORY = "6GB"
 """Enough for every graph of the table."""
 
 Batches = list[tuple[Tensor, Tensor]]
-Row = dict[str, Any]
+Timed = dict[str, float]
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = _parser().parse_args(arguments)
     _steady(options.threads)
-    command = " ".join([COMMAND, *(sys.argv[1:] if arguments is None else arguments)])
-    found: dict[str, Any] = {"command": command, "environment": {**environment(), "threads": options.threads}, "rows": []}
+    found = {**begun(COMMAND, arguments, threads=options.threads), "rows": []}
     for name in ["small"] if options.quick else options.models:
         for rows in (scoring, partial(products, peer=options.peer), together, synaptic):
             new = rows(name, 2 if options.quick else options.rounds)
-            print("\n".join(map(_line, new)), flush=True)
-            found["rows"] += new
+            print(*(" | ".join(row.cells()) for row in new), sep="\n", flush=True)
+            found["rows"] += [row.to_dict() for row in new]
     for name in (["small"] if options.quick else CORRELATED) if options.correlations else []:
         found.setdefault("correlations", {})[name] = new = correlations(name)
         print(name, {kind: f"{value:.4f}" for kind, value in new.items()}, flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    keep(found, options.out)
     return found
 
 
@@ -77,9 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _steady(threads: int) -> None:
     """One thread, no denormals, and an allocator that keeps freed memory (glibc), as torch's does on a GPU: page faults are the system's."""
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(threads)
-    warnings.simplefilter("ignore")
+    steady(threads)
     with contextlib.suppress(OSError, AttributeError):
         for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
             ctypes.CDLL("libc.so.6").mallopt(option, ctypes.c_int(2**31 - 1))
@@ -109,7 +104,7 @@ def forward_backward(model: nn.Module, data: Batches) -> None:
     model.zero_grad()
 
 
-def _timed(works: dict[str, Callable[[], object]], rounds: int, base: str, warm: bool = True) -> dict[str, Row]:
+def _timed(works: dict[str, Callable[[], object]], rounds: int, base: str, warm: bool = True) -> dict[str, Timed]:
     """Each work's median as a multiple of the base's, with its spread."""
     if warm:
         for work in works.values():
@@ -121,20 +116,8 @@ def _timed(works: dict[str, Callable[[], object]], rounds: int, base: str, warm:
     }
 
 
-def _row(work: str, model: str, goal: float, taken: Row, of: str = "forward+backward") -> Row:
-    """In the fields that ``benchmarks.table`` puts beside its own rows."""
-    note = f"spread {taken['spread']:.0%}, {taken['seconds']:.3g} s"
-    measured = taken["measured"]
-    return {
-        "work": work,
-        "subject": model,
-        "measured": measured,
-        "goal": goal,
-        "unit": f"of {of}",
-        "more": False,
-        "note": note,
-        "met": measured <= goal,
-    }
+def _row(work: str, model: str, goal: float, taken: Timed, of: str = "forward+backward") -> Row:
+    return Row(work, model, taken["measured"], goal, f"of {of}", note=f"spread {taken['spread']:.0%}, {taken['seconds']:.3g} s")
 
 
 def scoring(name: str, rounds: int) -> list[Row]:
@@ -255,11 +238,6 @@ def trained(epochs: int = 8) -> tuple[nn.Module, Batches]:
         right = sum((model.eval()(x).argmax(1) == y).sum().item() for x, y in held_out) / sum(len(y) for _, y in held_out)
     print(f"trained: {right:.1%} of the held-out digits are right")
     return model, held_out
-
-
-def _line(row: Row) -> str:
-    verdict = "met" if row["met"] else "MISSED"
-    return f"{row['subject']:10} {row['work']:50} {row['measured']:6.2f} {row['unit']} (goal {row['goal']}; {row['note']}): {verdict}"
 
 
 if __name__ == "__main__":

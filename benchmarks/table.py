@@ -2,7 +2,7 @@
 
     python -m benchmarks.table [--large] [--quick] [--only ROW ...] [--out benchmarks/results/table.json] [--readme]
 
-``benchmarks/README.md`` says how to read the result. ``--large`` adds the model of 1.3 B weights, which takes 16 GiB and some minutes.
+``benchmarks/README.md`` says how to read the result. ``--large`` adds the model of 1.3 B weights, which takes 17 GiB and a minute or two.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import math
 import subprocess
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,34 +29,13 @@ from torch.nn.utils import prune
 from torch.profiler import ProfilerActivity, profile
 
 import torch_flowprune as fp
-from benchmarks.cost import README, ROOT, SPARSITY, _into_page, _ours, _table, _tensor_bytes, _torch, build, weights_of
-from benchmarks.measure import Times, alternating, environment, forget_peak, memory
+from benchmarks.cost import SPARSITY, _ours, _tensor_bytes, _torch, build, weights_of
+from benchmarks.measure import Times, alternating, forget_peak, memory
+from benchmarks.record import README, RESULTS, ROOT, Row, begun, into_page, keep, steady, table
 from torch_flowprune.targets import prunable
 
 COMMAND = "python -m benchmarks.table"
-RESULTS = README.parent / "results"
 MARKS = ("<!-- table of python -m benchmarks.table -->", "<!-- end of table -->")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One goal: ``measured`` should be at most ``goal``, or at least where ``more`` is better."""
-
-    work: str
-    subject: str
-    measured: float
-    goal: float
-    unit: str
-    more: bool = False
-    note: str = ""
-
-    @property
-    def met(self) -> bool:
-        return self.measured >= self.goal if self.more else self.measured <= self.goal
-
-    def cells(self) -> list[str]:
-        goal = f"{'≥' if self.more else '≤'} {self.goal:g} {self.unit}"
-        return [self.work, self.subject, goal, f"{self.measured:.3g}", "met" if self.met else "**missed**", self.note]
 
 
 @dataclass(frozen=True)
@@ -323,24 +301,20 @@ ROWS: dict[str, Callable[[Scale], list[Row]]] = {"magnitude": magnitude, "calls"
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = _parser().parse_args(arguments)
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(options.threads)
-    warnings.simplefilter("ignore")
+    steady(options.threads)
     if options.alone:
         print(json.dumps(_alone(*options.alone)))
         return {}
     scale = QUICK if options.quick else replace(Scale(), **{"pruned": tuple(options.pruned)} if options.pruned else {})
-    command = " ".join([COMMAND, *(sys.argv[1:] if arguments is None else arguments)])
-    found: dict[str, Any] = {"command": command, "environment": {**environment(), "threads": options.threads}, "rows": []}
+    found = {**begun(COMMAND, arguments, threads=options.threads), "rows": []}
     works = {**ROWS, "growth": lambda scale: growth(scale, larger=options.large), **({"largest": largest} if options.large else {})}
     for name in options.only or works:
         for row in works[name](scale):
             print(" | ".join(row.cells()), flush=True)
-            found["rows"].append({**asdict(row), "met": row.met})
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            found["rows"].append(row.to_dict())
+    keep(found, options.out)
     if options.readme:
-        _into_page("\n\n".join(map(report, _results())), MARKS)
+        into_page(README, MARKS, "\n\n".join(map(report, _results())))
     return found
 
 
@@ -359,18 +333,18 @@ def _results() -> list[dict[str, Any]]:
 def report(found: dict[str, Any]) -> str:
     """The result as Markdown."""
     machine = found["environment"]
-    rows = [Row(**{key: value for key, value in row.items() if key != "met"}).cells() for row in found["rows"]]
+    rows = [Row.from_dict(row).cells() for row in found["rows"]]
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['threads']} thread(s)"
     lines = [f"    {found['command']}", "", f"{where}; torch {machine['versions']['torch']}; commit {machine['commit']}.", ""]
-    return "\n".join([*lines, *_table(["work", "on", "goal", "measured", "", "beside it"], rows)])
+    return "\n".join([*lines, *table(["work", "on", "goal", "measured", "", "beside it"], rows)])
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=COMMAND, description="The goals of cost, each measured: met or missed.")
-    parser.add_argument("--large", action="store_true", help="also the model of 1.3 B weights: 16 GiB, some minutes")
+    parser.add_argument("--large", action="store_true", help="also the model of 1.3 B weights: 17 GiB, a minute or two")
     parser.add_argument("--quick", action="store_true", help="tiny models, one round: shows that everything runs, measures nothing")
     parser.add_argument("--only", nargs="+", choices=[*ROWS, "growth", "largest"], help="some of the rows")
-    parser.add_argument("--pruned", nargs="+", metavar="MODEL", help="timm models to prune; torch's side of the large ViT takes 15 GiB")
+    parser.add_argument("--pruned", nargs="+", metavar="MODEL", help="timm models to prune; torch's side of the large ViT takes 19 GiB")
     parser.add_argument("--threads", type=int, default=1, help="of torch; one gives the steadiest ratios on a busy machine")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     parser.add_argument("--readme", action="store_true", help="put the table into benchmarks/README.md")

@@ -17,9 +17,10 @@ from typing import Any
 
 from benchmarks.paper.effects import lines
 from benchmarks.paper.figures import FIGURES, figure, name_of
-from benchmarks.paper.rows import Row, table
+from benchmarks.paper.rows import Row
 from benchmarks.paper.sweep import short
 from benchmarks.paper.tables import TABLES
+from benchmarks.record import table
 
 PAGE, ALL = "paper.md", "paper_tables.md"
 _HEAD = """# The paper: all tables

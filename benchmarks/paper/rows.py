@@ -60,10 +60,6 @@ def percent(values: list[float]) -> str:
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 
 
-def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in [header, ["---", *["---:"] * (len(header) - 1)], *rows]]
-
-
 def title(found: Row, what: str) -> list[str]:
     setting = found["setting"]
     seeds = len({key.split("/")[0] for key in found["parts"]})

@@ -23,9 +23,9 @@ from benchmarks.paper.rows import (
     relative,
     rows_of,
     spread,
-    table,
     title,
 )
+from benchmarks.record import table
 
 
 def _expansions(found: Row) -> list[list[str]]:
