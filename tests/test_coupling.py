@@ -15,7 +15,8 @@ from torch.nn.utils import prune
 
 import torch_flowprune as fp
 from torch_flowprune.coupling import Coupling, Frozen, Group, Slice, alive, arguments_of, couple, coupling_of, masks, rows
-from torch_flowprune.graph import read, required_by
+from torch_flowprune.graph import required_by
+from torch_flowprune.reading import read
 from torch_flowprune.rules import RULES
 from torch_flowprune.shrink import ShrinkError, shrink
 

@@ -84,12 +84,9 @@ def test_only_two_modules_import_torchs_pruning():
     assert importers == {"masking", "host"}
 
 
-LONGER = {"graph.py": 380, "rules.py": 325, "shapes.py": 420}  # the rules of operators and what walks them: may shrink, not grow
-
-
 def test_files_stay_readable():
     counts = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
-    assert {name: count for name, count in counts.items() if count >= LONGER.get(name, 300)} == {}
+    assert {name: count for name, count in counts.items() if count >= 300} == {}
 
 
 def test_the_modules_are_all_in_the_architecture():

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from torch_flowprune.exported import ExportedModule
-from torch_flowprune.graph import canonical_names
 from torch_flowprune.proof import ShrinkError
+from torch_flowprune.reading import canonical_names
 
 __all__ = ["describe", "rebuild"]
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch_flowprune.candidates import Candidates
 from torch_flowprune.costs import Costs, costs_of
 from torch_flowprune.coupling import coupling_of, reading_of
-from torch_flowprune.graph import canonical_names
 from torch_flowprune.groups import MASKED, Coupling, Group, Slice, alive, masks, rows
 from torch_flowprune.masking import check_can_mask, dense_copy
+from torch_flowprune.reading import canonical_names
 from torch_flowprune.targets import Pair, Pattern, Target, parameters_of, prunable
 from torch_flowprune.units import Blocks
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from torch_flowprune.axes import Value
-from torch_flowprune.graph import Reading
 from torch_flowprune.groups import Coupling
 from torch_flowprune.nodes import module_path, operator_name
+from torch_flowprune.reading import Reading
 from torch_flowprune.report import Size
 
 Kept = Mapping[str, Tensor]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from torch_flowprune.axes import Block
-from torch_flowprune.graph import Reading, read
 from torch_flowprune.groups import Coupling, Frozen, Group, Slice, alive, masks, rows
 from torch_flowprune.masking import dense_copy
+from torch_flowprune.reading import Reading, read
 from torch_flowprune.rules import RULES, SPATIAL
 from torch_flowprune.targets import parameters_of
 

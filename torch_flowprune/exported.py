@@ -20,8 +20,8 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils._pytree import tree_map
 
 from torch_flowprune.axes import Value
-from torch_flowprune.graph import Reading
 from torch_flowprune.nodes import concrete, operator_name
+from torch_flowprune.reading import Reading
 
 __all__ = ["ExportedModule", "argument_names", "free_sizes", "graft", "recorded_calls", "resized_graph"]
 

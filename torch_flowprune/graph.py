@@ -1,35 +1,28 @@
 """Walks the graph that `torch.export` gives of a model and labels every tensor in it.
 
 The walk asks one rule per operator (`rules.RULES`) what happens to the labels. Where a rule has a choice (which
-factor of `heads * head_dim` is to be removable), the walk is repeated with other choices until nothing more can be
-won.
+factor of `heads * head_dim` is to be removable), it notes the place: `reading` walks again with another choice.
 """
 
 from __future__ import annotations
 
-import copy
 import operator
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from inspect import Parameter, signature
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
-from torch_flowprune.axes import FIXED, Axes, Solution, Value
+from torch_flowprune.axes import FIXED, Axes, Value
 from torch_flowprune.nodes import concrete, is_in_place, module_path, operator_name, sharing
 
-__all__ = ["Reading", "Walk", "export", "read"]
-
 Rule = Callable[..., Any]
-ROUNDS = 10  # walks with different choices; the deepest nesting of choices seen in timm needed 4
 
 
 @dataclass
@@ -39,51 +32,6 @@ class Site:
     options: int
     taken: int
     labels: Tensor
-
-
-@dataclass
-class Reading:
-    """A model's graph(s), with the labels of every tensor and what follows from them."""
-
-    programs: dict[str, ExportedProgram]
-    axes: Axes
-    solution: Solution
-    values: dict[Node, Any]
-    counts: dict[tuple[Node, str], Tensor]
-    roles: dict[tuple[str, int], str]
-    reads_zero: dict[tuple[str, int], bool]
-    named: dict[str, Value]
-    segments: list[Tensor]
-    unknown: dict[str, int]
-    unused: tuple[str, ...]
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """A copy of the modules that shares every tensor: what tracing writes to it (caches) the model never sees."""
-    tensors = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-    tensors += [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(t): t for t in tensors})
-
-
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None) -> ExportedProgram:
-    """The ATen graph of a model. sizes: dynamic shapes, as `torch.export` takes them."""
-    with torch.random.fork_rng(), warnings.catch_warnings(), without_stack_traces():
-        warnings.simplefilter("ignore")  # export warns of caches that modules fill while traced; the twin is thrown away
-        return torch.export.export(twin(model).train(training), args, dict(kwargs), dynamic_shapes=sizes, strict=False)
-
-
-@contextmanager
-def without_stack_traces() -> Iterator[None]:
-    """Nobody reads the source line of an operator here, and finding it takes a tenth of an export."""
-    config, name = getattr(torch.fx, "config", None), "do_not_emit_stack_traces"
-    before = getattr(config, name, None)  # older versions of torch have no such setting
-    try:
-        if before is not None:
-            setattr(config, name, True)
-        yield
-    finally:
-        if before is not None:
-            setattr(config, name, before)
 
 
 @dataclass
@@ -260,93 +208,6 @@ class Walk:
         self.values[node] = value
 
 
-def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rules: Mapping[str, Rule], sizes: Any = None) -> Reading:
-    """Label the model's graph in eval mode, and in train mode too where that uses parameters that eval does not."""
-    names = canonical_names(model)
-    programs = {"eval": export(model, args, kwargs, False, sizes)}
-    unused = unused_parameters(model, programs.values(), names)
-    error = ""
-    if unused:
-        try:
-            programs["train"] = export(model, args, kwargs, True)
-            unused = unused_parameters(model, programs.values(), names)
-        except Exception as e:  # noqa: BLE001 - whatever torch.export raises, what only training reads is then frozen
-            error = f"its training graph, which reads further parameters, can not be exported: {type(e).__name__}"
-    walk, solution = best_walk(programs, names, rules, error)
-    return Reading(
-        programs,
-        walk.axes,
-        solution,
-        walk.values,
-        walk.counts,
-        walk.roles,
-        walk.reads_zero,
-        walk.named,
-        walk.segments,
-        walk.unknown,
-        unused,
-    )
-
-
-def best_walk(programs: Mapping[str, ExportedProgram], names: Mapping[str, str], rules: Mapping[str, Rule], error: str) -> tuple[Walk, Solution]:
-    """Walks with one set of choices after another; the one that leaves most positions of parameters removable."""
-    choices: dict[str, int] = {}
-    best: tuple[int, Walk, Solution] | None = None
-    for _ in range(ROUNDS):
-        walk = Walk(dict(choices))
-        for prefix, program in programs.items():
-            walk.prefix = f"{prefix}:"
-            walk.run(program, names, rules)
-        if error:
-            for value in walk.named.values():
-                for labels in value.dims:
-                    walk.axes.freeze(labels, error)
-        solution = walk.axes.solve()
-        won = free_positions(walk.axes, solution)
-        if best is None or won > best[0]:
-            best = (won, walk, solution)
-        if not advance(choices, walk.sites, solution):
-            break
-    assert best is not None
-    return best[1], best[2]
-
-
-def advance(choices: dict[str, int], sites: Mapping[str, Site], solution: Solution) -> bool:
-    """Take the next option where the one taken is frozen: by hard facts first, as others may then recover."""
-    hard: list[str] = []
-    soft: list[str] = []
-    for key, site in sites.items():
-        if site.options > 1 and choices.get(key, 0) + 1 < site.options and bool(solution.frozen(site.labels).all()):
-            blame = set(solution.root[site.labels].tolist())
-            (soft if blame <= solution.soft else hard).append(key)
-    for key in hard or soft:
-        choices[key] = choices.get(key, 0) + 1
-    return bool(hard or soft)
-
-
-def free_positions(axes: Axes, solution: Solution) -> int:
-    return sum(int((~solution.frozen(torch.arange(b.start, b.start + b.size))).sum()) for b in axes.blocks)
-
-
-def canonical_names(model: nn.Module) -> dict[str, str]:
-    """Every name of a parameter or buffer -> the first name of the same tensor: tied tensors are one."""
-    first: dict[int, str] = {}
-    names: dict[str, str] = {}
-    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
-        names[name] = first.setdefault(id(tensor), name)
-    return names
-
-
-def unused_parameters(model: nn.Module, programs: Any, names: Mapping[str, str]) -> tuple[str, ...]:
-    used: set[str] = set()
-    for program in programs:
-        nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
-        for spec in program.graph_signature.input_specs:
-            if spec.kind is InputKind.PARAMETER and nodes[spec.arg.name].users:
-                used.add(names[spec.target])
-    return tuple(n for n, _ in model.named_parameters() if n not in used)
-
-
 def flat(values: Any) -> list[Value]:
     """The values of a node with one or several outputs."""
     return [v for v in (values if isinstance(values, (list, tuple)) else [values]) if isinstance(v, Value)]
@@ -360,4 +221,5 @@ def required_by(rule: Rule) -> frozenset[str]:
 
 @cache
 def parameters_of(rule: Rule) -> tuple[str, ...]:
+    """The names of a rule's arguments, but for the walk."""
     return tuple(signature(rule).parameters)[1:]

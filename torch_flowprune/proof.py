@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from torch_flowprune.graph import Reading
 from torch_flowprune.nodes import operator_name
+from torch_flowprune.reading import Reading
 from torch_flowprune.resize import Surgery
 
 __all__ = ["ShrinkError", "Trial", "apply_masks", "first_line", "relative_error", "tolerance_of"]

@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch_flowprune.graph import Reading, flat
+from torch_flowprune.graph import flat
 from torch_flowprune.nodes import module_path, operator_name
+from torch_flowprune.reading import Reading
 
 __all__ = ["SIZED", "Surgery", "attribute_plans", "changed_sizes"]
 

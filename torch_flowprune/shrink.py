@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from torch_flowprune.coupling import arguments_of, coupling_of, reading_of
 from torch_flowprune.exported import argument_names, free_sizes, graft, recorded_calls, resized_graph
-from torch_flowprune.graph import Reading, canonical_names, read, twin
 from torch_flowprune.groups import Coupling, alive
 from torch_flowprune.masking import dense_copy, remove
 from torch_flowprune.proof import ShrinkError, Trial, apply_masks, first_line, tolerance_of
+from torch_flowprune.reading import Reading, canonical_names, read, twin
 from torch_flowprune.resize import Surgery, attribute_plans, changed_sizes
 from torch_flowprune.rules import RULES
 
