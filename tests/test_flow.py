@@ -390,6 +390,12 @@ def test_a_closure_stands_alone(options):
         fp.flow(cases.mlp(), CASES["mlp"].batch(4), closure=lambda model, batch: model(batch[0]).sum(), **options)
 
 
+@pytest.mark.parametrize(("name", "form"), [("loss", r"loss\(output, target\)"), ("closure", r"closure\(model, batch\)")])
+def test_a_loss_by_its_name_is_refused(name, form):
+    with pytest.raises(TypeError, match=rf"{name} should be a function, called as {form}, such as .*; got 'ce'"):
+        fp.flow(cases.mlp(), CASES["mlp"].batch(4), **{name: "ce"})
+
+
 def test_other_bad_arguments():
     model, batch = cases.mlp(), CASES["mlp"].batch(4)
     with pytest.raises(ValueError, match="mode should be 'eval' or 'train'"):

@@ -91,6 +91,10 @@ class Objective:
             raise ValueError(f"temperature should be above 0 (the logits are divided by it), got {self.temperature!r}")
         if self.closure is not None and (self.loss is not None or self.temperature != 1.0):
             raise ValueError("closure= computes the whole loss: give it alone, and apply loss and temperature inside it")
+        for name, given, form in (("loss", self.loss, "loss(output, target)"), ("closure", self.closure, "closure(model, batch)")):
+            if given is not None and not callable(given):
+                example = "torch.nn.functional.cross_entropy" if name == "loss" else "lambda model, batch: model(batch).mean()"
+                raise TypeError(f"{name} should be a function, called as {form}, such as {example}; got {given!r}")
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         value = self.number(model, batch)
