@@ -91,10 +91,8 @@ class Objective:
             raise ValueError(f"temperature should be above 0 (the logits are divided by it), got {self.temperature!r}")
         if self.closure is not None and (self.loss is not None or self.temperature != 1.0):
             raise ValueError("closure= computes the whole loss: give it alone, and apply loss and temperature inside it")
-        for name, given, form in (("loss", self.loss, "loss(output, target)"), ("closure", self.closure, "closure(model, batch)")):
-            if given is not None and not callable(given):
-                example = "torch.nn.functional.cross_entropy" if name == "loss" else "lambda model, batch: model(batch).mean()"
-                raise TypeError(f"{name} should be a function, called as {form}, such as {example}; got {given!r}")
+        _check_function("loss", self.loss, "loss(output, target), such as torch.nn.functional.cross_entropy")
+        _check_function("closure", self.closure, "closure(model, batch), such as lambda model, batch: model(batch).mean()")
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         value = self.number(model, batch)
@@ -252,3 +250,8 @@ def halves(batch: Batch) -> tuple[Batch, Batch] | None:
         return _map(lambda tensor: tensor[start::2] if tensor.dim() and len(tensor) == size else tensor, batch)
 
     return every(0), every(1)
+
+
+def _check_function(name: str, given: object, form: str) -> None:
+    if given is not None and not callable(given):
+        raise TypeError(f"{name} should be a function, called as {form}; got {given!r}")
