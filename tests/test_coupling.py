@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 import torch_flowprune as fp
 from torch_flowprune.coupling import Coupling, Frozen, Group, Slice, alive, arguments_of, couple, coupling_of, masks, rows
 from torch_flowprune.graph import required_by
-from torch_flowprune.reading import read
+from torch_flowprune.reading import export, read
 from torch_flowprune.rules import RULES
 from torch_flowprune.shrink import ShrinkError, shrink
 
@@ -313,7 +313,7 @@ def test_no_example_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_reading_leaves_torchs_settings_as_they_were(fails: bool) -> None:
+def test_exporting_leaves_torchs_settings_as_they_were(fails: bool) -> None:
     config = getattr(torch.fx, "config", None)
     if not hasattr(config, "do_not_emit_stack_traces"):
         pytest.skip("a setting of newer versions of torch")
@@ -327,7 +327,7 @@ def test_reading_leaves_torchs_settings_as_they_were(fails: bool) -> None:
             return super().forward(x)
 
     with pytest.raises(RuntimeError, match="here") if fails else contextlib.nullcontext():
-        couple(nn.Sequential(Looks(3, 4), nn.Linear(4, 2)), torch.randn(2, 3))
+        export(nn.Sequential(Looks(3, 4), nn.Linear(4, 2)), (torch.randn(2, 3),), {}, training=False)
     assert seen[0]
     assert not config.do_not_emit_stack_traces
 

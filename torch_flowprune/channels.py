@@ -100,7 +100,7 @@ def channel_candidates(
     """The groups of a model whose producers are all among the parameters to prune.
 
     Args:
-        model: any module that ``torch.export`` can read; left as it was.
+        model: run once on the example; left as it was.
         example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of them; two samples or more.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.targets.prunable`.
         scored_by: ``"producer"``, the weights that compute the channel (the paper's); ``"group"``, everything coupled; ``"norm"``, γ and

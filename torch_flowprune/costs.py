@@ -155,7 +155,7 @@ class Ruler:
         return Extent(int((group < 0).sum()), owned)
 
     def operations(self) -> Iterator[Term]:
-        for node in self.reading.programs["eval"].graph.nodes:
+        for node in self.reading.traced["eval"].graph.nodes:
             count = COUNTED.get(operator_name(node)) if node.op == "call_function" else None
             if count is not None:
                 for dims in count(self.reading.values[node], _arguments(node, self.reading)):

@@ -1,4 +1,4 @@
-"""Which channels live or die together: read off the graph that ``torch.export`` gives of a model.
+"""Which channels live or die together: read off the graph of a model's operators.
 
 A unit is removable when the model with the unit's slices set to zero computes exactly what the smaller model without
 them computes, for every value of the parameters and every input.
@@ -25,10 +25,10 @@ __all__ = ["Coupling", "Frozen", "Group", "Slice", "alive", "couple", "masks", "
 
 
 def couple(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Coupling:
-    """The coupling of a model's channels, read from the graph that ``torch.export`` gives of it. The model is left as it was.
+    """The coupling of a model's channels, read off the operators of one forward. The model is left as it was.
 
     Args:
-        model: any module that ``torch.export`` reads.
+        model: any module. Where its forward depends on values, ``torch.export`` has to be able to read it.
         example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of them; a batch of two samples or more.
         kwargs: keyword arguments of the model's forward, besides.
 

@@ -60,7 +60,8 @@ def revived(make: Callable[..., GraphModule], given: tuple[Any, ...]) -> Exporte
 
 def resized_graph(small: nn.Module, reading: Reading, dead: Tensor, names: Sequence[str]) -> ExportedModule:
     """The exported eval graph on the tensors of `small`, its sizes rewritten. names: of the forward's arguments."""
-    program = reading.programs["eval"]
+    program = reading.traced["eval"].program
+    assert program is not None, "a recorded graph has no signature to build a module of"
     specs = {s.arg.name: s for s in program.graph_signature.input_specs}
     precision = next((p.dtype for p in small.parameters() if p.is_floating_point()), torch.float32)
     root, graph, copies = nn.Module(), Graph(), dict[Node, Node]()

@@ -1,4 +1,4 @@
-"""Walks the graph that `torch.export` gives of a model and labels every tensor in it.
+"""Walks the graph of a model's operators and labels every tensor in it.
 
 The walk asks one rule per operator (`rules.RULES`) what happens to the labels. Where a rule has a choice (which
 factor of `heads * head_dim` is to be removable), it notes the place: `reading` walks again with another choice.
@@ -15,12 +15,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from torch_flowprune.axes import FIXED, Axes, Value
-from torch_flowprune.nodes import concrete, is_in_place, module_path, operator_name, sharing
+from torch_flowprune.nodes import Traced, concrete, is_in_place, module_path, operator_name, sharing
 
 Rule = Callable[..., Any]
 
@@ -114,28 +112,24 @@ class Walk:
 
     # -- the walk -------------------------------------------------------------------------------------------------
 
-    def run(self, program: ExportedProgram, names: Mapping[str, str], rules: Mapping[str, Rule]) -> None:
-        specs = {s.arg.name: s for s in program.graph_signature.input_specs}
-        for self.node in program.graph.nodes:
+    def run(self, traced: Traced, names: Mapping[str, str], rules: Mapping[str, Rule]) -> None:
+        for self.node in traced.graph.nodes:
             node = self.node
             if node.op == "placeholder":
-                self.values[node] = self._placeholder(node, specs[node.name], names)
+                self.values[node] = self._placeholder(node, traced.sources.get(node), names)
             elif node.op == "call_function":
                 self.values[node] = self._call(node, rules)
             elif node.op == "output":
                 self._freeze_all(node.all_input_nodes, "reaches the model's output")
 
-    def _placeholder(self, node: Node, spec: Any, names: Mapping[str, str]) -> Any:
+    def _placeholder(self, node: Node, source: tuple[str, str] | None, names: Mapping[str, str]) -> Any:
         if not isinstance(node.meta.get("val"), Tensor):
             return None
-        kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer"}
-        if spec.kind not in kinds:
+        if source is None or source[1] not in names:  # an input, or a constant of the module that is no buffer of it
             return self.fixed(self.out_shape)
-        if spec.target not in names:  # a constant of the module that is no buffer of it
-            return self.fixed(self.out_shape)
-        name = names[spec.target]
+        kind, name = source[0], names[source[1]]
         if name not in self.named:
-            self.named[name] = self.axes.named(name, self.out_shape, kinds[spec.kind])
+            self.named[name] = self.axes.named(name, self.out_shape, kind)
         return self.named[name]
 
     def _call(self, node: Node, rules: Mapping[str, Rule]) -> Any:

@@ -1,17 +1,28 @@
-"""What a node of an exported graph says of itself: its operator, its module, its sizes, and whose memory it shares."""
+"""A traced model, and what a node of its graph says of itself: its operator, its module, its sizes, and whose memory it shares."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch.fx import Node
+from torch.export import ExportedProgram
+from torch.fx import Graph, Node
 
-__all__ = ["concrete", "is_in_place", "module_path", "operator_name", "sharing"]
+__all__ = ["Traced", "concrete", "is_in_place", "module_path", "operator_name", "sharing"]
 
 # these may hand their operand on as it is, which their schemas do not say
 HANDING_ON = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The ATen operators of one forward. sources: placeholders that are state of the model, as (parameter or buffer, name)."""
+
+    graph: Graph
+    sources: Mapping[Node, tuple[str, str]]
+    program: ExportedProgram | None = None
 
 
 def operator_name(node: Node) -> str:

@@ -40,7 +40,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 def tolerance_of(reading: Reading) -> float | None:
     """None for the default; wider where the model itself casts to a precision below float64."""
-    for node in reading.programs["eval"].graph.nodes:
+    for node in reading.traced["eval"].graph.nodes:
         if operator_name(node) in ("to", "_to_copy", "type_as") and any(
             d in (torch.float32, torch.float16, torch.bfloat16) for d in [*node.args, *node.kwargs.values()]
         ):

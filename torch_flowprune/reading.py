@@ -1,22 +1,23 @@
-"""Reads a model: the graph that `torch.export` gives of it, with every tensor labelled by the walk that leaves most to remove."""
+"""Reads a model: the graph of its operators, with every tensor labelled by the walk that leaves most to remove."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from torch_flowprune.axes import Axes, Solution, Value
 from torch_flowprune.graph import Rule, Site, Walk
+from torch_flowprune.nodes import Traced
+from torch_flowprune.recording import recorded
 
 ROUNDS = 10  # walks with different choices; the deepest nesting of choices seen in timm needed 4
 
@@ -25,7 +26,7 @@ ROUNDS = 10  # walks with different choices; the deepest nesting of choices seen
 class Reading:
     """A model's graph(s), with the labels of every tensor and what follows from them."""
 
-    programs: dict[str, ExportedProgram]
+    traced: dict[str, Traced]
     axes: Axes
     solution: Solution
     values: dict[Node, Any]
@@ -39,17 +40,29 @@ class Reading:
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A copy of the modules that shares every tensor: what tracing writes to it (caches) the model never sees."""
-    tensors = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-    tensors += [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(t): t for t in tensors})
+    """A copy of the modules that shares parameters and constants: what tracing writes (caches, running statistics) the model never sees."""
+    shared = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    shared += model.parameters()
+    return copy.deepcopy(model, {id(t): t for t in shared})
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None) -> ExportedProgram:
-    """The ATen graph of a model. sizes: dynamic shapes, as `torch.export` takes them."""
+def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Traced:
+    """Recorded; what can not be recorded, `torch.export` may know how to read, or else says what is wrong."""
+    try:
+        return recorded(twin(model), args, kwargs, training)
+    except Exception:  # noqa: BLE001 - whatever the model's code raises when it is run
+        return export(model, args, kwargs, training)
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None) -> Traced:
+    """As `torch.export` gives it. sizes: dynamic shapes, as it takes them."""
     with torch.random.fork_rng(), warnings.catch_warnings(), without_stack_traces():
         warnings.simplefilter("ignore")  # export warns of caches that modules fill while traced; the twin is thrown away
-        return torch.export.export(twin(model).train(training), args, dict(kwargs), dynamic_shapes=sizes, strict=False)
+        program = torch.export.export(twin(model).train(training), args, dict(kwargs), dynamic_shapes=sizes, strict=False)
+    nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
+    kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer"}
+    sources = {nodes[s.arg.name]: (kinds[s.kind], str(s.target)) for s in program.graph_signature.input_specs if s.kind in kinds}
+    return Traced(program.graph, sources, program)
 
 
 @contextmanager
@@ -66,21 +79,21 @@ def without_stack_traces() -> Iterator[None]:
             setattr(config, name, before)
 
 
-def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rules: Mapping[str, Rule], sizes: Any = None) -> Reading:
-    """Label the model's graph in eval mode, and in train mode too where that uses parameters that eval does not."""
+def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rules: Mapping[str, Rule], evaluated: Traced | None = None) -> Reading:
+    """Label the model's graph in eval mode (`evaluated`, if at hand), and in train mode too where that uses parameters that eval does not."""
     names = canonical_names(model)
-    programs = {"eval": export(model, args, kwargs, False, sizes)}
-    unused = unused_parameters(model, programs.values(), names)
+    traced = {"eval": evaluated or trace(model, args, kwargs, False)}
+    unused = unused_parameters(model, traced.values(), names)
     error = ""
     if unused:
         try:
-            programs["train"] = export(model, args, kwargs, True)
-            unused = unused_parameters(model, programs.values(), names)
-        except Exception as e:  # noqa: BLE001 - whatever torch.export raises, what only training reads is then frozen
-            error = f"its training graph, which reads further parameters, can not be exported: {type(e).__name__}"
-    walk, solution = best_walk(programs, names, rules, error)
+            traced["train"] = trace(model, args, kwargs, True)
+            unused = unused_parameters(model, traced.values(), names)
+        except Exception as e:  # noqa: BLE001 - whatever the training forward raises, what only training reads is then frozen
+            error = f"its training graph, which reads further parameters, can not be read: {type(e).__name__}"
+    walk, solution = best_walk(traced, names, rules, error)
     return Reading(
-        programs,
+        traced,
         walk.axes,
         solution,
         walk.values,
@@ -94,15 +107,15 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rul
     )
 
 
-def best_walk(programs: Mapping[str, ExportedProgram], names: Mapping[str, str], rules: Mapping[str, Rule], error: str) -> tuple[Walk, Solution]:
+def best_walk(traced: Mapping[str, Traced], names: Mapping[str, str], rules: Mapping[str, Rule], error: str) -> tuple[Walk, Solution]:
     """Walks with one set of choices after another; the one that leaves most positions of parameters removable."""
     choices: dict[str, int] = {}
     best: tuple[int, Walk, Solution] | None = None
     for _ in range(ROUNDS):
         walk = Walk(dict(choices))
-        for prefix, program in programs.items():
+        for prefix, graph in traced.items():
             walk.prefix = f"{prefix}:"
-            walk.run(program, names, rules)
+            walk.run(graph, names, rules)
         if error:
             for value in walk.named.values():
                 for labels in value.dims:
@@ -144,12 +157,7 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
     return names
 
 
-def unused_parameters(model: nn.Module, programs: Any, names: Mapping[str, str]) -> tuple[str, ...]:
+def unused_parameters(model: nn.Module, traced: Iterable[Traced], names: Mapping[str, str]) -> tuple[str, ...]:
     """Parameters that no graph reads."""
-    used: set[str] = set()
-    for program in programs:
-        nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
-        for spec in program.graph_signature.input_specs:
-            if spec.kind is InputKind.PARAMETER and nodes[spec.arg.name].users:
-                used.add(names[spec.target])
+    used = {names[name] for graph in traced for node, (kind, name) in graph.sources.items() if kind == "parameter" and node.users}
     return tuple(n for n, _ in model.named_parameters() if n not in used)

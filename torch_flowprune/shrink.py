@@ -22,7 +22,7 @@ from torch_flowprune.exported import argument_names, free_sizes, graft, recorded
 from torch_flowprune.groups import Coupling, alive
 from torch_flowprune.masking import dense_copy, remove
 from torch_flowprune.proof import ShrinkError, Trial, apply_masks, first_line, tolerance_of
-from torch_flowprune.reading import Reading, canonical_names, read, twin
+from torch_flowprune.reading import Reading, canonical_names, export, read, twin
 from torch_flowprune.resize import Surgery, attribute_plans, changed_sizes
 from torch_flowprune.rules import RULES
 
@@ -128,9 +128,9 @@ class Bench:
             module = self.dense.get_submodule(path)
             args, kwargs = self.calls[path] if path else (self.args, self.kwargs)
             try:
-                reading = read(module, args, kwargs, RULES, free_sizes(module, args, kwargs))
+                reading = read(module, args, kwargs, RULES, export(module, args, kwargs, False, free_sizes(module, args, kwargs)))
             except Exception:  # noqa: BLE001 - code that fixes its sizes: the graph is then for the example's
-                reading = read(module, args, kwargs, RULES)
+                reading = read(module, args, kwargs, RULES, export(module, args, kwargs, False))
             keep = {n.removeprefix(f"{path}."): k for n, k in self.surgery.keep.items() if n.startswith(f"{path}." if path else "")}
             self.graphs[path] = (reading, dead_labels(reading, Surgery(keep, {})), argument_names(module, args, kwargs))
         return self.graphs[path]
