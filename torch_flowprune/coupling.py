@@ -6,8 +6,11 @@ them computes, for every value of the parameters and every input.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -68,53 +71,86 @@ def coupling_of(reading: Reading) -> Coupling:
     Parts that an axis is split into are groups of their own, so that one unit left of each group leaves no tensor
     empty.
     """
-    owners = owners_of_free_classes(reading)
-    segments = segments_of_classes(reading)
-    alike: dict[tuple[tuple[tuple[int, int], ...], frozenset[int]], list[int]] = {}
-    for root, places in owners.items():
-        key = tuple((b, len(p)) for b, p in places.items()), segments.get(root, frozenset())
-        alike.setdefault(key, []).append(root)
+    classes = free_classes(reading)
     groups, refused = [], dict[int, str]()
-    for (signature, _), roots in alike.items():
-        slices = tuple(
-            Slice(
-                block.name,
-                block.axis,
-                torch.tensor([owners[r][b] for r in roots]),
-                role_of(reading, block),
-                reading.reads_zero.get((block.name, block.axis), False),
-            )
-            for b, _ in signature
-            for block in [reading.axes.blocks[b]]
-        )
+    for members, slices in classes.alike(reading):
         reason = reason_against(slices)
         if reason:
-            refused.update(dict.fromkeys(roots, reason))
+            refused.update(dict.fromkeys(classes.roots[members].tolist(), reason))
         else:
             groups.append(Group("", slices))
-    groups.sort(key=lambda g: order_of(reading, g))
+    order = {(block.name, block.axis): i for i, block in enumerate(reading.axes.blocks)}
+    groups.sort(key=lambda group: min((order[s.parameter, s.axis], int(s.index.min())) for s in group.slices if s.role == "producer"))
     return Coupling(named(groups), frozen_of(reading, refused), dict(reading.unknown))
 
 
-def owners_of_free_classes(reading: Reading) -> dict[int, dict[int, list[int]]]:
-    """Class -> number of a named dimension -> positions on it, for classes of labels that nothing freezes."""
-    owners: dict[int, dict[int, list[int]]] = {}
-    for i, b in enumerate(reading.axes.blocks):
-        labels = torch.arange(b.start, b.start + b.size)
-        free = (~reading.solution.frozen(labels)).nonzero().flatten()
-        for position, root in zip(free.tolist(), reading.solution.root[labels[free]].tolist(), strict=True):
-            owners.setdefault(root, {}).setdefault(i, []).append(position)
-    return owners
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """The classes of labels that nothing freezes, and their places: entries, ordered by block and by position on it.
+
+    Attributes:
+        roots: (classes,) the root of each, in the order in which the blocks show them.
+        kind: (classes,) a number, the same for those in the same blocks, equally often, and in the same segments.
+        block, position, member: (entries,) a position of a block, and the class that it is in.
+    """
+
+    roots: Tensor
+    kind: Tensor
+    block: Tensor
+    position: Tensor
+    member: Tensor
+
+    def alike(self, reading: Reading) -> Iterator[tuple[Tensor, tuple[Slice, ...]]]:
+        """The classes of each kind, and the slices that they own as units."""
+        blocks, n = reading.axes.blocks, len(self.roots)
+        place = self.kind[self.member] * len(blocks) + self.block
+        order = (place * n + self.member).argsort(stable=True)
+        places, sizes = place[order].unique_consecutive(return_counts=True)
+        parts = zip(places.tolist(), self.position[order].split(sizes.tolist()), strict=True)
+        units = self.kind.bincount().tolist()
+        members = self.kind.argsort(stable=True).split(units)
+        for kind, found in groupby(parts, key=lambda part: part[0] // len(blocks)):
+            owned = [(blocks[at % len(blocks)], positions.view(units[kind], -1)) for at, positions in found]
+            yield members[kind], tuple(slice_of(reading, block, index) for block, index in owned)
 
 
-def segments_of_classes(reading: Reading) -> dict[int, frozenset[int]]:
-    """Class -> the parts of split axes it is found in; parts with the same classes count as one."""
-    parts = {frozenset(reading.solution.root[labels].tolist()) for labels in reading.segments}
-    found: dict[int, set[int]] = {}
-    for i, part in enumerate(parts):
-        for root in part:
-            found.setdefault(root, set()).add(i)
-    return {root: frozenset(numbers) for root, numbers in found.items()}
+def free_classes(reading: Reading) -> Classes:
+    root = reading.solution.root
+    block, position, label = reading.axes.places()
+    free = ~reading.solution.frozen(label)
+    block, position, label = block[free], position[free], label[free]
+    member, roots = numbered(root[label])
+    kind = torch.zeros(len(roots), dtype=torch.long)
+    parts = member.split(block.bincount().tolist())
+    for part in {tuple(part.tolist()): part for part in parts}.values():  # a weight, its bias and its norm say the same
+        kind = told_apart(kind, *part.unique(return_counts=True))
+    number = torch.full_like(root, -1)
+    number[roots] = torch.arange(len(roots))
+    for labels in reading.segments:
+        inside = number[root[labels]].unique()
+        kind = told_apart(kind, inside[inside >= 0], torch.tensor(1))
+    return Classes(roots, numbered(kind)[0], block, position, member)
+
+
+def numbered(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Each value's number, in order of first appearance; and the values by number."""
+    distinct, number = values.unique(return_inverse=True)
+    first = torch.full_like(distinct, len(values)).scatter_reduce_(0, number, torch.arange(len(values)), "amin")
+    order = first.argsort()
+    return order.argsort()[number], distinct[order]
+
+
+def told_apart(kind: Tensor, touched: Tensor, times: Tensor) -> Tensor:
+    """Kinds of classes, when some are touched that many times by something that the others are not."""
+    if not len(touched):
+        return kind
+    pairs = kind[touched] * (int(times.max()) + 1) + times
+    kind[touched] = int(kind.max()) + 1 + pairs.unique(return_inverse=True)[1]
+    return kind
+
+
+def slice_of(reading: Reading, block: Block, index: Tensor) -> Slice:
+    return Slice(block.name, block.axis, index, role_of(reading, block), reading.reads_zero.get((block.name, block.axis), False))
 
 
 def reason_against(slices: Sequence[Slice]) -> str:
@@ -129,11 +165,6 @@ def role_of(reading: Reading, block: Block) -> str:
     return "buffer" if block.kind == "buffer" else reading.roles.get((block.name, block.axis), "affine")
 
 
-def order_of(reading: Reading, group: Group) -> tuple[int, int]:
-    order = {(b.name, b.axis): i for i, b in enumerate(reading.axes.blocks)}
-    return min((order[s.parameter, s.axis], int(s.index.min())) for s in group.slices if s.role == "producer")
-
-
 def named(groups: Sequence[Group]) -> tuple[Group, ...]:
     """Named after the first producer; a second group of the same producer gets a number."""
     names: list[str] = []
@@ -146,12 +177,14 @@ def named(groups: Sequence[Group]) -> tuple[Group, ...]:
 
 def frozen_of(reading: Reading, refused: Mapping[int, str]) -> tuple[Frozen, ...]:
     """One entry per axis and reason. The space a kernel covers is no channel and not listed."""
+    reasons = {**refused, **reading.solution.reasons}
+    texts = dict.fromkeys(reason for reason in reasons.values() if not reason.startswith(f"{SPATIAL} "))
+    number = {text: i for i, text in enumerate(texts)}
+    coded = torch.full_like(reading.solution.root, -1)
+    coded[torch.tensor(list(reasons))] = torch.tensor([number.get(reason, -1) for reason in reasons.values()])
+    coded, listed = coded[reading.solution.root], list(texts)
     found = []
     for b in reading.axes.blocks:
-        counts: dict[str, int] = {}
-        for root in reading.solution.root[b.start : b.start + b.size].tolist():
-            reason = reading.solution.reasons.get(root) or refused.get(root)
-            if reason is not None and not reason.startswith(SPATIAL + " "):
-                counts[reason] = counts.get(reason, 0) + 1
-        found += [Frozen(b.name, b.axis, n, role_of(reading, b), reason) for reason, n in counts.items()]
+        counts = Counter(coded[b.start : b.start + b.size].tolist())
+        found += [Frozen(b.name, b.axis, n, role_of(reading, b), listed[code]) for code, n in counts.items() if code >= 0]
     return (*found, *(Frozen(n, 0, 0, "unused", "is not used by the model's forward") for n in reading.unused))

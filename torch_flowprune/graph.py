@@ -77,7 +77,8 @@ class Walk:
         self.axes.join(a, b, self.why(text))
 
     def freeze(self, labels: Tensor, text: str) -> None:
-        self.axes.freeze(labels, self.why(text))
+        if labels.any():  # FIXED is 0
+            self.axes.freeze(labels, self.why(text))
 
     def choose(self, labels: Sequence[Tensor]) -> int:
         """Which of several axes (told by their labels) is to be removable, where only one of them can be."""

@@ -135,8 +135,8 @@ class Coupling:
             for one in group.slices:
                 held.setdefault((one.parameter, one.axis), []).append((group.name, one.index.reshape(-1)))
         for (parameter, axis), parts in held.items():
-            positions, counts = torch.cat([index for _, index in parts]).unique(return_counts=True)
-            if len(double := positions[counts > 1]):
+            ordered = torch.cat([index for _, index in parts]).sort().values
+            if len(double := ordered[1:][ordered[1:] == ordered[:-1]]):
                 owners = dict.fromkeys(name for name, index in parts if bool((index == double[0]).any()))
                 where = f"twice in group {next(iter(owners))!r}" if len(owners) == 1 else f"in groups {' and '.join(map(repr, owners))}"
                 raise ValueError(f"position {int(double[0])} of axis {axis} of {parameter!r} is {where}: a position belongs to one unit")

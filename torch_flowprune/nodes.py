@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch.export import ExportedProgram
@@ -27,8 +28,13 @@ class Traced:
 
 def operator_name(node: Node) -> str:
     """`aten.add_.Tensor` -> `add`: overloads share a rule, and so do the in-place forms."""
-    packet = getattr(node.target, "overloadpacket", None)
-    name = str(getattr(packet or node.target, "__name__", node.target))
+    return name_of(node.target)
+
+
+@cache
+def name_of(target: Any) -> str:
+    packet = getattr(target, "overloadpacket", None)
+    name = str(getattr(packet or target, "__name__", target))
     if name.endswith("_") and not name.startswith("_") and not name.endswith("__"):
         name = name[:-1]
     return name

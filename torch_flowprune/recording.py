@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,13 +21,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_flowprune.nodes import Traced
-from torch_flowprune.untouched import untouched
+from torch_flowprune.untouched import same_randomness, settle
 
 __all__ = ["UnrecordableError", "recorded"]
 
 READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 """What hands out a tensor's content without an operator that a dispatch mode would see."""
 
+CONTAINERS = (dict, list, tuple)
 LITERALS = ("lift_fresh", "lift_fresh_copy")
 """What `torch.tensor` passes the tensor to that it made of numbers."""
 
@@ -44,16 +44,18 @@ class UnrecordableError(RuntimeError):
 
 
 def recorded(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Traced:
-    """The operators of one forward. twin: a copy of the model that shares its tensors; what the code keeps on itself stays with the copy.
+    """The operators of one forward. twin: a copy of the model, thrown away afterwards, that shares the parameters.
 
     Raises:
         UnrecordableError: where the graph would not hold for other values; besides, what the forward raises.
     """
     recorder = Recorder()
-    with untouched(twin, mode="train" if training else "eval"), torch.inference_mode():
+    settle(twin, "train" if training else "eval")
+    with same_randomness(twin), torch.inference_mode():
         args, kwargs = tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))  # the code may write to what it is given
         recorder.know(twin, (args, kwargs))
-        with recorder.inside(twin), Closed(recorder), recorder:
+        recorder.follow(twin)
+        with Closed(recorder), recorder:
             outputs = twin(*args, **kwargs)
         recorder.end(outputs)
     return Traced(recorder.graph, recorder.sources)
@@ -150,14 +152,11 @@ class Recorder(TorchDispatchMode):
         if self.refused:
             raise UnrecordableError(self.refused)
 
-    @contextmanager
-    def inside(self, model: nn.Module) -> Iterator[None]:
-        """Notes in which module's forward an operator stands."""
-        with ExitStack() as stack:
-            for path, module in model.named_modules():
-                stack.callback(module.register_forward_pre_hook(partial(self.enter, path)).remove)
-                stack.callback(module.register_forward_hook(self.leave).remove)
-            yield
+    def follow(self, model: nn.Module) -> None:
+        """Note in which module's forward an operator stands."""
+        for path, module in model.named_modules():
+            module.register_forward_pre_hook(partial(self.enter, path))
+            module.register_forward_hook(self.leave)
 
     def enter(self, path: str, *_: Any) -> None:
         self.modules.append(path)
@@ -211,14 +210,13 @@ def held_besides(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Tensors in plain attributes of the modules: constants, and caches of earlier calls."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
-                for tensor in tensors_in(value):
-                    yield name, tensor
+            if isinstance(value, (Tensor, *CONTAINERS)) and name not in ("_parameters", "_buffers", "_modules"):
+                yield from ((name, tensor) for tensor in tensors_in(value))
 
 
 def tensors_in(value: Any) -> Iterable[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, (dict, list, tuple)):
+    elif isinstance(value, CONTAINERS):
         for one in value.values() if isinstance(value, dict) else value:
             yield from tensors_in(one)

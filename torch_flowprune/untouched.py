@@ -37,6 +37,16 @@ def untouched(model: nn.Module, data: object = None, mode: str = "eval") -> Iter
         yield rewind
 
 
+@contextmanager
+def same_randomness(model: nn.Module) -> Iterator[None]:
+    """What is drawn inside, from any source of randomness, was not drawn when it is over."""
+    rewind = _randomness(model, None)
+    try:
+        yield
+    finally:
+        rewind()
+
+
 def settle(model: nn.Module, mode: str) -> None:
     """Put the model in ``mode`` by way of the train mode: some models (LeViT, TinyViT) cache weights in eval mode and forget them in train."""
     model.train()
