@@ -33,6 +33,9 @@ class Halved:
     def __init__(self, model, x, fault=None):
         self.model, self.x, self.fault = model, x, fault
 
+    def prepare(self):
+        pass
+
     def build(self, ratio):
         if self.fault is not None and "build" in self.fault.__name__:
             self.fault(self.model)
@@ -172,6 +175,13 @@ def test_the_command_keeps_its_results_with_their_commit_and_writes_the_page(tmp
     assert "| timm/test\\_resnet | 0.5 |" in page
     assert "| **equal** | 1 | - | - | - |" in page
     assert "- timm/no_such_model: exit code 1" in page
+    rows["timm/test_resnet"]["ours"]["build_s"] = 1000.0
+    (tmp_path / "c.json").write_text(json.dumps({**json.loads(first), "results": rows}))
+    subprocess.run([*command, "--builds"], cwd=ROOT, check=True, capture_output=True)
+    anew = json.loads((tmp_path / "c.json").read_text())["results"]["timm/test_resnet"]["ours"]
+    assert 0 < anew.pop("build_s") < 100
+    assert anew.items() <= rows["timm/test_resnet"]["ours"].items(), "nothing else was measured"
+    assert "Seconds to build: both tools in turns, the median of three rounds" in (tmp_path / "c.md").read_text()
 
 
 def row(coverage, status, **more):

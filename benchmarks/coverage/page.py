@@ -35,18 +35,20 @@ COLUMNS = ("prunable", "build s", "prune s", "25 %", "50 %", "left")
 
 
 def page(data: Mapping[str, Any], known: int) -> str:
-    results, environment = data["results"], data["environment"]
-    parts = [HEAD.strip(), summary(results), command(results, environment, known), *data.get("notes", []), table(results), reasons(results)]
+    results = data["results"]
+    parts = [HEAD.strip(), summary(results), command(data, known), *data.get("notes", []), table(results), reasons(results)]
     return "\n\n".join(parts) + "\n"
 
 
-def command(results: Mapping[str, Any], environment: Mapping[str, Any], known: int) -> str:
+def command(data: Mapping[str, Any], known: int) -> str:
+    results, environment = data["results"], data["environment"]
     versions = ", ".join(f"{name} {v}" for name, v in environment["versions"].items())
     commits = Counter(both["ours"]["commit"] for both in results.values() if "ours" in both)
     rows = ", ".join(f"{c} ({n} rows)" for c, n in commits.most_common())
+    anew = f" Seconds to build: both tools in turns, the median of three rounds, at commit {data['built_at']}." if "built_at" in data else ""
     return (
         f"    python -m benchmarks.coverage --peer PATH --docs docs/coverage.md\n\n{versions}; {environment['processor']}, one thread. "
-        f"{len(results)} of {known} models. Commits: {rows}."
+        f"{len(results)} of {known} models. Commits: {rows}.{anew}"
     )
 
 

@@ -64,6 +64,9 @@ class Ours:
         self.model, self.x = model, x
         self.parameters = dict(model.named_parameters())
 
+    def prepare(self) -> None:
+        pass
+
     def build(self, ratio: float) -> None:  # noqa: ARG002 - the same for every ratio
         if not hasattr(self, "coupling"):
             self.reading = reading_of(self.model, self.x)
@@ -96,10 +99,13 @@ class Peer:
         self.dense, self.x = model, x
         self.classes = outputs(model, x)[0].shape[-1]
 
+    def prepare(self) -> None:
+        """Its pruner changes the model that it is given."""
+        self.model = copy.deepcopy(self.dense)
+
     def build(self, ratio: float) -> None:
         import torch_pruning as tp
 
-        self.model = copy.deepcopy(self.dense)
         ignored = [m for m in self.model.modules() if isinstance(m, LAYERS) and channels(m) == self.classes]
         importance = tp.importance.GroupMagnitudeImportance(p=2)
         self.pruner = tp.pruner.BasePruner(self.model, self.x, importance=importance, pruning_ratio=ratio, ignored_layers=ignored, round_to=8)
@@ -171,10 +177,18 @@ def trial(which: str, name: str, ratios: Sequence[float], limit: float = LIMIT) 
             return
 
 
+def building(which: str, name: str, limit: float = LIMIT) -> Iterator[dict[str, Any]]:
+    """The seconds to build alone."""
+    tool = TOOLS[which](*built(name))
+    tool.prepare()
+    yield {"build_s": timed(lambda: tool.build(RATIOS[0]), limit)[1]}
+
+
 def at_ratio(tool: Any, oracle: Oracle, x: Tensor, ratio: float, limit: float, shared: dict[str, Any]) -> Iterator[dict[str, Any]]:
     found: dict[str, Any] = {"status": "stopped", "stage": "build"}
     yield found
     try:
+        tool.prepare()
         _, seconds = timed(lambda: tool.build(ratio), limit)
         if "build_s" not in shared:
             shared |= {"build_s": round(seconds, 3), **tool.facts()}
