@@ -100,6 +100,7 @@ class Axes:
         self._frozen: list[tuple[Tensor, str]] = [(torch.tensor([FIXED]), "fixed")]
         self._soft: list[tuple[Tensor, str]] = []
         self._immovable = torch.tensor([True])
+        self._whole: dict[int, tuple[Block, Tensor]] = {}  # by the labels' id; they are held, so that no other tensor gets it
         self._starts = torch.empty(0, dtype=torch.long)
 
     def fresh(self, size: int) -> Tensor:
@@ -128,9 +129,11 @@ class Axes:
         """The value of a parameter or buffer: a new axis per dimension. Parameters are masked, hence zero."""
         dims = []
         for axis, size in enumerate(shape):
-            if size > 1:
-                self.blocks.append(Block(self.count, size, name, axis, kind))
+            start = self.count
             dims.append(self.fresh(size))
+            if size > 1:
+                self.blocks.append(Block(start, size, name, axis, kind))
+                self._whole[id(dims[-1])] = self.blocks[-1], dims[-1]
         return Value(tuple(dims), (kind == "parameter",) * len(dims), constant=True)
 
     def join(self, a: Tensor, b: Tensor, reason: str) -> None:
@@ -158,6 +161,9 @@ class Axes:
 
     def blocks_of(self, labels: Tensor) -> Iterator[Block]:
         """The named dimensions the labels were made for."""
+        if (whole := self._whole.get(id(labels))) is not None:
+            yield whole[0]
+            return
         if len(self._starts) != len(self.blocks):
             self._starts = torch.tensor([b.start for b in self.blocks], dtype=torch.long)
         found = torch.unique(labels[labels != FIXED])
