@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -62,6 +64,25 @@ def test_attention_of_torch_is_read_through_its_fast_path() -> None:
     names = {operator_name(n) for n in trace(layer, (torch.randn(2, 5, 8),), {}, False).graph.nodes if n.op == "call_function"}
     assert "scaled_dot_product_attention" in names
     assert not any("encoder" in name for name in names)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_compiled_part_is_read_as_its_code(warm: bool) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(3, 4), torch.compile(nn.Linear(4, 5), backend="eager"), nn.Linear(5, 2)), torch.randn(2, 3)
+    if warm:
+        with torch.no_grad():
+            net(x)
+    assert {group.name: group.size for group in couple(net, x).groups} == {"0.weight": 4, "1._orig_mod.weight": 5}
+
+
+def test_torchs_compiler_is_not_imported_for_a_first_coupling() -> None:
+    """It would take a second, where a small model's graph takes a hundredth."""
+    code = (
+        "import sys, torch; from torch_flowprune.coupling import couple; couple(torch.nn.Linear(3, 2), torch.ones(2, 3)); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def in_its_own_precision(net: Net, x: Tensor) -> Tensor:

@@ -73,6 +73,11 @@ class Recorder(TorchDispatchMode):
         self.modules = [""]
         self.refused = ""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler for that at the first operator, which takes a hundred times as long as a small model's graph."""
+        return False
+
     def refuse(self, why: str) -> UnrecordableError:
         """The error to raise; noted, as the model's code may catch it."""
         self.refused = self.refused or why
