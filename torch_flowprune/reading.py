@@ -54,8 +54,11 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], tr
     """Recorded; what can not be recorded, `torch.export` may know how to read, or else says what is wrong."""
     try:
         return recorded(twin(model), args, kwargs, training)
-    except Exception:  # noqa: BLE001 - whatever the model's code raises when it is run
-        return export(model, args, kwargs, training)
+    except Exception as why:  # noqa: BLE001 - whatever the model's code raises when it is run
+        try:
+            return export(model, args, kwargs, training)
+        except Exception as error:
+            raise error from why
 
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None) -> Traced:

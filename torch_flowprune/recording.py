@@ -152,7 +152,10 @@ class Recorder(TorchDispatchMode):
         leaves = tree_leaves(outputs)
         for leaf in leaves:
             if not isinstance(leaf, (Tensor, bool, int, float, str, type(None))):
-                raise self.refuse(f"the model gives a {type(leaf).__name__}, in which no tensors are found")
+                raise self.refuse(
+                    f"the model gives a {type(leaf).__name__}, in which no tensors are found: let it give tensors, in tuples, lists or dicts "
+                    "(a Transformers model that gives its cache: use_cache=False)"
+                )
         self.graph.output([self.node_of(leaf) for leaf in leaves if isinstance(leaf, Tensor)])
         if self.refused:
             raise UnrecordableError(self.refused)
