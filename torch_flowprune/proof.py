@@ -16,7 +16,7 @@ from torch_flowprune.nodes import operator_name
 from torch_flowprune.reading import Reading
 from torch_flowprune.resize import Surgery
 
-__all__ = ["ShrinkError", "Trial", "apply_masks", "first_line", "relative_error", "tolerance_of"]
+__all__ = ["ShrinkError", "Trial", "first_line", "relative_error", "tolerance_of", "write_zeros"]
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
@@ -30,7 +30,7 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]
 
 
-def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+def write_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Write zeros where the masks are false: a plain model that computes what the masked one does."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -62,7 +62,7 @@ class Trial:
     ) -> None:
         for dtype in (torch.float64, torch.float32):
             self.model = shaken(copy.deepcopy(dense).to(dtype).eval(), surgery)
-            apply_masks(self.model, masks)
+            write_zeros(self.model, masks)
             self.args, self.kwargs = tree_map(partial(cast, dtype=dtype), (args, dict(kwargs)))
             self.tolerance = max(tolerance or 0.0, TOLERANCE[dtype])
             try:

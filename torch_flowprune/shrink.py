@@ -21,7 +21,7 @@ from torch_flowprune.coupling import arguments_of, coupling_of, reading_of
 from torch_flowprune.exported import argument_names, free_sizes, graft, recorded_calls, resized_graph
 from torch_flowprune.groups import Coupling, alive
 from torch_flowprune.masking import dense_copy, remove
-from torch_flowprune.proof import ShrinkError, Trial, apply_masks, first_line, tolerance_of
+from torch_flowprune.proof import ShrinkError, Trial, first_line, tolerance_of, write_zeros
 from torch_flowprune.reading import Reading, canonical_names, export, read, twin
 from torch_flowprune.resize import Surgery, attribute_plans, changed_sizes
 from torch_flowprune.rules import RULES
@@ -73,7 +73,7 @@ def shrink(
     dense, found = dense_copy(model)
     names = canonical_names(dense)
     given = {names[k]: v.bool() for k, v in {**found, **(masks or {})}.items()}
-    apply_masks(dense, given)
+    write_zeros(dense, given)
     args, keywords = arguments_of(dense, example_inputs, kwargs)
     reading = reading or reading_of(dense, args, keywords)
     coupling = coupling or coupling_of(reading)
@@ -86,7 +86,7 @@ def shrink(
     else:
         small = dense
     if inplace:
-        apply_masks(remove(model), given)
+        write_zeros(remove(model), given)
         small = operated(model, surgery)
     if optimizer is not None:
         hand_over(optimizer, before, small, surgery)

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.coverage.models import built
 from torch_flowprune.coupling import coupling_of, masks, reading_of, rows
 from torch_flowprune.exported import ExportedModule
-from torch_flowprune.proof import apply_masks, relative_error
+from torch_flowprune.proof import relative_error, write_zeros
 from torch_flowprune.shrink import shrink
 
 RATIOS = (0.5, 0.25)
@@ -281,7 +281,7 @@ class Oracle:
                 error = e
                 continue
             masked = copy.deepcopy(self.model).to(dtype)
-            apply_masks(masked, dict(kept))
+            write_zeros(masked, dict(kept))
             expected = outputs(masked, self.x.to(dtype))
             return largest(expected, found), largest(expected, dense), precision
         raise error
