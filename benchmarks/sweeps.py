@@ -1,9 +1,10 @@
 """What the sweeps of a flow cost, each against its goal, as ratios of processor time taken in one run.
 
     python -m benchmarks.sweeps [--models vgg13 mobilenet resnet56 resnet50 vit_small] [--rounds 3] [--out benchmarks/results/sweeps.json]
-        [--peer DIR] [--correlations] [--quick]
+        [--peer DIR] [--torch-pruning DIR] [--synaptic-flow DIR] [--correlations] [--quick]
 
-``--peer`` is a checkout of the paper's own code (flowandprune); its H·g of the same model and samples is then timed beside ours.
+``--peer`` is a checkout of the paper's own code (flowandprune), ``--torch-pruning`` a folder that Torch-Pruning is installed in,
+``--synaptic-flow`` a checkout of that repository: each is then timed beside ours, on the same model and samples.
 ``--correlations`` adds how scores in bfloat16 rank against those in float32. ``benchmarks/notes.md`` says where the time goes.
 """
 
@@ -14,21 +15,22 @@ import contextlib
 import copy
 import ctypes
 import importlib
-import io
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 import torch_flowprune as fp
+from benchmarks import peers
 from benchmarks.measure import alternating
 from benchmarks.paper.models import MODELS, build
+from benchmarks.peers import PAPER, SYNAPTIC_FLOW, TORCH_PRUNING, Batches, Folders, Work
 from benchmarks.record import Row, begun, keep, steady
 from torch_flowprune import measures
 from torch_flowprune.ranking import laid_out, spearman
@@ -40,7 +42,6 @@ CORRELATED = ("resnet18", "resnet50", "vit_small", "trained")
 MEMORY = "6GB"
 """Enough for every graph of the table."""
 
-Batches = list[tuple[Tensor, Tensor]]
 Timed = dict[str, float]
 
 
@@ -48,8 +49,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = _parser().parse_args(arguments)
     _steady(options.threads)
     found = {**begun(COMMAND, arguments, threads=options.threads), "rows": []}
+    folders = Folders(options.peer, options.torch_pruning, options.synaptic_flow)
     for name in ["small"] if options.quick else options.models:
-        for rows in (scoring, partial(products, peer=options.peer), together, synaptic):
+        for rows in (partial(scoring, folders=folders), partial(products, folders=folders), together, partial(synaptic, folders=folders)):
             new = rows(name, 2 if options.quick else options.rounds)
             print(*(" | ".join(row.cells()) for row in new), sep="\n", flush=True)
             found["rows"] += [row.to_dict() for row in new]
@@ -65,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument("--rounds", type=int, default=3, help="how often each thing is timed")
     parser.add_argument("--threads", type=int, default=1, help="of torch; one gives the steadiest ratios on a busy machine")
-    parser.add_argument("--peer", type=Path, help="a checkout of the paper's code")
+    parser.add_argument("--peer", type=Path, metavar="DIR", help="a checkout of the paper's code")
+    parser.add_argument("--torch-pruning", type=Path, metavar="DIR", help="where Torch-Pruning is installed")
+    parser.add_argument("--synaptic-flow", type=Path, metavar="DIR", help="a checkout of Synaptic Flow's repository")
     parser.add_argument("--correlations", action="store_true", help="rank correlation of scores in bfloat16 with those in float32")
     parser.add_argument("--quick", action="store_true", help="a small net: shows that everything runs, measures nothing")
     parser.add_argument("--out", type=Path, help="write the result as JSON")
@@ -104,7 +108,7 @@ def forward_backward(model: nn.Module, data: Batches) -> None:
     model.zero_grad()
 
 
-def _timed(works: dict[str, Callable[[], object]], rounds: int, base: str, warm: bool = True) -> dict[str, Timed]:
+def _timed(works: dict[str, Work], rounds: int, base: str, warm: bool = True) -> dict[str, Timed]:
     """Each work's median as a multiple of the base's, with its spread."""
     if warm:
         for work in works.values():
@@ -116,60 +120,72 @@ def _timed(works: dict[str, Callable[[], object]], rounds: int, base: str, warm:
     }
 
 
-def _row(work: str, model: str, goal: float, taken: Timed, of: str = "forward+backward") -> Row:
-    return Row(work, model, taken["measured"], goal, f"of {of}", note=f"spread {taken['spread']:.0%}, {taken['seconds']:.3g} s")
+def _row(work: str, model: str, goal: float, taken: Timed, of: str = "forward+backward", beside: str = "") -> Row:
+    return Row(work, model, taken["measured"], goal, f"of {of}", note=f"spread {taken['spread']:.0%}, {taken['seconds']:.3g} s{beside}")
 
 
-def scoring(name: str, rounds: int) -> list[Row]:
+@dataclass
+class _Beside:
+    """Peers that can be timed on a model, and what is said of them."""
+
+    works: dict[str, Work] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, folder: Path | None, make: Callable[[Path], Work]) -> Any:
+        """Run it once: one that is not at hand, or that this model is too much for, is named with the reason."""
+        if folder is None:
+            self.failed[name] = "not at hand"
+            return None
+        try:
+            found = (work := make(folder))()
+        except (RuntimeError, NotImplementedError) as error:
+            self.failed[name] = f"fails ({str(error).splitlines()[0]})"
+            return None
+        self.works[name] = work
+        return found
+
+    def said(self, taken: dict[str, Timed]) -> str:
+        """For the note of a row: the peers as multiples of the same base."""
+        times = {name: f"{taken[name]['measured']:.3g}, spread {taken[name]['spread']:.0%}" for name in self.works}
+        return "".join(f"; {name} {what}" for name, what in {**times, **self.failed}.items())
+
+
+def scoring(name: str, rounds: int, folders: Folders) -> list[Row]:
     """Loss preservation and Fisher over 20 batches."""
     model, shape, size = model_of(name)
-    data = data_of(shape, min(size, 8), 20)
+    data, beside = data_of(shape, min(size, 8), 20), _Beside()
+    if name != "vit_small":  # it knows convolutions with a norm each
+        beside.add(PAPER, folders.paper, lambda folder: peers.paper_scores(folder, model, data))
+    beside.add(TORCH_PRUNING, folders.torch_pruning, lambda folder: peers.taylor(folder, model, data))
     works = {
         "fb": lambda: forward_backward(model, data),
         "scores": lambda: fp.scores(model, ["loss_preservation", "fisher"], data, granularity="filter", progress=False),
     }
-    return [_row("loss preservation and Fisher, filters, 20 batches", name, 1.05, _timed(works, rounds, "fb")["scores"])]
+    taken = _timed({**works, **beside.works}, rounds, "fb")
+    return [_row("loss preservation and Fisher, filters, 20 batches", name, 1.05, taken["scores"], beside=beside.said(taken))]
 
 
-def products(name: str, rounds: int, peer: Path | None) -> list[Row]:
+def products(name: str, rounds: int, folders: Folders) -> list[Row]:
     """Exact H·g: over six batches, with the graphs kept and without, and of one batch."""
     model, shape, size = model_of(name)
-    data = data_of(shape, size, 6)
+    data, beside = data_of(shape, size, 6), _Beside()
+    beside.add(PAPER, folders.paper, lambda folder: peers.paper_products(folder, model, data))
     several = {
         "fb": lambda: forward_backward(model, data),
         "plain": lambda: fp.flow(model, data, needs=("Hg",), progress=False),
         "kept": lambda: fp.flow(model, data, needs=("Hg",), progress=False, max_memory=MEMORY),
     }
-    if peer and name in MODELS:
-        several["peer"] = _peer(peer, model, data)
     one = {"fb": lambda: forward_backward(model, data[:1]), "one": lambda: fp.flow(model, data[0], needs=("Hg",), progress=False)}
-    taken, single = _timed(several, rounds, "fb"), _timed(one, max(rounds, 2 * rounds - 1), "fb")
+    taken, single = _timed({**several, **beside.works}, rounds, "fb"), _timed(one, max(rounds, 2 * rounds - 1), "fb")
     rows = [
-        _row("H·g, six batches", name, 3.5, taken["plain"]),
+        _row("H·g, six batches", name, 3.5, taken["plain"], beside=beside.said(taken)),
         _row(f"H·g, six batches, max_memory='{MEMORY}'", name, 3.5, taken["kept"]),
         _row("H·g, one batch", name, 2.8, single["one"]),
     ]
-    if "peer" in taken:
-        for kind in ("plain", "kept"):
-            ratio = {**taken[kind], "measured": taken[kind]["measured"] / taken["peer"]["measured"]}
-            rows.append(_row(f"H·g, six batches ({kind})", name, 0.6, ratio, "the paper's code"))
+    for kind in ("plain", "kept") if PAPER in taken else ():
+        ratio = {**taken[kind], "measured": taken[kind]["measured"] / taken[PAPER]["measured"]}
+        rows.append(_row(f"H·g, six batches ({kind})", name, 0.6, ratio, PAPER))
     return rows
-
-
-def _peer(folder: Path, model: nn.Module, data: Batches) -> Callable[[], object]:
-    """The paper's code on the same samples: it reads one class after the other, a batch of them each."""
-    sys.path.insert(0, str(folder))
-    theirs = importlib.import_module("imp_estimator")
-    classes, each = len(data), len(data[0][0])
-    loader = [(images, torch.full_like(targets, label)) for label, (images, targets) in enumerate(data)]
-    loader.append((data[0][0][:1].repeat(classes, 1, 1, 1), torch.arange(classes)))  # it reads one sample more of each class than it takes
-    net = copy.deepcopy(model)
-
-    def run() -> None:
-        with contextlib.redirect_stderr(io.StringIO()):
-            theirs.cal_hg(net, loader, n_samples=each, n_classes=classes, T=200)
-
-    return run
 
 
 def together(name: str, rounds: int) -> list[Row]:
@@ -191,21 +207,27 @@ def together(name: str, rounds: int) -> list[Row]:
     ]
 
 
-def synaptic(name: str, rounds: int) -> list[Row]:
+def synaptic(name: str, rounds: int, folders: Folders) -> list[Row]:
     """SynFlow round by round, against as many forward+backwards of one sample."""
     if name not in ("resnet50", "small"):
         return []
     model, shape, _ = model_of(name)
     shape, count = ((3, 224, 224), 5) if name == "resnet50" else (shape, 2)
-    sample = data_of(shape, 1, 1)
+    sample, beside, scores = data_of(shape, 1, 1), _Beside(), ""
+    if name == "resnet50":
+        finite = beside.add(SYNAPTIC_FLOW, folders.synaptic_flow, lambda folder: peers.synaptic_flow(folder, model, sample, count))
+        scores = " (its scores, in float32, are not finite)" if finite is False else ""
     works = {
         "fb": lambda: forward_backward(model, sample * count),
         "synflow": lambda: fp.global_prune(copy.deepcopy(model), "synflow", 0.9, rounds=count, example_inputs=sample[0][0], progress=False),
         "gradient": lambda: [fp.flow(model, needs=("gR",), example_inputs=sample[0][0]) for _ in range(count)],
     }
-    taken = _timed(works, rounds, "fb", warm=False)
+    taken = _timed({**works, **beside.works}, rounds, "fb", warm=False)
     each = f"as many forward+backwards of one sample ({count} rounds timed)"
-    return [_row("SynFlow, rounds", name, 1.15, taken["synflow"], each), _row("SynFlow, its gradient alone", name, 1.15, taken["gradient"], each)]
+    return [
+        _row("SynFlow, rounds", name, 1.15, taken["synflow"], each, beside.said(taken) + scores),
+        _row("SynFlow, its gradient alone", name, 1.15, taken["gradient"], each),
+    ]
 
 
 def correlations(name: str) -> dict[str, float]:
