@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -80,11 +82,53 @@ def test_sweeps_quick_has_every_row_and_the_correlations(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert len(found["rows"]) == len(done.stdout.splitlines()) - 1 == 8
+    assert "; the paper's code not at hand; Torch-Pruning's Taylor not at hand" in found["rows"][0]["note"]
     assert all(row["met"] == (row["measured"] <= row["goal"]) and row["measured"] > 0 for row in found["rows"])
     assert {"processor", "threads", "commit"} <= found["environment"].keys()
     correlations = found["correlations"]["small"]
     assert {"loss_preservation", "fisher", "gradient_norm_preservation", "gradient_norm_increase"} == correlations.keys()
     assert all(0.5 < value < 1 for value in correlations.values()), "bfloat16 ranks nearly alike, and not quite"
+
+
+STAND_INS = {
+    "imp_estimator.py": """
+        import torch
+        from torch.nn import functional
+        def _grads(net, data, **options):
+            loss = sum(functional.cross_entropy(net(x), y) for x, y in data)
+            return torch.autograd.grad(loss, list(net.parameters()), **options)
+        def cal_hg(net, loader, n_samples, n_classes, T):
+            raise RuntimeError("no second derivative here\\nand more")
+        def cal_importance_loss_based(net, data):
+            return _grads(net, data)
+        cal_importance_fisher = cal_importance_loss_based
+        """,
+    "torch_pruning.py": """
+        from types import SimpleNamespace
+        importance = SimpleNamespace(GroupTaylorImportance=lambda: lambda parameter: parameter.grad.abs().sum())
+        class BasePruner:
+            def __init__(self, net, example, importance, pruning_ratio, ignored_layers):
+                self.estimate_importance, self.ignored_layers, self.root_module_types = importance, ignored_layers, []
+                self.DG = SimpleNamespace(get_all_groups=lambda **_: net.parameters())
+        pruner = SimpleNamespace(BasePruner=BasePruner)
+        """,
+}
+
+
+def test_sweeps_names_every_peer_that_is_at_hand_and_says_which_is_not(tmp_path):
+    """Stand-ins in place of other people's code: one that is timed, and one that this model is too much for."""
+    for name, text in STAND_INS.items():
+        (tmp_path / name).write_text(textwrap.dedent(text))
+    command = [sys.executable, "-m", "benchmarks.sweeps", "--quick", "--peer", tmp_path, "--out", tmp_path / "sweeps.json"]
+    for beside in ("Torch-Pruning's Taylor not at hand", "Torch-Pruning's Taylor [0-9.]+, spread [0-9]+%$"):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        notes = {row["work"]: row["note"] for row in json.loads((tmp_path / "sweeps.json").read_text())["rows"]}
+        scores = notes["loss preservation and Fisher, filters, 20 batches"]
+        assert re.search(f"; the paper's code [0-9.]+, spread [0-9]+%; {beside}", scores), scores
+        assert notes["H·g, six batches"].endswith("; the paper's code fails (no second derivative here)")
+        assert len(notes) == 8, "no ratio to a peer that was not timed"
+        command += ["--torch-pruning", tmp_path]
 
 
 class Bypass(nn.Linear):
