@@ -202,13 +202,17 @@ def _sweep(laid: Sequence[Stack], sample: _Sample, low: float, high: float, trus
     for (i, start, stop), some_words, some_rows, total in zip(parts, word_parts, row_parts, sum_parts, strict=True):
         scores = laid[i].scores(start, stop)
         torch.sum(scores, 0, keepdim=True, dtype=sample.dtype, out=total[0])
-        values = laid[i].comparable(scores, sample.dtype, start, stop)
+        values, left = laid[i].words(scores, sample.dtype), laid[i].candidates(start, stop)
         above, inside = laid[i].buffer("above", values), laid[i].buffer("inside", values)
         torch.gt(values, low, out=above)
+        if left is not None:  # of flags and of what is noted alone: selecting scores takes ten times a comparison
+            above.bitwise_and_(left)
         torch.lt(values, high, out=inside).bitwise_and_(above)
         # More entries than there is room for leave no 0 at the end; the first may be word 0 or none: its scores tell.
         torch.nonzero_static(inside.view(torch.int64), size=len(some_words), fill_value=0, out=some_words)
         torch.index_select(values.view(-1, WORD), 0, some_words[:, 0], out=some_rows)
+        if left is not None:
+            some_rows.masked_fill_(~left.view(-1, WORD)[some_words[:, 0]], torch.nan)
         laid[i].put(keeps[i], start, stop, above)
     _check_finite(laid, sums)
     flags = [layer for keep in keeps for layer in keep]

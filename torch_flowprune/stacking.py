@@ -122,12 +122,21 @@ class Stack:
         return measure(**{kind: self._together(kind, [self.layers[i].rows(kind)[where] for i, where in pieces]) for kind in needs})
 
     def comparable(self, scores: Tensor, dtype: torch.dtype, start: int, stop: int, step: int = 1) -> Tensor:
-        """In one dtype; nan, which no comparison selects, where a unit is no candidate, and up to a whole number of words."""
+        """As :meth:`words`, and nan where a unit is no candidate."""
+        scores, left = self.words(scores, dtype), self.candidates(start, stop, step)
+        return scores if left is None else torch.where(left, scores, torch.nan)
+
+    def words(self, scores: Tensor, dtype: torch.dtype) -> Tensor:
+        """In one dtype, up to a whole number of words: nan, which no comparison selects, behind the last."""
         scores = scores.to(dtype)
-        if any(left is not None for left in self.alive):
-            left = [self._alive(i)[where] for i, where in self._pieces(start, stop, step)]
-            scores = torch.where(self._together("alive", left), scores, torch.nan)
         return pad(scores, (0, -len(scores) % WORD), value=torch.nan) if len(scores) % WORD else scores
+
+    def candidates(self, start: int, stop: int, step: int = 1) -> Tensor | None:
+        """One flag a unit of a range, up to a whole number of words; None where all units are candidates."""
+        if all(left is None for left in self.alive):
+            return None
+        left = self._together("alive", [self._alive(i)[where] for i, where in self._pieces(start, stop, step)] or [self._alive(0)[:0]])
+        return pad(left, (0, -len(left) % WORD), value=False) if len(left) % WORD else left
 
     def _alive(self, i: int) -> Tensor:
         left = self.alive[i]
