@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import torch_flowprune as fp
-from torch_flowprune.targets import masked, parameters_of, prunable, wide
+from torch_flowprune.targets import clear, masked, parameters_of, prunable, wide
 
 
 class Net(nn.Module):
@@ -244,3 +244,18 @@ def test_a_tied_parameter_masked_by_torch(which):
     assert torch.equal(target.mask != 0, expected)
     assert torch.equal(target.theta == 0, ~expected)
     assert len(target.owners) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128])
+@pytest.mark.parametrize("mask_dtype", [torch.bool, torch.float32])
+def test_clearing_by_bits_selects_whatever_the_values(dtype, mask_dtype):
+    source = torch.Generator().manual_seed(0)
+    value = torch.randn(6, 8, generator=source).to(dtype)
+    value[0, :4] = torch.tensor([float("inf"), float("nan"), -0.0, -1.0])
+    mask = torch.rand(6, 8, generator=source) < 0.5
+    mask[0, :4] = torch.tensor([False, False, False, True])
+    for laid in (value, value.t().contiguous().t(), value[:, ::2]):
+        kept = mask[:, ::2] if laid.shape != mask.shape else mask
+        found = clear(laid.clone(memory_format=torch.preserve_format), kept.to(mask_dtype))
+        assert torch.equal(found, torch.where(kept, laid, torch.zeros((), dtype=dtype)))
+        assert not torch.view_as_real(found).signbit()[~kept].any() if dtype.is_complex else not found.signbit()[~kept].any()

@@ -130,7 +130,8 @@ def flow(
         for target in targets.values():
             target.parameter.requires_grad_(True)
         if "gR" in wanted:
-            point = replace(point, gR=synaptic_gradient(model, targets, example_of(data, example_inputs, next(model.parameters()).device)))
+            example = example_of(data, example_inputs, next(model.parameters()).device)
+            point = replace(point, gR=synaptic_gradient(model, targets, point.theta, example))
         if wanted - {"gR"}:
             sweeps = Sweeps(model, targets, objective, mode, rewind, progress, max_samples, ranks, resources)
             point = replace(point, **sweeps.run(as_batches(data), wanted))

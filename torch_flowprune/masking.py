@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize, prune
 from torch_flowprune.access import masked_kind, product, rename, with_masked, without_masked
 from torch_flowprune.bits import unpack
 from torch_flowprune.kernels import has_own_forward, zeros_survive
-from torch_flowprune.targets import Target, computed, parameters_of, unwrapped
+from torch_flowprune.targets import Target, computed, flags, parameters_of, unwrapped
 
 Masks = Mapping[str, Tensor]
 
@@ -82,7 +82,7 @@ def apply_masks(model: nn.Module, masks: Masks, *, copy: bool = True) -> None:
     with all_or_nothing(known[name] for name in checked):
         for name, mask in checked.items():
             old = known[name].mask
-            set_mask(known[name], mask if old is None else mask & (old != 0), copy=copy and old is None)
+            set_mask(known[name], mask if old is None else mask & flags(old), copy=copy and old is None)
 
 
 @contextmanager

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from torch_flowprune.data import logits_of
-from torch_flowprune.targets import Target
+from torch_flowprune.narrow import narrow_products
+from torch_flowprune.targets import Target, clear
 
 
-def synaptic_gradient(model: nn.Module, targets: Mapping[str, Target], inputs: Any) -> dict[str, Tensor]:
+def synaptic_gradient(model: nn.Module, targets: Mapping[str, Target], theta: Mapping[str, Tensor], inputs: Any) -> dict[str, Tensor]:
     """∂R/∂|θ| for R = the summed output of the model with the absolute value of every parameter and buffer, on one input of ones.
 
-    In float64: in float32 R overflows on deep nets.
+    In float64: in float32 R overflows on deep nets. Of a float32 model the products alone are in float32, see :mod:`~torch_flowprune.narrow`.
     """
-    state = _absolute_state(model)
+    state = _absolute_state(model, {id(target.parameter): theta[name] for name, target in targets.items()})
     keys = {id(value): name for name, value in model.named_parameters()}
     wrt = [state[keys[id(target.parameter)]].requires_grad_() for target in targets.values()]
     device = next(iter(targets.values())).parameter.device
+    narrow = narrow_products() if all(p.dtype.itemsize <= 4 for p in model.parameters()) else nullcontext()
+    masked = [value for value, target in zip(wrt, targets.values(), strict=True) if target.mask is not None]
     try:
-        output = torch.func.functional_call(model, state, *_arguments(_ones(inputs, device)))
+        with narrow, _MaskedAlready(masked):
+            output = torch.func.functional_call(model, state, *_arguments(_ones(inputs, device)))
     except RuntimeError as error:
         if "dtype" not in str(error):
             raise
@@ -32,17 +38,40 @@ def synaptic_gradient(model: nn.Module, targets: Mapping[str, Target], inputs: A
     if not total.isfinite():
         raise ValueError(f"the synaptic-flow objective is {total.item()} in float64: the network is too deep or its weights too large for synflow")
     grads = torch.autograd.grad(total, wrt, allow_unused=True)
-    return {name: torch.zeros_like(value) if grad is None else grad for name, value, grad in zip(targets, wrt, grads, strict=True)}
+    return {name: _of(target, value, grad) for (name, target), value, grad in zip(targets.items(), wrt, grads, strict=True)}
 
 
-def _absolute_state(model: nn.Module) -> dict[str, Tensor]:
-    """|state dict| in float64, tied entries still tied; buffers outside the state dict (attention masks) keep their signs."""
+def _of(target: Target, value: Tensor, grad: Tensor | None) -> Tensor:
+    """Zero where nothing is reached, and where the mask has removed what was."""
+    if grad is None:
+        return torch.zeros_like(value)
+    return grad if target.mask is None else clear(grad.clone(), target.mask)
+
+
+class _MaskedAlready(TorchFunctionMode):
+    """Inside, values that hold zeros where they are masked are not masked again on access: of weights this takes as long as scoring them."""
+
+    def __init__(self, values: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.done = {id(value) for value in values}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.where and len(args) == 3 and id(args[1]) in self.done:
+            return args[1]
+        return func(*args, **(kwargs or {}))
+
+
+def _absolute_state(model: nn.Module, theta: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """|state dict| in float64, tied entries still tied; buffers outside the state dict (attention masks) keep their signs.
+
+    ``theta`` are the values of parameters by their id, with zeros where they are masked.
+    """
     persistent = set(model.state_dict())
     named = dict(chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)))
     made: dict[int, Tensor] = {}
     for name, value in named.items():
         if id(value) not in made:
-            doubled = value.detach().to(torch.float64, copy=True) if value.is_floating_point() else value.detach()
+            doubled = theta.get(id(value), value).detach().to(torch.float64, copy=True) if value.is_floating_point() else value.detach()
             made[id(value)] = doubled.abs_() if name in persistent and value.is_floating_point() else doubled
     return {name: made[id(value)] for name, value in named.items()}
 

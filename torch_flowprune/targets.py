@@ -47,7 +47,7 @@ class Target:
     def theta(self) -> Tensor:
         """The values the forward uses: the parameter where kept, exactly 0 elsewhere. Detached; the parameter's own storage if unpruned."""
         value = self.parameter.detach()
-        return value if self.mask is None else masked(value, self.mask)
+        return value if self.mask is None else clear(value.clone(), self.mask)
 
     @property
     def output_axis(self) -> int:
@@ -67,7 +67,24 @@ def masked(value: Tensor, mask: Tensor) -> Tensor:
     A selection, not a product: 0·inf would be nan. On 2 cores 4 M weights take 2.5 ms, the product with a float mask 0.7 ms and with a
     bool mask 1.1 ms: under 1 % of a training step of the same model.
     """
-    return torch.where(mask if mask.dtype is torch.bool else mask != 0, value, 0)
+    return torch.where(flags(mask), value, 0)
+
+
+def clear(value: Tensor, mask: Tensor) -> Tensor:
+    """:func:`masked` in place, where nothing is differentiated: bits times 0 or 1, which takes a tenth to a third of the time of a selection."""
+    kind = _BITS.get(value.dtype.itemsize)
+    if kind is None:
+        return value.masked_fill_(~flags(mask), 0)
+    value.view(kind).mul_(flags(mask))
+    return value
+
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def flags(mask: Tensor) -> Tensor:
+    """A mask as bool: torch's own methods make masks of numbers."""
+    return mask if mask.dtype is torch.bool else mask != 0
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -112,7 +129,7 @@ def _add(found: dict[int, Target], path: str, module: nn.Module, key: str, param
     owners = (*(seen.owners if seen else ()), (module, attribute))
     # Of a tied parameter any owner's mask holds: ours are one tensor, and where torch's differ, what either removed counts as removed.
     if seen and seen.mask is not None:
-        mask = seen.mask if mask is None or mask is seen.mask else (seen.mask != 0) & (mask != 0)
+        mask = seen.mask if mask is None or mask is seen.mask else flags(seen.mask) & flags(mask)
     found[id(parameter)] = Target(name, owners, parameter, mask)
 
 

@@ -138,14 +138,24 @@ class _Substitutes(TorchFunctionMode):
         self.reading = reading
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        substitute = _SUBSTITUTES.get(func)
-        found = substitute(*args, **(kwargs or {})) if substitute else None
+        found = _substitute(func, args, kwargs or {})
         if found is None:
             return func(*args, **(kwargs or {}))
         if isinstance(found, Tensor):
             return found
         operator, x, w, b = found
         return _Product.apply(replace(operator, reading=self.reading), x, w, b)
+
+
+def _substitute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | Operands | None:
+    substitute = _SUBSTITUTES.get(func)
+    return substitute(*args, **kwargs) if substitute else None
+
+
+def product_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
+    """A call of a convolution or linear layer as the operator and its operands; None for any other call."""
+    found = None if func is functional.batch_norm else _substitute(func, args, kwargs)
+    return None if isinstance(found, Tensor) else found
 
 
 def _hardsigmoid(input: Tensor, *_: Any, **__: Any) -> Tensor:

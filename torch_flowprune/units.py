@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from torch_flowprune.targets import Target
+from torch_flowprune.targets import Target, flags
 
 
 class Units(Protocol):
@@ -133,5 +133,5 @@ def _named(granularity: str) -> Callable[[Target], Units]:
 
 def alive(units: Units, mask: Tensor) -> Tensor:
     """Which units an existing mask has left: those with at least one kept weight."""
-    rows = units.rows(mask if mask.dtype is torch.bool else mask != 0)
+    rows = units.rows(flags(mask))
     return rows.any(-1) if rows.shape[1] > 1 else rows[:, 0]
