@@ -36,9 +36,10 @@ def gradients(name, inputs):
 
 @pytest.mark.parametrize("name", PRODUCTS)
 @settings(max_examples=20, deadline=None)
-@given(exponents=st.tuples(st.integers(-400, 400), st.integers(-120, 120)), seed=st.integers(0, 9))
-def test_products_and_their_gradients_are_those_of_float64(name, exponents, seed):
-    inputs = operands(name, exponents, seed)
+@given(exponents=st.tuples(st.integers(-400, 400), st.integers(-120, 120)), sign=st.sampled_from((1, -1)), seed=st.integers(0, 9))
+def test_products_and_their_gradients_are_those_of_float64(name, exponents, sign, seed):
+    x, w, b = operands(name, exponents, seed)
+    inputs = sign * x, w, sign * b
     expected = gradients(name, inputs)
     with narrow_products():
         found = gradients(name, inputs)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import CASES, every_case
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 import torch_flowprune as fp
 
@@ -117,6 +118,17 @@ def test_what_a_mask_removed_has_no_gradient_whatever_its_value():
     for name, mask in fp.masks(model).items():
         assert not found[name][~mask].any()
         assert torch.equal(found[name], expected[name])
+
+
+def test_what_is_masked_is_not_masked_again_in_the_pass():
+    """Selecting takes as long as a good part of the pass itself."""
+    model, inputs = cases.cnn().float(), CASES["cnn"].batch(1)[0].float()
+    fp.global_prune(model, sparsity=0.5)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        fp.flow(model, needs=("gR",), example_inputs=inputs)
+    names = {event.name for event in profiled.events()}
+    assert "aten::convolution" in names
+    assert "aten::where" not in names
 
 
 def test_a_buffer_outside_the_state_dict_keeps_its_sign():
