@@ -75,6 +75,13 @@ def test_zeros_and_what_is_not_finite_pass(special):
     assert torch.equal(x.grad, torch.ones(2, 3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_power_is_that_of_the_largest_value_whatever_its_sign(sign):
+    x = torch.tensor([[1.0, sign * 1e200]], dtype=torch.float64)
+    with narrow_products():
+        assert functional.linear(x, torch.ones(1, 2, dtype=torch.float64)).item() == pytest.approx(sign * 1e200, rel=1e-6)
+
+
 def test_no_samples():
     with narrow_products():
         assert functional.linear(torch.ones(0, 3, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)).shape == (0, 2)
