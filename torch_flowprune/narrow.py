@@ -62,7 +62,7 @@ def _divided(x: Tensor) -> tuple[Tensor, float]:
     low, high = x.aminmax()
     _, exponent = frexp(max(-low.item(), high.item()))
     power = 2.0 ** max(-1000, min(1000, exponent))
-    return (x / power).float(), power
+    return (x * (1 / power)).float(), power
 
 
 def _times(x: Tensor, power: float) -> Tensor:
