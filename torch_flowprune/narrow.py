@@ -1,4 +1,4 @@
-"""Products of a float64 network in float32: for those a CPU has fast convolutions, and powers of two keep them in its range."""
+"""Convolutions of a float64 network in float32, in which alone a CPU has fast ones: powers of two keep them in its range."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-from torch_flowprune.twice import Bilinear, Found, product_of
+from torch_flowprune.twice import Bilinear, Found, convolution_of
 
 
 @contextmanager
-def narrow_products() -> Iterator[None]:
-    """Inside, convolutions and linear layers of float64 tensors on a CPU, and their gradients, are computed in float32.
+def narrow_convolutions() -> Iterator[None]:
+    """Inside, convolutions of float64 tensors on a CPU, and their gradients, are computed in float32.
 
-    Every operand is divided by the power of two above its largest value, and the result multiplied by these powers in float64: a product is
-    linear in each operand, so nothing is lost but digits. What is under 1e-38 of the largest value of its tensor becomes 0. The gradient
+    Every operand is divided by the power of two above its largest value, and the result multiplied by these powers in float64: it is linear in
+    each operand, so nothing is lost but digits. What is under 1e-38 of the largest value of its tensor becomes 0. The gradient
     cannot be differentiated again.
     """
     with _Narrow():
@@ -29,13 +29,13 @@ def narrow_products() -> Iterator[None]:
 
 class _Narrow(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = product_of(func, args, kwargs or {})
+        found = convolution_of(func, args, kwargs or {})
         if found is None or found[1].dtype is not torch.float64 or found[1].device.type != "cpu":
             return func(*args, **(kwargs or {}))
-        return _Product.apply(*found)
+        return _Convolution.apply(*found)
 
 
-class _Product(Function):
+class _Convolution(Function):
     """``x * w + b`` in float64, computed in float32."""
 
     @staticmethod

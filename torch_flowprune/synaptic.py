@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from torch_flowprune.data import logits_of
-from torch_flowprune.narrow import narrow_products
+from torch_flowprune.narrow import narrow_convolutions
 from torch_flowprune.targets import Target, clear
 
 
 def synaptic_gradient(model: nn.Module, targets: Mapping[str, Target], theta: Mapping[str, Tensor], inputs: Any) -> dict[str, Tensor]:
     """∂R/∂|θ| for R = the summed output of the model with the absolute value of every parameter and buffer, on one input of ones.
 
-    In float64: in float32 R overflows on deep nets. Of a float32 model the products alone are in float32, see :mod:`~torch_flowprune.narrow`.
+    In float64: in float32 R overflows on deep nets. Of a float32 model the convolutions alone are in float32 (see ``narrow``).
     """
     state = _absolute_state(model, {id(target.parameter): theta[name] for name, target in targets.items()})
     keys = {id(value): name for name, value in model.named_parameters()}
     wrt = [state[keys[id(target.parameter)]].requires_grad_() for target in targets.values()]
     device = next(iter(targets.values())).parameter.device
-    narrow = narrow_products() if all(p.dtype.itemsize <= 4 for p in model.parameters()) else nullcontext()
+    narrow = narrow_convolutions() if all(p.dtype.itemsize <= 4 for p in model.parameters()) else nullcontext()
     masked = [value for value, target in zip(wrt, targets.values(), strict=True) if target.mask is not None]
     try:
         with narrow, _MaskedAlready(masked):

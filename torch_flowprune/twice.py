@@ -152,9 +152,9 @@ def _substitute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ten
     return substitute(*args, **kwargs) if substitute else None
 
 
-def product_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
-    """A call of a convolution or linear layer as the operator and its operands; None for any other call."""
-    found = None if func is functional.batch_norm else _substitute(func, args, kwargs)
+def convolution_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operands | None:
+    """The call of a convolution as the operator and its operands; None for any other call."""
+    found = _substitute(func, args, kwargs) if func in _CONVOLUTIONS else None
     return None if isinstance(found, Tensor) else found
 
 
@@ -251,10 +251,13 @@ def _plain(*tensors: Tensor | None) -> bool:
     )
 
 
+_CONVOLUTIONS: dict[Any, Substitute] = {
+    **{getattr(functional, f"conv{axes}d"): _forward(axes) for axes in (1, 2, 3)},
+    **{getattr(functional, f"conv_transpose{axes}d"): _transposed(axes) for axes in (1, 2, 3)},
+}
 _SUBSTITUTES: dict[Any, Substitute] = {
     **dict.fromkeys((functional.hardsigmoid, torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_), _hardsigmoid),
     functional.linear: _linear,
     functional.batch_norm: _batch_norm,
-    **{getattr(functional, f"conv{axes}d"): _forward(axes) for axes in (1, 2, 3)},
-    **{getattr(functional, f"conv_transpose{axes}d"): _transposed(axes) for axes in (1, 2, 3)},
+    **_CONVOLUTIONS,
 }
