@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             new = rows(name, 2 if options.quick else options.rounds)
             print(*(" | ".join(row.cells()) for row in new), sep="\n", flush=True)
             found["rows"] += [row.to_dict() for row in new]
+        keep(found, options.out)
     for name in (["small"] if options.quick else CORRELATED) if options.correlations else []:
         found.setdefault("correlations", {})[name] = new = correlations(name)
         print(name, {kind: f"{value:.4f}" for kind, value in new.items()}, flush=True)
