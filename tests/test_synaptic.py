@@ -1,6 +1,7 @@
 """Synaptic flow: the published computation on a copy, and what that code could not do."""
 
 import copy
+from contextlib import nullcontext
 
 import cases
 import oracles
@@ -11,6 +12,17 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import torch_flowprune as fp
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "layers", "dtype", "narrow"), [(2, 1, torch.float32, True), (1, 2, torch.float32, False), (2, 1, torch.float64, False)]
+)
+def test_only_float32_nets_of_convolutions_are_narrowed(monkeypatch, convolutions, layers, dtype, narrow):
+    entered = []
+    monkeypatch.setattr("torch_flowprune.synaptic.narrow_convolutions", lambda: entered.append(True) or nullcontext())
+    model = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(convolutions)), *(nn.Linear(4, 4) for _ in range(layers))).to(dtype)
+    fp.flow(model, needs=("gR",), example_inputs=torch.ones(1, 3, 4, 4, dtype=dtype))
+    assert bool(entered) == narrow
 
 
 @every_case

@@ -36,7 +36,7 @@ class Flow:
         g2: sample-weighted mean over batches of the squared batch gradients.
         g2_sample: mean over samples of the squared sample gradients.
         Hg: Hessian of the mean loss times g, over the same data.
-        gR: gradient of the synaptic-flow objective, float64 (of a float32 model on a CPU, convolutions are right to float32's digits).
+        gR: gradient of the synaptic-flow objective, float64 (of a float32 net of convolutions, on a CPU, right to float32's digits).
         loss: the mean loss, or None where no data were read.
         samples: how many samples were read.
     """

@@ -19,13 +19,14 @@ from torch_flowprune.targets import Target, clear
 def synaptic_gradient(model: nn.Module, targets: Mapping[str, Target], theta: Mapping[str, Tensor], inputs: Any) -> dict[str, Tensor]:
     """∂R/∂|θ| for R = the summed output of the model with the absolute value of every parameter and buffer, on one input of ones.
 
-    In float64: in float32 R overflows on deep nets. Of a float32 model the convolutions alone are in float32 (see ``narrow``).
+    In float64: in float32 R overflows on deep nets. The convolutions of a float32 model that is
+    made of them are in float32 (see ``narrow``), where they are most of the work.
     """
     state = _absolute_state(model, {id(target.parameter): theta[name] for name, target in targets.items()})
     keys = {id(value): name for name, value in model.named_parameters()}
     wrt = [state[keys[id(target.parameter)]].requires_grad_() for target in targets.values()]
     device = next(iter(targets.values())).parameter.device
-    narrow = narrow_convolutions() if all(p.dtype.itemsize <= 4 for p in model.parameters()) else nullcontext()
+    narrow = narrow_convolutions() if _is_convolutional(model) else nullcontext()
     masked = [value for value, target in zip(wrt, targets.values(), strict=True) if target.mask is not None]
     try:
         with narrow, _MaskedAlready(masked):
@@ -39,6 +40,15 @@ def synaptic_gradient(model: nn.Module, targets: Mapping[str, Target], theta: Ma
         raise ValueError(f"the synaptic-flow objective is {total.item()} in float64: the network is too deep or its weights too large for synflow")
     grads = torch.autograd.grad(total, wrt, allow_unused=True)
     return {name: _of(target, value, grad) for (name, target), value, grad in zip(targets.items(), wrt, grads, strict=True)}
+
+
+def _is_convolutional(model: nn.Module) -> bool:
+    """Whether no weight has more digits than float32, and most kernels and matrices are kernels.
+
+    In a transformer the patch embedding would gain nothing, and layer norms would blow its rounding up from round to round.
+    """
+    sizes = [p.dim() for p in model.parameters() if p.dim() > 1]
+    return all(p.dtype.itemsize <= 4 for p in model.parameters()) and 2 * sum(size > 2 for size in sizes) > len(sizes)
 
 
 def _of(target: Target, value: Tensor, grad: Tensor | None) -> Tensor:
