@@ -43,7 +43,8 @@ class _Convolution(Function):
         (x, by_x), (w, by_w) = _divided(x), _divided(w)
         ctx.operator, ctx.by_x, ctx.by_w = operator, by_x, by_w
         ctx.save_for_backward(x, w)
-        return _times(operator.product(x, w, None if b is None else (b / (by_x * by_w)).float()), by_x * by_w)
+        found = _times(operator.product(x, w, None), by_x * by_w)
+        return found if b is None else found.add_(b.view(-1, *(1,) * (x.dim() - 2)))  # here, for it may be far larger than the rest
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:

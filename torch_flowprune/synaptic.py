@@ -19,8 +19,8 @@ from torch_flowprune.targets import Target, clear
 def synaptic_gradient(model: nn.Module, targets: Mapping[str, Target], theta: Mapping[str, Tensor], inputs: Any) -> dict[str, Tensor]:
     """∂R/∂|θ| for R = the summed output of the model with the absolute value of every parameter and buffer, on one input of ones.
 
-    In float64: in float32 R overflows on deep nets. The convolutions of a float32 model that is
-    made of them are in float32 (see ``narrow``), where they are most of the work.
+    In float64: in float32 R overflows on deep nets. The convolutions of a float32 model that is made of them, most of the work, are in
+    float32 all the same (see ``narrow``).
     """
     state = _absolute_state(model, {id(target.parameter): theta[name] for name, target in targets.items()})
     keys = {id(value): name for name, value in model.named_parameters()}
