@@ -67,18 +67,19 @@ def taylor(folder: Path, model: nn.Module, data: Batches) -> Work:
 def synaptic_flow(folder: Path, model: nn.Module, data: Batches, rounds: int) -> Work:
     """The loop of Synaptic Flow's repository down to a tenth of the weights, on its own ResNet-50 with the weights of ours.
 
-    It returns whether its scores were finite.
+    It returns the share of the weights that is left: its scores are in float32, and where they overflow, everything goes.
     """
     resnet, generator, pruners, prune = (_module(folder, name) for name in ("Models.imagenet_resnet", "Utils.generator", "Pruners.pruners", "prune"))
     net = resnet.ResNet(resnet.Bottleneck, [3, 4, 6, 3], num_classes=10)
     net.load_state_dict(model.state_dict(), strict=False)  # without its masks, which are ones
 
-    def run() -> bool:
+    def run() -> float:
         fresh = copy.deepcopy(net)
         pruner = pruners.SynFlow(generator.masked_parameters(fresh))
         with contextlib.suppress(SystemExit):  # it ends the process where another share than was asked for went
             prune.prune_loop(fresh, None, pruner, data, "cpu", 0.1, "exponential", "global", rounds)
-        return all(bool(score.isfinite().all()) for score in pruner.scores.values())
+        left, total = pruner.stats()
+        return float(left / total)
 
     return _quiet(run)
 
