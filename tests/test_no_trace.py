@@ -234,3 +234,50 @@ def test_results_are_free_of_the_graph_and_of_the_model():
             assert value.grad_fn is None
     assert not any(value.requires_grad for value in fp.scores(model, "grasp", data).values())
     assert type(point.loss) is float
+
+
+class Counted(nn.Linear):
+    """Counts how often it is put into a mode, in the way of its own that it has or is given."""
+
+    modes = ()
+
+    def count(self, mode=True):
+        self.modes = (*self.modes, mode)
+        return nn.Module.train(self, mode)
+
+
+class Caching(Counted):
+    train = Counted.count
+
+
+@pytest.mark.parametrize("how", ["class", "instance", "none"])
+def test_only_modules_with_modes_of_their_own_are_put_into_eval_mode_for_every_batch(monkeypatch, how):
+    layer = Caching(4, 3) if how == "class" else Counted(4, 3)
+    if how == "instance":
+        layer.train = layer.count
+    model = nn.Sequential(layer).eval()
+    layer.modes, calls = (), []
+    plain = nn.Module.train
+    monkeypatch.setattr(nn.Module, "eval", lambda module: calls.append(module) or module.train(False))
+    data = [(torch.randn(2, 4), torch.tensor([0, 1])) for _ in range(5)]
+    fp.flow(model, data, needs=("g",))
+    assert nn.Module.train is plain
+    assert len(calls) == (0 if how == "none" else 6)
+    assert layer.modes.count(False) == (0 if how == "none" else 6)
+    assert not model.training
+    assert not layer.training
+
+
+def test_a_closure_that_leaves_the_model_in_train_mode_is_no_matter():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)).eval()
+    data = [(torch.randn(2, 4), torch.tensor([0, 1])) for _ in range(4)]
+
+    def closure(model, batch):
+        loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        model.train()
+        return loss
+
+    found, expected = fp.flow(model, data, needs=("g",), closure=closure), fp.flow(model, data, needs=("g",))
+    assert all(torch.equal(found.g[name], expected.g[name]) for name in expected.g)
+    assert not any(module.training for module in model.modules())
