@@ -247,17 +247,20 @@ def _until(batches: Iterator[SizedBatch], left: int) -> Iterator[SizedBatch]:
 
 
 def _add_squares(total: list[Tensor], values: Grads, weight: int) -> None:
-    for into, value in zip(total, values, strict=True):
-        if value is not None:
-            into.addcmul_(wide(value), wide(value), value=weight)
+    if pairs := _pairs(total, values):
+        into, squared = zip(*pairs, strict=True)
+        torch._foreach_addcmul_(into, squared, squared, value=weight)
 
 
 def _add(total: list[Tensor], values: Sequence[Tensor | None], weight: int) -> list[Tensor]:
-    pairs = [(into, wide(value)) for into, value in zip(total, values, strict=True) if value is not None]
-    if pairs:
-        into, values = zip(*pairs, strict=True)
-        torch._foreach_add_(into, values, alpha=weight)
+    if pairs := _pairs(total, values):
+        into, added = zip(*pairs, strict=True)
+        torch._foreach_add_(into, added, alpha=weight)
     return total
+
+
+def _pairs(total: list[Tensor], values: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
+    return [(into, wide(value)) for into, value in zip(total, values, strict=True) if value is not None]
 
 
 def _scale(values: list[Tensor], factor: float) -> list[Tensor]:
