@@ -15,8 +15,8 @@ SHORT = {
     "gradient_norm_increase": "increase, T=200", "gradient_norm_preservation": "preservation, T=1", "none": "unpruned",
 }  # fmt: skip
 ORDER = (
-    "none", "magnitude", "loss_preservation", "taylor", "biased_loss_preservation", "fisher", "synflow", "synflow, 20 rounds", "random",
-    "gradient_norm_increase", "gradient_norm_preservation",
+    "none", "magnitude", "l1", "loss_preservation", "taylor", "biased_loss_preservation", "distance_biased_loss_preservation",
+    "fisher", "fisher_sample", "synflow", "synflow, 20 rounds", "random", "gradient_norm_increase", "gradient_norm_preservation",
 )  # fmt: skip
 TITLES = {"folder": "CIFAR-10 (JPEG copy)", "cifar10": "CIFAR-10 (JPEG copy)"}
 

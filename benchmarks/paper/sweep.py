@@ -23,7 +23,9 @@ from benchmarks.paper.data import Data, load
 from benchmarks.paper.protocol import NONE, Config, Run
 
 PAPER = ("magnitude", "loss_preservation", "biased_loss_preservation", "gradient_norm_increase", "gradient_norm_preservation")
-BESIDE = ("random", "fisher", "synflow")
+BESIDE = ("random", "taylor", "fisher", "synflow")
+KIN = ("l1", "distance_biased_loss_preservation", "fisher_sample")
+"""Near relations of magnitude, biased loss preservation and Fisher."""
 CURVES = ("loss", "validation_loss", "validation_accuracy", "theta_norm", "gradient_norm")
 
 
@@ -56,7 +58,8 @@ _FEW: dict[str, Any] = {"methods": (*PAPER[:2], *PAPER[3:], "random")}
 _ONCE: dict[str, Any] = {"methods": ("gradient_norm_preservation",), "rounds": (1,), "unpruned": False}
 
 PLANS = {
-    "vgg13": Plan(replace(_NARROW, model="vgg13", width=0.125, min_keep=0.05), 16, 1500),
+    "vgg13": Plan(replace(_NARROW, model="vgg13", width=0.125, min_keep=0.05), 16, 1500, (*PAPER, *BESIDE, *KIN)),
+    "vgg13-more": Plan(replace(_NARROW, model="vgg13", width=0.125, min_keep=0.05), 16, 6000, (*PAPER, "random")),
     "mobilenet": Plan(replace(_NARROW, model="mobilenet", width=0.125, min_keep=0.05), 16, 1500, **_FEW),
     "resnet56": Plan(replace(_NARROW, model="resnet56", width=0.25), 16, 1500, **_FEW),
     "vgg13-full": Plan(replace(_FULL, model="vgg13", min_keep=0.05), 32, 1000, **_ONCE),
