@@ -500,7 +500,7 @@ def test_a_sweep_goes_on_with_the_runs_that_are_missing(paper, tmp_path, monkeyp
     monkeypatch.setattr(sweep, "Run", None)
     sweep.main([*arguments, "--seeds", "0"])
     assert json.loads(out.read_text())["parts"] == first
-    accuracy, macs, _, left = paper.tables.TABLES["protocol"](json.loads(out.read_text()))
+    accuracy, macs, _, left, gains = paper.tables.TABLES["protocol"](json.loads(out.read_text()))
     value = 100 * first["0/magnitude/2"][0]["test"]["accuracy"]
     assert accuracy[2:5:2] == ["| measure | 1 round | 2 rounds |", f"| unpruned | {accuracy[4].split()[3]} | {accuracy[4].split()[3]} |"]
     assert accuracy[5].endswith(f"| {value:.1f} |")
@@ -508,6 +508,27 @@ def test_a_sweep_goes_on_with_the_runs_that_are_missing(paper, tmp_path, monkeyp
     kept = first["0/random/2"][0]["left"]
     assert left[-1] == f"| random | {' | '.join(f'{n:.1f}' for n in kept)} |"
     assert len(kept) == 20
+    assert gains[2] == "| measure | 2 rounds − 1 | − random, 1 round | − random, 2 rounds |"
+    assert [line.split(" | ")[0] for line in gains[4:]] == ["| magnitude", "| random"]
+
+
+def test_differences_are_taken_seed_by_seed(paper):
+    """Of the seeds that both have; their mean with its sign, and in how many seeds it has that sign."""
+    measured = {("magnitude", 1): (30, 40, 50), ("magnitude", 5): (32, 38, 51), ("random", 1): (20, 45, 20), ("random", 5): (20, 30)}
+    parts = {
+        f"{seed}/{method}/{rounds}": [{"method": method, "rounds": rounds, "test": {"accuracy": points / 100}}]
+        for (method, rounds), some in measured.items()
+        for seed, points in enumerate(some)
+    }
+    found = {"experiment": "protocol", "name": "tiny", "setting": {**SETTING, "model": "vgg13"}, "parts": parts}
+    rows = paper.rows.rows_of(found)
+    (table,) = paper.tables._gains(found, rows, [1, 5])
+    assert table[2:] == [
+        "| measure | 5 rounds − 1 | − random, 1 round | − random, 5 rounds |",
+        "| --- | ---: | ---: | ---: |",
+        "| magnitude | +0.3 ± 2.1 (2 of 3) | +11.7 ± 17.6 (2 of 3) | +10.0 ± 2.8 (2 of 2) |",
+        "| random | −7.5 ± 10.6 (1 of 2) |  |  |",
+    ]
 
 
 def test_the_pages_say_what_the_results_say(paper):

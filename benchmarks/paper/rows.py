@@ -44,6 +44,16 @@ def over_seeds(rows: Iterable[Row], value: Value, **where: Any) -> list[float]:
     return [value(row) for row in chosen(rows, **where)]
 
 
+def paired(rows: list[Row], value: Value, one: Row, other: Row) -> list[float]:
+    """By seed, the value where ``one`` holds less that where ``other`` does; of the seeds that have both."""
+    return matched(*({row["seed"]: value(row) for row in chosen(rows, **where)} for where in (one, other)))
+
+
+def matched(one: dict[int, float], other: dict[int, float]) -> list[float]:
+    """The differences of what two have by seed."""
+    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+
+
 def spread(values: list[float], digits: int = 3) -> str:
     """Mean ± standard deviation over the seeds."""
     if not values:
@@ -58,6 +68,15 @@ def percent(values: list[float]) -> str:
         return ""
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{deviation}"
+
+
+def signed(values: list[float]) -> str:
+    """Differences with one decimal, their sign, and how many have that of the mean."""
+    if not values:
+        return ""
+    mean = statistics.mean(values)
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean:+.1f}{deviation} ({sum(value * mean > 0 for value in values)} of {len(values)})".replace("-", "−")
 
 
 def title(found: Row, what: str) -> list[str]:
@@ -83,6 +102,11 @@ def epochs_of(rows: list[Row]) -> list[int]:
 
 
 # ------------------------------------------------------------------------------------------------- values
+
+
+def accuracy(row: Row) -> float:
+    """Of the test images, in points."""
+    return float(100 * row["test"]["accuracy"])
 
 
 def loss_change(row: Row) -> float:
