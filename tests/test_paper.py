@@ -342,6 +342,26 @@ def test_fault_11_rounds_that_do_not_fit_are_an_error_and_warm_up_is_as_long_as_
     assert [made.lr_of(epoch) for epoch in range(12)] == pytest.approx([0.5] * 5 + [1.0] + [0.1] * 3 + [0.01] * 3)
 
 
+@pytest.mark.parametrize("settle", [False, True])
+def test_scores_can_be_taken_with_batch_norm_settled(paper, tiny, tmp_path, settle):
+    """After an epoch of four steps the running averages are not those of the weights; where they are taken anew, they are."""
+    one = paper.protocol.Run(config(paper, settle=settle, width=0.25), tiny, tmp_path, progress=False)
+    one._train(0)
+    settled = paper.experiment.settled(one.model, tiny)
+    loss, _ = paper.experiment.evaluate(settled, one.scoring)
+    one._prune()
+    assert (one.rounds[0]["loss_before"] == pytest.approx(loss, rel=1e-5)) == settle
+    assert all(module.momentum == 0.1 for module in one.model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def test_settled_batch_norm_has_the_statistics_of_the_images(paper, tiny):
+    model = paper.experiment.settled(paper.models.build("resnet20", width=0.25), tiny)
+    first, norm = (model.get_submodule(f"features.{i}") for i in (0, 1))
+    seen = torch.stack([first(images) for images, _ in tiny.train.batches(len(tiny.train))])[0].transpose(0, 1).flatten(1)
+    assert torch.allclose(norm.running_mean, seen.mean(1), atol=1e-6)
+    assert torch.allclose(norm.running_var, seen.var(1), rtol=1e-4)
+
+
 def test_thresholds_are_the_sparsities_after_the_rounds(paper, tiny, tmp_path):
     found = run(paper, tiny, tmp_path, thresholds=(0.1, 0.5), sparsity=0.5)
     assert [one["sparsity"] for one in found["rounds"]] == pytest.approx([0.1, 0.5], abs=0.01)

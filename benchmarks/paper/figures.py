@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from benchmarks.paper.rows import SHORT, Row, chosen, epochs_of, loss_change, methods_of, norm_ratio, rows_of
+from benchmarks.paper.rows import SHORT, Row, age, chosen, epochs_of, loss_change, methods_of, norm_ratio, rows_of
 
 
 def figure(found: Row, folder: Path) -> Path | None:
@@ -47,7 +47,7 @@ def _by_age(found: Row, draw: Callable[[Any, list[Row]], None], **where: Any) ->
     made, places = _panels(len(epochs))
     for axes, epoch in zip(places, epochs, strict=True):
         draw(axes, [row for row in rows if row["epoch"] == epoch])
-        axes.set_title(f"after {epoch} epochs", fontsize=9)
+        axes.set_title(f"after {age(epoch)}", fontsize=9)
     return _legend(made, places[0])
 
 
@@ -68,7 +68,7 @@ def _expansions(found: Row) -> Figure:
         above.axline((0, 0), slope=1, color="grey", linewidth=0.6)
         above.set_xscale("symlog", linthresh=0.1)
         above.set_yscale("symlog", linthresh=0.1)
-        above.set(xlabel="ΔL to first order", ylabel="ΔL", title=f"after {epoch} epochs")
+        above.set(xlabel="ΔL to first order", ylabel="ΔL", title=f"after {age(epoch)}")
         below.axvline(0, color="grey", linewidth=0.6)
         below.set_yscale("symlog", linthresh=0.1)
         below.set(xlabel=f"‖g‖², power of ten, {low:.0%} gone", ylabel="ΔL")

@@ -52,6 +52,7 @@ class Config:
     alpha: float = 0.8
     fresh_momentum: bool = False
     pretrained: str = ""
+    settle: bool = False  # batch norm's statistics are taken anew before each prune, instead of its running averages
 
     def __post_init__(self) -> None:
         if self.thresholds and (self.rounds, self.sparsity) != (len(self.thresholds), self.thresholds[-1]):
@@ -164,6 +165,8 @@ class Run:
     def _prune(self) -> None:
         """To the next sparsity; the batch norm of a filter goes with it."""
         assert self.pruner is not None
+        if self.config.settle:
+            models.settle(self.model, (images for images, _ in self.data.train.batches(250)))
         before = self._loss(self.scoring, self.config.temperature_of_scores)
         report = self.pruner.step(None if self.pruner.tracked else self.scoring)
         mask_followers(self.model)
