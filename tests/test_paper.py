@@ -500,6 +500,22 @@ def test_blocks_that_begin_as_their_shortcut_have_scores_that_are_zero(paper, ti
     assert all((found["magnitude"][name] > 0).all() for name in branches)
 
 
+def test_synflow_ranks_a_filter_that_never_answers_above_all_others(paper, tiny):
+    """Behind ReLU its variance is 0, and batch norm in eval mode multiplies it by 1 / √ε; measures that read a gradient give it nothing."""
+    torch.manual_seed(0)
+    model = paper.models.build("vgg13", width=0.125)
+    with torch.no_grad():
+        model.features[28].weight[3] = -1e3  # what comes in is batch norm's, of either sign; its bias makes it positive
+        model.features[26].bias.fill_(20.0)
+    model = paper.experiment.settled(model, tiny)
+    assert model.features[30].running_var[3] == 0
+    found = fp.scores(model, ["synflow", "fisher"], tiny.scoring(20, 20, 0), granularity="filter", parameters=paper.models.prunable(model))
+    scores = {method: found[method]["features.28.weight"] for method in found}
+    assert scores["synflow"].argmax() == 3
+    assert scores["synflow"][3] > 10 * scores["synflow"].sort().values[-2]
+    assert scores["fisher"][3] == 0
+
+
 def test_batch_norm_holds_the_norm_of_its_filters_still_in_train_mode(paper, tiny):
     """θᵀg = 0 for every filter, by the invariance under rescaling; not so in eval mode."""
     torch.manual_seed(0)
@@ -569,11 +585,20 @@ def test_results_of_several_seeds_in_one_file(paper, tmp_path):
         setting = {**SETTING, "model": "vgg13"}
         files.append(tmp_path / f"{seed}.json")
         files[-1].write_text(
-            json.dumps({"experiment": "stability", "name": "digits", "setting": setting, "parts": {f"{seed}/5": rows, f"{seed}/done": []}})
+            json.dumps(
+                {
+                    "experiment": "stability",
+                    "name": "digits",
+                    "setting": setting,
+                    "environment": {"commit": f"c{seed}", "threads": 1},
+                    "parts": {f"{seed}/5": rows, f"{seed}/done": []},
+                }
+            )
         )
     paper.findings.main([*map(str, files), "--merge", str(tmp_path / "both.json")])
     found = json.loads((tmp_path / "both.json").read_text())
     assert list(found["parts"]) == ["0/5", "1/5"]
+    assert found["environment"] == {"commit": "c1, c0", "threads": 1}
     assert found["parts"]["0/5"][0]["spearman"] == 0.333333
     (table,) = paper.tables.TABLES["stability"](found)
     assert table[-1] == "| magnitude | 0.33 ± 0 | 1 ± 0.7 | 0.0% |"
