@@ -548,6 +548,29 @@ def test_a_sweep_goes_on_with_the_runs_that_are_missing(paper, tmp_path, monkeyp
     assert [line.split(" | ")[0] for line in gains[4:]] == ["| magnitude", "| random"]
 
 
+def test_a_run_that_breaks_down_is_said_to(paper, tiny, tmp_path, monkeypatch):
+    def broken(self):
+        with torch.no_grad():
+            self.model.features[0].weight.fill_(math.nan)
+        return prune(self)
+
+    prune = paper.protocol.Run._prune
+    monkeypatch.setitem(paper.sweep.PLANS, "tiny", paper.sweep.Plan(config(paper), 8, 200, methods=("magnitude", "random"), rounds=(1, 2)))
+    arguments = ["--plan", "tiny", "--data", "digits", "--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "out.json"), "--seeds"]
+    paper.sweep.main([*arguments, "0"])
+    monkeypatch.setattr(paper.protocol.Run, "_prune", broken)
+    paper.sweep.main([*arguments, "1", "--methods", "magnitude", "--rounds", "2"])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert "loss of batch 0 is nan" in found["parts"]["1/magnitude/2"][0]["failed"]
+    accuracy, *_ = paper.tables.TABLES["protocol"](found)
+    line = next(line for line in accuracy if line.startswith("| magnitude"))
+    assert line.endswith("(1 of 2 seeds, 1 broke down) |")
+    assert [row["seed"] for row in paper.rows.rows_of(found) if row["method"] == "magnitude"] == [0, 0]
+    monkeypatch.setitem(paper.sweep.PLANS, "tiny", paper.sweep.Plan(config(paper), 8, 200, methods=("magnitud",), rounds=(1,)))
+    with pytest.raises(ValueError, match="unknown measure 'magnitud'"):
+        paper.sweep.main([*arguments, "0"])
+
+
 def test_differences_are_taken_seed_by_seed(paper):
     """Of the seeds that both have; their mean with its sign, and in how many seeds it has that sign."""
     measured = {("magnitude", 1): (30, 40, 50), ("magnitude", 5): (32, 38, 51), ("random", 1): (20, 45, 20), ("random", 5): (20, 30)}

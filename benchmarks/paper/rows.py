@@ -25,12 +25,12 @@ TITLES = {"folder": "CIFAR-10 (JPEG copy)", "cifar10": "CIFAR-10 (JPEG copy)"}
 
 
 def rows_of(found: Row) -> list[Row]:
-    """Every row with its seed, and the epochs of training before pruning where the part's name holds them."""
+    """Every row with its seed, and the epochs of training before pruning where the part's name holds them; not of runs that broke down."""
     listed = []
     for key, rows in found["parts"].items():
         seed, *names = key.split("/")
         epoch = next((int(name) for name in names if name.isdigit()), None)
-        listed += [{**row, "seed": int(seed), "epoch": epoch} for row in rows]
+        listed += [{**row, "seed": int(seed), "epoch": epoch} for row in rows if "failed" not in row]
     return listed
 
 

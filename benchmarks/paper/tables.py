@@ -108,14 +108,18 @@ def _protocol(found: Row) -> list[list[str]]:
     rows, setting = rows_of(found), found["setting"]
     rounds = sorted({row["rounds"] for row in rows} - {0})
 
-    seeds = len({row["seed"] for row in rows})
+    seeds = len({key.split("/")[0] for key in found["parts"]})
+    failed = [(row["method"], row["rounds"]) for part in found["parts"].values() for row in part if "failed" in row]
 
-    def cell(values: list[float]) -> str:
-        return percent(values) + (f" ({len(values)} of {seeds} seeds)" if 0 < len(values) < seeds else "")
+    def cell(method: str, n: int, value: Value) -> str:
+        values = over_seeds(rows, value, method=method, rounds=0 if method == "none" else n)
+        some = f"{len(values)} of {seeds} seeds" if 0 < len(values) < seeds else ""
+        broken = f"{failed.count((method, n))} broke down" if (method, n) in failed else ""
+        notes = ", ".join(filter(None, (some, broken)))
+        return f"{percent(values)} ({notes})".lstrip() if notes else percent(values)
 
     def line(method: str, value: Value) -> list[str]:
-        unpruned = method == "none"
-        return [SHORT.get(method, method), *(cell(over_seeds(rows, value, method=method, rounds=0 if unpruned else n)) for n in rounds)]
+        return [SHORT.get(method, method), *(cell(method, n, value) for n in rounds)]
 
     header = ["measure", *(f"{n} round{'s' if n > 1 else ''}" for n in rounds)]
     what = f"{setting['goal']:.0%} of filters gone, {setting['epochs']} epochs, T = {setting['temperature']:g}"
