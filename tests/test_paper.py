@@ -525,6 +525,20 @@ def test_batch_norm_holds_the_norm_of_its_filters_still_in_train_mode(paper, tin
     assert trained["filters"] < 1e-2 * trained["weights"]
 
 
+def test_runs_that_guess_in_the_end_are_counted(paper):
+    ends = {("magnitude", 1): (1.9, 2.3, None), ("magnitude", 5): (2.2, 2.0), ("random", 1): (1.0, 2.3026, 2.29), ("random", 5): (2.31, 2.31)}
+    parts = {
+        f"{seed}/{method}/{rounds}": [{"method": method, "rounds": rounds, **({"failed": "nan"} if end is None else {"train_loss": [2.3, end]})}]
+        for (method, rounds), some in ends.items()
+        for seed, end in enumerate(some)
+    }
+    found = {"experiment": "protocol", "name": "tiny", "setting": {**SETTING, "model": "vgg13"}, "parts": parts}
+    (table,) = paper.tables._guessing(found, [1, 5])
+    assert table[4:] == ["| magnitude | 2 of 3 | 0 of 2 |", "| random | 1 of 3 | 2 of 2 |"]
+    del parts["1/magnitude/1"], parts["2/magnitude/1"], parts["1/random/1"], parts["0/random/5"], parts["1/random/5"]
+    assert paper.tables._guessing(found, [1, 5]) == []
+
+
 def test_a_sweep_goes_on_with_the_runs_that_are_missing(paper, tmp_path, monkeypatch):
     sweep, out = paper.sweep, tmp_path / "out.json"
     plan = sweep.Plan(config(paper, sparsity=0.5), 8, 200, methods=("magnitude", "random"), rounds=(1, 2))
@@ -536,7 +550,7 @@ def test_a_sweep_goes_on_with_the_runs_that_are_missing(paper, tmp_path, monkeyp
     monkeypatch.setattr(sweep, "Run", None)
     sweep.main([*arguments, "--seeds", "0"])
     assert json.loads(out.read_text())["parts"] == first
-    accuracy, macs, _, left, gains = paper.tables.TABLES["protocol"](json.loads(out.read_text()))
+    accuracy, macs, _, left, gains, *_ = paper.tables.TABLES["protocol"](json.loads(out.read_text()))
     value = 100 * first["0/magnitude/2"][0]["test"]["accuracy"]
     assert accuracy[2:5:2] == ["| measure | 1 round | 2 rounds |", f"| unpruned | {accuracy[4].split()[3]} | {accuracy[4].split()[3]} |"]
     assert accuracy[5].endswith(f"| {value:.1f} |")

@@ -129,7 +129,8 @@ def _protocol(found: Row) -> list[list[str]]:
         ("Parameters left, %", lambda r: r["size"]["pruned"]["parameters"] / r["size"]["dense"]["parameters"]),
     ]
     made = [[*title(found, f"{name}; {what}"), *table(header, [line(m, value) for m in methods_of(rows)])] for name, value in asked]
-    return [*made, *_left(found, [row for row in rows if row["rounds"] == rounds[-1] and row.get("left")]), *_gains(found, rows, rounds)]
+    left = _left(found, [row for row in rows if row["rounds"] == rounds[-1] and row.get("left")])
+    return [*made, *left, *_gains(found, rows, rounds), *_guessing(found, rounds)]
 
 
 def _gains(found: Row, rows: list[Row], rounds: list[int]) -> list[list[str]]:
@@ -143,6 +144,16 @@ def _gains(found: Row, rows: list[Row], rounds: list[int]) -> list[list[str]]:
 
     header = ["measure", *(f"{n} rounds − {rounds[0]}" for n in rounds[1:]), *(f"− random, {n} round{'s' if n > 1 else ''}" for n in rounds)]
     return [[*title(found, "Differences of test accuracy, in points, seed by seed"), *table(header, [line(method) for method in methods])]]
+
+
+def _guessing(found: Row, rounds: list[int]) -> list[list[str]]:
+    """How many runs ended with the training loss of guessing among ten classes, or before their end, if any did."""
+    runs = [row for part in found["parts"].values() for row in part if row["method"] != "none"]
+    lost = [(run["method"], run["rounds"]) for run in runs if "failed" in run or run["train_loss"][-1] > math.log(10) - 0.01]
+    every = [(run["method"], run["rounds"]) for run in runs]
+    header = ["measure", *(f"{n} round{'s' if n > 1 else ''}" for n in rounds)]
+    lines = [[SHORT.get(m, m), *(f"{lost.count((m, n))} of {every.count((m, n))}" for n in rounds)] for m in methods_of(runs)]
+    return [[*title(found, "Runs that ended guessing, or broke down"), *table(header, lines)]] if lost else []
 
 
 def _left(found: Row, rows: list[Row]) -> list[list[str]]:
