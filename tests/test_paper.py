@@ -618,7 +618,7 @@ def test_the_pages_say_what_the_results_say(paper):
 def test_results_of_several_seeds_in_one_file(paper, tmp_path):
     files = []
     for seed in (1, 0):
-        rows = [{"method": "magnitude", "samples": 50, "spearman": 1 / 3, "overlap": 0.5 + seed, "zero": 0.0, "others": None}]
+        rows = [{"method": "magnitude", "samples": 50, "spearman": 1 / 3, "overlap": 0.5 + seed, "zero": 0.0, "others": {"l1": math.inf}}]
         setting = {**SETTING, "model": "vgg13"}
         files.append(tmp_path / f"{seed}.json")
         files[-1].write_text(
@@ -637,6 +637,7 @@ def test_results_of_several_seeds_in_one_file(paper, tmp_path):
     assert list(found["parts"]) == ["0/5", "1/5"]
     assert found["environment"] == {"commit": "c1, c0", "threads": 1}
     assert found["parts"]["0/5"][0]["spearman"] == 0.333333
+    assert found["parts"]["0/5"][0]["others"] == {"l1": None}, "a JSON holds no infinity"
     (table,) = paper.tables.TABLES["stability"](found)
     assert table[-1] == "| magnitude | 0.33 ± 0 | 1 ± 0.7 | 0.0% |"
     assert "2 seeds" in table[0]
