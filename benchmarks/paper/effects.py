@@ -102,7 +102,7 @@ def _acceleration(name: str, epoch: int) -> Effect:
 
 
 _NETS = ("digits", "digits-vgg", "cifar10")
-_PROTOCOLS = ("digits", "vgg13", "vgg13-more", "mobilenet", "resnet56")
+_PROTOCOLS = ("digits", "vgg13", "mobilenet", "resnet56")
 _MOVING = ("cifar10-16", "digits")
 _I = ("(i)", "magnitude − loss preservation", "magnitude", "loss_preservation")
 _O5 = ("O5", "preservation − increase (T = 200)", "gradient_norm_preservation", "gradient_norm_increase")

@@ -61,7 +61,6 @@ _ONCE: dict[str, Any] = {"methods": ("gradient_norm_preservation",), "rounds": (
 
 PLANS = {
     "vgg13": Plan(replace(_NARROW, model="vgg13", width=0.125, min_keep=0.05), 16, 1500, (*PAPER, *BESIDE, *KIN)),
-    "vgg13-more": Plan(replace(_NARROW, model="vgg13", width=0.125, min_keep=0.05), 16, 6000, (*PAPER, "random")),
     "mobilenet": Plan(replace(_NARROW, model="mobilenet", width=0.125, min_keep=0.05, settle=True), 16, 1500, **_FEW),
     "resnet56": Plan(replace(_NARROW, model="resnet56", width=0.25, settle=True), 16, 1500, **_FEW),
     "vgg13-full": Plan(replace(_FULL, model="vgg13", min_keep=0.05), 32, 1000, **_ONCE),
