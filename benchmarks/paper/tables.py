@@ -30,6 +30,9 @@ from benchmarks.paper.rows import (
 )
 from benchmarks.record import table
 
+_COLUMNS = 24
+"""As many as a page shows side by side."""
+
 
 def _expansions(found: Row) -> list[list[str]]:
     rows = rows_of(found)
@@ -157,8 +160,8 @@ def _guessing(found: Row, rounds: list[int]) -> list[list[str]]:
 
 
 def _left(found: Row, rows: list[Row]) -> list[list[str]]:
-    """Of each layer, how many filters the longest schedule leaves."""
-    if not rows:
+    """Of each layer, how many filters the longest schedule leaves; not of nets with more layers than a page has columns."""
+    if not rows or len(rows[0]["left"]) > _COLUMNS:
         return []
     means = {
         method: [statistics.mean(layer) for layer in zip(*(row["left"] for row in chosen(rows, method=method)), strict=True)]
