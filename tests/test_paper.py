@@ -342,6 +342,26 @@ def test_fault_11_rounds_that_do_not_fit_are_an_error_and_warm_up_is_as_long_as_
     assert [made.lr_of(epoch) for epoch in range(12)] == pytest.approx([0.5] * 5 + [1.0] + [0.1] * 3 + [0.01] * 3)
 
 
+@pytest.mark.parametrize("settle", [False, True])
+def test_scores_can_be_taken_with_batch_norm_settled(paper, tiny, tmp_path, settle):
+    """After an epoch of four steps the running averages are not those of the weights; where they are taken anew, they are."""
+    one = paper.protocol.Run(config(paper, settle=settle, width=0.25), tiny, tmp_path, progress=False)
+    one._train(0)
+    settled = paper.experiment.settled(one.model, tiny)
+    loss, _ = paper.experiment.evaluate(settled, one.scoring)
+    one._prune()
+    assert (one.rounds[0]["loss_before"] == pytest.approx(loss, rel=1e-5)) == settle
+    assert all(module.momentum == 0.1 for module in one.model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def test_settled_batch_norm_has_the_statistics_of_the_images(paper, tiny):
+    model = paper.experiment.settled(paper.models.build("resnet20", width=0.25), tiny)
+    first, norm = (model.get_submodule(f"features.{i}") for i in (0, 1))
+    seen = torch.stack([first(images) for images, _ in tiny.train.batches(len(tiny.train))])[0].transpose(0, 1).flatten(1)
+    assert torch.allclose(norm.running_mean, seen.mean(1), atol=1e-6)
+    assert torch.allclose(norm.running_var, seen.var(1), rtol=1e-4)
+
+
 def test_thresholds_are_the_sparsities_after_the_rounds(paper, tiny, tmp_path):
     found = run(paper, tiny, tmp_path, thresholds=(0.1, 0.5), sparsity=0.5)
     assert [one["sparsity"] for one in found["rounds"]] == pytest.approx([0.1, 0.5], abs=0.01)
@@ -480,6 +500,22 @@ def test_blocks_that_begin_as_their_shortcut_have_scores_that_are_zero(paper, ti
     assert all((found["magnitude"][name] > 0).all() for name in branches)
 
 
+def test_synflow_ranks_a_filter_that_never_answers_above_all_others(paper, tiny):
+    """Behind ReLU its variance is 0, and batch norm in eval mode multiplies it by 1 / √ε; measures that read a gradient give it nothing."""
+    torch.manual_seed(0)
+    model = paper.models.build("vgg13", width=0.125)
+    with torch.no_grad():
+        model.features[28].weight[3] = -1e3  # what comes in is batch norm's, of either sign; its bias makes it positive
+        model.features[26].bias.fill_(20.0)
+    model = paper.experiment.settled(model, tiny)
+    assert model.features[30].running_var[3] == 0
+    found = fp.scores(model, ["synflow", "fisher"], tiny.scoring(20, 20, 0), granularity="filter", parameters=paper.models.prunable(model))
+    scores = {method: found[method]["features.28.weight"] for method in found}
+    assert scores["synflow"].argmax() == 3
+    assert scores["synflow"][3] > 10 * scores["synflow"].sort().values[-2]
+    assert scores["fisher"][3] == 0
+
+
 def test_batch_norm_holds_the_norm_of_its_filters_still_in_train_mode(paper, tiny):
     """θᵀg = 0 for every filter, by the invariance under rescaling; not so in eval mode."""
     torch.manual_seed(0)
@@ -487,6 +523,20 @@ def test_batch_norm_holds_the_norm_of_its_filters_still_in_train_mode(paper, tin
     evaluated, trained = paper.trajectories.symmetry(model, tiny.train.batches(100)[0])
     assert trained["filters"] < 1e-2 * evaluated["filters"]
     assert trained["filters"] < 1e-2 * trained["weights"]
+
+
+def test_runs_that_guess_in_the_end_are_counted(paper):
+    ends = {("magnitude", 1): (1.9, 2.3, None), ("magnitude", 5): (2.2, 2.0), ("random", 1): (1.0, 2.3026, 2.29), ("random", 5): (2.31, 2.31)}
+    parts = {
+        f"{seed}/{method}/{rounds}": [{"method": method, "rounds": rounds, **({"failed": "nan"} if end is None else {"train_loss": [2.3, end]})}]
+        for (method, rounds), some in ends.items()
+        for seed, end in enumerate(some)
+    }
+    found = {"experiment": "protocol", "name": "tiny", "setting": {**SETTING, "model": "vgg13"}, "parts": parts}
+    (table,) = paper.tables._guessing(found, [1, 5])
+    assert table[4:] == ["| magnitude | 2 of 3 | 0 of 2 |", "| random | 1 of 3 | 2 of 2 |"]
+    del parts["1/magnitude/1"], parts["2/magnitude/1"], parts["1/random/1"], parts["0/random/5"], parts["1/random/5"]
+    assert paper.tables._guessing(found, [1, 5]) == []
 
 
 def test_a_sweep_goes_on_with_the_runs_that_are_missing(paper, tmp_path, monkeypatch):
@@ -500,7 +550,7 @@ def test_a_sweep_goes_on_with_the_runs_that_are_missing(paper, tmp_path, monkeyp
     monkeypatch.setattr(sweep, "Run", None)
     sweep.main([*arguments, "--seeds", "0"])
     assert json.loads(out.read_text())["parts"] == first
-    accuracy, macs, _, left = paper.tables.TABLES["protocol"](json.loads(out.read_text()))
+    accuracy, macs, _, left, gains, *_ = paper.tables.TABLES["protocol"](json.loads(out.read_text()))
     value = 100 * first["0/magnitude/2"][0]["test"]["accuracy"]
     assert accuracy[2:5:2] == ["| measure | 1 round | 2 rounds |", f"| unpruned | {accuracy[4].split()[3]} | {accuracy[4].split()[3]} |"]
     assert accuracy[5].endswith(f"| {value:.1f} |")
@@ -508,6 +558,50 @@ def test_a_sweep_goes_on_with_the_runs_that_are_missing(paper, tmp_path, monkeyp
     kept = first["0/random/2"][0]["left"]
     assert left[-1] == f"| random | {' | '.join(f'{n:.1f}' for n in kept)} |"
     assert len(kept) == 20
+    assert gains[2] == "| measure | 2 rounds − 1 | − random, 1 round | − random, 2 rounds |"
+    assert [line.split(" | ")[0] for line in gains[4:]] == ["| magnitude", "| random"]
+
+
+def test_a_run_that_breaks_down_is_said_to(paper, tiny, tmp_path, monkeypatch):
+    def broken(self):
+        with torch.no_grad():
+            self.model.features[0].weight.fill_(math.nan)
+        return prune(self)
+
+    prune = paper.protocol.Run._prune
+    monkeypatch.setitem(paper.sweep.PLANS, "tiny", paper.sweep.Plan(config(paper), 8, 200, methods=("magnitude", "random"), rounds=(1, 2)))
+    arguments = ["--plan", "tiny", "--data", "digits", "--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "out.json"), "--seeds"]
+    paper.sweep.main([*arguments, "0"])
+    monkeypatch.setattr(paper.protocol.Run, "_prune", broken)
+    paper.sweep.main([*arguments, "1", "--methods", "magnitude", "--rounds", "2"])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert "loss of batch 0 is nan" in found["parts"]["1/magnitude/2"][0]["failed"]
+    accuracy, *_ = paper.tables.TABLES["protocol"](found)
+    line = next(line for line in accuracy if line.startswith("| magnitude"))
+    assert line.endswith("(1 of 2 seeds, 1 broke down) |")
+    assert [row["seed"] for row in paper.rows.rows_of(found) if row["method"] == "magnitude"] == [0, 0]
+    monkeypatch.setitem(paper.sweep.PLANS, "tiny", paper.sweep.Plan(config(paper), 8, 200, methods=("magnitud",), rounds=(1,)))
+    with pytest.raises(ValueError, match="unknown measure 'magnitud'"):
+        paper.sweep.main([*arguments, "0"])
+
+
+def test_differences_are_taken_seed_by_seed(paper):
+    """Of the seeds that both have; their mean with its sign, and in how many seeds it has that sign."""
+    measured = {("magnitude", 1): (30, 40, 50), ("magnitude", 5): (32, 38, 51), ("random", 1): (20, 45, 20), ("random", 5): (20, 30)}
+    parts = {
+        f"{seed}/{method}/{rounds}": [{"method": method, "rounds": rounds, "test": {"accuracy": points / 100}}]
+        for (method, rounds), some in measured.items()
+        for seed, points in enumerate(some)
+    }
+    found = {"experiment": "protocol", "name": "tiny", "setting": {**SETTING, "model": "vgg13"}, "parts": parts}
+    rows = paper.rows.rows_of(found)
+    (table,) = paper.tables._gains(found, rows, [1, 5])
+    assert table[2:] == [
+        "| measure | 5 rounds − 1 | − random, 1 round | − random, 5 rounds |",
+        "| --- | ---: | ---: | ---: |",
+        "| magnitude | +0.3 ± 2.1 (2 of 3) | +11.7 ± 17.6 (2 of 3) | +10.0 ± 2.8 (2 of 2) |",
+        "| random | −7.5 ± 10.6 (1 of 2) |  |  |",
+    ]
 
 
 def test_the_pages_say_what_the_results_say(paper):
@@ -524,16 +618,26 @@ def test_the_pages_say_what_the_results_say(paper):
 def test_results_of_several_seeds_in_one_file(paper, tmp_path):
     files = []
     for seed in (1, 0):
-        rows = [{"method": "magnitude", "samples": 50, "spearman": 1 / 3, "overlap": 0.5 + seed, "zero": 0.0, "others": None}]
+        rows = [{"method": "magnitude", "samples": 50, "spearman": 1 / 3, "overlap": 0.5 + seed, "zero": 0.0, "others": {"l1": math.inf}}]
         setting = {**SETTING, "model": "vgg13"}
         files.append(tmp_path / f"{seed}.json")
         files[-1].write_text(
-            json.dumps({"experiment": "stability", "name": "digits", "setting": setting, "parts": {f"{seed}/5": rows, f"{seed}/done": []}})
+            json.dumps(
+                {
+                    "experiment": "stability",
+                    "name": "digits",
+                    "setting": setting,
+                    "environment": {"commit": f"c{seed}", "threads": 1},
+                    "parts": {f"{seed}/5": rows, f"{seed}/done": []},
+                }
+            )
         )
     paper.findings.main([*map(str, files), "--merge", str(tmp_path / "both.json")])
     found = json.loads((tmp_path / "both.json").read_text())
     assert list(found["parts"]) == ["0/5", "1/5"]
+    assert found["environment"] == {"commit": "c1, c0", "threads": 1}
     assert found["parts"]["0/5"][0]["spearman"] == 0.333333
+    assert found["parts"]["0/5"][0]["others"] == {"l1": None}, "a JSON holds no infinity"
     (table,) = paper.tables.TABLES["stability"](found)
     assert table[-1] == "| magnitude | 0.33 ± 0 | 1 ± 0.7 | 0.0% |"
     assert "2 seeds" in table[0]

@@ -89,6 +89,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     add("--track-batches", type=int)
     add("--alpha", type=float, help="the newest minibatch's weight in that average")
     add("--fresh-momentum", action="store_true", default=None, help="forget the momentum at every prune (the paper's code's default)")
+    add("--settle", action="store_true", default=None, help="take batch norm's statistics anew before each prune: for epochs of few steps")
     add("--pretrained", help="a state dict to start from: pruned.pt of a run with --method none, for instance")
     add("--data", help="digits, cifar10, cifar100, or a folder with train/ and test/")
     add("--root", default="data", help="where torchvision keeps CIFAR")

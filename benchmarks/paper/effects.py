@@ -7,7 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.paper.rows import Row, Value, chosen, deviations, loss_change, mean_loss, norm_ratio, relative, rows_of, spread
+from benchmarks.paper.rows import (
+    Row,
+    Value,
+    accuracy,
+    chosen,
+    deviations,
+    loss_change,
+    matched,
+    mean_loss,
+    norm_ratio,
+    paired,
+    relative,
+    rows_of,
+    spread,
+)
 
 PRESERVATION = "gradient_norm_preservation T=1"
 
@@ -28,31 +42,19 @@ class Effect:
         return [self.claim, self.what, found["name"], spread(values), f"{agree} of {len(values)}"]
 
 
-def _paired(one: dict[int, float], other: dict[int, float]) -> list[float]:
-    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
-
-
 def between(one: str, other: str, value: Value, **where: Any) -> Callable[[list[Row]], list[float]]:
     """By seed, the value of one measure less that of the other."""
-
-    def of(rows: list[Row], method: str) -> dict[int, float]:
-        return {row["seed"]: value(row) for row in chosen(rows, method=method, **where)}
-
-    return lambda rows: _paired(of(rows, one), of(rows, other))
-
-
-def _accuracy(row: Row) -> float:
-    return float(100 * row["test"]["accuracy"])
+    return lambda rows: paired(rows, value, {"method": one, **where}, {"method": other, **where})
 
 
 def _deviates(one: str, other: str, **where: Any) -> Callable[[list[Row]], list[float]]:
-    return lambda rows: _paired(deviations(rows, method=one, **where), deviations(rows, method=other, **where))
+    return lambda rows: matched(deviations(rows, method=one, **where), deviations(rows, method=other, **where))
 
 
 def _symmetry(epoch: int) -> Callable[[list[Row]], list[float]]:
     def ratios(rows: list[Row]) -> list[float]:
         train, evaluated = ({row["seed"]: math.log10(row["filters"]) for row in chosen(rows, epoch=epoch, mode=mode)} for mode in ("train", "eval"))
-        return _paired(train, evaluated)
+        return matched(train, evaluated)
 
     return ratios
 
@@ -66,20 +68,25 @@ def _convergence(name: str, epoch: int) -> Effect:
     return Effect("(i)", text, f"convergence {name}", between("magnitude", "loss_preservation", mean_loss, epoch=epoch), -1)
 
 
-def _accuracies(claim: str, text: str, one: str, other: str, rounds: int) -> Effect:
+def _trained_on(name: str, epoch: int) -> Effect:
+    text = f"preservation − increase (T = 200), mean validation loss after 75 % were cut at epoch {epoch}"
+    return Effect("O5", text, f"convergence {name}", between(PRESERVATION, "gradient_norm_increase T=200", mean_loss, epoch=epoch), -1)
+
+
+def _accuracies(name: str, claim: str, text: str, one: str, other: str, rounds: int) -> Effect:
     text = f"{text}, test accuracy in points, {rounds} round{'s' if rounds > 1 else ''}"
-    return Effect(claim, text, "protocol vgg13", between(one, other, _accuracy, rounds=rounds), 1)
+    return Effect(claim, text, f"protocol {name}", between(one, other, accuracy, rounds=rounds), 1)
 
 
-def _trajectory(kind: str, other: str, epoch: int) -> Effect:
+def _trajectory(name: str, kind: str, other: str, epoch: int) -> Effect:
     text = f"loss preservation − {other}, deviation of ‖θ(t)‖² in {kind}, 10 % cut at epoch {epoch}"
     values = _deviates("loss_preservation", other, kind=kind, sparsity=0.1, epoch=epoch)
-    return Effect("(ii)", text, "trajectories cifar10-16", values, -1)
+    return Effect("(ii)", text, f"trajectories {name}", values, -1)
 
 
-def _modes(epoch: int) -> Effect:
+def _modes(name: str, epoch: int) -> Effect:
     text = f"Σ\\|θᵀg\\| of filters, train mode over eval mode, power of ten, epoch {epoch}"
-    return Effect("(ii)", text, "trajectories cifar10-16", _symmetry(epoch), -1)
+    return Effect("(ii)", text, f"trajectories {name}", _symmetry(epoch), -1)
 
 
 def _increase(name: str, temperature: int, what: str, value: Value, epoch: int) -> Effect:
@@ -95,17 +102,27 @@ def _acceleration(name: str, epoch: int) -> Effect:
 
 
 _NETS = ("digits", "digits-vgg", "cifar10")
+_PROTOCOLS = ("digits", "vgg13", "mobilenet", "resnet56")
+_MOVING = ("cifar10-16", "digits")
+_I = ("(i)", "magnitude − loss preservation", "magnitude", "loss_preservation")
 _O5 = ("O5", "preservation − increase (T = 200)", "gradient_norm_preservation", "gradient_norm_increase")
 _SIZES: tuple[tuple[str, Value], ...] = (("ΔL", loss_change), ("‖g‖², power of ten", norm_ratio))
 
 EFFECTS = [
     *(_convergence(name, epoch) for name in ("digits", "cifar10") for epoch in (1, 5)),
-    *(_accuracies("(i)", "magnitude − loss preservation", "magnitude", "loss_preservation", rounds) for rounds in (1, 5, 25)),
-    *(_trajectory(kind, other, epoch) for kind in ("flow", "training") for other in ("magnitude", "random") for epoch in (0, 1, 5, 20)),
-    *(_modes(epoch) for epoch in (0, 20)),
-    *(_increase(name, t, *size, epoch) for size in _SIZES for name in _NETS for t in (1, 200) for epoch in (1, 20)),
-    *(_acceleration(name, epoch) for name in _NETS for epoch in (1, 20)),
-    *(_accuracies(*_O5, rounds) for rounds in (1, 5, 25)),
+    *(_accuracies(name, *_I, rounds) for name in _PROTOCOLS for rounds in (1, 5, 25)),
+    *(
+        _trajectory(name, kind, other, e)
+        for name in _MOVING
+        for kind in ("flow", "training")
+        for other in ("magnitude", "random")
+        for e in (0, 1, 5, 20)
+    ),
+    *(_modes(name, epoch) for name in _MOVING for epoch in (0, 20)),
+    *(_increase(name, t, *size, epoch) for size in _SIZES for name in _NETS for t in (1, 200) for epoch in (1, 5, 20)),
+    *(_acceleration(name, epoch) for name in _NETS for epoch in (1, 5, 20)),
+    *(_trained_on(name, epoch) for name in ("digits", "cifar10") for epoch in (1, 5)),
+    *(_accuracies(name, *_O5, rounds) for name in _PROTOCOLS for rounds in (1, 5, 25)),
 ]
 
 

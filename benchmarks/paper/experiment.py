@@ -103,21 +103,10 @@ def snapshots(data: Data, setting: Setting, seed: int, wanted: tuple[int, ...] =
     return found
 
 
-@torch.no_grad()
 def settled(model: nn.Module, data: Data) -> nn.Module:
-    """A copy whose batch norm has the statistics of the training images.
-
-    Running averages lag behind weights that move fast: after one epoch of twenty steps they gave a loss in the fifties.
-    """
-    model = copy.deepcopy(model).train()
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average
-    for images, _ in data.train.batches(250):
-        model(images)
-    for norm in norms:
-        norm.momentum = 0.1
+    """A copy whose batch norm has the statistics of the training images."""
+    model = copy.deepcopy(model)
+    models.settle(model, (images for images, _ in data.train.batches(250)))
     return model
 
 

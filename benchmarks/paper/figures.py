@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from benchmarks.paper.rows import SHORT, Row, chosen, epochs_of, loss_change, methods_of, norm_ratio, rows_of
+from benchmarks.paper.rows import SHORT, Row, age, chosen, epochs_of, loss_change, methods_of, norm_ratio, rows_of
 
 
 def figure(found: Row, folder: Path) -> Path | None:
@@ -47,7 +47,7 @@ def _by_age(found: Row, draw: Callable[[Any, list[Row]], None], **where: Any) ->
     made, places = _panels(len(epochs))
     for axes, epoch in zip(places, epochs, strict=True):
         draw(axes, [row for row in rows if row["epoch"] == epoch])
-        axes.set_title(f"after {epoch} epochs", fontsize=9)
+        axes.set_title(f"after {age(epoch)}", fontsize=9)
     return _legend(made, places[0])
 
 
@@ -68,7 +68,7 @@ def _expansions(found: Row) -> Figure:
         above.axline((0, 0), slope=1, color="grey", linewidth=0.6)
         above.set_xscale("symlog", linthresh=0.1)
         above.set_yscale("symlog", linthresh=0.1)
-        above.set(xlabel="ΔL to first order", ylabel="ΔL", title=f"after {epoch} epochs")
+        above.set(xlabel="ΔL to first order", ylabel="ΔL", title=f"after {age(epoch)}")
         below.axvline(0, color="grey", linewidth=0.6)
         below.set_yscale("symlog", linthresh=0.1)
         below.set(xlabel=f"‖g‖², power of ten, {low:.0%} gone", ylabel="ΔL")
@@ -110,14 +110,23 @@ def _protocol(found: Row) -> Figure:
         runs = [chosen(rows, method=method, rounds=0 if method == "none" else n) for n in rounds]
         accuracies = [statistics.mean(100 * run["test"]["accuracy"] for run in some) if some else math.nan for some in runs]
         left.plot(range(len(rounds)), accuracies, marker=".", label=SHORT.get(method, method), **style)
-        last = runs[-1]
         for axes, curve in ((middle, "validation_loss"), (right, "theta_norm")):
-            axes.plot([statistics.median(step) for step in zip(*(row["curves"][curve] for row in last), strict=True)], linewidth=1, **style)
+            axes.plot([_median(step) for step in zip(*(row["curves"][curve] for row in runs[-1]), strict=True)], linewidth=1, **style)
     left.set_xticks(range(len(rounds)), [str(n) for n in rounds])
     left.set(xlabel="rounds", ylabel="test accuracy, %")
     middle.set(yscale="log", xlabel=f"epoch, {rounds[-1]} rounds", ylabel="validation loss (T of training)")
     right.set(yscale="log", xlabel=f"epoch, {rounds[-1]} rounds", ylabel="‖θ‖²")
+    for axes in (middle, right):
+        drawn = [value for line in axes.lines for value in line.get_ydata() if math.isfinite(value)]
+        first, *_, last = axes.lines[0].get_ydata()
+        axes.set_ylim(0.95 * min(drawn), min(1.05 * max(drawn), 1.3 * max(first, last)))  # what breaks down leaves the picture
     return _legend(made, left)
+
+
+def _median(values: tuple[float | None, ...]) -> float:
+    """Of the numbers among them."""
+    numbers = [value for value in values if value is not None]
+    return statistics.median(numbers) if numbers else math.nan
 
 
 def _initialisation(found: Row) -> Figure:

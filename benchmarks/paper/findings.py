@@ -77,7 +77,7 @@ def filled(page: str, found: list[Row]) -> str:
 
 
 def merged(found: list[Row]) -> Row:
-    """One result of the same experiment with the parts of all, numbers to six digits."""
+    """One result of the same experiment with the parts of all and the commits they are of, numbers to six digits."""
     if all("config" in one for one in found):
         return _runs(found)
     if all(one["experiment"] == "protocol" for one in found) and len({one["name"] for one in found}) == len(found) > 1:
@@ -85,7 +85,8 @@ def merged(found: list[Row]) -> Row:
     if len({(one["experiment"], json.dumps(one["setting"])) for one in found}) != 1:
         raise ValueError("these files are not of one experiment and setting")
     parts = {key: rows for one in found for key, rows in one["parts"].items() if not key.endswith("/done")}
-    return dict(_rounded({**found[0], "parts": dict(sorted(parts.items()))}))
+    commits = ", ".join(dict.fromkeys(one["environment"]["commit"] for one in found))
+    return dict(_rounded({**found[0], "environment": {**found[0]["environment"], "commit": commits}, "parts": dict(sorted(parts.items()))}))
 
 
 def _runs(found: list[Row]) -> Row:
@@ -115,7 +116,9 @@ def _rounded(value: Any) -> Any:
         return {key: _rounded(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_rounded(one) for one in value]
-    return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None  # JSON has no word for it
+    return value
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ class Config:
     alpha: float = 0.8
     fresh_momentum: bool = False
     pretrained: str = ""
+    settle: bool = False  # batch norm's statistics are taken anew before each prune, instead of its running averages
 
     def __post_init__(self) -> None:
         if self.thresholds and (self.rounds, self.sparsity) != (len(self.thresholds), self.thresholds[-1]):
@@ -114,6 +115,7 @@ class Run:
         self.rounds: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"validation_accuracy": -1.0}
         self._resume()
+        self.left = size(self.model, self.data.shape)
 
     def run(self, until: int | None = None) -> dict[str, Any] | None:
         """All epochs, or those up to ``until`` with None for a result; a checkpoint after each, so that another ``Run`` can go on."""
@@ -164,19 +166,21 @@ class Run:
     def _prune(self) -> None:
         """To the next sparsity; the batch norm of a filter goes with it."""
         assert self.pruner is not None
+        if self.config.settle:
+            models.settle(self.model, (images for images, _ in self.data.train.batches(250)))
         before = self._loss(self.scoring, self.config.temperature_of_scores)
         report = self.pruner.step(None if self.pruner.tracked else self.scoring)
         mask_followers(self.model)
         fp.keep_zeros(self.model, self.optimizer).remove()
         if self.config.fresh_momentum:
             self.optimizer = self._fresh_optimizer()
+        self.left = size(self.model, self.data.shape)
         after = self._loss(self.scoring, self.config.temperature_of_scores)
         self.rounds.append({"epoch": self.epoch + 1, "loss_before": before, "loss_after": after, **report.to_dict()})
 
     def _state(self) -> dict[str, Any]:
         """What the curves show, in eval mode, on the images that scores are taken over and on the validation images."""
         point = fp.flow(self.model, self.scoring, needs=("g",), temperature=self.config.temperature, progress=False)
-        left = size(self.model, self.data.shape)
         accuracy, loss = self._evaluate(self.data.validation)
         return {
             "loss": point.loss,
@@ -184,7 +188,7 @@ class Run:
             "theta_norm": sum(theta.square().sum(dtype=torch.float64).item() for theta in point.theta.values()),
             "validation_loss": loss,
             "validation_accuracy": accuracy,
-            **asdict(left),
+            **asdict(self.left),
         }
 
     @torch.no_grad()

@@ -15,8 +15,8 @@ SHORT = {
     "gradient_norm_increase": "increase, T=200", "gradient_norm_preservation": "preservation, T=1", "none": "unpruned",
 }  # fmt: skip
 ORDER = (
-    "none", "magnitude", "loss_preservation", "taylor", "biased_loss_preservation", "fisher", "synflow", "synflow, 20 rounds", "random",
-    "gradient_norm_increase", "gradient_norm_preservation",
+    "none", "magnitude", "l1", "loss_preservation", "taylor", "biased_loss_preservation", "distance_biased_loss_preservation",
+    "fisher", "fisher_sample", "synflow", "synflow, 20 rounds", "random", "gradient_norm_increase", "gradient_norm_preservation",
 )  # fmt: skip
 TITLES = {"folder": "CIFAR-10 (JPEG copy)", "cifar10": "CIFAR-10 (JPEG copy)"}
 
@@ -25,12 +25,12 @@ TITLES = {"folder": "CIFAR-10 (JPEG copy)", "cifar10": "CIFAR-10 (JPEG copy)"}
 
 
 def rows_of(found: Row) -> list[Row]:
-    """Every row with its seed, and the epochs of training before pruning where the part's name holds them."""
+    """Every row with its seed, and the epochs of training before pruning where the part's name holds them; not of runs that broke down."""
     listed = []
     for key, rows in found["parts"].items():
         seed, *names = key.split("/")
         epoch = next((int(name) for name in names if name.isdigit()), None)
-        listed += [{**row, "seed": int(seed), "epoch": epoch} for row in rows]
+        listed += [{**row, "seed": int(seed), "epoch": epoch} for row in rows if "failed" not in row]
     return listed
 
 
@@ -42,6 +42,16 @@ def chosen(rows: Iterable[Row], **where: Any) -> list[Row]:
 def over_seeds(rows: Iterable[Row], value: Value, **where: Any) -> list[float]:
     """One value a seed."""
     return [value(row) for row in chosen(rows, **where)]
+
+
+def paired(rows: list[Row], value: Value, one: Row, other: Row) -> list[float]:
+    """By seed, the value where ``one`` holds less that where ``other`` does; of the seeds that have both."""
+    return matched(*({row["seed"]: value(row) for row in chosen(rows, **where)} for where in (one, other)))
+
+
+def matched(one: dict[int, float], other: dict[int, float]) -> list[float]:
+    """The differences of what two have by seed."""
+    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
 
 
 def spread(values: list[float], digits: int = 3) -> str:
@@ -58,6 +68,15 @@ def percent(values: list[float]) -> str:
         return ""
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{deviation}"
+
+
+def signed(values: list[float]) -> str:
+    """Differences with one decimal, their sign, and how many have that of the mean."""
+    if not values:
+        return ""
+    mean = statistics.mean(values)
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean:+.1f}{deviation} ({sum(value * mean > 0 for value in values)} of {len(values)})".replace("-", "−")
 
 
 def title(found: Row, what: str) -> list[str]:
@@ -83,6 +102,11 @@ def epochs_of(rows: list[Row]) -> list[int]:
 
 
 # ------------------------------------------------------------------------------------------------- values
+
+
+def accuracy(row: Row) -> float:
+    """Of the test images, in points."""
+    return float(100 * row["test"]["accuracy"])
 
 
 def loss_change(row: Row) -> float:

@@ -23,7 +23,11 @@ from benchmarks.paper.data import Data, load
 from benchmarks.paper.protocol import NONE, Config, Run
 
 PAPER = ("magnitude", "loss_preservation", "biased_loss_preservation", "gradient_norm_increase", "gradient_norm_preservation")
-BESIDE = ("random", "fisher", "synflow")
+BESIDE = ("random", "taylor", "fisher", "synflow")
+KIN = ("l1", "distance_biased_loss_preservation", "fisher_sample")
+"""Near relations of magnitude, biased loss preservation and Fisher."""
+_BROKEN = ("are not all finite", "scores would mean nothing")
+"""What the library says of scores and of losses that are no numbers."""
 CURVES = ("loss", "validation_loss", "validation_accuracy", "theta_norm", "gradient_norm")
 
 
@@ -56,9 +60,9 @@ _FEW: dict[str, Any] = {"methods": (*PAPER[:2], *PAPER[3:], "random")}
 _ONCE: dict[str, Any] = {"methods": ("gradient_norm_preservation",), "rounds": (1,), "unpruned": False}
 
 PLANS = {
-    "vgg13": Plan(replace(_NARROW, model="vgg13", width=0.125, min_keep=0.05), 16, 1500),
-    "mobilenet": Plan(replace(_NARROW, model="mobilenet", width=0.125, min_keep=0.05), 16, 1500, **_FEW),
-    "resnet56": Plan(replace(_NARROW, model="resnet56", width=0.25), 16, 1500, **_FEW),
+    "vgg13": Plan(replace(_NARROW, model="vgg13", width=0.125, min_keep=0.05), 16, 1500, (*PAPER, *BESIDE, *KIN)),
+    "mobilenet": Plan(replace(_NARROW, model="mobilenet", width=0.125, min_keep=0.05, settle=True), 16, 1500, **_FEW),
+    "resnet56": Plan(replace(_NARROW, model="resnet56", width=0.25, settle=True), 16, 1500, **_FEW),
     "vgg13-full": Plan(replace(_FULL, model="vgg13", min_keep=0.05), 32, 1000, **_ONCE),
     "mobilenet-full": Plan(replace(_FULL, model="mobilenet", min_keep=0.05), 32, 1000, **_ONCE),
     "resnet56-full": Plan(replace(_FULL, model="resnet56"), 32, 1000, **_ONCE),
@@ -88,10 +92,19 @@ def main(arguments: list[str] | None = None) -> None:
     wanted = {key: config for key, config in wanted.items() if config.method in methods and config.rounds in rounds}
     for key, config in tqdm(wanted.items(), desc=options.plan, unit="run"):
         if key not in found["parts"]:
-            result = Run(config, data, options.folder / options.plan / key, progress=False).run()
-            found["parts"][key] = [short(result)]
+            found["parts"][key] = [_outcome(config, data, options.folder / options.plan / key)]
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(found, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def _outcome(config: Config, data: Data, folder: Path) -> dict[str, Any]:
+    """The run in short; or, of one that broke down until its loss or scores were no numbers, that it did."""
+    try:
+        return short(Run(config, data, folder, progress=False).run())
+    except ValueError as error:
+        if not any(sign in str(error) for sign in _BROKEN):
+            raise
+        return {"method": config.method, "rounds": config.rounds, "seed": config.seed, "failed": str(error)}
 
 
 def described(plan: Plan, data: Data) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from benchmarks.paper.rows import (
     SHORT,
     Row,
     Value,
+    accuracy,
     age,
     chosen,
     deviations,
@@ -19,13 +20,18 @@ from benchmarks.paper.rows import (
     methods_of,
     norm_ratio,
     over_seeds,
+    paired,
     percent,
     relative,
     rows_of,
+    signed,
     spread,
     title,
 )
 from benchmarks.record import table
+
+_COLUMNS = 24
+"""As many as a page shows side by side."""
 
 
 def _expansions(found: Row) -> list[list[str]]:
@@ -105,29 +111,57 @@ def _protocol(found: Row) -> list[list[str]]:
     rows, setting = rows_of(found), found["setting"]
     rounds = sorted({row["rounds"] for row in rows} - {0})
 
-    seeds = len({row["seed"] for row in rows})
+    seeds = len({key.split("/")[0] for key in found["parts"]})
+    failed = [(row["method"], row["rounds"]) for part in found["parts"].values() for row in part if "failed" in row]
 
-    def cell(values: list[float]) -> str:
-        return percent(values) + (f" ({len(values)} of {seeds} seeds)" if 0 < len(values) < seeds else "")
+    def cell(method: str, n: int, value: Value) -> str:
+        values = over_seeds(rows, value, method=method, rounds=0 if method == "none" else n)
+        some = f"{len(values)} of {seeds} seeds" if 0 < len(values) < seeds else ""
+        broken = f"{failed.count((method, n))} broke down" if (method, n) in failed else ""
+        notes = ", ".join(filter(None, (some, broken)))
+        return f"{percent(values)} ({notes})".lstrip() if notes else percent(values)
 
     def line(method: str, value: Value) -> list[str]:
-        unpruned = method == "none"
-        return [SHORT.get(method, method), *(cell(over_seeds(rows, value, method=method, rounds=0 if unpruned else n)) for n in rounds)]
+        return [SHORT.get(method, method), *(cell(method, n, value) for n in rounds)]
 
     header = ["measure", *(f"{n} round{'s' if n > 1 else ''}" for n in rounds)]
     what = f"{setting['goal']:.0%} of filters gone, {setting['epochs']} epochs, T = {setting['temperature']:g}"
     asked: list[tuple[str, Value]] = [
-        ("Test accuracy, %", lambda r: r["test"]["accuracy"]),
+        ("Test accuracy, %", lambda r: accuracy(r) / 100),
         ("Multiply-adds left, %", lambda r: r["size"]["pruned"]["macs"] / r["size"]["dense"]["macs"]),
         ("Parameters left, %", lambda r: r["size"]["pruned"]["parameters"] / r["size"]["dense"]["parameters"]),
     ]
     made = [[*title(found, f"{name}; {what}"), *table(header, [line(m, value) for m in methods_of(rows)])] for name, value in asked]
-    return [*made, *_left(found, [row for row in rows if row["rounds"] == rounds[-1] and row.get("left")])]
+    left = _left(found, [row for row in rows if row["rounds"] == rounds[-1] and row.get("left")])
+    return [*made, *left, *_gains(found, rows, rounds), *_guessing(found, rounds)]
+
+
+def _gains(found: Row, rows: list[Row], rounds: list[int]) -> list[list[str]]:
+    """In points of test accuracy, seed by seed: what more rounds give to a measure, and what a measure gives over random filters."""
+    methods = [method for method in methods_of(rows) if method != "none"]
+
+    def line(method: str) -> list[str]:
+        more = [paired(rows, accuracy, {"method": method, "rounds": n}, {"method": method, "rounds": rounds[0]}) for n in rounds[1:]]
+        over = [paired(rows, accuracy, {"method": method, "rounds": n}, {"method": "random", "rounds": n}) for n in rounds if method != "random"]
+        return [SHORT.get(method, method), *(signed(values) for values in (*more, *over)), *([""] * len(rounds) if method == "random" else [])]
+
+    header = ["measure", *(f"{n} rounds − {rounds[0]}" for n in rounds[1:]), *(f"− random, {n} round{'s' if n > 1 else ''}" for n in rounds)]
+    return [[*title(found, "Differences of test accuracy, in points, seed by seed"), *table(header, [line(method) for method in methods])]]
+
+
+def _guessing(found: Row, rounds: list[int]) -> list[list[str]]:
+    """How many runs ended with the training loss of guessing among ten classes, or before their end, if any did."""
+    runs = [row for part in found["parts"].values() for row in part if row["method"] != "none"]
+    lost = [(run["method"], run["rounds"]) for run in runs if "failed" in run or run["train_loss"][-1] > math.log(10) - 0.01]
+    every = [(run["method"], run["rounds"]) for run in runs]
+    header = ["measure", *(f"{n} round{'s' if n > 1 else ''}" for n in rounds)]
+    lines = [[SHORT.get(m, m), *(f"{lost.count((m, n))} of {every.count((m, n))}" for n in rounds)] for m in methods_of(runs)]
+    return [[*title(found, "Runs that ended guessing, or broke down"), *table(header, lines)]] if lost else []
 
 
 def _left(found: Row, rows: list[Row]) -> list[list[str]]:
-    """Of each layer, how many filters the longest schedule leaves."""
-    if not rows:
+    """Of each layer, how many filters the longest schedule leaves; not of nets with more layers than a page has columns."""
+    if not rows or len(rows[0]["left"]) > _COLUMNS:
         return []
     means = {
         method: [statistics.mean(layer) for layer in zip(*(row["left"] for row in chosen(rows, method=method)), strict=True)]
