@@ -161,7 +161,8 @@ def random(theta: Rows, generator: torch.Generator) -> Scores:
 def synflow(theta: Rows, gR: Rows) -> Scores:
     """Σ|θ ∂R/∂θ| for R, the summed output of the network with every parameter replaced by its absolute value, on an input of ones.
 
-    No data, no labels. Source: Tanaka et al., NeurIPS 2020.
+    No data, no labels. Dead filters with ReLU in front of batch norm score highest: their running variance is 0, and R is multiplied by 1/√ε.
+    Source: Tanaka et al., NeurIPS 2020.
 
     >>> synflow(torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 1.0]]))
     tensor([5.])
