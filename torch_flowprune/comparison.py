@@ -162,9 +162,7 @@ def compare(
     """
     inner = unwrapped(model)
     resolved = _resolved(methods)
-    levels = [fraction(sparsity) for sparsity in (sparsities if isinstance(sparsities, Sequence) else [sparsities])]
-    if not levels:
-        raise ValueError("sparsities= is empty: name at least one, such as [0.5, 0.9]")
+    levels = _levels(sparsities)
     if isinstance(data, Iterator) or isinstance(held_out, Iterator):
         raise ValueError("a comparison reads its data several times, and this iterator can be read only once: pass a list or a DataLoader")
     _known(options)
@@ -192,6 +190,13 @@ def _resolved(methods: str | Measure | Sequence[str | Measure]) -> dict[str, Mea
     if not asked:
         raise ValueError(f"methods= is empty: name at least one measure, such as {DEFAULT[0]!r}")
     return {method if isinstance(method, str) else measures.name_of(method): measures.resolve(method) for method in asked}
+
+
+def _levels(sparsities: float | Sequence[float]) -> list[float]:
+    asked = sparsities if isinstance(sparsities, Sequence) else [sparsities]
+    if not asked:
+        raise ValueError("sparsities= is empty: name at least one, such as [0.5, 0.9]")
+    return [fraction(sparsity) for sparsity in asked]
 
 
 def _known(options: dict[str, Any]) -> None:
