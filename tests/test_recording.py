@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,18 @@ def test_no_trace(fails: bool) -> None:
     assert states[2] == np.random.get_state()[1].tolist()
     if not fails:
         model.train()(x).sum().backward()  # nothing was made in inference mode that autograd would refuse
+
+
+@cache
+def grid(size: int) -> Tensor:
+    return torch.ones(size) * 2
+
+
+def test_what_the_code_caches_for_the_whole_program_can_be_differentiated() -> None:
+    grid.cache_clear()
+    net, x = Net(lambda net, x: x * grid(4)), torch.randn(2, 3)
+    assert trace(net, (x,), {}, False).program is None
+    net(x).sum().backward()
 
 
 # -- where values decide ------------------------------------------

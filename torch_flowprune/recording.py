@@ -1,6 +1,6 @@
 """Records the operators that one forward of a model calls, as a graph.
 
-In inference mode nothing comes before a dispatch mode: it sees the operators that the model called (`linear`, not the
+With autograd out of the way nothing comes before a dispatch mode: it sees the operators that the model called (`linear`, not the
 product it is made of), which are those of `torch.export`, at the price of a forward. A graph is handed out only where it
 holds for any values: every tensor is accounted for, and no number was read off one. Else it is `UnrecordableError`.
 """
@@ -51,7 +51,7 @@ def recorded(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     """
     recorder = Recorder()
     settle(twin, "train" if training else "eval")
-    with same_randomness(twin), torch.inference_mode():
+    with same_randomness(twin), torch.no_grad(), torch._C._AutoDispatchBelowAutograd():  # not inference mode, whose tensors a cache could keep
         args, kwargs = tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))  # the code may write to what it is given
         recorder.know(twin, (args, kwargs))
         recorder.follow(twin)
