@@ -26,7 +26,7 @@ from tqdm import tqdm
 import torch_flowprune as fp
 from benchmarks.measure import environment
 from benchmarks.record import table
-from torch_flowprune.demo import accuracy, fit, network
+from torch_flowprune.cli.demo import accuracy, fit, network
 
 COMMAND = "python -m benchmarks.cifar10"
 SPARSITIES = {"weight": (0.05, 0.5, 0.75, 0.9), "filter": (0.3, 0.5)}

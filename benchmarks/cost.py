@@ -27,9 +27,9 @@ from torch.nn.utils import prune
 import torch_flowprune as fp
 from benchmarks.measure import Times, alternating, forget_peak, memory
 from benchmarks.record import README, RESULTS, ROOT, begun, into_page, keep, steady, table
-from torch_flowprune import measures
-from torch_flowprune.scoring import candidates, evaluate
-from torch_flowprune.targets import prunable
+from torch_flowprune.inputs.parameters import prunable
+from torch_flowprune.scoring import measures
+from torch_flowprune.scoring.importance import candidates_of, evaluate
 
 COMMAND = "python -m benchmarks.cost"
 GRANULARITIES = ("weight", "filter", "2:4")
@@ -149,7 +149,7 @@ def _forward_backward(model: nn.Module, data: Batches) -> None:
 
 
 def _formulas(model: nn.Module, point: fp.Flow, granularity: str, rounds: int) -> dict[str, Times]:
-    cuts = candidates(model, granularity)
+    cuts = candidates_of(model, granularity)
     works = {name: lambda measure=measure: lambda: evaluate(point, measure, cuts, granularity) for name, measure in fp.MEASURES.items()}
     return alternating(works, rounds)  # type: ignore[arg-type]
 

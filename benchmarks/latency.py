@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import torch_flowprune as fp
 from benchmarks.measure import alternating, forget_peak, memory
 from benchmarks.record import ROOT, begun, into_page, keep, steady, table
-from torch_flowprune.proof import relative_error
+from torch_flowprune.channels.shrinking.equivalence import relative_error
 
 COMMAND = "python -m benchmarks.latency"
 PAGE = ROOT / "docs" / "structured.md"
@@ -135,7 +135,7 @@ def in_fresh_process(model: nn.Module, x: Tensor, threads: int, repeats: int) ->
 def memory_of(module: str, model: str, x: str) -> int:
     """Bytes by which loading the model and answering once raise the high-water mark; ``module`` is where its class is defined."""
     importlib.import_module(module)  # what loading imports is no part of the model
-    importlib.import_module("torch_flowprune.exported")
+    importlib.import_module("torch_flowprune.channels.shrinking.exported_module")
     answer(built(QUICK)[0], torch.randn(1, 3, 48, 48))
     forget_peak()
     before, _ = memory()

@@ -32,8 +32,8 @@ from benchmarks.measure import alternating
 from benchmarks.paper.models import MODELS, build
 from benchmarks.peers import PAPER, SYNAPTIC_FLOW, TORCH_PRUNING, Batches, Folders, Work
 from benchmarks.record import Row, begun, keep, steady
-from torch_flowprune import measures
-from torch_flowprune.ranking import laid_out, spearman
+from torch_flowprune.analysis.rank_correlation import laid_out, spearman
+from torch_flowprune.scoring import measures
 
 COMMAND = "python -m benchmarks.sweeps"
 NAMES = ("vgg13", "mobilenet", "resnet56", "resnet50", "vit_small")

@@ -32,7 +32,7 @@ import torch_flowprune as fp
 from benchmarks.cost import SPARSITY, _ours, _tensor_bytes, _torch, build, weights_of
 from benchmarks.measure import Times, alternating, forget_peak, memory
 from benchmarks.record import README, RESULTS, ROOT, Row, begun, into_page, keep, steady, table
-from torch_flowprune.targets import prunable
+from torch_flowprune.inputs.parameters import prunable
 
 COMMAND = "python -m benchmarks.table"
 MARKS = ("<!-- table of python -m benchmarks.table -->", "<!-- end of table -->")

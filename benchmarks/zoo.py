@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchvision import models
 from tqdm import tqdm
 
-from torch_flowprune.data import Objective, call, inputs_of
+from torch_flowprune.inputs.batches import inputs_of
+from torch_flowprune.inputs.objective import Objective, call
 
 CLASSES = 10
 SIZES = (64, 96, 128, 192, 224, 256)

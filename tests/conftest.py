@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # cases.py and oracles.py: importlib mode puts no test folder on the path
+sys.path.insert(0, str(Path(__file__).parent / "support"))  # importlib mode puts no test folder on the path
 
 
 @pytest.fixture(autouse=True, scope="session")

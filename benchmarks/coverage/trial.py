@@ -21,10 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.coverage.models import built
-from torch_flowprune.coupling import coupling_of, masks, reading_of, rows
-from torch_flowprune.exported import ExportedModule
-from torch_flowprune.proof import relative_error, write_zeros
-from torch_flowprune.shrink import shrink
+from torch_flowprune.channels.coupling import coupling_of, masks, reading_of, rows
+from torch_flowprune.channels.shrinking.equivalence import relative_error, write_zeros
+from torch_flowprune.channels.shrinking.exported_module import ExportedModule
+from torch_flowprune.channels.shrinking.removal import shrink
 
 RATIOS = (0.5, 0.25)
 LIMIT = 150  # seconds of processor time to build and prune; wall time says more of a shared machine than of the tool

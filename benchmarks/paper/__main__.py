@@ -21,6 +21,7 @@ from benchmarks.paper import models
 from benchmarks.paper.data import load
 from benchmarks.paper.plot import plot
 from benchmarks.paper.protocol import NONE, Config, Run
+from torch_flowprune.scoring import measures
 
 RUNS = Path("build/paper")
 _SMOKE = {"model": "resnet20", "width": 0.5, "method": "gradient_norm_preservation", "data": "digits", "score_samples": 256}
@@ -112,7 +113,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 def _config(options: argparse.Namespace) -> Config:
     chosen = {field.name: getattr(options, field.name) for field in fields(Config)}
     if options.method != NONE:
-        fp.measures.resolve(options.method)
+        measures.resolve(options.method)
     if options.thresholds:
         chosen |= {"thresholds": tuple(options.thresholds), "rounds": len(options.thresholds), "sparsity": options.thresholds[-1]}
     if float(options.min_keep).is_integer() and options.min_keep >= 1:

@@ -28,7 +28,7 @@ from benchmarks.paper.data import Batch, Data, load
 from benchmarks.paper.experiment import SETTINGS, Part, Row, Setting, dot, evaluate, point, pruned, scores_of, snapshots, train
 from benchmarks.paper.initialisation import initialisation
 from benchmarks.paper.trajectories import trajectories
-from torch_flowprune.ranking import laid_out, spearman
+from torch_flowprune.analysis.rank_correlation import laid_out, spearman
 
 # ------------------------------------------------------------------------------------------------- the experiments
 

@@ -18,6 +18,8 @@ from benchmarks.measure import environment
 from benchmarks.paper import models
 from benchmarks.paper.data import Batch, Data, Split
 from benchmarks.paper.size import size
+from torch_flowprune.inputs.parameters import parameters_of
+from torch_flowprune.scoring import measures
 
 NONE = "none"
 _SCORE_TEMPERATURE = {"gradient_norm_increase": 200.0, "gradient_norm_preservation": 1.0}
@@ -73,7 +75,7 @@ class Config:
     def temperature_of_scores(self) -> float:
         if self.score_temperature is not None:
             return self.score_temperature
-        return _SCORE_TEMPERATURE.get(fp.measures.name_of(self.method), self.temperature)
+        return _SCORE_TEMPERATURE.get(measures.name_of(self.method), self.temperature)
 
     def lr_of(self, epoch: int) -> float:
         """While pruning its own rate; then a tenth after half of all epochs, and a tenth of that after three quarters."""
@@ -88,7 +90,7 @@ class Config:
 def mask_followers(model: nn.Module) -> None:
     """Let batch norm, and a depthwise convolution behind, go with the masked filters that they follow."""
     masks = fp.masks(model)
-    shapes = {name: target.parameter.shape for name, target in fp.targets.parameters_of(model).items()}
+    shapes = {name: target.parameter.shape for name, target in parameters_of(model).items()}
     along = {}
     for leader, names in models.followers(model).items():
         if leader in masks:
@@ -159,7 +161,7 @@ class Run:
     def _track(self, batch: Batch) -> None:
         """From the gradients at hand where they are those that the measure reads."""
         assert self.pruner is not None
-        needs = set(fp.measures.needs(self.config.method))
+        needs = set(measures.needs(self.config.method))
         at_hand = self.config.temperature == self.config.temperature_of_scores and not needs & {"Hg", "g2_sample", "gR"}
         self.pruner.track() if at_hand else self.pruner.track(batch)
 

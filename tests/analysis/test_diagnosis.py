@@ -1,0 +1,133 @@
+"""The diagnosis against the dense derivatives, and rank correlation against the textbook."""
+
+import json
+
+import cases
+import oracles
+import pytest
+import torch
+from cases import CASES, every_case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, TensorDataset
+
+import torch_flowprune as fp
+from torch_flowprune.analysis.rank_correlation import spearman
+
+
+@every_case
+def test_every_number_is_the_dense_one(case):
+    model, batches = case.model(), case.batches((4, 3))
+    dense, theta = oracles.dense(model, batches), oracles.trainable(model)
+    found = fp.diagnose(model, batches)
+    assert (found.samples, found.method) == (7, "loss_preservation")
+    assert found.loss == pytest.approx(dense.loss, rel=1e-9)
+    for layer in found.layers:
+        t, g, h = theta[layer.name], dense.g[layer.name], dense.Hg[layer.name]
+        expected = {
+            "weights": t.numel(), "theta_norm": (t * t).sum(), "theta_norm_rate": -2 * (t * g).sum(), "gradient_norm": (g * g).sum(),
+            "theta_norm_acceleration": 2 * ((g * g).sum() + (t * h).sum()), "theta_Hg": (t * h).sum(), "zero_share": ((t * g) == 0).double().mean(),
+        }  # fmt: skip
+        for name, value in expected.items():
+            assert getattr(layer, name) == pytest.approx(float(value), rel=1e4 * case.tolerance, abs=1e-12), name
+    for name in ("weights", "theta_norm", "theta_norm_rate", "gradient_norm", "theta_norm_acceleration", "theta_Hg"):
+        assert getattr(found.total, name) == pytest.approx(sum(getattr(layer, name) for layer in found.layers), rel=1e-9, abs=1e-14)
+
+
+@pytest.mark.parametrize("split", ["batches", "one batch"])
+def test_stability_is_the_correlation_of_two_halves(split):
+    model, batches = cases.mlp(), CASES["mlp"].batches((4, 4, 4, 4))
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    data, halves = (batches, (batches[::2], batches[1::2])) if split == "batches" else ((x, y), None)
+    found = fp.diagnose(model, data, method="taylor")
+    options = halves or (((x[0::2], y[0::2]), (x[1::2], y[1::2])), ((x[:8], y[:8]), (x[8:], y[8:])))
+    pairs = [halves] if halves else options
+    candidates = []
+    for one, other in pairs:
+        a, b = (fp.scores(model, "taylor", half)["0.weight"] for half in (one, other))
+        candidates.append(spearman(a, b))
+    assert any(found.layers[0].stability == pytest.approx(value, abs=1e-9) for value in candidates)
+    assert -1 <= found.total.stability <= 1
+
+
+def test_halves_of_a_shuffled_loader_share_no_sample():
+    """Two identical halves would show a correlation of 1 whatever the data: on noise it must be far from it."""
+    x, y = torch.randn(64, 4, dtype=torch.float64), torch.arange(64) % 3
+    for own in (None, torch.Generator().manual_seed(0)):
+        seen = []
+        loader = DataLoader(TensorDataset(torch.cat([x, torch.arange(64.0).double()[:, None]], 1), y), batch_size=8, shuffle=True, generator=own)
+
+        def closure(model, batch, seen=seen):
+            seen.append(batch[0][:, 4].tolist())
+            return torch.nn.functional.cross_entropy(model(batch[0][:, :4]), batch[1])
+
+        fp.diagnose(cases.mlp(), loader, closure=closure)
+        first, second = seen[-8:-4], seen[-4:]
+        assert not {i for batch in first for i in batch} & {i for batch in second for i in batch}
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["global generator", "own generator"])
+def test_no_trace(own):
+    model, source = cases.cnn().train(), torch.Generator().manual_seed(3) if own else None
+    x, y = CASES["cnn"].batch(10)
+    loader = DataLoader(TensorDataset(x, y), batch_size=4, shuffle=True, generator=source)
+    before = torch.get_rng_state(), {name: value.clone() for name, value in model.state_dict().items()}, source and source.get_state()
+    fp.diagnose(model, loader, mode="train")
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert all(torch.equal(value, before[1][name]) for name, value in model.state_dict().items())
+    assert model.training
+    if own:
+        assert torch.equal(source.get_state(), before[2])
+
+
+def test_one_sample_has_no_halves():
+    found = fp.diagnose(cases.mlp(), CASES["mlp"].batch(1))
+    assert found.total.stability is None
+    assert found.table().splitlines()[1].endswith("-")
+
+
+def test_a_one_shot_iterator_is_refused_with_a_way_out():
+    with pytest.raises(ValueError, match="read only once: pass a list or a DataLoader"):
+        fp.diagnose(cases.mlp(), iter([CASES["mlp"].batch(4)]))
+
+
+def test_a_proposed_cut_is_predicted_and_not_made():
+    model, batches = cases.mlp(), CASES["mlp"].batches((4, 3))
+    masks = {"0.weight": torch.rand(5, 4) < 0.5}
+
+    def loss(output, target):
+        return torch.nn.functional.cross_entropy(output, target) / 2
+
+    found = fp.diagnose(model, batches, loss, masks=masks, temperature=2.0)
+    assert found.prediction == fp.predict(model, masks, batches, loss=loss, temperature=2.0)
+    assert found.loss == found.prediction.loss < fp.diagnose(model, batches, temperature=2.0).loss
+    assert fp.masks(model) == {}
+    assert str(found).endswith(str(found.prediction))
+    assert json.loads(json.dumps(found.to_dict()))["prediction"]["curvature"] == found.prediction.curvature
+
+
+def test_bad_arguments():
+    with pytest.raises(TypeError, match="diagnose does not take sparsity; besides its own arguments it takes closure, "):
+        fp.diagnose(cases.mlp(), CASES["mlp"].batch(4), sparsity=0.5)
+    with pytest.raises(ValueError, match="has no parameter 'nope'"):
+        fp.diagnose(cases.mlp(), CASES["mlp"].batch(4), masks={"nope": torch.ones(1).bool()})
+
+
+def test_table_and_dict():
+    found = fp.diagnose(cases.cnn(), CASES["cnn"].batches((4, 3)), granularity="filter", method="grasp", include="3")
+    assert json.loads(json.dumps(found.to_dict()))["layers"][0]["name"] == "3.weight"
+    header, row, total = found.table().splitlines()
+    assert (header.split()[0], row.split()[0], total.split()[0]) == ("parameter", "3.weight", "total")
+    assert str(found).startswith(f"loss {found.loss:.4g} over 7 samples; zeros and stability are of the gradient_norm_increase scores\n")
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=20))
+def test_spearman_is_scipys(pairs):
+    stats = pytest.importorskip("scipy.stats")
+    one, other = (torch.tensor(values, dtype=torch.float64) for values in zip(*pairs, strict=True))
+    found = spearman(one, other)
+    if one.unique().numel() == 1 or other.unique().numel() == 1:
+        assert found != found
+    else:
+        assert found == pytest.approx(stats.spearmanr(one.numpy(), other.numpy()).statistic, abs=1e-9)

@@ -1,0 +1,258 @@
+"""What one forward shows of a model: the graph that `torch.export` gives, no trace, and no graph where values decide."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from channel_cases import CASES, coupled
+from torch import Tensor, nn
+
+from torch_flowprune.channels.coupling import couple, coupling_of
+from torch_flowprune.channels.rules.table import RULES
+from torch_flowprune.channels.tracing.labelled_graph import export, read, trace, twin
+from torch_flowprune.channels.tracing.nodes import module_path, operator_name
+from torch_flowprune.channels.tracing.recorder import UnrecordableError, recorded
+
+ELSEWHERE = torch.randn(4)
+
+
+class Net(nn.Module):
+    """Two layers with something done in between to what the first gives."""
+
+    def __init__(self, middle: Callable[[Net, Tensor], Any]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.register_buffer("calls", torch.zeros(4))
+        self.constant, self.held = torch.ones(4), {"in a dict": [torch.ones(4)]}
+        self.middle = [middle]  # in a list, as a function is no submodule
+
+    def forward(self, x: Tensor) -> Any:
+        return self.last(self.middle[0](self, self.first(x)))
+
+
+def traced(middle: Callable[[Net, Tensor], Any], training: bool = False) -> Any:
+    return recorded(twin(Net(middle)), (torch.randn(2, 3),), {}, training)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_coupling_is_that_of_torch_export(name: str) -> None:
+    model, x, found = coupled(CASES[name])
+    assert trace(model, (x,), {}, False).program is None
+    exported = coupling_of(read(model, (x,), {}, RULES, export(model, (x,), {}, False)))
+    assert found.to_dict() == exported.to_dict()
+    assert found.unknown == exported.unknown
+
+
+def test_the_graph_names_operators_as_they_were_called_modules_and_sizes() -> None:
+    traced = recorded(twin(nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU()))), (torch.randn(2, 3),), {}, training=False)
+    calls = [node for node in traced.graph.nodes if node.op == "call_function"]
+    assert [(operator_name(n), module_path(n), tuple(n.meta["val"].shape)) for n in calls] == [("linear", "0", (2, 4)), ("relu", "1.0", (2, 4))]
+    assert list(traced.sources.values()) == [("parameter", "0.weight"), ("parameter", "0.bias")]
+    assert all(node.meta["val"].is_meta for node in traced.graph.nodes if "val" in node.meta)
+
+
+def test_attention_of_torch_is_read_through_its_fast_path() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    names = {operator_name(n) for n in trace(layer, (torch.randn(2, 5, 8),), {}, False).graph.nodes if n.op == "call_function"}
+    assert "scaled_dot_product_attention" in names
+    assert not any("encoder" in name for name in names)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_compiled_part_is_read_as_its_code(warm: bool) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(3, 4), torch.compile(nn.Linear(4, 5), backend="eager"), nn.Linear(5, 2)), torch.randn(2, 3)
+    if warm:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's compiler, about the Python it runs in
+            net(x)
+    assert {group.name: group.size for group in couple(net, x).groups} == {"0.weight": 4, "1._orig_mod.weight": 5}
+
+
+def test_torchs_compiler_is_not_imported_for_a_first_coupling() -> None:
+    """It would take a second, where a small model's graph takes a hundredth."""
+    code = (
+        "import sys, torch; from torch_flowprune.channels.coupling import couple; couple(torch.nn.Linear(3, 2), torch.ones(2, 3)); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def in_its_own_precision(net: Net, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False), torch.no_grad():
+        return x.float() * 2
+
+
+def test_what_the_code_does_in_a_precision_of_its_own_is_read_too() -> None:
+    """`torch.export` makes one operator of it, which has no rule."""
+    assert couple(Net(in_its_own_precision).eval(), torch.randn(2, 3)).unknown == {}
+
+
+# -- no trace ------------------------------------------
+
+
+class Traces(nn.Module):
+    """Everything a forward could leave behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.drop = nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout()
+        self.register_buffer("calls", torch.zeros(()))
+        self.never_called = nn.Linear(3, 3)  # sends the reading to the training graph too
+        self.count, self.cache = 0, {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        self.calls += 1
+        x.add_(1)
+        self.cache["last"] = self.drop(self.norm(self.layer(x)))
+        random.random()
+        np.random.rand()
+        return self.cache["last"] + torch.rand(())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_trace(fails: bool) -> None:
+    model, x = Traces(), torch.ones(4, 3)
+    model.norm.eval()
+    if fails:
+        model.layer.register_forward_hook(lambda *_: 1 / 0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    if fails:
+        with pytest.raises(ZeroDivisionError):
+            couple(model, x)
+    else:
+        couple(model, x)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert (model.count, model.cache, model.training, model.norm.training) == (0, {}, True, False)
+    assert hooks == [len(module._forward_hooks) for module in model.modules()]
+    assert torch.equal(x, torch.ones(4, 3))
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == random.getstate()
+    assert states[2] == np.random.get_state()[1].tolist()
+    if not fails:
+        model.train()(x).sum().backward()  # nothing was made in inference mode that autograd would refuse
+
+
+@cache
+def grid(size: int) -> Tensor:
+    return torch.ones(size) * 2
+
+
+def test_what_the_code_caches_for_the_whole_program_can_be_differentiated() -> None:
+    grid.cache_clear()
+    net, x = Net(lambda net, x: x * grid(4)), torch.randn(2, 3)
+    assert trace(net, (x,), {}, False).program is None
+    net(x).sum().backward()
+
+
+# -- where values decide ------------------------------------------
+
+
+def guarded(net: Net, x: Tensor) -> Tensor:
+    try:
+        return x * float(x.sum())
+    except Exception:  # noqa: BLE001 - as code that wants to be robust does
+        return x
+
+
+def in_a_thread(net: Net, x: Tensor) -> Tensor:
+    out: list[Tensor] = []
+    worker = threading.Thread(target=lambda: out.append(x * 2))
+    worker.start()
+    worker.join()
+    return out[0]
+
+
+VALUES = {
+    "item": lambda net, x: x * x.sum().item(),
+    "if": lambda net, x: x if x.sum() > 0 else -x,
+    "equal": lambda net, x: x if torch.equal(x, x + 1) else -x,
+    "tolist": lambda net, x: x * x.sum().tolist(),
+    "numpy": lambda net, x: x * float(x.numpy().sum()),
+    "array": lambda net, x: x * float(np.asarray(x).sum()),
+    "nonzero": lambda net, x: x * len(x.nonzero()),
+    "where": lambda net, x: x * len(torch.where(x > 0)[0]),
+    "mask": lambda net, x: x * len(x[x > 0]),
+    "classes": lambda net, x: x * nn.functional.one_hot((x > 0).long()).shape[-1],
+    "caught by the code": guarded,
+}
+OUTSIDE = {
+    "a tensor of the program": lambda net, x: x + ELSEWHERE,
+    "another thread": in_a_thread,
+}
+WRITES = {
+    "a parameter": lambda net, x: x + net.first.bias.add_(1),
+    "a view of a parameter": lambda net, x: x + net.first.bias[1:2].zero_(),
+    "a constant": lambda net, x: x + net.constant.mul_(2),
+    "a constant in a dict": lambda net, x: x + net.held["in a dict"][0].mul_(2),
+    "out=": lambda net, x: torch.add(x[0], 1, out=net.constant),
+}
+
+
+@pytest.mark.parametrize("name", [*VALUES, *OUTSIDE, *WRITES])
+def test_no_graph_is_handed_out_where_values_decide(name: str) -> None:
+    says = "depends on values|reads a number|hands out values" if name in VALUES else "from outside" if name in OUTSIDE else "writes to a parameter"
+    with pytest.raises(UnrecordableError, match=says):
+        traced({**VALUES, **OUTSIDE, **WRITES}[name])
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_what_the_model_goes_on_with_is_not_written_to(name: str) -> None:
+    model = Net(WRITES[name])
+    kept = [model.first.bias, model.constant, model.held["in a dict"][0]]
+    before = [tensor.detach().clone() for tensor in kept]
+    with pytest.raises(UnrecordableError):
+        recorded(twin(model), (torch.randn(2, 3),), {}, False)
+    assert all(torch.equal(a, b) for a, b in zip(kept, before, strict=True))
+
+
+KNOWN = {
+    "a constant": lambda net, x: x + net.constant,
+    "a constant in a dict": lambda net, x: x * net.held["in a dict"][0],
+    "a buffer": lambda net, x: x + net.calls,
+    "numbers of numpy": lambda net, x: x + torch.from_numpy(np.ones(4, np.float32)),
+    "numbers": lambda net, x: x + torch.tensor([1.0, 2.0, 3.0, 4.0]),
+    "a new tensor": lambda net, x: x + torch.arange(4),
+    "indices": lambda net, x: x[:, torch.tensor([0, 1, 2, 3])],
+    "sizes": lambda net, x: x if x.shape[0] == 2 else -x,
+    "several results": lambda net, x: torch.cat(x.chunk(2, 1), 1),
+    "written in place": lambda net, x: x.view(-1).relu_().view(2, 4),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_tensors_whose_origin_is_known_are_recorded(name: str) -> None:
+    assert traced(KNOWN[name]).program is None
+
+
+def test_an_output_in_which_no_tensors_are_found_is_refused() -> None:
+    class Wrapped(Net):
+        def forward(self, x: Tensor) -> Any:
+            return threading.local() if x is None else type("Output", (), {"logits": super().forward(x)})()
+
+    with pytest.raises(UnrecordableError, match=r"the model gives a Output, in which no tensors are found: .*use_cache=False"):
+        recorded(twin(Wrapped(lambda net, x: x)), (torch.randn(2, 3),), {}, False)
+
+
+def test_what_can_not_be_recorded_is_exported() -> None:
+    graph = trace(Net(OUTSIDE["a tensor of the program"]).eval(), (torch.randn(2, 3),), {}, False)
+    assert graph.program is not None
+
+
+def test_what_can_be_neither_says_what_export_says_and_what_the_recording_saw() -> None:
+    with pytest.raises(Exception, match="data-dependent") as raised:
+        couple(Net(VALUES["if"]).eval(), torch.randn(2, 3))
+    assert "is_nonzero.default reads a number off a tensor" in str(raised.value.__cause__)

@@ -1,0 +1,281 @@
+"""The command line as a user meets it: what it writes loads back, and what goes wrong says so in one line."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import torch_flowprune as fp
+from torch_flowprune.cli import demo
+from torch_flowprune.cli import timm_models as zoo
+from torch_flowprune.cli.commands import main
+
+timm = pytest.importorskip("timm")
+pytest.importorskip("torchvision")
+
+MODEL = ("test_efficientnet", "--random-init", "--num-classes", "2", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two classes of four noise pictures, as an image folder."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for label in ("cats", "dogs"):
+        (folder / label).mkdir()
+        for i in range(4):
+            pixels = torch.randint(256, (40, 40, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / label / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command that must succeed; what it printed."""
+
+    def command(*arguments):
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return out + err
+
+    return command
+
+
+def loaded(path, name="test_efficientnet", classes=2):
+    return timm.create_model(name, checkpoint_path=str(path), num_classes=classes)
+
+
+def initial(seed=0):
+    torch.manual_seed(seed)
+    return timm.create_model("test_efficientnet", num_classes=2).state_dict()
+
+
+def zeros(model):
+    return {name: int((value == 0).sum()) for name, value in model.named_parameters()}
+
+
+# --- prune and score -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--sparsity", "0.5"),
+        ("--sparsity", "0.3", "--method", "synflow", "--min-keep", "4"),
+        ("--sparsity", "0.3", "--method", "random", "--scope", "layer"),
+        ("--sparsity", "0.5", "--method", "taylor", "--granularity", "filter", "--min-keep", "1", "--data"),
+        ("--sparsity", "0.5", "--method", "grasp", "--temperature", "200", "--mode", "train", "--rounds", "2", "--schedule", "paper", "--data"),
+        ("--sparsity", "0.5", "--method", "fisher", "--samples", "5", "--batch-size", "2", "--min-keep", "4", "--exclude", "classifier*", "--data"),
+        ("--sparsity", "0.3", "--granularity", "channel", "--min-keep", "1"),
+        ("--granularity", "2:4", "--exclude", "conv_stem*", "*conv_dw*"),
+    ],
+    ids=" ".join,
+)
+def test_what_prune_writes_loads_back_with_its_zeros(options, run, pictures, tmp_path):
+    options = (*options, pictures) if options[-1] == "--data" else options
+    out, report, plot = tmp_path / "out.safetensors", tmp_path / "report.json", tmp_path / "plot.png"
+    text = run("prune", *MODEL, *options, "--out", out, "--report", report, "--plot", plot)
+
+    layers = json.loads(report.read_text())["layers"]
+    model, before = loaded(out), initial()
+    found = zeros(model)
+    assert {layer["name"]: found[layer["name"]] for layer in layers} == {layer["name"]: layer["weights_pruned"] for layer in layers}
+    assert sum(layer["weights_pruned"] for layer in layers) > 0
+    for name, value in model.state_dict().items():
+        assert torch.equal(torch.where(value == 0, 0, before[name]), value), name
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert f"load it with timm.create_model('test_efficientnet', checkpoint_path='{out}', num_classes=2)" in text
+
+
+def test_score_once_prune_many(run, pictures, tmp_path):
+    scores = tmp_path / "scores.safetensors"
+    text = run("score", *MODEL, "--method", "loss_preservation", "--data", pictures, "--out", scores)
+    assert "loss_preservation scores of 96,840 units (weight)" in text
+    for amount in (("--sparsity", 0.2, "--min-keep", 2), ("--sparsity", 0.7, "--min-keep", 0.1)):
+        from_scores, at_once = tmp_path / "from_scores.safetensors", tmp_path / "at_once.safetensors"
+        run("prune", *MODEL, *amount, "--scores", scores, "--out", from_scores)
+        run("prune", *MODEL, *amount, "--method", "loss_preservation", "--data", pictures, "--out", at_once)
+        for name, value in loaded(from_scores).state_dict().items():
+            assert torch.equal(value, loaded(at_once).state_dict()[name]), name
+
+
+def test_a_checkpoint_is_pruned_as_it_is(run, tmp_path):
+    from safetensors.torch import save_file
+
+    state = initial(seed=7)
+    save_file(state, tmp_path / "seven.safetensors")
+    run(
+        "prune",
+        "test_efficientnet",
+        "--checkpoint",
+        tmp_path / "seven.safetensors",
+        "--num-classes",
+        2,
+        "--sparsity",
+        0,
+        "--out",
+        tmp_path / "out.safetensors",
+    )
+    for name, value in loaded(tmp_path / "out.safetensors").state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_theta0_is_a_checkpoint(run, pictures, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(initial(seed=7), tmp_path / "start.safetensors")
+    method = ("--method", "distance_biased_loss_preservation", "--theta0", tmp_path / "start.safetensors")
+    text = run("score", *MODEL, *method, "--data", pictures)
+    assert "distance_biased_loss_preservation scores of 96,840 units" in text
+
+
+@pytest.mark.parametrize(("seed", "same"), [(0, True), (1, False)])
+def test_the_seed_fixes_random(run, tmp_path, seed, same):
+    for name, number in (("a", 0), ("b", seed)):
+        run("prune", *MODEL, "--method", "random", "--sparsity", 0.5, "--seed", number, "--out", tmp_path / f"{name}.safetensors")
+    masks = [{key: value == 0 for key, value in loaded(tmp_path / f"{name}.safetensors").named_parameters()} for name in "ab"]
+    assert all(torch.equal(masks[0][key], masks[1][key]) for key in masks[0]) is same
+
+
+def test_nothing_asked_for_is_said(run):
+    assert "nothing was written: --out FILE.safetensors keeps the pruned weights" in run("prune", *MODEL, "--sparsity", "0.5")
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line(run):
+    text = run("prune", *MODEL, "--sparsity", "1", "--include", "classifier")
+    assert re.search(r"^LayerCollapseWarning: nothing is left of classifier.weight: .*min_keep= keeps some units of every layer$", text, re.MULTILINE)
+
+
+def test_synset_folders_get_imagenet_labels(tmp_path):
+    for name in ("n01443537", "n01440764"):
+        (tmp_path / name).mkdir()
+    labels = zoo._labels(tmp_path, timm.create_model("test_vit"))
+    assert [labels(0), labels(1)] == [0, 1]
+    (tmp_path / "n02102040").mkdir()
+    assert zoo._labels(tmp_path, timm.create_model("test_vit"))(2) == 217
+
+
+# --- demo ------------------------------------------------------------------------------------------------------------
+
+TINY = {"methods": ("magnitude", "gradient_norm_increase"), "sparsities": (0.5,), "epochs": 1, "tuning_epochs": 1}
+
+
+def test_demo(run, tmp_path):
+    pytest.importorskip("sklearn")
+    out = tmp_path / "demo.png"
+    text = run(
+        "demo", "--out", out, "--methods", *TINY["methods"], "--sparsities", 0.5, 1, "--epochs", 1, "--tuning-epochs", 1, "--granularity", "filter"
+    )
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert len(re.findall(r"^magnitude +\d+%", text, re.MULTILINE)) == 2
+    assert len(re.findall(r"^gradient_norm_increase +\d+%", text, re.MULTILINE)) == 2
+    assert re.search(r"^magnitude +100% .*a layer is empty$", text, re.MULTILINE)
+
+
+def test_demo_repeats_and_leaves_the_threads_alone(tmp_path):
+    pytest.importorskip("sklearn")
+    threads = torch.get_num_threads()
+    first, second = (demo.run(demo.Settings(seed=3, out=tmp_path / "demo.png", **TINY)) for _ in range(2))
+    assert first == second
+    assert torch.get_num_threads() == threads
+
+
+def test_the_demos_prediction_is_the_reports():
+    pytest.importorskip("sklearn")
+    train, _ = demo.digits(0)
+    model = demo.network()
+    dense = demo.point(model, train)
+    report = fp.global_prune(model, "taylor", 0.3, data=train)
+    assert demo.first_order(dense, demo.point(model, train)) == pytest.approx(report.predicted_loss_change, rel=1e-4)
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+ERRORS = [
+    ("prune resnet81 --sparsity 0.5", "timm has no model 'resnet81'; nearest: resnet18", "timm.list_models()"),
+    ("prune MODEL", "--sparsity is missing: expected a share from 0 to 1, such as --sparsity 0.9"),
+    ("prune MODEL --sparsity 1.5", "argument --sparsity: expected a share from 0 to 1, such as 0.9, got '1.5'"),
+    ("prune MODEL --sparsity half", "expected a share from 0 to 1, such as 0.9, got 'half'"),
+    ("prune MODEL --sparsity nan", "expected a share from 0 to 1, such as 0.9, got 'nan'"),
+    ("prune MODEL --sparsity 0.5 --rounds 0", "argument --rounds: expected a whole number of at least 1, got '0'"),
+    ("prune MODEL --sparsity 0.5 --min-keep -1", "argument --min-keep: expected"),
+    ("prune MODEL --sparsity 0.5 --data /no/such", "--data /no/such: there is no such folder; expected one with a folder of pictures for each class"),
+    ("prune MODEL --sparsity 0.5 --method snip", "snip reads g of a loss, and no data were given: pass --data DIR", "magnitude, l1, random, synflow"),
+    ("score MODEL --method grasp", "grasp reads Hg of a loss, and no data were given: pass --data DIR"),
+    ("score MODEL --method snpi", "unknown measure 'snpi'; did you mean 'snip'"),
+    ("score MODEL --method distance_biased_loss_preservation --data PICTURES", "reads theta0, the weights at initialisation: pass --theta0 FILE"),
+    ("score MODEL --granularity filters", "unknown granularity 'filters': expected 'weight', 'filter'"),
+    ("score MODEL --granularity 4:2", "granularity '4:2' keeps 4 of 2: expected 0 < n < m, as in '2:4'"),
+    ("score MODEL --include hed", "include='hed' matches no parameter"),
+    ("score test_efficientnet --checkpoint /no/such.pt", "--checkpoint /no/such.pt: there is no such file"),
+    ("score test_efficientnet --checkpoint CHECKPOINT", "does not load into test_efficientnet", "Another class count? --num-classes N"),
+    ("score test_efficientnet --checkpoint CHECKPOINT --random-init", "not allowed with argument --checkpoint"),
+    (
+        "score test_efficientnet --random-init --method taylor --data PICTURES",
+        "each of the model's 1000 classes, found 2 (cats, dogs)",
+    ),
+    ("prune MODEL --scores /no/such --sparsity 0.5", "--scores /no/such: there is no such file"),
+    ("prune MODEL --scores CHECKPOINT --sparsity 0.5", "other.safetensors holds no scores: expected a file written by Scores.save"),
+    ("prune MODEL --scores PICTURES/cats/0.png --sparsity 0.5", "0.png holds no scores: expected a file written by Scores.save"),
+    ("score test_efficientnet.nonsense", "timm has no weights called 'test_efficientnet.nonsense': expected one of test_efficientnet.r160_in1k"),
+    ("prune MODEL --sparsity 0.5 --out /no/such/out.safetensors", "there is no folder /no/such; make it first"),
+    ("prune MODEL --sparsity 0.5 --out out.pt", "--out out.pt: expected a file name that ends in .safetensors"),
+    ("prune MODEL --sparsity 0.5 --report r.txt", "--report r.txt: expected a file name that ends in .json"),
+    ("prune MODEL --sparsity 0.5 --plot p.txt", "--plot p.txt: expected a file name that ends in .png or .svg or .pdf"),
+    ("demo --out demo.txt", "--out demo.txt: expected a file name that ends in .png or .svg or .pdf"),
+    ("demo --granularity block", "argument --granularity: invalid choice: 'block'"),
+    ("", "the following arguments are required: command"),
+]
+
+
+@pytest.mark.parametrize(("line", "parts"), [(line, parts) for line, *parts in ERRORS], ids=[line or "no command" for line, *_ in ERRORS])
+def test_errors_are_one_line_and_code_2(line, parts, capsys, pictures, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"stem.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    line = line.replace("MODEL", " ".join(MODEL)).replace("PICTURES", str(pictures)).replace("CHECKPOINT", str(tmp_path / "other.safetensors"))
+    try:
+        code = main(line.split())
+    except SystemExit as stop:
+        code = stop.code
+    text = capsys.readouterr().err
+    assert code == 2
+    assert all(part in text for part in parts), text
+    assert "Traceback" not in text
+
+
+def test_an_unreachable_hub_names_the_ways_out(capsys, monkeypatch):
+    def unreachable(name, pretrained=False, **_):
+        assert pretrained
+        raise FileNotFoundError("the file is not in the cache and the hub cannot be reached.\nmore lines")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    assert main(["score", "test_efficientnet"]) == 2
+    text = capsys.readouterr().err
+    assert "the pretrained weights of test_efficientnet could not be had: the file is not in the cache and the hub cannot be reached." in text
+    assert "--checkpoint FILE" in text
+    assert "--random-init" in text
+
+
+def test_traceback_on_request():
+    with pytest.raises(ValueError, match="timm has no model"):
+        main(["score", "resnet81", "--traceback"])
+
+
+@pytest.mark.parametrize("command", ["demo", "prune", "score"])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "--traceback" in capsys.readouterr().out
+
+
+def test_run_as_a_module():
+    found = subprocess.run([sys.executable, "-m", "torch_flowprune", "--version"], capture_output=True, text=True, check=True)
+    assert found.stdout == f"torch-flowprune {fp.__version__}\n"

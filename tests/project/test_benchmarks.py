@@ -1,0 +1,176 @@
+"""The benchmarks run: a small version of each, so that none rots between two measurements."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import torch_flowprune as fp
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="the tests alone, without benchmarks/")
+
+
+@pytest.fixture
+def lifecycle(monkeypatch):
+    pytest.importorskip("timm")
+    pytest.importorskip("torchvision")
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.lifecycle")
+
+
+def test_cost_quick_measures_every_measure_granularity_and_both_pruners(tmp_path):
+    out = tmp_path / "cost.json"
+    done = subprocess.run([sys.executable, "-m", "benchmarks.cost", "--quick", "--out", out], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "prune.global_unstructured" in done.stdout
+    found = json.loads(out.read_text())
+    assert {"processor", "cores", "memory_gib", "versions", "commit", "threads"} <= found["environment"].keys()
+    (small,) = found["models"].values()
+    assert small["scoring"]["measures"].keys() == fp.MEASURES.keys()
+    assert all(by.keys() == {"weight", "filter", "2:4"} for by in small["scoring"]["measures"].values())
+    assert small["selection"].keys() > small["memory"].keys() == {"global_prune", "prune.global_unstructured"}
+    assert small["memory"]["prune.global_unstructured"]["held ratio"] > small["memory"]["global_prune"]["held ratio"]
+
+
+def test_table_quick_has_a_row_for_every_goal_of_its_kind(tmp_path):
+    pytest.importorskip("transformers")
+    out = tmp_path / "table.json"
+    command = [sys.executable, "-m", "benchmarks.table", "--quick", "--large", "--out", out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["work"] for row in rows] == [
+        "magnitude, 90 %",
+        "peak extra memory, masks included",
+        "held after",
+        "operator calls",
+        "calls the host waits for",
+        "masked training step, batch 2",
+        "masked eval forward, batch 2",
+        "growth of time with the weights",
+        "growth of peak extra memory with the weights",
+        "magnitude, 90 %",
+        "loss_preservation, 90 %",
+    ]
+    assert all(row["met"] == (row["measured"] >= row["goal"] if row["more"] else row["measured"] <= row["goal"]) for row in rows)
+    assert rows[2]["measured"] == 0.25  # one byte a weight of four
+    assert done.stdout.count("met |") + done.stdout.count("**missed** |") == len(rows)
+
+
+def test_the_page_of_goals_has_the_rows_of_every_result_kept(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    table = importlib.import_module("benchmarks.table")
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    found = table._results()
+    assert {"benchmarks.table", "benchmarks.sweeps"} <= {result["command"].split()[2] for result in found}
+    assert all(table.report(result) in page for result in found)
+
+
+def test_sweeps_quick_has_every_row_and_the_correlations(tmp_path):
+    out = tmp_path / "sweeps.json"
+    command = [sys.executable, "-m", "benchmarks.sweeps", "--quick", "--correlations", "--out", out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert len(found["rows"]) == len(done.stdout.splitlines()) - 1 == 8
+    assert "; the paper's code not at hand; Torch-Pruning's Taylor not at hand" in found["rows"][0]["note"]
+    assert all(row["met"] == (row["measured"] <= row["goal"]) and row["measured"] > 0 for row in found["rows"])
+    assert {"processor", "threads", "commit"} <= found["environment"].keys()
+    correlations = found["correlations"]["small"]
+    assert {"loss_preservation", "fisher", "gradient_norm_preservation", "gradient_norm_increase"} == correlations.keys()
+    assert all(0.5 < value < 1 for value in correlations.values()), "bfloat16 ranks nearly alike, and not quite"
+
+
+STAND_INS = {
+    "imp_estimator.py": """
+        import torch
+        from torch.nn import functional
+        def _grads(net, data, **options):
+            loss = sum(functional.cross_entropy(net(x), y) for x, y in data)
+            return torch.autograd.grad(loss, list(net.parameters()), **options)
+        def cal_hg(net, loader, n_samples, n_classes, T):
+            raise RuntimeError("no second derivative here\\nand more")
+        def cal_importance_loss_based(net, data):
+            return _grads(net, data)
+        cal_importance_fisher = cal_importance_loss_based
+        """,
+    "torch_pruning.py": """
+        from types import SimpleNamespace
+        importance = SimpleNamespace(GroupTaylorImportance=lambda: lambda parameter: parameter.grad.abs().sum())
+        class BasePruner:
+            def __init__(self, net, example, importance, pruning_ratio, ignored_layers):
+                self.estimate_importance, self.ignored_layers, self.root_module_types = importance, ignored_layers, []
+                self.DG = SimpleNamespace(get_all_groups=lambda **_: net.parameters())
+        pruner = SimpleNamespace(BasePruner=BasePruner)
+        """,
+}
+
+
+def test_sweeps_names_every_peer_that_is_at_hand_and_says_which_is_not(tmp_path):
+    """Stand-ins in place of other people's code: one that is timed, and one that this model is too much for."""
+    for name, text in STAND_INS.items():
+        (tmp_path / name).write_text(textwrap.dedent(text))
+    command = [sys.executable, "-m", "benchmarks.sweeps", "--quick", "--peer", tmp_path, "--out", tmp_path / "sweeps.json"]
+    for beside in ("Torch-Pruning's Taylor not at hand", "Torch-Pruning's Taylor [0-9.]+, spread [0-9]+%$"):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        notes = {row["work"]: row["note"] for row in json.loads((tmp_path / "sweeps.json").read_text())["rows"]}
+        scores = notes["loss preservation and Fisher, filters, 20 batches"]
+        assert re.search(f"; the paper's code [0-9.]+, spread [0-9]+%; {beside}", scores), scores
+        assert notes["H·g, six batches"].endswith("; the paper's code fails (no second derivative here)")
+        assert len(notes) == 8, "no ratio to a peer that was not timed"
+        command += ["--torch-pruning", tmp_path]
+
+
+class Bypass(nn.Linear):
+    """A layer that takes its values past the mask, as a stale cache does."""
+
+    def forward(self, x):
+        return functional.linear(x, self._parameters.get("weight_orig", self._parameters.get("weight")), self.bias)
+
+
+def subject(lifecycle, layer):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), layer(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    batches = [(torch.randn(4, 3, 6, 6), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
+    zoo = sys.modules["benchmarks.zoo"]
+    return zoo.Subject(model, batches, lambda model, batch: functional.cross_entropy(model(batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize("granularity", ["weight", "filter"])
+def test_a_pruned_model_passes_the_whole_life_cycle(lifecycle, granularity):
+    result = lifecycle.Lifecycle(subject(lifecycle, nn.Linear), "loss_preservation", granularity).run()
+    assert not any(result["checks"].values()), result
+    assert result["notes"] == []
+
+
+def test_a_forward_that_goes_past_the_mask_is_found(lifecycle):
+    result = lifecycle.Lifecycle(subject(lifecycle, Bypass), "magnitude", "weight").run()
+    assert {check for check, outcome in result["checks"].items() if outcome} >= {"forward", "train", "masks_hold", "state_dict"}
+    assert "1 of 3 (4.weight)" in result["notes"][0]
+
+
+def test_latency_quick_measures_speed_and_memory_before_and_after(tmp_path):
+    out = tmp_path / "latency.json"
+    command = [sys.executable, "-m", "benchmarks.latency", "--quick", "--out", out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    (small,) = found["models"].values()
+    assert small["channels"] == 0.5
+    assert small["error"] < 1e-4
+    first, second, head = 64 * 28 + 128, 64 * (9 * 64 + 1), 10 * 65
+    assert small["parameters"] == {"dense": first + second + head, "shrunk": first // 2 + 32 * (9 * 32 + 1) + 10 * 33}
+    assert small["flops"]["shrunk"] < 0.3 * small["flops"]["dense"]
+    assert all(small["seconds"][kind]["runs"] == 3 for kind in ("dense", "masked", "shrunk"))
+    assert min(small["memory"][kind]["peak"] for kind in ("dense", "shrunk")) > 0
+    assert "| small | 27% | 26% |" in done.stdout

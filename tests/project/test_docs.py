@@ -1,0 +1,68 @@
+"""Every Python snippet of the README and of the docs runs, in order, as a reader would type it."""
+
+import doctest
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FENCE = re.compile(r"^```(?P<kind>python|pycon)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if FENCE.search(page.read_text(encoding="utf-8"))]
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_snippets(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text, names = page.read_text(encoding="utf-8"), {"__name__": "__main__"}
+    for fence in FENCE.finditer(text):
+        line = text[: fence.start("code")].count("\n")
+        if fence["kind"] == "python":
+            exec(compile("\n" * line + fence["code"], page, "exec"), names)
+        else:
+            test = doctest.DocTestParser().get_doctest(fence["code"], names, page.name, str(page), line)
+            assert doctest.DocTestRunner(optionflags=FLAGS).run(test, clear_globs=False).failed == 0
+            names.update(test.globs)
+
+
+def test_the_pages_with_code_are_there():
+    assert {"README.md", "quickstart.md", "theory.md", "measures.md", "torch.md"} <= {page.name for page in PAGES}
+
+
+def test_the_readme_has_two_commands():
+    commands = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert [len(command.strip().splitlines()) for command in commands] == [1, 1]
+    assert "torch_flowprune demo" in commands[0]
+    assert "pytest" in commands[1]
+
+
+def test_the_readmes_first_snippet_is_short():
+    first = FENCE.search((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(first["code"].splitlines()) <= 12
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_commands_in_the_docs_parse():
+    """The `console` blocks name options that exist."""
+    from torch_flowprune.cli.commands import parser
+
+    found = 0
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for line in re.findall(r"^python -m torch_flowprune (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            parser().parse_args(line.split())
+            found += 1
+    assert found
+
+
+def test_importing_the_package_imports_no_extra():
+    extras = {"timm", "torchvision", "sklearn", "matplotlib", "safetensors", "transformers"}
+    code = f"import sys, torch_flowprune; print(*({extras} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

@@ -1,0 +1,201 @@
+"""Pruning round by round inside a training loop, and every measure compared without a change to the model."""
+
+import copy
+import io
+
+import cases
+import oracles
+import pytest
+import torch
+from cases import CASES
+from torch.nn import functional as F
+
+import torch_flowprune as fp
+from torch_flowprune.scoring import measures
+
+BATCHES = CASES["mlp"].batches((4, 3, 5))
+QUIET = pytest.mark.filterwarnings("ignore::torch_flowprune.LayerCollapseWarning", "ignore::torch_flowprune.TiedScoresWarning")
+
+
+def masks(model):
+    return {name: mask.clone() for name, mask in fp.masks(model).items()}
+
+
+def assert_same(one, other):
+    assert list(one) == list(other)
+    assert all(torch.equal(mask, other[name]) for name, mask in one.items())
+
+
+@QUIET
+@pytest.mark.parametrize("schedule", [*fp.SCHEDULES, (0.3, 0.5, 0.6)])
+def test_steps_are_the_rounds_of_global_prune(schedule):
+    """Where nothing is trained in between, a pruner is one call with rounds=."""
+    model, at_once = cases.mlp(), cases.mlp()
+    pruner = fp.Pruner(model, "taylor", 0.6, rounds=3, schedule=schedule)
+    seen = []
+    while not pruner.done:
+        seen.append(pruner.next_sparsity)
+        report = pruner.step(BATCHES)
+        assert report.pruned == round(seen[-1] * 52)
+    assert (len(seen), seen[-1]) == (3, 0.6)
+    given = schedule if isinstance(schedule, str) else (lambda rounds, start, target: [*schedule[:-1], target])
+    fp.global_prune(at_once, "taylor", 0.6, data=BATCHES, rounds=3, schedule=given)
+    assert_same(masks(model), masks(at_once))
+    with pytest.raises(ValueError, match="all 3 rounds are done: the model is at sparsity 0.6"):
+        pruner.step(BATCHES)
+
+
+@pytest.mark.parametrize(
+    "method", ["loss_preservation", "taylor", "fisher", "biased_loss_preservation", "magnitude", "distance_biased_loss_preservation"]
+)
+@pytest.mark.parametrize("granularity", ["weight", "filter"])
+@QUIET
+def test_tracked_scores_are_the_moving_average(method, granularity):
+    """α·new + (1−α)·old over the minibatches, from zero, read off .grad: by hand."""
+    model, initial = cases.mlp(), CASES["mlp"].model(seed=5).state_dict()
+    pruner = fp.Pruner(model, method, 0.5, alpha=0.8, granularity=granularity, theta0=initial)
+    average, optimizer = {}, torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in BATCHES:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        pruner.track()
+        for name, p in model.named_parameters():
+            if p.dim() > 1:
+                kinds = {"theta": p.detach(), "theta0": initial[name], "g": p.grad, "g2": p.grad.square()}
+                rows = [kinds[kind].reshape(-1, 1) if granularity == "weight" else kinds[kind] for kind in measures.needs(method)]
+                average[name] = 0.8 * oracles.PAPER[method](*rows) + 0.2 * average.get(name, 0)
+        optimizer.step()
+    for name, value in average.items():
+        torch.testing.assert_close(pruner.tracked[name], value, rtol=1e-9, atol=1e-15)
+    report = pruner.step()
+    k = round(0.5 * report.units)
+    expected = dict(zip(average, oracles.lowest(list(average.values()), k), strict=True))
+    for layer in report.layers:
+        assert layer.pruned == int((~expected[layer.name]).sum())
+    assert pruner.tracked == {}, "each round starts afresh"
+
+
+def test_tracking_a_batch_serves_every_measure():
+    model = cases.mlp()
+    pruner = fp.Pruner(model, "grasp", 0.5, alpha=1.0)
+    with pytest.raises(ValueError, match=r"'gradient_norm_increase' reads Hg, which .grad does not hold: call track\(batch\)"):
+        pruner.track()
+    pruner.track(BATCHES[0])
+    expected = fp.scores(model, "grasp", BATCHES[0])
+    assert all(torch.equal(pruner.tracked[name], expected[name]) for name in expected)
+    assert not any(p.grad is not None for p in model.parameters())
+
+
+def test_tracking_without_a_gradient():
+    with pytest.raises(
+        ValueError, match=r".grad of 0.weight, 2.weight, 4.weight is None: call track\(\) after loss.backward\(\) and before zero_grad\(\)"
+    ):
+        fp.Pruner(cases.mlp(), "taylor", 0.5).track()
+
+
+@QUIET
+def test_a_run_resumes_where_it_stopped():
+    """Saved in the middle of a round and loaded into fresh objects, it ends with the same masks."""
+
+    def train(pruner, model, batches):
+        for x, y in batches:
+            model.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            pruner.track()
+
+    def make(model):
+        return fp.Pruner(model, "distance_biased_loss_preservation", 0.8, rounds=2, theta0=CASES["mlp"].model(seed=3).state_dict())
+
+    model = cases.mlp()
+    pruner = make(model)
+    train(pruner, model, BATCHES)
+    pruner.step()
+    train(pruner, model, BATCHES[:1])
+    file = io.BytesIO()
+    torch.save(pruner.state_dict(), file)
+    file.seek(0)
+
+    other = copy.deepcopy(model)
+    resumed = make(other)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    for one, net in ((pruner, model), (resumed, other)):
+        train(one, net, BATCHES[1:])
+        one.step()
+        assert one.done
+    assert_same(masks(model), masks(other))
+
+
+def test_a_state_of_another_schedule():
+    state = fp.Pruner(cases.mlp(), sparsity=0.5, rounds=2).state_dict()
+    with pytest.raises(ValueError, match=r"this state is of a pruner with sparsities .*, and this one has \[0.6\]"):
+        fp.Pruner(cases.mlp(), sparsity=0.6).load_state_dict(state)
+
+
+def test_a_state_of_another_measure():
+    state = fp.Pruner(cases.mlp(), "snip", 0.5).state_dict()
+    fp.Pruner(cases.mlp(), "loss_preservation", 0.5).load_state_dict(state)
+    with pytest.raises(ValueError, match="this state is of a pruner by loss_preservation, and this one prunes by magnitude"):
+        fp.Pruner(cases.mlp(), "magnitude", 0.5).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({}, ValueError, "give sparsity=, the share of all prunable units that is gone after the last round"),
+        ({"sparsity": 50}, ValueError, "sparsity=50 should be from 0.0 to 1.0; for 50 percent write 0.5"),
+        ({"sparsity": 0.5, "alpha": 2}, ValueError, "alpha=2 should be from 0.0 to 1.0"),
+        ({"sparsity": 0.5, "method": "nope"}, ValueError, "unknown measure 'nope'"),
+        ({"sparsity": 0.5, "schedule": [0.3, 0.2]}, ValueError, "should be rising sparsities, one a round"),
+        ({"sparsity": 0.5, "schedule": [0.3, 0.6]}, ValueError, "the last of them sparsity= where that is given"),
+        ({"schedule": [0.3, 0.6], "rounds": 3}, ValueError, "should be rising sparsities, one a round"),
+        ({"sparsity": 0.5, "include": "nope"}, ValueError, "include='nope' matches no parameter"),
+        ({"sparsity": 0.5, "granularity": "nope"}, ValueError, "unknown granularity 'nope'"),
+        ({"sparsity": 0.5, "amount": 3}, TypeError, "Pruner does not take amount; besides its own arguments it takes autocast, closure, "),
+    ],
+)
+def test_bad_arguments_fail_at_once(options, error, text):
+    with pytest.raises(error, match=text):
+        fp.Pruner(cases.mlp(), **options)
+
+
+# compare
+
+
+@QUIET
+def test_compare_is_pruning_measuring_and_putting_back():
+    model, held_out = cases.mlp(), CASES["mlp"].batches((6, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = fp.compare(model, ["magnitude", "snip", "grasp"], [0.3, 0.6], BATCHES, held_out=held_out)
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    dense = oracles.dense(model, BATCHES)
+    assert found.loss == pytest.approx(oracles.dense(model, held_out).loss, rel=1e-12)
+    assert found.samples == 8
+    assert [(one.method, one.sparsity) for one in found.outcomes] == [
+        (m, round(s * 52) / 52) for m in ("magnitude", "snip", "grasp") for s in (0.3, 0.6)
+    ]
+    for one, sparsity in zip(found.outcomes, [0.3, 0.6] * 3, strict=True):
+        pruned = cases.mlp()
+        report = fp.global_prune(pruned, one.method, sparsity, data=BATCHES)
+        predicted = -sum((before[name] * dense.g[name])[~mask].sum().item() for name, mask in fp.masks(pruned).items())
+        loss = oracles.dense(fp.remove(pruned), held_out).loss
+        assert one.loss == pytest.approx(loss, rel=1e-10)
+        assert one.change == pytest.approx(loss - found.loss, abs=1e-10)
+        assert one.predicted == pytest.approx(predicted, rel=1e-9, abs=1e-14)
+        assert one.emptied == sum(layer.pruned == layer.units for layer in report.layers)
+
+
+def test_compare_correlates_the_scores():
+    found = fp.compare(cases.mlp(), ["magnitude", "taylor", "snip"], [0.5], BATCHES)
+    assert found.correlation["taylor"]["snip"] == 1.0, "on single weights they are one"
+    assert found.correlation["magnitude"]["snip"] == found.correlation["snip"]["magnitude"] < 1
+    text = str(found)
+    assert text.startswith(f"loss {found.loss:.4g} on 12 held-out samples before pruning\n")
+    assert "rank correlation" in text
+
+
+def test_compare_with_empty_held_out_data():
+    model = cases.mlp()
+    with pytest.raises(ValueError, match="the held-out data is empty"):
+        fp.compare(model, ["magnitude"], [0.5], BATCHES, held_out=[])
+    assert fp.masks(model) == {}

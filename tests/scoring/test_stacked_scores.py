@@ -1,0 +1,172 @@
+"""Scores that are computed where they are read: the same selection as from scores at hand, whatever the parts they are read in."""
+
+import itertools
+import math
+
+import oracles
+import pytest
+import torch
+from cases import CASES
+from torch import nn
+
+import torch_flowprune as fp
+from torch_flowprune.scoring import stacked_scores as stacking
+from torch_flowprune.scoring.importance import Scores, candidates_of, on_access
+from torch_flowprune.scoring.measures import MEASURES, magnitude
+from torch_flowprune.scoring.stacked_scores import Computed, stacks
+from torch_flowprune.selection import lowest_k as selection
+from torch_flowprune.selection.lowest_k import lowest
+
+CASE = CASES["residual"]
+
+
+def computed(values, name="layer", measure=lambda theta: theta.squeeze(-1)):
+    """Scores at hand, as if a measure computed them."""
+    return Computed(name, "own", measure, ("theta",), lambda _: values.reshape(-1, 1))
+
+
+@pytest.fixture(params=[8, 24, 1 << 20], ids=["parts of 8", "parts of 24", "whole"])
+def _parts(request, monkeypatch):
+    """Parts that begin and end within layers, and the sample of a large model."""
+    monkeypatch.setattr(stacking, "part_size", lambda units: request.param)
+    monkeypatch.setattr(selection, "_SAMPLE", 16)
+
+
+@pytest.mark.usefixtures("_parts")
+@pytest.mark.parametrize("alive", [False, True], ids=["all alive", "some gone"])
+@pytest.mark.parametrize("k", [0, 1, 50, 113, 200])
+def test_computed_scores_are_cut_as_stored_ones(k, alive):
+    source = torch.Generator().manual_seed(k)
+    scores = [torch.randn(n, generator=source).round(decimals=1) for n in (3, 64, 1, 0, 97, 250)]
+    left = [torch.rand(len(s), generator=source) < 0.7 for s in scores] if alive else None
+    shared = lambda theta: theta.squeeze(-1)
+    found = lowest([computed(s, measure=shared) for s in scores], k, left)
+    assert [keep.tolist() for keep in found.keep] == [keep.tolist() for keep in oracles.lowest(scores, k, left)]
+    assert found.kept == [int(keep.sum()) for keep in found.keep]
+    assert found.threshold == lowest(scores, k, left).threshold
+    assert found.tied == lowest(scores, k, left).tied
+
+
+@pytest.mark.usefixtures("_parts")
+def test_each_layer_has_flags_in_memory_of_its_own():
+    scores = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (30, 17, 64)]
+    for k in (0, 1, 60, 111):
+        keeps = lowest(scores, k).keep
+        assert len({keep.untyped_storage().data_ptr() for keep in keeps}) == len(keeps)
+        assert [keep.untyped_storage().nbytes() for keep in keeps] == [30, 17, 64]
+
+
+def test_a_part_knows_no_layer_borders():
+    laid = [torch.arange(float(n)) + 100 * i for i, n in enumerate((5, 0, 7, 1, 20))]
+    flat = torch.cat(laid)
+    (stack,) = stacks(laid, [None] * 5)
+    for start, stop, step in itertools.product(range(0, 33, 4), range(0, 34, 3), (1, 2, 7, 40)):
+        if start < stop <= 33:
+            assert stack.scores(start, stop, step).tolist() == flat[start:stop:step].tolist(), (start, stop, step)
+
+
+def test_only_layers_whose_units_are_alike_are_stacked():
+    """One measure over rows of another length, dtype or kind cannot read them as one."""
+    wide = Computed("wide", "own", torch.sum, ("theta",), lambda _: torch.zeros(3, 4))
+    narrow = [Computed(name, "own", torch.sum, ("theta",), lambda _: torch.zeros(3, 2)) for name in "ab"]
+    other = Computed("other", "own", torch.mean, ("theta",), lambda _: torch.zeros(3, 2))
+    double = Computed("double", "own", torch.mean, ("theta",), lambda _: torch.zeros(3, 2, dtype=torch.float64))
+    laid = stacks([wide, *narrow, other, double, torch.zeros(3)], [None] * 6)
+    assert [[layer.name for layer in stack.layers] for stack in laid] == [["wide"], ["a", "b"], ["other"], ["double"], [""]]
+
+
+def test_scores_on_access_are_the_stored_ones(monkeypatch):
+    """Every measure and granularity of ours, on a net of several layers, read in parts that are smaller than a layer."""
+    monkeypatch.setattr(stacking, "part_size", lambda units: 8)
+    for name, granularity in itertools.product(MEASURES, ("weight", "filter")):
+        model = CASE.model()
+        given = {"data": CASE.batches((4, 3)), "theta0": CASE.model(seed=9).state_dict(), "example_inputs": CASE.batch(4)[0]}
+        stored = fp.scores(model, name, granularity=granularity, generator=torch.Generator().manual_seed(1), **given)
+        by_scores, by_measure = CASE.model(), CASE.model()
+        fp.global_prune(by_scores, sparsity=0.4, scores=stored, min_keep=1)
+        fp.global_prune(by_measure, name, 0.4, min_keep=1, granularity=granularity, generator=torch.Generator().manual_seed(1), **given)
+        for key, mask in fp.masks(by_scores).items():
+            assert torch.equal(mask, fp.masks(by_measure)[key]), (name, granularity, key)
+
+
+def test_a_measure_of_your_own_is_given_whole_layers(monkeypatch):
+    """It may look at all units of a layer, as a normalised magnitude does."""
+    monkeypatch.setattr(stacking, "part_size", lambda units: 8)
+    seen = []
+
+    def normalised(theta):
+        seen.append(len(theta))
+        return theta.abs().sum(-1) / theta.norm()
+
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+    fp.global_prune(model, normalised, 0.5)
+    assert seen == [35, 21]
+
+
+def test_what_is_on_access_is_read_like_any_scores():
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+    point = fp.flow(model, needs=())
+    lazy = on_access(point, magnitude, candidates_of(model, "weight"), "weight")
+    assert isinstance(lazy, Scores)
+    assert all(isinstance(value, Computed) for value in lazy.values_.values())
+    for name, value in fp.scores(model).items():
+        assert torch.equal(lazy[name], value)
+    assert str(lazy) == str(fp.scores(model))
+
+
+@pytest.mark.usefixtures("_parts")
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_score_that_is_not_finite_is_refused_before_anything_is_touched(value):
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 3))
+    model[2].weight.data[4, 3] = value
+    with pytest.raises(ValueError, match=r"the magnitude scores of 2.weight are not all finite: .* try model.double\(\)"):
+        fp.global_prune(model, "magnitude", 0.5)
+    assert not fp.masks(model)
+    assert list(model.state_dict()) == [f"{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")]
+
+
+def test_finite_scores_whose_sum_overflows_are_ranked():
+    model = nn.Linear(4, 4)
+    nn.init.constant_(model.weight, 3e38)
+    model.weight.data[0, :2] = 1
+    assert fp.global_prune(model, "magnitude", 0.125).threshold == 1
+
+
+def test_a_nan_among_scores_at_hand_ends_in_an_error_where_it_is_met():
+    """Their giver has to look for it; it must not be looked for in ever wider brackets."""
+    with pytest.raises(ValueError, match="hold nan: no order can be told"):
+        lowest([torch.tensor([1.0, math.nan, 2.0])], 1)
+
+
+def test_a_prune_stores_nothing_of_the_models_size(monkeypatch):
+    """Of every measure of ours: no result of the measure is as long as the model."""
+    monkeypatch.setattr(stacking, "part_size", lambda units: 64)
+    longest = 0
+    model = nn.Sequential(nn.Linear(40, 50), nn.ReLU(), nn.Linear(50, 30))
+    scores = stacking.Stack.scores
+
+    def noted(self, start, stop, step=1):
+        nonlocal longest
+        found = scores(self, start, stop, step)
+        longest = max(longest, len(found))
+        return found
+
+    monkeypatch.setattr(stacking.Stack, "scores", noted)
+    monkeypatch.setattr(selection, "_SAMPLE", 16)
+    fp.global_prune(model, "magnitude", 0.9)
+    assert 64 <= longest < 3500 / 4
+
+
+def test_masks_that_fit_are_not_copied_and_those_of_a_user_are():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    masks = {name: torch.rand(model.get_parameter(name).shape) < 0.5 for name in ("0.weight", "1.weight")}
+    fp.apply_masks(model, masks)
+    assert all(model.get_submodule(name[0]).weight_mask is not mask for name, mask in masks.items())
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    whole = torch.rand(4, 3) < 0.5
+    fp.apply_masks(model, {"0.weight": masks["0.weight"], "1.weight": whole[:2]}, copy=False)
+    assert model[0].weight_mask.data_ptr() == masks["0.weight"].data_ptr()
+    assert model[1].weight_mask.untyped_storage().nbytes() == 6  # a view of more than itself is copied
+    conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    fp.global_prune(conv, "magnitude", 0.5)
+    assert conv.weight_mask.stride() == conv.weight_orig.stride()

@@ -1,0 +1,180 @@
+"""Rows 2 of docs/host.md: weights read without calling their owner, so that nothing would refresh a cached product."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hosts import assert_in_force, hooks_of, pruned, train
+from torch import nn
+from torch.nn import functional
+
+import torch_flowprune as fp
+from torch_flowprune.inputs.parameters import parameters_of
+
+TOKENS = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def out_proj_pruned():
+    return pruned(Attention(), include="*out_proj.weight")
+
+
+def test_row_2_1_out_proj_trains():
+    model = out_proj_pruned()
+    before = model.attention.out_proj.weight_orig.clone()
+    train(model, TOKENS, steps=3)
+    kept = model.attention.out_proj.weight_mask
+    assert not torch.equal(model.attention.out_proj.weight_orig[kept], before[kept])
+    assert_in_force(model, lambda: model(TOKENS))
+
+
+def test_row_2_1_out_proj_pruned_under_no_grad_trains():
+    with torch.no_grad():
+        model = out_proj_pruned()
+    model(TOKENS).sum().backward()
+    assert model.attention.out_proj.weight_orig.grad is not None
+
+
+def test_row_2_1_out_proj_after_load_and_double():
+    model, other = out_proj_pruned(), out_proj_pruned()
+    model(TOKENS)
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(model(TOKENS), other(TOKENS))
+    model.double()
+    assert model(TOKENS.double()).dtype is torch.float64
+    expected = model(TOKENS.double())
+    torch.testing.assert_close(fp.remove(model)(TOKENS.double()), expected)
+
+
+def test_row_2_2_in_proj():
+    model = pruned(Attention())
+    assert "attention.in_proj_weight" in fp.masks(model)
+    train(model, TOKENS)
+    assert_in_force(model, lambda: model(TOKENS))
+
+
+def test_row_2_2_attention_fast_path():
+    model = pruned(Attention()).requires_grad_(False)
+    slow = model.train()(TOKENS)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(TOKENS), slow)
+
+
+def test_row_2_3_encoder_layer_eval_and_train_agree_and_remove_gives_the_fast_path_back(monkeypatch):
+    layer = pruned(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), include="*weight")
+    train(layer, TOKENS)
+    calls = []
+    fast = torch._transformer_encoder_layer_fwd
+    monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", lambda *args: calls.append(1) or fast(*args))
+    with torch.no_grad():
+        expected = layer.train()(TOKENS)
+        torch.testing.assert_close(layer.eval()(TOKENS), expected)
+        assert not calls, "torch leaves the fast path wherever a hook is"
+        torch.testing.assert_close(fp.remove(layer)(TOKENS), expected)
+        assert calls
+
+
+TIMM = {
+    "eva02_tiny_patch14_224": {"img_size": 28, "depth": 1},
+    "beit_base_patch16_224": {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 2},
+    "beitv2_base_patch16_224": {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 2},
+    "swinv2_tiny_window8_256": {"img_size": 64, "window_size": 4, "depths": (1, 1), "embed_dim": 24, "num_heads": (2, 2)},
+    "coatnet_pico_rw_224": {"img_size": 64, "embed_dim": (32, 32, 32, 32), "depths": (1, 1, 1, 1)},
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.filterwarnings("ignore:Overwriting")
+def test_row_2_4_weights_that_timm_reads_itself(name):
+    timm = pytest.importorskip("timm")
+    options = TIMM[name]
+    model = timm.create_model(name, num_classes=10, **options)
+    images = torch.randn(2, 3, options["img_size"], options["img_size"])
+    pruned(model, include=["*", "*"], min_keep=0.3)
+    hard = [name for name in fp.masks(model) if name.endswith(("qkv.weight", "relative_position_bias_table"))]
+    assert hard
+    train(model, images)
+    assert all(parameters_of(model)[name].parameter.grad is not None for name in hard)
+    model.eval()
+    assert_in_force(model, lambda: model(images))
+    before = model(images)
+    with torch.no_grad():
+        for name in hard:
+            parameters_of(model)[name].parameter.mul_(3)
+    assert not torch.equal(model(images), before), "eval mode does not see new values"
+
+
+class Reader(nn.Module):
+    """Reads its layer's weight in every way but calling the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.position = nn.Parameter(torch.randn(3, 8))
+
+    def features(self, x):
+        return self.layer.forward(functional.linear(x + self.position, self.layer.weight))
+
+    forward = features
+
+
+def test_row_2_5_and_2_8_weights_read_directly():
+    model = pruned(Reader(), include=["layer.weight", "position"])
+    assert set(fp.masks(model)) == {"layer.weight", "position"}
+    train(model, TOKENS)
+    assert_in_force(model, lambda: model(TOKENS))
+    assert_in_force(model, lambda: model.features(TOKENS))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell])
+def test_row_2_6_recurrent_layers(kind):
+    layer = kind(8, 8)
+    inputs = TOKENS[0] if kind is nn.LSTMCell else TOKENS
+    pruned(layer, include="weight*")
+    train(layer, inputs)
+    assert_in_force(layer, lambda: layer(inputs)[0])
+    expected = layer(inputs)[0]
+    assert torch.equal(copy.deepcopy(layer)(inputs)[0], expected)
+    layer.double()
+    if kind is not nn.LSTMCell:
+        assert {weight.dtype for weight in layer._flat_weights} == {torch.float64}
+    torch.testing.assert_close(fp.remove(layer).float()(inputs)[0], expected)
+    if kind is not nn.LSTMCell:
+        assert all(isinstance(weight, nn.Parameter) for weight in layer._flat_weights)
+
+
+def test_row_2_7_edits_of_a_masked_weight_go_to_weight_orig():
+    layer = pruned(nn.Linear(8, 8))
+    before = layer.weight.clone()
+    with torch.no_grad():
+        layer.weight.fill_(1.0)  # an edit of the product that was just computed: lost, as in torch
+    layer.reset_parameters()
+    assert torch.equal(layer.weight, before)
+    with torch.no_grad():
+        layer.weight_orig.fill_(1.0)
+    assert torch.equal(layer.weight, layer.weight_mask.float())
+
+
+def test_row_2_7_assigning_a_parameter_replaces_the_values_under_the_mask():
+    layer = pruned(nn.Linear(8, 8))
+    layer.weight = nn.Parameter(torch.ones(8, 8))
+    assert list(layer._parameters) == ["weight_orig", "bias"]
+    assert torch.equal(layer.weight, layer.weight_mask.float())
+
+
+def test_row_2_7_assigning_a_tensor_is_refused():
+    layer = pruned(nn.Linear(8, 8))
+    for value in (torch.ones(8, 8), None):
+        with pytest.raises(TypeError, match="set weight_orig instead"):
+            layer.weight = value
+    assert len(hooks_of(layer)) == 1

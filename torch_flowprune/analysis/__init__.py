@@ -1,0 +1,7 @@
+"""What a prune would do, before it is done."""
+
+from torch_flowprune.analysis.comparison import Comparison, Outcome, compare
+from torch_flowprune.analysis.diagnosis import Diagnosis, LayerDiagnosis, diagnose
+from torch_flowprune.analysis.prediction import Prediction, predict
+
+__all__ = ["Comparison", "Diagnosis", "LayerDiagnosis", "Outcome", "Prediction", "compare", "diagnose", "predict"]

@@ -1,0 +1,234 @@
+"""Every measure at every sparsity, from one flow: what each would cost, and how alike they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_flowprune.analysis.rank_correlation import laid_out, spearman
+from torch_flowprune.gradients import Flow, flow
+from torch_flowprune.inputs import Closure, Loss, Objective, as_batches, parameters_of, sized, untouched, unwrapped
+from torch_flowprune.masking import restored
+from torch_flowprune.pruning import blank_figure, prune_to
+from torch_flowprune.scoring import Candidates, Granularity, Measure, Scores, candidates_of, evaluate, living, measures, targets_of
+from torch_flowprune.selection import fraction
+
+_OF_FLOW = ("max_samples", "theta0", "example_inputs", "progress")
+DEFAULT = ("magnitude", "loss_preservation", "gradient_norm_preservation", "gradient_norm_increase", "random")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One measure at one sparsity.
+
+    Attributes:
+        method: the measure's name.
+        sparsity: the share of units gone; also where the target was a share of a cost.
+        loss: the mean loss on the held-out data with these masks.
+        change: that minus the loss without them.
+        predicted: −Σ θ·g over what goes, on the scoring data: the first-order change.
+        emptied: how many layers have nothing left.
+    """
+
+    method: str
+    sparsity: float
+    loss: float
+    change: float
+    predicted: float
+    emptied: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` found.
+
+    Attributes:
+        loss: the loss on the held-out data before pruning.
+        outcomes: one entry a measure and sparsity.
+        correlation: Spearman's rank correlation of the scores of what is left, by pair of measures.
+        samples: how many held-out samples.
+    """
+
+    loss: float
+    outcomes: tuple[Outcome, ...]
+    correlation: dict[str, dict[str, float]]
+    samples: int
+
+    def __str__(self) -> str:
+        opening = f"loss {self.loss:.4g} on {self.samples:,} held-out samples before pruning"
+        return f"{opening}\n{self.table()}\n\nrank correlation\n{self.correlation_table()}"
+
+    def table(self) -> str:
+        """One line a measure and sparsity, as text."""
+        header = ("method", "sparsity", "loss", "change", "predicted", "emptied")
+        cells = [(o.method, f"{o.sparsity:.1%}", f"{o.loss:.4g}", f"{o.change:+.3g}", f"{o.predicted:+.3g}", str(o.emptied)) for o in self.outcomes]
+        return _aligned([header, *cells])
+
+    def correlation_table(self) -> str:
+        """The rank correlations as text."""
+        names = list(self.correlation)
+        return _aligned([("", *names), *((one, *(f"{self.correlation[one][other]:.2f}" for other in names)) for one in names)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values that ``json`` writes."""
+        return asdict(self)
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """The change of the loss over the sparsity, a line a measure, beside the rank correlations; written to ``path``.
+
+        Raises:
+            ImportError: without matplotlib, an extra.
+        """
+        figure = blank_figure(12, 4.5)
+        left, right = figure.subplots(1, 2)
+        self._draw_changes(left)
+        self._draw_correlation(right)
+        figure.savefig(path, dpi=150)
+
+    def _draw_changes(self, axes: Any) -> None:
+        for name in dict.fromkeys(outcome.method for outcome in self.outcomes):
+            points = [(outcome.sparsity, outcome.change) for outcome in self.outcomes if outcome.method == name]
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+        axes.axhline(0, color="grey", linewidth=0.8)
+        axes.set(xlabel="sparsity", ylabel="change of the held-out loss", yscale="symlog")
+        axes.legend(frameon=False)
+
+    def _draw_correlation(self, axes: Any) -> None:
+        names = list(self.correlation)
+        axes.imshow([[self.correlation[one][other] for other in names] for one in names], cmap="coolwarm", vmin=-1, vmax=1)
+        for i, one in enumerate(names):
+            for j, other in enumerate(names):
+                axes.text(j, i, f"{self.correlation[one][other]:.2f}", ha="center", va="center", fontsize=8)
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_title("rank correlation of the scores", fontsize=9)
+
+
+def compare(
+    model: nn.Module,
+    methods: str | Measure | Sequence[str | Measure] = DEFAULT,
+    sparsities: float | Sequence[float] = (0.5, 0.75, 0.9),
+    data: object = None,
+    *,
+    held_out: object = None,
+    granularity: Granularity = "weight",
+    include: Any = None,
+    exclude: Any = None,
+    min_keep: float | None = None,
+    cost: str = "units",
+    loss: Loss | None = None,
+    closure: Closure | None = None,
+    temperature: float = 1.0,
+    mode: str = "eval",
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> Comparison:
+    """Prune by every measure to every sparsity, measure the loss on held-out data, and put the model back as it was each time.
+
+    All scores come from one flow over ``data``.
+
+    Args:
+        model: any module; left as it was.
+        methods: names or functions, or one of them.
+        sparsities: in (0, 1], above what the model already has.
+        data: what the scores are taken over, re-iterable.
+        held_out: what the loss is measured on; ``data`` itself if left out (then the loss is one the scores have seen).
+        granularity, include, exclude, min_keep, cost: as :func:`~torch_flowprune.global_prune` takes them.
+        loss, closure, temperature, mode: what is differentiated, and measured at temperature 1.
+        generator: for ``random``.
+        options: of :func:`~torch_flowprune.flow`: ``max_samples``, ``theta0``, ``example_inputs``, ``progress``.
+
+    Raises:
+        ValueError, TypeError: for bad arguments, naming the way out.
+
+    >>> import torch_flowprune as fp
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    >>> found = fp.compare(model, ["magnitude", "snip"], [0.25, 0.5], (torch.randn(8, 4), torch.tensor([0, 1] * 4)))
+    >>> len(found.outcomes), found.correlation["snip"]["snip"]
+    (4, 1.0)
+    """
+    inner = unwrapped(model)
+    resolved = _resolved(methods)
+    levels = _levels(sparsities)
+    if isinstance(data, Iterator) or isinstance(held_out, Iterator):
+        raise ValueError("a comparison reads its data several times, and this iterator can be read only once: pass a list or a DataLoader")
+    _known(options)
+    found = candidates_of(inner, granularity, None, include, exclude, data=data, example_inputs=options.get("example_inputs"))
+    needs = {"g", *(kind for measure in resolved.values() for kind in measures.needs(measure))}
+    point = flow(
+        model, data, needs=tuple(needs), parameters=targets_of(found), loss=loss, closure=closure, temperature=temperature, mode=mode, **options
+    )  # fmt: skip
+    scores = {name: evaluate(point, measure, found, granularity, generator) for name, measure in resolved.items()}
+    objective, unseen = Objective(loss, closure), data if held_out is None else held_out
+    before, samples = mean_loss(inner, unseen, objective, mode)
+    outcomes = tuple(
+        _outcome(inner, name, sparsity, scores[name], point, found, (min_keep, cost), before, (unseen, objective, mode))
+        for name in scores
+        for sparsity in levels
+    )
+    laid = {name: laid_out(living(values, found)) for name, values in scores.items()}
+    correlation = {one: {other: spearman(laid[one], laid[other]) for other in laid} for one in laid}
+    return Comparison(before, outcomes, correlation, samples)
+
+
+def _resolved(methods: str | Measure | Sequence[str | Measure]) -> dict[str, Measure]:
+    """The measures under the names they were asked by."""
+    asked = [methods] if isinstance(methods, str) or callable(methods) else methods
+    if not asked:
+        raise ValueError(f"methods= is empty: name at least one measure, such as {DEFAULT[0]!r}")
+    return {method if isinstance(method, str) else measures.name_of(method): measures.resolve(method) for method in asked}
+
+
+def _levels(sparsities: float | Sequence[float]) -> list[float]:
+    asked = sparsities if isinstance(sparsities, Sequence) else [sparsities]
+    if not asked:
+        raise ValueError("sparsities= is empty: name at least one, such as [0.5, 0.9]")
+    return [fraction(sparsity) for sparsity in asked]
+
+
+def _known(options: dict[str, Any]) -> None:
+    if unknown := set(options) - set(_OF_FLOW):
+        raise TypeError(f"compare does not take {', '.join(sorted(unknown))}; besides its own arguments it takes {', '.join(_OF_FLOW)}")
+
+
+def mean_loss(model: nn.Module, data: object, objective: Objective, mode: str = "eval") -> tuple[float, int]:
+    """The sample-weighted mean loss without gradients, and the number of samples; the model is left as it was."""
+    total, samples = 0.0, 0
+    device = next(iter(parameters_of(model).values())).parameter.device
+    with untouched(model, data, mode), torch.no_grad():
+        for batch, size in sized(as_batches(data), device):
+            total += objective.number(model, batch).item() * size
+            samples += size
+    if not samples:
+        raise ValueError("the held-out data is empty: at least one batch is needed")
+    return total / samples, samples
+
+
+def _outcome(
+    model: nn.Module,
+    name: str,
+    sparsity: float,
+    scores: Scores,
+    point: Flow,
+    found: Candidates,
+    limits: tuple[float | None, str],
+    before: float,
+    evaluation: tuple[object, Objective, str],
+) -> Outcome:
+    with restored(targets_of(found).values()):
+        report = prune_to(model, found, scores, sparsity, point, *limits)
+        after, _ = mean_loss(model, *evaluation)
+    emptied = sum(layer.units == layer.pruned for layer in report.layers)
+    assert report.predicted_loss_change is not None
+    return Outcome(name, report.sparsity, after, after - before, report.predicted_loss_change, emptied)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows)

@@ -1,0 +1,196 @@
+"""Where a model stands in its gradient flow: how the norm of each layer moves, and how far its scores can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from torch_flowprune.analysis.prediction import Prediction, predict
+from torch_flowprune.analysis.rank_correlation import laid_out, spearman
+from torch_flowprune.gradients import Flow, flow
+from torch_flowprune.inputs import Batch, Loss, as_batches, halves, untouched, unwrapped
+from torch_flowprune.scoring import Candidates, Granularity, Measure, candidates_of, evaluate, living, measures, targets_of
+
+Values: TypeAlias = "dict[str, Tensor]"
+_OF_FLOW = {"closure", "max_samples", "temperature", "mode", "theta0", "example_inputs", "progress"}
+_OF_PREDICT = ("loss", "closure", "max_samples", "temperature", "mode", "progress")
+
+
+@dataclass(frozen=True)
+class LayerDiagnosis:
+    """One parameter's place in the flow; derivatives are with respect to the time t of dθ/dt = −g.
+
+    Attributes:
+        name: the parameter's name, or "total".
+        weights: how many weights.
+        theta_norm: ‖θ‖².
+        theta_norm_rate: d‖θ‖²/dt = −2 θᵀg.
+        theta_norm_acceleration: d²‖θ‖²/dt² = 2 (‖g‖² + θᵀHg).
+        gradient_norm: ‖g‖².
+        theta_Hg: θᵀHg.
+        zero_share: which share of its units that are left scores exactly 0: there the order of the model decides, not the measure.
+        stability: Spearman's correlation of their scores on two halves of the data; None where there is one sample.
+    """
+
+    name: str
+    weights: int
+    theta_norm: float
+    theta_norm_rate: float
+    theta_norm_acceleration: float
+    gradient_norm: float
+    theta_Hg: float
+    zero_share: float
+    stability: float | None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What :func:`diagnose` found.
+
+    Attributes:
+        method: the measure whose zeros and stability were asked.
+        layers: one entry a parameter, in model order.
+        total: the same over all of them together.
+        loss: the mean loss.
+        samples: over how many samples.
+        prediction: what the masks that were proposed would cost, or None.
+    """
+
+    method: str
+    layers: tuple[LayerDiagnosis, ...]
+    total: LayerDiagnosis
+    loss: float
+    samples: int
+    prediction: Prediction | None = None
+
+    def __str__(self) -> str:
+        text = f"loss {self.loss:.4g} over {self.samples:,} samples; zeros and stability are of the {self.method} scores\n{self.table()}"
+        return text if self.prediction is None else f"{text}\n\n{self.prediction}"
+
+    def table(self) -> str:
+        """One line a layer and one in total, as text."""
+        header = ("parameter", "weights", "‖θ‖²", "d‖θ‖²/dt", "d²‖θ‖²/dt²", "‖g‖²", "θᵀHg", "zero", "stable")
+        rows = [header, *(_row(layer) for layer in (*self.layers, self.total))]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+        return "\n".join(
+            "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values that ``json`` writes."""
+        return asdict(self)
+
+
+def diagnose(
+    model: nn.Module,
+    data: object,
+    loss: Loss | None = None,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    method: str | Measure = "loss_preservation",
+    granularity: Granularity = "weight",
+    include: Any = None,
+    exclude: Any = None,
+    **options: Any,
+) -> Diagnosis:
+    """Per layer and in total: ‖θ‖² and its first two time derivatives, ‖g‖², θᵀHg, and how stable a measure's ranking is.
+
+    Stability is Spearman's rank correlation between the scores on the even and the odd batches (the halves of the batch where there is
+    one): near 1 the data suffice, far below it another sample would prune something else.
+
+    Args:
+        model: any module; left as it was.
+        data: what the flow reads, re-iterable.
+        loss: ``loss(output, target)``, a mean over the batch; cross-entropy if left out, or the model's own for dict batches.
+        masks: a cut that is only thought of, by parameter name: what :func:`~torch_flowprune.predict` says of it is added.
+        method: the measure whose zeros and stability are asked.
+        granularity: its units.
+        include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
+        options: of :func:`~torch_flowprune.flow`: ``closure``, ``temperature``, ``mode``, ``max_samples``, ``theta0``, ...
+
+    Raises:
+        ValueError, TypeError: as :func:`~torch_flowprune.flow` does.
+
+    >>> import torch_flowprune as fp
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    >>> found = fp.diagnose(model, (torch.randn(8, 4), torch.tensor([0, 1] * 4)))
+    >>> [layer.name for layer in found.layers], found.total.weights
+    (['0.weight', '2.weight'], 48)
+    """
+    if isinstance(data, Iterator):
+        raise ValueError("a diagnosis reads the data several times, and this iterator can be read only once: pass a list or a DataLoader")
+    measure = measures.resolve(method)
+    if unknown := set(options) - _OF_FLOW:
+        raise TypeError(f"diagnose does not take {', '.join(sorted(unknown))}; besides its own arguments it takes {', '.join(sorted(_OF_FLOW))}")
+    options["loss"] = loss
+    found = candidates_of(unwrapped(model), granularity, None, include, exclude, data=data, example_inputs=options.get("example_inputs"))
+    proposed = None if masks is None else predict(model, masks, data, **{key: options[key] for key in _OF_PREDICT if key in options})
+    needs = {*measures.needs(measure), "g", "Hg"}
+    point = flow(model, data, needs=tuple(needs), parameters=targets_of(found), **options)
+    scores = living(evaluate(point, measure, found, granularity), found)
+    pair = _on_halves(model, data, measure, found, granularity, options)
+    layers = tuple(_layer(name, [name], point, scores, pair) for name in found)
+    assert point.loss is not None
+    return Diagnosis(measures.name_of(method), layers, _layer("total", list(found), point, scores, pair), point.loss, point.samples, proposed)
+
+
+class _Every:
+    """Every second batch, as often as it is asked; a loader's generator shows, so that both halves see one shuffling of it."""
+
+    def __init__(self, data: object, start: int) -> None:
+        self.data, self.start = data, start
+        self.generator, self.sampler = getattr(data, "generator", None), getattr(data, "sampler", None)
+        self.batch_sampler = getattr(data, "batch_sampler", None)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return islice(as_batches(self.data), self.start, None, 2)
+
+
+def _on_halves(
+    model: nn.Module, data: object, measure: Measure, found: Candidates, granularity: Granularity, options: dict[str, Any]
+) -> tuple[Values, Values] | None:
+    """The scores on two halves of the data; None where there is nothing to halve."""
+    with untouched(unwrapped(model), data):
+        first = list(islice(as_batches(data), 2))
+    parts: tuple[Any, Any] | None = (_Every(data, 0), _Every(data, 1)) if len(first) > 1 else halves(first[0])
+    if parts is None or not set(measures.needs(measure)) - {"theta", "theta0", "generator"}:
+        return None
+    limit = options.get("max_samples")
+    shared = {**options, "max_samples": None if limit is None else max(1, limit // 2)}
+    points = (flow(model, part, needs=measures.needs(measure), parameters=targets_of(found), **shared) for part in parts)
+    one, other = (living(evaluate(point, measure, found, granularity), found) for point in points)
+    return one, other
+
+
+def _layer(name: str, names: Sequence[str], point: Flow, scores: Values, pair: tuple[Values, Values] | None) -> LayerDiagnosis:
+    theta, g, Hg = ([point.tensors(kind)[one] for one in names] for kind in ("theta", "g", "Hg"))
+    gradient_norm, theta_Hg = _dot(g, g), _dot(theta, Hg)
+    units = sum(scores[one].numel() for one in names)
+    zeros = sum(int(torch.count_nonzero(scores[one] == 0)) for one in names)
+    return LayerDiagnosis(
+        name=name,
+        weights=sum(map(torch.numel, theta)),
+        theta_norm=_dot(theta, theta),
+        theta_norm_rate=-2 * _dot(theta, g),
+        theta_norm_acceleration=2 * (gradient_norm + theta_Hg),
+        gradient_norm=gradient_norm,
+        theta_Hg=theta_Hg,
+        zero_share=zeros / units if units else 0.0,
+        stability=None if pair is None else spearman(*(laid_out({one: half[one] for one in names}) for half in pair)),
+    )
+
+
+def _dot(one: Iterable[Tensor], other: Iterable[Tensor]) -> float:
+    return sum(float((a * b).sum(dtype=torch.float64)) for a, b in zip(one, other, strict=True))
+
+
+def _row(layer: LayerDiagnosis) -> tuple[str, ...]:
+    numbers = (layer.theta_norm, layer.theta_norm_rate, layer.theta_norm_acceleration, layer.gradient_norm, layer.theta_Hg)
+    stable = "-" if layer.stability is None else f"{layer.stability:.3f}"
+    return (layer.name, f"{layer.weights:,}", *(f"{number:.3g}" for number in numbers), f"{layer.zero_share:.1%}", stable)

@@ -1,0 +1,27 @@
+"""Which channels live or die together, what they cost, and their physical removal."""
+
+from torch_flowprune.channels.costs import Costs, Kept, Size, costs_of
+from torch_flowprune.channels.coupling import couple, coupling_of, reading_of
+from torch_flowprune.channels.groups import MASKED, Coupling, Group, Slice, alive, masks, rows
+from torch_flowprune.channels.shrinking import ShrinkError, shrink
+from torch_flowprune.channels.tracing import canonical_names
+
+__all__ = [
+    "MASKED",
+    "Costs",
+    "Coupling",
+    "Group",
+    "Kept",
+    "ShrinkError",
+    "Size",
+    "Slice",
+    "alive",
+    "canonical_names",
+    "costs_of",
+    "couple",
+    "coupling_of",
+    "masks",
+    "reading_of",
+    "rows",
+    "shrink",
+]

@@ -1,0 +1,230 @@
+"""What a model costs once its dead channels are gone: its parameters and operations, exactly, before anything is removed.
+
+Each count is a product of dimensions: a parameter's own, or those that an operator runs over. The labels of the graph tell how many
+positions of a dimension belong to which unit, so the products of the smaller model follow from which units stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from torch_flowprune.channels.groups import Coupling
+from torch_flowprune.channels.tracing import Reading, Value, module_path, operator_name
+
+Kept = Mapping[str, Tensor]
+Dims = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model costs.
+
+    Attributes:
+        parameters: how many it has.
+        flops: of one forward pass on the example inputs, two for each multiply-add, as ``torch.utils.flop_counter`` counts.
+    """
+
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """The positions of one dimension: ``fixed`` stay whatever goes; of the groups, how many each unit owns."""
+
+    fixed: int
+    owned: Mapping[str, Tensor]
+
+    def size(self, kept: Kept) -> int:
+        return self.fixed + sum(int(positions[kept[name]].sum()) for name, positions in self.owned.items())
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A product of dimensions: the elements of one parameter, or the operations of one operator."""
+
+    name: str
+    factor: int
+    extents: tuple[Extent, ...]
+
+    def count(self, sizes: Mapping[Extent, int]) -> int:
+        return self.factor * prod(sizes[extent] for extent in self.extents)
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """Parameters and FLOPs of a model as functions of the units that stay.
+
+    Attributes:
+        parameters, flops: the terms whose sums they are.
+        kept: which units of each group of the coupling the model's masks keep: group name -> (units,) bool.
+    """
+
+    parameters: tuple[Term, ...]
+    flops: tuple[Term, ...]
+    kept: Kept
+
+    def of(self, kept: Kept) -> Size:
+        """What ``shrink`` leaves where these units stay; of groups not named, those that the model's masks keep."""
+        return Size(self._sum(self.parameters, kept), self._sum(self.flops, kept))
+
+    def count(self, cost: str, kept: Kept) -> int:
+        """One of the two, by name."""
+        return self._sum(self._terms(cost), kept)
+
+    @property
+    def dense(self) -> Size:
+        """What the model costs with all units."""
+        return self.of(self._all)
+
+    def total(self, cost: str) -> int:
+        """One of the two with all units."""
+        return self.count(cost, self._all)
+
+    @property
+    def _all(self) -> Kept:
+        return {name: torch.ones_like(kept) for name, kept in self.kept.items()}
+
+    def largest(self, cost: str, kept: Kept, most: int = 3) -> list[tuple[str, int]]:
+        """The names and counts of the largest terms."""
+        sizes = self._sizes(self._terms(cost), kept)
+        counts = [(term.name, term.count(sizes)) for term in self._terms(cost)]
+        return sorted(counts, key=lambda one: -one[1])[:most]
+
+    def _terms(self, cost: str) -> tuple[Term, ...]:
+        return self.parameters if cost == "parameters" else self.flops
+
+    def _sum(self, terms: Iterable[Term], kept: Kept) -> int:
+        terms = tuple(terms)
+        sizes = self._sizes(terms, kept)
+        return sum(term.count(sizes) for term in terms)
+
+    def _sizes(self, terms: Iterable[Term], kept: Kept) -> dict[Extent, int]:
+        known = {name: units.cpu() for name, units in {**self.kept, **kept}.items()}
+        return {extent: extent.size(known) for extent in dict.fromkeys(extent for term in terms for extent in term.extents)}
+
+
+def costs_of(reading: Reading, coupling: Coupling, model: nn.Module, kept: Kept) -> Costs:
+    """The costs of the model that was read; ``kept`` are the units its masks leave.
+
+    FLOPs are counted as ``torch.utils.flop_counter`` does it: two for each multiply-add of convolutions, matrix products and attention, in
+    one forward pass in eval mode on the inputs that the model was read with; nothing for elementwise operators.
+    """
+    ruler = Ruler(reading, coupling)
+    parameters = tuple(ruler.term(name, _dims(reading.named.get(name), value)) for name, value in model.named_parameters())
+    return Costs(parameters, tuple(ruler.operations()), kept)
+
+
+def _dims(value: Value | None, parameter: Tensor) -> Dims:
+    """A parameter that the graph does not have keeps its size."""
+    return [torch.zeros(size, dtype=torch.long) for size in parameter.shape] if value is None else value.dims
+
+
+@dataclass(eq=False)
+class Ruler:
+    """Measures dimensions of a graph in units of a coupling."""
+
+    reading: Reading
+    coupling: Coupling
+    extents: dict[bytes, Extent] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Class of labels -> number of its group, number of its unit; -1 where nothing can go."""
+        self.group, self.unit = (torch.full((self.reading.axes.count,), -1) for _ in range(2))
+        starts = {(block.name, block.axis): block.start for block in self.reading.axes.blocks}
+        for number, group in enumerate(self.coupling.groups):
+            first = group.slices[0]
+            roots = self.reading.solution.root[starts[first.parameter, first.axis] + first.index[:, 0]]
+            self.group[roots], self.unit[roots] = number, torch.arange(group.size)
+
+    def term(self, name: str, dims: Dims, factor: int = 1) -> Term:
+        found = [self.extent(labels) for labels in dims]
+        return Term(name, factor * prod(one.fixed for one in found if not one.owned), tuple(one for one in found if one.owned))
+
+    def extent(self, labels: Tensor) -> Extent:
+        """Equal dimensions share one, so that it is measured once."""
+        roots = self.reading.solution.root[labels]
+        key = roots.numpy().tobytes()
+        if key not in self.extents:
+            self.extents[key] = self._measured(roots)
+        return self.extents[key]
+
+    def _measured(self, roots: Tensor) -> Extent:
+        group, unit = self.group[roots], self.unit[roots]
+        owned = {}
+        for number in group[group >= 0].unique().tolist():
+            owner = self.coupling.groups[number]
+            owned[owner.name] = unit[group == number].bincount(minlength=owner.size)
+        return Extent(int((group < 0).sum()), owned)
+
+    def operations(self) -> Iterator[Term]:
+        for node in self.reading.traced["eval"].graph.nodes:
+            count = COUNTED.get(operator_name(node)) if node.op == "call_function" else None
+            if count is not None:
+                for dims in count(self.reading.values[node], _arguments(node, self.reading)):
+                    yield self.term(module_path(node) or operator_name(node), dims, 2)
+
+
+# -- what an operator runs over ------------------------------------------
+
+
+def _arguments(node: Node, reading: Reading) -> list[Any]:
+    """In the order of the schema, tensors as values."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given = [*node.args, *(node.kwargs.get(one.name) for one in schema[len(node.args) :])]
+    return [torch.fx.node.map_arg(one, reading.values.__getitem__) for one in given]
+
+
+def convolution(out: Value, given: Sequence[Any]) -> list[Dims]:
+    """Every output position reads the kernel over the channels of its group."""
+    return [[*out.dims, *given[1].dims[1:]]]
+
+
+def transposed_convolution(_out: Value, given: Sequence[Any]) -> list[Dims]:
+    """Every input position is written through the kernel."""
+    return [[*given[0].dims, *given[1].dims[1:]]]
+
+
+def product(first: int) -> Callable[[Value, Sequence[Any]], list[Dims]]:
+    """A matrix product whose left operand is argument ``first``."""
+    return lambda out, given: [[*out.dims, given[first].dims[-1]]]
+
+
+def attention(out: Value, given: Sequence[Any]) -> list[Dims]:
+    """Each query by each key, then each weight by each value."""
+    query, key = given[:2]
+    return [[*query.dims, key.dims[-2]], [*out.dims, key.dims[-2]]]
+
+
+def einsum(_out: Value, given: Sequence[Any]) -> list[Dims]:
+    """Two operands or more: every index once."""
+    equation, operands = given[0].replace(" ", ""), given[1]
+    if len(operands) < 2:
+        return []
+    dims: dict[Hashable, Tensor] = {}
+    for names, value in zip(equation.split("->")[0].split(","), operands, strict=True):
+        for name, labels in zip(_indices(names, value.ndim), value.dims, strict=True):
+            dims[name] = max(dims.get(name, labels), labels, key=len)
+    return [list(dims.values())]
+
+
+def _indices(names: str, ndim: int) -> list[Hashable]:
+    left, dots, right = names.partition("...")
+    return [*left, *range(len(left) + len(right) - ndim, 0), *right] if dots else list(names)
+
+
+COUNTED: dict[str, Callable[[Value, Sequence[Any]], list[Dims]]] = {
+    **{f"conv{n}d": convolution for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": transposed_convolution for n in (1, 2, 3)},
+    **dict.fromkeys(("linear", "matmul", "mm", "bmm"), product(0)),
+    **dict.fromkeys(("addmm", "baddbmm"), product(1)),
+    "scaled_dot_product_attention": attention,
+    "einsum": einsum,
+}

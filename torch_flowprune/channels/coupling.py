@@ -1,0 +1,189 @@
+"""Which channels live or die together: read off the graph of a model's operators.
+
+A unit is removable when the model with the unit's slices set to zero computes exactly what the smaller model without
+them computes, for every value of the parameters and every input.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice, alive, masks, rows
+from torch_flowprune.channels.rules import RULES, SPATIAL
+from torch_flowprune.channels.tracing import Block, Reading, read
+from torch_flowprune.inputs import parameters_of
+from torch_flowprune.masking import dense_copy
+
+__all__ = ["Coupling", "Frozen", "Group", "Slice", "alive", "couple", "masks", "rows"]
+
+
+def couple(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Coupling:
+    """The coupling of a model's channels, read off the operators of one forward. The model is left as it was.
+
+    Args:
+        model: any module. Where its forward depends on values, ``torch.export`` has to be able to read it.
+        example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of them; a batch of two samples or more.
+        kwargs: keyword arguments of the model's forward, besides.
+
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> couple(net, torch.randn(2, 3)).groups[0].size
+    4
+    """
+    return coupling_of(reading_of(model, example_inputs, kwargs))
+
+
+def reading_of(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Reading:
+    """Of a pruned model that of the model without masks: what is coupled does not change with what is masked."""
+    pruned = any(target.mask is not None for target in parameters_of(model).values())
+    dense = dense_copy(model)[0] if pruned else model
+    return read(dense, *arguments_of(dense, example_inputs, kwargs), RULES)
+
+
+def arguments_of(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as users have them (a tensor, a tuple of arguments, a tokenizer's dict) as a call, on the model's device.
+
+    Raises:
+        TypeError: for none.
+    """
+    if example_inputs is None:
+        raise TypeError("example_inputs should be what the model is called with: a tensor, a tuple of arguments or a dict of them; got None")
+    named = isinstance(example_inputs, Mapping)
+    several = isinstance(example_inputs, (tuple, list))
+    args = () if named else tuple(example_inputs) if several else (example_inputs,)
+    device = next((parameter.device for parameter in model.parameters()), None)
+    place = partial(tree_map_only, Tensor, lambda tensor: tensor.to(device))
+    return place(args), place({**(example_inputs if named else {}), **(kwargs or {})})
+
+
+def coupling_of(reading: Reading) -> Coupling:
+    """The classes of labels that are free, as groups of units that touch the same axes equally often.
+
+    Parts that an axis is split into are groups of their own, so that one unit left of each group leaves no tensor
+    empty.
+    """
+    classes = free_classes(reading)
+    groups, refused = [], dict[int, str]()
+    for members, slices in classes.alike(reading):
+        reason = reason_against(slices)
+        if reason:
+            refused.update(dict.fromkeys(classes.roots[members].tolist(), reason))
+        else:
+            groups.append(Group("", slices))
+    order = {(block.name, block.axis): i for i, block in enumerate(reading.axes.blocks)}
+    groups.sort(key=lambda group: min((order[s.parameter, s.axis], int(s.index.min())) for s in group.slices if s.role == "producer"))
+    return Coupling(named(groups), frozen_of(reading, refused), dict(reading.unknown))
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """The classes of labels that nothing freezes, and their places: entries, ordered by block and by position on it.
+
+    Attributes:
+        roots: (classes,) the root of each, in the order in which the blocks show them.
+        kind: (classes,) a number, the same for those in the same blocks, equally often, and in the same segments.
+        block, position, member: (entries,) a position of a block, and the class that it is in.
+    """
+
+    roots: Tensor
+    kind: Tensor
+    block: Tensor
+    position: Tensor
+    member: Tensor
+
+    def alike(self, reading: Reading) -> Iterator[tuple[Tensor, tuple[Slice, ...]]]:
+        """The classes of each kind, and the slices that they own as units."""
+        blocks, n = reading.axes.blocks, len(self.roots)
+        place = self.kind[self.member] * len(blocks) + self.block
+        order = (place * n + self.member).argsort(stable=True)
+        places, sizes = place[order].unique_consecutive(return_counts=True)
+        parts = zip(places.tolist(), self.position[order].split(sizes.tolist()), strict=True)
+        units = self.kind.bincount().tolist()
+        members = self.kind.argsort(stable=True).split(units)
+        for kind, found in groupby(parts, key=lambda part: part[0] // len(blocks)):
+            owned = [(blocks[at % len(blocks)], positions.view(units[kind], -1)) for at, positions in found]
+            yield members[kind], tuple(slice_of(reading, block, index) for block, index in owned)
+
+
+def free_classes(reading: Reading) -> Classes:
+    root = reading.solution.root
+    block, position, label = reading.axes.places()
+    free = ~reading.solution.frozen(label)
+    block, position, label = block[free], position[free], label[free]
+    member, roots = numbered(root[label])
+    kind = torch.zeros(len(roots), dtype=torch.long)
+    parts = member.split(block.bincount().tolist())
+    for part in {tuple(part.tolist()): part for part in parts}.values():  # a weight, its bias and its norm say the same
+        kind = told_apart(kind, *part.unique(return_counts=True))
+    number = torch.full_like(root, -1)
+    number[roots] = torch.arange(len(roots))
+    for labels in reading.segments:
+        inside = number[root[labels]].unique()
+        kind = told_apart(kind, inside[inside >= 0], torch.tensor(1))
+    return Classes(roots, numbered(kind)[0], block, position, member)
+
+
+def numbered(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Each value's number, in order of first appearance; and the values by number."""
+    distinct, number = values.unique(return_inverse=True)
+    first = torch.full_like(distinct, len(values)).scatter_reduce_(0, number, torch.arange(len(values)), "amin")
+    order = first.argsort()
+    return order.argsort()[number], distinct[order]
+
+
+def told_apart(kind: Tensor, touched: Tensor, times: Tensor) -> Tensor:
+    """Kinds of classes, when some are touched that many times by something that the others are not."""
+    if not len(touched):
+        return kind
+    pairs = kind[touched] * (int(times.max()) + 1) + times
+    kind[touched] = int(kind.max()) + 1 + pairs.unique(return_inverse=True)[1]
+    return kind
+
+
+def slice_of(reading: Reading, block: Block, index: Tensor) -> Slice:
+    return Slice(block.name, block.axis, index, role_of(reading, block), reading.reads_zero.get((block.name, block.axis), False))
+
+
+def reason_against(slices: Sequence[Slice]) -> str:
+    if not any(s.role == "producer" for s in slices):
+        return "no layer produces it"
+    if len(slices[0].index) < 2:
+        return "is all one unit: nothing would be left"
+    return ""
+
+
+def role_of(reading: Reading, block: Block) -> str:
+    return "buffer" if block.kind == "buffer" else reading.roles.get((block.name, block.axis), "affine")
+
+
+def named(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """Named after the first producer; a second group of the same producer gets a number."""
+    names: list[str] = []
+    for g in groups:
+        first = next(s.parameter for s in g.slices if s.role == "producer")
+        seen = sum(n == first or n.startswith(first + "#") for n in names)
+        names.append(f"{first}#{seen + 1}" if seen else first)
+    return tuple(Group(n, g.slices) for n, g in zip(names, groups, strict=True))
+
+
+def frozen_of(reading: Reading, refused: Mapping[int, str]) -> tuple[Frozen, ...]:
+    """One entry per axis and reason. The space a kernel covers is no channel and not listed."""
+    reasons = {**refused, **reading.solution.reasons}
+    texts = dict.fromkeys(reason for reason in reasons.values() if not reason.startswith(f"{SPATIAL} "))
+    number = {text: i for i, text in enumerate(texts)}
+    coded = torch.full_like(reading.solution.root, -1)
+    coded[torch.tensor(list(reasons))] = torch.tensor([number.get(reason, -1) for reason in reasons.values()])
+    coded, listed = coded[reading.solution.root], list(texts)
+    found = []
+    for b in reading.axes.blocks:
+        counts = Counter(coded[b.start : b.start + b.size].tolist())
+        found += [Frozen(b.name, b.axis, n, role_of(reading, b), listed[code]) for code, n in counts.items() if code >= 0]
+    return (*found, *(Frozen(n, 0, 0, "unused", "is not used by the model's forward") for n in reading.unused))

@@ -1,0 +1,248 @@
+"""A coupling as a value: groups of parameter slices, one unit per channel, that have to be kept or removed together.
+
+:func:`~torch_flowprune.couple` reads one off a model; any other is written by hand. It can be printed, drawn, stored as JSON,
+scored by its ``rows``, and turned into ``masks``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["MASKED", "Coupling", "Frozen", "Group", "Slice", "alive", "masks", "rows"]
+
+MASKED = ("producer", "affine", "consumer")
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """The part of one parameter or buffer that belongs to the units of a group.
+
+    index: (units, positions) long, the positions along `axis` of each unit (a channel flattened over space has many).
+    role: `producer` computes the unit, `affine` scales or shifts it or is added to it, `consumer` reads it, `buffer`
+    goes along (running statistics, position tables).
+    reads_zero: for consumers, True where the unit is exactly zero when it is read and its producers are masked: the
+    consumer's columns then need no mask.
+    """
+
+    parameter: str
+    axis: int
+    index: Tensor
+    role: str
+    reads_zero: bool = False
+
+    def __post_init__(self) -> None:
+        if self.role not in (*MASKED, "buffer"):
+            raise ValueError(f"role of {self.parameter!r} must be producer, affine, consumer or buffer, not {self.role!r}")
+        index = torch.as_tensor(self.index, dtype=torch.long)
+        if index.ndim not in (1, 2) or not index.numel() or int(index.min()) < 0:
+            raise ValueError(
+                f"index of {self.parameter!r} should hold the positions of each unit, (units,) or (units, positions), from 0 on; "
+                f"got shape {tuple(index.shape)}{f' with {int(index.min())} in it' if index.numel() else ''}"
+            )
+        object.__setattr__(self, "index", index[:, None] if index.ndim == 1 else index)
+
+    def check_fits(self, tensors: Mapping[str, Tensor], group: str) -> None:
+        if self.parameter not in tensors:
+            near = get_close_matches(self.parameter, tensors, n=1)
+            hint = f" (nearest: {near[0]!r})" if near else ""
+            raise ValueError(f"group {group!r} has a slice of {self.parameter!r}, and the model has no such {self._kind}{hint}")
+        shape = tuple(tensors[self.parameter].shape)
+        if not 0 <= self.axis < len(shape):
+            raise ValueError(f"group {group!r} has a slice along axis {self.axis} of {self.parameter!r}, whose shape is {shape}")
+        if int(self.index.max()) >= shape[self.axis]:
+            raise ValueError(
+                f"group {group!r} has position {int(self.index.max())} on axis {self.axis} of {self.parameter!r}, which has {shape[self.axis]}"
+            )
+
+    @property
+    def _kind(self) -> str:
+        return "buffer" if self.role == "buffer" else "parameter"
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """(units, elements): what the slice holds of its parameter."""
+        picked = tensor.index_select(self.axis, self.index.reshape(-1).to(tensor.device))
+        return picked.movedim(self.axis, 0).reshape(len(self.index), -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that are of one kind: each owns the same slices of the same parameters.
+
+    Attributes:
+        name: that of the first parameter which produces the units.
+        slices: what every unit owns a part of.
+    """
+
+    name: str
+    slices: tuple[Slice, ...]
+
+    def __post_init__(self) -> None:
+        if not self.slices:
+            raise ValueError(f"group {self.name!r} has no slices: a unit is what they hold of the parameters")
+        for one in self.slices:
+            if len(one.index) != self.size:
+                raise ValueError(
+                    f"group {self.name!r} has {self.size} units in {self.slices[0].parameter!r} and {len(one.index)} in {one.parameter!r}: "
+                    "expected a row of index for each unit in every slice"
+                )
+
+    @property
+    def size(self) -> int:
+        """How many units the group has."""
+        return len(self.slices[0].index)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Positions of one axis of a parameter that can not be removed, and why."""
+
+    parameter: str
+    axis: int
+    positions: int
+    role: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """What may be removed of a model, and what not: a plain value, to print, to draw, to store, or to write by hand.
+
+    Attributes:
+        groups: the removable units.
+        frozen: what is not removable, with the reason.
+        unknown: operators without a rule, and how many of them the graph has.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...] = ()
+    unknown: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [group.name for group in self.groups]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"several groups are called {min(twice)!r}: expected a name of its own for each")
+        self._check_disjoint()
+
+    def _check_disjoint(self) -> None:
+        held: dict[tuple[str, int], list[tuple[str, Tensor]]] = {}
+        for group in self.groups:
+            for one in group.slices:
+                held.setdefault((one.parameter, one.axis), []).append((group.name, one.index.reshape(-1)))
+        for (parameter, axis), parts in held.items():
+            ordered = torch.cat([index for _, index in parts]).sort().values
+            if len(double := ordered[1:][ordered[1:] == ordered[:-1]]):
+                owners = dict.fromkeys(name for name, index in parts if bool((index == double[0]).any()))
+                where = f"twice in group {next(iter(owners))!r}" if len(owners) == 1 else f"in groups {' and '.join(map(repr, owners))}"
+                raise ValueError(f"position {int(double[0])} of axis {axis} of {parameter!r} is {where}: a position belongs to one unit")
+
+    def check_fits(self, tensors: Mapping[str, Tensor], roles: Collection[str] = (*MASKED, "buffer")) -> None:
+        """An error if these tensors, by name, have no place for a slice.
+
+        Raises:
+            ValueError: for an unknown name, an axis or a position that is not there.
+        """
+        for group in self.groups:
+            for one in group.slices:
+                if one.role in roles:
+                    one.check_fits(tensors, group.name)
+
+    def __getitem__(self, name: str) -> Group:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(f"no group {name!r}; there are {', '.join(g.name for g in self.groups) or 'none'}")
+
+    def share(self) -> float:
+        """Removable output channels of linear layers and convolutions / all of them."""
+        free = sum(s.index.numel() for g in self.groups for s in g.slices if s.role == "producer")
+        held = sum(f.positions for f in self.frozen if f.role == "producer")
+        return free / (free + held) if free + held else 0.0
+
+    def __str__(self) -> str:
+        lines = []
+        for g in self.groups:
+            lines.append(f"{g.name}: {g.size} units")
+            lines += [f"    {s.role:9}{s.parameter} axis {s.axis}{each(s)}" for s in g.slices]
+        lines += ["not removable:"] if self.frozen else []
+        lines += [f"    {f.parameter} axis {f.axis}, {f.positions} positions: {f.reason}" for f in self.frozen]
+        lines += [f"operators without a rule: {', '.join(f'{k} ({n})' for k, n in self.unknown.items())}"] if self.unknown else []
+        return "\n".join(lines)
+
+    def to_dot(self) -> str:
+        """The groups as a Graphviz graph: a box per group, producers left, consumers right."""
+        lines = ["digraph coupling {", "  rankdir=LR; node [shape=box, fontsize=10];"]
+        for i, g in enumerate(self.groups):
+            lines.append(f'  g{i} [label="{g.name}\\n{g.size} units", shape=ellipse];')
+            for j, s in enumerate(g.slices):
+                lines.append(f'  g{i}s{j} [label="{s.parameter}\\naxis {s.axis}{each(s)}"];')
+                ends = (f"g{i}", f"g{i}s{j}") if s.role == "consumer" else (f"g{i}s{j}", f"g{i}")
+                lines.append(f'  {ends[0]} -> {ends[1]} [label="{s.role}"];')
+        return "\n".join([*lines, "}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        groups = [{"name": g.name, "slices": [{**vars(s), "index": s.index.tolist()} for s in g.slices]} for g in self.groups]
+        return {"groups": groups, "frozen": [vars(f) for f in self.frozen], "unknown": dict(self.unknown)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Coupling:
+        groups = tuple(Group(g["name"], tuple(Slice(**s) for s in g["slices"])) for g in data["groups"])
+        return cls(groups, tuple(Frozen(**f) for f in data.get("frozen", ())), dict(data.get("unknown", {})))
+
+
+def each(s: Slice) -> str:
+    return f", {s.index.shape[1]} positions each" if s.index.shape[1] > 1 else ""
+
+
+# -- rows and masks ------------------------------------------
+
+
+def rows(tensors: Mapping[str, Tensor], group: Group, roles: Collection[str] = ("producer",)) -> Tensor:
+    """(units, elements): what the group's slices of the given roles hold, side by side along the last axis."""
+    return torch.cat([s.of(tensors[s.parameter]) for s in group.slices if s.role in roles], dim=-1)
+
+
+def masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """keep: group name -> (units,) bool. Gives parameter name -> bool mask, for the parameters that lose something.
+
+    All of a removed unit's parameters are masked, the consumers' columns too: whatever an activation or a norm makes
+    of a channel of zeros (a sigmoid's 0.5, a running mean's shift) is then multiplied by zero, in eval and in train
+    mode. Where two activations are multiplied with each other (attention), `couple` has proved that one of them is
+    zero, or frozen both.
+    """
+    coupling.check_fits(tensors, MASKED)
+    out: dict[str, Tensor] = {}
+    for name, kept in keep.items():
+        if kept.shape != (coupling[name].size,):
+            raise ValueError(f"keep[{name!r}] has shape {tuple(kept.shape)}: expected one flag for each of the group's {coupling[name].size} units")
+        for s in coupling[name].slices:
+            gone = s.index[~kept.cpu()].reshape(-1)
+            if s.role in MASKED and len(gone):
+                tensor = tensors[s.parameter]
+                mask = out.setdefault(s.parameter, torch.ones_like(tensor, dtype=torch.bool))
+                mask.index_fill_(s.axis, gone.to(mask.device), False)
+    return out
+
+
+def alive(coupling: Coupling, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Group name -> (units,) bool: False where the masks leave nothing of a unit, so that it can be removed.
+
+    All of its producers and all that is added to it or scales it has to be masked, and its consumers' columns, except
+    where they read exact zeros.
+    """
+    out = {}
+    for group in coupling.groups:
+        kept = torch.zeros(group.size, dtype=torch.bool)
+        for s in group.slices:
+            if s.role == "buffer" or (s.role == "consumer" and s.reads_zero):
+                continue
+            mask = masks.get(s.parameter)
+            kept |= s.of(mask.cpu()).any(-1) if mask is not None else True
+        out[group.name] = kept
+    return out

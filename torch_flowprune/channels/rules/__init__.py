@@ -1,0 +1,5 @@
+"""One rule an operator: how the labels of its operands meet in its result."""
+
+from torch_flowprune.channels.rules.table import RULES, SPATIAL
+
+__all__ = ["RULES", "SPATIAL"]

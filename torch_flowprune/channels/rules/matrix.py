@@ -1,0 +1,195 @@
+"""The rules of operators that multiply and sum: linear layers, convolutions, products of matrices, attention.
+
+All are one general operation, `contraction`, that joins the dimensions of its operands and sums over some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from torch_flowprune.channels.rules.pointwise import added
+from torch_flowprune.channels.rules.reductions import softmax
+from torch_flowprune.channels.rules.views import broadcast, replaced, spatial
+from torch_flowprune.channels.tracing import Value, Walk
+
+__all__ = ["SPATIAL"]
+
+SPATIAL = "is space"
+
+
+def contraction(g: Walk, terms: Sequence[tuple[Value, Sequence[Hashable]]], out: Sequence[Hashable]) -> Value:
+    """An einsum. Dimensions of one name are joined; a name that is not in `out` is summed over.
+
+    A sum may lose the terms of a removed unit only where they are zero in the masked model, so one of the operands
+    has to be zero there (a parameter's columns are: they are masked).
+    """
+    held: dict[Hashable, list[tuple[Value, int]]] = {}
+    for value, names in terms:
+        for i, name in enumerate(names):
+            held.setdefault(name, []).append((value, i))
+    for name, places in held.items():
+        join_term(g, [p for p in places if p[0].shape[p[1]] > 1], summed=name not in out)
+    dims, zero = [], []
+    for name, size in zip(out, g.out_shape, strict=True):
+        wide = [(v, i) for v, i in held[name] if v.shape[i] > 1]
+        dims.append(wide[0][0].dims[wide[0][1]] if wide else g.axes.fixed(size))
+        zero.append(any(v.zero[i] for v, i in wide))
+    return Value(tuple(dims), tuple(zero))
+
+
+def join_term(g: Walk, places: Sequence[tuple[Value, int]], summed: bool) -> None:
+    for k, (value, i) in enumerate(places):
+        others = [p for m, p in enumerate(places) if m != k]
+        for v, j in others[:1]:
+            g.join(value.dims[i], v.dims[j])
+        if value.constant:
+            zero = all(v.zero[j] for v, j in others)
+            g.role(value.dims[i], "consumer" if summed else "producer", zero)
+    if summed and places and not any(v.zero[i] for v, i in places):
+        g.freeze(places[0][0].dims[places[0][1]], "is summed over where a removed unit is not zero")
+
+
+def add_bias(g: Walk, x: Value, bias: Value | None, dim: int) -> Value:
+    """A vector added along one dimension: zero there stays zero where the vector is zero, nowhere else."""
+    if bias is None:
+        return x
+    g.join(x.dims[dim], bias.dims[0])
+    zero = [False] * x.ndim
+    zero[dim] = x.zero[dim] and bias.zero[0]
+    return Value(x.dims, tuple(zero))
+
+
+def linear(g: Walk, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    rest = list(range(x.ndim - 1))
+    out = contraction(g, [(x, [*rest, "in"]), (weight, ["out", "in"])], [*rest, "out"])
+    return add_bias(g, out, bias, -1)
+
+
+def matmul(g: Walk, x: Value, other: Value) -> Value:
+    a, b = x, other
+    left = [*range(-a.ndim, -2), "n", "k"][-max(a.ndim, 1) :] if a.ndim > 1 else ["k"]
+    right = [*range(-b.ndim, -2), "k", "m"] if b.ndim > 1 else ["k"]
+    batch = list(range(-max(a.ndim, b.ndim), -2))
+    return contraction(g, [(a, left), (b, right)], [*batch, *("n" for _ in [0] if a.ndim > 1), *("m" for _ in [0] if b.ndim > 1)])
+
+
+def matrix_product(g: Walk, x: Value, mat2: Value) -> Value:
+    return matmul(g, x, mat2)
+
+
+def matrix_vector(g: Walk, x: Value, vec: Value) -> Value:
+    return matmul(g, x, vec)
+
+
+def inner_product(g: Walk, x: Value, tensor: Value) -> Value:
+    return matmul(g, x, tensor)
+
+
+def addmm(g: Walk, x: Value, mat1: Value, mat2: Value) -> Value:
+    return added(g, [x, matmul(g, mat1, mat2)])
+
+
+def baddbmm(g: Walk, x: Value, batch1: Value, batch2: Value) -> Value:
+    return added(g, [x, matmul(g, batch1, batch2)])
+
+
+def einsum(g: Walk, equation: str, tensors: Sequence[Value]) -> Any:
+    equation = equation.replace(" ", "")
+    if "..." in equation or "->" not in equation:
+        return NotImplemented
+    left, out = equation.split("->")
+    if any(len(set(names)) != len(names) for names in left.split(",")):
+        return NotImplemented
+    return contraction(g, list(zip(tensors, left.split(","), strict=True)), out)
+
+
+def convolution(g: Walk, x: Value, weight: Value, bias: Value | None = None, groups: int = 1) -> Any:
+    if x.ndim != weight.ndim:
+        return NotImplemented
+    count = weight.ndim - 2
+    for d in weight.dims[2:]:
+        g.freeze(d, SPATIAL)
+    g.role(weight.dims[0], "producer")
+    x = spatial(g, x, count)
+    if groups == 1:
+        space = list(range(count))
+        out = contraction(g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["out", "in", *space])], ["n", "out", *space])
+    else:
+        out = grouped(g, x, weight, groups)
+    return add_bias(g, out, bias, 1)
+
+
+def replaced_space(g: Walk, weight: Value, x: Value) -> Value:
+    """The weight with its kernel's dimensions laid out as the result's space: both are fixed."""
+    return Value((*weight.dims[:2], *x.dims[2:]), (*weight.zero[:2], *x.zero[2:]), weight.constant)
+
+
+def grouped(g: Walk, x: Value, weight: Value, groups: int) -> Value:
+    """Either whole groups may go, or the same channels of every group."""
+    inner, outer = x.dims[1].view(groups, -1), weight.dims[0].view(groups, -1)
+    columns = weight.dims[1]
+    depthwise = inner.shape[1] == 1
+    whole = 0 if depthwise else g.choose([inner[:, 0], columns])
+    if whole == 0:
+        g.freeze(columns, "whole groups of this convolution are removable")
+        for rows in (inner, outer):
+            g.join(inner[:, :1].expand_as(rows).reshape(-1), rows.reshape(-1))
+        g.count("groups", inner[:, 0])
+    else:
+        g.role(columns, "consumer", x.zero[1])
+        g.join(columns.repeat(groups), inner.reshape(-1))
+        g.join(outer[:1].expand_as(outer).reshape(-1), outer.reshape(-1))
+    return Value((x.dims[0], weight.dims[0], *x.dims[2:]), (x.zero[0], weight.zero[0], *x.zero[2:]))
+
+
+def transposed_convolution(g: Walk, x: Value, weight: Value, bias: Value | None = None, groups: int = 1) -> Any:
+    if x.ndim != weight.ndim:
+        return NotImplemented
+    count = weight.ndim - 2
+    for d in weight.dims[2:]:
+        g.freeze(d, SPATIAL)
+    x = spatial(g, x, count)
+    if groups > 1:
+        out = grouped_transposed(g, x, weight, groups)
+    else:
+        space = list(range(count))
+        out = contraction(g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["in", "out", *space])], ["n", "out", *space])
+    return add_bias(g, out, bias, 1)
+
+
+def grouped_transposed(g: Walk, x: Value, weight: Value, groups: int) -> Value:
+    """Only whole groups may go: the weight's second dimension is shared by all of them."""
+    rows = x.dims[1].view(groups, -1)
+    g.freeze(weight.dims[1], "whole groups of this convolution are removable")
+    g.join(rows[:, :1].expand_as(rows).reshape(-1), rows.reshape(-1))
+    g.join(x.dims[1], weight.dims[0])
+    g.role(weight.dims[0], "producer")
+    g.count("groups", rows[:, 0])
+    channels = rows[:, 0].repeat_interleave(g.out_shape[1] // groups)
+    return Value((x.dims[0], channels, *x.dims[2:]), (x.zero[0], weight.zero[0], *x.zero[2:]))
+
+
+def attention(
+    g: Walk,
+    query: Value,
+    key: Value,
+    value: Value,
+    attn_mask: Value | None = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Value:
+    """softmax(query keyᵀ scale + mask) value; heads are a batch dimension, keys shared by several where asked."""
+    if scale is None:
+        g.freeze(query.dims[-1], "sets the default scale of attention")
+        g.freeze(key.dims[-1], "sets the default scale of attention")
+    if enable_gqa:
+        times = query.shape[-3] // key.shape[-3]
+        key, value = (replaced(v, -3, v.dims[-3].repeat_interleave(times)) for v in (key, value))
+    batch = list(range(-query.ndim, -2))
+    shape = (*query.shape[:-1], key.shape[-2])
+    logits = contraction(g.at_shape(shape), [(query, [*batch, "n", "d"]), (key, [*batch, "m", "d"])], [*batch, "n", "m"])
+    if attn_mask is not None:
+        logits = broadcast(g.at_shape(shape), [logits, attn_mask], lambda held: False)
+    weights = softmax(g, logits, -1)
+    return contraction(g, [(weights, [*batch, "n", "m"]), (value, [*batch, "m", "e"])], [*batch, "n", "e"])

@@ -1,0 +1,133 @@
+"""Rules for operators that reduce, normalise or pool: what statistics are taken over stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch_flowprune.channels.rules.pointwise import singular
+from torch_flowprune.channels.rules.views import dropped, replaced, spatial, unflatten
+from torch_flowprune.channels.tracing import Value, Walk
+
+STATISTICS = "is a dimension that statistics are taken over: removing a channel changes them, masking it does not"
+
+
+def dims_of(x: Value, dim: Any) -> list[int]:
+    if dim is None or dim == []:
+        return list(range(x.ndim))
+    return [d % max(x.ndim, 1) for d in ([dim] if isinstance(dim, int) else dim)]
+
+
+def kept_or_dropped(g: Walk, x: Value, dims: Sequence[int], keepdim: bool) -> Value:
+    if not keepdim:
+        return dropped(x, dims)
+    for d in dims:
+        x = replaced(x, d, g.axes.fixed(1))
+    return x
+
+
+def statistic(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+    """Mean, maximum: what is reduced stays; a row of zeros gives zero."""
+    dims = dims_of(x, dim)
+    for d in dims:
+        g.freeze(x.dims[d], STATISTICS)
+    return kept_or_dropped(g, x, dims, keepdim)
+
+
+def spread(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+    """Variance and deviation; the latter has no slope at zero."""
+    return singular(g, statistic(g, x, dim, keepdim))
+
+
+def total(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+    """Sum and norm: terms that are zero may go."""
+    dims = dims_of(x, dim)
+    for d in dims:
+        if not x.zero[d]:
+            g.freeze(x.dims[d], "is summed over where a removed unit is not zero")
+    return kept_or_dropped(g, x, dims, keepdim)
+
+
+def vector_norm(g: Walk, x: Value, ord: float = 2, dim: Any = None, keepdim: bool = False) -> Value:
+    return total(g, x, dim, keepdim) if ord >= 1 else statistic(g, x, dim, keepdim)
+
+
+def p_norm(g: Walk, x: Value, p: float = 2, dim: Any = None, keepdim: bool = False) -> Value:
+    return vector_norm(g, x, 2 if p is None else p, dim, keepdim)
+
+
+def scan(g: Walk, x: Value, dim: int) -> Value:
+    g.freeze(x.dims[dim], "is scanned in order")
+    return x
+
+
+def log_scan(g: Walk, x: Value, dim: int) -> Value:
+    return scan(g, x, dim).without_zero()
+
+
+def softmax(g: Walk, x: Value, dim: int) -> Value:
+    g.freeze(x.dims[dim], STATISTICS)
+    return x.without_zero()
+
+
+def affine(g: Walk, x: Value, dim: int, weight: Value | None, bias: Value | None) -> Value:
+    """A scale and a shift along one dimension; zero where both are."""
+    for v in (weight, bias):
+        if v is not None:
+            g.join(x.dims[dim], v.dims[0])
+    zero = [False] * x.ndim
+    zero[dim] = weight is not None and weight.zero[0] and (bias is None or bias.zero[0])
+    return Value(x.dims, tuple(zero))
+
+
+def batch_norm(g: Walk, x: Value, weight: Value | None, bias: Value | None, running_mean: Value | None, running_var: Value | None) -> Value:
+    """Each channel by itself; in training over all other dimensions, which therefore stay."""
+    for d, labels in enumerate(x.dims):
+        if d != 1:
+            g.freeze(labels, STATISTICS)
+    for v in (running_mean, running_var):
+        if v is not None:
+            g.join(x.dims[1], v.dims[0])
+    return affine(g, x, 1, weight, bias)
+
+
+def instance_norm(g: Walk, x: Value, weight: Value | None, bias: Value | None, running_mean: Value | None, running_var: Value | None) -> Value:
+    return batch_norm(g, x, weight, bias, running_mean, running_var)
+
+
+def group_norm(g: Walk, x: Value, num_groups: int, weight: Value | None = None, bias: Value | None = None) -> Value:
+    """Statistics over a group's channels and space: whole groups may go, where there are several."""
+    for labels in x.dims[2:]:
+        g.freeze(labels, STATISTICS)
+    if num_groups == 1:
+        g.freeze(x.dims[1], STATISTICS)
+        return affine(g, x, 1, weight, bias)
+    groups = unflatten(g, x.dims[1], [num_groups, x.shape[1] // num_groups], axis=0)[0]
+    g.count("num_groups", groups)
+    return affine(g, x, 1, weight, bias)
+
+
+def layer_norm(g: Walk, x: Value, normalized_shape: Sequence[int], weight: Value | None = None, bias: Value | None = None) -> Value:
+    last = len(normalized_shape)
+    for v in (x, weight, bias):
+        for labels in v.dims[v.ndim - last :] if v is not None else ():
+            g.freeze(labels, STATISTICS)
+    # a row of zeros is normalised to zeros, which the shift moves
+    return x if bias is None else x.without_zero()
+
+
+def pool(count: int) -> Callable[..., Value]:
+    def rule(g: Walk, x: Value) -> Value:
+        return spatial(g, x, count)
+
+    return rule
+
+
+def resample(g: Walk, x: Value) -> Value:
+    return spatial(g, x, x.ndim - 2)
+
+
+def grid_sample(g: Walk, x: Value, grid: Value) -> Value:
+    for labels in grid.dims:
+        g.freeze(labels, "is a grid of positions")
+    return spatial(g, x, x.ndim - 2)

@@ -1,0 +1,153 @@
+"""One table: operator -> what it does to the labels of its operands. Any other operator freezes what it touches.
+
+A rule names the arguments it needs as the operator's schema does (`x` is the first one) and returns the result's
+`Value`, or `NotImplemented` where it can not tell. Rules never guess: a position may be removed only where the
+smaller tensor is proved to hold what the masked one holds elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch_flowprune.channels.rules.matrix import (
+    SPATIAL,
+    addmm,
+    attention,
+    baddbmm,
+    convolution,
+    einsum,
+    inner_product,
+    linear,
+    matmul,
+    matrix_product,
+    matrix_vector,
+    transposed_convolution,
+)
+from torch_flowprune.channels.rules.pointwise import (
+    add,
+    addcmul,
+    clamp,
+    compared,
+    copy,
+    divide,
+    fill,
+    filled,
+    filled_like,
+    glu,
+    hardtanh,
+    keeps,
+    lerp,
+    masked_fill,
+    moves,
+    multiply,
+    nothing,
+    one_hot,
+    positions,
+    power,
+    prelu,
+    several_positions,
+    singular,
+    threshold,
+    where,
+)
+from torch_flowprune.channels.rules.reductions import (
+    batch_norm,
+    grid_sample,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    log_scan,
+    p_norm,
+    pool,
+    resample,
+    scan,
+    softmax,
+    spread,
+    statistic,
+    total,
+    vector_norm,
+)
+from torch_flowprune.channels.rules.slicing import CUT_RULES
+from torch_flowprune.channels.rules.views import SHAPE_RULES
+
+__all__ = ["RULES", "SPATIAL"]
+
+KEEPING = (
+    "relu relu6 gelu silu tanh hardswish leaky_relu elu selu celu mish abs neg sign sin tan atan asin sinh asinh erf "
+    "expm1 log1p floor ceil round trunc square contiguous clone detach alias lift_fresh_copy lift_fresh to type_as "
+    "_to_copy dropout feature_dropout native_dropout positive real conj resolve_conj resolve_neg hardshrink softshrink "
+    "nan_to_num deg2rad"
+).split()
+MOVING = ("sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli").split()
+SINGULAR = ("log log2 log10 sqrt rsqrt reciprocal acos").split()
+COMPARING = ("eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or isclose").split()
+POOLS = {f"{kind}{n}d": n for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")}
+UPSAMPLES = (
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
+    "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa "
+    "_upsample_bicubic2d_aa"
+).split()
+
+RULES: dict[str, Callable[..., Any]] = {
+    **SHAPE_RULES,
+    **CUT_RULES,
+    **dict.fromkeys(KEEPING, keeps),
+    **dict.fromkeys(MOVING, moves),
+    **dict.fromkeys(SINGULAR, singular),
+    **dict.fromkeys(COMPARING, compared),
+    **dict.fromkeys(("add", "sub", "rsub", "subtract"), add),
+    **dict.fromkeys(("maximum", "minimum", "fmax", "fmin"), add),
+    **dict.fromkeys(("mul", "multiply"), multiply),
+    **dict.fromkeys(("div", "divide", "true_divide", "floor_divide", "remainder", "fmod"), divide),
+    **{name: pool(n) for name, n in POOLS.items()},
+    **dict.fromkeys(UPSAMPLES, resample),
+    **dict.fromkeys(("mean", "amax", "amin"), statistic),
+    **dict.fromkeys(("var", "std"), spread),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), transposed_convolution),
+    **dict.fromkeys(("mm", "bmm"), matrix_product),
+    **dict.fromkeys(("arange", "linspace", "scalar_tensor", "eye", "tril_indices", "triu_indices"), positions),
+    **dict.fromkeys(("zeros", "new_zeros"), filled(True)),
+    **dict.fromkeys(("ones", "full", "new_ones", "new_full", "empty", "new_empty"), filled(False)),
+    **dict.fromkeys(("ones_like", "full_like"), filled_like(False)),
+    **dict.fromkeys(("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size", "sym_constrain_range"), nothing),
+    **dict.fromkeys(("cumsum", "cumprod"), scan),
+    **dict.fromkeys(("softmax", "log_softmax", "_softmax"), softmax),
+    **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),
+    "zeros_like": filled_like(True),
+    "meshgrid": several_positions,
+    "one_hot": one_hot,
+    "logcumsumexp": log_scan,
+    "fill": fill,
+    "zero": filled_like(True),
+    "linear": linear,
+    "matmul": matmul,
+    "mv": matrix_vector,
+    "dot": inner_product,
+    "addmm": addmm,
+    "baddbmm": baddbmm,
+    "einsum": einsum,
+    "scaled_dot_product_attention": attention,
+    "clamp": clamp,
+    "clip": clamp,
+    "clamp_min": clamp,
+    "clamp_max": clamp,
+    "hardtanh": hardtanh,
+    "threshold": threshold,
+    "pow": power,
+    "prelu": prelu,
+    "where": where,
+    "masked_fill": masked_fill,
+    "addcmul": addcmul,
+    "lerp": lerp,
+    "glu": glu,
+    "copy": copy,
+    "sum": total,
+    "linalg_vector_norm": vector_norm,
+    "norm": p_norm,
+    "batch_norm": batch_norm,
+    "instance_norm": instance_norm,
+    "group_norm": group_norm,
+    "grid_sampler": grid_sample,
+}

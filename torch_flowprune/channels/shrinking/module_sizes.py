@@ -1,0 +1,167 @@
+"""Sizes that a model's modules state in attributes, brought in line with smaller tensors.
+
+Attributes (`in_channels`, `num_heads`) are found by name for torch's own layers, and by value where the graph shows
+that an operator of the module was given the old size. Nothing found by value is trusted: `shrink` runs the result
+against the masked model, and tries another reading where several attributes of a module have the same value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+from torch import Tensor, nn
+
+from torch_flowprune.channels.tracing import Reading, flat, module_path, operator_name
+
+__all__ = ["SIZED", "Surgery", "attribute_plans", "changed_sizes"]
+
+# operators whose calls state sizes
+SIZED = frozenset(
+    (
+        "view _unsafe_view reshape unflatten expand repeat split split_with_sizes slice narrow zeros ones full empty "
+        "new_zeros new_ones new_full new_empty group_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
+        "conv_transpose3d tile"
+    ).split()
+)
+
+Attributes = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """What to do to a model. keep: tensor -> axis -> (size,) bool. attributes: module path -> attribute -> value."""
+
+    keep: Mapping[str, Mapping[int, Tensor]]
+    attributes: Mapping[str, Mapping[str, Any]]
+
+    def cut(self, name: str, tensor: Tensor) -> Tensor:
+        for axis, kept in self.keep.get(name, {}).items():
+            tensor = tensor.index_select(axis, kept.nonzero().flatten().to(tensor.device))
+        return tensor
+
+    def shape(self, name: str, old: Sequence[int]) -> tuple[int, ...]:
+        axes = self.keep.get(name, {})
+        return tuple(int(axes[i].sum()) if i in axes else n for i, n in enumerate(old))
+
+
+# -- attributes of modules ------------------------------------------
+
+
+def attribute_plans(model: nn.Module, reading: Reading, dead: Tensor, surgery: Surgery, names: Mapping[str, str]) -> list[Attributes]:
+    """Plans to try, likeliest first: torch's own layers are certain, other modules' attributes are matched by value."""
+    sure = layer_attributes(model, reading, dead, surgery, names)
+    every = matched_attributes(model, reading, dead)
+    widths = select(every, lambda path, name: is_width(name))
+    doubtful = doubtful_names(model, widths)
+    plans = [select(widths, partial(is_meant, model, left_out)) for left_out in subsets(doubtful)]
+    distinct: list[Attributes] = []
+    for matched in [*plans, every, {}]:
+        plan = {path: {**matched.get(path, {}), **sure.get(path, {})} for path in {**sure, **matched}}
+        if plan not in distinct:
+            distinct.append(plan)
+    return distinct
+
+
+def is_meant(model: nn.Module, left_out: Collection[tuple[type, str]], path: str, name: str) -> bool:
+    return (type(model.get_submodule(path)), name) not in left_out
+
+
+def select(attributes: Attributes, accepts: Callable[[str, str], bool]) -> Attributes:
+    kept = {path: {k: v for k, v in values.items() if accepts(path, k)} for path, values in attributes.items()}
+    return {path: values for path, values in kept.items() if values}
+
+
+def doubtful_names(model: nn.Module, attributes: Attributes) -> list[tuple[type, str]]:
+    """(class, attribute) where another attribute of the same module had the same value, so that either may be meant."""
+    doubtful: dict[tuple[type, str], None] = {}
+    for path, values in attributes.items():
+        module = model.get_submodule(path)
+        old = [getattr(module, name) for name in values]
+        for name in values:
+            if old.count(getattr(module, name)) > 1:
+                doubtful[type(module), name] = None
+    return list(doubtful)
+
+
+def subsets(items: Sequence[Any], most: int = 5) -> list[set[Any]]:
+    """The empty set first, then the smallest; a trial is a run of the model, so not many."""
+    return [set(c) for n in range(len(items) + 1) for c in combinations(items, n)][:most]
+
+
+def is_width(name: str) -> bool:
+    """Names that sizes of channels go by; others (window_size, num_tokens) are matched only if these do not do."""
+    return any(part in name for part in ("head", "dim", "chan", "feat", "group", "width", "hidden", "inner", "chs", "planes", "split"))
+
+
+def layer_attributes(model: nn.Module, reading: Reading, dead: Tensor, surgery: Surgery, names: Mapping[str, str]) -> Attributes:
+    groups = {(module_path(n), what): int((~dead[labels]).sum()) for (n, what), labels in reading.counts.items()}
+    plan: Attributes = {}
+    for path, module in model.named_modules():
+        shapes = {}
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            full = names.get(f"{path}.{name}" if path else name, "")
+            shapes[name] = surgery.shape(full, tensor.shape) if full in surgery.keep else tuple(tensor.shape)
+        changed = any(names.get(f"{path}.{name}" if path else name, "") in surgery.keep for name in shapes)
+        count = {what: n for (at, what), n in groups.items() if at == path}
+        values = sizes_of(module, shapes, count) if changed else {}
+        values = {k: v for k, v in values.items() if hasattr(module, k) and getattr(module, k) != v}
+        if values:
+            plan[path] = values
+    return plan
+
+
+def sizes_of(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], count: Mapping[str, int]) -> dict[str, Any]:
+    """The attributes of a layer that its tensors' shapes determine."""
+    weight = shapes.get("weight") or shapes.get("running_mean") or ()
+    if isinstance(module, nn.modules.conv._ConvNd):
+        groups = count.get("groups", module.groups)
+        out, into = (1, 0) if module.transposed else (0, 1)
+        sizes = {0: weight[0], 1: weight[1] * groups}
+        return {"out_channels": sizes[out], "in_channels": sizes[into], "groups": groups}
+    if len(weight) == 1:
+        return {"num_features": weight[0], "num_channels": weight[0], "normalized_shape": weight, **count}
+    if isinstance(module, nn.Embedding):
+        return {"embedding_dim": weight[1]}
+    if len(weight) == 2:
+        return {"out_features": weight[0], "in_features": weight[1]}
+    return {}
+
+
+def matched_attributes(model: nn.Module, reading: Reading, dead: Tensor) -> Attributes:
+    """Integers (and integers in tuples) of a module that equal a size which shrinks in an operator of its forward."""
+    plan: Attributes = {}
+    for path, sizes in changed_sizes(reading, dead).items():
+        module = model.get_submodule(path) if path else model
+        for name, value in vars(module).items():
+            new = matched(value, sizes)
+            if not name.startswith("_") and new != value:
+                plan.setdefault(path, {})[name] = new
+    return plan
+
+
+def matched(value: Any, sizes: Mapping[int, int]) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return sizes.get(value, value)
+    if isinstance(value, (tuple, list)) and type(value) in (tuple, list) and value and all(type(v) is int for v in value):
+        new = [sizes.get(v, v) for v in value]
+        return tuple(new) if isinstance(value, tuple) else new
+    return value
+
+
+def changed_sizes(reading: Reading, dead: Tensor) -> dict[str, dict[int, int]]:
+    """Module path -> old size -> new size, for the dimensions that operators with numbers of their own see in it."""
+    sizes: dict[str, dict[int, int]] = {}
+    for node, values in reading.values.items():
+        if node.op != "call_function" or operator_name(node) not in SIZED:
+            continue
+        given = [v for n in node.all_input_nodes for v in flat(reading.values.get(n))]
+        for value in [*flat(values), *given]:
+            for labels in value.dims:
+                left = int((~dead[labels]).sum())
+                if left != len(labels):
+                    sizes.setdefault(module_path(node), {}).setdefault(len(labels), left)
+    return sizes

@@ -1,0 +1,170 @@
+"""Reads a model: the graph of its operators, with every tensor labelled by the walk that leaves most to remove."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from torch_flowprune.channels.tracing.label_propagation import Rule, Site, Walk
+from torch_flowprune.channels.tracing.labels import Axes, Solution, Value
+from torch_flowprune.channels.tracing.nodes import Traced
+from torch_flowprune.channels.tracing.recorder import recorded
+
+ROUNDS = 10  # walks with different choices; the deepest nesting of choices seen in timm needed 4
+
+
+@dataclass
+class Reading:
+    """A model's graph(s), with the labels of every tensor and what follows from them."""
+
+    traced: dict[str, Traced]
+    axes: Axes
+    solution: Solution
+    values: dict[Node, Any]
+    counts: dict[tuple[Node, str], Tensor]
+    roles: dict[tuple[str, int], str]
+    reads_zero: dict[tuple[str, int], bool]
+    named: dict[str, Value]
+    segments: list[Tensor]
+    unknown: dict[str, int]
+    unused: tuple[str, ...]
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of the modules that shares parameters and constants: what tracing writes (caches, running statistics) the model never sees."""
+    shared = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    shared += model.parameters()
+    memo: dict[int, Any] = {id(t): t for t in shared}
+    for value in (v for m in model.modules() for v in vars(m).values() if type(v) in (dict, OrderedDict) and not v):
+        memo[id(value)] = type(value)()  # a module holds a dozen empty dicts for hooks, and each is slow to copy deeply
+    return copy.deepcopy(model, memo)
+
+
+def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Traced:
+    """Recorded; what can not be recorded, `torch.export` may know how to read, or else says what is wrong."""
+    try:
+        return recorded(twin(model), args, kwargs, training)
+    except Exception as why:  # noqa: BLE001 - whatever the model's code raises when it is run
+        try:
+            return export(model, args, kwargs, training)
+        except Exception as error:
+            raise error from why
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None) -> Traced:
+    """As `torch.export` gives it. sizes: dynamic shapes, as it takes them."""
+    with torch.random.fork_rng(), warnings.catch_warnings(), without_stack_traces():
+        warnings.simplefilter("ignore")  # export warns of caches that modules fill while traced; the twin is thrown away
+        program = torch.export.export(twin(model).train(training), args, dict(kwargs), dynamic_shapes=sizes, strict=False)
+    nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
+    kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer"}
+    sources = {nodes[s.arg.name]: (kinds[s.kind], str(s.target)) for s in program.graph_signature.input_specs if s.kind in kinds}
+    return Traced(program.graph, sources, program)
+
+
+@contextmanager
+def without_stack_traces() -> Iterator[None]:
+    """Nobody reads the source line of an operator here, and finding it takes a tenth of an export."""
+    config, name = getattr(torch.fx, "config", None), "do_not_emit_stack_traces"
+    before = getattr(config, name, None)  # older versions of torch have no such setting
+    try:
+        if before is not None:
+            setattr(config, name, True)
+        yield
+    finally:
+        if before is not None:
+            setattr(config, name, before)
+
+
+def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rules: Mapping[str, Rule], evaluated: Traced | None = None) -> Reading:
+    """Label the model's graph in eval mode (`evaluated`, if at hand), and in train mode too where that uses parameters that eval does not."""
+    names = canonical_names(model)
+    traced = {"eval": evaluated or trace(model, args, kwargs, False)}
+    unused = unused_parameters(model, traced.values(), names)
+    error = ""
+    if unused:
+        try:
+            traced["train"] = trace(model, args, kwargs, True)
+            unused = unused_parameters(model, traced.values(), names)
+        except Exception as e:  # noqa: BLE001 - whatever the training forward raises, what only training reads is then frozen
+            error = f"its training graph, which reads further parameters, can not be read: {type(e).__name__}"
+    walk, solution = best_walk(traced, names, rules, error)
+    return Reading(
+        traced,
+        walk.axes,
+        solution,
+        walk.values,
+        walk.counts,
+        walk.roles,
+        walk.reads_zero,
+        walk.named,
+        walk.segments,
+        walk.unknown,
+        unused,
+    )
+
+
+def best_walk(traced: Mapping[str, Traced], names: Mapping[str, str], rules: Mapping[str, Rule], error: str) -> tuple[Walk, Solution]:
+    """Walks with one set of choices after another; the one that leaves most positions of parameters removable."""
+    choices: dict[str, int] = {}
+    best: tuple[int, Walk, Solution] | None = None
+    for _ in range(ROUNDS):
+        walk = Walk(dict(choices))
+        for prefix, graph in traced.items():
+            walk.prefix = f"{prefix}:"
+            walk.run(graph, names, rules)
+        if error:
+            for value in walk.named.values():
+                for labels in value.dims:
+                    walk.axes.freeze(labels, error)
+        solution = walk.axes.solve()
+        won = free_positions(walk.axes, solution)
+        if best is None or won > best[0]:
+            best = (won, walk, solution)
+        if not advance(choices, walk.sites, solution):
+            break
+    assert best is not None
+    return best[1], best[2]
+
+
+def advance(choices: dict[str, int], sites: Mapping[str, Site], solution: Solution) -> bool:
+    """Take the next option where the one taken is frozen: by hard facts first, as others may then recover."""
+    hard: list[str] = []
+    soft: list[str] = []
+    for key, site in sites.items():
+        if site.options > 1 and choices.get(key, 0) + 1 < site.options and bool(solution.frozen(site.labels).all()):
+            blame = set(solution.root[site.labels].tolist())
+            (soft if blame <= solution.soft else hard).append(key)
+    for key in hard or soft:
+        choices[key] = choices.get(key, 0) + 1
+    return bool(hard or soft)
+
+
+def free_positions(axes: Axes, solution: Solution) -> int:
+    """How many positions of parameters can be removed."""
+    return int((~solution.frozen(axes.places()[2])).sum())
+
+
+def canonical_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer -> the first name of the same tensor: tied tensors are one."""
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+        names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+def unused_parameters(model: nn.Module, traced: Iterable[Traced], names: Mapping[str, str]) -> tuple[str, ...]:
+    """Parameters that no graph reads."""
+    used = {names[name] for graph in traced for node, (kind, name) in graph.sources.items() if kind == "parameter" and node.users}
+    return tuple(n for n, _ in model.named_parameters() if n not in used)

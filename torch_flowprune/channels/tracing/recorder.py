@@ -1,0 +1,230 @@
+"""Records the operators that one forward of a model calls, as a graph.
+
+With autograd out of the way nothing comes before a dispatch mode: it sees the operators that the model called (`linear`, not the
+product it is made of), which are those of `torch.export`, at the price of a forward. A graph is handed out only where it
+holds for any values: every tensor is accounted for, and no number was read off one. Else it is `UnrecordableError`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from torch_flowprune.channels.tracing.nodes import Traced
+from torch_flowprune.inputs import same_randomness, settle
+
+__all__ = ["UnrecordableError", "recorded"]
+
+READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+"""What hands out a tensor's content without an operator that a dispatch mode would see."""
+
+CONTAINERS = (dict, list, tuple)
+LITERALS = ("lift_fresh", "lift_fresh_copy")
+"""What `torch.tensor` passes the tensor to that it made of numbers."""
+
+ATEN = torch.ops.aten
+UNTAGGED = (
+    ATEN.where.default, ATEN.nonzero_numpy.default, ATEN.repeat_interleave.self_Tensor, ATEN.tensor_split.tensor_indices_or_sections
+)  # fmt: skip
+"""Made of operators whose results have a shape that depends on values, and not tagged as such themselves."""
+
+
+class UnrecordableError(RuntimeError):
+    """What was seen of the forward may not be what another input would show."""
+
+
+def recorded(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Traced:
+    """The operators of one forward. twin: a copy of the model, thrown away afterwards, that shares the parameters.
+
+    Raises:
+        UnrecordableError: where the graph would not hold for other values; besides, what the forward raises.
+    """
+    recorder = Recorder()
+    settle(twin, "train" if training else "eval")
+    with same_randomness(twin), torch.no_grad(), torch._C._AutoDispatchBelowAutograd():  # not inference mode, whose tensors a cache could keep
+        args, kwargs = tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))  # the code may write to what it is given
+        recorder.know(twin, (args, kwargs))
+        recorder.follow(twin)
+        with Closed(recorder), recorder:
+            outputs = twin(*args, **kwargs)
+        recorder.end(outputs)
+    return Traced(recorder.graph, recorder.sources)
+
+
+class Recorder(TorchDispatchMode):
+    """A graph that grows by a node an operator."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph = Graph()
+        self.sources: dict[Node, tuple[str, str]] = {}
+        self.nodes: Any = WeakTensorKeyDictionary()
+        self.kept: set[int] = set()  # memory that may be read, but not be written to: the model goes on with it
+        self.modules = [""]
+        self.refused = ""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler for that at the first operator, which takes a hundred times as long as a small model's graph."""
+        return False
+
+    def refuse(self, why: str) -> UnrecordableError:
+        """The error to raise; noted, as the model's code may catch it."""
+        self.refused = self.refused or why
+        return UnrecordableError(why)
+
+    # -- where tensors come from ------------------------------------------
+
+    def know(self, model: nn.Module, given: Any) -> None:
+        for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+            for name, tensor in named:
+                self.sources[self.placeholder(name, tensor)] = (kind, name)
+        for name, tensor in held_besides(model):
+            if tensor not in self.nodes:
+                self.placeholder(name, tensor)
+                self.kept.add(memory_of(tensor))
+        self.kept |= {memory_of(parameter) for parameter in model.parameters()}
+        for tensor in tree_leaves(given):
+            if isinstance(tensor, Tensor):
+                self.placeholder("given", tensor)
+
+    def placeholder(self, name: str, tensor: Tensor) -> Node:
+        node = self.nodes[tensor] = self.graph.placeholder(name.replace(".", "_"))
+        node.meta["val"] = sizes_of(tensor)
+        return node
+
+    def node_of(self, value: Any) -> Any:
+        """An argument with nodes for its tensors."""
+        if isinstance(value, Tensor):
+            node = self.nodes.get(value)
+            if node is None:
+                raise self.refuse("a tensor came from outside the model and its operators")
+            return node
+        if isinstance(value, (list, tuple)):
+            return [self.node_of(one) for one in value]
+        return value
+
+    # -- what becomes of them ------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.overloadpacket.__name__ in LITERALS and args[0] not in self.nodes:
+            self.placeholder("literal", args[0])
+        self.check(func, args, kwargs)
+        node = self.graph.create_node(
+            "call_function", func, tuple(self.node_of(a) for a in args), {name: self.node_of(value) for name, value in kwargs.items()}
+        )
+        node.meta["nn_module_stack"] = {"": (self.modules[-1], None)}
+        result = func(*args, **kwargs)
+        self.note(node, result)
+        return result
+
+    def check(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Before the operator runs: is what it does the same for all values, and the model left as it is?"""
+        if reads_values(func, args):
+            raise self.refuse(f"{func} depends on values")
+        if func._schema.is_mutable and any(memory_of(tensor) in self.kept for tensor in written(func, args, kwargs)):
+            raise self.refuse(f"{func} writes to a parameter or to a tensor that the model holds")
+
+    def note(self, node: Node, result: Any) -> None:
+        if isinstance(result, Tensor):
+            self.nodes[result], node.meta["val"] = node, sizes_of(result)
+        elif isinstance(result, (list, tuple)):
+            node.meta["val"] = [sizes_of(one) if isinstance(one, Tensor) else None for one in result]
+            for i, one in enumerate(result):
+                if isinstance(one, Tensor):
+                    self.nodes[one] = picked = self.graph.call_function(operator.getitem, (node, i))
+                    picked.meta |= {"val": node.meta["val"][i], "nn_module_stack": node.meta["nn_module_stack"]}
+        elif result is not None:
+            raise self.refuse(f"{node.target} reads a number off a tensor")
+
+    def end(self, outputs: Any) -> None:
+        leaves = tree_leaves(outputs)
+        for leaf in leaves:
+            if not isinstance(leaf, (Tensor, bool, int, float, str, type(None))):
+                raise self.refuse(
+                    f"the model gives a {type(leaf).__name__}, in which no tensors are found: let it give tensors, in tuples, lists or dicts "
+                    "(a Transformers model that gives its cache: use_cache=False)"
+                )
+        self.graph.output([self.node_of(leaf) for leaf in leaves if isinstance(leaf, Tensor)])
+        if self.refused:
+            raise UnrecordableError(self.refused)
+
+    def follow(self, model: nn.Module) -> None:
+        """Note in which module's forward an operator stands."""
+        for path, module in model.named_modules():
+            module.register_forward_pre_hook(partial(self.enter, path))
+            module.register_forward_hook(self.leave)
+
+    def enter(self, path: str, *_: Any) -> None:
+        self.modules.append(path)
+
+    def leave(self, *_: Any) -> None:
+        self.modules.pop()
+
+
+class Closed(TorchFunctionMode):
+    """Refuses what reads a tensor's content past all operators."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in READERS:
+            raise self.recorder.refuse(f"{func.__name__} hands out values")
+        return func(*args, **(kwargs or {}))
+
+
+def reads_values(func: Any, args: Any) -> bool:
+    """True where the shape of the result depends on values: of indices, where one is a mask, of classes, where their number is left open."""
+    if func in UNTAGGED:
+        return True
+    if func.overloadpacket is ATEN.one_hot:
+        return tuple(args[1:]) in ((), (-1,))
+    if func.overloadpacket is ATEN.index:
+        return any(isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in args[1])
+    return torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags
+
+
+def written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+    """The tensors that an operator writes to."""
+    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    for argument in func._schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from tensors_in(given.get(argument.name))
+
+
+def memory_of(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() or id(tensor)
+
+
+def sizes_of(tensor: Tensor) -> Tensor:
+    """A tensor without content, so that the graph holds no memory."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def held_besides(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors in plain attributes of the modules: constants, and caches of earlier calls."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, (Tensor, *CONTAINERS)) and name not in ("_parameters", "_buffers", "_modules"):
+                yield from ((name, tensor) for tensor in tensors_in(value))
+
+
+def tensors_in(value: Any) -> Iterable[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, CONTAINERS):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(one)

@@ -1,0 +1,84 @@
+"""The derivatives of the loss on one batch: gradient, and its own derivative along a vector."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from torch_flowprune.gradients.double_backward import check_twice
+from torch_flowprune.gradients.memory_budget import Resources
+from torch_flowprune.inputs import Batch, Objective, settle
+
+Grads: TypeAlias = "list[Tensor | None]"
+Take: TypeAlias = "Callable[[Sequence[Tensor | None]], Grads]"
+
+
+class Derivatives:
+    """Of one model and objective, with respect to ``parameters``; one entry a parameter, None where the loss does not reach."""
+
+    def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter], objective: Objective, mode: str, resources: Resources) -> None:
+        self.model, self.parameters, self.objective, self.mode, self.resources = model, list(parameters), objective, mode, resources
+        self.reached = [False] * len(self.parameters)
+
+    def loss(self, batch: Batch) -> Tensor:
+        settle(self.model, self.mode)
+        with self.cast():
+            return self.objective(self.model, batch)
+
+    def cast(self) -> AbstractContextManager[Any]:
+        """The forward in the dtype asked for; the parameters and their gradients keep theirs."""
+        dtype = self.resources.autocast
+        return nullcontext() if dtype is None else torch.autocast(self.parameters[0].device.type, dtype)
+
+    def gradient(self, loss: Tensor, *, create_graph: bool = False) -> Grads:
+        with self._taken(enabled=not create_graph) as take:
+            grads = take(torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True))
+        self.reached = [seen or grad is not None for seen, grad in zip(self.reached, grads, strict=True)]
+        return grads
+
+    def product(self, grads: Grads, along: Sequence[Tensor], *, retain_graph: bool = False) -> Grads:
+        """(∂g/∂θ)ᵀ v, which is H·v since H is symmetric."""
+        pairs = [(grad, v.to(grad.device, grad.dtype)) for grad, v in zip(grads, along, strict=True) if grad is not None and grad.requires_grad]
+        if not pairs:
+            return [None] * len(grads)
+        outputs, vectors = zip(*pairs, strict=True)
+        try:
+            check_twice(outputs)
+            with self._taken(enabled=True) as take:
+                return take(torch.autograd.grad(outputs, self.parameters, vectors, allow_unused=True, retain_graph=retain_graph))
+        except RuntimeError as error:
+            if not any(text in str(error) for text in ("derivative for", "double backward", "once_differentiable")):
+                raise
+            way_out = "H·g needs second derivatives, and an operator of this model has none: use a measure that reads only g"
+            raise RuntimeError(f"{way_out} (torch says: {error})") from error
+
+    @contextmanager
+    def _taken(self, *, enabled: bool) -> Iterator[Take]:
+        """Where sums are kept on the host: each gradient moves there as it comes, and an empty one takes its place on the device."""
+        taken: dict[int, Tensor] = {}
+
+        def mover(index: int) -> Callable[[Tensor], Tensor]:
+            def move(grad: Tensor) -> Tensor:
+                taken[index] = grad.to("cpu", copy=True)
+                return grad.new_zeros(()).expand_as(grad)
+
+            return move
+
+        active = enabled and self.resources.offload
+        hooks = [parameter.register_hook(mover(index)) for index, parameter in enumerate(self.parameters)] if active else []
+        try:
+            yield lambda grads: [None if grad is None else taken.get(index, grad) for index, grad in enumerate(grads)]
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def warn_unreached(self, names: Sequence[str], stacklevel: int) -> None:
+        missed = [name for name, seen in zip(names, self.reached, strict=True) if not seen]
+        if missed:
+            listed = ", ".join(missed[:5]) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
+            warnings.warn(f"the loss does not reach {listed}: their gradient counts as 0", UserWarning, stacklevel=stacklevel)

@@ -1,0 +1,172 @@
+"""theta, g, Hg of a model over data, computed once, leaving no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_flowprune.gradients.memory_budget import Resources, in_bytes
+from torch_flowprune.gradients.sweeps import Sweeps
+from torch_flowprune.gradients.synflow import synaptic_gradient
+from torch_flowprune.inputs import Closure, Loss, Objective, Ranks, Target, as_batches, example_of, parameters_of, untouched, unwrapped, wide
+
+Named = dict[str, Tensor]
+
+INGREDIENTS = ("theta", "theta0", "generator", "gR", "g", "g2", "g2_sample", "Hg")
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One point of the gradient flow dθ/dt = −g: tensors by parameter name, or None where not asked for.
+
+    Everything is float32 or better, shaped like its parameter, on the parameter's device (on the host if offloaded;
+    :meth:`tensors` brings them back one by one). ``theta`` shares the storage of float32
+    parameters: clone it for a snapshot that survives a training step.
+
+    Attributes:
+        theta: the parameters as the forward uses them (masked where pruned).
+        theta0: the reference point given.
+        g: gradient of the mean loss.
+        g2: sample-weighted mean over batches of the squared batch gradients.
+        g2_sample: mean over samples of the squared sample gradients.
+        Hg: Hessian of the mean loss times g, over the same data.
+        gR: gradient of the synaptic-flow objective, float64 (of a float32 net of convolutions, on a CPU, right to float32's digits).
+        loss: the mean loss, or None where no data were read.
+        samples: how many samples were read.
+    """
+
+    theta: Named
+    theta0: Named | None = None
+    g: Named | None = None
+    g2: Named | None = None
+    g2_sample: Named | None = None
+    Hg: Named | None = None
+    gR: Named | None = None
+    loss: float | None = None
+    samples: int = 0
+
+    def tensors(self, kind: str) -> Named:
+        """The tensors of one kind (``"g"``) by parameter name, or an error that says how to get what is missing."""
+        values: Named | None = getattr(self, kind)
+        if values is None:
+            raise ValueError(f"this flow has no {kind!r}: compute it with needs=({kind!r},), or for 'theta0' pass theta0=")
+        apart = any(value.device != self.theta[name].device for name, value in values.items())
+        return _Fetched({name: (value, self.theta[name].device) for name, value in values.items()}) if apart else values
+
+
+class _Fetched(dict[str, Any]):
+    """Tensors kept on the host, each brought to its parameter's device when it is read."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        value, device = super().__getitem__(name)
+        return value.to(device)  # type: ignore[no-any-return]
+
+
+def flow(
+    model: nn.Module,
+    data: object = None,
+    *,
+    loss: Loss | None = None,
+    needs: Sequence[str] = ("g", "Hg"),
+    closure: Closure | None = None,
+    parameters: Iterable[str] = (),
+    theta0: Mapping[str, Tensor] | None = None,
+    max_samples: int | None = None,
+    temperature: float = 1.0,
+    mode: str = "eval",
+    example_inputs: Any = None,
+    progress: bool | None = None,
+    max_memory: int | str | None = None,
+    offload: bool = False,
+    autocast: torch.dtype | None = None,
+) -> Flow:
+    """θ and the derivatives of the loss that ``needs`` names, exact, over all the data, leaving no trace on the model.
+
+    They are taken over every parameter that requires a gradient, and over ``parameters`` besides (so a frozen model can be scored).
+    H·g is exact (reverse over reverse), with g and H over the same samples: two sweeps, or one where the data is a single batch.
+
+    Args:
+        model: any module; unwrapped if compiled or data-parallel. Of a ``DistributedDataParallel`` model every rank makes the same call
+            with its own share of the data, and the flow is that over all of them.
+        data: an iterable of ``(input, target)`` or dict batches, or one batch. Batches are moved to the model's device.
+        loss: ``loss(output, target)``, a mean over the batch; cross-entropy if left out, or the model's own for dict batches.
+        needs: any of ``g``, ``g2``, ``g2_sample``, ``Hg``, ``gR``.
+        closure: ``closure(model, batch) -> loss`` for anything else; ``loss`` and ``temperature`` are then yours.
+        parameters: names of parameters to include even if they are frozen.
+        theta0: a state dict of the reference point (the initialisation, for instance).
+        max_samples: read exactly this many samples (the last batch is cut).
+        temperature: the output is divided by it before the loss.
+        mode: "eval" (the paper's) or "train": batch norm and dropout while scoring.
+        example_inputs: inputs that show the shape ``gR`` needs, where there is no data.
+        progress: True or False; None shows a bar once a sweep has taken two seconds.
+        max_memory: what a sweep may take besides model and data, in bytes or as ``"2GB"``: batches that would take more are run in parts,
+            with the same result; where there is room, graphs are kept for the second sweep, which is then faster.
+        offload: keep the sums of the derivatives on the host, for models whose θ, g and H·g do not fit on the device together.
+        autocast: ``torch.bfloat16`` runs the model in mixed precision; sums are in float32 all the same.
+
+    Raises:
+        ValueError: for empty or one-shot data, a loss that is not one finite number, an unknown name.
+
+    >>> import torch
+    >>> model = nn.Linear(3, 2)
+    >>> f = flow(model, (torch.ones(4, 3), torch.tensor([0, 1, 0, 1])), needs=("g",))
+    >>> f.g["weight"].shape, f.samples
+    (torch.Size([2, 3]), 4)
+    """
+    ranks, model = Ranks.of(model), unwrapped(model)
+    wanted = _checked(needs)
+    targets = _differentiable(model, parameters, wanted)
+    point = Flow(theta={name: wide(target.theta) for name, target in targets.items()}, theta0=_reference(theta0, targets))
+    if not wanted:
+        return point
+    objective, resources = Objective(loss, closure, temperature), Resources(in_bytes(max_memory), offload, autocast)
+    with untouched(model, data, mode) as rewind:
+        for target in targets.values():
+            target.parameter.requires_grad_(True)
+        if "gR" in wanted:
+            example = example_of(data, example_inputs, next(model.parameters()).device)
+            point = replace(point, gR=synaptic_gradient(model, targets, point.theta, example))
+        if wanted - {"gR"}:
+            sweeps = Sweeps(model, targets, objective, mode, rewind, progress, max_samples, ranks, resources)
+            point = replace(point, **sweeps.run(as_batches(data), wanted))
+    return point
+
+
+def _checked(needs: Sequence[str]) -> set[str]:
+    wanted = {needs} if isinstance(needs, str) else set(needs)
+    unknown = wanted - set(INGREDIENTS)
+    if unknown:
+        raise ValueError(f"needs= names {', '.join(map(repr, sorted(unknown)))}; a flow has {', '.join(field.name for field in fields(Flow)[2:7])}")
+    wanted -= {"theta", "theta0", "generator"}
+    return wanted | {"g"} if "Hg" in wanted else wanted
+
+
+def _differentiable(model: nn.Module, also: Iterable[str], wanted: set[str]) -> dict[str, Target]:
+    known = parameters_of(model)
+    also = set(also)
+    if missing := also - set(known):
+        raise ValueError(f"no such parameter: {', '.join(sorted(missing))}")
+    if wanted and (odd := [name for name in also if not known[name].parameter.is_floating_point()]):
+        dtype = known[odd[0]].parameter.dtype
+        raise ValueError(f"{', '.join(odd)}: derivatives are of real numbers, not {dtype}; use a measure of theta alone, or exclude=")
+    return {
+        name: target for name, target in known.items() if name in also or (target.parameter.requires_grad and target.parameter.is_floating_point())
+    }
+
+
+def _reference(state: Mapping[str, Tensor] | None, targets: dict[str, Target]) -> Named | None:
+    if state is None:
+        return None
+    found = {}
+    for name, target in targets.items():
+        value = state.get(name, state.get(f"{name}_orig"))
+        if value is None:
+            raise ValueError(f"theta0 has no entry for {name!r}: pass a state dict of this model, taken at the reference point")
+        if value.shape != target.parameter.shape:
+            raise ValueError(f"theta0[{name!r}] has shape {tuple(value.shape)}, the parameter {tuple(target.parameter.shape)}")
+        found[name] = wide(value.detach().to(target.parameter.device))
+    return found

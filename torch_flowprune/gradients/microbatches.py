@@ -1,0 +1,121 @@
+"""Batches in parts that fit into a budget of memory, and the graphs that can be kept in it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, TypeAlias
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
+from torch_flowprune.gradients.double_backward import twice_differentiable
+from torch_flowprune.gradients.memory_budget import Cost, measured, readable
+from torch_flowprune.inputs import Batch, first, parts, shapes, untouched, wide_type
+
+Part: TypeAlias = "tuple[Batch, int]"
+
+
+class MicroBatches:
+    """Batches cut so that the sums of a sweep and what one part takes stay below ``max_memory``; whole without one.
+
+    What a part takes is measured on one sample and on two of the first batch of its shape, and is linear in between.
+    """
+
+    def __init__(self, derivatives: Derivatives, wanted: set[str]) -> None:
+        self.derivatives, self.second = derivatives, "Hg" in wanted
+        self.limit, self.costs, self.checked = derivatives.resources.max_memory, dict[Any, tuple[Cost, Cost]](), False
+        each = sum(wide_type(parameter).itemsize * parameter.numel() for parameter in derivatives.parameters)
+        kinds = len(wanted & {"g", "g2", "g2_sample", "Hg"}) + 1  # and a batch's own gradient, summed over its parts
+        self.sums = 0 if derivatives.resources.offload else kinds * each
+        if self.limit is not None and derivatives.mode == "train" and (norm := _coupling(derivatives.model)):
+            raise ValueError(f"max_memory= cuts batches, and {norm!r} takes its statistics over a whole one in mode='train': leave one of them out")
+
+    def of(self, batch: Batch, size: int) -> list[Part]:
+        """The batch's parts with their sizes."""
+        if self.limit is None:
+            return [(batch, size)]
+        peak, _ = self.cost(batch, size)
+        most = min(size, peak.samples(self.limit - self.sums))
+        if not most:
+            needed = f"the sums of the derivatives take {readable(self.sums)}, one sample {readable(peak.first)} besides"
+            way_out = f"allow {readable(self.sums + peak.first)}, or keep the sums on the host with offload=True"
+            raise ValueError(f"max_memory of {readable(self.limit)} is not enough: {needed}; {way_out}")
+        if most < size and not self.checked:
+            self._check_mean(first(batch, max(2, most)), max(2, most))
+            self.checked = True
+        return list(parts(batch, size, most))
+
+    def cost(self, batch: Batch, size: int) -> tuple[Cost, Cost]:
+        """Of a batch of this shape: the peak, and what the graph of its gradient holds."""
+        key = shapes(batch)
+        if key not in self.costs:
+            with untouched(self.derivatives.model, mode=self.derivatives.mode):
+                self.costs[key] = measured(lambda count: self._work(first(batch, count)), size)
+        return self.costs[key]
+
+    def _work(self, batch: Batch) -> Grads:
+        if not self.second:
+            return self.derivatives.gradient(self.derivatives.loss(batch))
+        with twice_differentiable():
+            grads = self.derivatives.gradient(self.derivatives.loss(batch), create_graph=True)
+            self.derivatives.product(grads, [torch.zeros_like(p) if g is None else g.detach() for g, p in self._pairs(grads)], retain_graph=True)
+            return grads
+
+    def _pairs(self, grads: Grads) -> Any:
+        return zip(grads, self.derivatives.parameters, strict=True)
+
+    def _check_mean(self, batch: Batch, size: int) -> None:
+        """The same result from parts needs a loss that is a mean over samples."""
+        with untouched(self.derivatives.model), torch.no_grad():
+            value = self._number(batch)
+            mean = sum(self._number(part) * count for part, count in parts(batch, size, -(-size // 2))) / size
+        tolerance = 2e-2 if self.derivatives.resources.autocast or min(p.element_size() for p in self.derivatives.parameters) < 4 else 1e-4
+        if abs(value - mean) > tolerance * max(abs(value), abs(mean)):
+            raise ValueError(
+                f"max_memory= cuts batches, which needs a loss that is a mean over samples: that of {size} samples is {value:.6g}, the mean over "
+                f"its halves {mean:.6g}; use reduction='mean' and no statistics over the batch, or smaller batches without max_memory="
+            )
+
+    def _number(self, batch: Batch) -> float:
+        with self.derivatives.cast():
+            return self.derivatives.objective.number(self.derivatives.model, batch).item()
+
+
+def _coupling(model: torch.nn.Module) -> str | None:
+    return next((name for name, module in model.named_modules() if isinstance(module, _BatchNorm)), None)
+
+
+class Graphs:
+    """The gradients of the last batches, with the graphs to differentiate them again: as many as fit beside the work on a batch."""
+
+    def __init__(self, micro: MicroBatches) -> None:
+        self.micro, self.worst, self.held = micro, 0.0, 0.0
+        self.kept: deque[tuple[Grads, int, float]] = deque()
+
+    @property
+    def active(self) -> bool:
+        """Whether the budget leaves room: not without one, not where randomness would differ, not where graphs stay off the device."""
+        resources = self.micro.derivatives.resources
+        return self.micro.second and resources.max_memory is not None and not resources.offload and self.micro.derivatives.mode == "eval"
+
+    def expect(self, batch: Batch, size: int) -> bool:
+        """Make room for a batch; whether its graph may be kept."""
+        peak, _ = self.micro.cost(batch, size)
+        self.worst = max(self.worst, peak.of(size))
+        self._drop()
+        return self.room > 0
+
+    def add(self, grads: Grads, batch: Batch, size: int) -> None:
+        held = self.micro.cost(batch, size)[1].of(size)
+        self.kept.append((grads, size, held))
+        self.held += held
+        self._drop()
+
+    @property
+    def room(self) -> float:
+        return (self.micro.limit or 0) - self.micro.sums - self.worst
+
+    def _drop(self) -> None:
+        while self.kept and self.held > self.room:
+            self.held -= self.kept.popleft()[2]

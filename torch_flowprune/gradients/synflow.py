@@ -1,0 +1,163 @@
+"""The data-free objective of Synaptic Flow, and its gradient, without touching the model's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import chain
+from math import frexp
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+
+from torch_flowprune.gradients.double_backward import Bilinear, Found, convolution_of
+from torch_flowprune.inputs import Target, clear, logits_of
+
+
+def synaptic_gradient(model: nn.Module, targets: Mapping[str, Target], theta: Mapping[str, Tensor], inputs: Any) -> dict[str, Tensor]:
+    """∂R/∂|θ| for R = the summed output of the model with the absolute value of every parameter and buffer, on one input of ones.
+
+    In float64: in float32 R overflows on deep nets. The convolutions of a float32 model that is made of them, most of the work, are in
+    float32 all the same (:func:`narrow_convolutions`).
+    """
+    state = _absolute_state(model, {id(target.parameter): theta[name] for name, target in targets.items()})
+    keys = {id(value): name for name, value in model.named_parameters()}
+    wrt = [state[keys[id(target.parameter)]].requires_grad_() for target in targets.values()]
+    device = next(iter(targets.values())).parameter.device
+    narrow = narrow_convolutions() if _is_convolutional(model) else nullcontext()
+    masked = [value for value, target in zip(wrt, targets.values(), strict=True) if target.mask is not None]
+    try:
+        with narrow, _MaskedAlready(masked):
+            output = torch.func.functional_call(model, state, *_arguments(_ones(inputs, device)))
+    except RuntimeError as error:
+        if "dtype" not in str(error):
+            raise
+        raise RuntimeError(f"synflow runs the model in float64, and something in it is fixed to another dtype: {error}") from error
+    total = logits_of(output[0] if isinstance(output, (tuple, list)) else output).sum()
+    if not total.isfinite():
+        raise ValueError(f"the synaptic-flow objective is {total.item()} in float64: the network is too deep or its weights too large for synflow")
+    grads = torch.autograd.grad(total, wrt, allow_unused=True)
+    return {name: _of(target, value, grad) for (name, target), value, grad in zip(targets.items(), wrt, grads, strict=True)}
+
+
+def _is_convolutional(model: nn.Module) -> bool:
+    """Whether no weight has more digits than float32, and most kernels and matrices are kernels.
+
+    In a transformer the patch embedding would gain nothing, and layer norms would blow its rounding up from round to round.
+    """
+    sizes = [p.dim() for p in model.parameters() if p.dim() > 1]
+    return all(p.dtype.itemsize <= 4 for p in model.parameters()) and 2 * sum(size > 2 for size in sizes) > len(sizes)
+
+
+def _of(target: Target, value: Tensor, grad: Tensor | None) -> Tensor:
+    """Zero where nothing is reached, and where the mask has removed what was."""
+    if grad is None:
+        return torch.zeros_like(value)
+    return grad if target.mask is None else clear(grad.clone(), target.mask)
+
+
+class _MaskedAlready(TorchFunctionMode):
+    """Inside, values that hold zeros where they are masked are not masked again on access: of weights this takes as long as scoring them."""
+
+    def __init__(self, values: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.done = {id(value) for value in values}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.where and len(args) == 3 and id(args[1]) in self.done:
+            return args[1]
+        return func(*args, **(kwargs or {}))
+
+
+def _absolute_state(model: nn.Module, theta: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """|state dict| in float64, tied entries still tied; buffers outside the state dict (attention masks) keep their signs.
+
+    ``theta`` are the values of parameters by their id, with zeros where they are masked.
+    """
+    persistent = set(model.state_dict())
+    named = dict(chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)))
+    made: dict[int, Tensor] = {}
+    for name, value in named.items():
+        if id(value) not in made:
+            doubled = theta.get(id(value), value).detach().to(torch.float64, copy=True) if value.is_floating_point() else value.detach()
+            made[id(value)] = doubled.abs_() if name in persistent and value.is_floating_point() else doubled
+    return {name: made[id(value)] for name, value in named.items()}
+
+
+def _ones(inputs: Any, device: torch.device) -> Any:
+    if isinstance(inputs, Mapping):
+        return {key: _ones(value, device) for key, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(_ones(value, device) for value in inputs)
+    if isinstance(inputs, Tensor):
+        dtype = torch.float64 if inputs.is_floating_point() else inputs.dtype
+        return torch.ones(1, *inputs.shape[1:], dtype=dtype, device=device)
+    return inputs
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+# Convolutions of a float64 network in float32, in which alone a CPU has fast ones: powers of two keep them in its range.
+
+
+@contextmanager
+def narrow_convolutions() -> Iterator[None]:
+    """Inside, convolutions of float64 tensors on a CPU, and their gradients, are computed in float32.
+
+    Every operand is divided by the power of two above its largest value, and the result multiplied by these powers in float64: it is linear in
+    each operand, so nothing is lost but digits. What is under 1e-38 of the largest value of its tensor becomes 0. The gradient
+    cannot be differentiated again.
+    """
+    with _Narrow():
+        yield
+
+
+class _Narrow(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = convolution_of(func, args, kwargs or {})
+        if found is None or found[1].dtype is not torch.float64 or found[1].device.type != "cpu":
+            return func(*args, **(kwargs or {}))
+        return _Convolution.apply(*found)
+
+
+class _Convolution(Function):
+    """``x * w + b`` in float64, computed in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: Bilinear, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        (x, by_x), (w, by_w) = _divided(x), _divided(w)
+        ctx.operator, ctx.by_x, ctx.by_w = operator, by_x, by_w
+        ctx.save_for_backward(x, w)
+        found = _times(operator.product(x, w, None), by_x * by_w)
+        return found if b is None else found.add_(b.view(-1, *(1,) * (x.dim() - 2)))  # here, for it may be far larger than the rest
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, w = ctx.saved_tensors
+        dy, by_y = _divided(dy)
+        wanted = ctx.needs_input_grad[1:]
+        found: Found = ctx.operator.transposes(dy, x, w, wanted)
+        powers = by_y * ctx.by_w, by_y * ctx.by_x, by_y
+        return None, *(_times(value, power) if want and value is not None else None for value, power, want in zip(found, powers, wanted, strict=True))
+
+
+def _divided(x: Tensor) -> tuple[Tensor, float]:
+    """The tensor over the power of two above its largest value, in float32; and that power."""
+    if not x.numel():
+        return x.float(), 1.0
+    low, high = x.aminmax()
+    _, exponent = frexp(max(-low.item(), high.item()))
+    power = 2.0 ** max(-1000, min(1000, exponent))
+    return (x * (1 / power)).float(), power
+
+
+def _times(x: Tensor, power: float) -> Tensor:
+    """In float64."""
+    return x * torch.tensor([power], dtype=torch.float64)

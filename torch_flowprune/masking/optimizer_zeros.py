@@ -1,0 +1,71 @@
+"""Keeping what is pruned at zero while an optimizer runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from torch_flowprune.inputs import Target, parameters_of, unwrapped
+from torch_flowprune.masking.checkpoint import masks as masks_of
+
+
+def keep_zeros(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Mapping[str, Tensor] | None = None) -> RemovableHandle:
+    """Hold pruned entries at exactly 0, in the parameters and in the optimizer's state, now and after every step.
+
+    Without it a masked model computes the same, but momentum and weight decay move what lies under the mask; and after
+    :func:`~torch_flowprune.remove` training revives zeros. Called before ``remove``, or with ``masks``, it goes on holding them
+    afterwards. Masks put on later are held too.
+
+    Args:
+        model: the pruned model.
+        optimizer: any optimizer over its parameters.
+        masks: what to hold, by parameter name; the model's own masks if left out.
+
+    Returns:
+        A handle: ``handle.remove()`` ends it.
+
+    Raises:
+        ValueError: if nothing is pruned, or a mask does not fit its parameter.
+
+    >>> import torch_flowprune as fp
+    >>> layer = nn.Linear(4, 2)
+    >>> report = fp.global_prune(layer, "magnitude", sparsity=0.5)
+    >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.1)
+    >>> handle = keep_zeros(layer, optimizer)
+    >>> layer(torch.ones(1, 4)).sum().backward(); optimizer.step()
+    >>> int((layer.weight_orig == 0).sum())
+    4
+    """
+    inner = unwrapped(model)
+    held = dict(masks_of(inner) if masks is None else masks)
+    if not held:
+        raise ValueError(
+            "nothing is pruned, so there are no zeros to keep: prune first, or after fp.remove pass masks= (fp.masks(model), taken before)"
+        )
+    known = parameters_of(inner)
+    for name, mask in held.items():
+        if name not in known or known[name].parameter.shape != mask.shape:
+            raise ValueError(f"masks= has {name!r} of shape {tuple(mask.shape)}, and the model has no such parameter of that shape")
+
+    def hold(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for name, target in parameters_of(inner).items():
+            _zero(target, held.get(name), optimizer)
+
+    hold(optimizer)
+    return optimizer.register_step_post_hook(hold)
+
+
+def _zero(target: Target, held: Tensor | None, optimizer: torch.optim.Optimizer) -> None:
+    mask = held if target.mask is None else target.mask
+    if mask is None:
+        return
+    gone = (mask == 0).to(target.parameter.device)
+    with torch.no_grad():
+        target.parameter.masked_fill_(gone, 0)
+        for value in optimizer.state.get(target.parameter, {}).values():
+            if isinstance(value, Tensor) and value.shape == gone.shape:
+                value.masked_fill_(gone, 0)

@@ -1,0 +1,8 @@
+"""The whole route in one call, in rounds, and as torch's pruning methods."""
+
+from torch_flowprune.pruning import methods
+from torch_flowprune.pruning.global_pruning import LayerCollapseWarning, TiedScoresWarning, global_prune, prune_to
+from torch_flowprune.pruning.pruner import Pruner
+from torch_flowprune.pruning.report import Layer, Report, blank_figure
+
+__all__ = ["Layer", "LayerCollapseWarning", "Pruner", "Report", "TiedScoresWarning", "blank_figure", "global_prune", "methods", "prune_to"]

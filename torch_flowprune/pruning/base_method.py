@@ -1,0 +1,184 @@
+"""A measure as one of torch's pruning methods: the machinery behind the classes and functions of ``methods``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from torch_flowprune.inputs import Target, no_such_parameter, parameters_of, wide
+from torch_flowprune.masking import all_or_nothing, check_can_mask, put_on
+from torch_flowprune.scoring import Slices, Units, Weights, alive, measures
+from torch_flowprune.selection import lowest, to_prune
+
+_ANY_NUMBER = 1 << 62
+
+
+class MeasureMethod(prune.BasePruningMethod):
+    """A measure, a cut into units, and torch's way of applying both to one module."""
+
+    measure: ClassVar[measures.Measure]
+    PRUNING_TYPE: ClassVar[str]
+    units: Units
+
+    def __init__(self, amount: float, generator: torch.Generator | None = None) -> None:
+        to_prune(amount, _ANY_NUMBER)
+        self.amount = amount
+        self.generator = generator
+
+    @classmethod
+    def reads(cls) -> set[str]:
+        """What the measure reads: ``{"theta", "g"}``."""
+        return set(measures.needs(cls.measure))
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
+        """The mask that removes the lowest of ``t`` on top of ``default_mask``; torch calls it from containers and ``global_unstructured``.
+
+        There ``t`` is either the weights themselves or the scores that were given, and torch does not say which. A measure that reads
+        only ``theta`` takes it for weights (so a signed score loses its sign, as with ``L1Unstructured``); any other takes it for
+        scores, and refuses weights where it can tell (they require a gradient).
+        """
+        own = self.reads() <= {"theta", "generator"}
+        if t.requires_grad and not own:
+            raise ValueError(self._way_out("reads more than the weights"))
+        return self._mask(self._evaluate({"theta": t.detach()}) if own else self._reduce(t.detach()), default_mask)
+
+    @classmethod
+    def apply(cls, module: nn.Module, name: str, *args: Any, importance_scores: Tensor | None = None, **kwargs: Any) -> MeasureMethod:
+        """Prune the tensor ``name`` of ``module``; ``args`` and ``kwargs`` are the method's own. Returns the method, as torch's classes do.
+
+        Raises:
+            TypeError, ValueError: for bad arguments, before the module is touched.
+        """
+        method = cls(*args, **kwargs)
+        target = _target(module, name)
+        default = torch.ones_like(target.parameter, dtype=torch.bool) if target.mask is None else target.mask != 0
+        scores = method._own_scores(target) if importance_scores is None else method._given(importance_scores, target)
+        mask = method._mask(scores, default)
+        with all_or_nothing([target]):
+            for owner, attribute in target.owners:
+                method._tensor_name = attribute
+                put_on(owner, attribute, mask).add_pruning_method(method)
+        return method
+
+    def _mask(self, scores: Tensor, default_mask: Tensor) -> Tensor:
+        left = alive(self.units, default_mask)
+        (keep,) = lowest([scores], to_prune(self.amount, int(torch.count_nonzero(left))), [left]).keep
+        return ((default_mask != 0) & self.units.mask(keep, default_mask.shape)).to(default_mask.dtype)
+
+    def _evaluate(self, values: dict[str, Tensor]) -> Tensor:
+        arguments: dict[str, Any] = {kind: self.units.rows(wide(value)) for kind, value in values.items()}
+        if "generator" in self.reads():
+            arguments["generator"] = self.generator or torch.default_generator
+        return type(self).measure(**arguments)
+
+    def _reduce(self, scores: Tensor) -> Tensor:
+        return self.units.rows(wide(scores)).sum(-1)
+
+    def _own_scores(self, target: Target) -> Tensor:
+        """The measure on what the module itself holds: the masked weight and ``.grad``."""
+        if missing := self.reads() - {"theta", "g", "generator"}:
+            raise ValueError(self._way_out(f"needs {', '.join(sorted(missing))}, which a module does not hold"))
+        values = {"theta": target.theta}
+        if "g" in self.reads():
+            if target.parameter.grad is None:
+                raise ValueError(self._way_out(f"reads .grad, and that of {target.name!r} is None: run loss.backward() first"))
+            values["g"] = target.parameter.grad
+        scores = self._evaluate(values)
+        if not scores.isfinite().all():
+            raise ValueError(f"the scores of {target.name!r} are not all finite: its weights or gradients hold nan or inf")
+        return scores
+
+    def _given(self, scores: Tensor, target: Target) -> Tensor:
+        units = len(self.units.rows(target.parameter.detach()))
+        value = scores.detach().to(target.parameter.device)
+        if value.shape == target.parameter.shape:
+            value = self._reduce(value)
+        if value.shape != (units,):
+            shapes = " or ".join(str(shape) for shape in dict.fromkeys([tuple(target.parameter.shape), (units,)]))
+            raise ValueError(f"importance_scores of {target.name!r} should have shape {shapes}, got {tuple(scores.shape)}")
+        if value.isnan().any():
+            raise ValueError(f"importance_scores of {target.name!r} hold nan: no order can be told")
+        return value
+
+    def _way_out(self, reason: str) -> str:
+        name, kind = measures.name_of(type(self).measure), "weight" if isinstance(self.units, Weights) else "filter"
+        return (
+            f"{type(self).__name__} {reason}. Compute scores first: scores = fp.scores(model, {name!r}, data=loader, granularity={kind!r}), "
+            "then pass importance_scores=scores['layer.weight']; or prune the whole model: "
+            f"fp.global_prune(model, {name!r}, sparsity, granularity={kind!r}, data=loader)"
+        )
+
+
+class Unstructured(MeasureMethod):
+    """Single weights go.
+
+    Args:
+        amount: how much of what is left, float or int.
+        generator: the source of randomness, for ``random``; torch's global one if left out.
+    """
+
+    PRUNING_TYPE = "unstructured"
+    units = Weights()
+
+
+class Structured(MeasureMethod):
+    """Whole slices go.
+
+    Args:
+        amount: how much of what is left, float or int.
+        dim: the axis whose slices are the units; 0, the outputs of linear layers and convolutions, if left out (torch's classes have -1).
+        generator: the source of randomness, for ``random``; torch's global one if left out.
+    """
+
+    PRUNING_TYPE = "structured"
+
+    def __init__(self, amount: float, dim: int = 0, generator: torch.Generator | None = None) -> None:
+        super().__init__(amount, generator)
+        if isinstance(dim, bool) or not isinstance(dim, int):
+            raise TypeError(f"dim should be an int, the axis whose slices are pruned, got {dim!r}")
+        self.dim = dim
+        self.units = Slices(dim)
+
+
+def _target(module: nn.Module, name: str) -> Target:
+    target = next((target for target in parameters_of(module).values() if (module, name) in target.owners), None)
+    if target is None:
+        raise ValueError(no_such_parameter((module, name)))
+    check_can_mask(target, name)
+    return target
+
+
+def unstructured(method: type[Unstructured]) -> Callable[..., nn.Module]:
+    """The functional form of a class of this kind."""
+
+    def function(
+        module: nn.Module, name: str, amount: float, importance_scores: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> nn.Module:
+        method.apply(module, name, amount, generator=generator, importance_scores=importance_scores)
+        return module
+
+    return _described(function, method, "_unstructured", "the weights with the lowest")
+
+
+def structured(method: type[Structured]) -> Callable[..., nn.Module]:
+    """The functional form of a class of this kind."""
+
+    def function(
+        module: nn.Module, name: str, amount: float, dim: int = 0, importance_scores: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> nn.Module:
+        method.apply(module, name, amount, dim, generator=generator, importance_scores=importance_scores)
+        return module
+
+    return _described(function, method, "_structured", "the slices along ``dim`` with the lowest")
+
+
+def _described(function: Callable[..., nn.Module], method: type[MeasureMethod], suffix: str, what: str) -> Callable[..., nn.Module]:
+    function.__name__ = function.__qualname__ = f"{measures.name_of(method.measure)}{suffix}"
+    function.__doc__ = (
+        f"Prune {what} ``{measures.name_of(method.measure)}`` from one tensor of a module: :meth:`{method.__name__}.apply`. Returns the module."
+    )
+    return function

@@ -1,0 +1,208 @@
+"""Pruning inside a training loop: one object that knows the model, the measure, the schedule and the round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_flowprune.gradients import Flow, flow
+from torch_flowprune.inputs import Batch, unwrapped, wide
+from torch_flowprune.pruning.global_pruning import global_prune
+from torch_flowprune.pruning.report import Report
+from torch_flowprune.scoring import Candidates, Measure, Scores, candidates_of, evaluate, label, measures, targets_of
+from torch_flowprune.selection import Schedule, fraction, gone_share, steps
+
+_FROM_BACKWARD = {"theta", "theta0", "g", "g2", "generator"}
+_CHOICE = ("parameters", "include", "exclude")
+_FLOW = ("loss", "closure", "max_samples", "temperature", "mode", "example_inputs", "progress", "max_memory", "offload", "autocast")
+
+
+class Pruner:
+    """Prune a model round by round while it trains.
+
+    Call :meth:`step` where a round ends: it prunes to the schedule's next sparsity, by scores taken over ``data``. Or call :meth:`track`
+    after each ``loss.backward()``: the scores are then an exponential average over the minibatches since the last round, and cost no
+    sweep. Everything that makes a run resumable is in :meth:`state_dict` (the masks are in the model's own).
+
+    Args:
+        model: the model that trains.
+        method: a measure's name or function.
+        sparsity: the sparsity after the last round.
+        rounds: how many rounds.
+        schedule: a schedule's name, a function of ``(rounds, start, target)``, or the sparsities themselves, one a round.
+        alpha: the weight of the newest minibatch in the average; the paper's code has 0.8.
+        theta0: the reference point, for measures that read it; the parameters as they are now if left out.
+        generator: the source of randomness for ``random``.
+        options: further arguments of :func:`~torch_flowprune.global_prune` (``granularity``, ``loss``, ``min_keep``, ...).
+
+    Raises:
+        ValueError, TypeError: for bad arguments, at once and not in the first round.
+
+    Source: the training protocol of Lubana & Dick 2021 (their ``track_importance`` works for some measures only; this for all).
+
+    >>> import torch_flowprune as fp
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    >>> pruner = fp.Pruner(model, "loss_preservation", sparsity=0.75, rounds=2)
+    >>> for _ in range(2):
+    ...     model(torch.ones(3, 4)).square().sum().backward()
+    ...     pruner.track()
+    ...     report = pruner.step()
+    >>> pruner.done, report.sparsity
+    (True, 0.75)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str | Measure = "magnitude",
+        sparsity: float | None = None,
+        *,
+        rounds: int | None = None,
+        schedule: str | Schedule | Sequence[float] = "exponential",
+        alpha: float = 0.8,
+        theta0: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> None:
+        self.model, self.method, self.measure = model, method, measures.resolve(method)
+        self.alpha = fraction(alpha, "alpha")
+        self.options, self.generator = _known(options), generator
+        self.round = 0
+        self.tracked: dict[str, Tensor] = {}
+        self.goals = _goals(sparsity, rounds, schedule, start=gone_share(self._candidates(), self.options.get("cost", "units")))
+        needs_reference = "theta0" in measures.needs(self.measure)
+        self.theta0 = _copy(unwrapped(model).state_dict()) if needs_reference and theta0 is None else theta0
+
+    @property
+    def done(self) -> bool:
+        """Whether every round has been pruned."""
+        return self.round == len(self.goals)
+
+    @property
+    def next_sparsity(self) -> float:
+        """What the next :meth:`step` prunes to.
+
+        Raises:
+            ValueError: when all rounds are done.
+        """
+        if self.done:
+            raise ValueError(f"all {len(self.goals)} rounds are done: the model is at sparsity {self.goals[-1]:g}")
+        return self.goals[self.round]
+
+    def track(self, batch: Batch = None) -> None:
+        """Take one minibatch into the average.
+
+        Without ``batch`` after ``loss.backward()``: reads the parameters and their ``.grad`` (unscale it first if a ``GradScaler`` is in
+        use). With ``batch`` the flow is taken over it, which any measure allows; those that read Hg need it.
+
+        Raises:
+            ValueError: if a gradient is missing, or the measure needs a batch.
+        """
+        found = self._candidates()
+        scores = evaluate(self._point(found, batch), self.measure, found, self._granularity, self.generator)
+        for name, score in scores.items():
+            old = self.tracked.get(name)
+            self.tracked[name] = score * self.alpha if old is None else torch.lerp(old, score, self.alpha)
+
+    def step(self, data: object = None) -> Report:
+        """Prune to the next sparsity by what was tracked, or else by scores over ``data``.
+
+        Raises:
+            ValueError: when all rounds are done, or there is nothing to score from.
+        """
+        sparsity = self.next_sparsity
+        if self.tracked and data is None:
+            scores = Scores(self.tracked, measures.name_of(self.method), self._granularity)
+            kept = {key: value for key, value in self.options.items() if key == "example_inputs" or key not in (*_FLOW, "granularity")}
+            report = global_prune(self.model, self.method, sparsity, scores=scores, granularity=self.options.get("granularity"), **kept)
+        else:
+            report = global_prune(self.model, self.method, sparsity, data=data, theta0=self.theta0, generator=self.generator, **self.options)
+        self.tracked = {}
+        self.round += 1
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """The round, the tracked average, the reference point and the generator's state: plain values and tensors."""
+        source = None if self.generator is None else self.generator.get_state()
+        method = measures.name_of(self.method)
+        state = {"method": method, "round": self.round, "goals": list(self.goals), "tracked": dict(self.tracked)}
+        return {**state, "theta0": self.theta0, "generator": source}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: if it is of another schedule or another measure.
+        """
+        own = measures.name_of(self.method)
+        if state.get("method", own) != own:
+            raise ValueError(f"this state is of a pruner by {state['method']}, and this one prunes by {own}")
+        goals = tuple(state["goals"])
+        if len(goals) != len(self.goals) or goals[-1] != self.goals[-1]:
+            raise ValueError(f"this state is of a pruner with sparsities {list(goals)}, and this one has {list(self.goals)}")
+        self.goals = goals  # those between were counted from where that run began
+        self.round, self.tracked, self.theta0 = state["round"], dict(state["tracked"]), state["theta0"]
+        if self.generator is not None and state.get("generator") is not None:
+            self.generator.set_state(state["generator"].cpu())
+
+    @property
+    def _granularity(self) -> str:
+        return label(self.options.get("granularity", "weight"))
+
+    def _candidates(self) -> Candidates:
+        parameters, include, exclude = (self.options.get(key) for key in _CHOICE)
+        return candidates_of(
+            unwrapped(self.model),
+            self.options.get("granularity", "weight"),
+            parameters,
+            include,
+            exclude,
+            scored_by=self.options.get("scored_by", "producer"),
+            example_inputs=self.options.get("example_inputs"),
+        )
+
+    def _point(self, found: Candidates, batch: Batch) -> Flow:
+        needs = measures.needs(self.measure)
+        if batch is not None:
+            options = {key: self.options[key] for key in _FLOW if key in self.options}
+            return flow(self.model, batch, needs=needs, parameters=targets_of(found), theta0=self.theta0, **options)
+        if beyond := set(needs) - _FROM_BACKWARD:
+            raise ValueError(f"{measures.name_of(self.method)!r} reads {', '.join(sorted(beyond))}, which .grad does not hold: call track(batch)")
+        if {"g", "g2"} & set(needs):
+            return _with_gradients(flow(self.model, needs=(), parameters=targets_of(found), theta0=self.theta0), found)
+        return flow(self.model, needs=(), parameters=targets_of(found), theta0=self.theta0)
+
+
+def _with_gradients(point: Flow, found: Candidates) -> Flow:
+    """The flow at one minibatch, with g read from ``.grad``."""
+    missing = [name for name, target in targets_of(found).items() if target.parameter.grad is None]
+    if missing:
+        raise ValueError(f".grad of {', '.join(missing[:5])} is None: call track() after loss.backward() and before zero_grad()")
+    g = {name: wide(target.parameter.grad.detach()) for name, target in targets_of(found).items()}  # type: ignore[union-attr]
+    return Flow(theta=point.theta, theta0=point.theta0, g=g, g2={name: value.square() for name, value in g.items()})
+
+
+def _goals(sparsity: float | None, rounds: int | None, schedule: str | Schedule | Sequence[float], start: float) -> tuple[float, ...]:
+    if isinstance(schedule, Sequence) and not isinstance(schedule, str):
+        goals = [fraction(value) for value in schedule]
+        if not goals or sorted(goals) != goals or sparsity not in (None, goals[-1]) or rounds not in (None, len(goals)):
+            raise ValueError(f"schedule={list(schedule)} should be rising sparsities, one a round, the last of them sparsity= where that is given")
+        return tuple(goals)
+    if sparsity is None:
+        raise ValueError("give sparsity=, the share of all prunable units that is gone after the last round")
+    return tuple(steps(schedule, 1 if rounds is None else rounds, start, fraction(sparsity)))
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    allowed = {*_CHOICE, *_FLOW, "granularity", "scored_by", "scope", "min_keep", "cost"}
+    if unknown := set(options) - allowed:
+        raise TypeError(f"Pruner does not take {', '.join(sorted(unknown))}; besides its own arguments it takes {', '.join(sorted(allowed))}")
+    return options
+
+
+def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items() if isinstance(value, Tensor)}

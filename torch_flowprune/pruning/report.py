@@ -1,0 +1,164 @@
+"""What was removed, where, and what it was predicted to cost: as a value, a table and a plot."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any
+
+from torch_flowprune.channels import Size
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One parameter after a prune.
+
+    Attributes:
+        name: the parameter's name.
+        shape: its shape.
+        units: how many units it has.
+        pruned: how many of them are gone, in all.
+        newly_pruned: how many this prune removed.
+        weights: how many weights it has.
+        weights_pruned: how many of them are zero by the mask.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    units: int
+    pruned: int
+    newly_pruned: int
+    weights: int
+    weights_pruned: int
+
+    @property
+    def sparsity(self) -> float:
+        """Removed units over all units."""
+        return self.pruned / self.units if self.units else 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`~torch_flowprune.global_prune` did.
+
+    Attributes:
+        method: the measure's name.
+        granularity: what a unit is.
+        layers: one entry a parameter, in model order.
+        threshold: the highest score that went in the last round; None where nothing did.
+        tied: how many units stay although their score equals the threshold: among equals, model order decided.
+        loss: the mean loss before the (last) prune, where data were read.
+        samples: over how many samples.
+        predicted_loss_change: −Σ θ·g over what went: the first-order change of the loss, summed over the rounds; None where g is unknown.
+        predicted_gradient_norm_change: −2 Σ θ·Hg over what went: the first-order change of ‖g‖²; None where Hg is unknown.
+        dense: for channels, what the model costs with all of them; else None.
+        left: for channels, what it costs once :func:`~torch_flowprune.shrink` has removed those that are gone; else None.
+    """
+
+    method: str
+    granularity: str
+    layers: tuple[Layer, ...]
+    threshold: float | None = None
+    tied: int = 0
+    loss: float | None = None
+    samples: int = 0
+    predicted_loss_change: float | None = None
+    predicted_gradient_norm_change: float | None = None
+    dense: Size | None = None
+    left: Size | None = None
+
+    @property
+    def units(self) -> int:
+        """All prunable units."""
+        return sum(layer.units for layer in self.layers)
+
+    @property
+    def pruned(self) -> int:
+        """Removed units, in all."""
+        return sum(layer.pruned for layer in self.layers)
+
+    @property
+    def newly_pruned(self) -> int:
+        """Units that this prune removed."""
+        return sum(layer.newly_pruned for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Removed units over all prunable units."""
+        return self.pruned / self.units if self.units else 0.0
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.method}, {self.granularity}: {self.pruned:,} of {self.units:,} units pruned ({self.sparsity:.2%}), {self.newly_pruned:,} now"
+        ]
+        if self.dense is not None and self.left is not None:
+            lines.append(
+                f"shrink leaves {_of(self.left.parameters, self.dense.parameters)} parameters, {_of(self.left.flops, self.dense.flops)} FLOPs"
+            )
+        if self.threshold is not None:
+            lines.append(f"threshold score {self.threshold:.4g}")
+        if self.loss is not None:
+            lines.append(f"loss {self.loss:.4g} over {self.samples:,} samples before pruning")
+        if self.predicted_loss_change is not None:
+            lines.append(f"predicted change of the loss {self.predicted_loss_change:+.4g} (first order)")
+        if self.predicted_gradient_norm_change is not None:
+            lines.append(f"predicted change of ‖g‖² {self.predicted_gradient_norm_change:+.4g} (first order)")
+        return "\n".join([*lines, self.table()])
+
+    def table(self) -> str:
+        """One line a layer and one in total, as text."""
+        header = ("parameter", "shape", "units", "pruned", "sparsity", "weights", "zeros")
+        rows = [_row(layer.name, "x".join(map(str, layer.shape)), layer) for layer in self.layers]
+        total = Layer(
+            "total", (), self.units, self.pruned, self.newly_pruned, sum(x.weights for x in self.layers), sum(x.weights_pruned for x in self.layers)
+        )
+        rows.append(_row("total", "", total))
+        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+        return "\n".join(
+            "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+            for row in [header, *rows]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values that ``json`` writes."""
+        totals = {"units": self.units, "pruned": self.pruned, "newly_pruned": self.newly_pruned, "sparsity": self.sparsity}
+        layers = [{**asdict(layer), "shape": list(layer.shape), "sparsity": layer.sparsity} for layer in self.layers]
+        return {**asdict(self), **totals, "layers": layers}
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """The sparsity of every layer as a bar chart, written to ``path`` (PNG, SVG, PDF by its suffix).
+
+        Raises:
+            ImportError: without matplotlib, an extra.
+        """
+        figure = blank_figure(7, 1.2 + 0.22 * len(self.layers))
+        axes = figure.subplots()
+        names = [layer.name for layer in self.layers]
+        axes.barh(names, [layer.sparsity for layer in self.layers], color="#4477aa")
+        axes.axvline(self.sparsity, color="#ee6677", linewidth=1, label=f"in total {self.sparsity:.1%}")
+        axes.set(xlim=(0, 1), xlabel="sparsity", title=f"{self.method}, {self.granularity}")
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", labelsize=7)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        figure.savefig(path, dpi=150)
+
+
+def _of(left: int, dense: int) -> str:
+    return f"{left:,} of {dense:,} ({left / dense if dense else 1:.2%})"
+
+
+def _row(name: str, shape: str, layer: Layer) -> tuple[str, ...]:
+    return (name, shape, f"{layer.units:,}", f"{layer.pruned:,}", f"{layer.sparsity:.2%}", f"{layer.weights:,}", f"{layer.weights_pruned:,}")
+
+
+def blank_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of this size in inches, without a display.
+
+    Raises:
+        ImportError: without matplotlib, an extra.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("a plot needs matplotlib: pip install matplotlib (or torch-flowprune[plot])") from error
+    return Figure(figsize=(width, height), layout="constrained")

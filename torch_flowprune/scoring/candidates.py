@@ -1,0 +1,176 @@
+"""What may go from a model: the units of each parameter, out as rows for the measures, back as masks for the model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from torch_flowprune.channels import Costs
+from torch_flowprune.inputs import Pair, Pattern, Target, prunable
+from torch_flowprune.masking import check_can_mask
+from torch_flowprune.scoring.granularity import Blocks, Granularity, Units, alive, parse_granularity
+
+
+class Candidate(Protocol):
+    """Units that are ranked side by side, and what of the model they are made of."""
+
+    @property
+    def name(self) -> str:
+        """What scores and reports call it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape a report shows."""
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The parameters whose elements are read or masked."""
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """The n:m pattern that the units have to keep, if any."""
+
+    @property
+    def costs(self) -> Costs | None:
+        """What the whole model costs as a function of the units that stay, where that is known; all candidates share it."""
+
+    def __len__(self) -> int:
+        """How many units."""
+
+    def rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What the units hold of tensors given by parameter name: ``(unit, element)``."""
+
+    def alive(self) -> Tensor | None:
+        """Which units are left; None: all."""
+
+    def masks(self, keep: Tensor) -> dict[str, Tensor]:
+        """One kept/removed flag a unit as masks by parameter name."""
+
+    @property
+    def weights(self) -> int:
+        """How many weights the units own."""
+
+    def kept_weights(self, left: int) -> Tensor | int:
+        """How many of them the model's masks keep; ``left`` of the units are left."""
+
+    def renewed(self, known: Mapping[str, Target]) -> Candidate:
+        """The same with the masks that the model has now."""
+
+
+Candidates: TypeAlias = "dict[str, Candidate]"
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterUnits:
+    """The units of one parameter."""
+
+    target: Target
+    units: Units
+
+    @property
+    def name(self) -> str:
+        return self.target.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.target.parameter.shape)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return (self.target,)
+
+    @property
+    def blocks(self) -> Blocks | None:
+        return self.units if isinstance(self.units, Blocks) else None
+
+    @property
+    def costs(self) -> Costs | None:
+        return None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def _count(self) -> int:
+        return len(self.units.rows(self.target.parameter.detach()))
+
+    def rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return self.units.rows(tensors[self.name])
+
+    def alive(self) -> Tensor | None:
+        return None if self.target.mask is None else alive(self.units, self.target.mask)
+
+    def masks(self, keep: Tensor) -> dict[str, Tensor]:
+        return {self.name: self.units.mask(keep, self.target.parameter.shape)}
+
+    @property
+    def weights(self) -> int:
+        return self.target.parameter.numel()
+
+    def kept_weights(self, left: int) -> Tensor | int:
+        if self.weights == len(self):  # a unit is one weight
+            return left
+        return self.weights if self.target.mask is None else torch.count_nonzero(self.target.mask)
+
+    def renewed(self, known: Mapping[str, Target]) -> ParameterUnits:
+        return replace(self, target=known[self.name])
+
+
+def parameter_candidates(
+    model: nn.Module,
+    granularity: Granularity,
+    parameters: Iterable[Pair] | None = None,
+    include: Pattern | Sequence[Pattern] | None = None,
+    exclude: Pattern | Sequence[Pattern] | None = None,
+) -> Candidates:
+    """The parameters to prune and how each is cut into units, by name; all of them can carry a mask.
+
+    Parameters that n:m blocks do not fit are an error where ``parameters`` names them, and else left out with a warning.
+    """
+    units_of = parse_granularity(granularity)
+    found: Candidates = {}
+    left_out = []
+    for target in prunable(model, parameters, include, exclude):
+        units = units_of(check_can_mask(target, target.name))
+        if isinstance(units, Blocks) and not units.fits(target.parameter.shape):
+            left_out.append(target.name)
+        else:
+            found[target.name] = ParameterUnits(target, units)
+    if left_out:
+        _report_left_out(left_out, granularity, required=parameters is not None or not found)
+    return found
+
+
+def targets_of(found: Candidates) -> dict[str, Target]:
+    """Every parameter that candidates read or mask, once, by name."""
+    return {target.name: target for candidate in found.values() for target in candidate.targets}
+
+
+def lefts(found: Candidates) -> list[Tensor | int]:
+    """How many units of each candidate are left."""
+    left = [candidate.alive() for candidate in found.values()]
+    return [len(candidate) if mask is None else torch.count_nonzero(mask) for candidate, mask in zip(found.values(), left, strict=True)]
+
+
+def living(values: Mapping[str, Tensor], found: Candidates) -> dict[str, Tensor]:
+    """Of values one a unit, those of the units that are left: only they can still go."""
+    left = {name: candidate.alive() for name, candidate in found.items()}
+    return {name: values[name] if alive is None else values[name][alive] for name, alive in left.items()}
+
+
+def label(granularity: Granularity) -> str:
+    """What a granularity is called in scores and reports."""
+    return granularity if isinstance(granularity, str) else repr(granularity)
+
+
+def _report_left_out(names: list[str], granularity: Granularity, *, required: bool) -> None:
+    text = f"the input axis of {', '.join(names)} does not divide into whole blocks of {label(granularity)}"
+    if required:
+        raise ValueError(f"{text}: leave them out")
+    warnings.warn(f"{text}: they stay dense", UserWarning, stacklevel=4)

@@ -1,0 +1,146 @@
+"""Coupled channels as what may go: one unit is everything in the model that lives and dies with one channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_flowprune.channels import MASKED, Costs, Coupling, Group, Slice, alive, canonical_names, costs_of, coupling_of, masks, reading_of, rows
+from torch_flowprune.inputs import Pair, Pattern, Target, parameters_of, prunable
+from torch_flowprune.masking import check_can_mask, dense_copy
+from torch_flowprune.scoring.candidates import Candidates
+from torch_flowprune.scoring.granularity import Blocks
+
+SCORED_BY = ("producer", "group", "norm", "scale")
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupUnits:
+    """The units of one coupled group; ``scored`` are the slices whose elements a measure reads."""
+
+    group: Group
+    members: Mapping[str, Target]
+    scored: tuple[Slice, ...]
+    costs: Costs
+
+    @property
+    def name(self) -> str:
+        return self.group.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.group.size,)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return tuple(self.members.values())
+
+    @property
+    def blocks(self) -> Blocks | None:
+        return None
+
+    @property
+    def weights(self) -> int:
+        return sum(one.index.numel() * self._across(one) for one in self._owned)
+
+    def __len__(self) -> int:
+        return self.group.size
+
+    def rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return rows(tensors, replace(self.group, slices=self.scored), MASKED)
+
+    def alive(self) -> Tensor | None:
+        known = {name: target.mask != 0 for name, target in self.members.items() if target.mask is not None}
+        if not known:
+            return None
+        return alive(self._alone, known)[self.name].to(self.targets[0].parameter.device)
+
+    def masks(self, keep: Tensor) -> dict[str, Tensor]:
+        return masks(self._alone, {self.name: keep}, {name: target.parameter.detach() for name, target in self.members.items()})
+
+    def kept_weights(self, left: int) -> Tensor | int:  # noqa: ARG002 - a channel has several weights, and single ones may be gone
+        return sum(
+            one.index.numel() * self._across(one) if (mask := self.members[one.parameter].mask) is None else torch.count_nonzero(one.of(mask))
+            for one in self._owned
+        )
+
+    def renewed(self, known: Mapping[str, Target]) -> GroupUnits:
+        return replace(self, members={name: known[name] for name in self.members})
+
+    @property
+    def _alone(self) -> Coupling:
+        return Coupling((self.group,))
+
+    @property
+    def _owned(self) -> tuple[Slice, ...]:
+        """The units' own weights: those that produce them."""
+        return tuple(one for one in self.group.slices if one.role == "producer")
+
+    def _across(self, one: Slice) -> int:
+        parameter = self.members[one.parameter].parameter
+        return parameter.numel() // parameter.shape[one.axis]
+
+
+def channel_candidates(
+    model: nn.Module,
+    example_inputs: Any,
+    parameters: Iterable[Pair] | None = None,
+    include: Pattern | Sequence[Pattern] | None = None,
+    exclude: Pattern | Sequence[Pattern] | None = None,
+    scored_by: str = "producer",
+) -> Candidates:
+    """The groups of a model whose producers are all among the parameters to prune.
+
+    Args:
+        model: run once on the example; left as it was.
+        example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of them; two samples or more.
+        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
+        scored_by: ``"producer"``, the weights that compute the channel (the paper's); ``"group"``, everything coupled; ``"norm"``, γ and
+            β of its norms; ``"scale"``, γ alone.
+
+    Raises:
+        ValueError: for another ``scored_by``, or if no group can be pruned, with the reasons.
+    """
+    if scored_by not in SCORED_BY:
+        raise ValueError(f"scored_by should be one of {', '.join(SCORED_BY)}, got {scored_by!r}")
+    dense, pruned = dense_copy(model)
+    reading = reading_of(dense, example_inputs)
+    coupling, names = coupling_of(reading), canonical_names(dense)
+    costs = costs_of(reading, coupling, dense, alive(coupling, {names[name]: mask for name, mask in pruned.items()}))
+    known = parameters_of(model)
+    chosen = {target.name for target in prunable(model, parameters, include, exclude)}
+    found: Candidates = {}
+    for group in coupling.groups:
+        if all(one.parameter in chosen for one in group.slices if one.role == "producer"):
+            members = {one.parameter: check_can_mask(known[one.parameter], one.parameter) for one in group.slices if one.role in MASKED}
+            found[group.name] = GroupUnits(group, members, _scored(group, members, scored_by), costs)
+    if not found:
+        raise ValueError(_nothing(coupling))
+    return found
+
+
+def _scored(group: Group, members: Mapping[str, Target], scored_by: str) -> tuple[Slice, ...]:
+    if scored_by == "producer":
+        return tuple(one for one in group.slices if one.role == "producer")
+    if scored_by == "group":
+        return tuple(one for one in group.slices if one.role in MASKED)
+    kinds = {"weight"} if scored_by == "scale" else {"weight", "bias"}
+    found = tuple(one for one in group.slices if one.role == "affine" and _is_of_norm(members[one.parameter], kinds))
+    if not found:
+        raise ValueError(f"scored_by={scored_by!r}: the channels of {group.name!r} have no norm with an affine part; leave them out with exclude=")
+    return found
+
+
+def _is_of_norm(target: Target, kinds: set[str]) -> bool:
+    return any(isinstance(module, _NORMS) and attribute in kinds for module, attribute in target.owners)
+
+
+def _nothing(coupling: Coupling) -> str:
+    reasons = dict.fromkeys(f"{frozen.parameter}: {frozen.reason}" for frozen in coupling.frozen if frozen.role == "producer")
+    listed = "; ".join(list(reasons)[:5])
+    return f"no channel can be pruned{f' ({listed})' if listed else ''}: print(fp.couple(model, example_inputs)) lists every reason"

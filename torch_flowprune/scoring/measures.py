@@ -1,0 +1,250 @@
+"""What removing a unit costs: one formula each.
+
+A measure is a plain function. Its parameter names say what it reads, so the engine knows what to compute:
+
+=============  =====================================================================  ==================
+name           value                                                                  sweeps over the data
+=============  =====================================================================  ==================
+``theta``      the parameters as the forward uses them                                0
+``theta0``     the parameters at a reference point (initialisation)                   0
+``generator``  the source of randomness                                               0
+``gR``         gradient of the data-free synaptic-flow objective R                    0 (one backward pass)
+``g``          gradient of the loss, sample-weighted mean over the batches            1
+``g2``         mean over batches of the *squared batch gradients*                     1
+``g2_sample``  mean over samples of the *squared sample gradients*                    1
+``Hg``         Hessian of the loss times its gradient                                 2 (1 if one batch)
+=============  =====================================================================  ==================
+
+Every tensor argument holds **rows**: a unit's elements along the last axis, shape ``(..., unit, element)``. The result holds one
+score per unit, shape ``(..., unit)``; the lowest scores are pruned and nothing takes their absolute value later. A single weight
+is a unit of one element. Any function of this shape, yours included, can be passed wherever a measure's name can.
+
+Where the absolute value stands, inside or outside the sum, is what tells several measures apart: read the formulas.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import reprlib
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from torch_flowprune.gradients import INGREDIENTS
+
+Rows: TypeAlias = Tensor
+Scores: TypeAlias = Tensor
+Measure: TypeAlias = Callable[..., Tensor]
+
+
+def magnitude(theta: Rows) -> Scores:
+    """‖θ‖₂, the zeroth-order measure: the square root of the norm whose motion the other measures read.
+
+    Source: Lubana & Dick 2021 (``mag_based``); Han et al. 2015 on weights.
+
+    >>> magnitude(torch.tensor([[3.0, -4.0]]))
+    tensor([5.])
+    """
+    norm: Scores = torch.linalg.vector_norm(theta, dim=-1)
+    return norm
+
+
+def l1(theta: Rows) -> Scores:
+    """Σ|θ|. Source: Li et al., ICLR 2017 (``l1``).
+
+    >>> l1(torch.tensor([[3.0, -4.0]]))
+    tensor([7.])
+    """
+    return theta.abs().sum(-1)
+
+
+def loss_preservation(theta: Rows, g: Rows) -> Scores:
+    """Σ|θ g|, the first-order measure: |dθ²/dt| = 2|θ g| under gradient flow, summed over the unit.
+
+    On single weights this is SNIP. Source: Lubana & Dick 2021 (``loss_based``); Lee et al., ICLR 2019.
+
+    >>> loss_preservation(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]]))
+    tensor([5.])
+    """
+    return (theta * g).abs().sum(-1)
+
+
+def taylor(theta: Rows, g: Rows) -> Scores:
+    """|Σ θ g|: the size of the first-order change of the loss when the whole unit goes.
+
+    Source: Molchanov et al., ICLR 2017 (``tfo``).
+
+    >>> taylor(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]]))
+    tensor([1.])
+    """
+    return (theta * g).sum(-1).abs()
+
+
+def biased_loss_preservation(theta: Rows, g: Rows) -> Scores:
+    """Σ|θ|·|θ g|: loss preservation biased towards removing what is small.
+
+    Source: Lubana & Dick 2021 (``biased_loss``).
+
+    >>> biased_loss_preservation(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]]))
+    tensor([7.])
+    """
+    return (theta.square() * g).abs().sum(-1)
+
+
+def distance_biased_loss_preservation(theta: Rows, theta0: Rows, g: Rows) -> Scores:
+    """Σ|θ−θ₀|·|θ g|: loss preservation biased towards removing what training has moved little.
+
+    Source: the code of Lubana & Dick 2021 (``biased_loss`` with ``use_init``).
+
+    >>> distance_biased_loss_preservation(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[3.0, -1.0]]))
+    tensor([2.])
+    """
+    return ((theta - theta0) * theta * g).abs().sum(-1)
+
+
+def gradient_norm_increase(theta: Rows, Hg: Rows) -> Scores:
+    """Σ θ·Hg, signed: half the first-order *fall* of ‖g‖² when the unit goes, so the lowest raise ‖g‖² most.
+
+    With logits divided by T = 200 this is GraSP. Source: Lubana & Dick 2021 (``grasp``); Wang et al., ICLR 2020.
+
+    >>> gradient_norm_increase(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -2.0]]))
+    tensor([-1.])
+    """
+    return (theta * Hg).sum(-1)
+
+
+def gradient_norm_preservation(theta: Rows, Hg: Rows) -> Scores:
+    """|Σ θ·Hg|, the second-order measure: the lowest change ‖g‖² least.
+
+    Source: Lubana & Dick 2021 (``grad_preserve``).
+
+    >>> gradient_norm_preservation(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -2.0]]))
+    tensor([1.])
+    """
+    return (theta * Hg).sum(-1).abs()
+
+
+def fisher(theta: Rows, g2: Rows) -> Scores:
+    """Σ θ²·E[g²], with the *batchwise* mean of squared batch gradients, as the paper's code has it.
+
+    The estimate depends on the batch size; :func:`fisher_sample` does not. Source: Theis et al. 2018 (``fisher``).
+
+    >>> fisher(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 1.0]]))
+    tensor([7.])
+    """
+    return (theta.square() * g2).sum(-1)
+
+
+def fisher_sample(theta: Rows, g2_sample: Rows) -> Scores:
+    """Σ θ²·E[g²] with the mean over single samples: the diagonal of the empirical Fisher matrix.
+
+    Source: Theis et al. 2018; Kunstner et al. 2019 on what "empirical" means.
+
+    >>> fisher_sample(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 1.0]]))
+    tensor([7.])
+    """
+    return (theta.square() * g2_sample).sum(-1)
+
+
+def random(theta: Rows, generator: torch.Generator) -> Scores:
+    """Uniform in [0, 1), drawn on the CPU, so that one seed gives one mask on every device.
+
+    >>> random(torch.zeros(3, 2), torch.Generator().manual_seed(0)).shape
+    torch.Size([3])
+    """
+    return torch.rand(theta.shape[:-1], generator=generator).to(theta.device)
+
+
+def synflow(theta: Rows, gR: Rows) -> Scores:
+    """Σ|θ ∂R/∂θ| for R, the summed output of the network with every parameter replaced by its absolute value, on an input of ones.
+
+    No data, no labels. Dead filters with ReLU in front of batch norm score highest: their running variance is 0, and R is multiplied by 1/√ε.
+    Source: Tanaka et al., NeurIPS 2020.
+
+    >>> synflow(torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 1.0]]))
+    tensor([5.])
+    """
+    return (theta * gR).abs().sum(-1)
+
+
+MEASURES: dict[str, Measure] = {
+    measure.__name__: measure
+    for measure in (
+        magnitude,
+        l1,
+        loss_preservation,
+        taylor,
+        biased_loss_preservation,
+        distance_biased_loss_preservation,
+        gradient_norm_increase,
+        gradient_norm_preservation,
+        fisher,
+        fisher_sample,
+        random,
+        synflow,
+    )
+}
+ALIASES = {"l2": "magnitude", "snip": "loss_preservation", "tfo": "taylor", "grasp": "gradient_norm_increase"}
+
+
+def resolve(method: str | Measure) -> Measure:
+    """The measure that a name, an alias or a function stands for.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known ones, or a function that asks for something the flow does not have.
+        TypeError: for anything that is neither.
+
+    >>> resolve("snip") is loss_preservation
+    True
+    """
+    if isinstance(method, str):
+        return _by_name(method)
+    if not callable(method):
+        raise TypeError(f"method should be a measure's name or a function of rows, got {type(method).__name__}: {reprlib.repr(method)}")
+    unknown = [name for name in _arguments(method) if name not in INGREDIENTS]
+    if unknown:
+        raise ValueError(
+            f"the measure {name_of(method)!r} asks for {', '.join(map(repr, unknown))}; a measure's parameters are named after "
+            f"what it reads: {', '.join(INGREDIENTS)} (give any other parameter a default)"
+        )
+    return method
+
+
+def needs(method: str | Measure) -> tuple[str, ...]:
+    """What a measure reads, in the order of its parameters.
+
+    >>> needs("gradient_norm_preservation")
+    ('theta', 'Hg')
+    """
+    return _arguments(resolve(method))
+
+
+def name_of(measure: str | Measure) -> str:
+    """A measure's own name: aliases resolved, a function's ``__name__``.
+
+    >>> name_of("grasp")
+    'gradient_norm_increase'
+    """
+    if isinstance(measure, str):
+        return ALIASES.get(measure, measure)
+    return getattr(measure, "__name__", type(measure).__name__)
+
+
+def _by_name(name: str) -> Measure:
+    known = ALIASES.get(name, name)
+    if known in MEASURES:
+        return MEASURES[known]
+    names = [*MEASURES, *ALIASES]
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    raise ValueError(f"unknown measure {name!r}{hint} Known: {', '.join(names)}; or pass a function of rows")
+
+
+def _arguments(measure: Measure) -> tuple[str, ...]:
+    """The parameters a measure must be given: those without a default, and known ones with one."""
+    parameters = inspect.signature(measure).parameters.values()
+    positional = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return tuple(p.name for p in positional if p.default is p.empty or p.name in INGREDIENTS)

@@ -1,0 +1,96 @@
+"""Targets in what a user pays for: as few units go as bring the model's parameters, or its FLOPs, down to an allowance."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torch_flowprune.channels import Costs, Kept
+from torch_flowprune.scoring import Candidates
+
+COSTS = ("units", "parameters", "flops")
+
+
+def living_units(found: Candidates) -> dict[str, Tensor]:
+    """The units of each candidate that are left, as flags on the CPU."""
+    left = {name: candidate.alive() for name, candidate in found.items()}
+    return {name: torch.ones(len(found[name]), dtype=torch.bool) if alive is None else alive.cpu() for name, alive in left.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """What candidates cost.
+
+    Attributes:
+        costs: of the whole model.
+        cost: which of them is meant: ``"parameters"`` or ``"flops"``.
+        least: how many units each candidate keeps in any case.
+    """
+
+    costs: Costs
+    cost: str
+    least: Mapping[str, int]
+
+    @classmethod
+    def of(cls, found: Candidates, cost: str, least: Mapping[str, int] | None = None) -> Budget | None:
+        """None where the target is a number of units.
+
+        Raises:
+            ValueError: for an unknown cost, and for units that cannot be removed physically.
+        """
+        if cost not in COSTS:
+            raise ValueError(f"cost should be one of {', '.join(COSTS)}, got {cost!r}")
+        if cost == "units":
+            return None
+        costs = next((candidate.costs for candidate in found.values()), None)
+        if costs is None:
+            raise ValueError(
+                f"cost={cost!r} counts what shrink leaves of the model, and it removes whole channels only: "
+                "pass granularity='channel', or leave cost= out (sparsity is then the share of all units)"
+            )
+        if not costs.total(cost):
+            raise ValueError(f"the model has no {cost} that are counted: convolutions, matrix products and attention are; leave cost= out")
+        return cls(costs, cost, least or {})
+
+    @property
+    def total(self) -> int:
+        """With all units."""
+        return self.costs.total(self.cost)
+
+    def left(self, kept: Kept) -> int:
+        """With these."""
+        return self.costs.count(self.cost, kept)
+
+    def check_reachable(self, units: Kept, allowed: int) -> None:
+        """An error if the model costs more than is allowed even with the least of its living units.
+
+        Raises:
+            ValueError: saying how much can go, and what it is that stays.
+        """
+        bare = {name: alive & (alive.cumsum(0) <= self.least.get(name, 0)) for name, alive in units.items()}
+        if (left := self.left(bare)) > allowed:
+            largest = ", ".join(f"{name} ({count:,})" for name, count in self.costs.largest(self.cost, bare))
+            raise ValueError(
+                f"at most {1 - left / self.total:.1%} of the model's {self.total:,} {self.cost} can go, and {1 - allowed / self.total:.1%} should: "
+                f"each group of channels keeps one at least (min_keep= may ask for more), and what is not coupled stays whole. Most of what "
+                f"stays is in {largest}; print(fp.couple(model, example_inputs)) lists what cannot be removed, and why"
+            )
+
+    def is_overdrawn(self, units: Kept, allowed: int) -> bool:
+        """Whether more has gone than was needed: whichever unit came back, the model would still cost less than is allowed.
+
+        Whole channels overshoot a target by less than the last that went, and to ask for the same target again is no mistake.
+        """
+        back = [{name: alive | (torch.arange(len(alive)) == (~alive).nonzero()[0])} for name, alive in units.items() if not alive.all()]
+        return bool(back) and all(self.left({**units, **one}) <= allowed for one in back)
+
+    def fewest(self, kept_without: Callable[[int], Kept], most: int, allowed: int) -> int:
+        """How many units have to go, of at most ``most``, where ``kept_without(k)`` are those that stay when k go: the costs fall with k."""
+        k = bisect_left(range(most + 1), True, key=lambda k: self.left(kept_without(k)) <= allowed)
+        if k > most:
+            self.check_reachable(kept_without(most), allowed)
+        return min(k, most)
