@@ -1,6 +1,7 @@
 """What each measure does to a trained net on real pictures: CIFAR-10, pruned by every measure, before any fine-tuning.
 
-    python -m benchmarks.cifar10 --data DIR [--images 10000] [--epochs 10] [--seeds 3] [--out FILE.json] [--docs docs/cifar10.md]
+    python -m benchmarks.cifar10 --data DIR [--images 10000] [--epochs 10] [--seeds 3] [--out FILE.json] [--docs
+    docs/cifar10.md]
 
 DIR holds ``train/<class>/*`` and ``test/<class>/*``, as torchvision's ImageFolder reads them.
 """
@@ -42,7 +43,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--data", type=Path, required=True, help="holds train/<class>/* and test/<class>/*")
     parser.add_argument("--images", type=int, default=10_000, help="training images, the same number of each class")
     parser.add_argument("--test-images", type=int, default=5_000, help="test images, the same number of each class")
-    parser.add_argument("--score-images", type=int, default=1_000, help="of the training images: what scores, losses and gradients are taken over")
+    parser.add_argument(
+        "--score-images",
+        type=int,
+        default=1_000,
+        help="of the training images: what scores, losses and gradients are taken over",
+    )
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -57,8 +63,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         net, pruned = run(options, seed)
         nets.append(net)
         rows.extend(pruned)
-    settings = {name: getattr(options, name) for name in ("images", "test_images", "score_images", "epochs", "seeds", "threads")}
-    found = {"settings": settings, "environment": environment(), "seconds": round(time.perf_counter() - started), "dense": nets, "rows": rows}
+    settings = {
+        name: getattr(options, name) for name in ("images", "test_images", "score_images", "epochs", "seeds", "threads")
+    }
+    found = {
+        "settings": settings,
+        "environment": environment(),
+        "seconds": round(time.perf_counter() - started),
+        "dense": nets,
+        "rows": rows,
+    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     text = page(found)
@@ -74,7 +88,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 def run(options: argparse.Namespace, seed: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Train, score once a granularity, prune by every measure to every sparsity."""
     torch.manual_seed(seed)
-    train, test = pictures(options.data / "train", options.images, seed), pictures(options.data / "test", options.test_images, seed)
+    train, test = (
+        pictures(options.data / "train", options.images, seed),
+        pictures(options.data / "test", options.test_images, seed),
+    )
     mean, deviation = moments(train)
     train, test = batches(train, mean, deviation, seed), batches(test, mean, deviation, seed)
     scored = train[: -(-options.score_images // BATCH)]
@@ -82,7 +99,12 @@ def run(options: argparse.Namespace, seed: int) -> tuple[dict[str, float], list[
     theta0 = {name: value.clone() for name, value in model.state_dict().items()}
     fit(model, train, options.epochs, learning_rate=0.05, seed=seed)
     before = fp.flow(model, scored, needs=("g", "Hg"), max_samples=options.score_images, progress=False)
-    dense = {"seed": seed, "accuracy": accuracy(model, test), "loss": before.loss, "norm": squared_norm(before.g.values())}
+    dense = {
+        "seed": seed,
+        "accuracy": accuracy(model, test),
+        "loss": before.loss,
+        "norm": squared_norm(before.g.values()),
+    }
     rows = []
     for granularity, sparsities in SPARSITIES.items():
         found = fp.scores(
@@ -94,9 +116,13 @@ def run(options: argparse.Namespace, seed: int) -> tuple[dict[str, float], list[
             pruned = deepcopy(model)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", fp.TiedScoresWarning)
-                fp.global_prune(pruned, scores=found[method], sparsity=sparsity, granularity=granularity, min_keep=MIN_KEEP)
+                fp.global_prune(
+                    pruned, scores=found[method], sparsity=sparsity, granularity=granularity, min_keep=MIN_KEEP
+                )
             case = {"seed": seed, "method": method, "granularity": granularity, "sparsity": sparsity}
-            rows.append({**case, **effect(pruned, before, scored, options.score_images), "accuracy": accuracy(pruned, test)})
+            rows.append(
+                {**case, **effect(pruned, before, scored, options.score_images), "accuracy": accuracy(pruned, test)}
+            )
     return dense, rows
 
 
@@ -157,10 +183,16 @@ def page(found: dict[str, Any]) -> str:
     header = ["measure", *(f"{granularity}s {sparsity:.0%}" for granularity, sparsity in cases)]
 
     def by_measure(cell: Any) -> str:
-        return "\n".join(table(header, [[f"`{method}`", *(cell(method, *case) for case in cases)] for method in fp.MEASURES]))
+        return "\n".join(
+            table(header, [[f"`{method}`", *(cell(method, *case) for case in cases)] for method in fp.MEASURES])
+        )
 
     def values(key: str, method: str, granularity: str, sparsity: float) -> list[float]:
-        return [row[key] for row in found["rows"] if (row["method"], row["granularity"], row["sparsity"]) == (method, granularity, sparsity)]
+        return [
+            row[key]
+            for row in found["rows"]
+            if (row["method"], row["granularity"], row["sparsity"]) == (method, granularity, sparsity)
+        ]
 
     def average(key: str, *case: Any) -> str:
         return f"{statistics.mean(values(key, *case)):.3g}"
@@ -169,7 +201,9 @@ def page(found: dict[str, Any]) -> str:
         return _percent(values("accuracy", *case))
 
     def against(key: str) -> Any:
-        return lambda *case: f"{statistics.mean(values(f'{key} predicted', *case)):+.2g} / {statistics.mean(values(key, *case)):+.2g}"
+        return lambda *case: (
+            f"{statistics.mean(values(f'{key} predicted', *case)):+.2g} / {statistics.mean(values(key, *case)):+.2g}"
+        )
 
     return _PAGE.format(
         command=COMMAND,

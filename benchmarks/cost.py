@@ -1,6 +1,7 @@
 """What scoring, selecting and masking cost, as ratios taken in one run.
 
-    python -m benchmarks.cost [--models resnet50 vit_base_patch16_224] [--quick] [--rounds 5] [--out FILE.json] [--readme]
+    python -m benchmarks.cost [--models resnet50 vit_base_patch16_224] [--quick] [--rounds 5] [--out FILE.json]
+    [--readme]
 
 ``benchmarks/README.md`` says how to read the result.
 """
@@ -54,19 +55,31 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     print(text)
     keep(found, options.out)
     if options.readme:
-        into_page(README, _MARKS, "\n\n".join(report(json.loads(file.read_text())) for file in sorted(RESULTS.glob("cost*.json"))))
+        into_page(
+            README,
+            _MARKS,
+            "\n\n".join(report(json.loads(file.read_text())) for file in sorted(RESULTS.glob("cost*.json"))),
+        )
     return found
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=COMMAND, description="What scoring, selecting and masking cost.")
     parser.add_argument("--models", nargs="+", default=["resnet50", "vit_base_patch16_224"], help="timm models")
-    parser.add_argument("--quick", action="store_true", help="a small net, two rounds: shows that everything runs, measures nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="a small net, two rounds: shows that everything runs, measures nothing"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="how often each thing is timed")
     parser.add_argument("--batches", type=int, default=4, help="how many batches of 8 images are scored over")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; one gives the steadiest ratios on a busy machine")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch; one gives the steadiest ratios on a busy machine"
+    )
     parser.add_argument("--out", type=Path, help="write the result as JSON")
-    parser.add_argument("--readme", action="store_true", help="put the tables of all benchmarks/results/cost*.json into benchmarks/README.md")
+    parser.add_argument(
+        "--readme",
+        action="store_true",
+        help="put the tables of all benchmarks/results/cost*.json into benchmarks/README.md",
+    )
     parser.add_argument("--memory-of", nargs=2, metavar=("WORK", "MODEL"), help=argparse.SUPPRESS)
     return parser
 
@@ -92,7 +105,9 @@ def build(name: str, batches: int) -> tuple[nn.Module, Batches]:
     torch.manual_seed(0)
     if name == QUICK:
         convolutions = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU()]
-        return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 10)), _data(batches, size=2, pixels=16)
+        return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 10)), _data(
+            batches, size=2, pixels=16
+        )
     timm = importlib.import_module("timm")
     try:
         model = timm.create_model(name, num_classes=10, img_size=64)
@@ -116,9 +131,14 @@ def weights_of(model: nn.Module) -> list[Tensor]:
 def scoring(model: nn.Module, data: Batches, rounds: int) -> dict[str, Any]:
     """Each flow against one forward+backward over the same batches, and each formula on its flow for every granularity."""
     theta0 = {name: value.clone() for name, value in model.state_dict().items()}
-    needed = {name: tuple(kind for kind in measures.needs(name) if kind not in ("theta", "theta0", "generator")) for name in fp.MEASURES}
+    needed = {
+        name: tuple(kind for kind in measures.needs(name) if kind not in ("theta", "theta0", "generator"))
+        for name in fp.MEASURES
+    }
     flows = {", ".join(needs) or "theta": needs for needs in needed.values()}
-    works: dict[str, Callable[[], Callable[[], object]]] = {"forward+backward": lambda: lambda: _forward_backward(model, data)}
+    works: dict[str, Callable[[], Callable[[], object]]] = {
+        "forward+backward": lambda: lambda: _forward_backward(model, data)
+    }
     for label, needs in flows.items():
         works[label] = lambda needs=needs: lambda: fp.flow(model, data, needs=needs, theta0=theta0, progress=False)  # type: ignore[misc]
     together = tuple({need for needs in needed.values() for need in needs} - {"g2_sample"})
@@ -133,7 +153,10 @@ def scoring(model: nn.Module, data: Batches, rounds: int) -> dict[str, Any]:
         "flows": {label: {**taken.to_dict(), "ratio": taken.median / base} for label, taken in times.items()},
         "measures": {
             name: {
-                granularity: {**taken[name].to_dict(), "ratio": (times[", ".join(needed[name]) or "theta"].median + taken[name].median) / base}
+                granularity: {
+                    **taken[name].to_dict(),
+                    "ratio": (times[", ".join(needed[name]) or "theta"].median + taken[name].median) / base,
+                }
                 for granularity, taken in formulas.items()
             }
             for name in fp.MEASURES
@@ -150,7 +173,10 @@ def _forward_backward(model: nn.Module, data: Batches) -> None:
 
 def _formulas(model: nn.Module, point: fp.Flow, granularity: str, rounds: int) -> dict[str, Times]:
     cuts = candidates_of(model, granularity)
-    works = {name: lambda measure=measure: lambda: evaluate(point, measure, cuts, granularity) for name, measure in fp.MEASURES.items()}
+    works = {
+        name: lambda measure=measure: lambda: evaluate(point, measure, cuts, granularity)
+        for name, measure in fp.MEASURES.items()
+    }
     return alternating(works, rounds)  # type: ignore[arg-type]
 
 
@@ -170,7 +196,10 @@ PRUNERS: dict[str, Callable[[nn.Module], None]] = {"global_prune": _ours, "prune
 
 
 def selection(model: nn.Module, rounds: int) -> dict[str, Any]:
-    """Magnitude of single weights, 90 % pruned: scores, selection and masks on the model, against torch and one read of the weights."""
+    """Magnitude of single weights, 90 % pruned.
+
+    Scores, selection and masks on the model, against torch and one read of the weights.
+    """
 
     def pruning(run: Callable[[nn.Module], None]) -> Callable[[], Callable[[], object]]:
         def prepare() -> Callable[[], object]:
@@ -209,7 +238,13 @@ def memory_of(work: str, name: str) -> dict[str, float]:
     _, peak = memory()
     gc.collect()
     held = _tensor_bytes() - held_before
-    return {"weights": weights, "peak": peak - resident, "held": held, "peak ratio": (peak - resident) / weights, "held ratio": held / weights}
+    return {
+        "weights": weights,
+        "peak": peak - resident,
+        "held": held,
+        "peak ratio": (peak - resident) / weights,
+        "held ratio": held / weights,
+    }
 
 
 def _tensor_bytes() -> int:
@@ -217,7 +252,9 @@ def _tensor_bytes() -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tensors: Iterable[Tensor] = [thing for thing in gc.get_objects() if isinstance(thing, Tensor)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}.values())
+    return sum(
+        {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}.values()
+    )
 
 
 # ------------------------------------------------------------------------------------------------- the tables
@@ -230,12 +267,28 @@ def report(found: dict[str, Any]) -> str:
     lines = [
         f"    {found['command']}",
         "",
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['threads']} thread(s);",
+        (
+            f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['threads']} "
+            "thread(s);"
+        ),
         f"{versions}; commit {machine['commit']}.",
     ]
     for name, result in found["models"].items():
-        lines += ["", f"### {name}: {result['weights']:,} prunable weights in {result['tensors']} tensors; data: {result['batches']}", ""]
-        lines += [*_selection_table(result), "", *_flow_table(result["scoring"]["flows"]), "", *_measure_table(result["scoring"]["measures"])]
+        lines += [
+            "",
+            (
+                f"### {name}: {result['weights']:,} prunable weights in {result['tensors']} tensors; data: "
+                f"{result['batches']}"
+            ),
+            "",
+        ]
+        lines += [
+            *_selection_table(result),
+            "",
+            *_flow_table(result["scoring"]["flows"]),
+            "",
+            *_measure_table(result["scoring"]["measures"]),
+        ]
     return "\n".join(lines)
 
 
@@ -250,7 +303,16 @@ def _selection_table(result: dict[str, Any]) -> list[str]:
         extra = [f"{memory['peak ratio']:.2f}", f"{memory['held ratio']:.2f}"] if memory else ["", ""]
         rows.append([work, *_seconds(taken), f"{taken['times ours']:.3g}", *extra])
     return table(
-        ["magnitude, single weights, 90 %", "median s", "min s", "spread", "times ours", "peak extra / weights", "held after / weights"], rows
+        [
+            "magnitude, single weights, 90 %",
+            "median s",
+            "min s",
+            "spread",
+            "times ours",
+            "peak extra / weights",
+            "held after / weights",
+        ],
+        rows,
     )
 
 
@@ -260,7 +322,10 @@ def _flow_table(flows: dict[str, Any]) -> list[str]:
 
 
 def _measure_table(scores: dict[str, Any]) -> list[str]:
-    rows = [[f"`{name}`", *(f"{taken['ratio']:.2f} ({taken['median'] * 1e3:.0f})" for taken in by.values())] for name, by in scores.items()]
+    rows = [
+        [f"`{name}`", *(f"{taken['ratio']:.2f} ({taken['median'] * 1e3:.0f})" for taken in by.values())]
+        for name, by in scores.items()
+    ]
     return table(["measure: of forward+backward (formula, ms)", *GRANULARITIES], rows)
 
 

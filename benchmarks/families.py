@@ -1,6 +1,7 @@
 """Which models the package carries: one of every family, pruned, trained, copied, averaged, saved, loaded and made dense again.
 
-    python -m benchmarks.families [--only REGEX] [--jobs 1] [--timeout 240] [--again REGEX] [--out FILE.json] [--docs docs/families.md]
+    python -m benchmarks.families [--only REGEX] [--jobs 1] [--timeout 240] [--again REGEX] [--out FILE.json] [--docs
+    docs/families.md]
 
 Every model runs in a process of its own. What is done is kept (``--work``), so that a run goes on where it stopped.
 """
@@ -34,11 +35,22 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     keys = _keys(options.work)
     chosen = [key for key in keys if re.search(options.only, key)]
-    pending = [key for key in chosen if not _file(options.work, key).exists() or _repeat(options.work, key, options.again)]
+    pending = [
+        key for key in chosen if not _file(options.work, key).exists() or _repeat(options.work, key, options.again)
+    ]
     _PROCESSES.set_forkserver_preload(["benchmarks.lifecycle"])
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(tqdm(pool.map(lambda key: _record(options.work, key, options.timeout), pending), total=len(pending), desc="models", unit="model"))
-    results = [json.loads(_file(options.work, key).read_text()) for key in sorted(keys) if _file(options.work, key).exists()]
+        list(
+            tqdm(
+                pool.map(lambda key: _record(options.work, key, options.timeout), pending),
+                total=len(pending),
+                desc="models",
+                unit="model",
+            )
+        )
+    results = [
+        json.loads(_file(options.work, key).read_text()) for key in sorted(keys) if _file(options.work, key).exists()
+    ]
     _write(options.out, json.dumps({"environment": environment(), "results": results}, indent=1) + "\n")
     if options.docs:
         _write(options.docs, page(results, keys))
@@ -46,13 +58,22 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Prune one model of every family and check what it must survive.")
+    parser = argparse.ArgumentParser(
+        prog=COMMAND, description="Prune one model of every family and check what it must survive."
+    )
     parser.add_argument("--only", default="", metavar="REGEX", help="only the models whose source/family/name matches")
-    parser.add_argument("--again", default="", metavar="REGEX", help="repeat those whose 'source/family/name status' matches, e.g. 'failed$'")
+    parser.add_argument(
+        "--again",
+        default="",
+        metavar="REGEX",
+        help="repeat those whose 'source/family/name status' matches, e.g. 'failed$'",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     parser.add_argument("--timeout", type=float, default=240, help="seconds for one model")
     parser.add_argument("--work", type=Path, default=Path("build/families"), help="where each model's result is kept")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/families.json"), help="all results as JSON")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results/families.json"), help="all results as JSON"
+    )
     parser.add_argument("--docs", type=Path, default=None, help="write the page with the table there")
     return parser
 
@@ -100,7 +121,12 @@ def _record(work: Path, key: str, timeout: float) -> None:
             result = {"status": "crashed", "reason": f"the process ended with {process.exitcode}"}
     process.kill()
     process.join()
-    _write(_file(work, key), json.dumps({"key": key, "commit": commit(), **result, "seconds": round(time.perf_counter() - start, 1)}, indent=1))
+    _write(
+        _file(work, key),
+        json.dumps(
+            {"key": key, "commit": commit(), **result, "seconds": round(time.perf_counter() - start, 1)}, indent=1
+        ),
+    )
 
 
 def _send(sender: Connection, key: str) -> None:
@@ -113,7 +139,9 @@ def _file(work: Path, key: str) -> Path:
 
 
 def _repeat(work: Path, key: str, pattern: str) -> bool:
-    return bool(pattern) and re.search(pattern, f"{key} {json.loads(_file(work, key).read_text())['status']}") is not None
+    return (
+        bool(pattern) and re.search(pattern, f"{key} {json.loads(_file(work, key).read_text())['status']}") is not None
+    )
 
 
 def _keys(work: Path) -> list[str]:
@@ -135,7 +163,11 @@ def _write(path: Path, text: str) -> None:
 _COLUMNS = {
     f"{granularity} {measure}": f"{granularity}: {short}"
     for granularity in ("weight", "filter")
-    for measure, short in (("magnitude", "magnitude"), ("loss_preservation", "loss"), ("gradient_norm_preservation", "gradient norm"))
+    for measure, short in (
+        ("magnitude", "magnitude"),
+        ("loss_preservation", "loss"),
+        ("gradient_norm_preservation", "gradient norm"),
+    )
 }
 
 
@@ -157,7 +189,12 @@ def page(results: list[dict[str, Any]], keys: Sequence[str]) -> str:
     rows = [header, ["---"] * len(header), *(_row(result) for result in results)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return _PAGE.format(
-        summary=summary(results, keys), versions=versions, processor=machine["processor"], command=COMMAND, table=table, notes=_notes(results)
+        summary=summary(results, keys),
+        versions=versions,
+        processor=machine["processor"],
+        command=COMMAND,
+        table=table,
+        notes=_notes(results),
     )
 
 
@@ -221,7 +258,13 @@ def _notes(results: list[dict[str, Any]]) -> str:
 
 
 def _remarks(results: list[dict[str, Any]], kind: str) -> str:
-    found = {result["key"]: note for result in results for run in result.get("runs", {}).values() for note in run["notes"] if note.startswith(kind)}
+    found = {
+        result["key"]: note
+        for result in results
+        for run in result.get("runs", {}).values()
+        for note in run["notes"]
+        if note.startswith(kind)
+    }
     return "\n".join(f"- `{key}`: {note}" for key, note in found.items()) or "None."
 
 

@@ -2,10 +2,11 @@
 
     python -m benchmarks.latency --out benchmarks/results/latency.json --docs
 
-Half of the channels of every coupled group go by magnitude, and the model is shrunk. Latency: the dense, the masked and the shrunk model
-answer the same input in turn, in inference mode; with one thread it is processor time, which other work on the machine adds little to,
-with more it is wall time. Memory: a fresh process loads the model and answers once; the rise of its high-water mark is weights and
-activations together. Weights are random: neither figure depends on them, denormal numbers being flushed to zero.
+Half of the channels of every coupled group go by magnitude, and the model is shrunk. Latency: the dense, the masked and
+the shrunk model answer the same input in turn, in inference mode; with one thread it is processor time, which other
+work on the machine adds little to, with more it is wall time. Memory: a fresh process loads the model and answers once;
+the rise of its high-water mark is weights and activations together. Weights are random: neither figure depends on them,
+denormal numbers being flushed to zero.
 """
 
 from __future__ import annotations
@@ -45,7 +46,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         print(memory_of(*options.memory_of))
         return {}
     names, rounds, repeats = ([QUICK], 3, 1) if options.quick else (options.models, options.rounds, 3)
-    settings = {"threads": options.threads, "batch": options.batch, "share": options.share, "clock": clock_of(options.threads).__name__}
+    settings = {
+        "threads": options.threads,
+        "batch": options.batch,
+        "share": options.share,
+        "clock": clock_of(options.threads).__name__,
+    }
     found = {**begun(COMMAND, arguments), "settings": settings, "models": {}}
     for name in names:
         found["models"][name] = compared(name, options.share, options.batch, rounds, repeats, options.threads)
@@ -63,8 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--share", type=float, default=0.5, help="of every group's channels that goes")
     parser.add_argument("--batch", type=int, default=1, help="images that are answered at once")
     parser.add_argument("--rounds", type=int, default=21, help="how often each model answers")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; one gives the steadiest figures on a busy machine")
-    parser.add_argument("--quick", action="store_true", help="a small net, three rounds: shows that everything runs, measures nothing")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch; one gives the steadiest figures on a busy machine"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a small net, three rounds: shows that everything runs, measures nothing"
+    )
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     parser.add_argument("--docs", action="store_true", help="put the table into docs/structured.md")
     parser.add_argument("--memory-of", nargs=3, metavar=("MODULE", "MODEL", "INPUT"), help=argparse.SUPPRESS)
@@ -74,7 +84,15 @@ def _parser() -> argparse.ArgumentParser:
 def built(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     torch.manual_seed(0)
     if name == QUICK:
-        layers = [nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        layers = [
+            nn.Conv2d(3, 64, 3),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        ]
         return nn.Sequential(*layers, nn.Linear(64, 10)).eval(), (3, 48, 48)
     import timm
 
@@ -91,7 +109,9 @@ def compared(name: str, share: float, batch: int, rounds: int, repeats: int, thr
     small = fp.shrink(masked, example)
     models = {"dense": model, "masked": masked, "shrunk": small}
     _, ours, theirs = (answer(one, x) for one in models.values())  # and what a first run chooses and lays out is done
-    times = alternating({kind: lambda one=one: lambda: answer(one, x) for kind, one in models.items()}, rounds, clock_of(threads))
+    times = alternating(
+        {kind: lambda one=one: lambda: answer(one, x) for kind, one in models.items()}, rounds, clock_of(threads)
+    )
     return {
         "channels": channels.sparsity,
         "error": relative_error(ours, theirs),
@@ -126,14 +146,26 @@ def in_fresh_process(model: nn.Module, x: Tensor, threads: int, repeats: int) ->
         files = [Path(folder) / "model.pt", Path(folder) / "input.pt"]
         torch.save(model, files[0])
         torch.save(x, files[1])
-        command = [sys.executable, "-m", "benchmarks.latency", "--threads", str(threads), "--memory-of", type(model).__module__, *map(str, files)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.latency",
+            "--threads",
+            str(threads),
+            "--memory-of",
+            type(model).__module__,
+            *map(str, files),
+        ]
         runs = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True) for _ in range(repeats)]
     peaks = [int(run.stdout.splitlines()[-1]) for run in runs]
     return {"peak": min(peaks), "spread": (max(peaks) - min(peaks)) / min(peaks), "runs": repeats}
 
 
 def memory_of(module: str, model: str, x: str) -> int:
-    """Bytes by which loading the model and answering once raise the high-water mark; ``module`` is where its class is defined."""
+    """Bytes by which loading the model and answering once raise the high-water mark.
+
+    ``module`` is where its class is defined.
+    """
     importlib.import_module(module)  # what loading imports is no part of the model
     importlib.import_module("torch_flowprune.channels.shrinking.exported_module")
     answer(built(QUICK)[0], torch.randn(1, 3, 48, 48))
@@ -150,12 +182,23 @@ def report(found: dict[str, Any]) -> str:
     machine, settings = found["environment"], found["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     kind = "processor time" if settings["clock"] == "process_time" else "wall time"
-    head = ["model", "parameters", "FLOPs", "latency", "dense ms (spread)", "shrunk ms (spread)", "peak memory", "dense MiB", "shrunk MiB"]
+    head = [
+        "model",
+        "parameters",
+        "FLOPs",
+        "latency",
+        "dense ms (spread)",
+        "shrunk ms (spread)",
+        "peak memory",
+        "dense MiB",
+        "shrunk MiB",
+    ]
     rows = [_row(name, result) for name, result in found["models"].items()]
     return "\n".join([
         f"    {found['command']}",
         "",
-        f"{machine['processor']}, {settings['threads']} thread(s), {kind}, batch of {settings['batch']}; {versions}; commit {machine['commit']}.",
+        (f"{machine['processor']}, {settings['threads']} thread(s), {kind}, batch of {settings['batch']}; {versions}; "
+        f"commit {machine['commit']}."),
         "",
         *table(head, rows),
     ])  # fmt: skip

@@ -45,7 +45,16 @@ class Lifecycle:
     def run(self) -> dict[str, Any]:
         """The outcome of every check (None: passed), notes, and seconds."""
         start, outcomes = time.perf_counter(), {}
-        for check in (self.prune, self.forward, self.train, self.masks_hold, self.deepcopy, self.averages, self.state_dict, self.remove):
+        for check in (
+            self.prune,
+            self.forward,
+            self.train,
+            self.masks_hold,
+            self.deepcopy,
+            self.averages,
+            self.state_dict,
+            self.remove,
+        ):
             outcomes[check.__name__] = self._outcome(check)
             if check == self.prune and outcomes["prune"]:
                 break
@@ -57,8 +66,15 @@ class Lifecycle:
                 check()
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
-            return f"{type(error).__name__}: {str(error)[:300]} ({where.name}, {where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
-        self.notes.extend(dict.fromkeys(f"{message.category.__name__}: {str(message.message)[:160]}" for message in caught if _ours(message)))
+            return (
+                f"{type(error).__name__}: {str(error)[:300]} ({where.name}, "
+                f"{where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
+            )
+        self.notes.extend(
+            dict.fromkeys(
+                f"{message.category.__name__}: {str(message.message)[:160]}" for message in caught if _ours(message)
+            )
+        )
         return None
 
     # -- the checks ----------------------------------------------------------------------------------------------
@@ -66,11 +82,20 @@ class Lifecycle:
     def prune(self) -> None:
         """Exactly half of the units go."""
         report = fp.global_prune(
-            self.model, self.measure, SPARSITY, granularity=self.granularity, data=self.subject.batches, closure=self.subject.objective,
-            mode=self.subject.mode, min_keep=MIN_KEEP, progress=False,
-        )  # fmt: skip
+            self.model,
+            self.measure,
+            SPARSITY,
+            granularity=self.granularity,
+            data=self.subject.batches,
+            closure=self.subject.objective,
+            mode=self.subject.mode,
+            min_keep=MIN_KEEP,
+            progress=False,
+        )
         expect(report.pruned == round(SPARSITY * report.units), f"{report.pruned} of {report.units} units pruned")
-        self.masks = {name: target.mask.clone() for name, target in parameters_of(self.model).items() if target.mask is not None}
+        self.masks = {
+            name: target.mask.clone() for name, target in parameters_of(self.model).items() if target.mask is not None
+        }
         gone = sum(int((~mask).sum()) for mask in self.masks.values())
         expect(gone == sum(layer.weights_pruned for layer in report.layers), "the report and the masks disagree")
 
@@ -88,8 +113,15 @@ class Lifecycle:
             close(loss, expected_loss, f"the loss in training step {step}")
             for (name, target), ours, theirs in zip(parameters_of(self.model).items(), found, expected, strict=True):
                 if ours is not None or theirs is not None:
-                    expect(ours is not None and theirs is not None, f"{name}: one of the two gradients is None in step {step}")
-                    close(ours, theirs if target.mask is None else theirs * target.mask, f"the gradient of {name} in step {step}")
+                    expect(
+                        ours is not None and theirs is not None,
+                        f"{name}: one of the two gradients is None in step {step}",
+                    )
+                    close(
+                        ours,
+                        theirs if target.mask is None else theirs * target.mask,
+                        f"the gradient of {name} in step {step}",
+                    )
             optimizer.step()
         self.model.zero_grad()
 
@@ -99,7 +131,9 @@ class Lifecycle:
             outputs(self.model, self.subject.inputs)
         if kernels.unseen:
             some = ", ".join(sorted(kernels.unseen)[:3])
-            self.notes.append(f"zeros not seen in a kernel's operand: {len(kernels.unseen)} of {len(self.masks)} ({some})")
+            self.notes.append(
+                f"zeros not seen in a kernel's operand: {len(kernels.unseen)} of {len(self.masks)} ({some})"
+            )
         self._masks_hold(self.model)
 
     def deepcopy(self) -> None:
@@ -124,10 +158,17 @@ class Lifecycle:
             self._masks_hold(average.module)
 
     def _put_back_infinities(self, average: nn.Module) -> None:
-        """The mean of inf and inf comes out as nan (inf - inf), of a dense model too: a clamp without a limit has such buffers."""
+        """The mean of inf and inf comes out as nan (inf - inf), of a dense model too.
+
+        A clamp without a limit has such buffers.
+        """
         source = dict(self.model.named_buffers())
         for name, buffer in average.named_buffers():
-            if source[name].is_floating_point() and source[name].isinf().any() and not torch.equal(buffer, source[name]):
+            if (
+                source[name].is_floating_point()
+                and source[name].isinf().any()
+                and not torch.equal(buffer, source[name])
+            ):
                 buffer.copy_(source[name])
                 self.notes.append("an average makes nan of infinite buffers, dense or pruned: they were put back")
 
@@ -137,11 +178,16 @@ class Lifecycle:
         fp.apply_masks(fresh, {name: torch.ones_like(mask) for name, mask in self.masks.items()})
         fresh.load_state_dict(self.model.state_dict(), strict=True)
         self._masks_hold(fresh)
-        for ours, theirs in zip(outputs(fresh, self.subject.inputs), outputs(self.model, self.subject.inputs), strict=True):
+        for ours, theirs in zip(
+            outputs(fresh, self.subject.inputs), outputs(self.model, self.subject.inputs), strict=True
+        ):
             close(ours, theirs, "the output after loading")
 
     def remove(self) -> None:
-        """Made permanent: the dense model's names and order, the zeros in place, the same output; and its state loads into a dense model."""
+        """Made permanent: the dense model's names and order, the zeros in place, the same output.
+
+        And its state loads into a dense model.
+        """
         before = outputs(self.model, self.subject.inputs)
         try:
             fp.remove(self.model)
@@ -151,7 +197,10 @@ class Lifecycle:
             return
         expect(not prune.is_pruned(self.model), "is_pruned is still true")
         known = dict(self.model.named_parameters())
-        expect(list(known) == [name for name, _ in self.subject.model.named_parameters()], "the names or the order of the parameters changed")
+        expect(
+            list(known) == [name for name, _ in self.subject.model.named_parameters()],
+            "the names or the order of the parameters changed",
+        )
         for name, mask in self.masks.items():
             expect(not known[name][~mask].any(), f"{name} has values where the mask has zeros")
         _unmask_kernels(self.twin)
@@ -175,12 +224,17 @@ class Lifecycle:
 
     def _same_as_twin(self, model: nn.Module) -> None:
         bake(model, self.twin)
-        for ours, theirs in zip(outputs(model, self.subject.inputs), outputs(self.twin, self.subject.inputs), strict=True):
+        for ours, theirs in zip(
+            outputs(model, self.subject.inputs), outputs(self.twin, self.subject.inputs), strict=True
+        ):
             close(ours, theirs, "the output against the dense twin")
 
 
 def bake(model: nn.Module, twin: nn.Module) -> None:
-    """The values of a pruned model written into a dense one: by name, ``orig`` times mask, and every buffer that is no mask."""
+    """The values of a pruned model written into a dense one.
+
+    By name, ``orig`` times mask, and every buffer that is no mask.
+    """
     known = parameters_of(model)
     buffers = dict(model.named_buffers())
     with torch.no_grad():
@@ -213,7 +267,9 @@ def _mask_kernel(module: nn.Module, mask: Tensor) -> None:
 
 def _unmask_kernels(twin: nn.Module) -> None:
     for module in twin.modules():
-        if hasattr(module.__dict__.get("forward"), "masks_kernel"):  # some models (fasternet) set a forward of their own on an instance
+        if hasattr(
+            module.__dict__.get("forward"), "masks_kernel"
+        ):  # some models (fasternet) set a forward of their own on an instance
             del module.forward
 
 
@@ -248,7 +304,9 @@ class Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _look(self, operand: Tensor) -> None:
-        operands = [operand, operand.flatten(0, -3)[0]] if operand.dim() > 2 and operand.numel() else [operand]  # bmm: one matrix of a batch
+        operands = (
+            [operand, operand.flatten(0, -3)[0]] if operand.dim() > 2 and operand.numel() else [operand]
+        )  # bmm: one matrix of a batch
         for name, mask in list(self.unseen.items()):
             for laid in (mask, mask.T) if mask.dim() == 2 else (mask,):
                 if any(one.shape == laid.shape and not ((one != 0) & ~laid).any() for one in operands):
@@ -263,4 +321,6 @@ def _quiet() -> Iterator[list[warnings.WarningMessage]]:
 
 
 def _ours(message: warnings.WarningMessage) -> bool:
-    return issubclass(message.category, (fp.LayerCollapseWarning, fp.TiedScoresWarning)) or "the loss does not reach" in str(message.message)
+    return issubclass(
+        message.category, (fp.LayerCollapseWarning, fp.TiedScoresWarning)
+    ) or "the loss does not reach" in str(message.message)

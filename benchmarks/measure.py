@@ -1,4 +1,7 @@
-"""How things are measured here: alternating in one run, medians with their spread, memory in fresh processes, the machine named."""
+"""How things are measured here.
+
+Alternating in one run, medians with their spread, memory in fresh processes, the machine named.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,13 @@ class Times:
     def to_dict(self) -> dict[str, Any]:
         """Median, least, most, and the spread: (most − least) / median."""
         low, high = min(self.seconds), max(self.seconds)
-        return {"median": self.median, "min": low, "max": high, "spread": (high - low) / self.median, "runs": len(self.seconds)}
+        return {
+            "median": self.median,
+            "min": low,
+            "max": high,
+            "spread": (high - low) / self.median,
+            "runs": len(self.seconds),
+        }
 
 
 def alternating(
@@ -35,8 +44,9 @@ def alternating(
 ) -> dict[str, Times]:
     """Each work's times over ``rounds`` by ``clock``, one after the other in every round, in turning order.
 
-    A work is a function that prepares (untimed) and returns what is timed; processor time leaves out what others do meanwhile.
-    What slows the machine for a while slows all of them, so that ratios of medians hold on a busy machine where seconds do not.
+    A work is a function that prepares (untimed) and returns what is timed; processor time leaves out what others do
+    meanwhile. What slows the machine for a while slows all of them, so that ratios of medians hold on a busy machine
+    where seconds do not.
     """
     names = list(works)
     found: dict[str, list[float]] = {name: [] for name in names}
@@ -75,7 +85,9 @@ def environment() -> dict[str, Any]:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def _versions(*names: str) -> dict[str, str]:
@@ -86,5 +98,7 @@ def _versions(*names: str) -> dict[str, str]:
 def commit() -> str:
     """The commit of the code that is measured."""
     here = Path(__file__).parent
-    done = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=here, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=here, capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() or "unknown"

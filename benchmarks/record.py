@@ -1,4 +1,7 @@
-"""What every benchmark does with its figures: names command and machine, keeps them as JSON, puts them into a page; and a goal, met or missed."""
+"""What every benchmark does with its figures: names command and machine, keeps them as JSON, puts them into a page.
+
+And a goal, met or missed.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,10 @@ class Row:
 
 
 def steady(threads: int) -> None:
-    """What keeps seconds alike from run to run: so many threads, and no denormals, with which a few layers of a random net take ten times as long."""
+    """What keeps seconds alike from run to run.
+
+    So many threads, and no denormals, with which a few layers of a random net take ten times as long.
+    """
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")

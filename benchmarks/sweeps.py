@@ -1,11 +1,13 @@
 """What the sweeps of a flow cost, each against its goal, as ratios of processor time taken in one run.
 
-    python -m benchmarks.sweeps [--models vgg13 mobilenet resnet56 resnet50 vit_small] [--rounds 3] [--out benchmarks/results/sweeps.json]
-        [--peer DIR] [--torch-pruning DIR] [--synaptic-flow DIR] [--correlations] [--quick]
+    python -m benchmarks.sweeps [--models vgg13 mobilenet resnet56 resnet50 vit_small] [--rounds 3] [--out
+        benchmarks/results/sweeps.json] [--peer DIR] [--torch-pruning DIR] [--synaptic-flow DIR] [--correlations]
+        [--quick]
 
-``--peer`` is a checkout of the paper's own code (flowandprune), ``--torch-pruning`` a folder that Torch-Pruning is installed in,
-``--synaptic-flow`` a checkout of that repository: each is then timed beside ours, on the same model and samples.
-``--correlations`` adds how scores in bfloat16 rank against those in float32. ``benchmarks/notes.md`` says where the time goes.
+``--peer`` is a checkout of the paper's own code (flowandprune), ``--torch-pruning`` a folder that Torch-Pruning is
+installed in, ``--synaptic-flow`` a checkout of that repository: each is then timed beside ours, on the same model and
+samples. ``--correlations`` adds how scores in bfloat16 rank against those in float32. ``benchmarks/notes.md`` says
+where the time goes.
 """
 
 from __future__ import annotations
@@ -51,7 +53,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     found = {**begun(COMMAND, arguments, threads=options.threads), "rows": []}
     folders = Folders(options.peer, options.torch_pruning, options.synaptic_flow)
     for name in ["small"] if options.quick else options.models:
-        for rows in (partial(scoring, folders=folders), partial(products, folders=folders), together, partial(synaptic, folders=folders)):
+        for rows in (
+            partial(scoring, folders=folders),
+            partial(products, folders=folders),
+            together,
+            partial(synaptic, folders=folders),
+        ):
             new = rows(name, 2 if options.quick else options.rounds)
             print(*(" | ".join(row.cells()) for row in new), sep="\n", flush=True)
             found["rows"] += [row.to_dict() for row in new]
@@ -67,18 +74,27 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=COMMAND, description="What the sweeps cost.")
     parser.add_argument("--models", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument("--rounds", type=int, default=3, help="how often each thing is timed")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; one gives the steadiest ratios on a busy machine")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch; one gives the steadiest ratios on a busy machine"
+    )
     parser.add_argument("--peer", type=Path, metavar="DIR", help="a checkout of the paper's code")
     parser.add_argument("--torch-pruning", type=Path, metavar="DIR", help="where Torch-Pruning is installed")
     parser.add_argument("--synaptic-flow", type=Path, metavar="DIR", help="a checkout of Synaptic Flow's repository")
-    parser.add_argument("--correlations", action="store_true", help="rank correlation of scores in bfloat16 with those in float32")
-    parser.add_argument("--quick", action="store_true", help="a small net: shows that everything runs, measures nothing")
+    parser.add_argument(
+        "--correlations", action="store_true", help="rank correlation of scores in bfloat16 with those in float32"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a small net: shows that everything runs, measures nothing"
+    )
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     return parser
 
 
 def _steady(threads: int) -> None:
-    """One thread, no denormals, and an allocator that keeps freed memory (glibc), as torch's does on a GPU: page faults are the system's."""
+    """One thread, no denormals, and an allocator that keeps freed memory (glibc), as torch's does on a GPU.
+
+    Page faults are the system's.
+    """
     steady(threads)
     with contextlib.suppress(OSError, AttributeError):
         for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
@@ -94,7 +110,11 @@ def model_of(name: str) -> tuple[nn.Module, tuple[int, ...], int]:
         return build(name), (3, 32, 32), 16
     if name == "resnet50":
         return importlib.import_module("torchvision").models.resnet50(num_classes=10), (3, 64, 64), 8
-    return importlib.import_module("timm").create_model("vit_small_patch16_224", num_classes=10, img_size=64), (3, 64, 64), 8
+    return (
+        importlib.import_module("timm").create_model("vit_small_patch16_224", num_classes=10, img_size=64),
+        (3, 64, 64),
+        8,
+    )
 
 
 def data_of(shape: tuple[int, ...], size: int, batches: int) -> Batches:
@@ -116,13 +136,24 @@ def _timed(works: dict[str, Work], rounds: int, base: str, warm: bool = True) ->
             work()
     times = alternating({name: lambda work=work: work for name, work in works.items()}, rounds, time.process_time)  # type: ignore[misc]
     return {
-        name: {"measured": taken.median / times[base].median, "spread": taken.to_dict()["spread"], "seconds": taken.median}
+        name: {
+            "measured": taken.median / times[base].median,
+            "spread": taken.to_dict()["spread"],
+            "seconds": taken.median,
+        }
         for name, taken in times.items()
     }
 
 
 def _row(work: str, model: str, goal: float, taken: Timed, of: str = "forward+backward", beside: str = "") -> Row:
-    return Row(work, model, taken["measured"], goal, f"of {of}", note=f"spread {taken['spread']:.0%}, {taken['seconds']:.3g} s{beside}")
+    return Row(
+        work,
+        model,
+        taken["measured"],
+        goal,
+        f"of {of}",
+        note=f"spread {taken['spread']:.0%}, {taken['seconds']:.3g} s{beside}",
+    )
 
 
 @dataclass
@@ -163,7 +194,11 @@ def scoring(name: str, rounds: int, folders: Folders) -> list[Row]:
         "scores": lambda: fp.scores(model, ["loss_preservation", "fisher"], data, granularity="filter", progress=False),
     }
     taken = _timed({**works, **beside.works}, rounds, "fb")
-    return [_row("loss preservation and Fisher, filters, 20 batches", name, 1.05, taken["scores"], beside=beside.said(taken))]
+    return [
+        _row(
+            "loss preservation and Fisher, filters, 20 batches", name, 1.05, taken["scores"], beside=beside.said(taken)
+        )
+    ]
 
 
 def products(name: str, rounds: int, folders: Folders) -> list[Row]:
@@ -176,7 +211,10 @@ def products(name: str, rounds: int, folders: Folders) -> list[Row]:
         "plain": lambda: fp.flow(model, data, needs=("Hg",), progress=False),
         "kept": lambda: fp.flow(model, data, needs=("Hg",), progress=False, max_memory=MEMORY),
     }
-    one = {"fb": lambda: forward_backward(model, data[:1]), "one": lambda: fp.flow(model, data[0], needs=("Hg",), progress=False)}
+    one = {
+        "fb": lambda: forward_backward(model, data[:1]),
+        "one": lambda: fp.flow(model, data[0], needs=("Hg",), progress=False),
+    }
     taken, single = _timed({**several, **beside.works}, rounds, "fb"), _timed(one, max(rounds, 2 * rounds - 1), "fb")
     rows = [
         _row("H·g, six batches", name, 3.5, taken["plain"], beside=beside.said(taken)),
@@ -190,10 +228,18 @@ def products(name: str, rounds: int, folders: Folders) -> list[Row]:
 
 
 def together(name: str, rounds: int) -> list[Row]:
-    """Every measure from one flow, against the dearest alone; without g2_sample, which takes the samples one by one, and with it."""
+    """Every measure from one flow, against the dearest alone.
+
+    Without g2_sample, which takes the samples one by one, and with it.
+    """
     model, shape, size = model_of(name)
     data = data_of(shape, size, 2)
-    kinds = {kind for measure in fp.MEASURES for kind in measures.needs(measure)} - {"theta", "theta0", "generator", "g2_sample"}
+    kinds = {kind for measure in fp.MEASURES for kind in measures.needs(measure)} - {
+        "theta",
+        "theta0",
+        "generator",
+        "g2_sample",
+    }
 
     def flow(*needs: str) -> Callable[[], object]:
         return lambda: fp.flow(model, data, needs=needs, progress=False)
@@ -216,11 +262,17 @@ def synaptic(name: str, rounds: int, folders: Folders) -> list[Row]:
     shape, count = ((3, 224, 224), 5) if name == "resnet50" else (shape, 2)
     sample, beside, left = data_of(shape, 1, 1), _Beside(), ""
     if name == "resnet50":
-        share = beside.add(SYNAPTIC_FLOW, folders.synaptic_flow, lambda folder: peers.synaptic_flow(folder, model, sample, count))
-        left = "" if share is None else f" (in float32, which leaves {share:.0%} of the weights where 10% were asked for)"
+        share = beside.add(
+            SYNAPTIC_FLOW, folders.synaptic_flow, lambda folder: peers.synaptic_flow(folder, model, sample, count)
+        )
+        left = (
+            "" if share is None else f" (in float32, which leaves {share:.0%} of the weights where 10% were asked for)"
+        )
     works = {
         "fb": lambda: forward_backward(model, sample * count),
-        "synflow": lambda: fp.global_prune(copy.deepcopy(model), "synflow", 0.9, rounds=count, example_inputs=sample[0][0], progress=False),
+        "synflow": lambda: fp.global_prune(
+            copy.deepcopy(model), "synflow", 0.9, rounds=count, example_inputs=sample[0][0], progress=False
+        ),
         "gradient": lambda: [fp.flow(model, needs=("gR",), example_inputs=sample[0][0]) for _ in range(count)],
     }
     taken = _timed({**works, **beside.works}, rounds, "fb", warm=False)
@@ -246,7 +298,9 @@ def correlations(name: str) -> dict[str, float]:
 def trained(epochs: int = 8) -> tuple[nn.Module, Batches]:
     """A net that has learnt, and held-out data: its gradients are small, and bfloat16 has the more to lose."""
     digits = importlib.import_module("sklearn.datasets").load_digits()
-    images = functional.interpolate(torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, size=16).expand(-1, 3, -1, -1)
+    images = functional.interpolate(torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, size=16).expand(
+        -1, 3, -1, -1
+    )
     targets = torch.tensor(digits.target)
     torch.manual_seed(0)
     model = build("resnet20", width=0.5)
@@ -258,7 +312,9 @@ def trained(epochs: int = 8) -> tuple[nn.Module, Batches]:
             optimizer.step()
     held_out = [(images[batch], targets[batch]) for batch in torch.arange(1500, len(targets)).split(64)]
     with torch.no_grad():
-        right = sum((model.eval()(x).argmax(1) == y).sum().item() for x, y in held_out) / sum(len(y) for _, y in held_out)
+        right = sum((model.eval()(x).argmax(1) == y).sum().item() for x, y in held_out) / sum(
+            len(y) for _, y in held_out
+        )
     print(f"trained: {right:.1%} of the held-out digits are right")
     return model, held_out
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.table [--large] [--quick] [--only ROW ...] [--out benchmarks/results/table.json] [--readme]
 
-``benchmarks/README.md`` says how to read the result. ``--large`` adds the model of 1.3 B weights, which takes 17 GiB and a minute or two.
+``benchmarks/README.md`` says how to read the result. ``--large`` adds the model of 1.3 B weights, which takes 17 GiB
+and a minute or two.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Scale:
 QUICK = Scale(("small",), "small", ("small",), ((16, 1), (32, 2)), (32, 2), vocabulary=64, rounds=2, batch=2, pixels=16)
 
 
-# ------------------------------------------------------------------------------------------------- magnitude: time, memory, calls
+# ------------------------------------------------------------------------------------------------- magnitude: time,
+# memory, calls
 
 
 def magnitude(scale: Scale) -> list[Row]:
@@ -65,13 +67,44 @@ def magnitude(scale: Scale) -> list[Row]:
     for name in scale.pruned:
         model = _model(name)
         ours, theirs, read = _pruning_times(model, scale.rounds)
-        times = f"{ours.median:.3g} s against {theirs.median:.3g} s; {ours.median / read.median:.3g} reads of the weights, where 4 are the floor"
-        rows.append(Row("magnitude, 90 %", name, theirs.median / ours.median, 25, "times faster than torch", more=True, note=times))
+        times = (
+            f"{ours.median:.3g} s against {theirs.median:.3g} s; {ours.median / read.median:.3g} reads of the "
+            "weights, where 4 are the floor"
+        )
+        rows.append(
+            Row(
+                "magnitude, 90 %",
+                name,
+                theirs.median / ours.median,
+                25,
+                "times faster than torch",
+                more=True,
+                note=times,
+            )
+        )
         del model
         held, torchs = _fresh("ours", name), _fresh("torch", name)
         theirs_too = f"torch {torchs['peak ratio']:.3g}"
-        rows.append(Row("peak extra memory, masks included", name, held["peak ratio"], 0.6, "of the weights' bytes", note=theirs_too))
-        rows.append(Row("held after", name, held["held ratio"], 0.3, "of the weights' bytes", note=f"torch {torchs['held ratio']:.3g}"))
+        rows.append(
+            Row(
+                "peak extra memory, masks included",
+                name,
+                held["peak ratio"],
+                0.6,
+                "of the weights' bytes",
+                note=theirs_too,
+            )
+        )
+        rows.append(
+            Row(
+                "held after",
+                name,
+                held["held ratio"],
+                0.3,
+                "of the weights' bytes",
+                note=f"torch {torchs['held ratio']:.3g}",
+            )
+        )
     return rows
 
 
@@ -108,7 +141,13 @@ def _model(name: str) -> nn.Module:
 
 def _fresh(who: str, name: str) -> dict[str, float]:
     """In a process of its own, where nothing else has held memory before."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.table", "--alone", who, name], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.table", "--alone", who, name],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(f"{who} on {name} failed: {done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -131,8 +170,34 @@ def alone(who: str, name: str) -> dict[str, float]:
 
 
 WORKLESS = {
-    *("view", "slice", "select", "detach", "detach_", "reshape", "as_strided", "split", "split_with_sizes", "unsqueeze", "expand", "view_as"),
-    *("unbind", "alias", "flatten", "to", "lift_fresh", "resolve_conj", "resolve_neg", "empty", "empty_like", "new_empty", "item", "is_nonzero"),
+    *(
+        "view",
+        "slice",
+        "select",
+        "detach",
+        "detach_",
+        "reshape",
+        "as_strided",
+        "split",
+        "split_with_sizes",
+        "unsqueeze",
+        "expand",
+        "view_as",
+    ),
+    *(
+        "unbind",
+        "alias",
+        "flatten",
+        "to",
+        "lift_fresh",
+        "resolve_conj",
+        "resolve_neg",
+        "empty",
+        "empty_like",
+        "new_empty",
+        "item",
+        "is_nonzero",
+    ),
 }
 """Operators that compute and move nothing: views, memory, and reading one number (counted apart)."""
 WAITING = {"aten::item", "aten::is_nonzero", "aten::_local_scalar_dense", "aten::nonzero"}
@@ -151,19 +216,37 @@ def calls(scale: Scale) -> list[Row]:
     per = f"{sum(working.values())} for {tensors} tensors; {sum(found.values())} with views and allocation"
     return [
         Row("operator calls", scale.batched, sum(working.values()) / tensors, 6, "a tensor", note=per),
-        Row("calls the host waits for", scale.batched, waiting / tensors, 0.5, "a tensor", note=f"{waiting} in all, whatever the number of tensors"),
+        Row(
+            "calls the host waits for",
+            scale.batched,
+            waiting / tensors,
+            0.5,
+            "a tensor",
+            note=f"{waiting} in all, whatever the number of tensors",
+        ),
     ]
 
 
-# ------------------------------------------------------------------------------------------------- growth, and the largest
+# ------------------------------------------------------------------------------------------------- growth, and the
+# largest
 
 
 def transformer(width: int, depth: int, vocabulary: int, tokens: int = 32) -> nn.Module:
-    """A GPT-like language model with the configuration class of transformers; its head is not tied, so it is pruned as well."""
+    """A GPT-like language model with the configuration class of transformers.
+
+    Its head is not tied, so it is pruned as well.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=vocabulary, n_positions=tokens, n_embd=width, n_layer=depth, n_head=max(1, width // 64), tie_word_embeddings=False)
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=tokens,
+        n_embd=width,
+        n_layer=depth,
+        n_head=max(1, width // 64),
+        tie_word_embeddings=False,
+    )
     return GPT2LMHeadModel(config).eval()
 
 
@@ -176,7 +259,14 @@ def growth(scale: Scale, larger: bool) -> list[Row]:
         exponent = _slope([(math.log(point["weights"]), math.log(max(point[what], 1e-9))) for point in points])
         note = ", ".join(f"{point['weights'] / 1e6:.4g} M: {point[what]:.3g} {unit}" for point in points)
         rows.append(
-            Row(f"growth of {'time' if unit == 's' else 'peak extra memory'} with the weights", "GPT-like", exponent, 1.05, "exponent", note=note)
+            Row(
+                f"growth of {'time' if unit == 's' else 'peak extra memory'} with the weights",
+                "GPT-like",
+                exponent,
+                1.05,
+                "exponent",
+                note=note,
+            )
         )
     return rows
 
@@ -216,10 +306,15 @@ def largest(scale: Scale) -> list[Row]:
         try:
             found = _fresh(method, json.dumps([*scale.large, scale.vocabulary]))
         except RuntimeError as error:  # killed for its memory, for instance
-            rows.append(Row(f"{method}, 90 %", "GPT-like", float("inf"), 24, "GiB at most held", note=str(error)[-200:]))
+            rows.append(
+                Row(f"{method}, 90 %", "GPT-like", float("inf"), 24, "GiB at most held", note=str(error)[-200:])
+            )
             continue
         subject = f"GPT-like, {found['weights'] / 1e9:.3g} B weights"
-        note = f"{found['seconds']:.3g} s, of it {found['weights gib']:.3g} GiB the weights; {found['sparsity']:.4f} pruned"
+        note = (
+            f"{found['seconds']:.3g} s, of it {found['weights gib']:.3g} GiB the weights; {found['sparsity']:.4f} "
+            "pruned"
+        )
         rows.append(Row(f"{method}, 90 %", subject, found["peak gib"], 24, "GiB at most held", note=note))
     return rows
 
@@ -239,7 +334,8 @@ def alone_largest(method: str, width: int, depth: int, vocabulary: int) -> dict[
     return {**sizes, "seconds": seconds, "sparsity": report.sparsity}
 
 
-# ------------------------------------------------------------------------------------------------- the masked model at work
+# ------------------------------------------------------------------------------------------------- the masked model at
+# work
 
 
 def masked(scale: Scale) -> list[Row]:
@@ -258,7 +354,10 @@ def masked(scale: Scale) -> list[Row]:
             times = alternating(works, scale.rounds)
             ours, torchs = (_paired(times[who], times["dense"]) for who in ("ours", "torch"))
             spreads = [f"{times_.to_dict()['spread']:.0%}" for times_ in (ours, torchs)]
-            note = f"spread {spreads[0]}; torch's hook {torchs.median:.3f}, spread {spreads[1]}; dense {times['dense'].median:.3g} s"
+            note = (
+                f"spread {spreads[0]}; torch's hook {torchs.median:.3f}, spread {spreads[1]}; dense "
+                f"{times['dense'].median:.3g} s"
+            )
             rows.append(Row(f"masked {work}, batch {scale.batch}", name, ours.median, 1.03, "of dense", note=note))
     return rows
 
@@ -309,7 +408,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         return {}
     scale = QUICK if options.quick else replace(Scale(), **{"pruned": tuple(options.pruned)} if options.pruned else {})
     found = {**begun(COMMAND, arguments, threads=options.threads), "rows": []}
-    works = {**ROWS, "growth": lambda scale: growth(scale, larger=options.large), **({"largest": largest} if options.large else {})}
+    works = {
+        **ROWS,
+        "growth": lambda scale: growth(scale, larger=options.large),
+        **({"largest": largest} if options.large else {}),
+    }
     for name in options.only or works:
         for row in works[name](scale):
             print(" | ".join(row.cells()), flush=True)
@@ -329,25 +432,42 @@ def _alone(who: str, what: str) -> dict[str, float]:
 def _results() -> list[dict[str, Any]]:
     """Every result kept that has such rows, whichever benchmark wrote it."""
     kept = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
-    return [found for found in kept if isinstance(found, dict) and isinstance(rows := found.get("rows"), list) and rows and "met" in rows[0]]
+    return [
+        found
+        for found in kept
+        if isinstance(found, dict) and isinstance(rows := found.get("rows"), list) and rows and "met" in rows[0]
+    ]
 
 
 def report(found: dict[str, Any]) -> str:
     """The result as Markdown."""
     machine = found["environment"]
     rows = [Row.from_dict(row).cells() for row in found["rows"]]
-    where = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['threads']} thread(s)"
-    lines = [f"    {found['command']}", "", f"{where}; torch {machine['versions']['torch']}; commit {machine['commit']}.", ""]
+    where = (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['threads']} thread(s)"
+    )
+    lines = [
+        f"    {found['command']}",
+        "",
+        f"{where}; torch {machine['versions']['torch']}; commit {machine['commit']}.",
+        "",
+    ]
     return "\n".join([*lines, *table(["work", "on", "goal", "measured", "", "beside it"], rows)])
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=COMMAND, description="The goals of cost, each measured: met or missed.")
     parser.add_argument("--large", action="store_true", help="also the model of 1.3 B weights: 17 GiB, a minute or two")
-    parser.add_argument("--quick", action="store_true", help="tiny models, one round: shows that everything runs, measures nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny models, one round: shows that everything runs, measures nothing"
+    )
     parser.add_argument("--only", nargs="+", choices=[*ROWS, "growth", "largest"], help="some of the rows")
-    parser.add_argument("--pruned", nargs="+", metavar="MODEL", help="timm models to prune; torch's side of the large ViT takes 19 GiB")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; one gives the steadiest ratios on a busy machine")
+    parser.add_argument(
+        "--pruned", nargs="+", metavar="MODEL", help="timm models to prune; torch's side of the large ViT takes 19 GiB"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch; one gives the steadiest ratios on a busy machine"
+    )
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     parser.add_argument("--readme", action="store_true", help="put the table into benchmarks/README.md")
     parser.add_argument("--alone", nargs=2, metavar=("WHO", "MODEL"), help=argparse.SUPPRESS)

@@ -1,4 +1,7 @@
-"""Models of every family that timm, torchvision and transformers give: small, briefly trained, with data that they accept."""
+"""Models of every family that timm, torchvision and transformers give.
+
+Small, briefly trained, with data that they accept.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,14 @@ SIZES = (64, 96, 128, 192, 224, 256)
 """Image sizes tried, smallest first; None, the model's own, comes last."""
 LARGE = 40_000_000
 """Above this many parameters a transformer is built two blocks deep."""
-KNOWN_HARD = ("eva02_tiny_patch14_224", "coatnet_pico_rw_224", "mobilenetv3_small_050", "vit_tiny_patch16_224", "convnext_atto", "resnetv2_50x1_bit")
+KNOWN_HARD = (
+    "eva02_tiny_patch14_224",
+    "coatnet_pico_rw_224",
+    "mobilenetv3_small_050",
+    "vit_tiny_patch16_224",
+    "convnext_atto",
+    "resnetv2_50x1_bit",
+)
 """Models that earlier pruning libraries fail on, or that users name first, where a family's smallest is another."""
 
 
@@ -71,7 +81,9 @@ def _torchvision_keys() -> dict[str, float]:
     found: dict[str, list[str]] = {}
     for package in (models, models.detection, models.segmentation, models.video):
         for name in models.list_models(module=package):
-            found.setdefault(models.get_model_builder(name).__module__.removeprefix("torchvision.models."), []).append(name)
+            found.setdefault(models.get_model_builder(name).__module__.removeprefix("torchvision.models."), []).append(
+                name
+            )
     smallest = {module: min(names, key=_torchvision_count) for module, names in found.items()}
     return {f"torchvision/{module}/{name}": float(_torchvision_count(name)) for module, name in smallest.items()}
 
@@ -100,7 +112,9 @@ def build(key: str) -> Subject:
         CannotRun: with the reason, where the dense model itself does not train here.
     """
     source, family, name = key.split("/", 2)
-    attempts = {"timm": _timm_attempts, "torchvision": _torchvision_attempts, "transformers": _transformers_attempts}[source](name, family)
+    attempts = {"timm": _timm_attempts, "torchvision": _torchvision_attempts, "transformers": _transformers_attempts}[
+        source
+    ](name, family)
     reason = "no attempt"
     for attempt in attempts:
         seed(0)
@@ -191,12 +205,22 @@ def _sum_of_losses(model: nn.Module, batch: Any) -> Tensor:
 
 
 _TRANSFORMERS = {
-    "bert": ("BertConfig", "BertForMaskedLM", {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}),
+    "bert": (
+        "BertConfig",
+        "BertForMaskedLM",
+        {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
+    ),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"n_embd": 64, "n_layer": 2, "n_head": 4}),
     "llama": (
         "LlamaConfig",
         "LlamaForCausalLM",
-        {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128},
+        {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 128,
+        },
     ),
 }
 
@@ -266,7 +290,11 @@ def _warm_up(subject: Subject) -> None:
         if not loss.isfinite():
             raise ValueError(f"the loss of the dense model is {loss.item()} after {step} steps")
         optimizer.step()
-    norms = [module for module in subject.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None]
+    norms = [
+        module
+        for module in subject.model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None
+    ]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0

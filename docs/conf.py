@@ -23,7 +23,10 @@ def _bars(app, what, name, obj, options, lines):
 
 
 def _public(app, env, node, contnode):
-    """Docstrings refer to names where they are defined, ``torch_flowprune.flow.flow``; the reference has them where users find them."""
+    """Docstrings refer to names where they are defined, ``torch_flowprune.flow.flow``.
+
+    The reference has them where users find them.
+    """
     package, _, name = node.get("reftarget", "").partition(".")
     if node.get("refdomain") != "py" or package != "torch_flowprune" or "." not in name:
         return None

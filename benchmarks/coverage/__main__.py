@@ -4,9 +4,9 @@
     python -m benchmarks.coverage --only levit --again .      # some models, once more
     python -m benchmarks.coverage --peer PATH                 # beside Torch-Pruning installed in PATH
 
-The smallest model of every timm module and every torchvision classification model, with random weights, affine parameters and running
-statistics. Of each group of channels 50 %, then 25 %, with the lowest norm of their producers' rows go. Every model and tool runs in a
-process of its own, one thread, with a limit on processor time and memory.
+The smallest model of every timm module and every torchvision classification model, with random weights, affine
+parameters and running statistics. Of each group of channels 50 %, then 25 %, with the lowest norm of their producers'
+rows go. Every model and tool runs in a process of its own, one thread, with a limit on processor time and memory.
 """
 
 from __future__ import annotations
@@ -122,14 +122,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="read and written: OUT.json, and OUT.models.json, the list of models")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.coverage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="read and written: OUT.json, and OUT.models.json, the list of models"
+    )
     parser.add_argument("--docs", type=Path, help="write the page with the table there")
     parser.add_argument("--only", default="", metavar="REGEX", help="only models whose library/name matches")
-    parser.add_argument("--again", default="", metavar="REGEX", help="repeat those whose 'library/name tool statuses' matches")
-    parser.add_argument("--limit", type=int, default=LIMIT, help="seconds of processor time to build and prune, for one model and tool")
+    parser.add_argument(
+        "--again", default="", metavar="REGEX", help="repeat those whose 'library/name tool statuses' matches"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=LIMIT, help="seconds of processor time to build and prune, for one model and tool"
+    )
     parser.add_argument("--renew", action="store_true", help="repeat this package's rows that another commit measured")
-    parser.add_argument("--builds", action="store_true", help="take the seconds to build anew, of both tools in turns, and nothing else")
+    parser.add_argument(
+        "--builds", action="store_true", help="take the seconds to build anew, of both tools in turns, and nothing else"
+    )
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS), help="shares of each group that go")
     parser.add_argument("--which", choices=("ours", "peer"), help="this package, or Torch-Pruning")
     parser.add_argument("--peer", metavar="PATH", help="where Torch-Pruning is installed; it is then measured too")

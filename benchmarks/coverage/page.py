@@ -36,7 +36,14 @@ COLUMNS = ("prunable", "build s", "prune s", "25 %", "50 %", "left")
 
 def page(data: Mapping[str, Any], known: int) -> str:
     results = data["results"]
-    parts = [HEAD.strip(), summary(results), command(data, known), *data.get("notes", []), table(results), reasons(results)]
+    parts = [
+        HEAD.strip(),
+        summary(results),
+        command(data, known),
+        *data.get("notes", []),
+        table(results),
+        reasons(results),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -45,9 +52,14 @@ def command(data: Mapping[str, Any], known: int) -> str:
     versions = ", ".join(f"{name} {v}" for name, v in environment["versions"].items())
     commits = Counter(both["ours"]["commit"] for both in results.values() if "ours" in both)
     rows = ", ".join(f"{c} ({n} rows)" for c, n in commits.most_common())
-    anew = f" Seconds to build: both tools in turns, the median of three rounds, at commit {data['built_at']}." if "built_at" in data else ""
+    anew = (
+        f" Seconds to build: both tools in turns, the median of three rounds, at commit {data['built_at']}."
+        if "built_at" in data
+        else ""
+    )
     return (
-        f"    python -m benchmarks.coverage --peer PATH --docs docs/coverage.md\n\n{versions}; {environment['processor']}, one thread. "
+        f"    python -m benchmarks.coverage --peer PATH --docs docs/coverage.md\n\n{versions}; "
+        f"{environment['processor']}, one thread. "
         f"{len(results)} of {known} models. Commits: {rows}.{anew}"
     )
 
@@ -56,7 +68,10 @@ def command(data: Mapping[str, Any], known: int) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    out = ["| | timm | timm, Torch-Pruning | torchvision | torchvision, Torch-Pruning |", "| --- | ---: | ---: | ---: | ---: |"]
+    out = [
+        "| | timm | timm, Torch-Pruning | torchvision | torchvision, Torch-Pruning |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     columns = [chosen(results, library, which) for library in ("timm", "torchvision") for which in ("ours", "peer")]
     for label, count in COUNTS.items():
         out.append(f"| {label} | {' | '.join(count(c) if c else '-' for c in columns)} |")
@@ -69,11 +84,15 @@ def chosen(results: Mapping[str, Any], library: str, which: str) -> list[Mapping
 
 def at_all(accepts: Callable[[Mapping[str, Any]], bool]) -> Callable[[Sequence[Mapping[str, Any]]], str]:
     """Models where that holds at every ratio that was measured."""
-    return lambda found: str(sum(any(str(q) in f for q in RATIOS) and all(accepts(f[str(q)]) for q in RATIOS if str(q) in f) for f in found))
+    return lambda found: str(
+        sum(any(str(q) in f for q in RATIOS) and all(accepts(f[str(q)]) for q in RATIOS if str(q) in f) for f in found)
+    )
 
 
 def at_any(status: str) -> Callable[[Sequence[Mapping[str, Any]]], str]:
-    return lambda found: str(sum(any(f.get(str(q), {}).get("status", "").startswith(status) for q in RATIOS) for f in found))
+    return lambda found: str(
+        sum(any(f.get(str(q), {}).get("status", "").startswith(status) for q in RATIOS) for f in found)
+    )
 
 
 def middle(of: Callable[[Mapping[str, Any]], float | None]) -> Callable[[Sequence[Mapping[str, Any]]], str]:
@@ -87,8 +106,12 @@ def middle(of: Callable[[Mapping[str, Any]], float | None]) -> Callable[[Sequenc
 COUNTS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
     "models": lambda found: str(len(found)),
     "groups built": lambda found: str(sum("build_s" in f for f in found)),
-    "pruned, at every ratio measured": at_all(lambda r: "prune_s" in r and r["status"] != "nothing prunable" and r["stage"] != "prune"),
-    "forward runs": at_all(lambda r: r["stage"] in ("backward", "compare", "done") and r["status"] != "nothing prunable"),
+    "pruned, at every ratio measured": at_all(
+        lambda r: "prune_s" in r and r["status"] != "nothing prunable" and r["stage"] != "prune"
+    ),
+    "forward runs": at_all(
+        lambda r: r["stage"] in ("backward", "compare", "done") and r["status"] != "nothing prunable"
+    ),
     "backward runs": at_all(lambda r: r["stage"] in ("compare", "done") and r["status"] != "nothing prunable"),
     "**equal**": at_all(lambda r: r["status"] == "equal"),
     "runs and differs": at_any("differs"),
@@ -103,13 +126,18 @@ COUNTS: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
 
 def faster(results: Mapping[str, Any]) -> str:
     """The two tools' times on the models that both build."""
-    both = [(b["ours"]["build_s"], b["peer"]["build_s"]) for b in results.values() if all("build_s" in b.get(w, {}) for w in ("ours", "peer"))]
+    both = [
+        (b["ours"]["build_s"], b["peer"]["build_s"])
+        for b in results.values()
+        if all("build_s" in b.get(w, {}) for w in ("ours", "peer"))
+    ]
     if not both:
         return ""
     ratio = median(p / o for o, p in both)
     ours, peer = (median(v) for v in zip(*both, strict=True))
     return (
-        f"On the {len(both)} models whose groups both find, this package takes {ours:.2f} s at the median to build them and Torch-Pruning "
+        f"On the {len(both)} models whose groups both find, this package takes {ours:.2f} s at the median to build "
+        "them and Torch-Pruning "
         f"{peer:.2f} s; "
         f"the median of the ratios is {ratio:.2f}, and this package is the faster one on {sum(o < p for o, p in both)}."
     )
@@ -121,7 +149,10 @@ def faster(results: Mapping[str, Any]) -> str:
 def table(results: Mapping[str, Any]) -> str:
     lines = [
         f"| model | M parameters | {' | '.join(COLUMNS)} | as graphs | {' | '.join(f'TP {c}' for c in COLUMNS)} |",
-        f"| --- | ---: |{' ---: | ---: | ---: | --- | --- | ---: |'} ---: |{' ---: | ---: | ---: | --- | --- | ---: |'}",
+        (
+            f"| --- | ---: |{' ---: | ---: | ---: | --- | --- | ---: |'} ---: "
+            f"|{' ---: | ---: | ---: | --- | --- | ---: |'}"
+        ),
     ]
     for name, both in results.items():
         ours, peer = both.get("ours", {}), both.get("peer", {})
@@ -157,7 +188,13 @@ def reasons(results: Mapping[str, Any]) -> str:
     unknown = Counter(op for both in results.values() for op in both.get("ours", {}).get("unknown", {}))
     operators = ", ".join(f"`{op}` ({n} models)" for op, n in unknown.most_common()) or "none"
     return "\n".join(
-        ["## What does not work here", "", *(lines or ["Nothing."]), "", f"Operators without a rule, which freeze what they touch: {operators}."]
+        [
+            "## What does not work here",
+            "",
+            *(lines or ["Nothing."]),
+            "",
+            f"Operators without a rule, which freeze what they touch: {operators}.",
+        ]
     )
 
 
@@ -168,5 +205,7 @@ def failure(found: Mapping[str, Any]) -> str:
 
 def words(at: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     if at["status"] == "nothing prunable":
-        return f"nothing prunable. {'; '.join(f'{n} channels: {reason}' for reason, n in found.get('frozen', {}).items())}"
+        return (
+            f"nothing prunable. {'; '.join(f'{n} channels: {reason}' for reason, n in found.get('frozen', {}).items())}"
+        )
     return f"{at['status']} ({at['stage']}){': ' + at['error'] if 'error' in at else ''}"

@@ -1,7 +1,8 @@
 """One model, one tool: coupled, a share of each group's channels removed, and held against the masked model.
 
-`equal`: the pruned model computes what the unpruned one does with the same slices of its parameters at zero, on inputs other than the
-example, in float64. What was removed is read off each tool's own work, so both are held to the same account.
+`equal`: the pruned model computes what the unpruned one does with the same slices of its parameters at zero, on inputs
+other than the example, in float64. What was removed is read off each tool's own work, so both are held to the same
+account.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ def timed(call: Callable[[], Any], limit: float) -> tuple[Any, float]:
 
 
 class Ours:
-    """Couple once, then per ratio: the channels of each group with the lowest norm of their producers' rows, masks, `shrink`."""
+    """Couple once, then per ratio.
+
+    The channels of each group with the lowest norm of their producers' rows, masks, `shrink`.
+    """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         self.model, self.x = model, x
@@ -77,14 +81,20 @@ class Ours:
         for f in self.coupling.frozen:
             if f.role == "producer":
                 frozen[f.reason.split(" (")[0]] += f.positions
-        found = {"share": self.coupling.share(), "groups": len(self.coupling.groups), "unknown": dict(self.coupling.unknown)}
+        found = {
+            "share": self.coupling.share(),
+            "groups": len(self.coupling.groups),
+            "unknown": dict(self.coupling.unknown),
+        }
         return found | {"frozen": dict(frozen.most_common())}
 
     def prune(self, ratio: float) -> nn.Module:
         keep = {}
         for group in self.coupling.groups:
             order = rows(self.parameters, group).norm(dim=-1).argsort()
-            keep[group.name] = torch.ones(group.size, dtype=torch.bool).index_fill_(0, order[: int(ratio * group.size)], False)
+            keep[group.name] = torch.ones(group.size, dtype=torch.bool).index_fill_(
+                0, order[: int(ratio * group.size)], False
+            )
         self.given = masks(self.coupling, keep, self.parameters)
         return shrink(self.model, self.x, masks=self.given, coupling=self.coupling, reading=self.reading)
 
@@ -93,7 +103,10 @@ class Ours:
 
 
 class Peer:
-    """Torch-Pruning by the recipe of its README: group magnitude, sizes rounded to eight, the classifier (of whatever kind) left alone, one step."""
+    """Torch-Pruning by the recipe of its README.
+
+    Group magnitude, sizes rounded to eight, the classifier (of whatever kind) left alone, one step.
+    """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         self.dense, self.x = model, x
@@ -108,18 +121,24 @@ class Peer:
 
         ignored = [m for m in self.model.modules() if isinstance(m, LAYERS) and channels(m) == self.classes]
         importance = tp.importance.GroupMagnitudeImportance(p=2)
-        self.pruner = tp.pruner.BasePruner(self.model, self.x, importance=importance, pruning_ratio=ratio, ignored_layers=ignored, round_to=8)
+        self.pruner = tp.pruner.BasePruner(
+            self.model, self.x, importance=importance, pruning_ratio=ratio, ignored_layers=ignored, round_to=8
+        )
 
     def facts(self) -> dict[str, Any]:
         """The share of output channels in the groups that its pruner goes through."""
         graph, free = self.pruner.DG, {}
-        for group in graph.get_all_groups(ignored_layers=self.pruner.ignored_layers, root_module_types=self.pruner.root_module_types):
+        for group in graph.get_all_groups(
+            ignored_layers=self.pruner.ignored_layers, root_module_types=self.pruner.root_module_types
+        ):
             for dependency, positions in group:
                 module = dependency.target.module
                 if isinstance(module, LAYERS) and graph.is_out_channel_pruning_fn(dependency.handler):
                     free[module] = len(set(positions))
         version = {"version": metadata.version("torch-pruning")}
-        return version | {"share": sum(free.values()) / sum(channels(m) for m in self.model.modules() if isinstance(m, LAYERS))}
+        return version | {
+            "share": sum(free.values()) / sum(channels(m) for m in self.model.modules() if isinstance(m, LAYERS))
+        }
 
     def prune(self, ratio: float) -> nn.Module:  # noqa: ARG002 - given when the pruner was made
         for p in self.model.parameters():
@@ -128,7 +147,10 @@ class Peer:
         return self.model
 
     def kept(self, small: nn.Module) -> dict[str, Tensor] | None:
-        """Masks of the dense model, from the numbers that the positions left carry; None where they were lost on the way."""
+        """Masks of the dense model, from the numbers that the positions left carry.
+
+        None where they were lost on the way.
+        """
         dense, out = dict(self.dense.named_parameters()), {}
         for name, p in small.named_parameters():
             if p.grad is None or name not in dense:
@@ -143,7 +165,10 @@ class Peer:
 
 
 def number(p: nn.Parameter) -> None:
-    """Every position its own number, as the bits of a gradient: what slices the parameter slices its gradient likewise."""
+    """Every position its own number, as the bits of a gradient.
+
+    What slices the parameter slices its gradient likewise.
+    """
     p.grad = torch.arange(p.numel(), dtype=torch.int32).view(torch.float32).reshape(p.shape)
 
 
@@ -184,7 +209,9 @@ def building(which: str, name: str, limit: float = LIMIT) -> Iterator[dict[str, 
     yield {"build_s": timed(lambda: tool.build(RATIOS[0]), limit)[1]}
 
 
-def at_ratio(tool: Any, oracle: Oracle, x: Tensor, ratio: float, limit: float, shared: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def at_ratio(
+    tool: Any, oracle: Oracle, x: Tensor, ratio: float, limit: float, shared: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
     found: dict[str, Any] = {"status": "stopped", "stage": "build"}
     yield found
     try:
@@ -234,7 +261,14 @@ def compared(oracle: Oracle, kept: Mapping[str, Tensor] | None, small: nn.Module
     if not gone:
         return {**facts, "status": "nothing prunable", "channels": 0.0}
     error, moved, precision = oracle.difference(kept, small)
-    return {**facts, "status": verdict(error, moved, EQUAL[precision]), "channels": gone, "difference": error, "moved": moved, "precision": precision}
+    return {
+        **facts,
+        "status": verdict(error, moved, EQUAL[precision]),
+        "channels": gone,
+        "difference": error,
+        "moved": moved,
+        "precision": precision,
+    }
 
 
 def verdict(error: float, moved: float, tolerance: float) -> str:
@@ -303,7 +337,9 @@ class Casts(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         low = (torch.float32, torch.float16, torch.bfloat16)
-        self.found |= func is torch.ops.aten._to_copy.default and kwargs.get("dtype") in low and args[0].is_floating_point()
+        self.found |= (
+            func is torch.ops.aten._to_copy.default and kwargs.get("dtype") in low and args[0].is_floating_point()
+        )
         return func(*args, **kwargs)
 
 

@@ -1,7 +1,7 @@
 """One run of the paper's protocol.
 
-    python -m benchmarks.paper --model resnet56 --method gradient_norm_preservation --sparsity 0.6 --rounds 5 --data DIR --epochs 160 --seed 0
-    python -m benchmarks.paper --preset smoke
+    python -m benchmarks.paper --model resnet56 --method gradient_norm_preservation --sparsity 0.6 --rounds 5 --data DIR
+    --epochs 160 --seed 0 python -m benchmarks.paper --preset smoke
 
 Interrupted, the same command goes on where it stopped, with the same result.
 """
@@ -24,7 +24,13 @@ from benchmarks.paper.protocol import NONE, Config, Run
 from torch_flowprune.scoring import measures
 
 RUNS = Path("build/paper")
-_SMOKE = {"model": "resnet20", "width": 0.5, "method": "gradient_norm_preservation", "data": "digits", "score_samples": 256}
+_SMOKE = {
+    "model": "resnet20",
+    "width": 0.5,
+    "method": "gradient_norm_preservation",
+    "data": "digits",
+    "score_samples": 256,
+}
 _SHORT = {"epochs": 12, "batch": 32, "lr": 0.05, "lr_prune": 0.05, "temperature": 1.0}
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -39,9 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = _config(options)
         data = load(
-            options.data, root=options.root, download=options.download, size=options.size, validation=options.validation, subset=options.subset,
+            options.data,
+            root=options.root,
+            download=options.download,
+            size=options.size,
+            validation=options.validation,
+            subset=options.subset,
             progress=not options.quiet,
-        )  # fmt: skip
+        )
         folder = options.out or RUNS / _name(config, data.name)
         found = Run(config, data, folder, device=options.device, progress=not options.quiet).run(options.stop_after)
     except (ValueError, TypeError, OSError) as error:
@@ -58,17 +69,34 @@ def main(arguments: list[str] | None = None) -> int:
 def _options(arguments: list[str]) -> argparse.Namespace:
     defaults = asdict(Config())
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.paper", description="The paper's protocol: rounds of one epoch and a prune, then the rest."
+        prog="python -m benchmarks.paper",
+        description="The paper's protocol: rounds of one epoch and a prune, then the rest.",
     )
     add = parser.add_argument
-    add("--preset", choices=PRESETS, default="paper", help="smoke: a small net on digits, under two minutes on two cores")
+    add(
+        "--preset",
+        choices=PRESETS,
+        default="paper",
+        help="smoke: a small net on digits, under two minutes on two cores",
+    )
     add("--model", choices=models.MODELS)
     add("--method", help=f"a measure ({', '.join(fp.MEASURES)}), or {NONE} to train the model unpruned")
     add("--sparsity", type=float, help="the share of all filters that is gone in the end")
     add("--rounds", type=int, help="of one epoch and one prune each; the paper has 1, 5, 25")
-    add("--thresholds", type=float, nargs="+", metavar="S", help="the sparsity after each round, instead of --sparsity, --rounds and --schedule")
+    add(
+        "--thresholds",
+        type=float,
+        nargs="+",
+        metavar="S",
+        help="the sparsity after each round, instead of --sparsity, --rounds and --schedule",
+    )
     add("--schedule", choices=fp.SCHEDULES)
-    add("--min-keep", type=float, help="filters every layer keeps: a number, or a fraction below 1 (the paper's code: 0.05 for VGG and MobileNet)")
+    add(
+        "--min-keep",
+        type=float,
+        help="filters every layer keeps: a number, or a fraction below 1 (the paper's code: 0.05 for VGG and "
+        "MobileNet)",
+    )
     add("--epochs", type=int, help="all of them, warm-up and rounds among them")
     add("--warmup", type=int, help="epochs before the first round")
     add("--seed", type=int)
@@ -86,11 +114,26 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     )
     add("--score-samples", type=int)
     add("--score-batch", type=int)
-    add("--track", action="store_true", default=None, help="score by an exponential average over the last minibatches of the epoch, any measure")
+    add(
+        "--track",
+        action="store_true",
+        default=None,
+        help="score by an exponential average over the last minibatches of the epoch, any measure",
+    )
     add("--track-batches", type=int)
     add("--alpha", type=float, help="the newest minibatch's weight in that average")
-    add("--fresh-momentum", action="store_true", default=None, help="forget the momentum at every prune (the paper's code's default)")
-    add("--settle", action="store_true", default=None, help="take batch norm's statistics anew before each prune: for epochs of few steps")
+    add(
+        "--fresh-momentum",
+        action="store_true",
+        default=None,
+        help="forget the momentum at every prune (the paper's code's default)",
+    )
+    add(
+        "--settle",
+        action="store_true",
+        default=None,
+        help="take batch norm's statistics anew before each prune: for epochs of few steps",
+    )
     add("--pretrained", help="a state dict to start from: pruned.pt of a run with --method none, for instance")
     add("--data", help="digits, cifar10, cifar100, or a folder with train/ and test/")
     add("--root", default="data", help="where torchvision keeps CIFAR")
@@ -115,7 +158,11 @@ def _config(options: argparse.Namespace) -> Config:
     if options.method != NONE:
         measures.resolve(options.method)
     if options.thresholds:
-        chosen |= {"thresholds": tuple(options.thresholds), "rounds": len(options.thresholds), "sparsity": options.thresholds[-1]}
+        chosen |= {
+            "thresholds": tuple(options.thresholds),
+            "rounds": len(options.thresholds),
+            "sparsity": options.thresholds[-1],
+        }
     if float(options.min_keep).is_integer() and options.min_keep >= 1:
         chosen["min_keep"] = int(options.min_keep)
     return Config(**chosen)
@@ -135,7 +182,12 @@ def _name(config: Config, data: str) -> str:
 
 def _summary(found: dict[str, Any], folder: Path) -> str:
     test, size = found["test"], found["size"]
-    lines = [f"test accuracy {test['accuracy']:.2%}, with the model that the validation images chose, of epoch {test['chosen_epoch']}"]
+    lines = [
+        (
+            f"test accuracy {test['accuracy']:.2%}, with the model that the validation images chose, of epoch "
+            f"{test['chosen_epoch']}"
+        )
+    ]
     for what, name in (("parameters", "parameters"), ("macs", "multiply-adds")):
         dense, pruned = size["dense"][what], size["pruned"][what]
         lines.append(f"{name}: {pruned:,} of {dense:,} ({pruned / dense:.1%})")
@@ -143,7 +195,8 @@ def _summary(found: dict[str, Any], folder: Path) -> str:
         predicted = one["predicted_loss_change"]
         foreseen = "" if predicted is None else f", predicted {predicted:+.3g}"
         lines.append(
-            f"epoch {one['epoch']}: {one['sparsity']:.1%} of filters gone, loss {one['loss_before']:.3g} -> {one['loss_after']:.3g}{foreseen}"
+            f"epoch {one['epoch']}: {one['sparsity']:.1%} of filters gone, loss {one['loss_before']:.3g} -> "
+            f"{one['loss_after']:.3g}{foreseen}"
         )
     return "\n".join([*lines, f"{folder}/result.json, plot.png, pruned.pt"])
 

@@ -25,7 +25,19 @@ import torch_flowprune as fp
 from benchmarks.measure import environment
 from benchmarks.paper import experiment
 from benchmarks.paper.data import Batch, Data, load
-from benchmarks.paper.experiment import SETTINGS, Part, Row, Setting, dot, evaluate, point, pruned, scores_of, snapshots, train
+from benchmarks.paper.experiment import (
+    SETTINGS,
+    Part,
+    Row,
+    Setting,
+    dot,
+    evaluate,
+    point,
+    pruned,
+    scores_of,
+    snapshots,
+    train,
+)
 from benchmarks.paper.initialisation import initialisation
 from benchmarks.paper.trajectories import trajectories
 from torch_flowprune.analysis.rank_correlation import laid_out, spearman
@@ -36,16 +48,26 @@ from torch_flowprune.analysis.rank_correlation import laid_out, spearman
 def expansions(data: Data, setting: Setting, seed: int) -> Iterator[Part]:
     """What pruning does to the loss, to ‖g‖² and to the derivatives of ‖θ‖², predicted and actual (claims ii and iii, O2 to O5)."""
     batches, whole = experiment.scored(data, setting, seed)
-    held_out = data.test.take(torch.randperm(len(data.test), generator=torch.Generator().manual_seed(seed))[: 2 * setting.samples])
+    held_out = data.test.take(
+        torch.randperm(len(data.test), generator=torch.Generator().manual_seed(seed))[: 2 * setting.samples]
+    )
     unseen = held_out.batches(len(held_out))[0]
     for epoch, model in snapshots(data, setting, seed).items():
         for granularity, sparsities in {"filter": setting.sparsities, "weight": (0.9,)}.items():
             scores = partial(scores_of, model, batches, seed, granularity)
-            yield f"{granularity}/{epoch}", partial(_cuts, model, scores, sparsities, min(setting.sparsities), whole, unseen)
+            yield (
+                f"{granularity}/{epoch}",
+                partial(_cuts, model, scores, sparsities, min(setting.sparsities), whole, unseen),
+            )
 
 
 def _cuts(
-    model: nn.Module, scores_of_all: Callable[[], dict[str, fp.Scores]], sparsities: tuple[float, ...], curved: float, whole: Batch, unseen: Batch
+    model: nn.Module,
+    scores_of_all: Callable[[], dict[str, fp.Scores]],
+    sparsities: tuple[float, ...],
+    curved: float,
+    whole: Batch,
+    unseen: Batch,
 ) -> list[Row]:
     before, at, rows = point(model, whole, unseen), fp.flow(model, whole, needs=("g", "Hg"), progress=False), []
     for name, scores in scores_of_all().items():
@@ -54,9 +76,15 @@ def _cuts(
             masks = fp.masks(cut)
             gone = {key: torch.where(mask, 0, at.theta[key]) for key, mask in masks.items()}
             row = {
-                "method": name, "sparsity": sparsity, "granularity": scores.granularity, "before": before, "after": point(cut, whole, unseen),
-                "predicted_loss": -dot(gone, at.g), "predicted_gradient_norm": -2 * dot(gone, at.Hg), "removed": dot(gone, gone),
-            }  # fmt: skip
+                "method": name,
+                "sparsity": sparsity,
+                "granularity": scores.granularity,
+                "before": before,
+                "after": point(cut, whole, unseen),
+                "predicted_loss": -dot(gone, at.g),
+                "predicted_gradient_norm": -2 * dot(gone, at.Hg),
+                "removed": dot(gone, gone),
+            }
             if sparsity == curved:
                 row["curvature"] = fp.predict(model, masks, whole, progress=False).curvature
             rows.append(row)
@@ -85,7 +113,10 @@ def _norms(model: nn.Module, batches: list[Batch], whole: Batch, sparsity: float
 
 
 def stability(data: Data, setting: Setting, seed: int) -> Iterator[Part]:
-    """How alike the rankings of two disjoint samples are, and those of two measures; and what share of scores is exactly zero."""
+    """How alike the rankings of two disjoint samples are, and those of two measures.
+
+    And what share of scores is exactly zero.
+    """
     for epoch, model in snapshots(data, setting, seed).items():
         yield str(epoch), partial(_stable, model, data, seed)
 
@@ -98,12 +129,17 @@ def _stable(model: nn.Module, data: Data, seed: int) -> list[Row]:
         laid = [{name: laid_out(scores) for name, scores in half.items()} for half in halves]
         rows += [
             {
-                "method": name, "samples": samples, "spearman": spearman(laid[0][name], laid[1][name]),
-                "overlap": _overlap(laid[0][name], laid[1][name]), "zero": (laid[0][name] == 0).double().mean().item(),
-                "others": {other: spearman(laid[0][name], laid[0][other]) for other in laid[0]} if samples == 400 else None,
+                "method": name,
+                "samples": samples,
+                "spearman": spearman(laid[0][name], laid[1][name]),
+                "overlap": _overlap(laid[0][name], laid[1][name]),
+                "zero": (laid[0][name] == 0).double().mean().item(),
+                "others": {other: spearman(laid[0][name], laid[0][other]) for other in laid[0]}
+                if samples == 400
+                else None,
             }
             for name in laid[0]
-        ]  # fmt: skip
+        ]
     return rows
 
 
@@ -123,7 +159,9 @@ def convergence(data: Data, setting: Setting, seed: int) -> Iterator[Part]:
                 yield f"{epoch}/{name}", partial(_converges, model, name, scores[name], data, setting, seed, epoch)
 
 
-def _converges(model: nn.Module, name: str, scores: fp.Scores, data: Data, setting: Setting, seed: int, epoch: int) -> list[Row]:
+def _converges(
+    model: nn.Module, name: str, scores: fp.Scores, data: Data, setting: Setting, seed: int, epoch: int
+) -> list[Row]:
     validation, cut = data.validation.batches(1000), pruned(model, scores, setting.goal)
     losses, trained = [evaluate(cut, validation)], []
     for loss in train(cut, data, setting, range(epoch, epoch + setting.epochs), seed):
@@ -144,7 +182,9 @@ EXPERIMENTS: dict[str, Callable[[Data, Setting, int], Iterator[Part]]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper.claims", description="The paper's claims as experiments.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paper.claims", description="The paper's claims as experiments."
+    )
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--setting", choices=SETTINGS, default="digits")
     parser.add_argument("--data", help="a folder with train/ and test/, for the settings that are not of digits")

@@ -60,7 +60,9 @@ class Data:
         return tuple(self.train.images.shape[1:])
 
     def to(self, device: str | torch.device) -> Data:
-        return replace(self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device))
+        return replace(
+            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
+        )
 
     def epoch(self, size: int, seed: int) -> Iterator[Batch]:
         """The training images once, shuffled, cropped and (where that keeps their meaning) flipped, all as the seed says."""
@@ -163,23 +165,34 @@ def _cifar(name: str, root: Path, download: bool) -> tuple[Split, Split, int]:
         parts = [kind(root, train=train, download=download) for train in (True, False)]
     except RuntimeError as error:
         raise ValueError(f"no {name} under {root}: add --download, or say where it is with --root") from error
-    splits = [Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)) for part in parts]
+    splits = [
+        Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+        for part in parts
+    ]
     return splits[0], splits[1], len(parts[0].classes)
 
 
 def _folder(path: Path, size: int, progress: bool) -> tuple[Split, Split, int]:
     if missing := [part for part in ("train", "test") if not (path / part).is_dir()]:
         lacks = " and no ".join(f"{part}/" for part in missing)
-        raise ValueError(f"{path} has no {lacks}: expected train/ and test/ with one folder a class in each; or digits, cifar10, cifar100")
+        raise ValueError(
+            f"{path} has no {lacks}: expected train/ and test/ with one folder a class in each; or digits, cifar10, "
+            "cifar100"
+        )
     folders = [importlib.import_module("torchvision.datasets").ImageFolder(path / part) for part in ("train", "test")]
     if folders[0].classes != folders[1].classes:
-        raise ValueError(f"train/ and test/ of {path} have other classes: {sorted(set(folders[0].classes) ^ set(folders[1].classes))[:5]}")
+        raise ValueError(
+            f"train/ and test/ of {path} have other classes: "
+            f"{sorted(set(folders[0].classes) ^ set(folders[1].classes))[:5]}"
+        )
     return _decoded(folders[0], size, progress), _decoded(folders[1], size, progress), len(folders[0].classes)
 
 
 def _decoded(folder: Any, size: int, progress: bool) -> Split:
     """Every image of a folder as a tensor; kept in a file, since decoding takes longer than an epoch of a small net."""
-    listed = hashlib.sha256(repr((size, folder.root, [(path, Path(path).stat().st_mtime_ns) for path, _ in folder.samples])).encode()).hexdigest()
+    listed = hashlib.sha256(
+        repr((size, folder.root, [(path, Path(path).stat().st_mtime_ns) for path, _ in folder.samples])).encode()
+    ).hexdigest()
     kept = CACHE / f"{listed[:20]}.pt"
     if kept.exists():
         return Split(**torch.load(kept, weights_only=True))

@@ -53,7 +53,10 @@ def _deviates(one: str, other: str, **where: Any) -> Callable[[list[Row]], list[
 
 def _symmetry(epoch: int) -> Callable[[list[Row]], list[float]]:
     def ratios(rows: list[Row]) -> list[float]:
-        train, evaluated = ({row["seed"]: math.log10(row["filters"]) for row in chosen(rows, epoch=epoch, mode=mode)} for mode in ("train", "eval"))
+        train, evaluated = (
+            {row["seed"]: math.log10(row["filters"]) for row in chosen(rows, epoch=epoch, mode=mode)}
+            for mode in ("train", "eval")
+        )
         return matched(train, evaluated)
 
     return ratios
@@ -65,12 +68,20 @@ def _cut(epoch: int) -> dict[str, Any]:
 
 def _convergence(name: str, epoch: int) -> Effect:
     text = f"magnitude − loss preservation, mean validation loss after 75 % were cut at epoch {epoch}"
-    return Effect("(i)", text, f"convergence {name}", between("magnitude", "loss_preservation", mean_loss, epoch=epoch), -1)
+    return Effect(
+        "(i)", text, f"convergence {name}", between("magnitude", "loss_preservation", mean_loss, epoch=epoch), -1
+    )
 
 
 def _trained_on(name: str, epoch: int) -> Effect:
     text = f"preservation − increase (T = 200), mean validation loss after 75 % were cut at epoch {epoch}"
-    return Effect("O5", text, f"convergence {name}", between(PRESERVATION, "gradient_norm_increase T=200", mean_loss, epoch=epoch), -1)
+    return Effect(
+        "O5",
+        text,
+        f"convergence {name}",
+        between(PRESERVATION, "gradient_norm_increase T=200", mean_loss, epoch=epoch),
+        -1,
+    )
 
 
 def _accuracies(name: str, claim: str, text: str, one: str, other: str, rounds: int) -> Effect:

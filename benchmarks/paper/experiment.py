@@ -1,4 +1,7 @@
-"""What the experiments of the claims share: nets, how they are trained, scores of every measure, cuts, and where a cut model stands."""
+"""What the experiments of the claims share.
+
+Nets, how they are trained, scores of every measure, cuts, and where a cut model stands.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,28 @@ Part = tuple[str, Callable[[], list[Row]]]
 
 TEMPERATURES = (1.0, 200.0)
 METHODS = (
-    ("magnitude", 1.0), ("loss_preservation", 1.0), ("taylor", 1.0), ("biased_loss_preservation", 1.0), ("fisher", 1.0), ("synflow", 1.0),
-    ("random", 1.0), ("gradient_norm_increase", 1.0), ("gradient_norm_increase", 200.0),
-    ("gradient_norm_preservation", 1.0), ("gradient_norm_preservation", 200.0),
-)  # fmt: skip
+    ("magnitude", 1.0),
+    ("loss_preservation", 1.0),
+    ("taylor", 1.0),
+    ("biased_loss_preservation", 1.0),
+    ("fisher", 1.0),
+    ("synflow", 1.0),
+    ("random", 1.0),
+    ("gradient_norm_increase", 1.0),
+    ("gradient_norm_increase", 200.0),
+    ("gradient_norm_preservation", 1.0),
+    ("gradient_norm_preservation", 200.0),
+)
 """Measures, and the temperature of the loss they are taken of."""
 
 TRAINED = (
-    "magnitude", "loss_preservation", "biased_loss_preservation", "random", "gradient_norm_increase T=200", "gradient_norm_preservation T=1",
-)  # fmt: skip
+    "magnitude",
+    "loss_preservation",
+    "biased_loss_preservation",
+    "random",
+    "gradient_norm_increase T=200",
+    "gradient_norm_preservation T=1",
+)
 """Those that are trained on after pruning: the paper's, with the temperatures of its code, and random."""
 
 
@@ -56,9 +72,13 @@ class Setting:
 
 SETTINGS = {
     "digits": Setting("resnet20", 0.5, "digits", 8, None, 0.05, 64, (0, 1, 5, 20), 200, (0.1, 0.5), (1, 5), 6, 0.75),
-    "digits-vgg": Setting("vgg13", 0.125, "digits", 8, None, 0.05, 64, (0, 1, 5, 20), 200, (0.1, 0.5, 0.75), (1, 5), 6, 0.75),
+    "digits-vgg": Setting(
+        "vgg13", 0.125, "digits", 8, None, 0.05, 64, (0, 1, 5, 20), 200, (0.1, 0.5, 0.75), (1, 5), 6, 0.75
+    ),
     "cifar10": Setting("vgg13", 0.125, "folder", 32, 3000, 0.05, 64, (0, 1, 5, 20), 200, (0.1, 0.5), (1, 5), 4, 0.75),
-    "cifar10-16": Setting("vgg13", 0.125, "folder", 16, 3000, 0.05, 64, (0, 1, 5, 20), 200, (0.1, 0.5), (1, 5), 4, 0.75),
+    "cifar10-16": Setting(
+        "vgg13", 0.125, "folder", 16, 3000, 0.05, 64, (0, 1, 5, 20), 200, (0.1, 0.5), (1, 5), 4, 0.75
+    ),
     **{
         name: Setting(name, width, "folder", 16, 1500, 0.05, 50, (), 200, (), (), 3, 0.75)
         for name, width in (("vgg13", 0.125), ("resnet20", 0.25), ("resnet20-zero", 0.25), ("vit", 1.0))
@@ -138,7 +158,14 @@ def pruned(model: nn.Module, scores: fp.Scores, sparsity: float) -> nn.Module:
     model = copy.deepcopy(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        fp.global_prune(model, sparsity=sparsity, scores=scores, granularity=scores.granularity, parameters=_owners(model, scores), min_keep=1)
+        fp.global_prune(
+            model,
+            sparsity=sparsity,
+            scores=scores,
+            granularity=scores.granularity,
+            parameters=_owners(model, scores),
+            min_keep=1,
+        )
     if scores.granularity == "filter":
         mask_followers(model)
     return model
@@ -149,7 +176,10 @@ def _owners(model: nn.Module, scores: fp.Scores) -> list[models.Pair]:
 
 
 def point(model: nn.Module, batch: Batch, held_out: Batch) -> Row:
-    """Where a model stands in its flow: the loss, ‖g‖², the first two derivatives of ‖θ‖²; and the loss of images not seen."""
+    """Where a model stands in its flow: the loss, ‖g‖², the first two derivatives of ‖θ‖².
+
+    And the loss of images not seen.
+    """
     at = fp.flow(model, batch, needs=("g", "Hg"), progress=False)
     g = dot(at.g, at.g)
     with torch.no_grad():

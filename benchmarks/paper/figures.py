@@ -52,7 +52,10 @@ def _by_age(found: Row, draw: Callable[[Any, list[Row]], None], **where: Any) ->
 
 
 def _expansions(found: Row) -> Figure:
-    """Above, predicted against actual ΔL; below, ΔL and the change of ‖g‖² of every measure, at the smallest cut of filters."""
+    """Above, predicted against actual ΔL.
+
+    Below, ΔL and the change of ‖g‖² of every measure, at the smallest cut of filters.
+    """
     rows = [row for row in rows_of(found) if row["granularity"] == "filter"]
     epochs, low = epochs_of(rows), min(found["setting"]["sparsities"])
     made = Figure(figsize=(3.1 * len(epochs) + 2.2, 6.4), layout="constrained")
@@ -62,7 +65,14 @@ def _expansions(found: Row) -> Figure:
         above, below = places[:, column]
         for method, colour in colours.items():
             own = chosen(rows, method=method, epoch=epoch)
-            above.plot([r["predicted_loss"] for r in own], [loss_change(r) for r in own], ".", label=SHORT.get(method, method), ms=5, color=colour)
+            above.plot(
+                [r["predicted_loss"] for r in own],
+                [loss_change(r) for r in own],
+                ".",
+                label=SHORT.get(method, method),
+                ms=5,
+                color=colour,
+            )
             cut = [row for row in own if row["sparsity"] == low]
             below.plot([norm_ratio(r) for r in cut], [loss_change(r) for r in cut], "o", ms=4, color=colour)
         above.axline((0, 0), slope=1, color="grey", linewidth=0.6)
@@ -79,7 +89,11 @@ def _convergence(found: Row) -> Figure:
     def draw(axes: Any, rows: list[Row]) -> None:
         for method in methods_of(rows):
             curves = [[loss for loss, _ in row["validation"]] for row in rows if row["method"] == method]
-            axes.plot([statistics.mean(step) for step in zip(*curves, strict=True)], label=SHORT.get(method, method), linewidth=1)
+            axes.plot(
+                [statistics.mean(step) for step in zip(*curves, strict=True)],
+                label=SHORT.get(method, method),
+                linewidth=1,
+            )
         axes.set(xlabel="epochs after pruning", ylabel="validation loss", yscale="log")
 
     return _by_age(found, draw)
@@ -94,7 +108,12 @@ def _trajectories(found: Row) -> Figure:
             if row["seed"] == first and row["sparsity"] in (0, max(found["setting"]["sparsities"])):
                 style = {"color": "black", "linewidth": 2} if row["method"] == "none" else {"linewidth": 1}
                 moved = [norm - row["norms"][0] for norm in row["norms"]]
-                axes.plot([i / (len(moved) - 1) for i in range(len(moved))], moved, label=SHORT.get(row["method"], row["method"]), **style)
+                axes.plot(
+                    [i / (len(moved) - 1) for i in range(len(moved))],
+                    moved,
+                    label=SHORT.get(row["method"], row["method"]),
+                    **style,
+                )
         axes.set(xlabel="share of two epochs", ylabel="‖θ(t)‖² − ‖θ(0)‖²")
 
     return _by_age(found, draw, kind="training")
@@ -108,10 +127,16 @@ def _protocol(found: Row) -> Figure:
     for method, colour in _colours(methods_of(rows)).items():
         style = {"color": "black", "linestyle": ":"} if method == "none" else {"color": colour}
         runs = [chosen(rows, method=method, rounds=0 if method == "none" else n) for n in rounds]
-        accuracies = [statistics.mean(100 * run["test"]["accuracy"] for run in some) if some else math.nan for some in runs]
+        accuracies = [
+            statistics.mean(100 * run["test"]["accuracy"] for run in some) if some else math.nan for some in runs
+        ]
         left.plot(range(len(rounds)), accuracies, marker=".", label=SHORT.get(method, method), **style)
         for axes, curve in ((middle, "validation_loss"), (right, "theta_norm")):
-            axes.plot([_median(step) for step in zip(*(row["curves"][curve] for row in runs[-1]), strict=True)], linewidth=1, **style)
+            axes.plot(
+                [_median(step) for step in zip(*(row["curves"][curve] for row in runs[-1]), strict=True)],
+                linewidth=1,
+                **style,
+            )
     left.set_xticks(range(len(rounds)), [str(n) for n in rounds])
     left.set(xlabel="rounds", ylabel="test accuracy, %")
     middle.set(yscale="log", xlabel=f"epoch, {rounds[-1]} rounds", ylabel="validation loss (T of training)")
@@ -119,7 +144,9 @@ def _protocol(found: Row) -> Figure:
     for axes in (middle, right):
         drawn = [value for line in axes.lines for value in line.get_ydata() if math.isfinite(value)]
         first, *_, last = axes.lines[0].get_ydata()
-        axes.set_ylim(0.95 * min(drawn), min(1.05 * max(drawn), 1.3 * max(first, last)))  # what breaks down leaves the picture
+        axes.set_ylim(
+            0.95 * min(drawn), min(1.05 * max(drawn), 1.3 * max(first, last))
+        )  # what breaks down leaves the picture
     return _legend(made, left)
 
 
@@ -144,7 +171,11 @@ def _initialisation(found: Row) -> Figure:
             axes.set_xticks(range(len(means)), [f"{sparsity:.0%}" for sparsity in sparsities])
             axes.set(title=f"{kind}s", xlabel="gone", ylabel="‖g‖², power of ten")
         trained = [
-            statistics.mean(100 * row["trained"]["accuracy"] for row in chosen(rows, granularity=kind, method=method) if "trained" in row)
+            statistics.mean(
+                100 * row["trained"]["accuracy"]
+                for row in chosen(rows, granularity=kind, method=method)
+                if "trained" in row
+            )
             for kind in kinds
         ]
         last.plot(kinds, trained, "o", color=colour)

@@ -2,8 +2,9 @@
 
     python -m benchmarks.paper.findings benchmarks/results/paper_*.json --docs docs
 
-writes all tables into ``docs/paper_tables.md``, those that ``docs/paper.md`` has a mark for into that, and the figures beside them.
-``PART ... --merge OUT`` makes one file of several seeds' files, or of the ``result.json`` of several runs of ``benchmarks.paper``.
+writes all tables into ``docs/paper_tables.md``, those that ``docs/paper.md`` has a mark for into that, and the figures
+beside them. ``PART ... --merge OUT`` makes one file of several seeds' files, or of the ``result.json`` of several runs
+of ``benchmarks.paper``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ of. ΔL and ‖g‖² are those of the plain loss (T = 1) in eval mode, whatever
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper.findings", description="Tables and figures of the claims.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paper.findings", description="Tables and figures of the claims."
+    )
     parser.add_argument("files", type=Path, nargs="+", help="what benchmarks.paper.claims or .sweep wrote")
     parser.add_argument("--docs", type=Path, help="the folder of the pages and figures")
     parser.add_argument("--merge", type=Path, metavar="OUT", help="write the parts of all files into one instead")
@@ -54,7 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def tables_page(found: list[Row]) -> str:
     """The page of all tables, and of the figures."""
-    effects = table(["claim", "effect", "on", "mean ± sd", "seeds that agree"], lines({f"{one['experiment']} {one['name']}": one for one in found}))
+    effects = table(
+        ["claim", "effect", "on", "mean ± sd", "seeds that agree"],
+        lines({f"{one['experiment']} {one['name']}": one for one in found}),
+    )
     return "\n\n".join([_HEAD.rstrip(), "## Effects of the claims", "\n".join(effects), *map(_section, found)]) + "\n"
 
 
@@ -67,7 +73,11 @@ def _section(one: Row) -> str:
 def filled(page: str, found: list[Row]) -> str:
     """The page with its generated parts made anew: each stands between a mark with its name and the end mark."""
     results = {f"{one['experiment']} {one['name']}": one for one in found}
-    made = {f"{name}, table {i}": text for name, one in results.items() for i, text in enumerate(TABLES[one["experiment"]](one), 1)}
+    made = {
+        f"{name}, table {i}": text
+        for name, one in results.items()
+        for i, text in enumerate(TABLES[one["experiment"]](one), 1)
+    }
     for name, text in made.items():
         begin, end = f"<!-- made: {name} -->", "<!-- end -->"
         before, found_mark, rest = page.partition(begin)
@@ -86,25 +96,67 @@ def merged(found: list[Row]) -> Row:
         raise ValueError("these files are not of one experiment and setting")
     parts = {key: rows for one in found for key, rows in one["parts"].items() if not key.endswith("/done")}
     commits = ", ".join(dict.fromkeys(one["environment"]["commit"] for one in found))
-    return dict(_rounded({**found[0], "environment": {**found[0]["environment"], "commit": commits}, "parts": dict(sorted(parts.items()))}))
+    return dict(
+        _rounded(
+            {
+                **found[0],
+                "environment": {**found[0]["environment"], "commit": commits},
+                "parts": dict(sorted(parts.items())),
+            }
+        )
+    )
 
 
 def _runs(found: list[Row]) -> Row:
     """Runs of the protocol on the same data, as a sweep has them."""
     config, data = found[0]["config"], found[0]["data"]
     setting = {key: value for key, value in config.items() if key not in ("method", "rounds", "seed", "sparsity")}
-    setting |= {"data": data["name"], "size": data["shape"][1], "subset": None, "goal": config["sparsity"], "train": data["train"]}
-    parts = {f"{run['config']['seed']}/{run['config']['method']}/{run['config']['rounds']}": [short(run)] for run in found}
+    setting |= {
+        "data": data["name"],
+        "size": data["shape"][1],
+        "subset": None,
+        "goal": config["sparsity"],
+        "train": data["train"],
+    }
+    parts = {
+        f"{run['config']['seed']}/{run['config']['method']}/{run['config']['rounds']}": [short(run)] for run in found
+    }
     return dict(
-        _rounded({"experiment": "protocol", "name": data["name"], "setting": setting, "environment": found[0]["environment"], "parts": parts})
+        _rounded(
+            {
+                "experiment": "protocol",
+                "name": data["name"],
+                "setting": setting,
+                "environment": found[0]["environment"],
+                "parts": parts,
+            }
+        )
     )
 
 
 def _networks(found: list[Row]) -> Row:
     """One run of several networks each, side by side."""
-    parts = {f"{row['seed']}/{one['setting']['model']}": [{**row, "model": one["setting"]["model"]}] for one in found for row in _only(one)}
-    shared = {key: value for key, value in found[0]["setting"].items() if all(one["setting"].get(key) == value for one in found)}
-    return dict(_rounded({**found[0], "experiment": "networks", "name": "full", "setting": {**shared, "model": "several"}, "parts": parts}))
+    parts = {
+        f"{row['seed']}/{one['setting']['model']}": [{**row, "model": one["setting"]["model"]}]
+        for one in found
+        for row in _only(one)
+    }
+    shared = {
+        key: value
+        for key, value in found[0]["setting"].items()
+        if all(one["setting"].get(key) == value for one in found)
+    }
+    return dict(
+        _rounded(
+            {
+                **found[0],
+                "experiment": "networks",
+                "name": "full",
+                "setting": {**shared, "model": "several"},
+                "parts": parts,
+            }
+        )
+    )
 
 
 def _only(one: Row) -> list[Row]:

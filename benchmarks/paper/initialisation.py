@@ -1,4 +1,7 @@
-"""Where each measure stands before any training: three kinds of units, four sparsities, and nets whose blocks begin as the identity."""
+"""Where each measure stands before any training.
+
+Three kinds of units, four sparsities, and nets whose blocks begin as the identity.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,10 @@ NETS = {
 
 
 def initialisation(data: Data, setting: Setting, seed: int) -> Iterator[Part]:
-    """ΔL, ‖g‖², emptied layers and exact zeros of every measure at initialisation; and what a short training makes of some of the cuts."""
+    """ΔL, ‖g‖², emptied layers and exact zeros of every measure at initialisation.
+
+    And what a short training makes of some of the cuts.
+    """
     net = NETS[setting.model]
     for granularity in net.granularities:
         yield granularity, partial(_cuts, setting.model, net, granularity, data, setting, seed)
@@ -86,7 +92,9 @@ def _cuts(name: str, net: Net, granularity: str, data: Data, setting: Setting, s
     before, rows = _point(model, whole), []
     common = {"net": name, "granularity": granularity}
     if granularity == "weight":
-        rows.append({**common, "method": NONE, "sparsity": 0.0, **before, "trained": _trained(model, net, data, setting, seed)})
+        rows.append(
+            {**common, "method": NONE, "sparsity": 0.0, **before, "trained": _trained(model, net, data, setting, seed)}
+        )
     for method, scores in _scores(model, batches, granularity, seed).items():
         for sparsity in SPARSITIES:
             cut, report = _cut(model, scores, sparsity, granularity, batches)
@@ -115,10 +123,17 @@ def _scores(model: nn.Module, batches: list[Batch], granularity: str, seed: int)
     return {**found, ITERATIVE: None}
 
 
-def _cut(model: nn.Module, scores: fp.Scores | None, sparsity: float, granularity: str, batches: list[Batch]) -> tuple[nn.Module, fp.Report]:
+def _cut(
+    model: nn.Module, scores: fp.Scores | None, sparsity: float, granularity: str, batches: list[Batch]
+) -> tuple[nn.Module, fp.Report]:
     """A copy, pruned without a floor: a measure that empties layers is to show it."""
     model = copy.deepcopy(model)
-    how: dict[str, Any] = {"granularity": granularity, "exclude": _classifier(model), "progress": False, "example_inputs": batches[0][0]}
+    how: dict[str, Any] = {
+        "granularity": granularity,
+        "exclude": _classifier(model),
+        "progress": False,
+        "example_inputs": batches[0][0],
+    }
     how |= {"method": "synflow", "rounds": ROUNDS} if scores is None else {"scores": scores}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

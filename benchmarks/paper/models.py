@@ -29,14 +29,19 @@ class Classifier(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions and what goes round them: nothing, or a 1 x 1 projection with batch norm where the shape changes."""
+    """Two convolutions and what goes round them.
+
+    Nothing, or a 1 x 1 projection with batch norm where the shape changes.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.norm1 = _conv(inputs, outputs, 3, stride), nn.BatchNorm2d(outputs)
         self.conv2, self.norm2 = _conv(outputs, outputs, 3), nn.BatchNorm2d(outputs)
         same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+        self.shortcut = (
+            nn.Identity() if same else nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
@@ -99,15 +104,21 @@ def build(name: str, classes: int = 10, width: float = 1.0) -> Classifier:
 
 
 def prunable(model: nn.Module) -> list[Pair]:
-    """The convolutions whose filters may go. Depthwise ones follow the layer before, and a ResNet's first is protected, as in the paper's code."""
-    found: list[Pair] = [(module, "weight") for module in model.modules() if isinstance(module, nn.Conv2d) and module.groups == 1]
+    """The convolutions whose filters may go.
+
+    Depthwise ones follow the layer before, and a ResNet's first is protected, as in the paper's code.
+    """
+    found: list[Pair] = [
+        (module, "weight") for module in model.modules() if isinstance(module, nn.Conv2d) and module.groups == 1
+    ]
     return found[1:] if any(isinstance(module, Block) for module in model.modules()) else found
 
 
 def followers(model: nn.Module) -> dict[str, list[str]]:
     """By a convolution's weight, the parameters that die with its filters: batch norm, and a depthwise convolution behind it with its own.
 
-    A mask on these, too, makes a masked filter mean what a removed one does: nothing comes out of its channel, no batch norm's bias either.
+    A mask on these, too, makes a masked filter mean what a removed one does: nothing comes out of its channel, no batch
+    norm's bias either.
     """
     found: dict[str, list[str]] = {}
     leader = ""
@@ -126,8 +137,8 @@ def followers(model: nn.Module) -> dict[str, list[str]]:
 def settle(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Give batch norm the statistics of these images, and leave the model in train mode.
 
-    Running averages lag behind weights that move fast: after one epoch of twenty steps they gave a loss in the fifties, and in MobileNet,
-    27 of them behind each other and filters masked in between, one of 1e24, of which H·g overflows.
+    Running averages lag behind weights that move fast: after one epoch of twenty steps they gave a loss in the fifties,
+    and in MobileNet, 27 of them behind each other and filters masked in between, one of 1e24, of which H·g overflows.
     """
     norms = [(module, module.momentum) for module in model.train().modules() if isinstance(module, nn.BatchNorm2d)]
     for norm, _ in norms:

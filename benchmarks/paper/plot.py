@@ -40,5 +40,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axes[5].axhline(rounds[-1]["sparsity"], color="#ee6677", linewidth=1)
     axes[5].set(xlabel="convolution", ylabel="filters gone", ylim=(0, 1))
     goal = f"{config['sparsity']:.0%} of filters in {config['rounds']} rounds" if rounds else "unpruned"
-    figure.suptitle(f"{config['model']}, width {config['width']:g}, {found['data']['name']}: {config['method']}, {goal}, seed {config['seed']}")
+    figure.suptitle(
+        f"{config['model']}, width {config['width']:g}, {found['data']['name']}: {config['method']}, {goal}, seed "
+        f"{config['seed']}"
+    )
     figure.savefig(path, dpi=130)

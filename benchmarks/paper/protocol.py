@@ -1,4 +1,7 @@
-"""The paper's protocol: warm-up, rounds of one epoch and one prune, then the rest of the epochs; resumable, with the same result."""
+"""The paper's protocol: warm-up, rounds of one epoch and one prune, then the rest of the epochs.
+
+Resumable, with the same result.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,9 @@ class Config:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     temperature: float = 5.0
-    score_temperature: float | None = None  # None: 200 for GraSP, 1 for its preserving counterpart, else that of training
+    score_temperature: float | None = (
+        None  # None: 200 for GraSP, 1 for its preserving counterpart, else that of training
+    )
     score_samples: int = 2560
     score_batch: int = 128
     track: bool = False
@@ -59,12 +64,15 @@ class Config:
     def __post_init__(self) -> None:
         if self.thresholds and (self.rounds, self.sparsity) != (len(self.thresholds), self.thresholds[-1]):
             raise ValueError(
-                f"thresholds={self.thresholds} are {len(self.thresholds)} rounds to {self.thresholds[-1]:g}: rounds= or sparsity= differs"
+                f"thresholds={self.thresholds} are {len(self.thresholds)} rounds to {self.thresholds[-1]:g}: rounds= "
+                "or sparsity= differs"
             )
         if self.warmup + self.pruning_rounds > self.epochs // 2:
             raise ValueError(
-                f"{self.warmup} epochs of warm-up and {self.pruning_rounds} rounds of one epoch do not fit into the first half of "
-                f"{self.epochs} epochs, at the first learning rate: give at least {2 * (self.warmup + self.pruning_rounds)} epochs"
+                f"{self.warmup} epochs of warm-up and {self.pruning_rounds} rounds of one epoch do not fit into the "
+                "first half of "
+                f"{self.epochs} epochs, at the first learning rate: give at least "
+                f"{2 * (self.warmup + self.pruning_rounds)} epochs"
             )
 
     @property
@@ -78,7 +86,10 @@ class Config:
         return _SCORE_TEMPERATURE.get(measures.name_of(self.method), self.temperature)
 
     def lr_of(self, epoch: int) -> float:
-        """While pruning its own rate; then a tenth after half of all epochs, and a tenth of that after three quarters."""
+        """While pruning its own rate.
+
+        Then a tenth after half of all epochs, and a tenth of that after three quarters.
+        """
         if epoch < self.warmup + self.pruning_rounds:
             return self.lr_prune
         return self.lr * 0.1 ** ((epoch >= self.epochs // 2) + (epoch >= self.epochs * 3 // 4))
@@ -120,10 +131,18 @@ class Run:
         self.left = size(self.model, self.data.shape)
 
     def run(self, until: int | None = None) -> dict[str, Any] | None:
-        """All epochs, or those up to ``until`` with None for a result; a checkpoint after each, so that another ``Run`` can go on."""
+        """All epochs, or those up to ``until`` with None for a result.
+
+        A checkpoint after each, so that another ``Run`` can go on.
+        """
         last = self.config.epochs if until is None else min(until, self.config.epochs)
         bar = tqdm(
-            range(self.epoch, last), initial=self.epoch, total=self.config.epochs, unit="epoch", disable=not self.progress, desc=self.folder.name
+            range(self.epoch, last),
+            initial=self.epoch,
+            total=self.config.epochs,
+            unit="epoch",
+            disable=not self.progress,
+            desc=self.folder.name,
         )
         if not self.history:
             self.history.append({"epoch": 0, **self._state()})
@@ -135,7 +154,9 @@ class Run:
             self.history.append({"epoch": self.epoch, "lr": self.config.lr_of(epoch), **trained, **self._state()})
             self._keep_best()
             self._save()
-            bar.set_postfix(loss=f"{trained['train_loss']:.3f}", validation=f"{self.history[-1]['validation_accuracy']:.1%}")
+            bar.set_postfix(
+                loss=f"{trained['train_loss']:.3f}", validation=f"{self.history[-1]['validation_accuracy']:.1%}"
+            )
         return self._finish() if self.epoch == self.config.epochs else None
 
     def _train(self, epoch: int) -> dict[str, float]:
@@ -145,7 +166,9 @@ class Run:
         batches = -(-len(self.data.train) // config.batch)
         tracked_from = batches - config.track_batches if config.track and config.prunes_after(epoch) else batches
         self.model.train()
-        for i, (images, labels) in enumerate(self._bar(self.data.epoch(config.batch, config.seed * 1_000_003 + epoch), batches)):
+        for i, (images, labels) in enumerate(
+            self._bar(self.data.epoch(config.batch, config.seed * 1_000_003 + epoch), batches)
+        ):
             logits = self.model(images)
             self.optimizer.zero_grad()
             loss = functional.cross_entropy(logits / config.temperature, labels)
@@ -204,13 +227,19 @@ class Run:
     @torch.no_grad()
     def _loss(self, batches: list[Batch], temperature: float) -> float:
         self.model.eval()
-        total = sum(functional.cross_entropy(self.model(images) / temperature, labels).item() * len(labels) for images, labels in batches)
+        total = sum(
+            functional.cross_entropy(self.model(images) / temperature, labels).item() * len(labels)
+            for images, labels in batches
+        )
         return total / sum(len(labels) for _, labels in batches)
 
     def _keep_best(self) -> None:
         """By the validation images, among the epochs after the last prune."""
         accuracy = self.history[-1]["validation_accuracy"]
-        if self.epoch >= self.config.warmup + self.config.pruning_rounds and accuracy >= self.best["validation_accuracy"]:
+        if (
+            self.epoch >= self.config.warmup + self.config.pruning_rounds
+            and accuracy >= self.best["validation_accuracy"]
+        ):
             state = {name: value.clone() for name, value in fp.state_dict(self.model).items()}
             self.best = {"epoch": self.epoch, "validation_accuracy": accuracy, "state": state}
 
@@ -230,34 +259,62 @@ class Run:
             "config": asdict(self.config),
             "data": {"name": self.data.name, "classes": self.data.classes, "shape": list(self.data.shape), **splits},
             "environment": {**environment(), "threads": torch.get_num_threads(), "device": self.device},
-            "test": {"accuracy": accuracy, "loss": loss, "chosen_epoch": self.best["epoch"], "validation_accuracy": self.best["validation_accuracy"]},
-            "size": {"dense": {key: self.history[0][key] for key in ("parameters", "macs")}, "pruned": asdict(size(self.model, self.data.shape))},
+            "test": {
+                "accuracy": accuracy,
+                "loss": loss,
+                "chosen_epoch": self.best["epoch"],
+                "validation_accuracy": self.best["validation_accuracy"],
+            },
+            "size": {
+                "dense": {key: self.history[0][key] for key in ("parameters", "macs")},
+                "pruned": asdict(size(self.model, self.data.shape)),
+            },
             "history": self.history,
             "rounds": self.rounds,
         }
 
     def _fresh_optimizer(self) -> torch.optim.SGD:
         config = self.config
-        return torch.optim.SGD(self.model.parameters(), config.lr_of(0), momentum=config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.SGD(
+            self.model.parameters(), config.lr_of(0), momentum=config.momentum, weight_decay=config.weight_decay
+        )
 
     def _pruner(self) -> fp.Pruner | None:
         config = self.config
         if config.method == NONE:
             return None
-        how: dict[str, Any] = {"schedule": config.thresholds} if config.thresholds else {"rounds": config.rounds, "schedule": config.schedule}
+        how: dict[str, Any] = (
+            {"schedule": config.thresholds}
+            if config.thresholds
+            else {"rounds": config.rounds, "schedule": config.schedule}
+        )
         return fp.Pruner(
-            self.model, config.method, None if config.thresholds else config.sparsity, **how, alpha=config.alpha, granularity="filter",
-            parameters=models.prunable(self.model), temperature=config.temperature_of_scores, min_keep=config.min_keep,
-            generator=torch.Generator().manual_seed(config.seed), progress=False,
-        )  # fmt: skip
+            self.model,
+            config.method,
+            None if config.thresholds else config.sparsity,
+            **how,
+            alpha=config.alpha,
+            granularity="filter",
+            parameters=models.prunable(self.model),
+            temperature=config.temperature_of_scores,
+            min_keep=config.min_keep,
+            generator=torch.Generator().manual_seed(config.seed),
+            progress=False,
+        )
 
     def _save(self) -> None:
         """Written beside the old one and moved into its place: an interruption leaves one of the two whole."""
         state = {
-            "config": asdict(self.config), "epoch": self.epoch, "model": fp.state_dict(self.model), "optimizer": self.optimizer.state_dict(),
-            "pruner": None if self.pruner is None else self.pruner.state_dict(), "rng": torch.get_rng_state(),
-            "history": self.history, "rounds": self.rounds, "best": self.best,
-        }  # fmt: skip
+            "config": asdict(self.config),
+            "epoch": self.epoch,
+            "model": fp.state_dict(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "pruner": None if self.pruner is None else self.pruner.state_dict(),
+            "rng": torch.get_rng_state(),
+            "history": self.history,
+            "rounds": self.rounds,
+            "best": self.best,
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.save(state, self.folder / "new.pt")
         (self.folder / "new.pt").replace(self.folder / "checkpoint.pt")
@@ -268,15 +325,28 @@ class Run:
             return
         state = torch.load(kept, map_location=self.device, weights_only=True)
         if state["config"] != asdict(self.config):
-            other = [field.name for field in fields(Config) if state["config"].get(field.name) != getattr(self.config, field.name)]
-            raise ValueError(f"{self.folder} holds a run with another {', '.join(other)}: give another --out, or delete it")
+            other = [
+                field.name
+                for field in fields(Config)
+                if state["config"].get(field.name) != getattr(self.config, field.name)
+            ]
+            raise ValueError(
+                f"{self.folder} holds a run with another {', '.join(other)}: give another --out, or delete it"
+            )
         fp.load_state_dict(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.pruner is not None:
             self.pruner.load_state_dict(state["pruner"])
         torch.set_rng_state(state["rng"].cpu())
-        self.epoch, self.history, self.rounds, self.best = state["epoch"], state["history"], state["rounds"], state["best"]
+        self.epoch, self.history, self.rounds, self.best = (
+            state["epoch"],
+            state["history"],
+            state["rounds"],
+            state["best"],
+        )
 
     def _bar(self, batches: Iterator[Batch], total: int) -> Iterator[Batch]:
-        bar: Iterator[Batch] = iter(tqdm(batches, total=total, unit="batch", leave=False, delay=2, disable=not self.progress))
+        bar: Iterator[Batch] = iter(
+            tqdm(batches, total=total, unit="batch", leave=False, delay=2, disable=not self.progress)
+        )
         return bar

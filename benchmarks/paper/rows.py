@@ -1,4 +1,7 @@
-"""Rows of an experiment's file, grouped by what was varied; values of a row, and how they are written over the seeds."""
+"""Rows of an experiment's file, grouped by what was varied.
+
+Values of a row, and how they are written over the seeds.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,21 @@ SHORT = {
     "gradient_norm_increase": "increase, T=200", "gradient_norm_preservation": "preservation, T=1", "none": "unpruned",
 }  # fmt: skip
 ORDER = (
-    "none", "magnitude", "l1", "loss_preservation", "taylor", "biased_loss_preservation", "distance_biased_loss_preservation",
-    "fisher", "fisher_sample", "synflow", "synflow, 20 rounds", "random", "gradient_norm_increase", "gradient_norm_preservation",
-)  # fmt: skip
+    "none",
+    "magnitude",
+    "l1",
+    "loss_preservation",
+    "taylor",
+    "biased_loss_preservation",
+    "distance_biased_loss_preservation",
+    "fisher",
+    "fisher_sample",
+    "synflow",
+    "synflow, 20 rounds",
+    "random",
+    "gradient_norm_increase",
+    "gradient_norm_preservation",
+)
 TITLES = {"folder": "CIFAR-10 (JPEG copy)", "cifar10": "CIFAR-10 (JPEG copy)"}
 
 
@@ -25,7 +40,10 @@ TITLES = {"folder": "CIFAR-10 (JPEG copy)", "cifar10": "CIFAR-10 (JPEG copy)"}
 
 
 def rows_of(found: Row) -> list[Row]:
-    """Every row with its seed, and the epochs of training before pruning where the part's name holds them; not of runs that broke down."""
+    """Every row with its seed, and the epochs of training before pruning where the part's name holds them.
+
+    Not of runs that broke down.
+    """
     listed = []
     for key, rows in found["parts"].items():
         seed, *names = key.split("/")
@@ -36,7 +54,10 @@ def rows_of(found: Row) -> list[Row]:
 
 def chosen(rows: Iterable[Row], **where: Any) -> list[Row]:
     """The rows where all of it holds, in the order of the seeds."""
-    return sorted((row for row in rows if all(row.get(key) == wanted for key, wanted in where.items())), key=lambda row: row["seed"])
+    return sorted(
+        (row for row in rows if all(row.get(key) == wanted for key, wanted in where.items())),
+        key=lambda row: row["seed"],
+    )
 
 
 def over_seeds(rows: Iterable[Row], value: Value, **where: Any) -> list[float]:
@@ -128,7 +149,10 @@ def mean_loss(row: Row) -> float:
 
 
 def deviation(row: Row, reference: Row) -> float:
-    """How far ‖θ(t)‖² − ‖θ(0)‖² of a cut net is from that of the net before, over the mean size of the latter; 0 if it is the same."""
+    """How far ‖θ(t)‖² − ‖θ(0)‖² of a cut net is from that of the net before, over the mean size of the latter.
+
+    0 if it is the same.
+    """
     pairs = list(zip(row["norms"], reference["norms"], strict=False))[1:]
     moved = [(one - row["norms"][0], other - reference["norms"][0]) for one, other in pairs]
     return sum(abs(one - other) for one, other in moved) / sum(abs(other) for _, other in moved)

@@ -1,4 +1,7 @@
-"""What is left of a masked network: the parameters and multiply-adds that the network without its dead channels would have."""
+"""What is left of a masked network.
+
+The parameters and multiply-adds that the network without its dead channels would have.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ class Size:
 def size(model: nn.Module, shape: tuple[int, ...] = (3, 32, 32)) -> Size:
     """Count what is alive: a layer's filters that are not all zero, over the input channels that anything can come through.
 
-    A channel is alive where a copy of the model with every weight that is not zero made positive answers a positive input with anything
-    but zero. So an addition keeps a channel as long as one side has it, and the zeroed filters in front of it are not counted (the
-    paper's code counted them).
+    A channel is alive where a copy of the model with every weight that is not zero made positive answers a positive
+    input with anything but zero. So an addition keeps a channel as long as one side has it, and the zeroed filters in
+    front of it are not counted (the paper's code counted them).
     """
     probe = _positive(copy.deepcopy(model))
     found: list[Size] = []
@@ -41,7 +44,10 @@ def size(model: nn.Module, shape: tuple[int, ...] = (3, 32, 32)) -> Size:
 
 
 def _positive(model: nn.Module) -> nn.Module:
-    """Every weight that is not zero made positive, and batch norm without statistics; small enough that nothing overflows."""
+    """Every weight that is not zero made positive, and batch norm without statistics.
+
+    Small enough that nothing overflows.
+    """
     model = model.cpu().double().eval()
     with torch.no_grad():
         for module in model.modules():

@@ -22,7 +22,13 @@ from benchmarks.measure import environment
 from benchmarks.paper.data import Data, load
 from benchmarks.paper.protocol import NONE, Config, Run
 
-PAPER = ("magnitude", "loss_preservation", "biased_loss_preservation", "gradient_norm_increase", "gradient_norm_preservation")
+PAPER = (
+    "magnitude",
+    "loss_preservation",
+    "biased_loss_preservation",
+    "gradient_norm_increase",
+    "gradient_norm_preservation",
+)
 BESIDE = ("random", "taylor", "fisher", "synflow")
 KIN = ("l1", "distance_biased_loss_preservation", "fisher_sample")
 """Near relations of magnitude, biased loss preservation and Fisher."""
@@ -70,7 +76,9 @@ PLANS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper.sweep", description="The protocol by every measure and number of rounds.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paper.sweep", description="The protocol by every measure and number of rounds."
+    )
     parser.add_argument("--plan", choices=PLANS, required=True)
     parser.add_argument("--data", required=True, help="a folder with train/ and test/, or digits")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -84,10 +92,14 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     plan = PLANS[options.plan]
     data = load(options.data, size=plan.size, subset=plan.subset)
-    found: dict[str, Any] = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"parts": {}}
+    found: dict[str, Any] = (
+        json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {"parts": {}}
+    )
     found |= {"experiment": "protocol", "name": options.plan, "setting": described(plan, data)}
     found |= {"environment": {**environment(), "threads": options.threads}}
-    wanted = {f"{config.seed}/{config.method}/{config.rounds}": config for seed in options.seeds for config in plan.runs(seed)}
+    wanted = {
+        f"{config.seed}/{config.method}/{config.rounds}": config for seed in options.seeds for config in plan.runs(seed)
+    }
     methods, rounds = {NONE, *(options.methods or plan.methods)}, {*(options.rounds or plan.rounds)}
     wanted = {key: config for key, config in wanted.items() if config.method in methods and config.rounds in rounds}
     for key, config in tqdm(wanted.items(), desc=options.plan, unit="run"):
@@ -109,8 +121,17 @@ def _outcome(config: Config, data: Data, folder: Path) -> dict[str, Any]:
 
 def described(plan: Plan, data: Data) -> dict[str, Any]:
     """What was run, for the table's title."""
-    kept = {key: value for key, value in asdict(plan.config).items() if key not in ("method", "rounds", "seed", "sparsity")}
-    return {**kept, "data": data.name, "size": plan.size, "subset": plan.subset, "goal": plan.config.sparsity, "train": len(data.train)}
+    kept = {
+        key: value for key, value in asdict(plan.config).items() if key not in ("method", "rounds", "seed", "sparsity")
+    }
+    return {
+        **kept,
+        "data": data.name,
+        "size": plan.size,
+        "subset": plan.subset,
+        "goal": plan.config.sparsity,
+        "train": len(data.train),
+    }
 
 
 def short(result: dict[str, Any] | None) -> dict[str, Any]:

@@ -38,16 +38,25 @@ def trajectories(data: Data, setting: Setting, seed: int) -> Iterator[Part]:
             yield f"{epoch}/{name}", partial(_cut_paths, model, scores[name], name, whole, data, setting, seed, epoch)
 
 
-def _cut_paths(model: nn.Module, scores: fp.Scores, name: str, whole: Batch, data: Data, setting: Setting, seed: int, epoch: int) -> list[Row]:
+def _cut_paths(
+    model: nn.Module, scores: fp.Scores, name: str, whole: Batch, data: Data, setting: Setting, seed: int, epoch: int
+) -> list[Row]:
     cuts = {sparsity: experiment.pruned(model, scores, sparsity) for sparsity in setting.sparsities}
-    return [row for sparsity, cut in cuts.items() for row in _paths(cut, name, sparsity, whole, data, setting, seed, epoch)]
+    return [
+        row for sparsity, cut in cuts.items() for row in _paths(cut, name, sparsity, whole, data, setting, seed, epoch)
+    ]
 
 
-def _paths(model: nn.Module, name: str, sparsity: float, whole: Batch, data: Data, setting: Setting, seed: int, epoch: int) -> list[Row]:
+def _paths(
+    model: nn.Module, name: str, sparsity: float, whole: Batch, data: Data, setting: Setting, seed: int, epoch: int
+) -> list[Row]:
     times, norms = flowing(model, whole)
     row = {"method": name, "sparsity": sparsity}
     trained = training(model, data, setting, range(epoch, epoch + EPOCHS), seed)
-    return [{**row, "kind": "flow", "times": times, "norms": norms}, {**row, "kind": "training", "times": None, "norms": trained}]
+    return [
+        {**row, "kind": "flow", "times": times, "norms": norms},
+        {**row, "kind": "training", "times": None, "norms": trained},
+    ]
 
 
 def flowing(
@@ -61,8 +70,8 @@ def flowing(
 ) -> tuple[list[float], list[float]]:
     """‖θ(t)‖² along dθ/dt = −g of the loss that is scored, in eval mode, by Euler steps that are halved until the loss falls.
 
-    The times are those of the steps nearest behind ``points`` equal shares of the horizon; a flow that is too stiff for ``limit`` steps
-    ends early, and its last time says so.
+    The times are those of the steps nearest behind ``points`` equal shares of the horizon; a flow that is too stiff for
+    ``limit`` steps ends early, and its last time says so.
     """
     model = copy.deepcopy(model).eval()
     parameters, derive = [p for p in model.parameters() if p.requires_grad], loss or _loss
@@ -88,7 +97,9 @@ def flowing(
     return times, norms
 
 
-def training(model: nn.Module, data: Data, setting: Setting, epochs: range, seed: int, points: int = POINTS) -> list[float]:
+def training(
+    model: nn.Module, data: Data, setting: Setting, epochs: range, seed: int, points: int = POINTS
+) -> list[float]:
     """‖θ‖² at equal distances of steps, as the setting trains: momentum, weight decay, batch norm in train mode."""
     model, norms = copy.deepcopy(model), [norm(model)]
     every = max(1, len(epochs) * -(-len(data.train) // setting.batch) // points)
@@ -101,16 +112,23 @@ def training(model: nn.Module, data: Data, setting: Setting, epochs: range, seed
 def symmetry(model: nn.Module, batch: Batch) -> list[Row]:
     """Σ|θᵀg| over filters where a batch norm follows, by mode, and the Σ|θ·g| that it could be at most.
 
-    In train mode batch norm undoes any rescaling of a filter, so θᵀg = 0 but for its ε: the first-order motion of ‖θ‖² is a matter of mode.
+    In train mode batch norm undoes any rescaling of a filter, so θᵀg = 0 but for its ε: the first-order motion of ‖θ‖²
+    is a matter of mode.
     """
     rows = []
-    names = [f"{name}.weight" for name, module in model.named_modules() if any(module is owner for owner, _ in models.prunable(model))]
+    names = [
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if any(module is owner for owner, _ in models.prunable(model))
+    ]
     for mode in ("eval", "train"):
         at = fp.flow(model, batch, needs=("g",), mode=mode, progress=False)
         products = [at.tensors("theta")[name] * at.tensors("g")[name] for name in names]
         filters = sum(one.flatten(1).sum(1).abs().sum().item() for one in products)
         weights = sum(one.abs().sum().item() for one in products)
-        rows.append({"method": NONE, "kind": "symmetry", "sparsity": 0.0, "mode": mode, "filters": filters, "weights": weights})
+        rows.append(
+            {"method": NONE, "kind": "symmetry", "sparsity": 0.0, "mode": mode, "filters": filters, "weights": weights}
+        )
     return rows
 
 

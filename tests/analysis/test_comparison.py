@@ -122,7 +122,10 @@ def test_table_dict_and_plot(tmp_path):
     assert lines[0].split() == ["method", "sparsity", "loss", "change", "predicted", "emptied"]
     found.plot(tmp_path / "plot.svg")
     drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
-    assert all(f"<!-- {text} -->" in drawn for text in ("magnitude", "grasp", "change of the held-out loss", "rank correlation of the scores"))
+    assert all(
+        f"<!-- {text} -->" in drawn
+        for text in ("magnitude", "grasp", "change of the held-out loss", "rank correlation of the scores")
+    )
     assert f"<!-- {found.correlation['magnitude']['grasp']:.2f}".replace("-0", "−0") in drawn.replace("-0", "−0")
 
 
@@ -136,9 +139,17 @@ def test_table_dict_and_plot(tmp_path):
         ({"min_keep": -1}, ValueError, "min_keep should be"),
         ({"methods": []}, ValueError, "methods= is empty: name at least one measure, such as 'magnitude'"),
         ({"sparsities": []}, ValueError, r"sparsities= is empty: name at least one, such as \[0.5, 0.9\]"),
-        ({"data": iter(BATCHES)}, ValueError, "a comparison reads its data several times, .* pass a list or a DataLoader"),
+        (
+            {"data": iter(BATCHES)},
+            ValueError,
+            "a comparison reads its data several times, .* pass a list or a DataLoader",
+        ),
         ({"held_out": iter(BATCHES)}, ValueError, "this iterator can be read only once"),
-        ({"scope": "layer"}, TypeError, "compare does not take scope; besides its own arguments it takes max_samples, theta0, "),
+        (
+            {"scope": "layer"},
+            TypeError,
+            "compare does not take scope; besides its own arguments it takes max_samples, theta0, ",
+        ),
     ],
 )
 def test_bad_arguments(options, error, text):

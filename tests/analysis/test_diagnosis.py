@@ -25,13 +25,20 @@ def test_every_number_is_the_dense_one(case):
     for layer in found.layers:
         t, g, h = theta[layer.name], dense.g[layer.name], dense.Hg[layer.name]
         expected = {
-            "weights": t.numel(), "theta_norm": (t * t).sum(), "theta_norm_rate": -2 * (t * g).sum(), "gradient_norm": (g * g).sum(),
-            "theta_norm_acceleration": 2 * ((g * g).sum() + (t * h).sum()), "theta_Hg": (t * h).sum(), "zero_share": ((t * g) == 0).double().mean(),
-        }  # fmt: skip
+            "weights": t.numel(),
+            "theta_norm": (t * t).sum(),
+            "theta_norm_rate": -2 * (t * g).sum(),
+            "gradient_norm": (g * g).sum(),
+            "theta_norm_acceleration": 2 * ((g * g).sum() + (t * h).sum()),
+            "theta_Hg": (t * h).sum(),
+            "zero_share": ((t * g) == 0).double().mean(),
+        }
         for name, value in expected.items():
             assert getattr(layer, name) == pytest.approx(float(value), rel=1e4 * case.tolerance, abs=1e-12), name
     for name in ("weights", "theta_norm", "theta_norm_rate", "gradient_norm", "theta_norm_acceleration", "theta_Hg"):
-        assert getattr(found.total, name) == pytest.approx(sum(getattr(layer, name) for layer in found.layers), rel=1e-9, abs=1e-14)
+        assert getattr(found.total, name) == pytest.approx(
+            sum(getattr(layer, name) for layer in found.layers), rel=1e-9, abs=1e-14
+        )
 
 
 @pytest.mark.parametrize("split", ["batches", "one batch"])
@@ -55,7 +62,12 @@ def test_halves_of_a_shuffled_loader_share_no_sample():
     x, y = torch.randn(64, 4, dtype=torch.float64), torch.arange(64) % 3
     for own in (None, torch.Generator().manual_seed(0)):
         seen = []
-        loader = DataLoader(TensorDataset(torch.cat([x, torch.arange(64.0).double()[:, None]], 1), y), batch_size=8, shuffle=True, generator=own)
+        loader = DataLoader(
+            TensorDataset(torch.cat([x, torch.arange(64.0).double()[:, None]], 1), y),
+            batch_size=8,
+            shuffle=True,
+            generator=own,
+        )
 
         def closure(model, batch, seen=seen):
             seen.append(batch[0][:, 4].tolist())
@@ -71,7 +83,11 @@ def test_no_trace(own):
     model, source = cases.cnn().train(), torch.Generator().manual_seed(3) if own else None
     x, y = CASES["cnn"].batch(10)
     loader = DataLoader(TensorDataset(x, y), batch_size=4, shuffle=True, generator=source)
-    before = torch.get_rng_state(), {name: value.clone() for name, value in model.state_dict().items()}, source and source.get_state()
+    before = (
+        torch.get_rng_state(),
+        {name: value.clone() for name, value in model.state_dict().items()},
+        source and source.get_state(),
+    )
     fp.diagnose(model, loader, mode="train")
     assert torch.equal(torch.get_rng_state(), before[0])
     assert all(torch.equal(value, before[1][name]) for name, value in model.state_dict().items())
@@ -107,7 +123,9 @@ def test_a_proposed_cut_is_predicted_and_not_made():
 
 
 def test_bad_arguments():
-    with pytest.raises(TypeError, match="diagnose does not take sparsity; besides its own arguments it takes closure, "):
+    with pytest.raises(
+        TypeError, match="diagnose does not take sparsity; besides its own arguments it takes closure, "
+    ):
         fp.diagnose(cases.mlp(), CASES["mlp"].batch(4), sparsity=0.5)
     with pytest.raises(ValueError, match="has no parameter 'nope'"):
         fp.diagnose(cases.mlp(), CASES["mlp"].batch(4), masks={"nope": torch.ones(1).bool()})
@@ -118,7 +136,9 @@ def test_table_and_dict():
     assert json.loads(json.dumps(found.to_dict()))["layers"][0]["name"] == "3.weight"
     header, row, total = found.table().splitlines()
     assert (header.split()[0], row.split()[0], total.split()[0]) == ("parameter", "3.weight", "total")
-    assert str(found).startswith(f"loss {found.loss:.4g} over 7 samples; zeros and stability are of the gradient_norm_increase scores\n")
+    assert str(found).startswith(
+        f"loss {found.loss:.4g} over 7 samples; zeros and stability are of the gradient_norm_increase scores\n"
+    )
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -23,7 +23,12 @@ def test_every_term_is_the_dense_one(case, sizes):
     model, batches = case.model(), case.batches(sizes)
     masks, dense = random_masks(model), oracles.dense(model, batches)
     theta = oracles.trainable(model)
-    v = oracles.flatten({name: torch.where(masks[name], 0, value) if name in masks else torch.zeros_like(value) for name, value in theta.items()})
+    v = oracles.flatten(
+        {
+            name: torch.where(masks[name], 0, value) if name in masks else torch.zeros_like(value)
+            for name, value in theta.items()
+        }
+    )
     g, tolerance = oracles.flatten(dense.g), 100 * case.tolerance
     found = fp.predict(model, masks, batches)
     assert found.samples == sum(sizes)
@@ -33,9 +38,15 @@ def test_every_term_is_the_dense_one(case, sizes):
     assert found.gradient_norm == pytest.approx((g @ g).item(), rel=tolerance)
     assert found.gradient_norm_change == pytest.approx(-2 * (v @ dense.H @ g).item(), rel=tolerance, abs=1e-12)
     assert found.gradient_norm_curvature == pytest.approx((dense.H @ v).square().sum().item(), rel=tolerance, abs=1e-12)
-    kept = oracles.flatten({name: masks.get(name, torch.ones_like(value).bool()) for name, value in theta.items()}).bool()
-    assert found.gradient_norm_lost == pytest.approx((g - dense.H @ v)[~kept].square().sum().item(), rel=tolerance, abs=1e-12)
-    assert found.pruned_gradient_norm == pytest.approx((g - dense.H @ v)[kept].square().sum().item(), rel=tolerance, abs=1e-12)
+    kept = oracles.flatten(
+        {name: masks.get(name, torch.ones_like(value).bool()) for name, value in theta.items()}
+    ).bool()
+    assert found.gradient_norm_lost == pytest.approx(
+        (g - dense.H @ v)[~kept].square().sum().item(), rel=tolerance, abs=1e-12
+    )
+    assert found.pruned_gradient_norm == pytest.approx(
+        (g - dense.H @ v)[kept].square().sum().item(), rel=tolerance, abs=1e-12
+    )
     assert found.loss_change == found.first_order + found.curvature
     masked = torch.cat([theta[name].flatten() for name in masks])
     assert found.removed_norm == pytest.approx((v.norm() / masked.norm()).item(), rel=1e-10)
@@ -88,7 +99,9 @@ def test_what_is_masked_already_costs_nothing():
     fp.global_prune(model, sparsity=0.5)
     found = fp.predict(model, fp.masks(model), batches)
     assert (found.first_order, found.curvature, found.gradient_norm_change, found.removed_norm) == (0, 0, 0, 0)
-    assert found.pruned_gradient_norm == pytest.approx(found.gradient_norm, rel=1e-12), "there it has no gradient already"
+    assert found.pruned_gradient_norm == pytest.approx(found.gradient_norm, rel=1e-12), (
+        "there it has no gradient already"
+    )
 
 
 def test_the_text_holds_every_number():
@@ -99,7 +112,11 @@ def test_the_text_holds_every_number():
 
 @pytest.mark.parametrize(
     ("masks", "text"),
-    [({"nope": torch.ones(2).bool()}, "nope"), ({"0.weight": torch.ones(2).bool()}, "0.weight"), ({"0.weight": torch.ones(5, 4)}, "bool|packed")],
+    [
+        ({"nope": torch.ones(2).bool()}, "nope"),
+        ({"0.weight": torch.ones(2).bool()}, "0.weight"),
+        ({"0.weight": torch.ones(5, 4)}, "bool|packed"),
+    ],
 )
 def test_masks_that_do_not_fit(masks, text):
     with pytest.raises(ValueError, match=text):
@@ -119,6 +136,8 @@ def test_a_report_predicts_the_same():
 def test_a_frozen_model_can_be_asked():
     batches = CASES["mlp"].batches((4, 3))
     frozen = cases.mlp().requires_grad_(False)
-    assert fp.predict(frozen, random_masks(frozen), batches) == fp.predict(cases.mlp(), random_masks(cases.mlp()), batches)
+    assert fp.predict(frozen, random_masks(frozen), batches) == fp.predict(
+        cases.mlp(), random_masks(cases.mlp()), batches
+    )
     assert not any(p.requires_grad for p in frozen.parameters())
     assert isinstance(frozen[0], nn.Linear)

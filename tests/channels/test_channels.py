@@ -1,4 +1,7 @@
-"""Coupled channels through the whole route: scored, pruned, trained, shrunk; the masked model computes what the smaller one does."""
+"""Coupled channels through the whole route: scored, pruned, trained, shrunk.
+
+The masked model computes what the smaller one does.
+"""
 
 import copy
 
@@ -17,7 +20,10 @@ def test_groups_are_the_candidates_and_the_sum_couples():
     assert found.granularity == "channel"
 
 
-@pytest.mark.parametrize("method", ["magnitude", "loss_preservation", "gradient_norm_preservation", "gradient_norm_increase", "fisher", "synflow"])
+@pytest.mark.parametrize(
+    "method",
+    ["magnitude", "loss_preservation", "gradient_norm_preservation", "gradient_norm_increase", "fisher", "synflow"],
+)
 def test_exactly_k_go_and_the_smaller_model_is_equal(method):
     model = build()
     report = fp.global_prune(model, method, sparsity=0.5, granularity="channel", data=DATA, min_keep=1)
@@ -41,8 +47,14 @@ def test_what_a_measure_reads_of_a_channel():
     torch.testing.assert_close(of("l1", "scale"), theta["inner_bn.weight"].abs())  # the paper code's `bn`
     nvidia = theta["inner_bn.weight"] ** 2 * g2["inner_bn.weight"] + theta["inner_bn.bias"] ** 2 * g2["inner_bn.bias"]
     torch.testing.assert_close(of("fisher", "norm"), nvidia)
-    coupled = [theta[n].abs().flatten(1).sum(1) for n in ("inner.weight", "inner.bias", "inner_bn.weight", "inner_bn.bias") if theta[n].dim() > 1]
-    coupled += [theta[n].abs() for n in ("inner.bias", "inner_bn.weight", "inner_bn.bias")] + [theta["outer.weight"].abs().sum((0, 2, 3))]
+    coupled = [
+        theta[n].abs().flatten(1).sum(1)
+        for n in ("inner.weight", "inner.bias", "inner_bn.weight", "inner_bn.bias")
+        if theta[n].dim() > 1
+    ]
+    coupled += [theta[n].abs() for n in ("inner.bias", "inner_bn.weight", "inner_bn.bias")] + [
+        theta["outer.weight"].abs().sum((0, 2, 3))
+    ]
     torch.testing.assert_close(of("l1", "group"), sum(coupled))
 
 
@@ -63,7 +75,9 @@ def test_prune_train_prune_shrink_prune_shrink():
     train()
     small = fp.shrink(model, X, optimizer=optimizer)
     torch.testing.assert_close(copy.deepcopy(small).eval()(X), copy.deepcopy(model).eval()(X), rtol=1e-9, atol=1e-9)
-    assert all(optimizer.state[parameter]["momentum_buffer"].shape == parameter.shape for parameter in small.parameters())
+    assert all(
+        optimizer.state[parameter]["momentum_buffer"].shape == parameter.shape for parameter in small.parameters()
+    )
     model = small
     train()
     report = fp.global_prune(small, "magnitude", sparsity=0.3, granularity="channel", example_inputs=X, min_keep=1)
@@ -79,7 +93,9 @@ def test_the_papers_models_at_three_quarters(name, rounds):
     torch.manual_seed(0)
     model = shaken(paper.build(name, classes=4, width=0.125).double()).eval()
     x, y = torch.randn(3, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1, 2])
-    report = fp.global_prune(model, "loss_preservation", sparsity=0.75, rounds=rounds, granularity="channel", data=(x, y), min_keep=1)
+    report = fp.global_prune(
+        model, "loss_preservation", sparsity=0.75, rounds=rounds, granularity="channel", data=(x, y), min_keep=1
+    )
     assert report.pruned == round(0.75 * report.units)
     small = fp.shrink(model, x)
     torch.testing.assert_close(small(x), model(x), rtol=1e-9, atol=1e-9)
@@ -101,7 +117,9 @@ def test_include_and_exclude_choose_groups_by_their_producers():
     assert list(fp.scores(build(), granularity="channel", example_inputs=X, exclude="inner")) == ["stem.weight"]
     assert list(fp.scores(build(), granularity="channel", example_inputs=X, include="inner")) == ["inner.weight"]
     with pytest.raises(ValueError, match="no channel can be pruned"):
-        fp.scores(build(), granularity="channel", example_inputs=X, include="stem")  # its channels are the outer convolution's too
+        fp.scores(
+            build(), granularity="channel", example_inputs=X, include="stem"
+        )  # its channels are the outer convolution's too
 
 
 def test_looking_ahead_works_for_channels():
@@ -119,7 +137,10 @@ def test_looking_ahead_works_for_channels():
     [
         ({}, "an example input is needed, and there is no data: pass example_inputs="),
         ({"data": iter([DATA])}, "taking one from this iterator would lose a batch: pass example_inputs="),
-        ({"example_inputs": X, "scored_by": "bias"}, "scored_by should be one of producer, group, norm, scale, got 'bias'"),
+        (
+            {"example_inputs": X, "scored_by": "bias"},
+            "scored_by should be one of producer, group, norm, scale, got 'bias'",
+        ),
         (
             {"example_inputs": X, "granularity": "filter", "scored_by": "norm"},
             "scored_by='norm' is for granularity='channel', got granularity='filter'",
@@ -137,7 +158,10 @@ def test_bad_arguments(arguments, text):
 def test_a_net_without_norms_cannot_be_scored_by_them():
     with pytest.raises(ValueError, match="have no norm with an affine part; leave them out with exclude="):
         fp.scores(
-            cases.mlp(), granularity="channel", example_inputs=torch.ones(2, *cases.CASES["mlp"].batch(2)[0].shape[1:]).double(), scored_by="norm"
+            cases.mlp(),
+            granularity="channel",
+            example_inputs=torch.ones(2, *cases.CASES["mlp"].batch(2)[0].shape[1:]).double(),
+            scored_by="norm",
         )
 
 
@@ -155,7 +179,11 @@ def test_finding_channels_leaves_no_trace():
     model = build().train()
     model.inner_bn.eval()
     model.stem.weight.requires_grad_(False)
-    state, modes, randomness = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()], torch.get_rng_state()
+    state, modes, randomness = (
+        copy.deepcopy(model.state_dict()),
+        [m.training for m in model.modules()],
+        torch.get_rng_state(),
+    )
     fp.scores(model, ["taylor", "random"], [DATA, DATA], granularity="channel")
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes

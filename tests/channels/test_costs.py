@@ -24,7 +24,10 @@ def parameters(model, _=None):
 
 
 def flops(model, x):
-    """By torch's own counter, from a real run; attention in products of matrices, as not every version counts the kernels that fuse it."""
+    """By torch's own counter, from a real run.
+
+    Attention in products of matrices, as not every version counts the kernels that fuse it.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -41,7 +44,9 @@ MEASURED = {"parameters": parameters, "flops": flops}
 def costs(model, x):
     reading = reading_of(model, x)
     coupling = coupling_of(reading)
-    return coupling, costs_of(reading, coupling, model, {group.name: torch.ones(group.size, dtype=torch.bool) for group in coupling.groups})
+    return coupling, costs_of(
+        reading, coupling, model, {group.name: torch.ones(group.size, dtype=torch.bool) for group in coupling.groups}
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -70,7 +75,9 @@ def test_of_models_people_have(name):
     assert known.of(keep) == fp.Size(parameters(small), flops(small, x))
 
 
-@pytest.mark.parametrize(("equation", "shapes"), [("bij,bjk->bik", ((2, 3, 4), (2, 4, 5))), ("...j,kj->...k", ((2, 3, 4), (5, 4)))])
+@pytest.mark.parametrize(
+    ("equation", "shapes"), [("bij,bjk->bik", ((2, 3, 4), (2, 4, 5))), ("...j,kj->...k", ((2, 3, 4), (5, 4)))]
+)
 def test_operations_of_an_einsum(equation, shapes):
     class Einsum(nn.Module):
         def forward(self, a, b):
@@ -96,9 +103,16 @@ def fewest_by_hand(method, share, cost, **options):
 
 
 @pytest.mark.parametrize("cost", ["parameters", "flops"])
-@pytest.mark.parametrize(("method", "share", "options"), [
-    ("magnitude", 0.5, {}), ("taylor", 0.25, {}), ("loss_preservation", 0.9, {}), ("random", 0.0, {}), ("magnitude", 0.5, {"min_keep": 4}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "share", "options"),
+    [
+        ("magnitude", 0.5, {}),
+        ("taylor", 0.25, {}),
+        ("loss_preservation", 0.9, {}),
+        ("random", 0.0, {}),
+        ("magnitude", 0.5, {"min_keep": 4}),
+    ],
+)
 def test_the_fewest_units_in_the_order_of_their_scores(cost, method, share, options):
     if method == "random":
         options = options | {"generator": torch.Generator().manual_seed(0)}
@@ -127,7 +141,9 @@ def test_rounds_end_at_the_target_and_rise_to_it(monkeypatch):
     monkeypatch.setattr("torch_flowprune.pruning.global_pruning.apply_masks", applied)
     model = build()
     dense = parameters(model)
-    report = fp.global_prune(model, "taylor", 0.6, granularity="channel", data=DATA, cost="parameters", rounds=3, schedule="linear")
+    report = fp.global_prune(
+        model, "taylor", 0.6, granularity="channel", data=DATA, cost="parameters", rounds=3, schedule="linear"
+    )
     assert [count <= (1 - share) * dense for count, share in zip(left, (0.2, 0.4, 0.6), strict=True)] == [True] * 3
     assert left[0] > 0.6 * dense
     assert report.left.parameters == left[-1]
@@ -136,9 +152,13 @@ def test_rounds_end_at_the_target_and_rise_to_it(monkeypatch):
 def test_amounts_are_of_what_is_left():
     model = build()
     dense = parameters(model)
-    first = fp.global_prune(model, amount=0.3, granularity="channel", example_inputs=X, cost="parameters").left.parameters
+    first = fp.global_prune(
+        model, amount=0.3, granularity="channel", example_inputs=X, cost="parameters"
+    ).left.parameters
     assert 0.5 * dense < first <= 0.7 * dense
-    second = fp.global_prune(model, amount=100, granularity="channel", example_inputs=X, cost="parameters").left.parameters
+    second = fp.global_prune(
+        model, amount=100, granularity="channel", example_inputs=X, cost="parameters"
+    ).left.parameters
     assert first - 250 < second <= first - 100
 
 
@@ -156,14 +176,19 @@ def test_the_same_target_again_is_met_already_and_a_lower_one_is_an_error():
     again = fp.global_prune(model, sparsity=0.5, **options)
     assert again.newly_pruned == 0
     assert again.left == before.left
-    with pytest.raises(ValueError, match=r"already at sparsity 0\.5\d+ of its flops, and what is pruned stays pruned: sparsity=0.1 is lower"):
+    with pytest.raises(
+        ValueError,
+        match=r"already at sparsity 0\.5\d+ of its flops, and what is pruned stays pruned: sparsity=0.1 is lower",
+    ):
         fp.global_prune(model, sparsity=0.1, **options)
 
 
 def test_channels_that_went_before_count_whether_or_not_they_are_chosen_now():
     model = build()
     fp.global_prune(model, amount=4, granularity="channel", example_inputs=X, include="inner")
-    report = fp.global_prune(model, sparsity=0.6, granularity="channel", example_inputs=X, exclude="inner", cost="parameters")
+    report = fp.global_prune(
+        model, sparsity=0.6, granularity="channel", example_inputs=X, exclude="inner", cost="parameters"
+    )
     small = fp.shrink(model, X)
     assert small.inner.out_channels == 2
     assert report.left.parameters == parameters(small) <= 0.4 * parameters(build())
@@ -178,11 +203,21 @@ def test_fixed_scores_a_comparison_and_a_pruner_take_a_cost_too():
     assert all(torch.equal(mask, fp.masks(theirs)[name]) for name, mask in fp.masks(ours).items())
     (outcome,) = fp.compare(build(), ["taylor"], [0.5], DATA, granularity="channel", cost="flops").outcomes
     assert outcome.sparsity == report.sparsity
-    pruner = fp.Pruner(round_by_round, "taylor", sparsity=0.5, rounds=2, granularity="channel", cost="flops", example_inputs=X)
+    pruner = fp.Pruner(
+        round_by_round, "taylor", sparsity=0.5, rounds=2, granularity="channel", cost="flops", example_inputs=X
+    )
     for goal in pruner.goals:
         pruner.track(DATA)
         assert pruner.step().left.flops <= (1 - goal) * report.dense.flops
-    resumed = fp.Pruner(round_by_round, sparsity=0.75, rounds=2, schedule="linear", granularity="channel", cost="flops", example_inputs=X)
+    resumed = fp.Pruner(
+        round_by_round,
+        sparsity=0.75,
+        rounds=2,
+        schedule="linear",
+        granularity="channel",
+        cost="flops",
+        example_inputs=X,
+    )
     assert 0.6 < resumed.goals[0] < 0.7
 
 
@@ -194,14 +229,26 @@ def test_fixed_scores_a_comparison_and_a_pruner_take_a_cost_too():
     [
         (
             {"sparsity": 0.99},
-            r"at most 9\d\.\d% of the model's 1,\d+ parameters can go, and 99\.1% should: each group of channels keeps one at least",
+            (
+                r"at most 9\d\.\d% of the model's 1,\d+ parameters can go, and 99\.1% should: each group of channels "
+                r"keeps one at least"
+            ),
         ),
         (
             {"sparsity": 0.9, "min_keep": 3},
-            r"Most of what stays is in stem\.weight \(81\), inner\.weight \(81\), outer\.weight \(81\); print\(fp\.couple",
+            (
+                r"Most of what stays is in stem\.weight \(81\), inner\.weight \(81\), outer\.weight \(81\); "
+                r"print\(fp\.couple"
+            ),
         ),
-        ({"sparsity": 0.5, "scope": "layer"}, "cost='parameters' is of the whole model, which scope='layer' has no part in"),
-        ({"sparsity": 0.5, "granularity": "filter"}, "it removes whole channels only: pass granularity='channel', or leave cost= out"),
+        (
+            {"sparsity": 0.5, "scope": "layer"},
+            "cost='parameters' is of the whole model, which scope='layer' has no part in",
+        ),
+        (
+            {"sparsity": 0.5, "granularity": "filter"},
+            "it removes whole channels only: pass granularity='channel', or leave cost= out",
+        ),
         ({"sparsity": 0.5, "cost": "macs"}, "cost should be one of units, parameters, flops, got 'macs'"),
         ({"sparsity": 1.5}, r"sparsity=1\.5 should be from 0\.0 to 1\.0"),
         ({}, "give sparsity= .* or amount="),
@@ -211,15 +258,23 @@ def test_what_cannot_be_is_said_before_anything_is_touched(options, text):
     model = build()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=text):
-        fp.global_prune(model, "magnitude", **{"granularity": "channel", "example_inputs": X, "cost": "parameters", **options})
+        fp.global_prune(
+            model, "magnitude", **{"granularity": "channel", "example_inputs": X, "cost": "parameters", **options}
+        )
     assert model.state_dict().keys() == before.keys()
     assert type(model.stem) is nn.Conv2d
 
 
 def test_a_model_without_operations_has_no_share_of_them():
     model = nn.Sequential(nn.Embedding(7, 6), nn.ReLU(), Summed())
-    options = {"granularity": "channel", "example_inputs": torch.randint(7, (3, 4)), "parameters": [(model[0], "weight")]}
-    with pytest.raises(ValueError, match="the model has no flops that are counted: convolutions, matrix products and attention are"):
+    options = {
+        "granularity": "channel",
+        "example_inputs": torch.randint(7, (3, 4)),
+        "parameters": [(model[0], "weight")],
+    }
+    with pytest.raises(
+        ValueError, match="the model has no flops that are counted: convolutions, matrix products and attention are"
+    ):
         fp.global_prune(model, sparsity=0.5, cost="flops", **options)
     assert fp.global_prune(model, sparsity=0.5, cost="parameters", **options).pruned == 3
 
@@ -235,7 +290,9 @@ def test_all_that_can_go_goes_where_just_that_is_asked_for():
     report = fp.global_prune(model, sparsity=0.948, granularity="channel", example_inputs=X.float(), cost="parameters")
     assert parameters(fp.shrink(model, X.float())) == smallest == report.left.parameters
     with pytest.raises(ValueError, match="can go, and"):  # allows 60.46 of them
-        fp.global_prune(Residual().eval(), sparsity=0.9485, granularity="channel", example_inputs=X.float(), cost="parameters")
+        fp.global_prune(
+            Residual().eval(), sparsity=0.9485, granularity="channel", example_inputs=X.float(), cost="parameters"
+        )
 
 
 # -- what is said of it ------------------------------------------
@@ -245,7 +302,9 @@ def test_the_report_says_what_shrink_leaves():
     report = fp.global_prune(build(), sparsity=0.5, granularity="channel", example_inputs=X, min_keep=1)
     dense, left = report.dense, report.left
     share = f"{left.parameters / dense.parameters:.2%}"
-    assert f"shrink leaves {left.parameters:,} of {dense.parameters:,} ({share}) parameters, {left.flops:,} of" in str(report)
+    assert f"shrink leaves {left.parameters:,} of {dense.parameters:,} ({share}) parameters, {left.flops:,} of" in str(
+        report
+    )
     assert json.loads(json.dumps(report.to_dict()))["left"] == {"parameters": left.parameters, "flops": left.flops}
     report = fp.global_prune(build(), sparsity=0.5)
     assert report.dense is report.left is None
@@ -255,7 +314,19 @@ def test_the_report_says_what_shrink_leaves():
 def test_the_command_line_takes_a_cost(capsys, tmp_path):
     pytest.importorskip("timm")
     out = tmp_path / "report.json"
-    command = ["prune", "test_resnet", "--random-init", "--num-classes", "5", "--granularity", "channel", "--cost", "flops", "--sparsity", "0.5"]
+    command = [
+        "prune",
+        "test_resnet",
+        "--random-init",
+        "--num-classes",
+        "5",
+        "--granularity",
+        "channel",
+        "--cost",
+        "flops",
+        "--sparsity",
+        "0.5",
+    ]
     assert main([*command, "--report", str(out)]) == 0
     found = json.loads(out.read_text())
     assert 0.4 * found["dense"]["flops"] < found["left"]["flops"] <= 0.5 * found["dense"]["flops"]

@@ -14,7 +14,18 @@ from torch import nn
 from torch.nn.utils import prune
 
 import torch_flowprune as fp
-from torch_flowprune.channels.coupling import Coupling, Frozen, Group, Slice, alive, arguments_of, couple, coupling_of, masks, rows
+from torch_flowprune.channels.coupling import (
+    Coupling,
+    Frozen,
+    Group,
+    Slice,
+    alive,
+    arguments_of,
+    couple,
+    coupling_of,
+    masks,
+    rows,
+)
 from torch_flowprune.channels.rules.table import RULES
 from torch_flowprune.channels.shrinking.removal import ShrinkError, shrink
 from torch_flowprune.channels.tracing.label_propagation import required_by
@@ -186,7 +197,9 @@ def test_a_coupling_by_hand_scores_masks_and_shrinks_what_no_rule_knows(index: l
     assert couple(model, x).groups == ()
     order = torch.tensor(index)
     coupling = by_hand(
-        rows=Slice("a.weight", 0, order, "producer"), bias=Slice("a.bias", 0, order, "affine"), columns=Slice("b.weight", 1, order, "consumer")
+        rows=Slice("a.weight", 0, order, "producer"),
+        bias=Slice("a.bias", 0, order, "affine"),
+        columns=Slice("b.weight", 1, order, "consumer"),
     )
     parameters = dict(model.named_parameters())
     scores = rows(parameters, coupling["hidden"]).norm(dim=-1)
@@ -215,13 +228,21 @@ def test_a_coupling_by_hand_that_leaves_out_a_slice_is_found_out() -> None:
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
-        (lambda: by_hand(columns=Slice("b.weights", 1, range(4), "consumer")), r"'b\.weights', and the model has no such parameter \(nearest: '"),
-        (lambda: by_hand(extra=Slice("table", 0, range(4), "buffer")), "has a slice of 'table', and the model has no such buffer"),
-        (lambda: by_hand(columns=Slice("b.weight", 2, range(4), "consumer")), r"along axis 2 of 'b\.weight', whose shape is \(2, 4\)"),
-        (lambda: by_hand(columns=Slice("b.weight", 1, [0, 1, 2, 4], "consumer")), r"position 4 on axis 1 of 'b\.weight', which has 4"),
-        (lambda: by_hand(columns=Slice("b.weight", 1, range(3), "consumer")), r"has 4 units in 'a\.weight' and 3 in 'b\.weight': expected a row"),
-        (lambda: by_hand(columns=Slice("b.weight", 1, [0, 1, 2, 2], "consumer")), r"position 2 of axis 1 of 'b\.weight' is twice in group 'hidden'"),
-        (lambda: by_hand(columns=Slice("b.weight", 1, [-1, 1, 2, 3], "consumer")), r"from 0 on; got shape \(4,\) with -1 in it"),
+        (lambda: by_hand(columns=Slice("b.weights", 1, range(4), "consumer")), (r"'b\.weights', and the model has no "
+                                                                               r"such parameter \(nearest: '")),
+        (lambda: by_hand(extra=Slice("table", 0, range(4), "buffer")), ("has a slice of 'table', and the model has no "
+                                                                       "such buffer")),
+        (lambda: by_hand(columns=Slice("b.weight", 2, range(4), "consumer")), (r"along axis 2 of 'b\.weight', whose "
+                                                                              r"shape is \(2, 4\)")),
+        (lambda: by_hand(columns=Slice("b.weight", 1, [0, 1, 2, 4], "consumer")), (r"position 4 on axis 1 of "
+                                                                                  r"'b\.weight', which has 4")),
+        (lambda: by_hand(columns=Slice("b.weight", 1, range(3), "consumer")), (r"has 4 units in 'a\.weight' and 3 in "
+                                                                              r"'b\.weight': expected a row")),
+        (lambda: by_hand(columns=Slice("b.weight", 1, [0, 1, 2, 2], "consumer")), (r"position 2 of axis 1 of "
+                                                                                  r"'b\.weight' is twice in group "
+                                                                                  r"'hidden'")),
+        (lambda: by_hand(columns=Slice("b.weight", 1, [-1, 1, 2, 3], "consumer")), (r"from 0 on; got shape \(4,\) "
+                                                                                   r"with -1 in it")),
         (lambda: by_hand(columns=Slice("b.weight", 1, [], "consumer")), r"from 0 on; got shape \(0,\)"),
         (lambda: by_hand(columns=Slice("b.weight", 1, 3, "consumer")), r"\(units,\) or \(units, positions\)"),
         (lambda: Group("hidden", ()), "group 'hidden' has no slices"),
@@ -240,10 +261,16 @@ def test_what_is_wrong_in_a_coupling_by_hand_is_said(wrong: object, text: str) -
 
 def test_masks_take_one_flag_a_unit() -> None:
     parameters = dict(Sorted().named_parameters())
-    with pytest.raises(ValueError, match=r"keep\['hidden'\] has shape \(3,\): expected one flag for each of the group's 4 units"):
+    with pytest.raises(
+        ValueError, match=r"keep\['hidden'\] has shape \(3,\): expected one flag for each of the group's 4 units"
+    ):
         masks(by_hand(), {"hidden": torch.ones(3, dtype=torch.bool)}, parameters)
     with pytest.raises(ValueError, match=r"the model has no such parameter"):
-        masks(by_hand(columns=Slice("c.weight", 1, range(4), "consumer")), {"hidden": torch.ones(4, dtype=torch.bool)}, parameters)
+        masks(
+            by_hand(columns=Slice("c.weight", 1, range(4), "consumer")),
+            {"hidden": torch.ones(4, dtype=torch.bool)},
+            parameters,
+        )
 
 
 # -- as users call it ------------------------------------------
@@ -254,7 +281,9 @@ def test_a_pruned_model_couples_as_the_dense_one_does() -> None:
     for prune_it in (torch_pruned, flowpruned):
         pruned = prune_it(copy.deepcopy(model), x)
         before = pruned.state_dict()
-        assert sorted(str(couple(pruned, x)).splitlines()) == sorted(str(coupling).splitlines())  # torch moves what it prunes
+        assert sorted(str(couple(pruned, x)).splitlines()) == sorted(
+            str(coupling).splitlines()
+        )  # torch moves what it prunes
         assert all(torch.equal(value, before[name]) for name, value in pruned.state_dict().items())
         assert any(name.endswith("_mask") for name in pruned.state_dict())
 
@@ -274,7 +303,9 @@ class TwoInputs(nn.Module):
         super().__init__()
         self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 2)
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None, *, scale: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, ids: torch.Tensor, mask: torch.Tensor | None = None, *, scale: torch.Tensor | None = None
+    ) -> torch.Tensor:
         hidden = torch.relu(self.a(ids)) * (1 if mask is None else self.b(mask))
         return self.c(hidden if scale is None else hidden * scale)
 
@@ -308,7 +339,10 @@ def test_examples_are_what_the_model_is_called_with(inputs: object, kwargs: dict
 
 def test_no_example_is_an_error() -> None:
     for call in (couple, shrink):
-        with pytest.raises(TypeError, match="example_inputs should be what the model is called with: a tensor, a tuple of arguments or a dict"):
+        with pytest.raises(
+            TypeError,
+            match="example_inputs should be what the model is called with: a tensor, a tuple of arguments or a dict",
+        ):
             call(TwoInputs(), None)
 
 

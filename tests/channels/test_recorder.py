@@ -1,4 +1,7 @@
-"""What one forward shows of a model: the graph that `torch.export` gives, no trace, and no graph where values decide."""
+"""What one forward shows of a model.
+
+The graph that `torch.export` gives, no trace, and no graph where values decide.
+"""
 
 from __future__ import annotations
 
@@ -54,16 +57,25 @@ def test_the_coupling_is_that_of_torch_export(name: str) -> None:
 
 
 def test_the_graph_names_operators_as_they_were_called_modules_and_sizes() -> None:
-    traced = recorded(twin(nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU()))), (torch.randn(2, 3),), {}, training=False)
+    traced = recorded(
+        twin(nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU()))), (torch.randn(2, 3),), {}, training=False
+    )
     calls = [node for node in traced.graph.nodes if node.op == "call_function"]
-    assert [(operator_name(n), module_path(n), tuple(n.meta["val"].shape)) for n in calls] == [("linear", "0", (2, 4)), ("relu", "1.0", (2, 4))]
+    assert [(operator_name(n), module_path(n), tuple(n.meta["val"].shape)) for n in calls] == [
+        ("linear", "0", (2, 4)),
+        ("relu", "1.0", (2, 4)),
+    ]
     assert list(traced.sources.values()) == [("parameter", "0.weight"), ("parameter", "0.bias")]
     assert all(node.meta["val"].is_meta for node in traced.graph.nodes if "val" in node.meta)
 
 
 def test_attention_of_torch_is_read_through_its_fast_path() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
-    names = {operator_name(n) for n in trace(layer, (torch.randn(2, 5, 8),), {}, False).graph.nodes if n.op == "call_function"}
+    names = {
+        operator_name(n)
+        for n in trace(layer, (torch.randn(2, 5, 8),), {}, False).graph.nodes
+        if n.op == "call_function"
+    }
     assert "scaled_dot_product_attention" in names
     assert not any("encoder" in name for name in names)
 
@@ -71,7 +83,10 @@ def test_attention_of_torch_is_read_through_its_fast_path() -> None:
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_compiled_part_is_read_as_its_code(warm: bool) -> None:
     torch.manual_seed(0)
-    net, x = nn.Sequential(nn.Linear(3, 4), torch.compile(nn.Linear(4, 5), backend="eager"), nn.Linear(5, 2)), torch.randn(2, 3)
+    net, x = (
+        nn.Sequential(nn.Linear(3, 4), torch.compile(nn.Linear(4, 5), backend="eager"), nn.Linear(5, 2)),
+        torch.randn(2, 3),
+    )
     if warm:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's compiler, about the Python it runs in
@@ -82,7 +97,8 @@ def test_a_compiled_part_is_read_as_its_code(warm: bool) -> None:
 def test_torchs_compiler_is_not_imported_for_a_first_coupling() -> None:
     """It would take a second, where a small model's graph takes a hundredth."""
     code = (
-        "import sys, torch; from torch_flowprune.channels.coupling import couple; couple(torch.nn.Linear(3, 2), torch.ones(2, 3)); "
+        "import sys, torch; from torch_flowprune.channels.coupling import couple; couple(torch.nn.Linear(3, 2), "
+        "torch.ones(2, 3)); "
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -204,7 +220,13 @@ WRITES = {
 
 @pytest.mark.parametrize("name", [*VALUES, *OUTSIDE, *WRITES])
 def test_no_graph_is_handed_out_where_values_decide(name: str) -> None:
-    says = "depends on values|reads a number|hands out values" if name in VALUES else "from outside" if name in OUTSIDE else "writes to a parameter"
+    says = (
+        "depends on values|reads a number|hands out values"
+        if name in VALUES
+        else "from outside"
+        if name in OUTSIDE
+        else "writes to a parameter"
+    )
     with pytest.raises(UnrecordableError, match=says):
         traced({**VALUES, **OUTSIDE, **WRITES}[name])
 
@@ -243,7 +265,9 @@ def test_an_output_in_which_no_tensors_are_found_is_refused() -> None:
         def forward(self, x: Tensor) -> Any:
             return threading.local() if x is None else type("Output", (), {"logits": super().forward(x)})()
 
-    with pytest.raises(UnrecordableError, match=r"the model gives a Output, in which no tensors are found: .*use_cache=False"):
+    with pytest.raises(
+        UnrecordableError, match=r"the model gives a Output, in which no tensors are found: .*use_cache=False"
+    ):
         recorded(twin(Wrapped(lambda net, x: x)), (torch.randn(2, 3),), {}, False)
 
 

@@ -115,7 +115,9 @@ def test_modules_whose_code_has_no_size_to_set_become_graphs() -> None:
 
 def test_a_scale_read_off_the_width_is_not_trusted() -> None:
     """The exported constant is the old width's; the module's own code would use the new one."""
-    model = randomised(Fn(lambda s, x: (lambda y: s.b(y / y.shape[-1] ** 0.5))(s.a(x)), a=nn.Linear(8, 6), b=nn.Linear(6, 3))).eval()
+    model = randomised(
+        Fn(lambda s, x: (lambda y: s.b(y / y.shape[-1] ** 0.5))(s.a(x)), a=nn.Linear(8, 6), b=nn.Linear(6, 3))
+    ).eval()
     x = torch.randn(2, 8, dtype=torch.float64)
     given = halved(model, x)
     with pytest.raises(ShrinkError, match="differs from the masked"):
@@ -134,12 +136,20 @@ class OnlyInTraining(nn.Module):
 
     def __init__(self, noise: float = 0.0, dropout: float = 0.0) -> None:
         super().__init__()
-        self.a, self.norm, self.b, self.noise, self.dropout = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2), noise, dropout
+        self.a, self.norm, self.b, self.noise, self.dropout = (
+            nn.Linear(4, 6),
+            nn.BatchNorm1d(6),
+            nn.Linear(6, 2),
+            noise,
+            dropout,
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = torch.sigmoid(self.norm(self.a(x)))
         if self.training and not self.dropout:
-            hidden = hidden + self.noise * torch.randn_like(hidden) if self.noise else hidden / hidden.mean(-1, keepdim=True)
+            hidden = (
+                hidden + self.noise * torch.randn_like(hidden) if self.noise else hidden / hidden.mean(-1, keepdim=True)
+            )
         return self.b(torch.nn.functional.dropout(hidden, self.dropout, self.training))
 
 
@@ -155,7 +165,10 @@ def test_a_training_forward_that_would_differ_is_found_out() -> None:
 
 @pytest.mark.parametrize("options", [{"dropout": 0.5}, {"noise": 1.0}])
 def test_what_training_draws_is_no_difference(options: dict[str, float]) -> None:
-    """Dropout is off in the trial, in any form; where something else draws, by width, only eval mode can be compared."""
+    """Dropout is off in the trial, in any form.
+
+    Where something else draws, by width, only eval mode can be compared.
+    """
     torch.manual_seed(0)
     model, x = OnlyInTraining(**options), torch.randn(5, 4)
     assert shrink(model, x, masks=halved(model, x)).a.out_features == 3
@@ -179,7 +192,17 @@ def test_one_sample_is_enough_for_eval_mode() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_byobnet", "test_mambaout", "test_nfnet", "test_vit3"]
+    "name",
+    [
+        "test_resnet",
+        "test_vit",
+        "test_convnext",
+        "test_efficientnet",
+        "test_byobnet",
+        "test_mambaout",
+        "test_nfnet",
+        "test_vit3",
+    ],
 )
 def test_models_people_have_in_both_modes_with_gradients(name: str) -> None:
     timm = pytest.importorskip("timm")
@@ -189,7 +212,11 @@ def test_models_people_have_in_both_modes_with_gradients(name: str) -> None:
     if hasattr(model, "set_input_size"):
         model.set_input_size(size)
     x = torch.randn(3, 3, *size, dtype=torch.float64)
-    model = calibrated(model, x) if any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) else gently_randomised(model)
+    model = (
+        calibrated(model, x)
+        if any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+        else gently_randomised(model)
+    )
     coupling = couple(model, x)
     removed = {g.name: torch.randperm(g.size)[: g.size // 2].tolist() for g in coupling.groups}
     assert_equal_without(model, x, coupling, removed, graph=True)
@@ -246,14 +273,18 @@ class Block(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b)
         self.conv2, self.bn2 = nn.Conv2d(b, b, 3, 1, 1, bias=False), nn.BatchNorm2d(b)
-        self.skip = nn.Sequential() if a == b else nn.Sequential(nn.Conv2d(a, b, 1, stride, bias=False), nn.BatchNorm2d(b))
+        self.skip = (
+            nn.Sequential() if a == b else nn.Sequential(nn.Conv2d(a, b, 1, stride, bias=False), nn.BatchNorm2d(b))
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))) + self.skip(x))
 
 
 def resnet56(width: int) -> nn.Module:
-    blocks = [Block(a * width, b * width, b // a) for a, b in [(1, 1)] * 9 + [(1, 2)] + [(2, 2)] * 8 + [(2, 4)] + [(4, 4)] * 8]
+    blocks = [
+        Block(a * width, b * width, b // a) for a, b in [(1, 1)] * 9 + [(1, 2)] + [(2, 2)] * 8 + [(2, 4)] + [(4, 4)] * 8
+    ]
     return nn.Sequential(
         nn.Conv2d(3, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
@@ -399,7 +430,9 @@ class Random(nn.Module):
 
 
 def joined(join: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return {"cat": lambda: torch.cat([a, b], 1), "add": lambda: a + b, "multiply": lambda: a * b, "none": lambda: a}[join]()
+    return {"cat": lambda: torch.cat([a, b], 1), "add": lambda: a + b, "multiply": lambda: a * b, "none": lambda: a}[
+        join
+    ]()
 
 
 def layer_of(kind: str, channels: int, width: int) -> nn.Module:

@@ -69,8 +69,36 @@ def zeros(model):
         ("--sparsity", "0.3", "--method", "synflow", "--min-keep", "4"),
         ("--sparsity", "0.3", "--method", "random", "--scope", "layer"),
         ("--sparsity", "0.5", "--method", "taylor", "--granularity", "filter", "--min-keep", "1", "--data"),
-        ("--sparsity", "0.5", "--method", "grasp", "--temperature", "200", "--mode", "train", "--rounds", "2", "--schedule", "paper", "--data"),
-        ("--sparsity", "0.5", "--method", "fisher", "--samples", "5", "--batch-size", "2", "--min-keep", "4", "--exclude", "classifier*", "--data"),
+        (
+            "--sparsity",
+            "0.5",
+            "--method",
+            "grasp",
+            "--temperature",
+            "200",
+            "--mode",
+            "train",
+            "--rounds",
+            "2",
+            "--schedule",
+            "paper",
+            "--data",
+        ),
+        (
+            "--sparsity",
+            "0.5",
+            "--method",
+            "fisher",
+            "--samples",
+            "5",
+            "--batch-size",
+            "2",
+            "--min-keep",
+            "4",
+            "--exclude",
+            "classifier*",
+            "--data",
+        ),
         ("--sparsity", "0.3", "--granularity", "channel", "--min-keep", "1"),
         ("--granularity", "2:4", "--exclude", "conv_stem*", "*conv_dw*"),
     ],
@@ -84,7 +112,9 @@ def test_what_prune_writes_loads_back_with_its_zeros(options, run, pictures, tmp
     layers = json.loads(report.read_text())["layers"]
     model, before = loaded(out), initial()
     found = zeros(model)
-    assert {layer["name"]: found[layer["name"]] for layer in layers} == {layer["name"]: layer["weights_pruned"] for layer in layers}
+    assert {layer["name"]: found[layer["name"]] for layer in layers} == {
+        layer["name"]: layer["weights_pruned"] for layer in layers
+    }
     assert sum(layer["weights_pruned"] for layer in layers) > 0
     for name, value in model.state_dict().items():
         assert torch.equal(torch.where(value == 0, 0, before[name]), value), name
@@ -137,19 +167,38 @@ def test_theta0_is_a_checkpoint(run, pictures, tmp_path):
 @pytest.mark.parametrize(("seed", "same"), [(0, True), (1, False)])
 def test_the_seed_fixes_random(run, tmp_path, seed, same):
     for name, number in (("a", 0), ("b", seed)):
-        run("prune", *MODEL, "--method", "random", "--sparsity", 0.5, "--seed", number, "--out", tmp_path / f"{name}.safetensors")
-    masks = [{key: value == 0 for key, value in loaded(tmp_path / f"{name}.safetensors").named_parameters()} for name in "ab"]
+        run(
+            "prune",
+            *MODEL,
+            "--method",
+            "random",
+            "--sparsity",
+            0.5,
+            "--seed",
+            number,
+            "--out",
+            tmp_path / f"{name}.safetensors",
+        )
+    masks = [
+        {key: value == 0 for key, value in loaded(tmp_path / f"{name}.safetensors").named_parameters()} for name in "ab"
+    ]
     assert all(torch.equal(masks[0][key], masks[1][key]) for key in masks[0]) is same
 
 
 def test_nothing_asked_for_is_said(run):
-    assert "nothing was written: --out FILE.safetensors keeps the pruned weights" in run("prune", *MODEL, "--sparsity", "0.5")
+    assert "nothing was written: --out FILE.safetensors keeps the pruned weights" in run(
+        "prune", *MODEL, "--sparsity", "0.5"
+    )
 
 
 @pytest.mark.filterwarnings("default")
 def test_a_warning_is_one_line(run):
     text = run("prune", *MODEL, "--sparsity", "1", "--include", "classifier")
-    assert re.search(r"^LayerCollapseWarning: nothing is left of classifier.weight: .*min_keep= keeps some units of every layer$", text, re.MULTILINE)
+    assert re.search(
+        r"^LayerCollapseWarning: nothing is left of classifier.weight: .*min_keep= keeps some units of every layer$",
+        text,
+        re.MULTILINE,
+    )
 
 
 def test_synset_folders_get_imagenet_labels(tmp_path):
@@ -170,7 +219,20 @@ def test_demo(run, tmp_path):
     pytest.importorskip("sklearn")
     out = tmp_path / "demo.png"
     text = run(
-        "demo", "--out", out, "--methods", *TINY["methods"], "--sparsities", 0.5, 1, "--epochs", 1, "--tuning-epochs", 1, "--granularity", "filter"
+        "demo",
+        "--out",
+        out,
+        "--methods",
+        *TINY["methods"],
+        "--sparsities",
+        0.5,
+        1,
+        "--epochs",
+        1,
+        "--tuning-epochs",
+        1,
+        "--granularity",
+        "filter",
     )
     assert out.read_bytes().startswith(b"\x89PNG")
     assert len(re.findall(r"^magnitude +\d+%", text, re.MULTILINE)) == 2
@@ -205,25 +267,48 @@ ERRORS = [
     ("prune MODEL --sparsity nan", "expected a share from 0 to 1, such as 0.9, got 'nan'"),
     ("prune MODEL --sparsity 0.5 --rounds 0", "argument --rounds: expected a whole number of at least 1, got '0'"),
     ("prune MODEL --sparsity 0.5 --min-keep -1", "argument --min-keep: expected"),
-    ("prune MODEL --sparsity 0.5 --data /no/such", "--data /no/such: there is no such folder; expected one with a folder of pictures for each class"),
-    ("prune MODEL --sparsity 0.5 --method snip", "snip reads g of a loss, and no data were given: pass --data DIR", "magnitude, l1, random, synflow"),
+    (
+        "prune MODEL --sparsity 0.5 --data /no/such",
+        "--data /no/such: there is no such folder; expected one with a folder of pictures for each class",
+    ),
+    (
+        "prune MODEL --sparsity 0.5 --method snip",
+        "snip reads g of a loss, and no data were given: pass --data DIR",
+        "magnitude, l1, random, synflow",
+    ),
     ("score MODEL --method grasp", "grasp reads Hg of a loss, and no data were given: pass --data DIR"),
     ("score MODEL --method snpi", "unknown measure 'snpi'; did you mean 'snip'"),
-    ("score MODEL --method distance_biased_loss_preservation --data PICTURES", "reads theta0, the weights at initialisation: pass --theta0 FILE"),
+    (
+        "score MODEL --method distance_biased_loss_preservation --data PICTURES",
+        "reads theta0, the weights at initialisation: pass --theta0 FILE",
+    ),
     ("score MODEL --granularity filters", "unknown granularity 'filters': expected 'weight', 'filter'"),
     ("score MODEL --granularity 4:2", "granularity '4:2' keeps 4 of 2: expected 0 < n < m, as in '2:4'"),
     ("score MODEL --include hed", "include='hed' matches no parameter"),
     ("score test_efficientnet --checkpoint /no/such.pt", "--checkpoint /no/such.pt: there is no such file"),
-    ("score test_efficientnet --checkpoint CHECKPOINT", "does not load into test_efficientnet", "Another class count? --num-classes N"),
+    (
+        "score test_efficientnet --checkpoint CHECKPOINT",
+        "does not load into test_efficientnet",
+        "Another class count? --num-classes N",
+    ),
     ("score test_efficientnet --checkpoint CHECKPOINT --random-init", "not allowed with argument --checkpoint"),
     (
         "score test_efficientnet --random-init --method taylor --data PICTURES",
         "each of the model's 1000 classes, found 2 (cats, dogs)",
     ),
     ("prune MODEL --scores /no/such --sparsity 0.5", "--scores /no/such: there is no such file"),
-    ("prune MODEL --scores CHECKPOINT --sparsity 0.5", "other.safetensors holds no scores: expected a file written by Scores.save"),
-    ("prune MODEL --scores PICTURES/cats/0.png --sparsity 0.5", "0.png holds no scores: expected a file written by Scores.save"),
-    ("score test_efficientnet.nonsense", "timm has no weights called 'test_efficientnet.nonsense': expected one of test_efficientnet.r160_in1k"),
+    (
+        "prune MODEL --scores CHECKPOINT --sparsity 0.5",
+        "other.safetensors holds no scores: expected a file written by Scores.save",
+    ),
+    (
+        "prune MODEL --scores PICTURES/cats/0.png --sparsity 0.5",
+        "0.png holds no scores: expected a file written by Scores.save",
+    ),
+    (
+        "score test_efficientnet.nonsense",
+        "timm has no weights called 'test_efficientnet.nonsense': expected one of test_efficientnet.r160_in1k",
+    ),
     ("prune MODEL --sparsity 0.5 --out /no/such/out.safetensors", "there is no folder /no/such; make it first"),
     ("prune MODEL --sparsity 0.5 --out out.pt", "--out out.pt: expected a file name that ends in .safetensors"),
     ("prune MODEL --sparsity 0.5 --report r.txt", "--report r.txt: expected a file name that ends in .json"),
@@ -234,12 +319,18 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("line", "parts"), [(line, parts) for line, *parts in ERRORS], ids=[line or "no command" for line, *_ in ERRORS])
+@pytest.mark.parametrize(
+    ("line", "parts"), [(line, parts) for line, *parts in ERRORS], ids=[line or "no command" for line, *_ in ERRORS]
+)
 def test_errors_are_one_line_and_code_2(line, parts, capsys, pictures, tmp_path):
     from safetensors.torch import save_file
 
     save_file({"stem.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    line = line.replace("MODEL", " ".join(MODEL)).replace("PICTURES", str(pictures)).replace("CHECKPOINT", str(tmp_path / "other.safetensors"))
+    line = (
+        line.replace("MODEL", " ".join(MODEL))
+        .replace("PICTURES", str(pictures))
+        .replace("CHECKPOINT", str(tmp_path / "other.safetensors"))
+    )
     try:
         code = main(line.split())
     except SystemExit as stop:
@@ -258,7 +349,10 @@ def test_an_unreachable_hub_names_the_ways_out(capsys, monkeypatch):
     monkeypatch.setattr(timm, "create_model", unreachable)
     assert main(["score", "test_efficientnet"]) == 2
     text = capsys.readouterr().err
-    assert "the pretrained weights of test_efficientnet could not be had: the file is not in the cache and the hub cannot be reached." in text
+    assert (
+        "the pretrained weights of test_efficientnet could not be had: the file is not in the cache and the hub "
+        "cannot be reached." in text
+    )
     assert "--checkpoint FILE" in text
     assert "--random-init" in text
 
@@ -277,5 +371,7 @@ def test_help(command, capsys):
 
 
 def test_run_as_a_module():
-    found = subprocess.run([sys.executable, "-m", "torch_flowprune", "--version"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-m", "torch_flowprune", "--version"], capture_output=True, text=True, check=True
+    )
     assert found.stdout == f"torch-flowprune {fp.__version__}\n"

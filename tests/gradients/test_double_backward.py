@@ -1,4 +1,7 @@
-"""The operators of gradients that are differentiated again: equal to torch's own, to the second derivative and the third."""
+"""The operators of gradients that are differentiated again.
+
+Equal to torch's own, to the second derivative and the third.
+"""
 
 import contextlib
 import copy
@@ -33,23 +36,41 @@ OPERATORS = {
     "conv1d": (lambda *a: F.conv1d(*a, stride=2, padding=1), (2, 2, 6), (3, 2, 3), (3,)),
     "conv2d": (lambda *a: F.conv2d(*a, stride=(1, 2), padding=(1, 0), dilation=2), (2, 2, 5, 5), (3, 2, 2, 2), (3,)),
     "conv2d, grouped": (lambda *a: F.conv2d(*a, groups=2), (2, 4, 3, 3), (4, 2, 2, 2), (4,)),
-    "conv2d, depthwise": (lambda *a: F.conv2d(*a, None, 1, 1, 1, 3) if len(a) < 3 else F.conv2d(*a, 1, 1, 1, 3), (2, 3, 3, 3), (3, 1, 3, 3), (3,)),
+    "conv2d, depthwise": (
+        lambda *a: F.conv2d(*a, None, 1, 1, 1, 3) if len(a) < 3 else F.conv2d(*a, 1, 1, 1, 3),
+        (2, 3, 3, 3),
+        (3, 1, 3, 3),
+        (3,),
+    ),
     "conv2d, same": (lambda *a: F.conv2d(*a, padding="same"), (2, 2, 3, 3), (2, 2, 3, 3), (2,)),
     "conv2d, one image": (F.conv2d, (2, 4, 4), (3, 2, 2, 2), (3,)),
     "conv3d": (F.conv3d, (1, 2, 3, 3, 3), (2, 2, 2, 2, 2), (2,)),
     "conv_transpose1d": (lambda *a: F.conv_transpose1d(*a, stride=2), (2, 2, 3), (2, 3, 3), (3,)),
-    "conv_transpose1d, padded": (lambda *a: F.conv_transpose1d(*a, stride=2, output_padding=1), (2, 2, 3), (2, 3, 3), (3,)),
+    "conv_transpose1d, padded": (
+        lambda *a: F.conv_transpose1d(*a, stride=2, output_padding=1),
+        (2, 2, 3),
+        (2, 3, 3),
+        (3,),
+    ),
     "conv_transpose2d": (lambda *a: F.conv_transpose2d(*a, groups=2, padding=1), (2, 4, 3, 3), (4, 1, 2, 2), (2,)),
     "conv_transpose3d": (F.conv_transpose3d, (1, 2, 2, 2, 2), (2, 2, 2, 2, 2), (2,)),
     "batch_norm": (_norm, (3, 2, 2, 2), (2,), (2,)),
     "batch_norm of rows": (_norm, (3, 2), (2,), (2,)),
-    "batch_norm without weights": (lambda x, w, b: _norm(x, None, None) * w.view(1, -1, 1) + b.view(1, -1, 1), (3, 2, 4), (2,), (2,)),
+    "batch_norm without weights": (
+        lambda x, w, b: _norm(x, None, None) * w.view(1, -1, 1) + b.view(1, -1, 1),
+        (3, 2, 4),
+        (2,),
+        (2,),
+    ),
 }
 every_operator = pytest.mark.parametrize("name", OPERATORS)
 
 
 def derivatives(name, *, ours, frozen=()):
-    """Value, gradient, and the gradient's derivative along a vector; of a function nonlinear in the operator's output."""
+    """Value, gradient, and the gradient's derivative along a vector.
+
+    Of a function nonlinear in the operator's output.
+    """
     call, *shapes = OPERATORS[name]
     torch.manual_seed(0)
     operands = [draw(*shape).detach().requires_grad_(i not in frozen) for i, shape in enumerate(shapes)]
@@ -57,7 +78,9 @@ def derivatives(name, *, ours, frozen=()):
     with twice_differentiable() if ours else torch.enable_grad():
         value = torch.tanh(call(*operands)).square().sum()
         grads = torch.autograd.grad(value, live, create_graph=True)
-    product = torch.autograd.grad(grads, live, [torch.randn_like(grad) for grad in grads], create_graph=True, allow_unused=True)
+    product = torch.autograd.grad(
+        grads, live, [torch.randn_like(grad) for grad in grads], create_graph=True, allow_unused=True
+    )
     if name == "conv_transpose1d, padded":  # torch has no third derivative of it
         return [value, *grads, *product]
     cubic = sum(part.square().sum() for part in product if part is not None)
@@ -67,8 +90,14 @@ def derivatives(name, *, ours, frozen=()):
 @every_operator
 @pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2)], ids=str)
 def test_every_derivative_is_torchs(name, frozen):
-    for found, expected in zip(derivatives(name, ours=True, frozen=frozen), derivatives(name, ours=False, frozen=frozen), strict=True):
-        assert (found is None or not found.any()) if expected is None else torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
+    for found, expected in zip(
+        derivatives(name, ours=True, frozen=frozen), derivatives(name, ours=False, frozen=frozen), strict=True
+    ):
+        assert (
+            (found is None or not found.any())
+            if expected is None
+            else torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
+        )
 
 
 @every_operator
@@ -105,7 +134,9 @@ def test_the_operators_are_in_place(name):
 
 def test_every_substitute_is_tried():
     assert len(_SUBSTITUTES) == 3 + 2 + 6
-    assert {f"conv{n}d" for n in (1, 2, 3)} | {f"conv_transpose{n}d" for n in (1, 2, 3)} <= {name.split(",")[0] for name in OPERATORS}
+    assert {f"conv{n}d" for n in (1, 2, 3)} | {f"conv_transpose{n}d" for n in (1, 2, 3)} <= {
+        name.split(",")[0] for name in OPERATORS
+    }
 
 
 def test_torchs_own_where_ours_do_not_apply():
@@ -157,7 +188,9 @@ def test_a_closure_that_takes_gradients_itself(sizes):
     oracles.assert_named_close(found.Hg, by_differences(model, batches, found.g), 1e-6)
 
 
-@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, lambda layer: _pruned(layer)], ids=["weight norm", "pruned"])
+@pytest.mark.parametrize(
+    "wrap", [nn.utils.parametrizations.weight_norm, lambda layer: _pruned(layer)], ids=["weight norm", "pruned"]
+)
 def test_weights_that_are_computed(wrap):
     """The gradient of weight norm reads values of the gradient behind it: they are there where a weight is no leaf."""
     torch.manual_seed(0)

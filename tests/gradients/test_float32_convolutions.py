@@ -11,7 +11,12 @@ from torch_flowprune.gradients.synflow import narrow_convolutions
 PRODUCTS = {
     "conv1d": (lambda x, w, b: functional.conv1d(x, w, b, padding=1), (2, 3, 7), (4, 3, 3), 4),
     "conv2d": (lambda x, w, b: functional.conv2d(x, w, b, 2, 1), (2, 4, 6, 5), (6, 4, 3, 3), 6),
-    "conv2d in groups": (lambda x, w, b: functional.conv2d(x, weight=w, bias=b, groups=2), (1, 4, 6, 5), (6, 2, 3, 2), 6),
+    "conv2d in groups": (
+        lambda x, w, b: functional.conv2d(x, weight=w, bias=b, groups=2),
+        (1, 4, 6, 5),
+        (6, 2, 3, 2),
+        6,
+    ),
     "conv_transpose2d": (lambda x, w, b: functional.conv_transpose2d(x, w, b, 2), (1, 3, 4, 4), (3, 5, 2, 2), 5),
 }
 
@@ -35,7 +40,9 @@ def gradients(name, inputs):
 @pytest.mark.parametrize("name", PRODUCTS)
 @settings(max_examples=20, deadline=None)
 @given(
-    exponents=st.tuples(st.integers(-400, 400), st.integers(-120, 120), st.integers(-400, 400)), sign=st.sampled_from((1, -1)), seed=st.integers(0, 9)
+    exponents=st.tuples(st.integers(-400, 400), st.integers(-120, 120), st.integers(-400, 400)),
+    sign=st.sampled_from((1, -1)),
+    seed=st.integers(0, 9),
 )
 def test_products_and_their_gradients_are_those_of_float64(name, exponents, sign, seed):
     x, w, b = operands(name, exponents, seed)
@@ -46,7 +53,9 @@ def test_products_and_their_gradients_are_those_of_float64(name, exponents, sign
     for one, other in zip(found, expected, strict=True):
         assert one.dtype is torch.float64
         torch.testing.assert_close(one, other, rtol=1e-5, atol=0)
-    assert not all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)), "in float32, not in float64"
+    assert not all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)), (
+        "in float32, not in float64"
+    )
 
 
 def test_only_float64_is_narrowed():
@@ -80,12 +89,16 @@ def test_zeros_and_what_is_not_finite_pass(special):
 def test_the_power_is_that_of_the_largest_value_whatever_its_sign(sign):
     x = torch.tensor([[[1.0], [sign * 1e200]]], dtype=torch.float64)
     with narrow_convolutions():
-        assert functional.conv1d(x, torch.ones(1, 2, 1, dtype=torch.float64)).item() == pytest.approx(sign * 1e200, rel=1e-6)
+        assert functional.conv1d(x, torch.ones(1, 2, 1, dtype=torch.float64)).item() == pytest.approx(
+            sign * 1e200, rel=1e-6
+        )
 
 
 def test_no_samples():
     with narrow_convolutions():
-        assert functional.conv1d(torch.ones(0, 3, 4, dtype=torch.float64), torch.ones(2, 3, 1, dtype=torch.float64)).shape == (0, 2, 4)
+        assert functional.conv1d(
+            torch.ones(0, 3, 4, dtype=torch.float64), torch.ones(2, 3, 1, dtype=torch.float64)
+        ).shape == (0, 2, 4)
 
 
 def test_a_frozen_operand_gets_no_gradient():

@@ -56,7 +56,9 @@ def test_train_mode_takes_batch_statistics(sizes):
     expected = oracles.dense(copy.deepcopy(model).train(), batches)
     oracles.assert_named_close(found.g, expected.g)
     oracles.assert_named_close(found.Hg, expected.Hg)
-    assert (found.g["0.weight"] - oracles.dense(model, batches).g["0.weight"]).abs().max() > 1e-3, "train and eval must differ here"
+    assert (found.g["0.weight"] - oracles.dense(model, batches).g["0.weight"]).abs().max() > 1e-3, (
+        "train and eval must differ here"
+    )
 
 
 def test_eval_mode_also_for_a_model_left_in_train_mode():
@@ -105,7 +107,9 @@ def test_max_samples_is_exact(count):
 
 @pytest.mark.parametrize("count", [0, -1, 2.5, True, "3"])
 def test_max_samples_must_be_a_positive_whole_number(count):
-    with pytest.raises(ValueError, match="max_samples should be a whole number of at least 1, or None for all the data, got"):
+    with pytest.raises(
+        ValueError, match="max_samples should be a whole number of at least 1, or None for all the data, got"
+    ):
         fp.flow(cases.mlp(), CASES["mlp"].batches(), max_samples=count)
 
 
@@ -114,7 +118,11 @@ def test_own_loss_and_closure():
     onehot = F.one_hot(y, 3).double()
     expected = oracles.dense(model, [(x, onehot)], lambda out, t: F.mse_loss(out, t) + 0.1 * out.square().mean())
     by_loss = fp.flow(model, (x, onehot), loss=lambda out, t: F.mse_loss(out, t) + 0.1 * out.square().mean())
-    by_closure = fp.flow(model, [{"x": x, "t": onehot}], closure=lambda m, b: F.mse_loss(out := m(b["x"]), b["t"]) + 0.1 * out.square().mean())
+    by_closure = fp.flow(
+        model,
+        [{"x": x, "t": onehot}],
+        closure=lambda m, b: F.mse_loss(out := m(b["x"]), b["t"]) + 0.1 * out.square().mean(),
+    )
     for found in (by_loss, by_closure):
         oracles.assert_named_close(found.g, expected.g)
         oracles.assert_named_close(found.Hg, expected.Hg)
@@ -213,7 +221,10 @@ def test_a_wholly_frozen_model_can_be_scored():
 
 def test_nothing_to_differentiate_is_an_error():
     model = cases.mlp().requires_grad_(False)
-    with pytest.raises(ValueError, match="no parameter of this model requires a gradient: unfreeze some, or name those to score in parameters="):
+    with pytest.raises(
+        ValueError,
+        match="no parameter of this model requires a gradient: unfreeze some, or name those to score in parameters=",
+    ):
         fp.flow(model, CASES["mlp"].batches())
 
 
@@ -234,7 +245,9 @@ class Unreached(nn.Module):
 @pytest.mark.parametrize("sizes", [(4,), (2, 2)])
 def test_unreached_parameters_are_zero_and_named(sizes):
     model, batches = Unreached(), CASES["mlp"].batches(sizes)
-    with pytest.warns(UserWarning, match=r"the loss does not reach spare\.weight, spare\.bias: their gradient counts as 0"):
+    with pytest.warns(
+        UserWarning, match=r"the loss does not reach spare\.weight, spare\.bias: their gradient counts as 0"
+    ):
         found = fp.flow(model, batches)
     assert not found.g["spare.weight"].any()
     assert not found.Hg["spare.weight"].any()
@@ -293,7 +306,10 @@ def test_a_one_shot_iterator_serves_one_sweep():
 
 
 def test_a_one_shot_iterator_cannot_serve_two():
-    with pytest.raises(ValueError, match="two sweeps over the data, and this iterator can be read only once: pass a list or a DataLoader"):
+    with pytest.raises(
+        ValueError,
+        match="two sweeps over the data, and this iterator can be read only once: pass a list or a DataLoader",
+    ):
         fp.flow(cases.mlp(), (batch for batch in CASES["mlp"].batches((3, 3))))
 
 
@@ -305,7 +321,9 @@ def test_data_that_shrink_between_the_sweeps():
             Shrinking.reads += 1
             return iter(CASES["mlp"].batches((3, 3, 3) if Shrinking.reads < 2 else (3,)))
 
-    with pytest.raises(ValueError, match="the data gave 9 samples on the first sweep, .* on the second: g and H need the same data"):
+    with pytest.raises(
+        ValueError, match="the data gave 9 samples on the first sweep, .* on the second: g and H need the same data"
+    ):
         fp.flow(cases.mlp(), Shrinking())
 
 
@@ -327,8 +345,16 @@ def test_empty_data(data, needs):
             TypeError,
             r"data= is a dataset \(TensorDataset\), .* wrap it in a torch.utils.data.DataLoader",
         ),
-        ([torch.zeros(2, 4)], ValueError, r"a batch should be \(input, target\) or a dict, got a list of 1; for anything else pass closure="),
-        (torch.zeros(2, 4), ValueError, r"a batch should be \(input, target\) or a dict, got one tensor of shape \(2, 4\)"),
+        (
+            [torch.zeros(2, 4)],
+            ValueError,
+            r"a batch should be \(input, target\) or a dict, got a list of 1; for anything else pass closure=",
+        ),
+        (
+            torch.zeros(2, 4),
+            ValueError,
+            r"a batch should be \(input, target\) or a dict, got one tensor of shape \(2, 4\)",
+        ),
         ({"net_input": torch.zeros(2, 4)}, (ValueError, TypeError), "target under one of|unexpected keyword"),
     ],
 )
@@ -346,7 +372,9 @@ def test_an_output_that_is_no_logits():
         def forward(self, x):
             return self.net(x), x
 
-    with pytest.raises(TypeError, match=r"the model returned a tuple of 2, not logits: pass closure=lambda model, batch"):
+    with pytest.raises(
+        TypeError, match=r"the model returned a tuple of 2, not logits: pass closure=lambda model, batch"
+    ):
         fp.flow(Pair(), CASES["mlp"].batch(3))
 
 
@@ -356,7 +384,10 @@ def test_an_output_that_is_no_logits():
 @pytest.mark.parametrize(
     ("loss", "text"),
     [
-        (lambda x, y: F.cross_entropy(x, y, reduction="none"), r"the loss should be one number, got a tensor of shape \(4,\); use reduction='mean'"),
+        (
+            lambda x, y: F.cross_entropy(x, y, reduction="none"),
+            r"the loss should be one number, got a tensor of shape \(4,\); use reduction='mean'",
+        ),
         (lambda x, y: 3.0, "the loss should be one number, got float"),
         (lambda x, y: F.cross_entropy(x.detach(), y), "the loss does not depend on any parameter: it has no gradient"),
     ],
@@ -390,7 +421,9 @@ def test_a_closure_stands_alone(options):
         fp.flow(cases.mlp(), CASES["mlp"].batch(4), closure=lambda model, batch: model(batch[0]).sum(), **options)
 
 
-@pytest.mark.parametrize(("name", "form"), [("loss", r"loss\(output, target\)"), ("closure", r"closure\(model, batch\)")])
+@pytest.mark.parametrize(
+    ("name", "form"), [("loss", r"loss\(output, target\)"), ("closure", r"closure\(model, batch\)")]
+)
 def test_a_loss_by_its_name_is_refused(name, form):
     with pytest.raises(TypeError, match=rf"{name} should be a function, called as {form}, such as .*; got 'ce'"):
         fp.flow(cases.mlp(), CASES["mlp"].batch(4), **{name: "ce"})
@@ -416,7 +449,9 @@ def test_an_operator_without_a_second_derivative_says_so():
             return torch.ops.aten.hardsigmoid(self.net(x))
 
     with pytest.raises(
-        RuntimeError, match=r"H·g needs second derivatives, .* use a measure that reads only g \(torch says: derivative for aten::hardsigmoid"
+        RuntimeError,
+        match=r"H·g needs second derivatives, .* use a measure that reads only g \(torch says: derivative for "
+        r"aten::hardsigmoid",
     ):
         fp.flow(Net(), CASES["mlp"].batch(4))
     assert fp.flow(Net(), CASES["mlp"].batch(4), needs=("g",)).g["net.0.weight"].any()
@@ -438,7 +473,7 @@ def test_no_data_are_read_where_none_are_needed():
 
 
 def test_shuffled_data_are_the_same_for_g_and_H():
-    """The second sweep sees the samples of the first, though the loader shuffles and max_samples takes only some of them."""
+    """The second sweep sees the samples of the first, though the loader shuffles and max_samples takes only some."""
     x, y = CASES["mlp"].batch(30)
     loaders = {
         "global": DataLoader(TensorDataset(x, y), batch_size=4, shuffle=True),
@@ -512,7 +547,10 @@ def test_class_balanced_is_exact():
     assert labels[drawn.indices].tolist() == [0, 0, 1, 1, 2, 2]
     assert len(set(drawn.indices)) == 6
     assert drawn.indices == fp.class_balanced(data, 2, generator=torch.Generator().manual_seed(0)).indices
-    assert len({tuple(fp.class_balanced(data, 2, generator=torch.Generator().manual_seed(s)).indices) for s in range(9)}) > 1
+    assert (
+        len({tuple(fp.class_balanced(data, 2, generator=torch.Generator().manual_seed(s)).indices) for s in range(9)})
+        > 1
+    )
 
 
 def test_class_balanced_takes_all_of_a_class_that_has_just_enough():

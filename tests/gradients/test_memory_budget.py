@@ -44,7 +44,10 @@ def peak_of(work):
 
 def least(model, data, **options):
     """The smallest budget, as the error tells it."""
-    with pytest.raises(ValueError, match=r"max_memory of .* is not enough: the sums .* take .*, one sample .* besides; allow (.*), or keep") as error:
+    with pytest.raises(
+        ValueError,
+        match=r"max_memory of .* is not enough: the sums .* take .*, one sample .* besides; allow (.*), or keep",
+    ) as error:
         fp.flow(model, data, max_memory=1, **options)
     return in_bytes(str(error.value).split("allow ")[1].split(",")[0])
 
@@ -72,7 +75,9 @@ def test_the_peak_stays_under_the_budget_and_the_result_is_the_same(needs, sizes
 
 
 @every_case
-@pytest.mark.parametrize("options", [{"max_memory": "1GB"}, {"offload": True}, {"offload": True, "max_memory": "1GB"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"max_memory": "1GB"}, {"offload": True}, {"offload": True, "max_memory": "1GB"}], ids=str
+)
 def test_every_net_with_room_to_spare_and_on_the_host(case, options):
     model, batches = case.model(), case.batches((5, 2, 1, 3))
     expected, found = oracles.dense(model, batches), fp.flow(model, batches, needs=KINDS, **options)
@@ -139,26 +144,35 @@ def test_a_loss_that_is_no_mean_over_samples_cannot_be_cut(loss):
     model, data = wide_net(), images(16)
     budget = int(1.5 * least(model, data, needs=("g",)))
     with pytest.raises(
-        ValueError, match=r"max_memory= cuts batches, which needs a loss that is a mean over samples: that of .*; use reduction='mean'"
+        ValueError,
+        match=r"max_memory= cuts batches, which needs a loss that is a mean over samples: that of .*; use "
+        r"reduction='mean'",
     ):
         fp.flow(model, data, loss=loss, needs=("g",), max_memory=budget)
     fp.flow(model, data, loss=loss, needs=("g",), max_memory="1GB")
 
 
 def test_batch_norm_in_train_mode_cannot_be_cut():
-    with pytest.raises(ValueError, match=r"max_memory= cuts batches, and '1' takes its statistics over a whole one in mode='train'"):
+    with pytest.raises(
+        ValueError, match=r"max_memory= cuts batches, and '1' takes its statistics over a whole one in mode='train'"
+    ):
         fp.flow(wide_net(), images(8), mode="train", max_memory="1GB")
 
 
 @pytest.mark.parametrize("size", [0, -1, "2 GB/s", "lots", 1.5, True, ""])
 def test_a_budget_that_is_none(size):
-    with pytest.raises(ValueError, match="max_memory should be a number of bytes above 0 or text such as '2GB' or '512MiB', got"):
+    with pytest.raises(
+        ValueError, match="max_memory should be a number of bytes above 0 or text such as '2GB' or '512MiB', got"
+    ):
         fp.flow(cases.mlp(), CASES["mlp"].batch(4), max_memory=size)
 
 
 def test_global_prune_and_scores_hand_the_options_on():
     for options in ({"max_memory": 1}, {"autocast": torch.float16}):
-        for call in (fp.scores, lambda *args, **options: fp.global_prune(args[0], args[1], 0.5, data=args[2], **options)):
+        for call in (
+            fp.scores,
+            lambda *args, **options: fp.global_prune(args[0], args[1], 0.5, data=args[2], **options),
+        ):
             with pytest.raises(ValueError, match="max_memory|autocast"):
                 call(wide_net(), "loss_preservation", images(4), **options)
     masks = []

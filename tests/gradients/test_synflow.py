@@ -17,12 +17,17 @@ from torch_flowprune.selection.schedules import steps
 
 
 @pytest.mark.parametrize(
-    ("convolutions", "layers", "dtype", "narrow"), [(2, 1, torch.float32, True), (1, 2, torch.float32, False), (2, 1, torch.float64, False)]
+    ("convolutions", "layers", "dtype", "narrow"),
+    [(2, 1, torch.float32, True), (1, 2, torch.float32, False), (2, 1, torch.float64, False)],
 )
 def test_only_float32_nets_of_convolutions_are_narrowed(monkeypatch, convolutions, layers, dtype, narrow):
     entered = []
-    monkeypatch.setattr("torch_flowprune.gradients.synflow.narrow_convolutions", lambda: entered.append(True) or nullcontext())
-    model = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(convolutions)), *(nn.Linear(4, 4) for _ in range(layers))).to(dtype)
+    monkeypatch.setattr(
+        "torch_flowprune.gradients.synflow.narrow_convolutions", lambda: entered.append(True) or nullcontext()
+    )
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 3, 3, padding=1) for _ in range(convolutions)), *(nn.Linear(4, 4) for _ in range(layers))
+    ).to(dtype)
     fp.flow(model, needs=("gR",), example_inputs=torch.ones(1, 3, 4, 4, dtype=dtype))
     assert bool(entered) == narrow
 
@@ -36,7 +41,9 @@ def test_scores_are_those_of_the_absolute_copy(case):
     expected = oracles.synflow(model, case.shape, integer=bool(case.vocabulary))
     for name in names:
         torch.testing.assert_close(found[name].double(), expected[name].flatten(), rtol=1e-5, atol=0)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()), "the parameters are not touched"
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()), (
+        "the parameters are not touched"
+    )
 
 
 def test_the_shape_may_come_from_data_and_no_more_is_read():
@@ -53,7 +60,9 @@ def test_the_shape_may_come_from_data_and_no_more_is_read():
 
 
 def test_without_a_shape():
-    with pytest.raises(ValueError, match="an example input is needed, and there is no data: pass example_inputs=, e.g. torch.ones"):
+    with pytest.raises(
+        ValueError, match="an example input is needed, and there is no data: pass example_inputs=, e.g. torch.ones"
+    ):
         fp.scores(cases.cnn(), "synflow")
 
 
@@ -77,7 +86,9 @@ def test_a_net_of_110_layers_is_finite():
 
 def test_every_layer_of_a_chain_holds_the_same_flow():
     """What the method conserves: without biases each layer's scores add up to R itself."""
-    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False)).double()
+    model = nn.Sequential(
+        nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False)
+    ).double()
     sums = [value.sum().item() for value in fp.scores(model, "synflow", example_inputs=torch.ones(1, 4)).values()]
     assert sums == pytest.approx([sums[0]] * 3, rel=1e-12)
 
@@ -86,7 +97,10 @@ def test_a_net_too_deep_even_for_float64_says_so():
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(20)))
     for module in model:
         nn.init.constant_(module.weight, 1e30)
-    with pytest.raises(ValueError, match="the synaptic-flow objective is inf in float64: the network is too deep or its weights too large"):
+    with pytest.raises(
+        ValueError,
+        match="the synaptic-flow objective is inf in float64: the network is too deep or its weights too large",
+    ):
         fp.scores(model, "synflow", example_inputs=torch.ones(1, 8))
 
 
@@ -113,7 +127,9 @@ def test_rounds_prune_what_scores_in_float64_would():
     for share in steps("exponential", 5, 0.0, 0.6):
         scores = oracles.synflow(copy_, tuple(inputs.shape[1:]))
         gone = total - sum(int(left.sum()) for left in alive.values())
-        cut = oracles.lowest([scores[name].flatten() for name in weights], round(share * total) - gone, list(alive.values()))
+        cut = oracles.lowest(
+            [scores[name].flatten() for name in weights], round(share * total) - gone, list(alive.values())
+        )
         alive = dict(zip(weights, cut, strict=True))
         with torch.no_grad():
             for name, p in weights.items():

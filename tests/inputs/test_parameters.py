@@ -30,9 +30,17 @@ class Net(nn.Module):
 
 
 DEFAULT = [
-    "body.0.weight", "body.2.weight", "up.weight", "attention.in_proj_weight", "attention.out_proj.weight", "cross.q_proj_weight",
-    "cross.k_proj_weight", "cross.v_proj_weight", "cross.out_proj.weight", "head.weight",
-]  # fmt: skip
+    "body.0.weight",
+    "body.2.weight",
+    "up.weight",
+    "attention.in_proj_weight",
+    "attention.out_proj.weight",
+    "cross.q_proj_weight",
+    "cross.k_proj_weight",
+    "cross.v_proj_weight",
+    "cross.out_proj.weight",
+    "head.weight",
+]
 
 
 def names(model, **options):
@@ -55,7 +63,18 @@ def test_default():
         ("embed", ["embed.weight"]),
         ("head.bias", ["head.bias"]),
         ("rnn.weight_*", ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]),
-        ("*.bias", ["body.0.bias", "body.1.bias", "up.bias", "attention.out_proj.bias", "cross.out_proj.bias", "norm.bias", "head.bias"]),
+        (
+            "*.bias",
+            [
+                "body.0.bias",
+                "body.1.bias",
+                "up.bias",
+                "attention.out_proj.bias",
+                "cross.out_proj.bias",
+                "norm.bias",
+                "head.bias",
+            ],
+        ),
         (nn.Linear, ["attention.out_proj.weight", "cross.out_proj.weight", "head.weight"]),
         (nn.LSTM, ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]),
         (nn.LayerNorm, ["norm.weight"]),
@@ -78,7 +97,10 @@ def test_include(include, expected):
         (nn.Linear, ["attention.out_proj.weight", "cross.out_proj.weight", "head.weight"]),
         (["body.*", "up"], ["body.0.weight", "body.2.weight", "up.weight"]),
         ("*.bias", []),
-        ("*_proj_weight", ["attention.in_proj_weight", "cross.q_proj_weight", "cross.k_proj_weight", "cross.v_proj_weight"]),
+        (
+            "*_proj_weight",
+            ["attention.in_proj_weight", "cross.q_proj_weight", "cross.k_proj_weight", "cross.v_proj_weight"],
+        ),
     ],
 )
 def test_exclude(exclude, gone):
@@ -86,7 +108,12 @@ def test_exclude(exclude, gone):
 
 
 def test_include_and_exclude():
-    assert names(Net(), include="*", exclude=[nn.MultiheadAttention, "*out_proj"]) == ["body.0.weight", "body.2.weight", "up.weight", "head.weight"]
+    assert names(Net(), include="*", exclude=[nn.MultiheadAttention, "*out_proj"]) == [
+        "body.0.weight",
+        "body.2.weight",
+        "up.weight",
+        "head.weight",
+    ]
 
 
 def test_pairs():
@@ -113,25 +140,53 @@ MODEL = Net()
         ({"include": nn.Conv3d}, ValueError, "include=: no weight of a Conv3d in this model"),
         ({"include": 3}, TypeError, "include= takes name globs or module types, got 3"),
         ({"include": [int]}, TypeError, "include= takes name globs or module types, got <class 'int'>"),
-        ({"include": "head", "exclude": "head"}, ValueError, "nothing to prune: by default the weights of Linear, Conv1d"),
+        (
+            {"include": "head", "exclude": "head"},
+            ValueError,
+            "nothing to prune: by default the weights of Linear, Conv1d",
+        ),
         ({"include": "head", "parameters": []}, ValueError, "give parameters= or include=, not both"),
-        ({"parameters": []}, ValueError, "parameters= is empty: expected (module, name) pairs such as (model.fc, 'weight')"),
+        (
+            {"parameters": []},
+            ValueError,
+            "parameters= is empty: expected (module, name) pairs such as (model.fc, 'weight')",
+        ),
         (
             {"parameters": MODEL.parameters()},
             TypeError,
             "parameters= takes (module, name) pairs such as (model.fc, 'weight'), got a tensor; to prune all",
         ),
-        ({"parameters": [MODEL.head]}, TypeError, "parameters= takes (module, name) pairs such as (model.fc, 'weight'), got Linear("),
+        (
+            {"parameters": [MODEL.head]},
+            TypeError,
+            "parameters= takes (module, name) pairs such as (model.fc, 'weight'), got Linear(",
+        ),
         ({"parameters": ["head.weight"]}, TypeError, "got 'head.weight'"),
-        ({"parameters": [(MODEL.head, "wieght")]}, ValueError, "Linear has no parameter 'wieght'; its parameters are ['weight', 'bias']"),
+        (
+            {"parameters": [(MODEL.head, "wieght")]},
+            ValueError,
+            "Linear has no parameter 'wieght'; its parameters are ['weight', 'bias']",
+        ),
         (
             {"parameters": [(MODEL.body[2], "bias")]},
             ValueError,
             "Conv2d has no 'bias': it is None (made with bias=False?); its parameters are ['weight']",
         ),
-        ({"parameters": [(MODEL, "table")]}, ValueError, "'table' of Net is a buffer: only parameters can be pruned; its parameters are []"),
-        ({"parameters": [(nn.Linear(2, 2), "weight")]}, ValueError, "(Linear, 'weight') is not part of this model: take the module from the model"),
-        ({"parameters": [(nn.ReLU(), "weight")]}, ValueError, "ReLU has no parameter 'weight'; its parameters are none"),
+        (
+            {"parameters": [(MODEL, "table")]},
+            ValueError,
+            "'table' of Net is a buffer: only parameters can be pruned; its parameters are []",
+        ),
+        (
+            {"parameters": [(nn.Linear(2, 2), "weight")]},
+            ValueError,
+            "(Linear, 'weight') is not part of this model: take the module from the model",
+        ),
+        (
+            {"parameters": [(nn.ReLU(), "weight")]},
+            ValueError,
+            "ReLU has no parameter 'weight'; its parameters are none",
+        ),
     ],
 )
 def test_bad_choices(options, error, text):
@@ -141,7 +196,10 @@ def test_bad_choices(options, error, text):
 
 @pytest.mark.parametrize("model", [nn.ReLU(), nn.LayerNorm(3)])
 def test_nothing_to_prune(model):
-    with pytest.raises(ValueError, match="nothing to prune: .*this model's parameters are (none at all|weight, bias); pick with include="):
+    with pytest.raises(
+        ValueError,
+        match="nothing to prune: .*this model's parameters are (none at all|weight, bias); pick with include=",
+    ):
         prunable(model)
 
 
@@ -207,7 +265,12 @@ def test_theta_is_exactly_zero_under_a_mask():
 
 @pytest.mark.parametrize(
     ("dtype", "expected"),
-    [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
 )
 def test_wide(dtype, expected):
     assert wide(torch.zeros(2, dtype=dtype)).dtype is expected
@@ -246,7 +309,9 @@ def test_a_tied_parameter_masked_by_torch(which):
     assert len(target.owners) == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128]
+)
 @pytest.mark.parametrize("mask_dtype", [torch.bool, torch.float32])
 def test_clearing_by_bits_selects_whatever_the_values(dtype, mask_dtype):
     source = torch.Generator().manual_seed(0)
@@ -258,4 +323,8 @@ def test_clearing_by_bits_selects_whatever_the_values(dtype, mask_dtype):
         kept = mask[:, ::2] if laid.shape != mask.shape else mask
         found = clear(laid.clone(memory_format=torch.preserve_format), kept.to(mask_dtype))
         assert torch.equal(found, torch.where(kept, laid, torch.zeros((), dtype=dtype)))
-        assert not torch.view_as_real(found).signbit()[~kept].any() if dtype.is_complex else not found.signbit()[~kept].any()
+        assert (
+            not torch.view_as_real(found).signbit()[~kept].any()
+            if dtype.is_complex
+            else not found.signbit()[~kept].any()
+        )

@@ -1,4 +1,7 @@
-"""Scoring leaves a model, its data and every source of randomness as they were: when it works, when it is refused, when the model raises."""
+"""Scoring leaves a model, its data and every source of randomness as they were.
+
+When it works, when it is refused, when the model raises.
+"""
 
 import random
 
@@ -15,13 +18,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:spectral.weight is parametrized"
 
 
 class Net(nn.Module):
-    """Everything a sweep could leave a trace on: batch statistics, dropout, a frozen layer, own buffers, hooks, mixed modes."""
+    """Everything a sweep could leave a trace on.
+
+    Batch statistics, dropout, a frozen layer, own buffers, hooks, mixed modes.
+    """
 
     def __init__(self):
         super().__init__()
         self.conv, self.bn, self.drop = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)
         self.frozen, self.fc = nn.Linear(16, 6), nn.Linear(6, 3)
-        self.spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6))  # its power iteration writes buffers in train mode
+        self.spectral = nn.utils.parametrizations.spectral_norm(
+            nn.Linear(6, 6)
+        )  # its power iteration writes buffers in train mode
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("last", None)
         self.raise_at = None
@@ -79,7 +87,11 @@ def trace(model, data):
         "loader": data.generator.get_state() if isinstance(data, DataLoader) else None,
         "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
         "threads": torch.get_num_threads(),
-        "sdp": (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()),
+        "sdp": (
+            torch.backends.cuda.flash_sdp_enabled(),
+            torch.backends.cuda.mem_efficient_sdp_enabled(),
+            torch.backends.cuda.math_sdp_enabled(),
+        ),
     }
 
 
@@ -109,7 +121,9 @@ CALLS = {
     "flow of frozen": lambda model, data, **options: fp.flow(model, data, parameters=["frozen.weight"], **options),
     "flow cut short": lambda model, data, **options: fp.flow(model, data, max_samples=7, **options),
     "synflow": lambda model, data, **options: fp.flow(model, data, needs=("gR",), example_inputs=X, **options),
-    "scores": lambda model, data, **options: fp.scores(model, ["magnitude", "fisher", "grasp", "random", "synflow"], data, **options),
+    "scores": lambda model, data, **options: fp.scores(
+        model, ["magnitude", "fisher", "grasp", "random", "synflow"], data, **options
+    ),
     "filter scores": lambda model, data, **options: fp.scores(model, "taylor", data, granularity="filter", **options),
     "importance_scores": lambda model, data, **options: fp.importance_scores(model, "grasp", data, **options),
 }
@@ -158,7 +172,10 @@ BAD = {
 
 
 @pytest.mark.parametrize(("options", "error"), BAD.values(), ids=BAD)
-@pytest.mark.parametrize("call", [CALLS["scores"], CALLS["importance_scores"], lambda model, data, **options: fp.flow(model, data, **options)])
+@pytest.mark.parametrize(
+    "call",
+    [CALLS["scores"], CALLS["importance_scores"], lambda model, data, **options: fp.flow(model, data, **options)],
+)
 def test_after_a_bad_argument(call, options, error):
     model, data = build(), loader()
     before = trace(model, data)
@@ -189,7 +206,10 @@ def test_after_data_that_raise():
     with pytest.raises(OSError, match="disk"):
         fp.scores(model, "grasp", Broken())
     after = trace(model, good)
-    before.pop("loader"), after.pop("loader")  # not the data's own generator: nothing but the iterable itself was handed in
+    (
+        before.pop("loader"),
+        after.pop("loader"),
+    )  # not the data's own generator: nothing but the iterable itself was handed in
     assert_equal(before, after)
 
 

@@ -74,7 +74,9 @@ def test_b2_the_norm_of_every_group_moves_by_theta_g(here, around):
     back, ahead = around
     for name, theta in here.theta.items():
         expected = -2 * (theta * here.g[name]).sum().item()
-        assert rate(back[name].square().sum().item(), ahead[name].square().sum().item()) == pytest.approx(expected, rel=1e-4, abs=1e-8), name
+        assert rate(back[name].square().sum().item(), ahead[name].square().sum().item()) == pytest.approx(
+            expected, rel=1e-4, abs=1e-8
+        ), name
 
 
 def test_b2_loss_preservation_ranks_weights_by_the_speed_of_their_square(around):
@@ -114,7 +116,9 @@ def test_b5_shrinking_a_group_changes_loss_and_gradient_norm_as_predicted(here, 
 def test_b5_all_scores_add_up_to_the_quadratic_form(here):
     """Σ θ·Hg over everything is θᵀHg, by the whole Hessian."""
     expected = oracles.dense(CASE.model(), BATCHES)
-    total = sum(value.sum().item() for value in fp.scores(CASE.model(), "gradient_norm_increase", BATCHES, include="*").values())
+    total = sum(
+        value.sum().item() for value in fp.scores(CASE.model(), "gradient_norm_increase", BATCHES, include="*").values()
+    )
     biases = sum((here.theta[name] * here.Hg[name]).sum().item() for name in here.theta if "bias" in name)
     quadratic = oracles.flatten(here.theta) @ expected.H @ oracles.flatten(expected.g)
     assert total + biases == pytest.approx(quadratic.item(), rel=1e-10)
@@ -153,4 +157,6 @@ def test_b8_the_distance_moved_bounds_the_fall_of_the_loss(here):
     assert integral([norm2(point.g) for point in trail]) == pytest.approx(trail[0].loss - trail[-1].loss, rel=1e-3)
     for name in theta:
         moved2 = (theta[name] - here.theta[name]).square().sum().item()
-        assert 0 < moved2 <= steps * step * integral([point.g[name].square().sum().item() for point in trail]) * (1 + 1e-6)
+        assert (
+            0 < moved2 <= steps * step * integral([point.g[name].square().sum().item() for point in trail]) * (1 + 1e-6)
+        )

@@ -16,7 +16,9 @@ from torch.nn.utils import prune
 import torch_flowprune as fp
 from torch_flowprune.inputs.parameters import parameters_of
 
-pytestmark = pytest.mark.filterwarnings("ignore::torch_flowprune.LayerCollapseWarning", "ignore::torch_flowprune.TiedScoresWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::torch_flowprune.LayerCollapseWarning", "ignore::torch_flowprune.TiedScoresWarning"
+)
 
 WIDTH = 4
 SOURCE = torch.Generator().manual_seed(0)
@@ -134,7 +136,9 @@ class Life:
         single = [target for target in self.prunable() if len(target.owners) == 1]
         if single:
             module, name = single[int(share * (len(single) - 1))].owners[0]
-            fp.apply_masks(self.model, {target.name: torch.ones_like(target.parameter, dtype=torch.bool) for target in single})
+            fp.apply_masks(
+                self.model, {target.name: torch.ones_like(target.parameter, dtype=torch.bool) for target in single}
+            )
             prune.l1_unstructured(module, name, share)
             prune.random_structured(module, name, share, dim=0)
 
@@ -187,7 +191,11 @@ class Life:
     def torch_remove(self, share):
         for module in list(self.model.modules()):
             for name in ("weight", "in_proj_weight"):
-                if any(hook._tensor_name == name for hook in module._forward_pre_hooks.values() if isinstance(hook, prune.BasePruningMethod)):
+                if any(
+                    hook._tensor_name == name
+                    for hook in module._forward_pre_hooks.values()
+                    if isinstance(hook, prune.BasePruningMethod)
+                ):
                     prune.remove(module, name)
         self.masks = {}
 
@@ -216,7 +224,9 @@ class Life:
         assert output(self.model.eval(), self.data()[0]).isfinite().all()
 
 
-OPERATIONS = [name for name in vars(Life) if not name.startswith("_") and name not in ("prunable", "prune", "data", "check")]
+OPERATIONS = [
+    name for name in vars(Life) if not name.startswith("_") and name not in ("prunable", "prune", "data", "check")
+]
 sequences = st.lists(st.tuples(st.sampled_from(OPERATIONS), st.floats(0, 1)), min_size=1, max_size=8)
 
 

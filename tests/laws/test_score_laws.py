@@ -13,7 +13,9 @@ from torch import nn
 
 import torch_flowprune as fp
 
-pytestmark = pytest.mark.filterwarnings("ignore::torch_flowprune.LayerCollapseWarning", "ignore::torch_flowprune.TiedScoresWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::torch_flowprune.LayerCollapseWarning", "ignore::torch_flowprune.TiedScoresWarning"
+)
 
 
 RELU_NET = ("0.weight", "2.weight")
@@ -71,7 +73,9 @@ def test_first_order_scores_do_not_see_a_rescaling_that_leaves_the_loss(method, 
     for name in RELU_NET:
         torch.testing.assert_close(rescaled[name], found[name])
     if abs(scale - 1) > 0.01:
-        assert not torch.allclose(scores(twin, "magnitude", data)["0.weight"], scores(model, "magnitude", data)["0.weight"])
+        assert not torch.allclose(
+            scores(twin, "magnitude", data)["0.weight"], scores(model, "magnitude", data)["0.weight"]
+        )
 
 
 @given(seed=seeds, temperature=st.floats(0.5, 50))

@@ -43,7 +43,11 @@ def pruned_by_torch():
 
 
 def masks_for(model):
-    return {name: torch.rand(target.parameter.shape) < 0.5 for name, target in parameters_of(model).items() if target.parameter.dim() > 1}
+    return {
+        name: torch.rand(target.parameter.shape) < 0.5
+        for name, target in parameters_of(model).items()
+        if target.parameter.dim() > 1
+    }
 
 
 def first(model):
@@ -61,7 +65,9 @@ ACTIONS = {
     "apply_masks": lambda model: functools.partial(fp.apply_masks, model, masks_for(model)),
     "weights": lambda model: lambda: fp.l1_unstructured(*first(model), 0.5),
     "slices": lambda model: lambda: fp.random_structured(*first(model), 1),
-    "global_prune": lambda model: lambda: fp.global_prune(model, "l1", amount=0.3, rounds=2, schedule="linear", include="*weight*"),
+    "global_prune": lambda model: (
+        lambda: fp.global_prune(model, "l1", amount=0.3, rounds=2, schedule="linear", include="*weight*")
+    ),
 }
 
 

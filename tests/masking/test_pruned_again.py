@@ -22,9 +22,17 @@ def pruned(granularity="weight"):
 def test_zeros_and_stability_are_of_the_units_that_are_left(granularity):
     model = pruned(granularity)
     found = fp.diagnose(model, BATCHES, granularity=granularity)
-    parts = [fp.scores(model, "loss_preservation", part, granularity=granularity) for part in (BATCHES, BATCHES[:1], BATCHES[1:])]
-    masks = {name: mask if granularity == "weight" else mask.flatten(1).any(1) for name, mask in fp.masks(model).items()}
-    whole, *halves = (torch.cat([part[name][masks[name].flatten()] if name in masks else part[name] for name in part]) for part in parts)
+    parts = [
+        fp.scores(model, "loss_preservation", part, granularity=granularity)
+        for part in (BATCHES, BATCHES[:1], BATCHES[1:])
+    ]
+    masks = {
+        name: mask if granularity == "weight" else mask.flatten(1).any(1) for name, mask in fp.masks(model).items()
+    }
+    whole, *halves = (
+        torch.cat([part[name][masks[name].flatten()] if name in masks else part[name] for name in part])
+        for part in parts
+    )
     assert found.total.zero_share == (whole == 0).double().mean().item() < 0.25
     assert found.total.stability == pytest.approx(spearman(*halves), abs=1e-12)
 
@@ -82,7 +90,9 @@ def test_the_errors_of_the_expansions_fall_as_they_should(name):
     """Of the loss with ε³, of its first order with ε², and of ‖g‖² to first order with ε²."""
     case = CASES[name]
     batches, source = case.batches((5, 4)), torch.Generator().manual_seed(1)
-    masks = {key: torch.rand(p.shape, generator=source) < 0.5 for key, p in case.model().named_parameters() if p.dim() > 1}
+    masks = {
+        key: torch.rand(p.shape, generator=source) < 0.5 for key, p in case.model().named_parameters() if p.dim() > 1
+    }
     found, (loss, norm) = fp.predict(case.model(), masks, batches), loss_and_norm(case.model(), batches)
     steps = [2.0**-k for k in range(5, 9)]
     errors = {"second": [], "first": [], "norm": []}
@@ -118,11 +128,15 @@ def test_a_diagnosis_is_how_the_norms_move_along_the_flow(name):
         k3 = velocity([s + time / 2 * k for s, k in zip(start, k2, strict=True)], model)
         k4 = velocity([s + time * k for s, k in zip(start, k3, strict=True)], model)
         ends = [s + time / 6 * (a + 2 * b + 2 * c + d) for s, a, b, c, d in zip(start, k1, k2, k3, k4, strict=True)]
-        return {key: value.square().sum().item() for (key, _), value in zip(model.named_parameters(), ends, strict=True)}
+        return {
+            key: value.square().sum().item() for (key, _), value in zip(model.named_parameters(), ends, strict=True)
+        }
 
     back, now, ahead = after(-h), after(0.0), after(h)
     for layer in found.layers:
         assert layer.theta_norm == pytest.approx(now[layer.name], rel=1e-12)
-        assert layer.theta_norm_rate == pytest.approx((ahead[layer.name] - back[layer.name]) / (2 * h), rel=1e-4, abs=1e-6)
+        assert layer.theta_norm_rate == pytest.approx(
+            (ahead[layer.name] - back[layer.name]) / (2 * h), rel=1e-4, abs=1e-6
+        )
         second = (ahead[layer.name] - 2 * now[layer.name] + back[layer.name]) / h**2
         assert layer.theta_norm_acceleration == pytest.approx(second, rel=1e-3, abs=1e-5)

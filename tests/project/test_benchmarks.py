@@ -29,7 +29,13 @@ def lifecycle(monkeypatch):
 
 def test_cost_quick_measures_every_measure_granularity_and_both_pruners(tmp_path):
     out = tmp_path / "cost.json"
-    done = subprocess.run([sys.executable, "-m", "benchmarks.cost", "--quick", "--out", out], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.cost", "--quick", "--out", out],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "prune.global_unstructured" in done.stdout
     found = json.loads(out.read_text())
@@ -61,7 +67,10 @@ def test_table_quick_has_a_row_for_every_goal_of_its_kind(tmp_path):
         "magnitude, 90 %",
         "loss_preservation, 90 %",
     ]
-    assert all(row["met"] == (row["measured"] >= row["goal"] if row["more"] else row["measured"] <= row["goal"]) for row in rows)
+    assert all(
+        row["met"] == (row["measured"] >= row["goal"] if row["more"] else row["measured"] <= row["goal"])
+        for row in rows
+    )
     assert rows[2]["measured"] == 0.25  # one byte a weight of four
     assert done.stdout.count("met |") + done.stdout.count("**missed** |") == len(rows)
 
@@ -86,7 +95,12 @@ def test_sweeps_quick_has_every_row_and_the_correlations(tmp_path):
     assert all(row["met"] == (row["measured"] <= row["goal"]) and row["measured"] > 0 for row in found["rows"])
     assert {"processor", "threads", "commit"} <= found["environment"].keys()
     correlations = found["correlations"]["small"]
-    assert {"loss_preservation", "fisher", "gradient_norm_preservation", "gradient_norm_increase"} == correlations.keys()
+    assert {
+        "loss_preservation",
+        "fisher",
+        "gradient_norm_preservation",
+        "gradient_norm_increase",
+    } == correlations.keys()
     assert all(0.5 < value < 1 for value in correlations.values()), "bfloat16 ranks nearly alike, and not quite"
 
 
@@ -119,7 +133,16 @@ def test_sweeps_names_every_peer_that_is_at_hand_and_says_which_is_not(tmp_path)
     """Stand-ins in place of other people's code: one that is timed, and one that this model is too much for."""
     for name, text in STAND_INS.items():
         (tmp_path / name).write_text(textwrap.dedent(text))
-    command = [sys.executable, "-m", "benchmarks.sweeps", "--quick", "--peer", tmp_path, "--out", tmp_path / "sweeps.json"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.sweeps",
+        "--quick",
+        "--peer",
+        tmp_path,
+        "--out",
+        tmp_path / "sweeps.json",
+    ]
     for beside in ("Torch-Pruning's Taylor not at hand", "Torch-Pruning's Taylor [0-9.]+, spread [0-9]+%$"):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -140,7 +163,9 @@ class Bypass(nn.Linear):
 
 def subject(lifecycle, layer):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), layer(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), layer(64, 8), nn.ReLU(), nn.Linear(8, 3)
+    )
     batches = [(torch.randn(4, 3, 6, 6), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
     zoo = sys.modules["benchmarks.zoo"]
     return zoo.Subject(model, batches, lambda model, batch: functional.cross_entropy(model(batch[0]), batch[1]))
@@ -155,7 +180,12 @@ def test_a_pruned_model_passes_the_whole_life_cycle(lifecycle, granularity):
 
 def test_a_forward_that_goes_past_the_mask_is_found(lifecycle):
     result = lifecycle.Lifecycle(subject(lifecycle, Bypass), "magnitude", "weight").run()
-    assert {check for check, outcome in result["checks"].items() if outcome} >= {"forward", "train", "masks_hold", "state_dict"}
+    assert {check for check, outcome in result["checks"].items() if outcome} >= {
+        "forward",
+        "train",
+        "masks_hold",
+        "state_dict",
+    }
     assert "1 of 3 (4.weight)" in result["notes"][0]
 
 

@@ -46,7 +46,9 @@ class Halved:
     def prune(self, ratio):
         small = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 1)).eval()
         dense = self.model.state_dict()
-        small.load_state_dict({k: v[:, :3] if k == "3.weight" else v if k == "3.bias" or not v.ndim else v[:3] for k, v in dense.items()})
+        small.load_state_dict(
+            {k: v[:, :3] if k == "3.weight" else v if k == "3.bias" or not v.ndim else v[:3] for k, v in dense.items()}
+        )
         if self.fault is not None and "build" not in self.fault.__name__:
             self.fault(small)
         return small
@@ -90,7 +92,9 @@ def widened(small):
 
 
 def float32_only(small):
-    small.forward = lambda x: small[3](small[2](small[1](small[0](x)))) if x.dtype == torch.float32 else x @ small[0].weight.float()
+    small.forward = lambda x: (
+        small[3](small[2](small[1](small[0](x)))) if x.dtype == torch.float32 else x @ small[0].weight.float()
+    )
 
 
 def narrowed(small):
@@ -105,7 +109,12 @@ def slow_build(model, seconds=60.0):
 
 @pytest.mark.parametrize(
     ("fault", "status", "stage"),
-    [(nudged, "differs", "done"), (widened, "differs", "done"), (narrowed, "raises", "forward"), (slow_build, "over 0.5 s", "build")],
+    [
+        (nudged, "differs", "done"),
+        (widened, "differs", "done"),
+        (narrowed, "raises", "forward"),
+        (slow_build, "over 0.5 s", "build"),
+    ],
 )
 def test_what_is_wrong_is_named(coverage, fault, status, stage):
     last, _ = found(coverage, fault)
@@ -185,18 +194,33 @@ def test_the_command_keeps_its_results_with_their_commit_and_writes_the_page(tmp
 
 
 def row(coverage, status, **more):
-    return {"commit": "abc", "parameters": 1e6, **more, "0.5": {"status": status, "stage": "done", "prune_s": 2.0, "parameters": 0.4, "graphs": 1}}
+    return {
+        "commit": "abc",
+        "parameters": 1e6,
+        **more,
+        "0.5": {"status": status, "stage": "done", "prune_s": 2.0, "parameters": 0.4, "graphs": 1},
+    }
 
 
 def test_the_page_counts_what_each_tool_did(coverage):
     page = importlib.import_module("benchmarks.coverage.page")
     results = {
-        "timm/a": {"ours": row(coverage, "equal", build_s=1.0, share=0.5), "peer": row(coverage, "differs", build_s=3.0, share=0.7)},
-        "timm/b": {"ours": row(coverage, "nothing prunable", build_s=2.0, share=0.0, frozen={"is summed": 7}), "peer": row(coverage, "over 150 s")},
+        "timm/a": {
+            "ours": row(coverage, "equal", build_s=1.0, share=0.5),
+            "peer": row(coverage, "differs", build_s=3.0, share=0.7),
+        },
+        "timm/b": {
+            "ours": row(coverage, "nothing prunable", build_s=2.0, share=0.0, frozen={"is summed": 7}),
+            "peer": row(coverage, "over 150 s"),
+        },
         "torchvision/c": {"ours": row(coverage, "equal", build_s=1.0, share=0.9, unknown={"sort": 2})},
     }
     text = page.page({"environment": {"versions": {"torch": "2"}, "processor": "CPU"}, "results": results}, 4)
-    counts = {line.split(" | ")[0].strip("| "): [c.strip(" |") for c in line.split(" | ")[1:]] for line in text.splitlines() if line.startswith("| ")}
+    counts = {
+        line.split(" | ")[0].strip("| "): [c.strip(" |") for c in line.split(" | ")[1:]]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    }
     assert counts["**equal**"] == ["1", "0", "1", "-"]
     assert counts["runs and differs"] == ["0", "1", "0", "-"]
     assert counts["over the limit"] == ["0", "1", "0", "-"]

@@ -1,4 +1,4 @@
-"""The paper's models, its protocol, and the faults of its code that must not come back (numbered as in docs/paper.md)."""
+"""The paper's models, its protocol, and the faults of its code that must not come back (numbers: docs/paper.md)."""
 
 import importlib
 import json
@@ -18,8 +18,19 @@ pytest.importorskip("sklearn")
 pytest.importorskip("torchvision")
 pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[2]
-SETTING = {"width": 0.125, "data": "digits", "size": 8, "subset": 200, "goal": 0.6, "epochs": 4, "batch": 50, "train": 180}
-pytestmark = pytest.mark.filterwarnings("ignore::torch_flowprune.TiedScoresWarning", "ignore::torch_flowprune.LayerCollapseWarning")
+SETTING = {
+    "width": 0.125,
+    "data": "digits",
+    "size": 8,
+    "subset": 200,
+    "goal": 0.6,
+    "epochs": 4,
+    "batch": 50,
+    "train": 180,
+}
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::torch_flowprune.TiedScoresWarning", "ignore::torch_flowprune.LayerCollapseWarning"
+)
 
 
 @pytest.fixture
@@ -51,7 +62,16 @@ def tiny(paper):
 
 
 def config(paper, **changes):
-    plain = {"model": "resnet20", "width": 0.125, "epochs": 4, "rounds": 2, "batch": 50, "score_samples": 40, "score_batch": 20, "temperature": 1.0}
+    plain = {
+        "model": "resnet20",
+        "width": 0.125,
+        "epochs": 4,
+        "rounds": 2,
+        "batch": 50,
+        "score_samples": 40,
+        "score_batch": 20,
+        "temperature": 1.0,
+    }
     return paper.protocol.Config(**{**plain, **changes})
 
 
@@ -95,7 +115,13 @@ def test_a_masked_network_is_counted_as_the_narrower_one(paper, name):
     """Half of the filters of every layer: the parameters and multiply-adds of a net built at half the width."""
     wide, narrow = (paper.models.build(name, width=width) for width in (0.25, 0.125))
     leaders = {f"{n}.weight": m for n, m in wide.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1}
-    fp.apply_masks(wide, {n: (torch.arange(m.out_channels) % 2 == 0).view(-1, 1, 1, 1).expand(m.weight.shape) for n, m in leaders.items()})
+    fp.apply_masks(
+        wide,
+        {
+            n: (torch.arange(m.out_channels) % 2 == 0).view(-1, 1, 1, 1).expand(m.weight.shape)
+            for n, m in leaders.items()
+        },
+    )
     paper.protocol.mask_followers(wide)
     assert paper.size.size(wide, (3, 16, 16)) == paper.size.size(narrow, (3, 16, 16))
 
@@ -181,14 +207,23 @@ def test_a_folder_of_pictures(paper, tmp_path, monkeypatch):
                 image.new("RGB", (10, 12), (colour, i, 0)).save(tmp_path / part / label / f"{i}.png")
     for _ in range(2):  # the second time from the cache
         data = paper.data.load(str(tmp_path), size=8)
-        assert (data.classes, data.shape, len(data.train), len(data.validation), len(data.test)) == (2, (3, 8, 8), 14, 2, 4)
+        assert (data.classes, data.shape, len(data.train), len(data.validation), len(data.test)) == (
+            2,
+            (3, 8, 8),
+            14,
+            2,
+            4,
+        )
         assert all((data.train.images[:, 0].flatten(1) == 255 * data.train.labels[:, None]).flatten())
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 @pytest.mark.parametrize(("name", "labels", "classes"), [("cifar10", "labels", 10), ("cifar100", "fine_labels", 100)])
 def test_cifar_as_torchvision_keeps_it(paper, name, labels, classes, tmp_path, monkeypatch):
-    """Files of torchvision's format, two images a class in training and one in testing; their check sums are not those of CIFAR."""
+    """Files of torchvision's format, two images a class in training and one in testing.
+
+    Their check sums are not those of CIFAR.
+    """
     kind = getattr(importlib.import_module("torchvision.datasets"), name.upper())
     key = {"cifar10": "label_names", "cifar100": "fine_label_names"}[name]
     monkeypatch.setattr(kind, "train_list", [["train", None]])
@@ -197,7 +232,10 @@ def test_cifar_as_torchvision_keeps_it(paper, name, labels, classes, tmp_path, m
     folder = tmp_path / kind.base_folder
     folder.mkdir()
     source = torch.Generator().manual_seed(0)
-    pixels = {part: torch.randint(256, (n * classes, 3072), generator=source, dtype=torch.uint8) for part, n in (("train", 2), ("test", 1))}
+    pixels = {
+        part: torch.randint(256, (n * classes, 3072), generator=source, dtype=torch.uint8)
+        for part, n in (("train", 2), ("test", 1))
+    }
     for part, one in pixels.items():
         (folder / part).write_bytes(pickle.dumps({"data": one.numpy(), labels: [i % classes for i in range(len(one))]}))
     (folder / "meta").write_bytes(pickle.dumps({key: [str(i) for i in range(classes)]}))
@@ -263,13 +301,21 @@ def test_fault_5_a_reloaded_network_is_the_one_that_was_saved(paper, tiny, tiny_
     again = paper.protocol.Run(config(paper, method="random"), tiny, folder / "whole", progress=False)
     fp.load_state_dict(again.model, again.best["state"])
     assert torch.equal(model(x), again.model.eval()(x))
-    assert paper.size.size(model, tiny.shape).parameters == found["size"]["pruned"]["parameters"] < found["size"]["dense"]["parameters"]
+    assert (
+        paper.size.size(model, tiny.shape).parameters
+        == found["size"]["pruned"]["parameters"]
+        < found["size"]["dense"]["parameters"]
+    )
 
 
 def test_fault_11_validation_chooses_and_the_test_images_are_looked_at_once(paper, tiny, tmp_path, monkeypatch):
     seen = []
     evaluate = paper.protocol.Run._evaluate
-    monkeypatch.setattr(paper.protocol.Run, "_evaluate", lambda self, split: seen.append(split is self.data.test) or evaluate(self, split))
+    monkeypatch.setattr(
+        paper.protocol.Run,
+        "_evaluate",
+        lambda self, split: seen.append(split is self.data.test) or evaluate(self, split),
+    )
     found = run(paper, tiny, tmp_path)
     assert seen == [False] * 5 + [True]
     after = [entry for entry in found["history"] if entry["epoch"] >= 2]
@@ -290,7 +336,11 @@ def test_fault_4_the_last_round_ends_at_the_sparsity_asked_for(paper, rounds, sp
 def test_fault_3_a_layer_keeps_its_most_important_filters(paper):
     model = paper.models.build("vgg13", width=0.125)
     pairs = paper.models.prunable(model)
-    sizes = {f"{name}.weight": m.weight.detach().flatten(1).norm(dim=1) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    sizes = {
+        f"{name}.weight": m.weight.detach().flatten(1).norm(dim=1)
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Conv2d)
+    }
     fp.global_prune(model, "magnitude", 0.9, granularity="filter", parameters=pairs, min_keep=0.05)
     for name, mask in fp.masks(model).items():
         alive = mask.flatten(1).any(1)
@@ -304,7 +354,9 @@ def test_fault_6_momentum_goes_with_its_filters_in_mobilenet_too(paper, tiny, tm
     one = paper.protocol.Run(made, tiny, tmp_path, progress=False)
     one.run(1)
     masks, modules = fp.masks(one.model), dict(one.model.named_modules())
-    assert any(getattr(modules[name.removesuffix(".weight")], "groups", 1) > 1 for name in masks if name.endswith("weight")), "depthwise ones follow"
+    assert any(
+        getattr(modules[name.removesuffix(".weight")], "groups", 1) > 1 for name in masks if name.endswith("weight")
+    ), "depthwise ones follow"
     for name, target in parameters_of(one.model).items():
         state = one.optimizer.state.get(target.parameter, {})
         assert ("momentum_buffer" in state) != fresh
@@ -313,7 +365,10 @@ def test_fault_6_momentum_goes_with_its_filters_in_mobilenet_too(paper, tiny, tm
             assert (state["momentum_buffer"][masks[name]] != 0).any()
 
 
-@pytest.mark.parametrize("method", ["fisher", "gradient_norm_increase", "gradient_norm_preservation", "distance_biased_loss_preservation", "synflow"])
+@pytest.mark.parametrize(
+    "method",
+    ["fisher", "gradient_norm_increase", "gradient_norm_preservation", "distance_biased_loss_preservation", "synflow"],
+)
 def test_fault_7_any_measure_can_be_tracked(paper, tiny, tmp_path, method):
     found = run(paper, tiny, tmp_path, method=method, track=True, track_batches=2, sparsity=0.5)
     assert found["rounds"][-1]["sparsity"] == pytest.approx(0.5, abs=0.01)
@@ -336,7 +391,9 @@ def test_fault_10_the_temperature_asked_for_is_the_one_used(paper):
 
 
 def test_fault_11_rounds_that_do_not_fit_are_an_error_and_warm_up_is_as_long_as_it_says(paper):
-    with pytest.raises(ValueError, match="2 epochs of warm-up and 25 rounds of one epoch do not fit .* give at least 54 epochs"):
+    with pytest.raises(
+        ValueError, match="2 epochs of warm-up and 25 rounds of one epoch do not fit .* give at least 54 epochs"
+    ):
         config(paper, warmup=2, rounds=25, epochs=40)
     made = config(paper, warmup=2, rounds=3, epochs=12, lr=1.0, lr_prune=0.5)
     assert [epoch for epoch in range(12) if made.prunes_after(epoch)] == [2, 3, 4]
@@ -345,7 +402,10 @@ def test_fault_11_rounds_that_do_not_fit_are_an_error_and_warm_up_is_as_long_as_
 
 @pytest.mark.parametrize("settle", [False, True])
 def test_scores_can_be_taken_with_batch_norm_settled(paper, tiny, tmp_path, settle):
-    """After an epoch of four steps the running averages are not those of the weights; where they are taken anew, they are."""
+    """After an epoch of four steps the running averages are not those of the weights.
+
+    Where they are taken anew, they are.
+    """
     one = paper.protocol.Run(config(paper, settle=settle, width=0.25), tiny, tmp_path, progress=False)
     one._train(0)
     settled = paper.experiment.settled(one.model, tiny)
@@ -358,7 +418,9 @@ def test_scores_can_be_taken_with_batch_norm_settled(paper, tiny, tmp_path, sett
 def test_settled_batch_norm_has_the_statistics_of_the_images(paper, tiny):
     model = paper.experiment.settled(paper.models.build("resnet20", width=0.25), tiny)
     first, norm = (model.get_submodule(f"features.{i}") for i in (0, 1))
-    seen = torch.stack([first(images) for images, _ in tiny.train.batches(len(tiny.train))])[0].transpose(0, 1).flatten(1)
+    seen = (
+        torch.stack([first(images) for images, _ in tiny.train.batches(len(tiny.train))])[0].transpose(0, 1).flatten(1)
+    )
     assert torch.allclose(norm.running_mean, seen.mean(1), atol=1e-6)
     assert torch.allclose(norm.running_var, seen.var(1), rtol=1e-4)
 
@@ -424,7 +486,9 @@ def test_faults_1_and_2_the_command_runs_without_a_gpu(paper, tmp_path, capsys):
 @pytest.fixture
 def small(paper, monkeypatch):
     """The experiments on a net of a few hundred weights, by two measures or as many as the experiment trains."""
-    setting = paper.experiment.Setting("resnet20", 0.125, "digits", 8, 200, 0.05, 50, (0, 1), 20, (0.1, 0.5), (1,), 1, 0.5)
+    setting = paper.experiment.Setting(
+        "resnet20", 0.125, "digits", 8, 200, 0.05, 50, (0, 1), 20, (0.1, 0.5), (1,), 1, 0.5
+    )
     monkeypatch.setitem(paper.experiment.SETTINGS, "digits", setting)
     monkeypatch.setattr(paper.experiment, "METHODS", (("magnitude", 1.0), ("gradient_norm_increase", 200.0)))
     monkeypatch.setattr(paper.experiment, "TRAINED", ("magnitude",))
@@ -436,7 +500,9 @@ def small(paper, monkeypatch):
     return setting
 
 
-@pytest.mark.parametrize("experiment", ["expansions", "norms", "stability", "convergence", "trajectories", "initialisation"])
+@pytest.mark.parametrize(
+    "experiment", ["expansions", "norms", "stability", "convergence", "trajectories", "initialisation"]
+)
 def test_the_experiments_run_and_go_on_where_they_stopped(paper, small, experiment, tmp_path):
     claims, out = paper.claims, tmp_path / "out.json"
     claims.main([experiment, "--seeds", "0", "--out", str(out)])
@@ -451,7 +517,12 @@ def test_the_experiments_run_and_go_on_where_they_stopped(paper, small, experime
     assert both.items() >= first["parts"].items()
     assert {key.split("/")[0] for key in both} == {"0", "1"}
     rows = [row for part in both.values() for row in part]
-    assert {row["method"] for row in rows} <= {"magnitude", "gradient_norm_increase T=200", "none", "synflow, 20 rounds"}
+    assert {row["method"] for row in rows} <= {
+        "magnitude",
+        "gradient_norm_increase T=200",
+        "none",
+        "synflow, 20 rounds",
+    }
     assert rows
     findings, page = paper.findings, tmp_path / "paper.md"
     page.write_text(f"before\n<!-- made: {experiment} digits, table 1 -->\nold\n<!-- end -->\nafter")
@@ -491,10 +562,19 @@ def test_the_deviation_of_a_trajectory(paper):
 
 
 def test_blocks_that_begin_as_their_shortcut_have_scores_that_are_zero(paper, tiny):
-    """Nothing behind γ = 0 reaches the loss: every measure that reads a gradient leaves the order of the model to decide."""
+    """Nothing behind γ = 0 reaches the loss.
+
+    Every measure that reads a gradient leaves the order of the model to decide.
+    """
     torch.manual_seed(0)
     model = paper.initialisation.NETS["resnet20-zero"].build(10)
-    found = fp.scores(model, ["magnitude", "loss_preservation", "synflow"], tiny.scoring(20, 20, 0), granularity="filter", exclude="linear*")
+    found = fp.scores(
+        model,
+        ["magnitude", "loss_preservation", "synflow"],
+        tiny.scoring(20, 20, 0),
+        granularity="filter",
+        exclude="linear*",
+    )
     branches = [name for name in found["magnitude"] if "conv" in name]
     assert len(branches) == 18
     assert all((found[method][name] == 0).all() for method in ("loss_preservation", "synflow") for name in branches)
@@ -502,7 +582,10 @@ def test_blocks_that_begin_as_their_shortcut_have_scores_that_are_zero(paper, ti
 
 
 def test_synflow_ranks_a_filter_that_never_answers_above_all_others(paper, tiny):
-    """Behind ReLU its variance is 0, and batch norm in eval mode multiplies it by 1 / √ε; measures that read a gradient give it nothing."""
+    """Behind ReLU its variance is 0, and batch norm in eval mode multiplies it by 1 / √ε.
+
+    Measures that read a gradient give it nothing.
+    """
     torch.manual_seed(0)
     model = paper.models.build("vgg13", width=0.125)
     with torch.no_grad():
@@ -510,7 +593,13 @@ def test_synflow_ranks_a_filter_that_never_answers_above_all_others(paper, tiny)
         model.features[26].bias.fill_(20.0)
     model = paper.experiment.settled(model, tiny)
     assert model.features[30].running_var[3] == 0
-    found = fp.scores(model, ["synflow", "fisher"], tiny.scoring(20, 20, 0), granularity="filter", parameters=paper.models.prunable(model))
+    found = fp.scores(
+        model,
+        ["synflow", "fisher"],
+        tiny.scoring(20, 20, 0),
+        granularity="filter",
+        parameters=paper.models.prunable(model),
+    )
     scores = {method: found[method]["features.28.weight"] for method in found}
     assert scores["synflow"].argmax() == 3
     assert scores["synflow"][3] > 10 * scores["synflow"].sort().values[-2]
@@ -527,9 +616,16 @@ def test_batch_norm_holds_the_norm_of_its_filters_still_in_train_mode(paper, tin
 
 
 def test_runs_that_guess_in_the_end_are_counted(paper):
-    ends = {("magnitude", 1): (1.9, 2.3, None), ("magnitude", 5): (2.2, 2.0), ("random", 1): (1.0, 2.3026, 2.29), ("random", 5): (2.31, 2.31)}
+    ends = {
+        ("magnitude", 1): (1.9, 2.3, None),
+        ("magnitude", 5): (2.2, 2.0),
+        ("random", 1): (1.0, 2.3026, 2.29),
+        ("random", 5): (2.31, 2.31),
+    }
     parts = {
-        f"{seed}/{method}/{rounds}": [{"method": method, "rounds": rounds, **({"failed": "nan"} if end is None else {"train_loss": [2.3, end]})}]
+        f"{seed}/{method}/{rounds}": [
+            {"method": method, "rounds": rounds, **({"failed": "nan"} if end is None else {"train_loss": [2.3, end]})}
+        ]
         for (method, rounds), some in ends.items()
         for seed, end in enumerate(some)
     }
@@ -553,7 +649,10 @@ def test_a_sweep_goes_on_with_the_runs_that_are_missing(paper, tmp_path, monkeyp
     assert json.loads(out.read_text())["parts"] == first
     accuracy, macs, _, left, gains, *_ = paper.tables.TABLES["protocol"](json.loads(out.read_text()))
     value = 100 * first["0/magnitude/2"][0]["test"]["accuracy"]
-    assert accuracy[2:5:2] == ["| measure | 1 round | 2 rounds |", f"| unpruned | {accuracy[4].split()[3]} | {accuracy[4].split()[3]} |"]
+    assert accuracy[2:5:2] == [
+        "| measure | 1 round | 2 rounds |",
+        f"| unpruned | {accuracy[4].split()[3]} | {accuracy[4].split()[3]} |",
+    ]
     assert accuracy[5].endswith(f"| {value:.1f} |")
     assert "| unpruned | 100.0 | 100.0 |" in macs
     kept = first["0/random/2"][0]["left"]
@@ -570,8 +669,22 @@ def test_a_run_that_breaks_down_is_said_to(paper, tiny, tmp_path, monkeypatch):
         return prune(self)
 
     prune = paper.protocol.Run._prune
-    monkeypatch.setitem(paper.sweep.PLANS, "tiny", paper.sweep.Plan(config(paper), 8, 200, methods=("magnitude", "random"), rounds=(1, 2)))
-    arguments = ["--plan", "tiny", "--data", "digits", "--folder", str(tmp_path / "runs"), "--out", str(tmp_path / "out.json"), "--seeds"]
+    monkeypatch.setitem(
+        paper.sweep.PLANS,
+        "tiny",
+        paper.sweep.Plan(config(paper), 8, 200, methods=("magnitude", "random"), rounds=(1, 2)),
+    )
+    arguments = [
+        "--plan",
+        "tiny",
+        "--data",
+        "digits",
+        "--folder",
+        str(tmp_path / "runs"),
+        "--out",
+        str(tmp_path / "out.json"),
+        "--seeds",
+    ]
     paper.sweep.main([*arguments, "0"])
     monkeypatch.setattr(paper.protocol.Run, "_prune", broken)
     paper.sweep.main([*arguments, "1", "--methods", "magnitude", "--rounds", "2"])
@@ -581,14 +694,21 @@ def test_a_run_that_breaks_down_is_said_to(paper, tiny, tmp_path, monkeypatch):
     line = next(line for line in accuracy if line.startswith("| magnitude"))
     assert line.endswith("(1 of 2 seeds, 1 broke down) |")
     assert [row["seed"] for row in paper.rows.rows_of(found) if row["method"] == "magnitude"] == [0, 0]
-    monkeypatch.setitem(paper.sweep.PLANS, "tiny", paper.sweep.Plan(config(paper), 8, 200, methods=("magnitud",), rounds=(1,)))
+    monkeypatch.setitem(
+        paper.sweep.PLANS, "tiny", paper.sweep.Plan(config(paper), 8, 200, methods=("magnitud",), rounds=(1,))
+    )
     with pytest.raises(ValueError, match="unknown measure 'magnitud'"):
         paper.sweep.main([*arguments, "0"])
 
 
 def test_differences_are_taken_seed_by_seed(paper):
     """Of the seeds that both have; their mean with its sign, and in how many seeds it has that sign."""
-    measured = {("magnitude", 1): (30, 40, 50), ("magnitude", 5): (32, 38, 51), ("random", 1): (20, 45, 20), ("random", 5): (20, 30)}
+    measured = {
+        ("magnitude", 1): (30, 40, 50),
+        ("magnitude", 5): (32, 38, 51),
+        ("random", 1): (20, 45, 20),
+        ("random", 5): (20, 30),
+    }
     parts = {
         f"{seed}/{method}/{rounds}": [{"method": method, "rounds": rounds, "test": {"accuracy": points / 100}}]
         for (method, rounds), some in measured.items()
@@ -607,8 +727,13 @@ def test_differences_are_taken_seed_by_seed(paper):
 
 def test_the_pages_say_what_the_results_say(paper):
     """Tables and effects of the documentation are those that the results make."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "benchmarks" / "results").glob("paper_*.json"))]
-    page, tables = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in (paper.findings.PAGE, paper.findings.ALL))
+    found = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((ROOT / "benchmarks" / "results").glob("paper_*.json"))
+    ]
+    page, tables = (
+        (ROOT / "docs" / name).read_text(encoding="utf-8") for name in (paper.findings.PAGE, paper.findings.ALL)
+    )
     assert paper.findings.tables_page(found) == tables
     assert paper.findings.filled(page, found) == page
     assert page.count("<!-- made: ") == page.count("<!-- end -->") > 3
@@ -619,7 +744,16 @@ def test_the_pages_say_what_the_results_say(paper):
 def test_results_of_several_seeds_in_one_file(paper, tmp_path):
     files = []
     for seed in (1, 0):
-        rows = [{"method": "magnitude", "samples": 50, "spearman": 1 / 3, "overlap": 0.5 + seed, "zero": 0.0, "others": {"l1": math.inf}}]
+        rows = [
+            {
+                "method": "magnitude",
+                "samples": 50,
+                "spearman": 1 / 3,
+                "overlap": 0.5 + seed,
+                "zero": 0.0,
+                "others": {"l1": math.inf},
+            }
+        ]
         setting = {**SETTING, "model": "vgg13"}
         files.append(tmp_path / f"{seed}.json")
         files[-1].write_text(
@@ -651,7 +785,9 @@ def test_runs_of_several_networks_in_one_table(paper, tiny_run, tmp_path):
     files = []
     for model in ("resnet20", "vgg13"):
         files.append(tmp_path / f"{model}.json")
-        files[-1].write_text(json.dumps({**paper.findings.merged([found]), "name": model, "setting": {**SETTING, "model": model}}))
+        files[-1].write_text(
+            json.dumps({**paper.findings.merged([found]), "name": model, "setting": {**SETTING, "model": model}})
+        )
     paper.findings.main([*map(str, files), "--merge", str(tmp_path / "both.json")])
     (table,) = paper.tables.TABLES["networks"](json.loads((tmp_path / "both.json").read_text()))
     parameters = f"{found['size']['pruned']['parameters']:,} of {found['size']['dense']['parameters']:,}"

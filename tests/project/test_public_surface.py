@@ -19,7 +19,9 @@ CLASSES = [name for name in fp.__all__ if inspect.isclass(getattr(fp, name)) and
 
 
 def test_all_is_what_is_exported():
-    public = {name for name, value in vars(fp).items() if not name.startswith("_") and not isinstance(value, types.ModuleType)}
+    public = {
+        name for name, value in vars(fp).items() if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
     assert set(fp.__all__) == public
     assert len(fp.__all__) == len(set(fp.__all__))
 
@@ -62,13 +64,17 @@ def test_a_functions_docstring_has_its_parts(name):
     shared = re.search(r"those of :func:`(\w+)`", text)  # a contract that several functions share is stated once
     described = (listed[1] if listed else text) + (inspect.getdoc(getattr(fp, shared[1])) if shared else "")
     arguments = [key for key in inspect.signature(getattr(fp, name)).parameters if key not in ("self", "model")]
-    assert [key for key in arguments if not re.search(rf"\b{key}\b", described)] == [], "arguments without a word on them"
+    assert [key for key in arguments if not re.search(rf"\b{key}\b", described)] == [], (
+        "arguments without a word on them"
+    )
     assert ">>> " in text, "one example that runs"
 
 
 @pytest.mark.parametrize("name", [name for name in CLASSES if hasattr(getattr(fp, name), "__dataclass_fields__")])
 def test_a_dataclass_describes_its_fields(name):
-    fields = [key for key in getattr(fp, name).__dataclass_fields__ if not key.startswith("_") and not key.endswith("_")]
+    fields = [
+        key for key in getattr(fp, name).__dataclass_fields__ if not key.startswith("_") and not key.endswith("_")
+    ]
     text = inspect.getdoc(getattr(fp, name))
     assert [key for key in fields if not re.search(rf"\b{key}\b", text) and key not in ("n", "m", "dim")] == []
 

@@ -19,7 +19,11 @@ MODELS = {  # name: (input size, options of the model)
     "eva02_tiny_patch14_224": (28, {"img_size": 28}),  # reads qkv.weight without a call of qkv
     "swinv2_tiny_window8_256": (64, {"img_size": 64, "window_size": 2}),  # the same
 }
-SHALLOW = {"vit_tiny_patch16_224": {"depth": 3}, "eva02_tiny_patch14_224": {"depth": 3}, "swinv2_tiny_window8_256": {"depths": (1, 1, 1, 1)}}
+SHALLOW = {
+    "vit_tiny_patch16_224": {"depth": 3},
+    "eva02_tiny_patch14_224": {"depth": 3},
+    "swinv2_tiny_window8_256": {"depths": (1, 1, 1, 1)},
+}
 FAMILIES = ["magnitude", "loss_preservation", "gradient_norm_preservation"]
 
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -80,7 +84,8 @@ def test_Hg_is_the_derivative_of_the_gradient(name):
                 p.add_(point.g[key], alpha=step / norm.item())
         sides.append(fp.flow(moved, batch, needs=("g",)).g)
     error = sum(
-        ((a - b) / 2e-7 * norm - point.Hg[key]).square().sum() for (key, a), b in zip(sides[0].items(), sides[1].values(), strict=True)
+        ((a - b) / 2e-7 * norm - point.Hg[key]).square().sum()
+        for (key, a), b in zip(sides[0].items(), sides[1].values(), strict=True)
     ).sqrt()
     total = sum(value.square().sum() for value in point.Hg.values()).sqrt()
     assert total > 0
@@ -111,7 +116,9 @@ def test_a_pruned_model_lives(name, method):
     for key, mask in masks.items():
         assert not trained[key][~mask].any(), key
     assert any(not torch.equal(trained[key], value) for key, value in effective(build(name)).items())
-    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True)), "the same parameters in the same order"
+    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True)), (
+        "the same parameters in the same order"
+    )
 
     x = data[0][0]
     with torch.no_grad():
@@ -122,7 +129,9 @@ def test_a_pruned_model_lives(name, method):
         other = fp.remove(other)
         fp.apply_masks(other, masks)
         other.load_state_dict(model.state_dict())
-        assert torch.equal(other(x), expected), "a checkpoint of the pruned model loads into another with the same parameters pruned"
+        assert torch.equal(other(x), expected), (
+            "a checkpoint of the pruned model loads into another with the same parameters pruned"
+        )
         removed = fp.remove(model)
         assert torch.equal(removed(x), expected)
     assert [key for key, _ in removed.named_parameters()] == [key for key, _ in build(name).named_parameters()]
@@ -165,10 +174,19 @@ def gpt2():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.GPT2Config(
-        vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0, loss_type="ForCausalLM"
+        vocab_size=50,
+        n_positions=16,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+        loss_type="ForCausalLM",
     )
     tokens = torch.randint(50, (6, 8))
-    return transformers.GPT2LMHeadModel(config).eval(), [{"input_ids": part, "labels": part} for part in tokens.split([4, 2])]
+    return transformers.GPT2LMHeadModel(config).eval(), [
+        {"input_ids": part, "labels": part} for part in tokens.split([4, 2])
+    ]
 
 
 def test_a_language_model_with_its_own_loss():
@@ -179,7 +197,9 @@ def test_a_language_model_with_its_own_loss():
     assert point.loss == pytest.approx(expected, rel=1e-6)
     assert point.samples == 6
     found = fp.scores(model, FAMILIES, data)
-    assert next(iter(found["magnitude"])) == "transformer.wte.weight", "the head is a Linear, so the embedding it is tied to is prunable"
+    assert next(iter(found["magnitude"])) == "transformer.wte.weight", (
+        "the head is a Linear, so the embedding it is tied to is prunable"
+    )
     assert len(found["magnitude"]) == 1 + 2 * 4
 
 

@@ -21,12 +21,17 @@ from torch.nn import functional as F
 import torch_flowprune as fp
 from torch_flowprune.inputs.parameters import parameters_of, prunable
 
-QUIET = pytest.mark.filterwarnings("ignore::torch_flowprune.LayerCollapseWarning", "ignore::torch_flowprune.TiedScoresWarning")
+QUIET = pytest.mark.filterwarnings(
+    "ignore::torch_flowprune.LayerCollapseWarning", "ignore::torch_flowprune.TiedScoresWarning"
+)
 
 
 def masks(model):
     """The mask of every default parameter, all true where it has none."""
-    return {target.name: torch.ones_like(target.theta).bool() if target.mask is None else target.mask != 0 for target in prunable(model)}
+    return {
+        target.name: torch.ones_like(target.theta).bool() if target.mask is None else target.mask != 0
+        for target in prunable(model)
+    }
 
 
 def gone(model):
@@ -34,7 +39,9 @@ def gone(model):
 
 
 def snapshot(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}, [type(module) for module in model.modules()]
+    return {name: value.clone() for name, value in model.state_dict().items()}, [
+        type(module) for module in model.modules()
+    ]
 
 
 def assert_as_before(model, before):
@@ -71,7 +78,11 @@ def test_the_lowest_go_exactly_and_in_model_order(case, method, granularity):
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.floats(0, 1), st.sampled_from(["weight", "filter"]), st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
+@given(
+    st.floats(0, 1),
+    st.sampled_from(["weight", "filter"]),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+)
 @QUIET
 def test_exactly_k(sparsity, granularity, dtype):
     model = cases.cnn(dtype)
@@ -116,7 +127,8 @@ def test_a_lower_sparsity_is_an_error():
     before = masks(model)
     with pytest.raises(
         ValueError,
-        match=r"the model is already at sparsity 0.5, and what is pruned stays pruned: sparsity=0.3 is lower; give a higher one, or amount=",
+        match=r"the model is already at sparsity 0.5, and what is pruned stays pruned: sparsity=0.3 is lower; give a "
+        r"higher one, or amount=",
     ):
         fp.global_prune(model, sparsity=0.3)
     assert all(torch.equal(mask, before[name]) for name, mask in masks(model).items())
@@ -169,7 +181,8 @@ def test_everything_may_go():
 
 
 @pytest.mark.parametrize(
-    ("amount", "expected"), [(0.25, 13), (10, 10), (0, 0), (1.0, 52), (1, 1), (np.float32(0.5), 26), (np.int64(7), 7), (Fraction(1, 4), 13)]
+    ("amount", "expected"),
+    [(0.25, 13), (10, 10), (0, 0), (1.0, 52), (1, 1), (np.float32(0.5), 26), (np.int64(7), 7), (Fraction(1, 4), 13)],
 )
 @QUIET
 def test_amount_is_torchs(amount, expected):
@@ -200,13 +213,18 @@ def test_each_layer_to_the_same_sparsity(granularity):
     alone = cases.mlp()
     for name in ("0", "2", "4"):
         fp.global_prune(alone, "magnitude", 0.5, granularity=granularity, include=name)
-    assert all(torch.equal(mask, masks(alone)[name]) for name, mask in masks(model).items()), "local pruning is global pruning of one layer"
+    assert all(torch.equal(mask, masks(alone)[name]) for name, mask in masks(model).items()), (
+        "local pruning is global pruning of one layer"
+    )
 
 
 def test_a_layer_further_than_the_others_is_named():
     model = cases.mlp()
     fp.global_prune(model, sparsity=0.8, include="2")
-    with pytest.raises(ValueError, match="'2.weight' is already at sparsity 0.8, and what is pruned stays pruned: sparsity=0.5 is lower"):
+    with pytest.raises(
+        ValueError,
+        match="'2.weight' is already at sparsity 0.8, and what is pruned stays pruned: sparsity=0.5 is lower",
+    ):
         fp.global_prune(model, sparsity=0.5, scope="layer")
     assert fp.global_prune(model, amount=0.5, scope="layer").pruned == 10 + 18 + 6
 
@@ -216,7 +234,15 @@ def test_a_layer_further_than_the_others_is_named():
 
 @pytest.mark.parametrize(
     ("min_keep", "least"),
-    [(3, [3, 3, 3]), (0.5, [10, 10, 6]), (0.01, [1, 1, 1]), (0.35, [7, 7, 5]), (15, [15, 15, 12]), (0, [0, 0, 0]), (0.0, [0, 0, 0])],
+    [
+        (3, [3, 3, 3]),
+        (0.5, [10, 10, 6]),
+        (0.01, [1, 1, 1]),
+        (0.35, [7, 7, 5]),
+        (15, [15, 15, 12]),
+        (0, [0, 0, 0]),
+        (0.0, [0, 0, 0]),
+    ],
 )
 @QUIET
 def test_min_keep(min_keep, least):
@@ -231,7 +257,10 @@ def test_min_keep(min_keep, least):
 
 
 def test_min_keep_that_leaves_too_little():
-    with pytest.raises(ValueError, match="47 units should go, but min_keep leaves only 26 of 52 removable: lower min_keep or the sparsity"):
+    with pytest.raises(
+        ValueError,
+        match="47 units should go, but min_keep leaves only 26 of 52 removable: lower min_keep or the sparsity",
+    ):
         fp.global_prune(cases.mlp(), sparsity=0.9, min_keep=0.5)
 
 
@@ -256,12 +285,18 @@ def test_each_round_scores_anew():
     one = fp.global_prune(by_hand, "gradient_norm_preservation", 0.3, data=batches)
     two = fp.global_prune(by_hand, "gradient_norm_preservation", 0.6, data=batches)
     assert all(torch.equal(mask, masks(by_hand)[name]) for name, mask in masks(model).items())
-    assert report.predicted_loss_change == pytest.approx(one.predicted_loss_change + two.predicted_loss_change, rel=1e-10)
-    assert [layer.newly_pruned for layer in report.layers] == [a.newly_pruned + b.newly_pruned for a, b in zip(one.layers, two.layers, strict=True)]
+    assert report.predicted_loss_change == pytest.approx(
+        one.predicted_loss_change + two.predicted_loss_change, rel=1e-10
+    )
+    assert [layer.newly_pruned for layer in report.layers] == [
+        a.newly_pruned + b.newly_pruned for a, b in zip(one.layers, two.layers, strict=True)
+    ]
     assert (report.threshold, report.loss) == (two.threshold, two.loss)
     single = cases.mlp()
     fp.global_prune(single, "gradient_norm_preservation", 0.6, data=batches)
-    assert any(not torch.equal(mask, masks(single)[name]) for name, mask in masks(model).items()), "scoring anew must matter here"
+    assert any(not torch.equal(mask, masks(single)[name]) for name, mask in masks(model).items()), (
+        "scoring anew must matter here"
+    )
 
 
 def test_rounds_see_the_papers_numbers_of_filters():
@@ -318,7 +353,9 @@ def test_all_or_nothing_keeps_the_pruning_there_was():
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "3:4", "1:2", "4:8", "1:3", "2:3"])
-@pytest.mark.parametrize("build", [lambda n: nn.Linear(n, 3), lambda n: nn.Conv2d(n, 3, 2), lambda n: nn.Conv1d(2 * n, 4, 3, groups=2)])
+@pytest.mark.parametrize(
+    "build", [lambda n: nn.Linear(n, 3), lambda n: nn.Conv2d(n, 3, 2), lambda n: nn.Conv1d(2 * n, 4, 3, groups=2)]
+)
 def test_blocks(pattern, build):
     keep, m = map(int, pattern.split(":"))
     model = build(24)
@@ -331,29 +368,44 @@ def test_blocks(pattern, build):
     assert (blocks.masked_fill(~kept, math.inf).amin(1) >= blocks.masked_fill(kept, -math.inf).amax(1)).all()
 
 
-@pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", 0.5), ("1:4", 0.75), ("1:3", 2 / 3), ("2:3", 1 / 3), ("3:10", 0.7), ("1:10", 0.9)])
+@pytest.mark.parametrize(
+    ("pattern", "sparsity"), [("2:4", 0.5), ("1:4", 0.75), ("1:3", 2 / 3), ("2:3", 1 / 3), ("3:10", 0.7), ("1:10", 0.9)]
+)
 def test_blocks_may_be_told_their_own_sparsity(pattern, sparsity):
     assert fp.global_prune(nn.Linear(60, 2), sparsity=sparsity, granularity=pattern).sparsity == pytest.approx(sparsity)
 
 
 @pytest.mark.parametrize("options", [{"sparsity": 0.6}, {"amount": 0.5}, {"rounds": 2}, {"sparsity": 0.5, "rounds": 3}])
 def test_blocks_and_another_amount(options):
-    with pytest.raises(ValueError, match="granularity '2:4' is sparsity 0.5 in one round: leave sparsity=, amount= and rounds= out"):
+    with pytest.raises(
+        ValueError, match="granularity '2:4' is sparsity 0.5 in one round: leave sparsity=, amount= and rounds= out"
+    ):
         fp.global_prune(nn.Linear(8, 2), granularity="2:4", **options)
 
 
 def test_blocks_and_a_floor():
-    with pytest.raises(ValueError, match="min_keep=0.9 has no part in n:m blocks, which keep n of every m: leave it out"):
+    with pytest.raises(
+        ValueError, match="min_keep=0.9 has no part in n:m blocks, which keep n of every m: leave it out"
+    ):
         fp.global_prune(nn.Linear(8, 2), granularity="2:4", min_keep=0.9)
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_blocks_beside_other_units(first):
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-    with pytest.raises(ValueError, match="n:m blocks for some parameters and other units for the rest: prune them in two calls, with include="):
-        fp.global_prune(model, sparsity=0.5, granularity=lambda target: fp.Blocks(2, 4) if (target.name == "0.weight") == first else fp.Weights())
+    with pytest.raises(
+        ValueError,
+        match="n:m blocks for some parameters and other units for the rest: prune them in two calls, with include=",
+    ):
+        fp.global_prune(
+            model,
+            sparsity=0.5,
+            granularity=lambda target: fp.Blocks(2, 4) if (target.name == "0.weight") == first else fp.Weights(),
+        )
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-    report = fp.global_prune(model, granularity=lambda target: fp.Blocks(2, 4) if target.name == "0.weight" else fp.Blocks(1, 4))
+    report = fp.global_prune(
+        model, granularity=lambda target: fp.Blocks(2, 4) if target.name == "0.weight" else fp.Blocks(1, 4)
+    )
     assert [layer.sparsity for layer in report.layers] == [0.5, 0.75]
 
 
@@ -393,7 +445,10 @@ def test_given_scores_bring_their_granularity():
 @pytest.mark.parametrize("shaped", [False, True])
 @pytest.mark.parametrize("by_pair", [False, True])
 def test_scores_from_anywhere(shaped, by_pair):
-    """Signed, whole numbers or infinite; by name or by pair; flat or shaped like the parameter. Only layers that have scores are pruned."""
+    """Signed, whole numbers or infinite; by name or by pair; flat or shaped like the parameter.
+
+    Only layers that have scores are pruned.
+    """
     model = cases.mlp()
     values = torch.arange(12) - 20
     values[3] = 100
@@ -421,8 +476,14 @@ def test_infinite_scores_protect_and_condemn():
         ({"0.weight": torch.ones(19)}, "the scores of '0.weight' have shape (19,): expected one a unit, (20,)"),
         ({"0.weight": torch.ones(4, 5)}, "the scores of '0.weight' have shape (4, 5): expected one a unit, (20,)"),
         ({"0.weight": torch.full((20,), math.nan)}, "the scores of '0.weight' hold nan: no order can be told"),
-        ({"0.weight": torch.ones(20).bool()}, "the scores of '0.weight' should be numbers with values, got torch.bool on cpu"),
-        ({"0.weight": torch.ones(20, device="meta")}, "the scores of '0.weight' should be numbers with values, got torch.float32 on meta"),
+        (
+            {"0.weight": torch.ones(20).bool()},
+            "the scores of '0.weight' should be numbers with values, got torch.bool on cpu",
+        ),
+        (
+            {"0.weight": torch.ones(20, device="meta")},
+            "the scores of '0.weight' should be numbers with values, got torch.float32 on meta",
+        ),
     ],
 )
 def test_bad_scores(scores, text):
@@ -434,12 +495,17 @@ def test_bad_scores(scores, text):
 
 
 def test_scores_that_lack_a_layer():
-    with pytest.raises(ValueError, match="scores= has no entry for '2.weight': compute scores for it too, or leave it out with exclude="):
+    with pytest.raises(
+        ValueError,
+        match="scores= has no entry for '2.weight': compute scores for it too, or leave it out with exclude=",
+    ):
         fp.global_prune(cases.mlp(), scores={"0.weight": torch.ones(20)}, sparsity=0.5, include="*")
 
 
 def test_scores_of_no_layer():
-    with pytest.raises(ValueError, match="scores= is empty: expected scores by parameter name, as fp.scores returns them"):
+    with pytest.raises(
+        ValueError, match="scores= is empty: expected scores by parameter name, as fp.scores returns them"
+    ):
         fp.global_prune(cases.mlp(), scores={}, sparsity=0.5)
 
 
@@ -448,7 +514,11 @@ def test_scores_of_no_layer():
 
 LOADER = [CASES["mlp"].batch(4)]
 BAD = [
-    ({}, ValueError, "give sparsity= (of all prunable units, after the call) or amount= (torch's: of what is left), one of the two"),
+    (
+        {},
+        ValueError,
+        "give sparsity= (of all prunable units, after the call) or amount= (torch's: of what is left), one of the two",
+    ),
     ({"sparsity": 0.5, "amount": 0.5}, ValueError, "give sparsity= (of all prunable units, after the call) or amount="),
     ({"sparsity": 90}, ValueError, "sparsity=90 should be from 0.0 to 1.0; for 90 percent write 0.9"),
     ({"sparsity": -0.1}, ValueError, "sparsity=-0.1 should be from 0.0 to 1.0"),
@@ -465,7 +535,11 @@ BAD = [
         ValueError,
         "scope should be 'global' (one ranking over all layers) or 'layer' (each to the same sparsity), got 'local'",
     ),
-    ({"min_keep": -1, "sparsity": 0.5}, ValueError, "min_keep should be a number of units a layer keeps (int) or a fraction of the layer"),
+    (
+        {"min_keep": -1, "sparsity": 0.5},
+        ValueError,
+        "min_keep should be a number of units a layer keeps (int) or a fraction of the layer",
+    ),
     ({"min_keep": 1.5, "sparsity": 0.5}, ValueError, "got 1.5"),
     ({"min_keep": True, "sparsity": 0.5}, ValueError, "got True"),
     ({"min_keep": math.nan, "sparsity": 0.5}, ValueError, "min_keep should be"),
@@ -475,7 +549,11 @@ BAD = [
         ValueError,
         "unknown schedule 'cosine': expected one of linear, exponential, cubic, paper",
     ),
-    ({"rounds": 2, "sparsity": 1.0}, ValueError, "an exponential schedule never reaches sparsity 1.0: use schedule='linear'"),
+    (
+        {"rounds": 2, "sparsity": 1.0},
+        ValueError,
+        "an exponential schedule never reaches sparsity 1.0: use schedule='linear'",
+    ),
     (
         {"rounds": 2, "sparsity": 0.5, "scores": {"0.weight": torch.ones(20)}},
         ValueError,
@@ -488,12 +566,28 @@ BAD = [
     ),
     ({"method": "taylor", "sparsity": 0.5}, ValueError, "this needs data: pass data="),
     ({"method": "taylor", "sparsity": 0.5, "data": []}, ValueError, "the data is empty"),
-    ({"method": "taylor", "sparsity": 0.5, "data": LOADER, "mode": "test"}, ValueError, "mode should be 'eval' or 'train'"),
-    ({"method": "taylor", "sparsity": 0.5, "data": LOADER, "temperature": 0}, ValueError, "temperature should be above 0"),
-    ({"method": "taylor", "sparsity": 0.5, "data": LOADER, "max_samples": 0}, ValueError, "max_samples should be a whole number of at least 1"),
+    (
+        {"method": "taylor", "sparsity": 0.5, "data": LOADER, "mode": "test"},
+        ValueError,
+        "mode should be 'eval' or 'train'",
+    ),
+    (
+        {"method": "taylor", "sparsity": 0.5, "data": LOADER, "temperature": 0},
+        ValueError,
+        "temperature should be above 0",
+    ),
+    (
+        {"method": "taylor", "sparsity": 0.5, "data": LOADER, "max_samples": 0},
+        ValueError,
+        "max_samples should be a whole number of at least 1",
+    ),
     ({"method": "distance_biased_loss_preservation", "sparsity": 0.5, "data": LOADER}, ValueError, "pass theta0="),
     ({"method": "synflow", "sparsity": 0.5}, ValueError, "pass example_inputs="),
-    ({"method": "random", "generator": 3, "sparsity": 0.5}, TypeError, "generator should be a torch.Generator on the CPU"),
+    (
+        {"method": "random", "generator": 3, "sparsity": 0.5},
+        TypeError,
+        "generator should be a torch.Generator on the CPU",
+    ),
     ({"sparsity": 0.5, "include": "hed"}, ValueError, "include='hed' matches no parameter"),
     ({"sparsity": 0.5, "parameters": []}, ValueError, "parameters= is empty"),
 ]
@@ -517,8 +611,14 @@ def test_not_a_model():
     ("build", "text"),
     [
         (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "parametriz|nothing to prune"),
-        (lambda: nn.LazyLinear(4), "'1.weight' has no shape yet (a lazy module): run one batch through the model first"),
-        (lambda: nn.Linear(4, 4, device="meta"), "'1.weight' is on the meta device and has no values: load or initialise the model first"),
+        (
+            lambda: nn.LazyLinear(4),
+            "'1.weight' has no shape yet (a lazy module): run one batch through the model first",
+        ),
+        (
+            lambda: nn.Linear(4, 4, device="meta"),
+            "'1.weight' is on the meta device and has no values: load or initialise the model first",
+        ),
     ],
 )
 def test_a_parameter_that_cannot_carry_a_mask_stops_everything(build, text):
@@ -538,7 +638,8 @@ def test_a_layer_that_loses_everything_is_named():
     model = cases.mlp()
     model[2].weight.data *= 1e-6
     with pytest.warns(
-        fp.LayerCollapseWarning, match="nothing is left of 2.weight: no signal passes there any more; min_keep= keeps some units of every layer"
+        fp.LayerCollapseWarning,
+        match="nothing is left of 2.weight: no signal passes there any more; min_keep= keeps some units of every layer",
     ):
         fp.global_prune(model, sparsity=0.5)
     with warnings.catch_warnings():
@@ -550,13 +651,17 @@ def test_ties_that_decide_are_named():
     model = nn.Sequential(nn.Linear(20, 5), nn.Linear(5, 5))
     nn.init.zeros_(model[0].weight)
     with pytest.warns(
-        fp.TiedScoresWarning, match=r"75 units that stay have exactly the score of the last that went, 0: .*; a zero-initialised branch or head"
+        fp.TiedScoresWarning,
+        match=r"75 units that stay have exactly the score of the last that went, 0: .*; a zero-initialised branch or "
+        r"head",
     ):
         report = fp.global_prune(model, sparsity=0.2)
     assert report.tied == 75
     nn.init.constant_(model[1].weight, 0.5)
     with pytest.warns(
-        fp.TiedScoresWarning, match=r"20 units that stay have exactly the score of the last that went, 0.5: model order decided, not the measure$"
+        fp.TiedScoresWarning,
+        match=r"20 units that stay have exactly the score of the last that went, 0.5: model order decided, not the "
+        r"measure$",
     ):
         fp.global_prune(model, amount=5, include="1")
 
@@ -595,11 +700,18 @@ def test_the_predicted_change_approximates_the_actual_one():
         model = cases.mlp()
         model[2].weight.data[1:3] = size * model[2].weight.data[1:3].sign()
         before = oracles.dense(model, batches)
-        report = fp.global_prune(model, lambda theta, g, Hg: theta.abs().sum(-1), 0.5, data=batches, include="2", granularity="filter")
+        report = fp.global_prune(
+            model, lambda theta, g, Hg: theta.abs().sum(-1), 0.5, data=batches, include="2", granularity="filter"
+        )
         after = oracles.dense(fp.remove(model), batches)
         norms = [oracles.flatten(one.g).square().sum().item() for one in (before, after)]
         assert model[2].weight[1:3].abs().sum() == 0
-        errors.append([report.predicted_loss_change - (after.loss - before.loss), report.predicted_gradient_norm_change - (norms[1] - norms[0])])
+        errors.append(
+            [
+                report.predicted_loss_change - (after.loss - before.loss),
+                report.predicted_gradient_norm_change - (norms[1] - norms[0]),
+            ]
+        )
     for coarse, fine in pairwise(errors):
         for one, other in zip(coarse, fine, strict=True):
             assert abs(other) < abs(one) / 50
@@ -608,7 +720,12 @@ def test_the_predicted_change_approximates_the_actual_one():
 def test_nothing_is_predicted_where_it_is_not_known():
     batch = CASES["mlp"].batch(4)
     report = fp.global_prune(cases.mlp(), "magnitude", 0.5)
-    assert (report.predicted_loss_change, report.predicted_gradient_norm_change, report.loss, report.samples) == (None, None, None, 0)
+    assert (report.predicted_loss_change, report.predicted_gradient_norm_change, report.loss, report.samples) == (
+        None,
+        None,
+        None,
+        0,
+    )
     report = fp.global_prune(cases.mlp(), "taylor", 0.5, data=batch)
     assert report.predicted_loss_change is not None
     assert report.predicted_gradient_norm_change is None

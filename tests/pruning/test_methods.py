@@ -1,4 +1,7 @@
-"""Every measure as a torch pruning method: by its class, by its function, inside torch's own functions, on top of each other."""
+"""Every measure as a torch pruning method.
+
+By its class, by its function, inside torch's own functions, on top of each other.
+"""
 
 import re
 
@@ -90,7 +93,9 @@ def test_the_others_show_the_call_that_computes_scores(name, kind):
 @pytest.mark.parametrize("kind", CUTS)
 def test_a_gradient_that_is_not_there(kind):
     module = nn.Linear(3, 3)
-    with pytest.raises(ValueError, match=f"Taylor{kind} reads .grad, and that of 'weight' is None: run loss.backward\\(\\) first"):
+    with pytest.raises(
+        ValueError, match=f"Taylor{kind} reads .grad, and that of 'weight' is None: run loss.backward\\(\\) first"
+    ):
         method("taylor", kind)[0].apply(module, "weight", 0.5)
 
 
@@ -148,7 +153,13 @@ def test_in_torchs_global_unstructured_a_gradient_measure_needs_scores():
 
 @pytest.mark.parametrize("first", ["ours", "torchs"])
 @pytest.mark.parametrize(
-    "kinds", [("unstructured", "unstructured"), ("structured", "unstructured"), ("unstructured", "structured"), ("structured", "structured")]
+    "kinds",
+    [
+        ("unstructured", "unstructured"),
+        ("structured", "unstructured"),
+        ("unstructured", "structured"),
+        ("structured", "structured"),
+    ],
 )
 def test_under_and_over_torchs_own(first, kinds):
     """Each removes its share of what the other has left, and remove makes both permanent."""
@@ -183,15 +194,30 @@ def test_under_and_over_torchs_own(first, kinds):
     [
         (("wieght", 0.5), {}, ValueError, "Linear has no parameter 'wieght'; its parameters are ['weight', 'bias']"),
         (("weight", 1.5), {}, ValueError, "amount=1.5 should be from 0.0 to 1.0"),
-        (("weight", 17), {}, ValueError, "amount=17 units should go: expected 0 to 16, the number of units left to prune"),
-        (("weight", "half"), {}, TypeError, "amount should be a fraction of what is left (float) or a number of units (int), got 'half'"),
+        (
+            ("weight", 17),
+            {},
+            ValueError,
+            "amount=17 units should go: expected 0 to 16, the number of units left to prune",
+        ),
+        (
+            ("weight", "half"),
+            {},
+            TypeError,
+            "amount should be a fraction of what is left (float) or a number of units (int), got 'half'",
+        ),
         (
             ("weight", 0.5),
             {"importance_scores": torch.ones(3, 3)},
             ValueError,
             "importance_scores of 'weight' should have shape (4, 4) or (16,), got (3, 3)",
         ),
-        (("weight", 0.5), {"importance_scores": torch.full((4, 4), float("nan"))}, ValueError, "importance_scores of 'weight' hold nan"),
+        (
+            ("weight", 0.5),
+            {"importance_scores": torch.full((4, 4), float("nan"))},
+            ValueError,
+            "importance_scores of 'weight' hold nan",
+        ),
     ],
 )
 def test_bad_arguments_leave_the_module_alone(arguments, options, error, text):
@@ -214,5 +240,7 @@ def test_an_axis_that_is_no_number(dim):
 def test_gradients_that_are_not_finite():
     module = nn.Linear(2, 2)
     module.weight.grad = torch.full((2, 2), float("inf"))
-    with pytest.raises(ValueError, match="the scores of 'weight' are not all finite: its weights or gradients hold nan or inf"):
+    with pytest.raises(
+        ValueError, match="the scores of 'weight' are not all finite: its weights or gradients hold nan or inf"
+    ):
         fp.taylor_unstructured(module, "weight", 0.5)

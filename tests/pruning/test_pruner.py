@@ -14,7 +14,9 @@ import torch_flowprune as fp
 from torch_flowprune.scoring import measures
 
 BATCHES = CASES["mlp"].batches((4, 3, 5))
-QUIET = pytest.mark.filterwarnings("ignore::torch_flowprune.LayerCollapseWarning", "ignore::torch_flowprune.TiedScoresWarning")
+QUIET = pytest.mark.filterwarnings(
+    "ignore::torch_flowprune.LayerCollapseWarning", "ignore::torch_flowprune.TiedScoresWarning"
+)
 
 
 def masks(model):
@@ -46,7 +48,15 @@ def test_steps_are_the_rounds_of_global_prune(schedule):
 
 
 @pytest.mark.parametrize(
-    "method", ["loss_preservation", "taylor", "fisher", "biased_loss_preservation", "magnitude", "distance_biased_loss_preservation"]
+    "method",
+    [
+        "loss_preservation",
+        "taylor",
+        "fisher",
+        "biased_loss_preservation",
+        "magnitude",
+        "distance_biased_loss_preservation",
+    ],
 )
 @pytest.mark.parametrize("granularity", ["weight", "filter"])
 @QUIET
@@ -62,7 +72,10 @@ def test_tracked_scores_are_the_moving_average(method, granularity):
         for name, p in model.named_parameters():
             if p.dim() > 1:
                 kinds = {"theta": p.detach(), "theta0": initial[name], "g": p.grad, "g2": p.grad.square()}
-                rows = [kinds[kind].reshape(-1, 1) if granularity == "weight" else kinds[kind] for kind in measures.needs(method)]
+                rows = [
+                    kinds[kind].reshape(-1, 1) if granularity == "weight" else kinds[kind]
+                    for kind in measures.needs(method)
+                ]
                 average[name] = 0.8 * oracles.PAPER[method](*rows) + 0.2 * average.get(name, 0)
         optimizer.step()
     for name, value in average.items():
@@ -78,7 +91,9 @@ def test_tracked_scores_are_the_moving_average(method, granularity):
 def test_tracking_a_batch_serves_every_measure():
     model = cases.mlp()
     pruner = fp.Pruner(model, "grasp", 0.5, alpha=1.0)
-    with pytest.raises(ValueError, match=r"'gradient_norm_increase' reads Hg, which .grad does not hold: call track\(batch\)"):
+    with pytest.raises(
+        ValueError, match=r"'gradient_norm_increase' reads Hg, which .grad does not hold: call track\(batch\)"
+    ):
         pruner.track()
     pruner.track(BATCHES[0])
     expected = fp.scores(model, "grasp", BATCHES[0])
@@ -88,7 +103,9 @@ def test_tracking_a_batch_serves_every_measure():
 
 def test_tracking_without_a_gradient():
     with pytest.raises(
-        ValueError, match=r".grad of 0.weight, 2.weight, 4.weight is None: call track\(\) after loss.backward\(\) and before zero_grad\(\)"
+        ValueError,
+        match=r".grad of 0.weight, 2.weight, 4.weight is None: call track\(\) after loss.backward\(\) and before "
+        r"zero_grad\(\)",
     ):
         fp.Pruner(cases.mlp(), "taylor", 0.5).track()
 
@@ -104,7 +121,9 @@ def test_a_run_resumes_where_it_stopped():
             pruner.track()
 
     def make(model):
-        return fp.Pruner(model, "distance_biased_loss_preservation", 0.8, rounds=2, theta0=CASES["mlp"].model(seed=3).state_dict())
+        return fp.Pruner(
+            model, "distance_biased_loss_preservation", 0.8, rounds=2, theta0=CASES["mlp"].model(seed=3).state_dict()
+        )
 
     model = cases.mlp()
     pruner = make(model)
@@ -134,7 +153,9 @@ def test_a_state_of_another_schedule():
 def test_a_state_of_another_measure():
     state = fp.Pruner(cases.mlp(), "snip", 0.5).state_dict()
     fp.Pruner(cases.mlp(), "loss_preservation", 0.5).load_state_dict(state)
-    with pytest.raises(ValueError, match="this state is of a pruner by loss_preservation, and this one prunes by magnitude"):
+    with pytest.raises(
+        ValueError, match="this state is of a pruner by loss_preservation, and this one prunes by magnitude"
+    ):
         fp.Pruner(cases.mlp(), "magnitude", 0.5).load_state_dict(state)
 
 
@@ -150,7 +171,11 @@ def test_a_state_of_another_measure():
         ({"schedule": [0.3, 0.6], "rounds": 3}, ValueError, "should be rising sparsities, one a round"),
         ({"sparsity": 0.5, "include": "nope"}, ValueError, "include='nope' matches no parameter"),
         ({"sparsity": 0.5, "granularity": "nope"}, ValueError, "unknown granularity 'nope'"),
-        ({"sparsity": 0.5, "amount": 3}, TypeError, "Pruner does not take amount; besides its own arguments it takes autocast, closure, "),
+        (
+            {"sparsity": 0.5, "amount": 3},
+            TypeError,
+            "Pruner does not take amount; besides its own arguments it takes autocast, closure, ",
+        ),
     ],
 )
 def test_bad_arguments_fail_at_once(options, error, text):

@@ -13,7 +13,9 @@ import torch_flowprune as fp
 
 @pytest.fixture
 def report():
-    return fp.global_prune(cases.cnn(), "grasp", 0.5, data=CASES["cnn"].batches((4, 3)), granularity="filter", min_keep=1)
+    return fp.global_prune(
+        cases.cnn(), "grasp", 0.5, data=CASES["cnn"].batches((4, 3)), granularity="filter", min_keep=1
+    )
 
 
 def test_every_number_is_read_off_the_model():
@@ -39,7 +41,11 @@ def test_filters_count_units_and_weights():
     report = fp.global_prune(model, sparsity=0.5, granularity="filter")
     assert [layer.units for layer in report.layers] == [3, 2, 3]
     for index, layer in zip((0, 3, 8), report.layers, strict=True):
-        assert layer.weights_pruned == int((model[index].weight == 0).sum()) == layer.pruned * (layer.weights // layer.units)
+        assert (
+            layer.weights_pruned
+            == int((model[index].weight == 0).sum())
+            == layer.pruned * (layer.weights // layer.units)
+        )
 
 
 def test_threshold_separates():
@@ -55,7 +61,14 @@ def test_table(report):
     assert header.split() == ["parameter", "shape", "units", "pruned", "sparsity", "weights", "zeros"]
     assert len(rows) == 3
     assert rows[1].split()[:3] == ["3.weight", "2x3x2x2", "2"]
-    assert total.split() == ["total", "8", "4", "50.00%", "42", str(sum(layer.weights_pruned for layer in report.layers))]
+    assert total.split() == [
+        "total",
+        "8",
+        "4",
+        "50.00%",
+        "42",
+        str(sum(layer.weights_pruned for layer in report.layers)),
+    ]
     assert len({len(line) for line in report.table().splitlines()}) == 1, "the columns line up"
 
 
@@ -103,7 +116,9 @@ def test_plot(report, tmp_path, suffix, magic):
 
 def test_plot_without_matplotlib(report, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"a plot needs matplotlib: pip install matplotlib \(or torch-flowprune\[plot\]\)"):
+    with pytest.raises(
+        ImportError, match=r"a plot needs matplotlib: pip install matplotlib \(or torch-flowprune\[plot\]\)"
+    ):
         report.plot(tmp_path / "report.png")
 
 

@@ -9,7 +9,13 @@ from torch_flowprune.inputs.parameters import prunable
 from torch_flowprune.scoring.granularity import alive, parse_granularity
 
 SHAPES = [(6,), (4, 8), (4, 8, 3), (4, 8, 3, 2), (2, 4, 2, 1, 3)]
-CUTS = {"weights": fp.Weights(), "dim 0": fp.Slices(0), "dim 1": fp.Slices(1), "last dim": fp.Slices(-1), "2:4": fp.Blocks(2, 4)}
+CUTS = {
+    "weights": fp.Weights(),
+    "dim 0": fp.Slices(0),
+    "dim 1": fp.Slices(1),
+    "last dim": fp.Slices(-1),
+    "2:4": fp.Blocks(2, 4),
+}
 
 
 def fits(cut, shape):
@@ -18,13 +24,18 @@ def fits(cut, shape):
     return not isinstance(cut, fp.Blocks) or cut.fits(torch.Size(shape))
 
 
-CASES = [pytest.param(cut, shape, id=f"{name}-{shape}") for name, cut in CUTS.items() for shape in SHAPES if fits(cut, shape)]
+CASES = [
+    pytest.param(cut, shape, id=f"{name}-{shape}") for name, cut in CUTS.items() for shape in SHAPES if fits(cut, shape)
+]
 
 
 @pytest.mark.parametrize(("cut", "shape"), CASES)
 @pytest.mark.parametrize("permuted", [False, True], ids=["contiguous", "strided"])
 def test_a_units_mask_covers_exactly_its_row(cut, shape, permuted):
-    """Number the weights; what the mask of one unit removes must be the numbers in its row. Together the units are the whole."""
+    """Number the weights; what the mask of one unit removes must be the numbers in its row.
+
+    Together the units are the whole.
+    """
     numbered = torch.arange(torch.Size(shape).numel(), dtype=torch.float64).view(shape)
     if permuted:
         numbered = numbered.permute(*reversed(range(len(shape)))).contiguous().permute(*reversed(range(len(shape))))
@@ -63,7 +74,10 @@ def test_blocks_run_along_the_input_axis():
     assert not fp.Blocks(2, 4).fits(torch.Size((8,)))
 
 
-@pytest.mark.parametrize("mask", [torch.tensor([[True, False], [False, False], [True, True]]), torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])])
+@pytest.mark.parametrize(
+    "mask",
+    [torch.tensor([[True, False], [False, False], [True, True]]), torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])],
+)
 def test_a_unit_lives_while_one_weight_does(mask):
     assert alive(fp.Slices(0), mask).tolist() == [True, False, True]
     assert alive(fp.Slices(1), mask).tolist() == [True, True]

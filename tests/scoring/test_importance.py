@@ -29,9 +29,13 @@ def oracle_flow(model, case):
     dense = oracles.dense(model, batches)
     single = [(x[i : i + 1], y[i : i + 1]) for x, y in batches for i in range(len(y))]
     return {
-        "theta": oracles.trainable(model), "theta0": dict(case.model(seed=9).named_parameters()), "g": dense.g, "Hg": dense.Hg,
-        "g2": oracles.squared_gradients(model, batches), "g2_sample": oracles.squared_gradients(model, single),
-    }  # fmt: skip
+        "theta": oracles.trainable(model),
+        "theta0": dict(case.model(seed=9).named_parameters()),
+        "g": dense.g,
+        "Hg": dense.Hg,
+        "g2": oracles.squared_gradients(model, batches),
+        "g2_sample": oracles.squared_gradients(model, single),
+    }
 
 
 @every_case
@@ -39,7 +43,9 @@ def oracle_flow(model, case):
 def test_scores_are_the_papers(case, granularity):
     """Every measure on every net, written out naively over the dense derivatives."""
     model = case.model()
-    found = fp.scores(model, [name for name in ALL if name not in ("random", "synflow")], granularity=granularity, **options(case))
+    found = fp.scores(
+        model, [name for name in ALL if name not in ("random", "synflow")], granularity=granularity, **options(case)
+    )
     expected, known = oracle_flow(model, case), parameters_of(model)
     for method, scores in found.items():
         assert list(scores) == [target.name for target in known.values() if target.is_default]
@@ -47,7 +53,9 @@ def test_scores_are_the_papers(case, granularity):
             reads = [expected[kind][name].detach() for kind in measures.needs(method)]
             axis = known[name].output_axis
             rows = [x.reshape(-1, 1) if granularity == "weight" else x.movedim(axis, 0) for x in reads]
-            torch.testing.assert_close(value, oracles.PAPER[method](*rows), rtol=1e-5 if case.name == "gate" else 1e-8, atol=1e-16)
+            torch.testing.assert_close(
+                value, oracles.PAPER[method](*rows), rtol=1e-5 if case.name == "gate" else 1e-8, atol=1e-16
+            )
 
 
 @every_case
@@ -72,7 +80,15 @@ def test_many_measures_of_one_flow_are_those_one_by_one(case, monkeypatch):
 
 @pytest.mark.parametrize(
     ("method", "batches", "forwards"),
-    [("magnitude", 3, 0), ("random", 3, 0), ("taylor", 3, 3), ("fisher", 3, 3), ("grasp", 3, 6), ("grasp", 1, 1), ("synflow", 3, 1)],
+    [
+        ("magnitude", 3, 0),
+        ("random", 3, 0),
+        ("taylor", 3, 3),
+        ("fisher", 3, 3),
+        ("grasp", 3, 6),
+        ("grasp", 1, 1),
+        ("synflow", 3, 1),
+    ],
 )
 def test_no_more_sweeps_than_a_measure_needs(method, batches, forwards):
     model, seen = cases.mlp(), []
@@ -94,7 +110,10 @@ def test_any_iterable_of_measures_gives_them_all():
 
 
 def test_two_functions_of_one_name_are_an_error_not_one_lost():
-    with pytest.raises(ValueError, match="scores come back by name, and method= has <lambda>, <lambda>: give each function a __name__ of its own"):
+    with pytest.raises(
+        ValueError,
+        match="scores come back by name, and method= has <lambda>, <lambda>: give each function a __name__ of its own",
+    ):
         fp.scores(cases.mlp(), [lambda theta: theta.sum(-1), lambda theta: theta.prod(-1)])
 
 
@@ -115,13 +134,19 @@ def test_a_users_measure():
     [
         (
             lambda theta: theta.abs(),
-            r"the measure '<lambda>' gave \(20, 1\) for '0.weight': expected one score a unit, shape \(20,\); reduce the last axis",
+            (
+                r"the measure '<lambda>' gave \(20, 1\) for '0.weight': expected one score a unit, shape \(20,\); "
+                r"reduce the last axis"
+            ),
         ),
         (lambda theta: theta.sum(), r"gave \(\) for '0.weight'"),
         (lambda theta: 3.0, "gave float for '0.weight'"),
         (
             lambda theta: theta.sum(-1) / 0,
-            "the <lambda> scores of 0.weight, 2.weight, 4.weight are not all finite: a weight or derivative there is nan or inf",
+            (
+                "the <lambda> scores of 0.weight, 2.weight, 4.weight are not all finite: a weight or derivative "
+                "there is nan or inf"
+            ),
         ),
     ],
 )
@@ -134,7 +159,9 @@ def test_a_users_measure_that_is_wrong(measure, text):
 def test_scores_that_are_not_finite_name_their_layer(value):
     model = cases.mlp()
     model[2].weight.data[1, 1] = value
-    with pytest.raises(ValueError, match=r"the magnitude scores of 2.weight are not all finite: .* try model.double\(\)"):
+    with pytest.raises(
+        ValueError, match=r"the magnitude scores of 2.weight are not all finite: .* try model.double\(\)"
+    ):
         fp.scores(model, "magnitude")
 
 
@@ -175,7 +202,10 @@ def test_random_repeats_with_a_seed_or_a_generator():
 
 
 def test_distance_without_a_reference_point():
-    with pytest.raises(ValueError, match=r"reads theta0, the parameters at a reference point: pass theta0=, a state dict taken at initialisation"):
+    with pytest.raises(
+        ValueError,
+        match=r"reads theta0, the parameters at a reference point: pass theta0=, a state dict taken at initialisation",
+    ):
         fp.scores(cases.mlp(), "distance_biased_loss_preservation", CASES["mlp"].batch(3))
 
 
@@ -193,9 +223,13 @@ def test_blocks_are_scored_weight_by_weight():
 
 def test_layers_that_blocks_do_not_fit_stay_out():
     model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4))
-    with pytest.warns(UserWarning, match="the input axis of 1.weight does not divide into whole blocks of 2:4: they stay dense"):
+    with pytest.warns(
+        UserWarning, match="the input axis of 1.weight does not divide into whole blocks of 2:4: they stay dense"
+    ):
         assert list(fp.scores(model, granularity="2:4")) == ["0.weight"]
-    with pytest.raises(ValueError, match="the input axis of 1.weight does not divide into whole blocks of 2:4: leave them out"):
+    with pytest.raises(
+        ValueError, match="the input axis of 1.weight does not divide into whole blocks of 2:4: leave them out"
+    ):
         fp.scores(model, granularity="2:4", parameters=[(model[1], "weight")])
     with pytest.raises(ValueError, match="leave them out"):
         fp.scores(nn.Linear(6, 4), granularity="2:4")
@@ -209,7 +243,9 @@ def test_importance_scores_go_into_torchs_pruning():
     scores = fp.importance_scores(model, "gradient_norm_increase", batch)
     assert list(scores) == [(model[0], "weight"), (model[2], "weight"), (model[4], "weight")]
     flat = fp.scores(model, "gradient_norm_increase", batch)
-    assert all(torch.equal(value.flatten(), flat[f"{i}.weight"]) for i, value in zip((0, 2, 4), scores.values(), strict=True))
+    assert all(
+        torch.equal(value.flatten(), flat[f"{i}.weight"]) for i, value in zip((0, 2, 4), scores.values(), strict=True)
+    )
     prune.global_unstructured(scores.keys(), fp.GradientNormIncreaseUnstructured, scores, amount=10)
     expected = oracles.lowest(list(flat.values()), 10)
     assert [model[i].weight_mask.bool().flatten().tolist() for i in (0, 2, 4)] == [keep.tolist() for keep in expected]
@@ -291,7 +327,10 @@ def test_hg_of_a_pruned_model_is_within_what_is_left():
     fp.global_prune(model, sparsity=0.5)
     found = oracles.flatten(fp.flow(model, batches).Hg)
     kept = torch.cat(
-        [(target.mask if target.mask is not None else torch.ones_like(target.theta).bool()).flatten() for target in parameters_of(model).values()]
+        [
+            (target.mask if target.mask is not None else torch.ones_like(target.theta).bool()).flatten()
+            for target in parameters_of(model).values()
+        ]
     )
     dense = oracles.dense(fp.remove(model), batches)
     g = oracles.flatten(dense.g) * kept
@@ -300,7 +339,9 @@ def test_hg_of_a_pruned_model_is_within_what_is_left():
 
 def test_closure_and_options_reach_the_flow():
     model, (x, y) = cases.mlp(), CASES["mlp"].batch(6)
-    by_closure = fp.scores(model, "taylor", {"x": x, "y": y}, closure=lambda m, b: F.cross_entropy(m(b["x"])[:2] / 3, b["y"][:2]))
+    by_closure = fp.scores(
+        model, "taylor", {"x": x, "y": y}, closure=lambda m, b: F.cross_entropy(m(b["x"])[:2] / 3, b["y"][:2])
+    )
     by_options = fp.scores(model, "taylor", [(x, y)], max_samples=2, temperature=3.0, loss=F.cross_entropy)
     for name, value in by_options.items():
         torch.testing.assert_close(by_closure[name], value, rtol=1e-10, atol=1e-15)
@@ -312,11 +353,18 @@ def test_numbers_that_have_no_real_gradient(dtype):
     """Their size can be ranked; a derivative of them is refused, with a way out."""
     layer = nn.Linear(4, 4, bias=False)
     value = torch.randn(4, 4) * 50
-    layer.weight = nn.Parameter(torch.complex(value, value.flip(0)) if dtype.is_complex else value.to(dtype), requires_grad=False)
+    layer.weight = nn.Parameter(
+        torch.complex(value, value.flip(0)) if dtype.is_complex else value.to(dtype), requires_grad=False
+    )
     model = nn.Sequential(nn.Linear(4, 4), layer)
     found = fp.scores(model, "magnitude")
     torch.testing.assert_close(found["1.weight"], layer.weight.abs().float().flatten())
     assert fp.global_prune(model, amount=5, include="1").pruned == 5
-    with pytest.raises(ValueError, match=f"1.weight: derivatives are of real numbers, not {dtype}; use a measure of theta alone, or exclude="):
+    with pytest.raises(
+        ValueError,
+        match=f"1.weight: derivatives are of real numbers, not {dtype}; use a measure of theta alone, or exclude=",
+    ):
         fp.scores(model, "taylor", torch.ones(1, 4), closure=lambda m, x: m[0](x).sum())
-    assert list(fp.scores(model, "taylor", torch.ones(1, 4), closure=lambda m, x: m[0](x).sum(), exclude="1")) == ["0.weight"]
+    assert list(fp.scores(model, "taylor", torch.ones(1, 4), closure=lambda m, x: m[0](x).sum(), exclude="1")) == [
+        "0.weight"
+    ]

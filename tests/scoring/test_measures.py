@@ -12,7 +12,8 @@ FORMULAS = [name for name in fp.MEASURES if name != "random"]
 
 def rows(name, *shape):
     values = {
-        kind: torch.randn(shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i, kind in enumerate(measures.needs(name))
+        kind: torch.randn(shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+        for i, kind in enumerate(measures.needs(name))
     }
     return {kind: value.square() if kind.startswith("g2") else value for kind, value in values.items()}
 
@@ -46,7 +47,7 @@ def test_zero_parameters_score_zero(name):
 
 @pytest.mark.parametrize("name", ["gradient_norm_increase", "fisher", "l1", "loss_preservation"])
 def test_additive_measures_add_over_a_group(name):
-    """Identity B.6: a filter's score is the sum of its weights' scores where the absolute value stands inside, or nowhere."""
+    """Identity B.6: a filter's score is the sum of its weights' where the absolute value stands inside, or nowhere."""
     arguments = rows(name, 4, 6)
     weights = fp.MEASURES[name](**{kind: value.reshape(-1, 1) for kind, value in arguments.items()})
     torch.testing.assert_close(fp.MEASURES[name](**arguments), weights.view(4, 6).sum(-1))
@@ -80,7 +81,8 @@ def test_random_is_uniform_and_repeats_with_its_seed():
 
 
 @pytest.mark.parametrize(
-    ("alias", "name"), [("l2", "magnitude"), ("snip", "loss_preservation"), ("tfo", "taylor"), ("grasp", "gradient_norm_increase")]
+    ("alias", "name"),
+    [("l2", "magnitude"), ("snip", "loss_preservation"), ("tfo", "taylor"), ("grasp", "gradient_norm_increase")],
 )
 def test_aliases(alias, name):
     assert measures.resolve(alias) is fp.MEASURES[name]
@@ -123,7 +125,11 @@ def test_a_callable_object_is_a_measure():
 
 
 def test_unknown_name_says_what_is_near():
-    with pytest.raises(ValueError, match=r"unknown measure 'magnitud'; did you mean 'magnitude'\? Known: magnitude, l1, .*snip.*or pass a function"):
+    with pytest.raises(
+        ValueError,
+        match=r"unknown measure 'magnitud'; did you mean 'magnitude'\? Known: magnitude, l1, .*snip.*or pass a "
+        r"function",
+    ):
         measures.resolve("magnitud")
 
 

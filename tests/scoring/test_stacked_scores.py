@@ -1,4 +1,7 @@
-"""Scores that are computed where they are read: the same selection as from scores at hand, whatever the parts they are read in."""
+"""Scores that are computed where they are read.
+
+The same selection as from scores at hand, whatever the parts they are read in.
+"""
 
 import itertools
 import math
@@ -72,19 +75,37 @@ def test_only_layers_whose_units_are_alike_are_stacked():
     other = Computed("other", "own", torch.mean, ("theta",), lambda _: torch.zeros(3, 2))
     double = Computed("double", "own", torch.mean, ("theta",), lambda _: torch.zeros(3, 2, dtype=torch.float64))
     laid = stacks([wide, *narrow, other, double, torch.zeros(3)], [None] * 6)
-    assert [[layer.name for layer in stack.layers] for stack in laid] == [["wide"], ["a", "b"], ["other"], ["double"], [""]]
+    assert [[layer.name for layer in stack.layers] for stack in laid] == [
+        ["wide"],
+        ["a", "b"],
+        ["other"],
+        ["double"],
+        [""],
+    ]
 
 
 def test_scores_on_access_are_the_stored_ones(monkeypatch):
-    """Every measure and granularity of ours, on a net of several layers, read in parts that are smaller than a layer."""
+    """Every measure and granularity, on a net of several layers, read in parts that are smaller than a layer."""
     monkeypatch.setattr(stacking, "part_size", lambda units: 8)
     for name, granularity in itertools.product(MEASURES, ("weight", "filter")):
         model = CASE.model()
-        given = {"data": CASE.batches((4, 3)), "theta0": CASE.model(seed=9).state_dict(), "example_inputs": CASE.batch(4)[0]}
+        given = {
+            "data": CASE.batches((4, 3)),
+            "theta0": CASE.model(seed=9).state_dict(),
+            "example_inputs": CASE.batch(4)[0],
+        }
         stored = fp.scores(model, name, granularity=granularity, generator=torch.Generator().manual_seed(1), **given)
         by_scores, by_measure = CASE.model(), CASE.model()
         fp.global_prune(by_scores, sparsity=0.4, scores=stored, min_keep=1)
-        fp.global_prune(by_measure, name, 0.4, min_keep=1, granularity=granularity, generator=torch.Generator().manual_seed(1), **given)
+        fp.global_prune(
+            by_measure,
+            name,
+            0.4,
+            min_keep=1,
+            granularity=granularity,
+            generator=torch.Generator().manual_seed(1),
+            **given,
+        )
         for key, mask in fp.masks(by_scores).items():
             assert torch.equal(mask, fp.masks(by_measure)[key]), (name, granularity, key)
 
@@ -119,7 +140,9 @@ def test_what_is_on_access_is_read_like_any_scores():
 def test_one_score_that_is_not_finite_is_refused_before_anything_is_touched(value):
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 3))
     model[2].weight.data[4, 3] = value
-    with pytest.raises(ValueError, match=r"the magnitude scores of 2.weight are not all finite: .* try model.double\(\)"):
+    with pytest.raises(
+        ValueError, match=r"the magnitude scores of 2.weight are not all finite: .* try model.double\(\)"
+    ):
         fp.global_prune(model, "magnitude", 0.5)
     assert not fp.masks(model)
     assert list(model.state_dict()) == [f"{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")]

@@ -1,4 +1,4 @@
-"""The k lowest of many tensors, against one stable sort of everything; also where the sampled bracket has to be right by itself.
+"""The k lowest of many tensors, against one stable sort; also where the sampled bracket has to be right by itself.
 
 Only the CPU is here: that scores on several devices compare as on one cannot be shown by these tests.
 """
@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from torch_flowprune.selection import lowest_k as selection
 from torch_flowprune.selection.lowest_k import lowest, lowest_in_blocks, with_floors
 
-examples = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+examples = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
 FEW = st.sampled_from([-math.inf, -2.0, -1.0, -0.0, 0.0, 1e-30, 1e-12, 0.5, 1.0, 2.0, math.inf])
 ANY = st.floats(width=16, allow_nan=False)
 
@@ -25,7 +27,10 @@ def layers(draw, dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.flo
     values = draw(st.lists(st.lists(FEW | ANY, max_size=12), min_size=1, max_size=5))
     dtype = draw(st.sampled_from(dtypes))
     scores = [torch.tensor(layer, dtype=dtype) for layer in values]
-    alive = [torch.tensor(draw(st.lists(st.booleans(), min_size=len(layer), max_size=len(layer))), dtype=torch.bool) for layer in values]
+    alive = [
+        torch.tensor(draw(st.lists(st.booleans(), min_size=len(layer), max_size=len(layer))), dtype=torch.bool)
+        for layer in values
+    ]
     return scores, draw(st.sampled_from([None, alive]))
 
 
@@ -44,7 +49,11 @@ def check(scores, k, alive=None, floors=None):
     cut = lowest(scores, k, alive) if floors is None else with_floors(scores, k, floors, alive)
     assert_same(cut.keep, oracles.lowest(scores, k, alive, floors))
     alive = [None] * len(scores) if alive is None else alive
-    gone = [v for s, keep, left in zip(scores, cut.keep, alive, strict=True) for v in s[~keep if left is None else left & ~keep].double().tolist()]
+    gone = [
+        v
+        for s, keep, left in zip(scores, cut.keep, alive, strict=True)
+        for v in s[~keep if left is None else left & ~keep].double().tolist()
+    ]
     assert len(gone) == k
     assert cut.threshold == max(gone, default=None)
     if floors is None:
@@ -91,7 +100,9 @@ def test_floors_protect_the_best_of_each_layer(case, data):
     for keep, floor, n in zip(check(scores, k, alive, floors), floors, left, strict=True):
         assert keep.sum() >= min(floor, n)
     with pytest.raises(
-        ValueError, match=rf"{removable + 1} units should go, but min_keep leaves only {removable} of {sum(left)} removable: lower min_keep"
+        ValueError,
+        match=rf"{removable + 1} units should go, but min_keep leaves only {removable} of {sum(left)} removable: "
+        r"lower min_keep",
     ):
         with_floors(scores, removable + 1, floors, alive)
 
@@ -153,8 +164,14 @@ def test_tiny_scores_are_told_apart():
 
 
 def test_half_precision_and_single_precision_side_by_side():
-    scores = [torch.tensor([1.0, 0.25], dtype=torch.bfloat16), torch.tensor([0.3, 2.0]), torch.tensor([0.2999999999], dtype=torch.float64)]
-    assert_same(lowest(scores, 2).keep, [torch.tensor([True, False]), torch.tensor([True, True]), torch.tensor([False])])
+    scores = [
+        torch.tensor([1.0, 0.25], dtype=torch.bfloat16),
+        torch.tensor([0.3, 2.0]),
+        torch.tensor([0.2999999999], dtype=torch.float64),
+    ]
+    assert_same(
+        lowest(scores, 2).keep, [torch.tensor([True, False]), torch.tensor([True, True]), torch.tensor([False])]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -169,13 +186,21 @@ ADVERSARIES = {
     "one heavy value": torch.cat([torch.full((N - 100,), 0.5), torch.linspace(0, 1, 100)]),
     "one heavy value first": torch.cat([torch.linspace(0, 1, 100), torch.full((N - 100,), 0.5)]),
     "periodic": (torch.arange(N) % 10).float(),  # every stride of the sample sees one phase only
-    "periodic, one phase low": torch.where(torch.arange(N) % 10 == 0, torch.arange(N) * 1e-6 - 1, torch.arange(N) * 1e-6),
-    "periodic, one phase high": torch.where(torch.arange(N) % 10 == 0, torch.arange(N) * 1e-6 + 9, torch.arange(N) * 1e-6),
+    "periodic, one phase low": torch.where(
+        torch.arange(N) % 10 == 0, torch.arange(N) * 1e-6 - 1, torch.arange(N) * 1e-6
+    ),
+    "periodic, one phase high": torch.where(
+        torch.arange(N) % 10 == 0, torch.arange(N) * 1e-6 + 9, torch.arange(N) * 1e-6
+    ),
     "two values": (torch.arange(N) % 3 == 0).float(),
     "rising": torch.arange(N).float(),
     "falling": -torch.arange(N).float(),
     "infinite ends": torch.cat(
-        [torch.full((5000,), -math.inf), torch.randn(N - 10_000, generator=torch.Generator().manual_seed(0)), torch.full((5000,), math.inf)]
+        [
+            torch.full((5000,), -math.inf),
+            torch.randn(N - 10_000, generator=torch.Generator().manual_seed(0)),
+            torch.full((5000,), math.inf),
+        ]
     ),
     "all infinite": torch.full((N,), math.inf),
     "normal": torch.randn(N, generator=torch.Generator().manual_seed(1)),
@@ -189,11 +214,23 @@ def test_a_misleading_sample_does_not_matter(monkeypatch, name, sizes, sparse):
     monkeypatch.setattr(selection, "_SAMPLE", 2000)
     flat = ADVERSARIES[name]
     scores = list(flat.split(list(sizes)))
-    left = torch.rand(N, generator=torch.Generator().manual_seed(2)) < 0.3 if sparse else torch.ones(N, dtype=torch.bool)
+    left = (
+        torch.rand(N, generator=torch.Generator().manual_seed(2)) < 0.3 if sparse else torch.ones(N, dtype=torch.bool)
+    )
     alive = list(left.split(list(sizes))) if sparse else None
     candidates = int(left.sum())
     order = flat.masked_fill(~left, math.nan).sort(stable=True).indices  # nan comes last
-    for k in (0, 1, 50, candidates // 10, candidates // 4 + 1, candidates // 2, candidates - 60, candidates - 1, candidates):
+    for k in (
+        0,
+        1,
+        50,
+        candidates // 10,
+        candidates // 4 + 1,
+        candidates // 2,
+        candidates - 60,
+        candidates - 1,
+        candidates,
+    ):
         expected = left.clone()
         expected[order[:k]] = False
         assert torch.equal(torch.cat(lowest(scores, k, alive).keep), expected), k
@@ -203,7 +240,9 @@ def test_the_bracket_spares_the_sort(monkeypatch):
     """On ordinary scores the bracket holds, and only a small part is sorted."""
     monkeypatch.setattr(selection, "_SAMPLE", 2000)
     ranked, cut_between = [], selection._cut_between
-    monkeypatch.setattr(selection, "_cut_between", lambda swept, k: ranked.append(len(swept.values)) or cut_between(swept, k))
+    monkeypatch.setattr(
+        selection, "_cut_between", lambda swept, k: ranked.append(len(swept.values)) or cut_between(swept, k)
+    )
     lowest([ADVERSARIES["normal"]], N // 2)
     assert 0 < max(ranked) < N / 4
 

@@ -89,7 +89,9 @@ def test_a_bad_schedule_of_ones_own(own):
 
 
 def test_unknown_schedule():
-    with pytest.raises(ValueError, match="unknown schedule 'cosine': expected one of linear, exponential, cubic, paper or a function"):
+    with pytest.raises(
+        ValueError, match="unknown schedule 'cosine': expected one of linear, exponential, cubic, paper or a function"
+    ):
         steps("cosine", 2, 0.0, 0.5)
 
 
@@ -123,13 +125,17 @@ def test_amounts_round_as_torch_does(amount, left):
 
 @pytest.mark.parametrize("amount", [True, "3", None, [1], 1j])
 def test_amounts_that_are_no_numbers(amount):
-    with pytest.raises(TypeError, match=r"amount should be a fraction of what is left \(float\) or a number of units \(int\), got"):
+    with pytest.raises(
+        TypeError, match=r"amount should be a fraction of what is left \(float\) or a number of units \(int\), got"
+    ):
         to_prune(amount, 10)
 
 
 @pytest.mark.parametrize("amount", [11, -1, np.int64(11)])
 def test_amounts_of_too_many_units(amount):
-    with pytest.raises(ValueError, match=f"amount={amount} units should go: expected 0 to 10, the number of units left to prune"):
+    with pytest.raises(
+        ValueError, match=f"amount={amount} units should go: expected 0 to 10, the number of units left to prune"
+    ):
         to_prune(amount, 10)
 
 

@@ -1,7 +1,7 @@
 """Tiny nets, one row each: a new row buys every behavioural test.
 
-All in float64, with biases and batch-norm statistics off their initial zeros and ones, so that nothing is right by accident. At most
-some dozens of parameters, so that the whole Hessian fits in a test.
+All in float64, with biases and batch-norm statistics off their initial zeros and ones, so that nothing is right by
+accident. At most some dozens of parameters, so that the whole Hessian fits in a test.
 """
 
 from __future__ import annotations
@@ -140,11 +140,20 @@ def _cnn() -> nn.Module:
 
 def _grouped() -> nn.Module:
     grouped = nn.Conv2d(4, 4, 2, groups=2)
-    return nn.Sequential(nn.Conv2d(1, 4, 1), nn.Tanh(), grouped, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 1), nn.Tanh(), grouped, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
 
 
 def _transposed() -> nn.Module:
-    return nn.Sequential(nn.ConvTranspose1d(2, 3, 2), nn.Tanh(), nn.Conv1d(3, 2, 2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(2, 3))
+    return nn.Sequential(
+        nn.ConvTranspose1d(2, 3, 2),
+        nn.Tanh(),
+        nn.Conv1d(3, 2, 2),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+        nn.Linear(2, 3),
+    )
 
 
 CASES = {
@@ -158,7 +167,9 @@ CASES = {
         Case("tied", Tied, (), classes=5, vocabulary=5),
         Case("attention", Attention, (3, 4)),
         Case("fused", Fused, (3, 2)),
-        Case("gate", Gate, (1, 3, 3), tolerance=1e-6),  # torch's float64 gradient of hardsigmoid multiplies by a float32 sixth
+        Case(
+            "gate", Gate, (1, 3, 3), tolerance=1e-6
+        ),  # torch's float64 gradient of hardsigmoid multiplies by a float32 sixth
     )
 }
 

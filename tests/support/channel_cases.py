@@ -113,7 +113,12 @@ class Split(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.split_dims = (3, 4, 5)
-        self.inp, self.a, self.b, self.out = nn.Conv2d(3, 12, 1), nn.Conv2d(3, 5, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(10, 2, 1)
+        self.inp, self.a, self.b, self.out = (
+            nn.Conv2d(3, 12, 1),
+            nn.Conv2d(3, 5, 1),
+            nn.Conv2d(4, 2, 1),
+            nn.Conv2d(10, 2, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         first, second, third = self.inp(x).split(self.split_dims, 1)
@@ -186,7 +191,12 @@ class TiedEmbedding(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.up, self.down, self.head = nn.Embedding(7, 6), nn.Linear(6, 5), nn.Linear(5, 6), nn.Linear(6, 7, bias=False)
+        self.embed, self.up, self.down, self.head = (
+            nn.Embedding(7, 6),
+            nn.Linear(6, 5),
+            nn.Linear(5, 6),
+            nn.Linear(6, 7, bias=False),
+        )
         self.head.weight = self.embed.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,7 +218,10 @@ class Multihead(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """make: the model. shape: of its input. groups: name -> units that `couple` has to find, exactly. graph: its code takes no other sizes."""
+    """make: the model.
+
+    shape: of its input. groups: name -> units that `couple` has to find, exactly. graph: its code takes no other sizes.
+    """
 
     make: Callable[[], Model]
     shape: tuple[int, ...]
@@ -225,7 +238,9 @@ FIRST = {"0.weight": 6}
 
 CASES: dict[str, Case] = {
     "linear": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
-    "linear no bias": Case(lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.GELU(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
+    "linear no bias": Case(
+        lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.GELU(), nn.Linear(5, 3)), ROW, {"0.weight": 5}
+    ),
     "sigmoid": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
     "softplus": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.Softplus(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
     "softmax over channels": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.Softmax(-1), nn.Linear(5, 3)), ROW, {}),
@@ -240,7 +255,9 @@ CASES: dict[str, Case] = {
     "rms norm": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.RMSNorm(5), nn.Linear(5, 3)), ROW, {}),
     "prelu": Case(lambda: conv_net(nn.PReLU(6)), IMAGE, FIRST),
     "pools": Case(lambda: conv_net(nn.MaxPool2d(2), nn.AvgPool2d(2, 1), nn.AdaptiveAvgPool2d(2)), IMAGE, FIRST),
-    "upsample": Case(lambda: conv_net(nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2, mode="bilinear")), IMAGE, FIRST),
+    "upsample": Case(
+        lambda: conv_net(nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2, mode="bilinear")), IMAGE, FIRST
+    ),
     "space padding": Case(lambda: conv_net(nn.ZeroPad2d(1), nn.ConstantPad2d(1, 2.0)), IMAGE, FIRST),
     "depthwise": Case(lambda: conv_net(nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.ReLU6()), IMAGE, FIRST),
     "depthwise multiplier": Case(
@@ -255,7 +272,9 @@ CASES: dict[str, Case] = {
         {"0.weight": 4},
     ),
     "transposed": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2, 2), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)),
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2, 2), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)
+        ),
         IMAGE,
         {"0.weight": 4, "1.weight": 6},
     ),
@@ -264,13 +283,17 @@ CASES: dict[str, Case] = {
         IMAGE,
         {"0.weight": 2},
     ),
-    "conv1d": Case(lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 1)), (2, 3, 8), {"0.weight": 4}),
+    "conv1d": Case(
+        lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 1)), (2, 3, 8), {"0.weight": 4}
+    ),
     "conv3d": Case(
         lambda: nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.Conv3d(4, 2, 1)),
         (2, 1, 4, 4, 4),
         {"0.weight": 4},
     ),
-    "flatten": Case(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)), IMAGE, {"0.weight": 4}),
+    "flatten": Case(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)), IMAGE, {"0.weight": 4}
+    ),
     "residual": Case(
         lambda: Fn(
             lambda s, x: s.out(s.b(torch.relu(s.a(x))) + s.skip(x)),
@@ -304,7 +327,9 @@ CASES: dict[str, Case] = {
     ),
     "squeeze and excite": Case(
         lambda: Fn(
-            lambda s, x: (lambda y: s.out(y * torch.sigmoid(s.up(torch.relu(s.down(y.mean((2, 3), keepdim=True)))))))(s.a(x)),
+            lambda s, x: (lambda y: s.out(y * torch.sigmoid(s.up(torch.relu(s.down(y.mean((2, 3), keepdim=True)))))))(
+                s.a(x)
+            ),
             a=nn.Conv2d(3, 6, 1),
             down=nn.Conv2d(6, 3, 1),
             up=nn.Conv2d(3, 6, 1),
@@ -336,7 +361,9 @@ CASES: dict[str, Case] = {
     "split": Case(Split, IMAGE, {"inp.weight": 3, "inp.weight#2": 4, "inp.weight#3": 5, "a.weight": 5}),
     "reshape": Case(
         lambda: Fn(
-            lambda s, x: s.out(torch.relu(s.mix(s.a(x).flatten(2).transpose(1, 2))).transpose(1, 2).reshape(len(x), -1, 6, 6)),
+            lambda s, x: s.out(
+                torch.relu(s.mix(s.a(x).flatten(2).transpose(1, 2))).transpose(1, 2).reshape(len(x), -1, 6, 6)
+            ),
             a=nn.Conv2d(3, 6, 1),
             mix=nn.Linear(6, 5),
             out=nn.Conv2d(5, 2, 1),
@@ -345,11 +372,15 @@ CASES: dict[str, Case] = {
         {"a.weight": 6, "mix.weight": 5},
     ),
     "global pool": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)), IMAGE, {"0.weight": 4}
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
+        IMAGE,
+        {"0.weight": 4},
     ),
     "global mean and maximum": Case(
         lambda: Fn(
-            lambda s, x: (lambda y: s.b(torch.cat([y.mean((2, 3)), y.amax((2, 3))], 1)))(torch.relu(s.a(x))), a=nn.Conv2d(3, 4, 3), b=nn.Linear(8, 3)
+            lambda s, x: (lambda y: s.b(torch.cat([y.mean((2, 3)), y.amax((2, 3))], 1)))(torch.relu(s.a(x))),
+            a=nn.Conv2d(3, 4, 3),
+            b=nn.Linear(8, 3),
         ),
         IMAGE,
         {"a.weight": 4},
@@ -376,7 +407,9 @@ CASES: dict[str, Case] = {
     "grouped queries, expanded": Case(Grouped, TOKENS, {"q.weight": 2}),
     "rotary positions": Case(lambda: Rotary(8, 3, 4), TOKENS, {"q.weight": 3}),
     "relative position table": Case(Relative, TOKENS, {"qkv.weight": 4}),
-    "multi-head attention of torch": Case(Multihead, TOKENS, {"a.weight": 8, "attn.in_proj_weight": 4, "attn.out_proj.weight": 8}, graph=True),
+    "multi-head attention of torch": Case(
+        Multihead, TOKENS, {"a.weight": 8, "attn.in_proj_weight": 4, "attn.out_proj.weight": 8}, graph=True
+    ),
     "tied embedding": Case(TiedEmbedding, ROW, {"embed.weight": 6, "up.weight": 5}),
     "embedding": Case(
         lambda: Fn(
@@ -390,8 +423,12 @@ CASES: dict[str, Case] = {
     ),
     "shuffle": Case(GroupedReshape, IMAGE, {"a.weight": 4}),
     "chunk and cat": Case(Shuffled, IMAGE, {"a.weight": 4, "b.weight": 4}),
-    "pixel shuffle": Case(lambda: nn.Sequential(nn.Conv2d(3, 16, 1), nn.PixelShuffle(2), nn.Conv2d(4, 2, 1)), IMAGE, {"0.weight": 4}),
-    "pixel unshuffle": Case(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.PixelUnshuffle(2), nn.Conv2d(16, 2, 1)), IMAGE, {"0.weight": 4}),
+    "pixel shuffle": Case(
+        lambda: nn.Sequential(nn.Conv2d(3, 16, 1), nn.PixelShuffle(2), nn.Conv2d(4, 2, 1)), IMAGE, {"0.weight": 4}
+    ),
+    "pixel unshuffle": Case(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.PixelUnshuffle(2), nn.Conv2d(16, 2, 1)), IMAGE, {"0.weight": 4}
+    ),
     "tied": Case(Tied, ROW, {"a.weight": 6}),
     "attention": Case(lambda: Attention(8, 4, 3), TOKENS, {"q.weight": 4}),
     "attention fused": Case(lambda: Attention(8, 4, 3, fused=True), TOKENS, {"qkv.weight": 4}),
@@ -437,24 +474,37 @@ CASES: dict[str, Case] = {
         {"a.weight": 6},
     ),
     "in place through a view": Case(
-        lambda: Fn(lambda s, x: (lambda y: (y[:, 1:].add_(1.0), s.b(y))[1])(s.a(x)), a=nn.Linear(8, 6), b=nn.Linear(6, 3)),
+        lambda: Fn(
+            lambda s, x: (lambda y: (y[:, 1:].add_(1.0), s.b(y))[1])(s.a(x)), a=nn.Linear(8, 6), b=nn.Linear(6, 3)
+        ),
         TOKENS,
         {"a.weight": 6},
     ),
-    "logarithm": Case(lambda: Fn(lambda s, x: s.b(torch.log(s.a(x).relu())), a=nn.Linear(8, 6), b=nn.Linear(6, 3)), TOKENS, {}),
+    "logarithm": Case(
+        lambda: Fn(lambda s, x: s.b(torch.log(s.a(x).relu())), a=nn.Linear(8, 6), b=nn.Linear(6, 3)), TOKENS, {}
+    ),
     "swapped axes": Case(
-        lambda: Fn(lambda s, x: s.b(s.a(x).swapaxes(1, 2).relu().swapaxes(-1, -2)), a=nn.Linear(8, 6), b=nn.Linear(6, 3)),
+        lambda: Fn(
+            lambda s, x: s.b(s.a(x).swapaxes(1, 2).relu().swapaxes(-1, -2)), a=nn.Linear(8, 6), b=nn.Linear(6, 3)
+        ),
         TOKENS,
         {"a.weight": 6},
     ),
     "batched products": Case(
-        lambda: Fn(lambda s, x: torch.bmm(torch.bmm(s.q(x), s.k(x).mT), s.v(x)), q=nn.Linear(8, 4), k=nn.Linear(8, 4), v=nn.Linear(8, 6)),
+        lambda: Fn(
+            lambda s, x: torch.bmm(torch.bmm(s.q(x), s.k(x).mT), s.v(x)),
+            q=nn.Linear(8, 4),
+            k=nn.Linear(8, 4),
+            v=nn.Linear(8, 6),
+        ),
         TOKENS,
         {"q.weight": 4},
     ),
     "products of matrices and vectors": Case(
         lambda: Fn(
-            lambda s, x: torch.outer(torch.mv(torch.mm(s.a(x), s.w), s.u), torch.ones(2, dtype=x.dtype)) * torch.dot(s.u, s.u),
+            lambda s, x: (
+                torch.outer(torch.mv(torch.mm(s.a(x), s.w), s.u), torch.ones(2, dtype=x.dtype)) * torch.dot(s.u, s.u)
+            ),
             a=nn.Linear(4, 6),
             w=nn.Parameter(torch.randn(6, 5)),
             u=nn.Parameter(torch.randn(5)),
@@ -464,7 +514,9 @@ CASES: dict[str, Case] = {
     ),
     "split by sizes": Case(
         lambda: Fn(
-            lambda s, x: (lambda p, q: s.b(torch.cat([p.relu(), q.sigmoid()], -1)))(*torch.ops.aten.split.sizes(s.a(x), s.split_dims, -1)),
+            lambda s, x: (lambda p, q: s.b(torch.cat([p.relu(), q.sigmoid()], -1)))(
+                *torch.ops.aten.split.sizes(s.a(x), s.split_dims, -1)
+            ),
             split_dims=[4, 6],
             a=nn.Linear(8, 10),
             b=nn.Linear(10, 3),
@@ -474,7 +526,9 @@ CASES: dict[str, Case] = {
     ),
     "zeroed in part": Case(
         lambda: Fn(
-            lambda s, x: (lambda bias: (bias[: s.quiet_dim].zero_(), s.b(F.linear(x, s.a.weight, bias).sigmoid()))[1])(s.a.bias.clone()),
+            lambda s, x: (lambda bias: (bias[: s.quiet_dim].zero_(), s.b(F.linear(x, s.a.weight, bias).sigmoid()))[1])(
+                s.a.bias.clone()
+            ),
             quiet_dim=4,
             a=nn.Linear(8, 10),
             b=nn.Linear(10, 3),
@@ -492,23 +546,37 @@ CASES: dict[str, Case] = {
         {"a.weight": 6},
     ),
     "in place, read through an earlier view": Case(
-        lambda: Fn(lambda s, x: (lambda y, view: (y.sigmoid_(), view @ view.mT)[1])(*(lambda y: (y, y[:, 1:]))(s.q(x))), q=nn.Linear(8, 4)),
+        lambda: Fn(
+            lambda s, x: (lambda y, view: (y.sigmoid_(), view @ view.mT)[1])(*(lambda y: (y, y[:, 1:]))(s.q(x))),
+            q=nn.Linear(8, 4),
+        ),
         TOKENS,
         {},
     ),
     "in place, keeping zeros, read through an earlier view": Case(
-        lambda: Fn(lambda s, x: (lambda y, view: (y.relu_(), view @ view.mT)[1])(*(lambda y: (y, y[:, 1:]))(s.q(x))), q=nn.Linear(8, 4)),
+        lambda: Fn(
+            lambda s, x: (lambda y, view: (y.relu_(), view @ view.mT)[1])(*(lambda y: (y, y[:, 1:]))(s.q(x))),
+            q=nn.Linear(8, 4),
+        ),
         TOKENS,
         {"q.weight": 4},
     ),
     "products of scans": Case(
-        lambda: Fn(lambda s, x: s.q(x).cumsum(1) @ s.k(x).sigmoid().mT, q=nn.Linear(8, 4), k=nn.Linear(8, 4)), TOKENS, {"q.weight": 4}
+        lambda: Fn(lambda s, x: s.q(x).cumsum(1) @ s.k(x).sigmoid().mT, q=nn.Linear(8, 4), k=nn.Linear(8, 4)),
+        TOKENS,
+        {"q.weight": 4},
     ),
     "products of logarithmic scans": Case(
-        lambda: Fn(lambda s, x: s.q(x).logcumsumexp(1) @ s.k(x).sigmoid().mT, q=nn.Linear(8, 4), k=nn.Linear(8, 4)), TOKENS, {}
+        lambda: Fn(lambda s, x: s.q(x).logcumsumexp(1) @ s.k(x).sigmoid().mT, q=nn.Linear(8, 4), k=nn.Linear(8, 4)),
+        TOKENS,
+        {},
     ),
     "classes as vectors": Case(
-        lambda: Fn(lambda s, x: F.one_hot((s.a(x) > 0).long(), 2).to(x).flatten(-2) @ s.w, a=nn.Linear(8, 6), w=nn.Parameter(torch.randn(12, 3))),
+        lambda: Fn(
+            lambda s, x: F.one_hot((s.a(x) > 0).long(), 2).to(x).flatten(-2) @ s.w,
+            a=nn.Linear(8, 6),
+            w=nn.Parameter(torch.randn(12, 3)),
+        ),
         TOKENS,
         {},
     ),
@@ -564,7 +632,13 @@ def cut(coupling: Coupling, keep: Mapping[str, Tensor], name: str, tensor: Tenso
     """What the smaller model should hold of a tensor, said anew: index lists, no shared code."""
     for axis in range(tensor.ndim):
         gone = (
-            {int(i) for g in coupling.groups for s in g.slices if s.parameter == name and s.axis == axis for i in s.index[~keep[g.name]].flatten()}
+            {
+                int(i)
+                for g in coupling.groups
+                for s in g.slices
+                if s.parameter == name and s.axis == axis
+                for i in s.index[~keep[g.name]].flatten()
+            }
             if coupling.groups
             else set()
         )
@@ -573,15 +647,25 @@ def cut(coupling: Coupling, keep: Mapping[str, Tensor], name: str, tensor: Tenso
 
 
 def assert_equal_without(
-    model: Model, x: Tensor, coupling: Coupling, removed: Mapping[str, list[int]], trains: bool = True, graph: bool = False
+    model: Model,
+    x: Tensor,
+    coupling: Coupling,
+    removed: Mapping[str, list[int]],
+    trains: bool = True,
+    graph: bool = False,
 ) -> Model:
     """Outputs in eval and train mode, gradients of what is kept, and the tensors themselves."""
-    keep = {g.name: torch.tensor([i not in removed.get(g.name, []) for i in range(g.size)], dtype=torch.bool) for g in coupling.groups}
+    keep = {
+        g.name: torch.tensor([i not in removed.get(g.name, []) for i in range(g.size)], dtype=torch.bool)
+        for g in coupling.groups
+    }
     given = masks(coupling, keep, dict(model.named_parameters()))
     masked = with_masks(model, given)
     small = shrink(model, x, masks=given, graph=graph)
     for name, tensor in [*masked.named_parameters(), *masked.named_buffers()]:
-        assert torch.equal(cut(coupling, keep, name, tensor), dict([*small.named_parameters(), *small.named_buffers()])[name]), name
+        assert torch.equal(
+            cut(coupling, keep, name, tensor), dict([*small.named_parameters(), *small.named_buffers()])[name]
+        ), name
     for training in (False, True) if trains else (False,):
         a, b = (copy.deepcopy(m).train(training) for m in (masked, small))
         ya, yb = a(x), b(x)

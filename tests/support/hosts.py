@@ -26,7 +26,9 @@ def pruned(model: nn.Module | None = None, sparsity: float = 0.5, **options: Any
     return model
 
 
-def train(model: nn.Module, inputs: Tensor, optimizer: torch.optim.Optimizer | None = None, steps: int = 2) -> torch.optim.Optimizer:
+def train(
+    model: nn.Module, inputs: Tensor, optimizer: torch.optim.Optimizer | None = None, steps: int = 2
+) -> torch.optim.Optimizer:
     """A few steps on the mean square of the output; returns the optimizer."""
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=0.05)
     for _ in range(steps):
@@ -44,9 +46,14 @@ def output(model: nn.Module, inputs: Tensor) -> Tensor:
 
 @contextmanager
 def poison(model: nn.Module) -> Iterator[None]:
-    """Inside, every pruned entry of a ``weight_orig`` is nan: whoever reads it instead of the masked weight computes nan."""
+    """Inside, every pruned entry of a ``weight_orig`` is nan.
+
+    Whoever reads it instead of the masked weight computes nan.
+    """
     kept = [
-        (target.parameter, target.parameter.detach().clone(), target.mask == 0) for target in parameters_of(model).values() if target.mask is not None
+        (target.parameter, target.parameter.detach().clone(), target.mask == 0)
+        for target in parameters_of(model).values()
+        if target.mask is not None
     ]
     assert kept, "nothing is pruned"
     with torch.no_grad():
@@ -77,13 +84,22 @@ def assert_in_force(model: nn.Module, run: Callable[[], Tensor]) -> None:
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """All that pruning could touch, comparable with ``==``: classes, hooks, and every entry with its identity and bytes, in order."""
+    """All that pruning could touch, comparable with ``==``.
+
+    Classes, hooks, and every entry with its identity and bytes, in order.
+    """
     return {
         path: (
             type(module),
             tuple(module.__dict__),
-            tuple((key, hook, getattr(hook, "_pruning_methods", None)) for key, hook in module._forward_pre_hooks.items()),
-            tuple((key, id(value), _bytes(value)) for entries in (module._parameters, module._buffers) for key, value in entries.items()),
+            tuple(
+                (key, hook, getattr(hook, "_pruning_methods", None)) for key, hook in module._forward_pre_hooks.items()
+            ),
+            tuple(
+                (key, id(value), _bytes(value))
+                for entries in (module._parameters, module._buffers)
+                for key, value in entries.items()
+            ),
         )
         for path, module in model.named_modules()
     }
@@ -91,7 +107,11 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 def _bytes(value: Tensor | None) -> bytes | None:
     return (
-        None if value is None or value.is_meta else value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+        None
+        if value is None or value.is_meta
+        else value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        if value.numel()
+        else b""
     )
 
 

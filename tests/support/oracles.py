@@ -1,4 +1,7 @@
-"""Answers by the simplest means: the whole Hessian, loops over single numbers, one stable sort. Too simple to be wrong."""
+"""Answers by the simplest means: the whole Hessian, loops over single numbers, one stable sort.
+
+Too simple to be wrong.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,13 @@ def unflatten(vector: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.view(value.shape) for part, (name, value) in zip(parts, like.items(), strict=True)}
 
 
-def mean_loss(model: nn.Module, batches: Sequence[Batch], loss: Loss = F.cross_entropy) -> Callable[[dict[str, Tensor]], Tensor]:
-    """The sample-weighted mean loss as a function of the parameters by name; on a copy, so that batch norm may count."""
+def mean_loss(
+    model: nn.Module, batches: Sequence[Batch], loss: Loss = F.cross_entropy
+) -> Callable[[dict[str, Tensor]], Tensor]:
+    """The sample-weighted mean loss as a function of the parameters by name.
+
+    On a copy, so that batch norm may count.
+    """
     model = _twice_differentiable(copy.deepcopy(model))
 
     def value(parameters: dict[str, Tensor]) -> Tensor:
@@ -64,10 +72,16 @@ def _twice_differentiable(model: nn.Module) -> nn.Module:
 
 
 def trainable(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in model.named_parameters() if (p.requires_grad if names is None else name in names)}
+    return {
+        name: p.detach()
+        for name, p in model.named_parameters()
+        if (p.requires_grad if names is None else name in names)
+    }
 
 
-def dense(model: nn.Module, batches: Sequence[Batch], loss: Loss = F.cross_entropy, names: Sequence[str] | None = None) -> Dense:
+def dense(
+    model: nn.Module, batches: Sequence[Batch], loss: Loss = F.cross_entropy, names: Sequence[str] | None = None
+) -> Dense:
     value, theta = mean_loss(model, batches, loss), trainable(model, names)
 
     def of_vector(vector: Tensor) -> Tensor:
@@ -76,11 +90,16 @@ def dense(model: nn.Module, batches: Sequence[Batch], loss: Loss = F.cross_entro
     vector = flatten(theta).requires_grad_()
     total = of_vector(vector)
     (gradient,) = torch.autograd.grad(total, vector)
-    return Dense(total.item(), unflatten(gradient, theta), torch.autograd.functional.hessian(of_vector, vector.detach()))
+    return Dense(
+        total.item(), unflatten(gradient, theta), torch.autograd.functional.hessian(of_vector, vector.detach())
+    )
 
 
 def squared_gradients(model: nn.Module, batches: Sequence[Batch], loss: Loss = F.cross_entropy) -> dict[str, Tensor]:
-    """The sample-weighted mean over batches of the squared batch gradients; over samples, if the batches hold one each."""
+    """The sample-weighted mean over batches of the squared batch gradients.
+
+    Over samples, if the batches hold one each.
+    """
     total: dict[str, Tensor] = {}
     for batch in batches:
         for name, gradient in gradients(model, [batch], loss).items():
@@ -90,7 +109,9 @@ def squared_gradients(model: nn.Module, batches: Sequence[Batch], loss: Loss = F
 
 def gradients(model: nn.Module, batches: Sequence[Batch], loss: Loss = F.cross_entropy) -> dict[str, Tensor]:
     theta = {name: value.clone().requires_grad_() for name, value in trainable(model).items()}
-    return dict(zip(theta, torch.autograd.grad(mean_loss(model, batches, loss)(theta), list(theta.values())), strict=True))
+    return dict(
+        zip(theta, torch.autograd.grad(mean_loss(model, batches, loss)(theta), list(theta.values())), strict=True)
+    )
 
 
 def assert_named_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10) -> None:
@@ -116,7 +137,9 @@ def synflow(model: nn.Module, shape: Sequence[int], integer: bool = False) -> di
     return {name: (p * p.grad).abs().detach() for name, p in model.named_parameters()}
 
 
-def lowest(scores: Sequence[Tensor], k: int, alive: Sequence[Tensor] | None = None, floors: Sequence[int] | None = None) -> list[Tensor]:
+def lowest(
+    scores: Sequence[Tensor], k: int, alive: Sequence[Tensor] | None = None, floors: Sequence[int] | None = None
+) -> list[Tensor]:
     """Which stay when k go: one stable sort of Python numbers, the protected and the dead left out."""
     alive = [torch.ones(len(s), dtype=torch.bool) for s in scores] if alive is None else list(alive)
     candidates = []
@@ -145,15 +168,25 @@ def _by_filter(formula: Callable[..., float], *tensors: Tensor) -> Tensor:
 PAPER: dict[str, Callable[..., Tensor]] = {
     "magnitude": lambda theta: _by_filter(lambda t: sum(x * x for x in t) ** 0.5, theta),
     "l1": lambda theta: _by_filter(lambda t: sum(abs(x) for x in t), theta),
-    "loss_preservation": lambda theta, g: _by_filter(lambda t, d: sum(abs(x * y) for x, y in zip(t, d, strict=True)), theta, g),
+    "loss_preservation": lambda theta, g: _by_filter(
+        lambda t, d: sum(abs(x * y) for x, y in zip(t, d, strict=True)), theta, g
+    ),
     "taylor": lambda theta, g: _by_filter(lambda t, d: abs(sum(x * y for x, y in zip(t, d, strict=True))), theta, g),
-    "biased_loss_preservation": lambda theta, g: _by_filter(lambda t, d: sum(abs(x * x * y) for x, y in zip(t, d, strict=True)), theta, g),
+    "biased_loss_preservation": lambda theta, g: _by_filter(
+        lambda t, d: sum(abs(x * x * y) for x, y in zip(t, d, strict=True)), theta, g
+    ),
     "distance_biased_loss_preservation": lambda theta, theta0, g: _by_filter(
         lambda t, s, d: sum(abs(x - z) * abs(x * y) for x, z, y in zip(t, s, d, strict=True)), theta, theta0, g
     ),
-    "gradient_norm_increase": lambda theta, Hg: _by_filter(lambda t, h: sum(x * y for x, y in zip(t, h, strict=True)), theta, Hg),
-    "gradient_norm_preservation": lambda theta, Hg: _by_filter(lambda t, h: abs(sum(x * y for x, y in zip(t, h, strict=True))), theta, Hg),
+    "gradient_norm_increase": lambda theta, Hg: _by_filter(
+        lambda t, h: sum(x * y for x, y in zip(t, h, strict=True)), theta, Hg
+    ),
+    "gradient_norm_preservation": lambda theta, Hg: _by_filter(
+        lambda t, h: abs(sum(x * y for x, y in zip(t, h, strict=True))), theta, Hg
+    ),
     "fisher": lambda theta, g2: _by_filter(lambda t, q: sum(x * x * y for x, y in zip(t, q, strict=True)), theta, g2),
-    "fisher_sample": lambda theta, g2_sample: _by_filter(lambda t, q: sum(x * x * y for x, y in zip(t, q, strict=True)), theta, g2_sample),
+    "fisher_sample": lambda theta, g2_sample: _by_filter(
+        lambda t, q: sum(x * x * y for x, y in zip(t, q, strict=True)), theta, g2_sample
+    ),
     "synflow": lambda theta, gR: _by_filter(lambda t, d: sum(abs(x * y) for x, y in zip(t, d, strict=True)), theta, gR),
 }

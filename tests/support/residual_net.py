@@ -32,6 +32,11 @@ def shaken(model):
     """Norms off their defaults: zeros and ones hide faults."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for tensor, low, high in ((module.weight, 0.5, 1.5), (module.bias, -1, 1), (module.running_mean, -1, 1), (module.running_var, 0.5, 2)):
+            for tensor, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -1, 1),
+                (module.running_mean, -1, 1),
+                (module.running_var, 0.5, 2),
+            ):
                 nn.init.uniform_(tensor, low, high)
     return model

@@ -21,7 +21,13 @@ def run(rank: int, path: str) -> None:
     store = distributed.FileStore(path, 2)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     try:
-        for scenario in (prune_then_wrap, wrap_then_prune, random_with_a_seed_a_rank, scores_over_all_data, attention_trains):
+        for scenario in (
+            prune_then_wrap,
+            wrap_then_prune,
+            random_with_a_seed_a_rank,
+            scores_over_all_data,
+            attention_trains,
+        ):
             torch.manual_seed(0)
             scenario(rank)
         distributed.barrier()  # a rank that leaves first would take the other down with it

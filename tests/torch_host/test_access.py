@@ -88,7 +88,13 @@ TIMM = {
     "eva02_tiny_patch14_224": {"img_size": 28, "depth": 1},
     "beit_base_patch16_224": {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 2},
     "beitv2_base_patch16_224": {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 2},
-    "swinv2_tiny_window8_256": {"img_size": 64, "window_size": 4, "depths": (1, 1), "embed_dim": 24, "num_heads": (2, 2)},
+    "swinv2_tiny_window8_256": {
+        "img_size": 64,
+        "window_size": 4,
+        "depths": (1, 1),
+        "embed_dim": 24,
+        "num_heads": (2, 2),
+    },
     "coatnet_pico_rw_224": {"img_size": 64, "embed_dim": (32, 32, 32, 32), "depths": (1, 1, 1, 1)},
 }
 

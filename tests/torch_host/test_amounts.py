@@ -73,7 +73,11 @@ def test_row_6_0_bad_amounts(amount, error, text):
     before = snapshot(layer)
     for attempt in (
         lambda: fp.l1_unstructured(layer, "weight", amount),
-        lambda: fp.random_structured(layer, "weight", amount) if amount != 17 else fp.l1_unstructured(layer, "weight", amount),
+        lambda: (
+            fp.random_structured(layer, "weight", amount)
+            if amount != 17
+            else fp.l1_unstructured(layer, "weight", amount)
+        ),
         lambda: fp.global_prune(layer, amount=amount),
     ):
         with pytest.raises(error, match=text):
@@ -136,7 +140,10 @@ class Failing(prune.BasePruningMethod):
     ],
 )
 def test_row_6_2_after_a_failing_function_of_torch_the_mask_is_in_force_and_can_be_removed(fail):
-    for after in (lambda layer: fp.remove(layer), lambda layer: fp.global_prune(layer, sparsity=0.5) and prune.remove(layer, "weight")):
+    for after in (
+        lambda layer: fp.remove(layer),
+        lambda layer: fp.global_prune(layer, sparsity=0.5) and prune.remove(layer, "weight"),
+    ):
         layer = pruned(nn.Linear(8, 8), sparsity=0.25)
         with pytest.raises((ValueError, RuntimeError)):
             fail(layer)
@@ -224,9 +231,21 @@ def test_row_6_6_scores_are_signed():
     [
         ({"nowhere.weight": torch.ones(4, 4)}, ValueError, "parameters this model does not have: nowhere.weight"),
         ({"0.weight": torch.ones(64)}, ValueError, r"no entry for '2.weight'"),
-        ({"0.weight": torch.ones(8, 8), "2.weight": torch.ones(8, 4)}, ValueError, r"shape \(8, 4\): expected one a unit, \(32,\)"),
-        ({"0.weight": torch.ones(8, 8, dtype=torch.bool), "2.weight": torch.ones(4, 8)}, ValueError, "should be numbers with values, got torch.bool"),
-        ({"0.weight": torch.ones(8, 8, device="meta"), "2.weight": torch.ones(4, 8)}, ValueError, "should be numbers with values"),
+        (
+            {"0.weight": torch.ones(8, 8), "2.weight": torch.ones(8, 4)},
+            ValueError,
+            r"shape \(8, 4\): expected one a unit, \(32,\)",
+        ),
+        (
+            {"0.weight": torch.ones(8, 8, dtype=torch.bool), "2.weight": torch.ones(4, 8)},
+            ValueError,
+            "should be numbers with values, got torch.bool",
+        ),
+        (
+            {"0.weight": torch.ones(8, 8, device="meta"), "2.weight": torch.ones(4, 8)},
+            ValueError,
+            "should be numbers with values",
+        ),
     ],
 )
 def test_row_6_7_given_scores_are_checked(scores, error, text):
@@ -241,7 +260,9 @@ def test_row_6_7_given_scores_are_checked(scores, error, text):
 
 def test_row_6_8_pairs_from_a_generator_and_none_at_all():
     model = mlp()
-    report = fp.global_prune(model, sparsity=0.5, parameters=((module, "weight") for module in model if hasattr(module, "weight")))
+    report = fp.global_prune(
+        model, sparsity=0.5, parameters=((module, "weight") for module in model if hasattr(module, "weight"))
+    )
     assert report.units == 96
     with pytest.raises(ValueError, match="parameters= is empty"):
         fp.global_prune(model, sparsity=0.6, parameters=[])
@@ -249,7 +270,9 @@ def test_row_6_8_pairs_from_a_generator_and_none_at_all():
 
 def test_row_6_9_parameters_instead_of_pairs():
     model = mlp()
-    with pytest.raises(TypeError, match=r"takes \(module, name\) pairs .*, got a tensor; to prune all of a model leave it out"):
+    with pytest.raises(
+        TypeError, match=r"takes \(module, name\) pairs .*, got a tensor; to prune all of a model leave it out"
+    ):
         fp.global_prune(model, sparsity=0.5, parameters=model.parameters())
     with pytest.raises(TypeError, match="expected a torch.nn.Module, got generator"):
         fp.global_prune(model.parameters(), sparsity=0.5)

@@ -58,7 +58,11 @@ def test_row_1_2_ema_and_swa_of_a_pruned_model():
     timm_utils = pytest.importorskip("timm.utils")
     model = pruned(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)))
     ema = get_ema_multi_avg_fn(0.5)
-    averages = [AveragedModel(model), AveragedModel(model, multi_avg_fn=ema, use_buffers=True), timm_utils.ModelEmaV3(model, decay=0.5)]
+    averages = [
+        AveragedModel(model),
+        AveragedModel(model, multi_avg_fn=ema, use_buffers=True),
+        timm_utils.ModelEmaV3(model, decay=0.5),
+    ]
     optimizer = train(model, X)
     for average in averages:
         update = getattr(average, "update_parameters", None) or average.update
@@ -104,7 +108,9 @@ def test_row_1_2_timm_reparameterize():
 def test_row_1_2_quantize_dynamic_wants_remove_first():
     model = pruned()
     quantize = torch.ao.quantization.quantize_dynamic
-    assert not any("quantized" in type(module).__module__ for module in quantize(model).modules()), "it goes by exact class"
+    assert not any("quantized" in type(module).__module__ for module in quantize(model).modules()), (
+        "it goes by exact class"
+    )
     assert any("quantized" in type(module).__module__ for module in quantize(fp.remove(model)).modules())
 
 

@@ -45,7 +45,8 @@ def sharded(model, mesh):
 
 
 needs_streams = pytest.mark.skipif(
-    not hasattr(torch.cpu.current_stream(), "record_event"), reason="fully_shard of this torch does not run on the CPU (seen with 2.6)"
+    not hasattr(torch.cpu.current_stream(), "record_event"),
+    reason="fully_shard of this torch does not run on the CPU (seen with 2.6)",
 )
 
 
@@ -67,7 +68,11 @@ def test_row_7_4_prune_then_fully_shard(mesh):
 def test_row_7_5_fully_shard_then_prune_is_refused(mesh):
     model = sharded(mlp(), mesh)
     keep = {"0.weight": torch.ones(8, 8, dtype=torch.bool)}
-    for attempt in (lambda: pruned(model), lambda: fp.l1_unstructured(model[0], "weight", 0.5), lambda: fp.apply_masks(model, keep)):
+    for attempt in (
+        lambda: pruned(model),
+        lambda: fp.l1_unstructured(model[0], "weight", 0.5),
+        lambda: fp.apply_masks(model, keep),
+    ):
         with pytest.raises(ValueError, match="is a sharded DTensor: prune first, then wrap the model with fully_shard"):
             attempt()
     assert not prune.is_pruned(model)
@@ -80,13 +85,19 @@ def test_row_7_6_a_second_round_and_remove_after_sharding_are_refused(mesh):
     model = sharded(pruned(), mesh)
     for attempt, text in (
         (lambda: pruned(model, sparsity=0.7), "is a sharded DTensor: prune first"),
-        (lambda: fp.remove(model), r"0 \(Linear\) is sharded: fp.load_state_dict its full state dict into a model that is not"),
+        (
+            lambda: fp.remove(model),
+            r"0 \(Linear\) is sharded: fp.load_state_dict its full state dict into a model that is not",
+        ),
         (lambda: prune.remove(model[0], "weight"), "is sharded: fp.load_state_dict its full state dict"),
     ):
         with pytest.raises(ValueError, match=text):
             attempt()
     train(model, X)
-    full = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in model.state_dict().items()}
+    full = {
+        name: value.full_tensor() if hasattr(value, "full_tensor") else value
+        for name, value in model.state_dict().items()
+    }
     fp.remove(fp.load_state_dict(fresh := mlp(), full))
     torch.testing.assert_close(fresh(X), model(X))
 
@@ -192,7 +203,9 @@ def test_row_7_8_onnx_after_remove():
 def test_row_7_9_jit():
     model = pruned()
     assert torch.equal(torch.jit.trace(model, X)(X), model(X))
-    with pytest.raises(Exception, match="JoinedStr|__name__"):  # the compiler of torch.jit reads the property and the hook
+    with pytest.raises(
+        Exception, match="JoinedStr|__name__"
+    ):  # the compiler of torch.jit reads the property and the hook
         torch.jit.script(model)
     scripted = torch.jit.script(fp.remove(copy.deepcopy(model)))
     torch.testing.assert_close(scripted(X), model(X))
@@ -248,7 +261,9 @@ def test_row_7_11_ensembles():
     models = [pruned() for _ in range(2)]
     parameters, buffers = torch.func.stack_module_state(models)
     base = copy.deepcopy(models[0]).to("meta")
-    found = torch.vmap(lambda parameters, buffers: functional_call(base, (parameters, buffers), (X,)))(parameters, buffers)
+    found = torch.vmap(lambda parameters, buffers: functional_call(base, (parameters, buffers), (X,)))(
+        parameters, buffers
+    )
     torch.testing.assert_close(found, torch.stack([model(X) for model in models]))
 
 
@@ -266,7 +281,9 @@ def test_row_7_13_data_parallel_replicas():
     layer = pruned(nn.Linear(8, 8))
     replica = layer._replicate_for_data_parallel()
     for name, parameter in layer._parameters.items():
-        setattr(replica, name, parameter.clone())  # as torch.nn.parallel.replicate does: a tensor with a graph, no parameter
+        setattr(
+            replica, name, parameter.clone()
+        )  # as torch.nn.parallel.replicate does: a tensor with a graph, no parameter
     replica(X).square().sum().backward()
     assert torch.equal(replica(X), layer(X))
     assert layer.weight_orig.grad[layer.weight_mask].all()

@@ -87,7 +87,10 @@ def test_row_3_3_originals_of_a_parametrization(norm):
     inner = model[0].parametrizations.weight
     name = "original1" if hasattr(inner, "original1") else "original"
     before = snapshot(model)
-    for attempt in (lambda: fp.l1_unstructured(inner, name, 0.5), lambda: fp.global_prune(model, sparsity=0.5, include=f"*{name}")):
+    for attempt in (
+        lambda: fp.l1_unstructured(inner, name, 0.5),
+        lambda: fp.global_prune(model, sparsity=0.5, include=f"*{name}"),
+    ):
         with pytest.raises(ValueError, match="a mask on it would not be one on the weight"):
             attempt()
         assert snapshot(model) == before
@@ -111,7 +114,9 @@ def test_row_3_5_originals_of_a_legacy_hook():
     layer = nn.utils.weight_norm(nn.Linear(8, 8))
     before = snapshot(layer)
     for name in ("weight_v", "weight_g"):
-        with pytest.raises(ValueError, match="rewritten by WeightNorm before every forward: torch.nn.utils.remove_weight_norm first"):
+        with pytest.raises(
+            ValueError, match="rewritten by WeightNorm before every forward: torch.nn.utils.remove_weight_norm first"
+        ):
             fp.l1_unstructured(layer, name, 0.5)
         assert snapshot(layer) == before
 
@@ -178,8 +183,13 @@ def test_row_3_8_lazy_modules():
 def test_row_3_9_no_bias():
     layer = nn.Linear(8, 8, bias=False)
     before = snapshot(layer)
-    for attempt in (lambda: fp.l1_unstructured(layer, "bias", 0.5), lambda: fp.global_prune(layer, sparsity=0.5, parameters=[(layer, "bias")])):
-        with pytest.raises(ValueError, match=r"has no 'bias': it is None \(made with bias=False\?\); its parameters are \['weight'\]"):
+    for attempt in (
+        lambda: fp.l1_unstructured(layer, "bias", 0.5),
+        lambda: fp.global_prune(layer, sparsity=0.5, parameters=[(layer, "bias")]),
+    ):
+        with pytest.raises(
+            ValueError, match=r"has no 'bias': it is None \(made with bias=False\?\); its parameters are \['weight'\]"
+        ):
             attempt()
     assert snapshot(layer) == before
     layer(X)
@@ -190,7 +200,9 @@ def test_row_3_10_a_buffer_with_the_name_of_a_mask():
     layer.register_buffer("weight_mask", torch.ones(3))
     before = snapshot(layer)
     for attempt in (lambda: fp.l1_unstructured(layer, "weight", 0.5), lambda: pruned(layer)):
-        with pytest.raises(ValueError, match="already has a buffer 'weight_mask' of its own, the name a mask needs: rename it"):
+        with pytest.raises(
+            ValueError, match="already has a buffer 'weight_mask' of its own, the name a mask needs: rename it"
+        ):
             attempt()
     assert snapshot(layer) == before
 

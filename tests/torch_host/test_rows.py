@@ -23,8 +23,13 @@ def in_tests():
     """The rows that test names carry: ``test_row_3_1_and_3_2_...``, ``test_row_7_1_to_7_3_...``."""
     found = set()
     for path in HERE.glob("test_*.py"):
-        for section, first, word, last in re.findall(r"def test_row_(\d+)_(\d+)(?:_(to|and)_\d+_(\d+))?", path.read_text(encoding="utf-8")):
-            found |= {f"{section}.{row}" for row in (range(int(first), int(last) + 1) if word == "to" else filter(None, (first, last)))}
+        for section, first, word, last in re.findall(
+            r"def test_row_(\d+)_(\d+)(?:_(to|and)_\d+_(\d+))?", path.read_text(encoding="utf-8")
+        ):
+            found |= {
+                f"{section}.{row}"
+                for row in (range(int(first), int(last) + 1) if word == "to" else filter(None, (first, last)))
+            }
     return found
 
 

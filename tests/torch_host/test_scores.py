@@ -168,7 +168,9 @@ def test_row_6_18_meta():
     model = nn.Sequential(square(), square().to("meta"))
     before = snapshot(model)
     for attempt in (lambda: fp.l1_unstructured(model[1], "weight", 0.5), lambda: fp.global_prune(model, sparsity=0.5)):
-        with pytest.raises(ValueError, match="on the meta device and has no values: load or initialise the model first"):
+        with pytest.raises(
+            ValueError, match="on the meta device and has no values: load or initialise the model first"
+        ):
             attempt()
         assert snapshot(model) == before
     assert fp.global_prune(model, sparsity=0.5, include="0.weight").pruned == 8

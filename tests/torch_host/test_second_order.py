@@ -1,4 +1,7 @@
-"""Rows 9 of docs/host.md: operators that have no second derivative, models that change under their own feet, zero scores."""
+"""Rows 9 of docs/host.md.
+
+Operators that have no second derivative, models that change under their own feet, zero scores.
+"""
 
 from __future__ import annotations
 
@@ -95,12 +98,14 @@ def test_row_9_3_to_9_6_operators(case):
         state = {name: value.clone() for name, value in model.state_dict().items()}
         found = fp.flow(model, (inputs, torch.zeros(2)), loss=square, mode=mode)
         assert all(value.isfinite().all() for value in found.Hg.values())
-        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items()), "no trace, batch statistics included"
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items()), (
+            "no trace, batch statistics included"
+        )
     assert_hg_is_right(model, inputs)
 
 
 class Caching(nn.Module):
-    """In eval mode keeps what it has computed from its weight, with its graph, as LeViT and TinyViT keep attention biases."""
+    """In eval mode keeps what it computed from its weight, with its graph, as LeViT keeps attention biases."""
 
     def __init__(self):
         super().__init__()
@@ -131,7 +136,9 @@ def test_row_9_7_caches_of_eval_mode():
         found = fp.flow(model, data, loss=square)
     assert found.Hg["layer.weight"].any()
     pruned(model)
-    assert torch.equal(model(TOKENS), functional.linear(TOKENS, model.layer.weight)), "not the cache of the dense weight"
+    assert torch.equal(model(TOKENS), functional.linear(TOKENS, model.layer.weight)), (
+        "not the cache of the dense weight"
+    )
 
 
 @pytest.mark.slow
@@ -159,7 +166,9 @@ def test_row_9_8_an_operator_without_second_derivative():
             return Once.apply(super().forward(x))
 
     model = Model(8, 8).double()
-    with pytest.raises(RuntimeError, match="an operator of this model has none: use a measure that reads only g.*once_differentiable"):
+    with pytest.raises(
+        RuntimeError, match="an operator of this model has none: use a measure that reads only g.*once_differentiable"
+    ):
         fp.flow(model, (TOKENS, torch.zeros(2)), loss=square)
     assert fp.flow(model, (TOKENS, torch.zeros(2)), loss=square, needs=("g",)).g["weight"].any()
 

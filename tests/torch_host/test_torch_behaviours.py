@@ -1,4 +1,7 @@
-"""The 34 behaviours that PyTorch tests of its own pruning, asked of this package. The names are the behaviours'; docs/host.md has the table."""
+"""The 34 behaviours that PyTorch tests of its own pruning, asked of this package.
+
+The names are the behaviours'; docs/host.md has the table.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ LAYERS = {
     "linear": lambda: nn.Linear(6, 4),
     "conv": lambda: nn.Conv3d(2, 4, 2),
 }
-each = pytest.mark.parametrize(("make", "name"), [(make, name) for make in LAYERS.values() for name in ("weight", "bias")])
+each = pytest.mark.parametrize(
+    ("make", "name"), [(make, name) for make in LAYERS.values() for name in ("weight", "bias")]
+)
 
 
 def with_weight(rows):
@@ -43,7 +48,10 @@ def with_mask(layer, pruned_at):
     return layer
 
 
-@pytest.mark.parametrize(("amount", "error"), [("half", TypeError), (None, TypeError), (1.5, ValueError), (-0.5, ValueError), (-3, ValueError)])
+@pytest.mark.parametrize(
+    ("amount", "error"),
+    [("half", TypeError), (None, TypeError), (1.5, ValueError), (-0.5, ValueError), (-3, ValueError)],
+)
 def test_01_amount_is_validated_when_the_method_is_made(amount, error):
     with pytest.raises(error):
         fp.L1Unstructured(amount)
@@ -102,7 +110,9 @@ def dense_and_masked(prune_nothing):
 
 
 def test_07_a_mask_of_ones_changes_nothing():
-    dense, masked = dense_and_masked(lambda layer: fp.apply_masks(layer, {"weight": torch.ones(2, 3, dtype=torch.bool)}))
+    dense, masked = dense_and_masked(
+        lambda layer: fp.apply_masks(layer, {"weight": torch.ones(2, 3, dtype=torch.bool)})
+    )
     assert all(map(torch.equal, dense, masked))
 
 
@@ -244,7 +254,9 @@ def test_22_slices_by_given_scores():
     scores[:, 0], scores[:, 1], scores[:, 2] = 1.0, 5.0, -8.0
     layer = conv()
     fp.magnitude_structured(layer, "weight", 1, dim=1, importance_scores=scores)
-    assert layer.weight_mask.flatten(2).all(-1).tolist() == [[True, True, False]], "summed over the slice, signed; torch takes their norm"
+    assert layer.weight_mask.flatten(2).all(-1).tolist() == [[True, True, False]], (
+        "summed over the slice, signed; torch takes their norm"
+    )
     other = conv()
     fp.magnitude_structured(other, "weight", 1, dim=1, importance_scores=torch.tensor([1.0, 0.0, 2.0]))
     assert other.weight_mask.flatten(2).all(-1).tolist() == [[True, False, True]]

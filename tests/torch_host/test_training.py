@@ -101,7 +101,9 @@ def test_row_5_5_the_order_of_parameters():
     nn.utils.vector_to_parameters(vector, dense.parameters())
     assert torch.equal(dense[1].weight, model[1].weight_orig)
     fp.remove(model)
-    assert [(name, id(parameter)) for name, parameter in model.named_parameters()] == list(zip(names, order, strict=True))
+    assert [(name, id(parameter)) for name, parameter in model.named_parameters()] == list(
+        zip(names, order, strict=True)
+    )
 
 
 def test_row_5_5_the_order_after_torch_functions():
@@ -121,7 +123,9 @@ def test_row_5_6_rules_that_go_by_name():
     model = pruned()
     decayed = [name for name, _ in model.named_parameters() if name.endswith(".weight")]
     assert not decayed, "pruned parameters are called weight_orig, as torch has it"
-    assert [name.removesuffix("_orig") for name, _ in model.named_parameters()] == [name for name, _ in mlp().named_parameters()]
+    assert [name.removesuffix("_orig") for name, _ in model.named_parameters()] == [
+        name for name, _ in mlp().named_parameters()
+    ]
 
 
 def test_row_5_7_a_penalty_over_parameters_counts_what_is_pruned():
@@ -133,7 +137,9 @@ def test_row_5_7_a_penalty_over_parameters_counts_what_is_pruned():
     assert not model.weight_orig.grad[~model.weight_mask].any()
 
 
-@pytest.mark.parametrize("again", [lambda layer: fp.global_prune(layer, sparsity=0.5), lambda layer: fp.l1_unstructured(layer, "weight", 16)])
+@pytest.mark.parametrize(
+    "again", [lambda layer: fp.global_prune(layer, sparsity=0.5), lambda layer: fp.l1_unstructured(layer, "weight", 16)]
+)
 def test_row_5_8_scores_are_of_the_weights_as_they_are_now(again):
     layer = pruned(nn.Linear(8, 8), sparsity=0.25)
     train(layer, X)

@@ -15,7 +15,17 @@ from torch_flowprune.gradients import Flow, flow
 from torch_flowprune.inputs import Closure, Loss, Objective, as_batches, parameters_of, sized, untouched, unwrapped
 from torch_flowprune.masking import restored
 from torch_flowprune.pruning import blank_figure, prune_to
-from torch_flowprune.scoring import Candidates, Granularity, Measure, Scores, candidates_of, evaluate, living, measures, targets_of
+from torch_flowprune.scoring import (
+    Candidates,
+    Granularity,
+    Measure,
+    Scores,
+    candidates_of,
+    evaluate,
+    living,
+    measures,
+    targets_of,
+)
 from torch_flowprune.selection import fraction
 
 _OF_FLOW = ("max_samples", "theta0", "example_inputs", "progress")
@@ -66,20 +76,25 @@ class Comparison:
     def table(self) -> str:
         """One line a measure and sparsity, as text."""
         header = ("method", "sparsity", "loss", "change", "predicted", "emptied")
-        cells = [(o.method, f"{o.sparsity:.1%}", f"{o.loss:.4g}", f"{o.change:+.3g}", f"{o.predicted:+.3g}", str(o.emptied)) for o in self.outcomes]
+        cells = [
+            (o.method, f"{o.sparsity:.1%}", f"{o.loss:.4g}", f"{o.change:+.3g}", f"{o.predicted:+.3g}", str(o.emptied))
+            for o in self.outcomes
+        ]
         return _aligned([header, *cells])
 
     def correlation_table(self) -> str:
         """The rank correlations as text."""
         names = list(self.correlation)
-        return _aligned([("", *names), *((one, *(f"{self.correlation[one][other]:.2f}" for other in names)) for one in names)])
+        return _aligned(
+            [("", *names), *((one, *(f"{self.correlation[one][other]:.2f}" for other in names)) for one in names)]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values that ``json`` writes."""
         return asdict(self)
 
     def plot(self, path: str | PathLike[str]) -> None:
-        """The change of the loss over the sparsity, a line a measure, beside the rank correlations; written to ``path``.
+        """Write to ``path`` the change of the loss over the sparsity, a line a measure, beside the rank correlations.
 
         Raises:
             ImportError: without matplotlib, an extra.
@@ -100,7 +115,9 @@ class Comparison:
 
     def _draw_correlation(self, axes: Any) -> None:
         names = list(self.correlation)
-        axes.imshow([[self.correlation[one][other] for other in names] for one in names], cmap="coolwarm", vmin=-1, vmax=1)
+        axes.imshow(
+            [[self.correlation[one][other] for other in names] for one in names], cmap="coolwarm", vmin=-1, vmax=1
+        )
         for i, one in enumerate(names):
             for j, other in enumerate(names):
                 axes.text(j, i, f"{self.correlation[one][other]:.2f}", ha="center", va="center", fontsize=8)
@@ -128,7 +145,7 @@ def compare(
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> Comparison:
-    """Prune by every measure to every sparsity, measure the loss on held-out data, and put the model back as it was each time.
+    """Prune by every measure to every sparsity, and measure the loss on held-out data; the model is left as it was.
 
     All scores come from one flow over ``data``.
 
@@ -157,13 +174,26 @@ def compare(
     resolved = _resolved(methods)
     levels = _levels(sparsities)
     if isinstance(data, Iterator) or isinstance(held_out, Iterator):
-        raise ValueError("a comparison reads its data several times, and this iterator can be read only once: pass a list or a DataLoader")
+        raise ValueError(
+            "a comparison reads its data several times, and this iterator can be read only once: pass a list or a "
+            "DataLoader"
+        )
     _known(options)
-    found = candidates_of(inner, granularity, None, include, exclude, data=data, example_inputs=options.get("example_inputs"))
+    found = candidates_of(
+        inner, granularity, None, include, exclude, data=data, example_inputs=options.get("example_inputs")
+    )
     needs = {"g", *(kind for measure in resolved.values() for kind in measures.needs(measure))}
     point = flow(
-        model, data, needs=tuple(needs), parameters=targets_of(found), loss=loss, closure=closure, temperature=temperature, mode=mode, **options
-    )  # fmt: skip
+        model,
+        data,
+        needs=tuple(needs),
+        parameters=targets_of(found),
+        loss=loss,
+        closure=closure,
+        temperature=temperature,
+        mode=mode,
+        **options,
+    )
     scores = {name: evaluate(point, measure, found, granularity, generator) for name, measure in resolved.items()}
     objective, unseen = Objective(loss, closure), data if held_out is None else held_out
     before, samples = mean_loss(inner, unseen, objective, mode)
@@ -182,7 +212,9 @@ def _resolved(methods: str | Measure | Sequence[str | Measure]) -> dict[str, Mea
     asked = [methods] if isinstance(methods, str) or callable(methods) else methods
     if not asked:
         raise ValueError(f"methods= is empty: name at least one measure, such as {DEFAULT[0]!r}")
-    return {method if isinstance(method, str) else measures.name_of(method): measures.resolve(method) for method in asked}
+    return {
+        method if isinstance(method, str) else measures.name_of(method): measures.resolve(method) for method in asked
+    }
 
 
 def _levels(sparsities: float | Sequence[float]) -> list[float]:
@@ -194,7 +226,10 @@ def _levels(sparsities: float | Sequence[float]) -> list[float]:
 
 def _known(options: dict[str, Any]) -> None:
     if unknown := set(options) - set(_OF_FLOW):
-        raise TypeError(f"compare does not take {', '.join(sorted(unknown))}; besides its own arguments it takes {', '.join(_OF_FLOW)}")
+        raise TypeError(
+            f"compare does not take {', '.join(sorted(unknown))}; besides its own arguments it takes "
+            f"{', '.join(_OF_FLOW)}"
+        )
 
 
 def mean_loss(model: nn.Module, data: object, objective: Objective, mode: str = "eval") -> tuple[float, int]:
@@ -231,4 +266,7 @@ def _outcome(
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows)
+    return "\n".join(
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )

@@ -1,4 +1,7 @@
-"""Where a model stands in its gradient flow: how the norm of each layer moves, and how far its scores can be trusted."""
+"""Where a model stands in its gradient flow.
+
+How the norm of each layer moves, and how far its scores can be trusted.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,16 @@ from torch_flowprune.analysis.prediction import Prediction, predict
 from torch_flowprune.analysis.rank_correlation import laid_out, spearman
 from torch_flowprune.gradients import Flow, flow
 from torch_flowprune.inputs import Batch, Loss, as_batches, halves, untouched, unwrapped
-from torch_flowprune.scoring import Candidates, Granularity, Measure, candidates_of, evaluate, living, measures, targets_of
+from torch_flowprune.scoring import (
+    Candidates,
+    Granularity,
+    Measure,
+    candidates_of,
+    evaluate,
+    living,
+    measures,
+    targets_of,
+)
 
 Values: TypeAlias = "dict[str, Tensor]"
 _OF_FLOW = {"closure", "max_samples", "temperature", "mode", "theta0", "example_inputs", "progress"}
@@ -33,7 +45,8 @@ class LayerDiagnosis:
         theta_norm_acceleration: d²‖θ‖²/dt² = 2 (‖g‖² + θᵀHg).
         gradient_norm: ‖g‖².
         theta_Hg: θᵀHg.
-        zero_share: which share of its units that are left scores exactly 0: there the order of the model decides, not the measure.
+        zero_share: which share of its units that are left scores exactly 0: there the order of the model decides, not
+            the measure.
         stability: Spearman's correlation of their scores on two halves of the data; None where there is one sample.
     """
 
@@ -69,7 +82,10 @@ class Diagnosis:
     prediction: Prediction | None = None
 
     def __str__(self) -> str:
-        text = f"loss {self.loss:.4g} over {self.samples:,} samples; zeros and stability are of the {self.method} scores\n{self.table()}"
+        text = (
+            f"loss {self.loss:.4g} over {self.samples:,} samples; zeros and stability are of the {self.method} "
+            f"scores\n{self.table()}"
+        )
         return text if self.prediction is None else f"{text}\n\n{self.prediction}"
 
     def table(self) -> str:
@@ -78,7 +94,10 @@ class Diagnosis:
         rows = [header, *(_row(layer) for layer in (*self.layers, self.total))]
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
         return "\n".join(
-            "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows
+            "  ".join(
+                cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,20 +117,23 @@ def diagnose(
     exclude: Any = None,
     **options: Any,
 ) -> Diagnosis:
-    """Per layer and in total: ‖θ‖² and its first two time derivatives, ‖g‖², θᵀHg, and how stable a measure's ranking is.
+    """Per layer and in total: ‖θ‖², its first two time derivatives, ‖g‖², θᵀHg, and how stable a ranking is.
 
-    Stability is Spearman's rank correlation between the scores on the even and the odd batches (the halves of the batch where there is
-    one): near 1 the data suffice, far below it another sample would prune something else.
+    Stability is Spearman's rank correlation between the scores on the even and the odd batches (the halves of the batch
+    where there is one): near 1 the data suffice, far below it another sample would prune something else.
 
     Args:
         model: any module; left as it was.
         data: what the flow reads, re-iterable.
-        loss: ``loss(output, target)``, a mean over the batch; cross-entropy if left out, or the model's own for dict batches.
-        masks: a cut that is only thought of, by parameter name: what :func:`~torch_flowprune.predict` says of it is added.
+        loss: ``loss(output, target)``, a mean over the batch; cross-entropy if left out, or the model's own for dict
+            batches.
+        masks: a cut that is only thought of, by parameter name: what :func:`~torch_flowprune.predict` says of it is
+            added.
         method: the measure whose zeros and stability are asked.
         granularity: its units.
         include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
-        options: of :func:`~torch_flowprune.flow`: ``closure``, ``temperature``, ``mode``, ``max_samples``, ``theta0``, ...
+        options: of :func:`~torch_flowprune.flow`: ``closure``, ``temperature``, ``mode``, ``max_samples``, ``theta0``,
+            ...
 
     Raises:
         ValueError, TypeError: as :func:`~torch_flowprune.flow` does.
@@ -124,24 +146,46 @@ def diagnose(
     (['0.weight', '2.weight'], 48)
     """
     if isinstance(data, Iterator):
-        raise ValueError("a diagnosis reads the data several times, and this iterator can be read only once: pass a list or a DataLoader")
+        raise ValueError(
+            "a diagnosis reads the data several times, and this iterator can be read only once: pass a list or a "
+            "DataLoader"
+        )
     measure = measures.resolve(method)
     if unknown := set(options) - _OF_FLOW:
-        raise TypeError(f"diagnose does not take {', '.join(sorted(unknown))}; besides its own arguments it takes {', '.join(sorted(_OF_FLOW))}")
+        raise TypeError(
+            f"diagnose does not take {', '.join(sorted(unknown))}; besides its own arguments it takes "
+            f"{', '.join(sorted(_OF_FLOW))}"
+        )
     options["loss"] = loss
-    found = candidates_of(unwrapped(model), granularity, None, include, exclude, data=data, example_inputs=options.get("example_inputs"))
-    proposed = None if masks is None else predict(model, masks, data, **{key: options[key] for key in _OF_PREDICT if key in options})
+    found = candidates_of(
+        unwrapped(model), granularity, None, include, exclude, data=data, example_inputs=options.get("example_inputs")
+    )
+    proposed = (
+        None
+        if masks is None
+        else predict(model, masks, data, **{key: options[key] for key in _OF_PREDICT if key in options})
+    )
     needs = {*measures.needs(measure), "g", "Hg"}
     point = flow(model, data, needs=tuple(needs), parameters=targets_of(found), **options)
     scores = living(evaluate(point, measure, found, granularity), found)
     pair = _on_halves(model, data, measure, found, granularity, options)
     layers = tuple(_layer(name, [name], point, scores, pair) for name in found)
     assert point.loss is not None
-    return Diagnosis(measures.name_of(method), layers, _layer("total", list(found), point, scores, pair), point.loss, point.samples, proposed)
+    return Diagnosis(
+        measures.name_of(method),
+        layers,
+        _layer("total", list(found), point, scores, pair),
+        point.loss,
+        point.samples,
+        proposed,
+    )
 
 
 class _Every:
-    """Every second batch, as often as it is asked; a loader's generator shows, so that both halves see one shuffling of it."""
+    """Every second batch, as often as it is asked.
+
+    A loader's generator shows, so that both halves see one shuffling of it.
+    """
 
     def __init__(self, data: object, start: int) -> None:
         self.data, self.start = data, start
@@ -153,7 +197,12 @@ class _Every:
 
 
 def _on_halves(
-    model: nn.Module, data: object, measure: Measure, found: Candidates, granularity: Granularity, options: dict[str, Any]
+    model: nn.Module,
+    data: object,
+    measure: Measure,
+    found: Candidates,
+    granularity: Granularity,
+    options: dict[str, Any],
 ) -> tuple[Values, Values] | None:
     """The scores on two halves of the data; None where there is nothing to halve."""
     with untouched(unwrapped(model), data):
@@ -163,12 +212,16 @@ def _on_halves(
         return None
     limit = options.get("max_samples")
     shared = {**options, "max_samples": None if limit is None else max(1, limit // 2)}
-    points = (flow(model, part, needs=measures.needs(measure), parameters=targets_of(found), **shared) for part in parts)
+    points = (
+        flow(model, part, needs=measures.needs(measure), parameters=targets_of(found), **shared) for part in parts
+    )
     one, other = (living(evaluate(point, measure, found, granularity), found) for point in points)
     return one, other
 
 
-def _layer(name: str, names: Sequence[str], point: Flow, scores: Values, pair: tuple[Values, Values] | None) -> LayerDiagnosis:
+def _layer(
+    name: str, names: Sequence[str], point: Flow, scores: Values, pair: tuple[Values, Values] | None
+) -> LayerDiagnosis:
     theta, g, Hg = ([point.tensors(kind)[one] for one in names] for kind in ("theta", "g", "Hg"))
     gradient_norm, theta_Hg = _dot(g, g), _dot(theta, Hg)
     units = sum(scores[one].numel() for one in names)
@@ -191,6 +244,18 @@ def _dot(one: Iterable[Tensor], other: Iterable[Tensor]) -> float:
 
 
 def _row(layer: LayerDiagnosis) -> tuple[str, ...]:
-    numbers = (layer.theta_norm, layer.theta_norm_rate, layer.theta_norm_acceleration, layer.gradient_norm, layer.theta_Hg)
+    numbers = (
+        layer.theta_norm,
+        layer.theta_norm_rate,
+        layer.theta_norm_acceleration,
+        layer.gradient_norm,
+        layer.theta_Hg,
+    )
     stable = "-" if layer.stability is None else f"{layer.stability:.3f}"
-    return (layer.name, f"{layer.weights:,}", *(f"{number:.3g}" for number in numbers), f"{layer.zero_share:.1%}", stable)
+    return (
+        layer.name,
+        f"{layer.weights:,}",
+        *(f"{number:.3g}" for number in numbers),
+        f"{layer.zero_share:.1%}",
+        stable,
+    )

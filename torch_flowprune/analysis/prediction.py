@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.gradients import Sweeps
-from torch_flowprune.inputs import Closure, Loss, Objective, Ranks, as_batches, parameters_of, untouched, unwrapped, wide
+from torch_flowprune.inputs import (
+    Closure,
+    Loss,
+    Objective,
+    Ranks,
+    as_batches,
+    parameters_of,
+    untouched,
+    unwrapped,
+    wide,
+)
 from torch_flowprune.masking import fitting
 
 
@@ -26,8 +36,8 @@ class Prediction:
         gradient_norm_change: −2 vᵀHg, the change of ‖g‖² to first order, over all parameters: what GraSP ranks by.
         gradient_norm_curvature: ‖Hv‖², what first order leaves out where the loss is quadratic: g becomes g − Hv.
         gradient_norm_lost: ‖g − Hv‖² over what is masked: there the pruned model has no gradient any more.
-        removed_norm: ‖v‖/‖θ‖ over the masked parameters: how far the cut reaches. Both expansions are about 0; the larger this is, the
-            less they say.
+        removed_norm: ‖v‖/‖θ‖ over the masked parameters: how far the cut reaches. Both expansions are about 0; the
+            larger this is, the less they say.
         samples: over how many samples.
     """
 
@@ -46,7 +56,8 @@ class Prediction:
     def loss_change(self) -> float:
         """The change of the loss to second order: −vᵀg + ½ vᵀHv.
 
-        On small trained nets the actual change lay between ``first_order`` and this in 240 of 264 cuts, mostly nearer to first order.
+        On small trained nets the actual change lay between ``first_order`` and this in 240 of 264 cuts, mostly nearer
+        to first order.
         """
         return self.first_order + self.curvature
 
@@ -54,13 +65,16 @@ class Prediction:
     def pruned_gradient_norm(self) -> float:
         """‖g‖² of the pruned model, exact where the loss is quadratic: ‖g − Hv‖² over what is kept.
 
-        On a small net, a tenth of its filters gone, it was too high by a factor of 1.6 to 8 in the median, and ordered the cuts well after training.
+        On a small net, a tenth of its filters gone, it was too high by a factor of 1.6 to 8 in the median, and ordered
+        the cuts well after training.
         """
         return self.gradient_norm + self.gradient_norm_change + self.gradient_norm_curvature - self.gradient_norm_lost
 
     @property
     def gradient_norm_error(self) -> float:
-        """The error bar of ``pruned_gradient_norm``: the size of the second-order term, ‖Hv‖². What other data would give is not in it.
+        """The error bar of ``pruned_gradient_norm``: the size of the second-order term, ‖Hv‖².
+
+        What other data would give is not in it.
 
         The actual ‖g‖² was within it in 117 of 132 such cuts.
         """
@@ -68,16 +82,18 @@ class Prediction:
 
     @property
     def error(self) -> float:
-        """The error bar: two standard errors over the batches, and the size of the second-order term, which the expansion stops at."""
+        """The error bar: two standard errors over the batches, plus the size of the second-order term."""
         sampling = 0.0 if self.standard_error != self.standard_error else 2 * self.standard_error
         return sampling + abs(self.curvature)
 
     def __str__(self) -> str:
         low, high = sorted((self.first_order, self.loss_change))
         return (
-            f"loss {self.loss:.4g}, predicted change from {low:+.3g} to {high:+.3g}: first order {self.first_order:+.3g}, with curvature "
+            f"loss {self.loss:.4g}, predicted change from {low:+.3g} to {high:+.3g}: first order "
+            f"{self.first_order:+.3g}, with curvature "
             f"{self.loss_change:+.3g}; standard error {self.standard_error:.2g} over batches\n"
-            f"‖g‖² {self.gradient_norm:.4g}, predicted change {self.gradient_norm_change:+.3g} (first order); of the pruned model "
+            f"‖g‖² {self.gradient_norm:.4g}, predicted change {self.gradient_norm_change:+.3g} (first order); of the "
+            "pruned model "
             f"{self.pruned_gradient_norm:.3g} ± {self.gradient_norm_error:.2g}\n"
             f"the mask takes ‖v‖/‖θ‖ = {self.removed_norm:.2g} of what it masks, over {self.samples} samples"
         )
@@ -95,7 +111,7 @@ def predict(
     mode: str = "eval",
     progress: bool | None = None,
 ) -> Prediction:
-    """What putting ``masks`` on would do to the loss and to ‖g‖², from two sweeps over the data; the model is left as it was.
+    """What putting ``masks`` on would do to the loss and to ‖g‖², from two sweeps; the model is left as it was.
 
     Args:
         model: any module.

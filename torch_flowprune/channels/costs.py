@@ -1,7 +1,8 @@
-"""What a model costs once its dead channels are gone: its parameters and operations, exactly, before anything is removed.
+"""What a model costs once its dead channels are gone: parameters and operations, before anything is removed.
 
-Each count is a product of dimensions: a parameter's own, or those that an operator runs over. The labels of the graph tell how many
-positions of a dimension belong to which unit, so the products of the smaller model follow from which units stay.
+Each count is a product of dimensions: a parameter's own, or those that an operator runs over. The labels of the graph
+tell how many positions of a dimension belong to which unit, so the products of the smaller model follow from which
+units stay.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Size:
 
     Attributes:
         parameters: how many it has.
-        flops: of one forward pass on the example inputs, two for each multiply-add, as ``torch.utils.flop_counter`` counts.
+        flops: of one forward pass on the example inputs, two for each multiply-add, as ``torch.utils.flop_counter``
+            counts.
     """
 
     parameters: int
@@ -108,17 +110,22 @@ class Costs:
 
     def _sizes(self, terms: Iterable[Term], kept: Kept) -> dict[Extent, int]:
         known = {name: units.cpu() for name, units in {**self.kept, **kept}.items()}
-        return {extent: extent.size(known) for extent in dict.fromkeys(extent for term in terms for extent in term.extents)}
+        return {
+            extent: extent.size(known) for extent in dict.fromkeys(extent for term in terms for extent in term.extents)
+        }
 
 
 def costs_of(reading: Reading, coupling: Coupling, model: nn.Module, kept: Kept) -> Costs:
     """The costs of the model that was read; ``kept`` are the units its masks leave.
 
-    FLOPs are counted as ``torch.utils.flop_counter`` does it: two for each multiply-add of convolutions, matrix products and attention, in
-    one forward pass in eval mode on the inputs that the model was read with; nothing for elementwise operators.
+    FLOPs are counted as ``torch.utils.flop_counter`` does it: two for each multiply-add of convolutions, matrix
+    products and attention, in one forward pass in eval mode on the inputs that the model was read with; nothing for
+    elementwise operators.
     """
     ruler = Ruler(reading, coupling)
-    parameters = tuple(ruler.term(name, _dims(reading.named.get(name), value)) for name, value in model.named_parameters())
+    parameters = tuple(
+        ruler.term(name, _dims(reading.named.get(name), value)) for name, value in model.named_parameters()
+    )
     return Costs(parameters, tuple(ruler.operations()), kept)
 
 
@@ -146,7 +153,9 @@ class Ruler:
 
     def term(self, name: str, dims: Dims, factor: int = 1) -> Term:
         found = [self.extent(labels) for labels in dims]
-        return Term(name, factor * prod(one.fixed for one in found if not one.owned), tuple(one for one in found if one.owned))
+        return Term(
+            name, factor * prod(one.fixed for one in found if not one.owned), tuple(one for one in found if one.owned)
+        )
 
     def extent(self, labels: Tensor) -> Extent:
         """Equal dimensions share one, so that it is measured once."""

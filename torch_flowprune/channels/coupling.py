@@ -31,7 +31,8 @@ def couple(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | No
 
     Args:
         model: any module. Where its forward depends on values, ``torch.export`` has to be able to read it.
-        example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of them; a batch of two samples or more.
+        example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of them; a batch of two samples
+            or more.
         kwargs: keyword arguments of the model's forward, besides.
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -48,14 +49,19 @@ def reading_of(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] 
     return read(dense, *arguments_of(dense, example_inputs, kwargs), RULES)
 
 
-def arguments_of(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Example inputs as users have them (a tensor, a tuple of arguments, a tokenizer's dict) as a call, on the model's device.
+def arguments_of(
+    model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as users have them (a tensor, a tuple, a tokenizer's dict) as a call, on the model's device.
 
     Raises:
         TypeError: for none.
     """
     if example_inputs is None:
-        raise TypeError("example_inputs should be what the model is called with: a tensor, a tuple of arguments or a dict of them; got None")
+        raise TypeError(
+            "example_inputs should be what the model is called with: a tensor, a tuple of arguments or a dict of "
+            "them; got None"
+        )
     named = isinstance(example_inputs, Mapping)
     several = isinstance(example_inputs, (tuple, list))
     args = () if named else tuple(example_inputs) if several else (example_inputs,)
@@ -79,7 +85,11 @@ def coupling_of(reading: Reading) -> Coupling:
         else:
             groups.append(Group("", slices))
     order = {(block.name, block.axis): i for i, block in enumerate(reading.axes.blocks)}
-    groups.sort(key=lambda group: min((order[s.parameter, s.axis], int(s.index.min())) for s in group.slices if s.role == "producer"))
+    groups.sort(
+        key=lambda group: min(
+            (order[s.parameter, s.axis], int(s.index.min())) for s in group.slices if s.role == "producer"
+        )
+    )
     return Coupling(named(groups), frozen_of(reading, refused), dict(reading.unknown))
 
 
@@ -149,7 +159,9 @@ def told_apart(kind: Tensor, touched: Tensor, times: Tensor) -> Tensor:
 
 
 def slice_of(reading: Reading, block: Block, index: Tensor) -> Slice:
-    return Slice(block.name, block.axis, index, role_of(reading, block), reading.reads_zero.get((block.name, block.axis), False))
+    return Slice(
+        block.name, block.axis, index, role_of(reading, block), reading.reads_zero.get((block.name, block.axis), False)
+    )
 
 
 def reason_against(slices: Sequence[Slice]) -> str:
@@ -185,5 +197,7 @@ def frozen_of(reading: Reading, refused: Mapping[int, str]) -> tuple[Frozen, ...
     found = []
     for b in reading.axes.blocks:
         counts = Counter(coded[b.start : b.start + b.size].tolist())
-        found += [Frozen(b.name, b.axis, n, role_of(reading, b), listed[code]) for code, n in counts.items() if code >= 0]
+        found += [
+            Frozen(b.name, b.axis, n, role_of(reading, b), listed[code]) for code, n in counts.items() if code >= 0
+        ]
     return (*found, *(Frozen(n, 0, 0, "unused", "is not used by the model's forward") for n in reading.unused))

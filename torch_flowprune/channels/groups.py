@@ -1,7 +1,7 @@
 """A coupling as a value: groups of parameter slices, one unit per channel, that have to be kept or removed together.
 
-:func:`~torch_flowprune.couple` reads one off a model; any other is written by hand. It can be printed, drawn, stored as JSON,
-scored by its ``rows``, and turned into ``masks``.
+:func:`~torch_flowprune.couple` reads one off a model; any other is written by hand. It can be printed, drawn, stored as
+JSON, scored by its ``rows``, and turned into ``masks``.
 """
 
 from __future__ import annotations
@@ -38,11 +38,14 @@ class Slice:
 
     def __post_init__(self) -> None:
         if self.role not in (*MASKED, "buffer"):
-            raise ValueError(f"role of {self.parameter!r} must be producer, affine, consumer or buffer, not {self.role!r}")
+            raise ValueError(
+                f"role of {self.parameter!r} must be producer, affine, consumer or buffer, not {self.role!r}"
+            )
         index = torch.as_tensor(self.index, dtype=torch.long)
         if index.ndim not in (1, 2) or not index.numel() or int(index.min()) < 0:
             raise ValueError(
-                f"index of {self.parameter!r} should hold the positions of each unit, (units,) or (units, positions), from 0 on; "
+                f"index of {self.parameter!r} should hold the positions of each unit, (units,) or (units, "
+                "positions), from 0 on; "
                 f"got shape {tuple(index.shape)}{f' with {int(index.min())} in it' if index.numel() else ''}"
             )
         object.__setattr__(self, "index", index[:, None] if index.ndim == 1 else index)
@@ -51,13 +54,18 @@ class Slice:
         if self.parameter not in tensors:
             near = get_close_matches(self.parameter, tensors, n=1)
             hint = f" (nearest: {near[0]!r})" if near else ""
-            raise ValueError(f"group {group!r} has a slice of {self.parameter!r}, and the model has no such {self._kind}{hint}")
+            raise ValueError(
+                f"group {group!r} has a slice of {self.parameter!r}, and the model has no such {self._kind}{hint}"
+            )
         shape = tuple(tensors[self.parameter].shape)
         if not 0 <= self.axis < len(shape):
-            raise ValueError(f"group {group!r} has a slice along axis {self.axis} of {self.parameter!r}, whose shape is {shape}")
+            raise ValueError(
+                f"group {group!r} has a slice along axis {self.axis} of {self.parameter!r}, whose shape is {shape}"
+            )
         if int(self.index.max()) >= shape[self.axis]:
             raise ValueError(
-                f"group {group!r} has position {int(self.index.max())} on axis {self.axis} of {self.parameter!r}, which has {shape[self.axis]}"
+                f"group {group!r} has position {int(self.index.max())} on axis {self.axis} of {self.parameter!r}, "
+                f"which has {shape[self.axis]}"
             )
 
     @property
@@ -88,7 +96,8 @@ class Group:
         for one in self.slices:
             if len(one.index) != self.size:
                 raise ValueError(
-                    f"group {self.name!r} has {self.size} units in {self.slices[0].parameter!r} and {len(one.index)} in {one.parameter!r}: "
+                    f"group {self.name!r} has {self.size} units in {self.slices[0].parameter!r} and {len(one.index)} "
+                    f"in {one.parameter!r}: "
                     "expected a row of index for each unit in every slice"
                 )
 
@@ -138,8 +147,15 @@ class Coupling:
             ordered = torch.cat([index for _, index in parts]).sort().values
             if len(double := ordered[1:][ordered[1:] == ordered[:-1]]):
                 owners = dict.fromkeys(name for name, index in parts if bool((index == double[0]).any()))
-                where = f"twice in group {next(iter(owners))!r}" if len(owners) == 1 else f"in groups {' and '.join(map(repr, owners))}"
-                raise ValueError(f"position {int(double[0])} of axis {axis} of {parameter!r} is {where}: a position belongs to one unit")
+                where = (
+                    f"twice in group {next(iter(owners))!r}"
+                    if len(owners) == 1
+                    else f"in groups {' and '.join(map(repr, owners))}"
+                )
+                raise ValueError(
+                    f"position {int(double[0])} of axis {axis} of {parameter!r} is {where}: a position belongs to "
+                    "one unit"
+                )
 
     def check_fits(self, tensors: Mapping[str, Tensor], roles: Collection[str] = (*MASKED, "buffer")) -> None:
         """An error if these tensors, by name, have no place for a slice.
@@ -171,7 +187,11 @@ class Coupling:
             lines += [f"    {s.role:9}{s.parameter} axis {s.axis}{each(s)}" for s in g.slices]
         lines += ["not removable:"] if self.frozen else []
         lines += [f"    {f.parameter} axis {f.axis}, {f.positions} positions: {f.reason}" for f in self.frozen]
-        lines += [f"operators without a rule: {', '.join(f'{k} ({n})' for k, n in self.unknown.items())}"] if self.unknown else []
+        lines += (
+            [f"operators without a rule: {', '.join(f'{k} ({n})' for k, n in self.unknown.items())}"]
+            if self.unknown
+            else []
+        )
         return "\n".join(lines)
 
     def to_dot(self) -> str:
@@ -187,7 +207,9 @@ class Coupling:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
-        groups = [{"name": g.name, "slices": [{**vars(s), "index": s.index.tolist()} for s in g.slices]} for g in self.groups]
+        groups = [
+            {"name": g.name, "slices": [{**vars(s), "index": s.index.tolist()} for s in g.slices]} for g in self.groups
+        ]
         return {"groups": groups, "frozen": [vars(f) for f in self.frozen], "unknown": dict(self.unknown)}
 
     @classmethod
@@ -220,7 +242,10 @@ def masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mapping[str, 
     out: dict[str, Tensor] = {}
     for name, kept in keep.items():
         if kept.shape != (coupling[name].size,):
-            raise ValueError(f"keep[{name!r}] has shape {tuple(kept.shape)}: expected one flag for each of the group's {coupling[name].size} units")
+            raise ValueError(
+                f"keep[{name!r}] has shape {tuple(kept.shape)}: expected one flag for each of the group's "
+                f"{coupling[name].size} units"
+            )
         for s in coupling[name].slices:
             gone = s.index[~kept.cpu()].reshape(-1)
             if s.role in MASKED and len(gone):

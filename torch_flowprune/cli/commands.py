@@ -41,23 +41,62 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="torch-flowprune", description=fp.__doc__)
     whole.add_argument("--version", action="version", version=f"torch-flowprune {fp.__version__}")
     commands = whole.add_subparsers(dest="command", required=True)
-    _demo(commands.add_parser("demo", help="a small net on scikit-learn's digits, pruned by every measure; seconds on a CPU"))
+    _demo(
+        commands.add_parser(
+            "demo", help="a small net on scikit-learn's digits, pruned by every measure; seconds on a CPU"
+        )
+    )
     _prune(commands.add_parser("prune", help="prune any timm model, and write it"))
-    _score(commands.add_parser("score", help="score the units of any timm model, and write the scores for prune --scores"))
+    _score(
+        commands.add_parser("score", help="score the units of any timm model, and write the scores for prune --scores")
+    )
     return whole
 
 
 def _demo(command: argparse.ArgumentParser) -> None:
     default = demo.Settings()
-    command.add_argument("--seed", type=int, default=default.seed, metavar="N", help="of the net, the order of the data and `random` (default: 0)")
-    command.add_argument("--out", type=Path, default=default.out, metavar="FILE.png", help="the picture (default: %(default)s)")
-    command.add_argument("--granularity", default=default.granularity, choices=("weight", "filter"), help="what a unit is (default: %(default)s)")
     command.add_argument(
-        "--sparsities", type=share, nargs="+", default=default.sparsities, metavar="S", help="the share of units to prune (default: 0.1 0.5 0.8)"
+        "--seed",
+        type=int,
+        default=default.seed,
+        metavar="N",
+        help="of the net, the order of the data and `random` (default: 0)",
     )
-    command.add_argument("--methods", nargs="+", default=default.methods, choices=list(fp.MEASURES), metavar="NAME", help="measures (default: all)")
-    command.add_argument("--epochs", type=at_least_one, default=default.epochs, metavar="N", help="of training (default: %(default)s)")
-    command.add_argument("--tuning-epochs", type=int, default=default.tuning_epochs, metavar="N", help="after pruning (default: %(default)s)")
+    command.add_argument(
+        "--out", type=Path, default=default.out, metavar="FILE.png", help="the picture (default: %(default)s)"
+    )
+    command.add_argument(
+        "--granularity",
+        default=default.granularity,
+        choices=("weight", "filter"),
+        help="what a unit is (default: %(default)s)",
+    )
+    command.add_argument(
+        "--sparsities",
+        type=share,
+        nargs="+",
+        default=default.sparsities,
+        metavar="S",
+        help="the share of units to prune (default: 0.1 0.5 0.8)",
+    )
+    command.add_argument(
+        "--methods",
+        nargs="+",
+        default=default.methods,
+        choices=list(fp.MEASURES),
+        metavar="NAME",
+        help="measures (default: all)",
+    )
+    command.add_argument(
+        "--epochs", type=at_least_one, default=default.epochs, metavar="N", help="of training (default: %(default)s)"
+    )
+    command.add_argument(
+        "--tuning-epochs",
+        type=int,
+        default=default.tuning_epochs,
+        metavar="N",
+        help="after pruning (default: %(default)s)",
+    )
     _traceback(command)
     command.set_defaults(run=_run_demo)
 
@@ -69,21 +108,59 @@ def _run_demo(chosen: argparse.Namespace) -> None:
 
 def _prune(command: argparse.ArgumentParser) -> None:
     _model(command)
-    command.add_argument("--method", default="magnitude", metavar="NAME", help=f"a measure (default: %(default)s); {', '.join(fp.MEASURES)}")
-    command.add_argument("--sparsity", type=share, metavar="S", help="the share of all prunable units that is gone afterwards, 0 to 1; not for n:m")
+    command.add_argument(
+        "--method",
+        default="magnitude",
+        metavar="NAME",
+        help=f"a measure (default: %(default)s); {', '.join(fp.MEASURES)}",
+    )
+    command.add_argument(
+        "--sparsity",
+        type=share,
+        metavar="S",
+        help="the share of all prunable units that is gone afterwards, 0 to 1; not for n:m",
+    )
     command.add_argument(
         "--cost",
         default="units",
         choices=COSTS,
         help="what --sparsity is a share of; parameters and flops: of the model, with channels (default: units)",
     )
-    command.add_argument("--scores", type=Path, metavar="FILE", help="scores written by `score --out`: no data are read, and --method is not needed")
-    command.add_argument("--scope", default="global", choices=("global", "layer"), help="one ranking over all layers, or each to the same sparsity")
-    command.add_argument("--rounds", type=at_least_one, default=1, metavar="N", help="prune in N steps, scoring anew before each (default: 1)")
-    command.add_argument("--schedule", default="exponential", choices=list(fp.SCHEDULES), help="the sparsity after each round (default: %(default)s)")
-    command.add_argument("--min-keep", type=_number, metavar="K", help="units that every layer keeps: a number, or a share such as 0.05")
+    command.add_argument(
+        "--scores",
+        type=Path,
+        metavar="FILE",
+        help="scores written by `score --out`: no data are read, and --method is not needed",
+    )
+    command.add_argument(
+        "--scope",
+        default="global",
+        choices=("global", "layer"),
+        help="one ranking over all layers, or each to the same sparsity",
+    )
+    command.add_argument(
+        "--rounds",
+        type=at_least_one,
+        default=1,
+        metavar="N",
+        help="prune in N steps, scoring anew before each (default: 1)",
+    )
+    command.add_argument(
+        "--schedule",
+        default="exponential",
+        choices=list(fp.SCHEDULES),
+        help="the sparsity after each round (default: %(default)s)",
+    )
+    command.add_argument(
+        "--min-keep", type=_number, metavar="K", help="units that every layer keeps: a number, or a share such as 0.05"
+    )
     _scoring(command)
-    command.add_argument("--out", type=Path, metavar="FILE.safetensors", help="the pruned weights, under the model's own names, zeros in place")
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="the pruned weights, under the model's own names, zeros in place",
+    )
     command.add_argument("--report", type=Path, metavar="FILE.json", help="what went, layer by layer")
     command.add_argument("--plot", type=Path, metavar="FILE.png", help="the sparsity of every layer as a picture")
     command.set_defaults(run=zoo.prune)
@@ -91,36 +168,88 @@ def _prune(command: argparse.ArgumentParser) -> None:
 
 def _score(command: argparse.ArgumentParser) -> None:
     _model(command)
-    command.add_argument("--method", default="magnitude", metavar="NAME", help=f"a measure (default: %(default)s); {', '.join(fp.MEASURES)}")
+    command.add_argument(
+        "--method",
+        default="magnitude",
+        metavar="NAME",
+        help=f"a measure (default: %(default)s); {', '.join(fp.MEASURES)}",
+    )
     _scoring(command)
     command.add_argument("--out", type=Path, metavar="FILE.safetensors", help="the scores, one tensor a parameter")
     command.set_defaults(run=zoo.score)
 
 
 def _model(command: argparse.ArgumentParser) -> None:
-    command.add_argument("name", metavar="NAME", help="a timm model: resnet18, vit_tiny_patch16_224.augreg_in21k_ft_in1k, ...")
+    command.add_argument(
+        "name", metavar="NAME", help="a timm model: resnet18, vit_tiny_patch16_224.augreg_in21k_ft_in1k, ..."
+    )
     weights = command.add_mutually_exclusive_group()
-    weights.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights to load instead of timm's pretrained ones")
-    weights.add_argument("--random-init", action="store_true", help="no weights: the model as timm initialises it (see --seed)")
-    command.add_argument("--num-classes", type=at_least_one, metavar="N", help="a head for N classes instead of the model's own")
-    command.add_argument("--device", default=None, metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="of --random-init, the choice of samples and `random` (default: 0)")
+    weights.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="weights to load instead of timm's pretrained ones"
+    )
+    weights.add_argument(
+        "--random-init", action="store_true", help="no weights: the model as timm initialises it (see --seed)"
+    )
+    command.add_argument(
+        "--num-classes", type=at_least_one, metavar="N", help="a head for N classes instead of the model's own"
+    )
+    command.add_argument(
+        "--device", default=None, metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
+    )
+    command.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of --random-init, the choice of samples and `random` (default: 0)",
+    )
     _traceback(command)
 
 
 def _scoring(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--granularity", default=None, metavar="G", help="what a unit is: weight (the default), filter, channel, or n:m such as 2:4")
-    command.add_argument("--include", nargs="+", metavar="GLOB", help="prune only these parameters, by name: 'blocks.*.attn.qkv'")
-    command.add_argument("--exclude", nargs="+", metavar="GLOB", help="leave these parameters alone: 'head*'")
-    command.add_argument("--data", type=Path, metavar="DIR", help="pictures in one folder a class; timm's transforms for the model are used")
-    command.add_argument("--samples", type=at_least_one, default=2560, metavar="N", help="pictures drawn from --data (default: 2560, the paper's)")
-    command.add_argument("--batch-size", type=at_least_one, default=64, metavar="N", help="(default: %(default)s)")
-    command.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read pictures (default: %(default)s)")
-    command.add_argument("--mode", default="eval", choices=("eval", "train"), help="batch norm and dropout while scoring (default: eval)")
     command.add_argument(
-        "--temperature", type=float, default=1.0, metavar="T", help="logits are divided by T; with 200 gradient_norm_increase is GraSP"
+        "--granularity",
+        default=None,
+        metavar="G",
+        help="what a unit is: weight (the default), filter, channel, or n:m such as 2:4",
     )
-    command.add_argument("--theta0", type=Path, metavar="FILE", help="a checkpoint at initialisation, for distance_biased_loss_preservation")
+    command.add_argument(
+        "--include", nargs="+", metavar="GLOB", help="prune only these parameters, by name: 'blocks.*.attn.qkv'"
+    )
+    command.add_argument("--exclude", nargs="+", metavar="GLOB", help="leave these parameters alone: 'head*'")
+    command.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="pictures in one folder a class; timm's transforms for the model are used",
+    )
+    command.add_argument(
+        "--samples",
+        type=at_least_one,
+        default=2560,
+        metavar="N",
+        help="pictures drawn from --data (default: 2560, the paper's)",
+    )
+    command.add_argument("--batch-size", type=at_least_one, default=64, metavar="N", help="(default: %(default)s)")
+    command.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that read pictures (default: %(default)s)"
+    )
+    command.add_argument(
+        "--mode", default="eval", choices=("eval", "train"), help="batch norm and dropout while scoring (default: eval)"
+    )
+    command.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="logits are divided by T; with 200 gradient_norm_increase is GraSP",
+    )
+    command.add_argument(
+        "--theta0",
+        type=Path,
+        metavar="FILE",
+        help="a checkpoint at initialisation, for distance_biased_loss_preservation",
+    )
 
 
 def _traceback(command: argparse.ArgumentParser) -> None:

@@ -64,7 +64,9 @@ class Row:
 def run(settings: Settings) -> list[Row]:
     """Train, score once, prune many times, print the table, write the picture."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a net only waits for a second one; and one thread gives one result on every machine
+    torch.set_num_threads(
+        1
+    )  # so small a net only waits for a second one; and one thread gives one result on every machine
     try:
         return _run(settings)
     finally:
@@ -80,16 +82,32 @@ def _run(settings: Settings) -> list[Row]:
     fit(model, train, settings.epochs, learning_rate=0.1, seed=settings.seed)
     dense = point(model, train)
     print(_opening(settings, model, dense, accuracy(model, test), time.perf_counter() - started))
-    scores = fp.scores(model, list(settings.methods), train, granularity=settings.granularity, theta0=theta0, progress=False)
+    scores = fp.scores(
+        model, list(settings.methods), train, granularity=settings.granularity, theta0=theta0, progress=False
+    )
     cases = [(method, sparsity) for method in settings.methods for sparsity in settings.sparsities]
     rows = []
     for method, sparsity in tqdm(cases, desc="prune", leave=False):
         pruned, report, emptied = _prune(model, scores[method], sparsity)
         after, untuned = point(pruned, train), accuracy(pruned, test)
-        changes = {"predicted": first_order(dense, after), "actual": after.loss - dense.loss}  # now: training moves the weights that a flow holds
+        changes = {
+            "predicted": first_order(dense, after),
+            "actual": after.loss - dense.loss,
+        }  # now: training moves the weights that a flow holds
         fit(pruned, train, settings.tuning_epochs, learning_rate=0.02, seed=settings.seed)
         tuned = accuracy(pruned, test)
-        rows.append(Row(report.method, sparsity, **changes, loss=after.loss, norm=after.norm, accuracy=untuned, tuned=tuned, emptied=emptied))
+        rows.append(
+            Row(
+                report.method,
+                sparsity,
+                **changes,
+                loss=after.loss,
+                norm=after.norm,
+                accuracy=untuned,
+                tuned=tuned,
+                emptied=emptied,
+            )
+        )
     print(table(rows))
     draw(rows, dense.loss, settings)
     print(f"\n{settings.out} written; {time.perf_counter() - started:.0f} s in all")
@@ -165,8 +183,9 @@ def accuracy(model: nn.Module, batches: Batches) -> float:
 
 def _opening(settings: Settings, model: nn.Module, dense: Point, right: float, seconds: float) -> str:
     weights = sum(parameter.numel() for parameter in model.parameters())
+    net = f"A convolutional net with batch norm, {weights:,} parameters"
     return f"""\
-A convolutional net with batch norm, {weights:,} parameters, trained on scikit-learn's digits for {settings.epochs} epochs in {seconds:.1f} s.
+{net}, trained on scikit-learn's digits for {settings.epochs} epochs in {seconds:.1f} s.
 Dense: test accuracy {right:.1%}, training loss {dense.loss:.4g}, ‖g‖² {dense.norm:.3g}.
 Now every measure, from one flow; granularity: {settings.granularity}. After pruning, before any training:
   predicted  the change of the loss to first order, -Σ θ·g over what goes: exact for small changes only
@@ -177,9 +196,17 @@ Now every measure, from one flow; granularity: {settings.granularity}. After pru
 
 def table(rows: Sequence[Row]) -> str:
     """One line a model."""
-    lines = [f"{'measure':34} {'sparsity':>8} {'predicted':>10} {'actual':>10} {'loss':>8} {'‖g‖²':>9} {'accuracy':>8} {'tuned':>7}"]
+    lines = [
+        (
+            f"{'measure':34} {'sparsity':>8} {'predicted':>10} {'actual':>10} {'loss':>8} {'‖g‖²':>9} {'accuracy':>8} "
+            f"{'tuned':>7}"
+        )
+    ]
     for row in rows:
-        cells = f"{row.predicted:>+10.3g} {row.actual:>+10.3g} {row.loss:>8.3g} {row.norm:>9.3g} {row.accuracy:>8.1%} {row.tuned:>7.1%}"
+        cells = (
+            f"{row.predicted:>+10.3g} {row.actual:>+10.3g} {row.loss:>8.3g} {row.norm:>9.3g} {row.accuracy:>8.1%} "
+            f"{row.tuned:>7.1%}"
+        )
         lines.append(f"{row.method:34} {row.sparsity:>8.0%} {cells}" + ("  a layer is empty" if row.emptied else ""))
     return "\n".join(lines)
 
@@ -196,7 +223,12 @@ def draw(rows: Sequence[Row], loss: float, settings: Settings) -> None:
     methods = list(dict.fromkeys(row.method for row in rows))
     for index, method in enumerate(methods):
         own = [row for row in rows if row.method == method]
-        style: dict[str, Any] = {"color": colormaps["tab20"](index % 20), "marker": "os^v"[index % 4], "markersize": 5, "label": method}
+        style: dict[str, Any] = {
+            "color": colormaps["tab20"](index % 20),
+            "marker": "os^v"[index % 4],
+            "markersize": 5,
+            "label": method,
+        }
         sparsities = [row.sparsity for row in own]
         left.plot(sparsities, [row.accuracy for row in own], **style)
         middle.plot(sparsities, [row.tuned for row in own], **style)

@@ -27,10 +27,18 @@ def prune(chosen: argparse.Namespace) -> None:
     given = None if chosen.scores is None else fp.Scores.load(_existing("--scores", chosen.scores))
     _check(chosen, needs_data=given is None)
     if chosen.sparsity is None and ":" not in (chosen.granularity or getattr(given, "granularity", "")):
-        raise ValueError("--sparsity is missing: expected a share from 0 to 1, such as --sparsity 0.9 (only n:m granularity goes without)")
+        raise ValueError(
+            "--sparsity is missing: expected a share from 0 to 1, such as --sparsity 0.9 (only n:m granularity goes "
+            "without)"
+        )
     model = load_model(chosen)
-    scored = {"scores": given} if given else {"method": chosen.method, "rounds": chosen.rounds, "schedule": chosen.schedule}
-    chooses = {name: getattr(chosen, name) for name in ("sparsity", "cost", "granularity", "scope", "min_keep", "include", "exclude")}
+    scored = (
+        {"scores": given} if given else {"method": chosen.method, "rounds": chosen.rounds, "schedule": chosen.schedule}
+    )
+    chooses = {
+        name: getattr(chosen, name)
+        for name in ("sparsity", "cost", "granularity", "scope", "min_keep", "include", "exclude")
+    }
     report = fp.global_prune(model, **scored, **chooses, **_sources(chosen, model, scored=given is not None))
     print(report)
     if chosen.out:
@@ -50,7 +58,12 @@ def score(chosen: argparse.Namespace) -> None:
     _check(chosen, needs_data=True)
     model = load_model(chosen)
     found = fp.scores(
-        model, chosen.method, granularity=chosen.granularity or "weight", include=chosen.include, exclude=chosen.exclude, **_sources(chosen, model)
+        model,
+        chosen.method,
+        granularity=chosen.granularity or "weight",
+        include=chosen.include,
+        exclude=chosen.exclude,
+        **_sources(chosen, model),
     )
     print(found)
     if chosen.out:
@@ -90,7 +103,9 @@ def _check_name(timm: Any, name: str) -> None:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"; nearest: {', '.join(near)}" if near else ""
-        raise ValueError(f"timm has no model {name!r}{hint}. `python -c 'import timm; print(timm.list_models())'` lists them all")
+        raise ValueError(
+            f"timm has no model {name!r}{hint}. `python -c 'import timm; print(timm.list_models())'` lists them all"
+        )
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError as error:
@@ -104,7 +119,9 @@ def _from_checkpoint(timm: Any, chosen: argparse.Namespace, classes: dict[str, i
         return timm.create_model(chosen.name, checkpoint_path=str(path), **classes)
     except (RuntimeError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"--checkpoint {path} does not load into {chosen.name}: {reason}. Another class count? --num-classes N") from error
+        raise ValueError(
+            f"--checkpoint {path} does not load into {chosen.name}: {reason}. Another class count? --num-classes N"
+        ) from error
 
 
 def _pretrained(timm: Any, chosen: argparse.Namespace, classes: dict[str, int]) -> Any:
@@ -114,7 +131,8 @@ def _pretrained(timm: Any, chosen: argparse.Namespace, classes: dict[str, int]) 
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OSError(
             f"the pretrained weights of {chosen.name} could not be had: {reason} "
-            "Pass --checkpoint FILE (weights you have) or --random-init (none), or try again where the hub can be reached"
+            "Pass --checkpoint FILE (weights you have) or --random-init (none), or try again where the hub can be "
+            "reached"
         ) from error
 
 
@@ -124,7 +142,9 @@ def _check(chosen: argparse.Namespace, *, needs_data: bool) -> None:
     if chosen.granularity not in (None, "channel"):
         parse_granularity(chosen.granularity)
     if chosen.data is not None and not chosen.data.is_dir():
-        raise FileNotFoundError(f"--data {chosen.data}: there is no such folder; expected one with a folder of pictures for each class")
+        raise FileNotFoundError(
+            f"--data {chosen.data}: there is no such folder; expected one with a folder of pictures for each class"
+        )
     if needs_data and chosen.data is None and (reads := sorted(needs & _NEEDS_LABELS)):
         free = [name for name in fp.MEASURES if not set(measures.needs(name)) & (_NEEDS_LABELS | {"theta0"})]
         raise ValueError(
@@ -132,7 +152,9 @@ def _check(chosen: argparse.Namespace, *, needs_data: bool) -> None:
             f"pass --data DIR (pictures in one folder a class), or a measure that reads none: {', '.join(free)}"
         )
     if needs_data and "theta0" in needs and chosen.theta0 is None:
-        raise ValueError(f"{chosen.method} reads theta0, the weights at initialisation: pass --theta0 FILE, a checkpoint taken there")
+        raise ValueError(
+            f"{chosen.method} reads theta0, the weights at initialisation: pass --theta0 FILE, a checkpoint taken there"
+        )
 
 
 def _sources(chosen: argparse.Namespace, model: nn.Module, *, scored: bool = False) -> dict[str, Any]:
@@ -164,7 +186,10 @@ def loader(chosen: argparse.Namespace, model: nn.Module, config: dict[str, Any])
 
 
 def _labels(folder: Path, model: Any) -> Any:
-    """From the number of a folder to the model's class: ImageNet's own numbers where the folders are named by its synsets."""
+    """From the number of a folder to the model's class.
+
+    ImageNet's own numbers where the folders are named by its synsets.
+    """
     from timm.data import ImageNetInfo
 
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
@@ -175,7 +200,8 @@ def _labels(folder: Path, model: Any) -> Any:
         return [known[name] for name in names].__getitem__
     raise ValueError(
         f"--data {folder}: expected a folder for each of the model's {model.num_classes} classes, found {len(names)} "
-        f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); pass --num-classes {max(len(names), 1)}, with a --checkpoint for as many"
+        f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); pass --num-classes {max(len(names), 1)}, with "
+        "a --checkpoint for as many"
     )
 
 
@@ -183,7 +209,9 @@ def save_dense(model: nn.Module, path: Path, report: fp.Report) -> None:
     """The state dict under the unpruned model's names, zeros in place; the model's masks become permanent."""
     from safetensors.torch import save_file
 
-    state: dict[str, Tensor] = {name: value.detach().cpu().contiguous().clone() for name, value in fp.remove(model).state_dict().items()}
+    state: dict[str, Tensor] = {
+        name: value.detach().cpu().contiguous().clone() for name, value in fp.remove(model).state_dict().items()
+    }
     summary = {"method": report.method, "granularity": report.granularity, "sparsity": report.sparsity}
     save_file(state, path, {"format": "pt", "torch_flowprune.pruned": json.dumps(summary)})
 

@@ -19,10 +19,26 @@ Take: TypeAlias = "Callable[[Sequence[Tensor | None]], Grads]"
 
 
 class Derivatives:
-    """Of one model and objective, with respect to ``parameters``; one entry a parameter, None where the loss does not reach."""
+    """Of one model and objective, with respect to ``parameters``.
 
-    def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter], objective: Objective, mode: str, resources: Resources) -> None:
-        self.model, self.parameters, self.objective, self.mode, self.resources = model, list(parameters), objective, mode, resources
+    One entry a parameter, None where the loss does not reach.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        objective: Objective,
+        mode: str,
+        resources: Resources,
+    ) -> None:
+        self.model, self.parameters, self.objective, self.mode, self.resources = (
+            model,
+            list(parameters),
+            objective,
+            mode,
+            resources,
+        )
         self.reached = [False] * len(self.parameters)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -43,23 +59,34 @@ class Derivatives:
 
     def product(self, grads: Grads, along: Sequence[Tensor], *, retain_graph: bool = False) -> Grads:
         """(∂g/∂θ)ᵀ v, which is H·v since H is symmetric."""
-        pairs = [(grad, v.to(grad.device, grad.dtype)) for grad, v in zip(grads, along, strict=True) if grad is not None and grad.requires_grad]
+        pairs = [
+            (grad, v.to(grad.device, grad.dtype))
+            for grad, v in zip(grads, along, strict=True)
+            if grad is not None and grad.requires_grad
+        ]
         if not pairs:
             return [None] * len(grads)
         outputs, vectors = zip(*pairs, strict=True)
         try:
             check_twice(outputs)
             with self._taken(enabled=True) as take:
-                return take(torch.autograd.grad(outputs, self.parameters, vectors, allow_unused=True, retain_graph=retain_graph))
+                return take(
+                    torch.autograd.grad(outputs, self.parameters, vectors, allow_unused=True, retain_graph=retain_graph)
+                )
         except RuntimeError as error:
             if not any(text in str(error) for text in ("derivative for", "double backward", "once_differentiable")):
                 raise
-            way_out = "H·g needs second derivatives, and an operator of this model has none: use a measure that reads only g"
+            way_out = (
+                "H·g needs second derivatives, and an operator of this model has none: use a measure that reads only g"
+            )
             raise RuntimeError(f"{way_out} (torch says: {error})") from error
 
     @contextmanager
     def _taken(self, *, enabled: bool) -> Iterator[Take]:
-        """Where sums are kept on the host: each gradient moves there as it comes, and an empty one takes its place on the device."""
+        """Where sums are kept on the host.
+
+        Each gradient moves there as it comes, and an empty one takes its place on the device.
+        """
         taken: dict[int, Tensor] = {}
 
         def mover(index: int) -> Callable[[Tensor], Tensor]:
@@ -70,7 +97,9 @@ class Derivatives:
             return move
 
         active = enabled and self.resources.offload
-        hooks = [parameter.register_hook(mover(index)) for index, parameter in enumerate(self.parameters)] if active else []
+        hooks = (
+            [parameter.register_hook(mover(index)) for index, parameter in enumerate(self.parameters)] if active else []
+        )
         try:
             yield lambda grads: [None if grad is None else taken.get(index, grad) for index, grad in enumerate(grads)]
         finally:
@@ -81,4 +110,6 @@ class Derivatives:
         missed = [name for name, seen in zip(names, self.reached, strict=True) if not seen]
         if missed:
             listed = ", ".join(missed[:5]) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
-            warnings.warn(f"the loss does not reach {listed}: their gradient counts as 0", UserWarning, stacklevel=stacklevel)
+            warnings.warn(
+                f"the loss does not reach {listed}: their gradient counts as 0", UserWarning, stacklevel=stacklevel
+            )

@@ -1,4 +1,7 @@
-"""Operators for gradients that are differentiated again: those that have a second derivative, and cheap ones where most of the time goes."""
+"""Operators for gradients that are differentiated again.
+
+Those that have a second derivative, and cheap ones where most of the time goes.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ _aten = torch.ops.aten
 
 @contextmanager
 def twice_differentiable() -> Iterator[Reading]:
-    """Inside, a forward uses operators that have second derivatives: plain attention for the fused kernels, relu6 for hardsigmoid.
+    """Inside, a forward uses operators that have second derivatives: plain attention, relu6 for hardsigmoid.
 
     Convolutions, linear layers and batch norms in eval mode go through :class:`_Product`.
     """
@@ -34,7 +37,10 @@ def twice_differentiable() -> Iterator[Reading]:
 
 
 class Reading:
-    """Whether the values of a gradient are read, or only what they depend on: then those of the weights are left out."""
+    """Whether the values of a gradient are read, or only what they depend on.
+
+    Then those of the weights are left out.
+    """
 
     values = True
 
@@ -49,7 +55,7 @@ class Reading:
 
 
 def check_twice(outputs: Iterable[Tensor]) -> None:
-    """A function marked once_differentiable leaves in the graph a node that raises, but that ``torch.autograd.grad`` never visits."""
+    """A once_differentiable function leaves a node that raises, but that ``torch.autograd.grad`` never visits."""
     seen: set[Any] = set()
     todo: list[Any] = [output.grad_fn for output in outputs]
     while todo:
@@ -101,7 +107,8 @@ class _Product(Function):
 class _Transposes(Function):
     """The derivative of ``x * w + b``; its own derivative along (u, v) is the same operator at (u, v).
 
-    torch's second derivative of a convolution goes group by group, and rearranges its operands to make one convolution of another.
+    torch's second derivative of a convolution goes group by group, and rearranges its operands to make one convolution
+    of another.
     """
 
     @staticmethod
@@ -126,7 +133,9 @@ class _Transposes(Function):
         if needs_dy and u is not None:
             ddy = linear.product(u, w, None) if ddy is None else ddy.add_(linear.product(u, w, None))
         wanted = needs_x and v is not None, needs_w and u is not None, False
-        dx, dw, _ = linear.transposes(dy, x if u is None else u, w if v is None else v, wanted) if any(wanted) else (None,) * 3
+        dx, dw, _ = (
+            linear.transposes(dy, x if u is None else u, w if v is None else v, wanted) if any(wanted) else (None,) * 3
+        )
         return None, ddy, dx if wanted[0] else None, dw if wanted[1] else None, None, None
 
 
@@ -170,20 +179,37 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operan
 
 
 def _linear_product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """Not as a view of the product of all rows, as older versions of torch give it: autograd would refuse to have it written in place."""
+    """Not as a view of the product of all rows, as older versions of torch give it.
+
+    Autograd would refuse to have it written in place.
+    """
     found = _aten.linear(x, w, b)
     return _aten._unsafe_view(found, found.shape)  # type: ignore[no-any-return]
 
 
 def _linear_transposes(dy: Tensor, x: Tensor, w: Tensor, wanted: Wanted) -> Found:
     rows = dy.flatten(0, -2)
-    return dy @ w if wanted[0] else None, rows.T @ x.flatten(0, -2) if wanted[1] else None, rows.sum(0) if wanted[2] else None
+    return (
+        dy @ w if wanted[0] else None,
+        rows.T @ x.flatten(0, -2) if wanted[1] else None,
+        rows.sum(0) if wanted[2] else None,
+    )
 
 
 def _convolution(
-    axes: int, input: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[Any], *, transposed: bool, groups: int
+    axes: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    sizes: Sequence[Any],
+    *,
+    transposed: bool,
+    groups: int,
 ) -> Operands | None:
-    """``sizes`` are stride, padding, dilation and output padding: numbers or tuples of them; a padding in words stays torch's."""
+    """``sizes`` are stride, padding, dilation and output padding: numbers or tuples of them.
+
+    A padding in words stays torch's.
+    """
     if not _plain(input, weight, bias) or input.dim() != axes + 2 or any(isinstance(size, str) for size in sizes):
         return None
     stride, padding, dilation, more = ([size] * axes if isinstance(size, int) else list(size) for size in sizes)
@@ -200,7 +226,13 @@ def _convolution(
 
 def _forward(axes: int) -> Substitute:
     def convolution(
-        input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
     ) -> Operands | None:
         return _convolution(axes, input, weight, bias, (stride, padding, dilation, 0), transposed=False, groups=groups)
 
@@ -212,20 +244,35 @@ def _transposed(axes: int) -> Substitute:
         input: Tensor, weight: Tensor, bias: Tensor | None = None,
         stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
     ) -> Operands | None:  # fmt: skip
-        return _convolution(axes, input, weight, bias, (stride, padding, dilation, output_padding), transposed=True, groups=groups)
+        return _convolution(
+            axes, input, weight, bias, (stride, padding, dilation, output_padding), transposed=True, groups=groups
+        )
 
     return convolution
 
 
 def _batch_norm(
-    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None,
-    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
-) -> Operands | None:  # fmt: skip
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Operands | None:
     """In eval mode: every channel shifted and scaled by constants, then ``* w + b``."""
-    if training or running_mean is None or running_var is None or not _plain(input, running_mean, running_var, weight, bias):
+    if (
+        training
+        or running_mean is None
+        or running_var is None
+        or not _plain(input, running_mean, running_var, weight, bias)
+    ):
         return None
     w = torch.ones_like(running_mean) if weight is None else weight
-    whole = _normalized(running_mean, running_var, eps, linear=_normalized(torch.zeros_like(running_mean), running_var, eps))
+    whole = _normalized(
+        running_mean, running_var, eps, linear=_normalized(torch.zeros_like(running_mean), running_var, eps)
+    )
     return whole, input, w, bias
 
 
@@ -240,7 +287,10 @@ def _normalized(mean: Tensor, var: Tensor, eps: float, linear: Bilinear | None =
 
 
 def _plain(*tensors: Tensor | None) -> bool:
-    """Whether these are what the operators above are for: real, dense, all of one type, outside of autocast and functional transforms."""
+    """Whether these are what the operators above are for.
+
+    Real, dense, all of one type, outside of autocast and functional transforms.
+    """
     found = [tensor for tensor in tensors if tensor is not None]
     return (
         all(type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided for tensor in found)

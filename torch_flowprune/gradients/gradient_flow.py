@@ -12,7 +12,19 @@ from torch import Tensor, nn
 from torch_flowprune.gradients.memory_budget import Resources, in_bytes
 from torch_flowprune.gradients.sweeps import Sweeps
 from torch_flowprune.gradients.synflow import synaptic_gradient
-from torch_flowprune.inputs import Closure, Loss, Objective, Ranks, Target, as_batches, example_of, parameters_of, untouched, unwrapped, wide
+from torch_flowprune.inputs import (
+    Closure,
+    Loss,
+    Objective,
+    Ranks,
+    Target,
+    as_batches,
+    example_of,
+    parameters_of,
+    untouched,
+    unwrapped,
+    wide,
+)
 
 Named = dict[str, Tensor]
 
@@ -34,7 +46,8 @@ class Flow:
         g2: sample-weighted mean over batches of the squared batch gradients.
         g2_sample: mean over samples of the squared sample gradients.
         Hg: Hessian of the mean loss times g, over the same data.
-        gR: gradient of the synaptic-flow objective, float64 (of a float32 net of convolutions, on a CPU, right to float32's digits).
+        gR: gradient of the synaptic-flow objective, float64 (of a float32 net of convolutions, on a CPU, right to
+            float32's digits).
         loss: the mean loss, or None where no data were read.
         samples: how many samples were read.
     """
@@ -53,7 +66,9 @@ class Flow:
         """The tensors of one kind (``"g"``) by parameter name, or an error that says how to get what is missing."""
         values: Named | None = getattr(self, kind)
         if values is None:
-            raise ValueError(f"this flow has no {kind!r}: compute it with needs=({kind!r},), or for 'theta0' pass theta0=")
+            raise ValueError(
+                f"this flow has no {kind!r}: compute it with needs=({kind!r},), or for 'theta0' pass theta0="
+            )
         apart = any(value.device != self.theta[name].device for name, value in values.items())
         return _Fetched({name: (value, self.theta[name].device) for name, value in values.items()}) if apart else values
 
@@ -86,14 +101,16 @@ def flow(
 ) -> Flow:
     """θ and the derivatives of the loss that ``needs`` names, exact, over all the data, leaving no trace on the model.
 
-    They are taken over every parameter that requires a gradient, and over ``parameters`` besides (so a frozen model can be scored).
-    H·g is exact (reverse over reverse), with g and H over the same samples: two sweeps, or one where the data is a single batch.
+    They are taken over every parameter that requires a gradient, and over ``parameters`` besides (so a frozen model can
+    be scored). H·g is exact (reverse over reverse), with g and H over the same samples: two sweeps, or one where the
+    data is a single batch.
 
     Args:
-        model: any module; unwrapped if compiled or data-parallel. Of a ``DistributedDataParallel`` model every rank makes the same call
-            with its own share of the data, and the flow is that over all of them.
+        model: any module; unwrapped if compiled or data-parallel. Of a ``DistributedDataParallel`` model every rank
+            makes the same call with its own share of the data, and the flow is that over all of them.
         data: an iterable of ``(input, target)`` or dict batches, or one batch. Batches are moved to the model's device.
-        loss: ``loss(output, target)``, a mean over the batch; cross-entropy if left out, or the model's own for dict batches.
+        loss: ``loss(output, target)``, a mean over the batch; cross-entropy if left out, or the model's own for dict
+            batches.
         needs: any of ``g``, ``g2``, ``g2_sample``, ``Hg``, ``gR``.
         closure: ``closure(model, batch) -> loss`` for anything else; ``loss`` and ``temperature`` are then yours.
         parameters: names of parameters to include even if they are frozen.
@@ -103,9 +120,11 @@ def flow(
         mode: "eval" (the paper's) or "train": batch norm and dropout while scoring.
         example_inputs: inputs that show the shape ``gR`` needs, where there is no data.
         progress: True or False; None shows a bar once a sweep has taken two seconds.
-        max_memory: what a sweep may take besides model and data, in bytes or as ``"2GB"``: batches that would take more are run in parts,
-            with the same result; where there is room, graphs are kept for the second sweep, which is then faster.
-        offload: keep the sums of the derivatives on the host, for models whose θ, g and H·g do not fit on the device together.
+        max_memory: what a sweep may take besides model and data, in bytes or as ``"2GB"``: batches that would take more
+            are run in parts, with the same result; where there is room, graphs are kept for the second sweep, which is
+            then faster.
+        offload: keep the sums of the derivatives on the host, for models whose θ, g and H·g do not fit on the device
+            together.
         autocast: ``torch.bfloat16`` runs the model in mixed precision; sums are in float32 all the same.
 
     Raises:
@@ -120,7 +139,9 @@ def flow(
     ranks, model = Ranks.of(model), unwrapped(model)
     wanted = _checked(needs)
     targets = _differentiable(model, parameters, wanted)
-    point = Flow(theta={name: wide(target.theta) for name, target in targets.items()}, theta0=_reference(theta0, targets))
+    point = Flow(
+        theta={name: wide(target.theta) for name, target in targets.items()}, theta0=_reference(theta0, targets)
+    )
     if not wanted:
         return point
     objective, resources = Objective(loss, closure, temperature), Resources(in_bytes(max_memory), offload, autocast)
@@ -140,7 +161,10 @@ def _checked(needs: Sequence[str]) -> set[str]:
     wanted = {needs} if isinstance(needs, str) else set(needs)
     unknown = wanted - set(INGREDIENTS)
     if unknown:
-        raise ValueError(f"needs= names {', '.join(map(repr, sorted(unknown)))}; a flow has {', '.join(field.name for field in fields(Flow)[2:7])}")
+        raise ValueError(
+            f"needs= names {', '.join(map(repr, sorted(unknown)))}; a flow has "
+            f"{', '.join(field.name for field in fields(Flow)[2:7])}"
+        )
     wanted -= {"theta", "theta0", "generator"}
     return wanted | {"g"} if "Hg" in wanted else wanted
 
@@ -152,9 +176,13 @@ def _differentiable(model: nn.Module, also: Iterable[str], wanted: set[str]) -> 
         raise ValueError(f"no such parameter: {', '.join(sorted(missing))}")
     if wanted and (odd := [name for name in also if not known[name].parameter.is_floating_point()]):
         dtype = known[odd[0]].parameter.dtype
-        raise ValueError(f"{', '.join(odd)}: derivatives are of real numbers, not {dtype}; use a measure of theta alone, or exclude=")
+        raise ValueError(
+            f"{', '.join(odd)}: derivatives are of real numbers, not {dtype}; use a measure of theta alone, or exclude="
+        )
     return {
-        name: target for name, target in known.items() if name in also or (target.parameter.requires_grad and target.parameter.is_floating_point())
+        name: target
+        for name, target in known.items()
+        if name in also or (target.parameter.requires_grad and target.parameter.is_floating_point())
     }
 
 
@@ -165,8 +193,12 @@ def _reference(state: Mapping[str, Tensor] | None, targets: dict[str, Target]) -
     for name, target in targets.items():
         value = state.get(name, state.get(f"{name}_orig"))
         if value is None:
-            raise ValueError(f"theta0 has no entry for {name!r}: pass a state dict of this model, taken at the reference point")
+            raise ValueError(
+                f"theta0 has no entry for {name!r}: pass a state dict of this model, taken at the reference point"
+            )
         if value.shape != target.parameter.shape:
-            raise ValueError(f"theta0[{name!r}] has shape {tuple(value.shape)}, the parameter {tuple(target.parameter.shape)}")
+            raise ValueError(
+                f"theta0[{name!r}] has shape {tuple(value.shape)}, the parameter {tuple(target.parameter.shape)}"
+            )
         found[name] = wide(value.detach().to(target.parameter.device))
     return found

@@ -26,9 +26,20 @@ def in_bytes(size: Bytes | None) -> int | None:
     """
     if size is None:
         return None
-    text = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(size).lower()) if isinstance(size, (int, str)) else None
-    if text is None or isinstance(size, bool) or text[2] not in _UNITS or not (found := int(float(text[1]) * _UNITS[text[2]])):
-        raise ValueError(f"max_memory should be a number of bytes above 0 or text such as '2GB' or '512MiB', got {size!r}")
+    text = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(size).lower())
+        if isinstance(size, (int, str))
+        else None
+    )
+    if (
+        text is None
+        or isinstance(size, bool)
+        or text[2] not in _UNITS
+        or not (found := int(float(text[1]) * _UNITS[text[2]]))
+    ):
+        raise ValueError(
+            f"max_memory should be a number of bytes above 0 or text such as '2GB' or '512MiB', got {size!r}"
+        )
     return found
 
 
@@ -46,7 +57,10 @@ def readable(size: float) -> str:
 
 
 class Peak(TorchDispatchMode):
-    """Inside, the bytes of tensors made: those ``live`` now, and the ``peak``. Tensors there before and kernels' own scratch do not count."""
+    """Inside, the bytes of tensors made: those ``live`` now, and the ``peak``.
+
+    Tensors there before and kernels' own scratch do not count.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -75,7 +89,11 @@ class Peak(TorchDispatchMode):
 
 
 def _storages(values: Any) -> list[torch.UntypedStorage]:
-    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor) and value.layout is torch.strided]
+    return [
+        value.untyped_storage()
+        for value in tree_leaves(values)
+        if isinstance(value, Tensor) and value.layout is torch.strided
+    ]
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a sweep may use: bytes besides the model, or None for no limit; the host's memory for sums; a dtype to run the model in."""
+    """What a sweep may use: bytes besides the model, or None for no limit; the host's memory for sums.
+
+    A dtype to run the model in.
+    """
 
     max_memory: int | None = None
     offload: bool = False
@@ -104,12 +125,16 @@ class Resources:
     def __post_init__(self) -> None:
         if self.autocast not in (None, torch.bfloat16):
             raise ValueError(
-                f"autocast should be torch.bfloat16 or None (gradients underflow in float16 without loss scaling), got {self.autocast!r}"
+                "autocast should be torch.bfloat16 or None (gradients underflow in float16 without loss scaling), "
+                f"got {self.autocast!r}"
             )
 
 
 def measured(work: Callable[[int], object], samples: int) -> tuple[Cost, Cost]:
-    """``work(n)`` on one sample and on two, if there are two: what it takes at most, and what its result goes on holding."""
+    """``work(n)`` on one sample and on two, if there are two.
+
+    What it takes at most, and what its result goes on holding.
+    """
     work(1)  # what a first call loads and caches is not the samples'
     peaks, kept = [], []
     for count in (1, min(2, samples)):

@@ -29,7 +29,10 @@ class MicroBatches:
         kinds = len(wanted & {"g", "g2", "g2_sample", "Hg"}) + 1  # and a batch's own gradient, summed over its parts
         self.sums = 0 if derivatives.resources.offload else kinds * each
         if self.limit is not None and derivatives.mode == "train" and (norm := _coupling(derivatives.model)):
-            raise ValueError(f"max_memory= cuts batches, and {norm!r} takes its statistics over a whole one in mode='train': leave one of them out")
+            raise ValueError(
+                f"max_memory= cuts batches, and {norm!r} takes its statistics over a whole one in mode='train': "
+                "leave one of them out"
+            )
 
     def of(self, batch: Batch, size: int) -> list[Part]:
         """The batch's parts with their sizes."""
@@ -38,7 +41,9 @@ class MicroBatches:
         peak, _ = self.cost(batch, size)
         most = min(size, peak.samples(self.limit - self.sums))
         if not most:
-            needed = f"the sums of the derivatives take {readable(self.sums)}, one sample {readable(peak.first)} besides"
+            needed = (
+                f"the sums of the derivatives take {readable(self.sums)}, one sample {readable(peak.first)} besides"
+            )
             way_out = f"allow {readable(self.sums + peak.first)}, or keep the sums on the host with offload=True"
             raise ValueError(f"max_memory of {readable(self.limit)} is not enough: {needed}; {way_out}")
         if most < size and not self.checked:
@@ -59,7 +64,11 @@ class MicroBatches:
             return self.derivatives.gradient(self.derivatives.loss(batch))
         with twice_differentiable():
             grads = self.derivatives.gradient(self.derivatives.loss(batch), create_graph=True)
-            self.derivatives.product(grads, [torch.zeros_like(p) if g is None else g.detach() for g, p in self._pairs(grads)], retain_graph=True)
+            self.derivatives.product(
+                grads,
+                [torch.zeros_like(p) if g is None else g.detach() for g, p in self._pairs(grads)],
+                retain_graph=True,
+            )
             return grads
 
     def _pairs(self, grads: Grads) -> Any:
@@ -70,11 +79,17 @@ class MicroBatches:
         with untouched(self.derivatives.model), torch.no_grad():
             value = self._number(batch)
             mean = sum(self._number(part) * count for part, count in parts(batch, size, -(-size // 2))) / size
-        tolerance = 2e-2 if self.derivatives.resources.autocast or min(p.element_size() for p in self.derivatives.parameters) < 4 else 1e-4
+        tolerance = (
+            2e-2
+            if self.derivatives.resources.autocast or min(p.element_size() for p in self.derivatives.parameters) < 4
+            else 1e-4
+        )
         if abs(value - mean) > tolerance * max(abs(value), abs(mean)):
             raise ValueError(
-                f"max_memory= cuts batches, which needs a loss that is a mean over samples: that of {size} samples is {value:.6g}, the mean over "
-                f"its halves {mean:.6g}; use reduction='mean' and no statistics over the batch, or smaller batches without max_memory="
+                f"max_memory= cuts batches, which needs a loss that is a mean over samples: that of {size} samples "
+                f"is {value:.6g}, the mean over "
+                f"its halves {mean:.6g}; use reduction='mean' and no statistics over the batch, or smaller batches "
+                "without max_memory="
             )
 
     def _number(self, batch: Batch) -> float:
@@ -87,7 +102,10 @@ def _coupling(model: torch.nn.Module) -> str | None:
 
 
 class Graphs:
-    """The gradients of the last batches, with the graphs to differentiate them again: as many as fit beside the work on a batch."""
+    """The gradients of the last batches, with the graphs to differentiate them again.
+
+    As many as fit beside the work on a batch.
+    """
 
     def __init__(self, micro: MicroBatches) -> None:
         self.micro, self.worst, self.held = micro, 0.0, 0.0
@@ -95,9 +113,17 @@ class Graphs:
 
     @property
     def active(self) -> bool:
-        """Whether the budget leaves room: not without one, not where randomness would differ, not where graphs stay off the device."""
+        """Whether the budget leaves room.
+
+        Not without one, not where randomness would differ, not where graphs stay off the device.
+        """
         resources = self.micro.derivatives.resources
-        return self.micro.second and resources.max_memory is not None and not resources.offload and self.micro.derivatives.mode == "eval"
+        return (
+            self.micro.second
+            and resources.max_memory is not None
+            and not resources.offload
+            and self.micro.derivatives.mode == "eval"
+        )
 
     def expect(self, batch: Batch, size: int) -> bool:
         """Make room for a batch; whether its graph may be kept."""

@@ -39,13 +39,23 @@ class Sweeps:
         ranks: Ranks,
         resources: Resources = Resources(),  # noqa: B008 - a value that cannot change
     ) -> None:
-        self.mode, self.rewind, self.progress, self.max_samples, self.ranks = mode, rewind, progress, _whole(max_samples), ranks
+        self.mode, self.rewind, self.progress, self.max_samples, self.ranks = (
+            mode,
+            rewind,
+            progress,
+            _whole(max_samples),
+            ranks,
+        )
         self.names = list(targets)
         self.parameters = [target.parameter for target in targets.values()]
         if not self.parameters:
-            raise ValueError("no parameter of this model requires a gradient: unfreeze some, or name those to score in parameters=")
+            raise ValueError(
+                "no parameter of this model requires a gradient: unfreeze some, or name those to score in parameters="
+            )
         if resources.offload and not ranks.alone:
-            raise ValueError("offload=True keeps the sums on the host, where ranks do not add them up: score in one process")
+            raise ValueError(
+                "offload=True keeps the sums on the host, where ranks do not add them up: score in one process"
+            )
         self.offload, self.seen = resources.offload, 0
         self.derivatives = Derivatives(model, self.parameters, objective, mode, resources)
 
@@ -60,7 +70,10 @@ class Sweeps:
         if len(head) == 1 and self.ranks.alone and not self.offload and len(micro.of(*head[0])) == 1:
             return self._single(head[0], wanted)
         if isinstance(data, Iterator) and (len(head) > 1 or self.mode == "train"):
-            raise ValueError("H·g takes two sweeps over the data, and this iterator can be read only once: pass a list or a DataLoader")
+            raise ValueError(
+                "H·g takes two sweeps over the data, and this iterator can be read only once: pass a list or a "
+                "DataLoader"
+            )
         graphs = Graphs(micro)
         found = self._first(chain(head, stream), wanted, _length(data), micro, graphs)
         self.rewind()
@@ -70,7 +83,8 @@ class Sweeps:
     def along(self, v: Mapping[str, Tensor], masks: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Any]:
         """The loss, ‖g‖², and their expansions in θ − v, in one sweep: the fields of a ``Prediction``."""
         vector = [
-            v[name].to(p.device) if name in v else torch.zeros_like(wide(p.detach())) for name, p in zip(self.names, self.parameters, strict=True)
+            v[name].to(p.device) if name in v else torch.zeros_like(wide(p.detach()))
+            for name, p in zip(self.names, self.parameters, strict=True)
         ]
         g, product, losses, sizes, slopes = self._zeros(), self._zeros(), [], [], []
         head, stream = self._stream(data)
@@ -89,7 +103,11 @@ class Sweeps:
         mean_loss = _mean_loss(losses, sizes)
         count, mean_loss = self._over_ranks([g, product], sum(sizes), mean_loss)
         g, product = _scale(g, 1 / count), _scale(product, 1 / count)
-        lost = [torch.where(masks[n].to(one.device), 0, one - Hv) for n, one, Hv in zip(self.names, g, product, strict=True) if n in masks]
+        lost = [
+            torch.where(masks[n].to(one.device), 0, one - Hv)
+            for n, one, Hv in zip(self.names, g, product, strict=True)
+            if n in masks
+        ]
         return {
             "loss": mean_loss,
             "first_order": -_dot(vector, g).item(),
@@ -106,7 +124,12 @@ class Sweeps:
         """Of the sample-weighted mean of a batch quantity, over the batches of all ranks; nan for one batch."""
         weight = torch.tensor(sizes, dtype=torch.float64, device=values.device)
         moments = torch.stack(
-            [weight.new_tensor(len(sizes)), weight.sum(), (weight * values).sum(), *((weight**2 * values**i).sum() for i in range(3))]
+            [
+                weight.new_tensor(len(sizes)),
+                weight.sum(),
+                (weight * values).sum(),
+                *((weight**2 * values**i).sum() for i in range(3)),
+            ]
         )
         self.ranks.sum([moments])
         batches, total, weighted, zeroth, first, second = moments.tolist()
@@ -115,12 +138,20 @@ class Sweeps:
         return float((spread * batches / (batches - 1)) ** 0.5 / total) if batches > 1 else float("nan")
 
     def _stream(self, data: Iterable[Batch]) -> tuple[list[SizedBatch], Iterator[SizedBatch]]:
-        """The first two batches and the rest. Both sweeps read ahead alike: data and model may draw from one source of randomness."""
+        """The first two batches and the rest.
+
+        Both sweeps read ahead alike: data and model may draw from one source of randomness.
+        """
         stream = sized(data, self.parameters[0].device, self.max_samples)
         return list(islice(stream, 2)), stream
 
     def _first(
-        self, batches: Iterable[SizedBatch], wanted: set[str], length: int | None, micro: MicroBatches, graphs: Graphs | None
+        self,
+        batches: Iterable[SizedBatch],
+        wanted: set[str],
+        length: int | None,
+        micro: MicroBatches,
+        graphs: Graphs | None,
     ) -> dict[str, Any]:
         sums: Sums = {kind: self._zeros() for kind in ("g", "g2", "g2_sample") if kind in wanted}
         losses, sizes = [], []
@@ -133,7 +164,10 @@ class Sweeps:
         return self._fields({kind: _scale(total, 1 / count) for kind, total in sums.items()}, mean_loss, count)
 
     def _gradient(self, sums: Sums, batch: Batch, size: int, micro: MicroBatches, graphs: Graphs | None) -> Tensor:
-        """One batch's gradient into the sums, by its parts; or by the whole, and its graph kept for the second sweep."""
+        """One batch's gradient into the sums, by its parts.
+
+        Or by the whole, and its graph kept for the second sweep.
+        """
         parts = micro.of(batch, size)
         keep = graphs is not None and graphs.active and len(parts) == 1 and graphs.expect(batch, size)
         # g goes through the operators that Hg will go through: kernels draw dropout in ways of their own
@@ -157,11 +191,18 @@ class Sweeps:
         return torch.stack(losses).sum() / size, list(_scale(total, 1 / size))
 
     def _second(
-        self, batches: Iterator[SizedBatch], found: dict[str, Any], length: int | None, micro: MicroBatches, graphs: Graphs
+        self,
+        batches: Iterator[SizedBatch],
+        found: dict[str, Any],
+        length: int | None,
+        micro: MicroBatches,
+        graphs: Graphs,
     ) -> dict[str, Tensor]:
         """H·g: each batch's gradient, differentiated along the mean gradient that the first sweep gave."""
         along, total, count = list(found["g"].values()), self._zeros(), sum(size for _, size, _ in graphs.kept)
-        for batch, size in self._bar(_until(batches, self.seen - count if graphs.kept else sys.maxsize), length, "Hessian-gradient product"):
+        for batch, size in self._bar(
+            _until(batches, self.seen - count if graphs.kept else sys.maxsize), length, "Hessian-gradient product"
+        ):
             for part, samples_ in micro.of(batch, size):
                 with twice_differentiable() as reading:
                     loss = self.derivatives.loss(part)
@@ -174,7 +215,10 @@ class Sweeps:
             _add(total, self.derivatives.product(grads, along), size)
         count, _ = self._over_ranks([total], count)
         if count != found["samples"]:
-            raise ValueError(f"the data gave {found['samples']} samples on the first sweep, {count} on the second: g and H need the same data")
+            raise ValueError(
+                f"the data gave {found['samples']} samples on the first sweep, {count} on the second: g and H need "
+                "the same data"
+            )
         return self._named(_scale(total, 1 / count))
 
     def _single(self, sized_batch: SizedBatch, wanted: set[str]) -> dict[str, Any]:
@@ -215,21 +259,32 @@ class Sweeps:
 
     def _zeros(self) -> list[Tensor]:
         device = "cpu" if self.offload else None
-        return [torch.zeros_like(value, dtype=wide_type(value), device=device) for value in map(Tensor.detach, self.parameters)]
+        return [
+            torch.zeros_like(value, dtype=wide_type(value), device=device)
+            for value in map(Tensor.detach, self.parameters)
+        ]
 
     def _named(self, values: Iterable[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self.names, values, strict=True))
 
     def _bar(self, batches: Iterable[SizedBatch], total: int | None, name: str) -> Iterable[SizedBatch]:
         bar: Iterable[SizedBatch] = tqdm(
-            batches, desc=name, total=total, unit="batch", leave=False, delay=0 if self.progress else 2, disable=self.progress is False
+            batches,
+            desc=name,
+            total=total,
+            unit="batch",
+            leave=False,
+            delay=0 if self.progress else 2,
+            disable=self.progress is False,
         )
         return bar
 
 
 def _dot(one: Sequence[Tensor], other: Sequence[Tensor | None]) -> Tensor:
     """Σ one·other over all parameters, in float64."""
-    return torch.stack([(a * b).sum(dtype=torch.float64).to(one[0].device) for a, b in zip(one, other, strict=True) if b is not None]).sum()
+    return torch.stack(
+        [(a * b).sum(dtype=torch.float64).to(one[0].device) for a, b in zip(one, other, strict=True) if b is not None]
+    ).sum()
 
 
 def _detached(grads: Grads) -> Grads:
@@ -271,14 +326,19 @@ def _mean_loss(losses: list[Tensor], sizes: list[int]) -> float:
     for index, value in enumerate(values):
         if not abs(value) < float("inf"):
             raise ValueError(
-                f"the loss of batch {index} is {value}: scores would mean nothing (check the data, or try mode='train' on an untrained model)"
+                f"the loss of batch {index} is {value}: scores would mean nothing (check the data, or try "
+                "mode='train' on an untrained model)"
             )
     return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
 
 
 def _whole(max_samples: int | None) -> int | None:
-    if max_samples is not None and (isinstance(max_samples, bool) or not hasattr(max_samples, "__index__") or max_samples < 1):
-        raise ValueError(f"max_samples should be a whole number of at least 1, or None for all the data, got {max_samples!r}")
+    if max_samples is not None and (
+        isinstance(max_samples, bool) or not hasattr(max_samples, "__index__") or max_samples < 1
+    ):
+        raise ValueError(
+            f"max_samples should be a whole number of at least 1, or None for all the data, got {max_samples!r}"
+        )
     return max_samples
 
 

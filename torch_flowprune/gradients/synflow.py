@@ -17,11 +17,13 @@ from torch_flowprune.gradients.double_backward import Bilinear, Found, convoluti
 from torch_flowprune.inputs import Target, clear, logits_of
 
 
-def synaptic_gradient(model: nn.Module, targets: Mapping[str, Target], theta: Mapping[str, Tensor], inputs: Any) -> dict[str, Tensor]:
-    """∂R/∂|θ| for R = the summed output of the model with the absolute value of every parameter and buffer, on one input of ones.
+def synaptic_gradient(
+    model: nn.Module, targets: Mapping[str, Target], theta: Mapping[str, Tensor], inputs: Any
+) -> dict[str, Tensor]:
+    """∂R/∂|θ| for R, the summed output of the model with every parameter and buffer by absolute value, on ones.
 
-    In float64: in float32 R overflows on deep nets. The convolutions of a float32 model that is made of them, most of the work, are in
-    float32 all the same (:func:`narrow_convolutions`).
+    In float64: in float32 R overflows on deep nets. The convolutions of a float32 model that is made of them, most of
+    the work, are in float32 all the same (:func:`narrow_convolutions`).
     """
     state = _absolute_state(model, {id(target.parameter): theta[name] for name, target in targets.items()})
     keys = {id(value): name for name, value in model.named_parameters()}
@@ -35,18 +37,26 @@ def synaptic_gradient(model: nn.Module, targets: Mapping[str, Target], theta: Ma
     except RuntimeError as error:
         if "dtype" not in str(error):
             raise
-        raise RuntimeError(f"synflow runs the model in float64, and something in it is fixed to another dtype: {error}") from error
+        raise RuntimeError(
+            f"synflow runs the model in float64, and something in it is fixed to another dtype: {error}"
+        ) from error
     total = logits_of(output[0] if isinstance(output, (tuple, list)) else output).sum()
     if not total.isfinite():
-        raise ValueError(f"the synaptic-flow objective is {total.item()} in float64: the network is too deep or its weights too large for synflow")
+        raise ValueError(
+            f"the synaptic-flow objective is {total.item()} in float64: the network is too deep or its weights too "
+            "large for synflow"
+        )
     grads = torch.autograd.grad(total, wrt, allow_unused=True)
-    return {name: _of(target, value, grad) for (name, target), value, grad in zip(targets.items(), wrt, grads, strict=True)}
+    return {
+        name: _of(target, value, grad) for (name, target), value, grad in zip(targets.items(), wrt, grads, strict=True)
+    }
 
 
 def _is_convolutional(model: nn.Module) -> bool:
     """Whether no weight has more digits than float32, and most kernels and matrices are kernels.
 
-    In a transformer the patch embedding would gain nothing, and layer norms would blow its rounding up from round to round.
+    In a transformer the patch embedding would gain nothing, and layer norms would blow its rounding up from round to
+    round.
     """
     sizes = [p.dim() for p in model.parameters() if p.dim() > 1]
     return all(p.dtype.itemsize <= 4 for p in model.parameters()) and 2 * sum(size > 2 for size in sizes) > len(sizes)
@@ -60,7 +70,10 @@ def _of(target: Target, value: Tensor, grad: Tensor | None) -> Tensor:
 
 
 class _MaskedAlready(TorchFunctionMode):
-    """Inside, values that hold zeros where they are masked are not masked again on access: of weights this takes as long as scoring them."""
+    """Inside, values that hold zeros where they are masked are not masked again on access.
+
+    Of weights this takes as long as scoring them.
+    """
 
     def __init__(self, values: Sequence[Tensor]) -> None:
         super().__init__()
@@ -73,7 +86,7 @@ class _MaskedAlready(TorchFunctionMode):
 
 
 def _absolute_state(model: nn.Module, theta: Mapping[int, Tensor]) -> dict[str, Tensor]:
-    """|state dict| in float64, tied entries still tied; buffers outside the state dict (attention masks) keep their signs.
+    """|state dict| in float64, tied entries still tied; buffers outside it (attention masks) keep their signs.
 
     ``theta`` are the values of parameters by their id, with zeros where they are masked.
     """
@@ -82,7 +95,11 @@ def _absolute_state(model: nn.Module, theta: Mapping[int, Tensor]) -> dict[str, 
     made: dict[int, Tensor] = {}
     for name, value in named.items():
         if id(value) not in made:
-            doubled = theta.get(id(value), value).detach().to(torch.float64, copy=True) if value.is_floating_point() else value.detach()
+            doubled = (
+                theta.get(id(value), value).detach().to(torch.float64, copy=True)
+                if value.is_floating_point()
+                else value.detach()
+            )
             made[id(value)] = doubled.abs_() if name in persistent and value.is_floating_point() else doubled
     return {name: made[id(value)] for name, value in named.items()}
 
@@ -104,16 +121,17 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
-# Convolutions of a float64 network in float32, in which alone a CPU has fast ones: powers of two keep them in its range.
+# Convolutions of a float64 network in float32, in which alone a CPU has fast ones: powers of two keep them in its
+# range.
 
 
 @contextmanager
 def narrow_convolutions() -> Iterator[None]:
     """Inside, convolutions of float64 tensors on a CPU, and their gradients, are computed in float32.
 
-    Every operand is divided by the power of two above its largest value, and the result multiplied by these powers in float64: it is linear in
-    each operand, so nothing is lost but digits. What is under 1e-38 of the largest value of its tensor becomes 0. The gradient
-    cannot be differentiated again.
+    Every operand is divided by the power of two above its largest value, and the result multiplied by these powers in
+    float64: it is linear in each operand, so nothing is lost but digits. What is under 1e-38 of the largest value of
+    its tensor becomes 0. The gradient cannot be differentiated again.
     """
     with _Narrow():
         yield
@@ -136,7 +154,9 @@ class _Convolution(Function):
         ctx.operator, ctx.by_x, ctx.by_w = operator, by_x, by_w
         ctx.save_for_backward(x, w)
         found = _times(operator.product(x, w, None), by_x * by_w)
-        return found if b is None else found.add_(b.view(-1, *(1,) * (x.dim() - 2)))  # here, for it may be far larger than the rest
+        return (
+            found if b is None else found.add_(b.view(-1, *(1,) * (x.dim() - 2)))
+        )  # here, for it may be far larger than the rest
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -145,7 +165,10 @@ class _Convolution(Function):
         wanted = ctx.needs_input_grad[1:]
         found: Found = ctx.operator.transposes(dy, x, w, wanted)
         powers = by_y * ctx.by_w, by_y * ctx.by_x, by_y
-        return None, *(_times(value, power) if want and value is not None else None for value, power, want in zip(found, powers, wanted, strict=True))
+        return None, *(
+            _times(value, power) if want and value is not None else None
+            for value, power, want in zip(found, powers, wanted, strict=True)
+        )
 
 
 def _divided(x: Tensor) -> tuple[Tensor, float]:

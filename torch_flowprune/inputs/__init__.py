@@ -1,6 +1,17 @@
 """What the user hands in: a model and its parameters, data, a loss, processes; looked at without a trace."""
 
-from torch_flowprune.inputs.batches import Batch, as_batches, class_balanced, example_of, first, halves, parts, samples, shapes, sized
+from torch_flowprune.inputs.batches import (
+    Batch,
+    as_batches,
+    class_balanced,
+    example_of,
+    first,
+    halves,
+    parts,
+    samples,
+    shapes,
+    sized,
+)
 from torch_flowprune.inputs.objective import Closure, Loss, Objective, logits_of
 from torch_flowprune.inputs.parameters import (
     Pair,

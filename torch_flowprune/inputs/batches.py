@@ -16,19 +16,33 @@ TARGET_KEYS = ("labels", "label", "targets", "target")
 
 
 def as_batches(data: object) -> Iterable[Batch]:
-    """``data`` as something that yields batches: a mapping, a tensor, or a tuple or list that holds a tensor is one batch."""
+    """``data`` as something that yields batches.
+
+    A mapping, a tensor, or a tuple or list that holds a tensor is one batch.
+    """
     if data is None:
-        raise ValueError("this needs data: pass data= an iterable of (input, target) batches, of dict batches, or one batch")
-    if isinstance(data, (Tensor, Mapping)) or (isinstance(data, (tuple, list)) and any(isinstance(part, Tensor) for part in data)):
+        raise ValueError(
+            "this needs data: pass data= an iterable of (input, target) batches, of dict batches, or one batch"
+        )
+    if isinstance(data, (Tensor, Mapping)) or (
+        isinstance(data, (tuple, list)) and any(isinstance(part, Tensor) for part in data)
+    ):
         return [data]
     if isinstance(data, Dataset) and not isinstance(data, torch.utils.data.IterableDataset):
-        raise TypeError(f"data= is a dataset ({type(data).__name__}), which yields single samples: wrap it in a torch.utils.data.DataLoader")
+        raise TypeError(
+            f"data= is a dataset ({type(data).__name__}), which yields single samples: wrap it in a "
+            "torch.utils.data.DataLoader"
+        )
     if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
-        raise TypeError(f"data= takes a DataLoader, any iterable of batches, or one batch, got {type(data).__name__}: {data!r}")
+        raise TypeError(
+            f"data= takes a DataLoader, any iterable of batches, or one batch, got {type(data).__name__}: {data!r}"
+        )
     return data
 
 
-def sized(batches: Iterable[Batch], device: torch.device, max_samples: int | None = None) -> Iterator[tuple[Batch, int]]:
+def sized(
+    batches: Iterable[Batch], device: torch.device, max_samples: int | None = None
+) -> Iterator[tuple[Batch, int]]:
     """Each batch on ``device`` with its number of samples, cut to exactly ``max_samples`` in all."""
     left = max_samples
     for batch in batches:
@@ -85,17 +99,25 @@ def example_of(data: object, example_inputs: Any, device: torch.device) -> Any:
     """
     if example_inputs is None:
         if data is None:
-            raise ValueError("an example input is needed, and there is no data: pass example_inputs=, e.g. torch.ones(2, 3, 224, 224)")
+            raise ValueError(
+                "an example input is needed, and there is no data: pass example_inputs=, e.g. torch.ones(2, 3, 224, "
+                "224)"
+            )
         example_inputs = inputs_of(next(iter(as_batches(data))))
     return _map(lambda tensor: tensor.to(device), example_inputs)
 
 
 def class_balanced(
-    dataset: Dataset[Any], per_class: int, *, targets: Iterable[int] | None = None, generator: torch.Generator | None = None
+    dataset: Dataset[Any],
+    per_class: int,
+    *,
+    targets: Iterable[int] | None = None,
+    generator: torch.Generator | None = None,
 ) -> Subset[Any]:
     """Exactly ``per_class`` samples of every class, drawn without replacement, class after class.
 
-    In batches of ``per_class`` it is the protocol of the paper's gradient-norm scores: one batch a class, the same data for g and H.
+    In batches of ``per_class`` it is the protocol of the paper's gradient-norm scores: one batch a class, the same data
+    for g and H.
 
     Args:
         dataset: a map-style dataset of ``(input, class)`` samples.
@@ -120,7 +142,10 @@ def class_balanced(
     for label in labels.unique().tolist():
         members = order[labels[order] == label]
         if len(members) < per_class:
-            raise ValueError(f"class {label} has {len(members)} samples, per_class={per_class} asks for more: lower it or leave the class out")
+            raise ValueError(
+                f"class {label} has {len(members)} samples, per_class={per_class} asks for more: lower it or leave "
+                "the class out"
+            )
         indices.extend(members[:per_class].tolist())
     return Subset(dataset, indices)
 

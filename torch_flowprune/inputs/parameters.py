@@ -35,7 +35,8 @@ _KINDS: dict[type[nn.Module], tuple[tuple[str, ...], int]] = {
 class Target:
     """One parameter of a model: its name, every module attribute that holds it (several when tied), and its mask.
 
-    ``name`` is the parameter's name in the unpruned model: ``fc.weight``, also where torch's pruning calls it ``fc.weight_orig``.
+    ``name`` is the parameter's name in the unpruned model: ``fc.weight``, also where torch's pruning calls it
+    ``fc.weight_orig``.
     """
 
     name: str
@@ -45,13 +46,19 @@ class Target:
 
     @property
     def theta(self) -> Tensor:
-        """The values the forward uses: the parameter where kept, exactly 0 elsewhere. Detached; the parameter's own storage if unpruned."""
+        """The values the forward uses: the parameter where kept, exactly 0 elsewhere.
+
+        Detached; the parameter's own storage if unpruned.
+        """
         value = self.parameter.detach()
         return value if self.mask is None else clear(value.clone(), self.mask)
 
     @property
     def output_axis(self) -> int:
-        """The axis that the owner's outputs lie along: 1 for transposed convolutions and transformers' ``Conv1D``, else 0."""
+        """The axis that the owner's outputs lie along.
+
+        1 for transposed convolutions and transformers' ``Conv1D``, else 0.
+        """
         kind = _kind(self.owners[0][0])
         return _all_kinds()[kind][1] if kind else 0
 
@@ -64,14 +71,17 @@ class Target:
 def masked(value: Tensor, mask: Tensor) -> Tensor:
     """``value`` where the mask is true, exactly 0 elsewhere.
 
-    A selection, not a product: 0·inf would be nan. On 2 cores 4 M weights take 2.5 ms, the product with a float mask 0.7 ms and with a
-    bool mask 1.1 ms: under 1 % of a training step of the same model.
+    A selection, not a product: 0·inf would be nan. On 2 cores 4 M weights take 2.5 ms, the product with a float mask
+    0.7 ms and with a bool mask 1.1 ms: under 1 % of a training step of the same model.
     """
     return torch.where(flags(mask), value, 0)
 
 
 def clear(value: Tensor, mask: Tensor) -> Tensor:
-    """:func:`masked` in place, where nothing is differentiated: bits times 0 or 1, which takes a tenth to a third of the time of a selection."""
+    """:func:`masked` in place, where nothing is differentiated.
+
+    Bits times 0 or 1, which takes a tenth to a third of the time of a selection.
+    """
     kind = _BITS.get(value.dtype.itemsize)
     if kind is None:
         return value.masked_fill_(~flags(mask), 0)
@@ -88,7 +98,10 @@ def flags(mask: Tensor) -> Tensor:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile`` and data-parallel wrappers: they do not differentiate twice, and prefix every name."""
+    """The module inside ``torch.compile`` and data-parallel wrappers.
+
+    They do not differentiate twice, and prefix every name.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     while True:
@@ -127,7 +140,8 @@ def _add(found: dict[int, Target], path: str, module: nn.Module, key: str, param
     seen = found.get(id(parameter))
     name = seen.name if seen else f"{path}.{attribute}" if path else attribute
     owners = (*(seen.owners if seen else ()), (module, attribute))
-    # Of a tied parameter any owner's mask holds: ours are one tensor, and where torch's differ, what either removed counts as removed.
+    # Of a tied parameter any owner's mask holds: ours are one tensor, and where torch's differ, what either removed
+    # counts as removed.
     if seen and seen.mask is not None:
         mask = seen.mask if mask is None or mask is seen.mask else flags(seen.mask) & flags(mask)
     found[id(parameter)] = Target(name, owners, parameter, mask)
@@ -143,9 +157,9 @@ def prunable(
 
     Args:
         parameters: ``(module, name)`` pairs, as ``torch.nn.utils.prune`` takes them; exactly these.
-        include: globs of parameter or module names, or module types. A glob picks among the weights pruned by default (Linear,
-            convolutions, attention projections); one that names none of those picks among all parameters. A type picks the weights
-            of its modules.
+        include: globs of parameter or module names, or module types. A glob picks among the weights pruned by default
+            (Linear, convolutions, attention projections); one that names none of those picks among all parameters. A
+            type picks the weights of its modules.
         exclude: the same patterns, taken away.
 
     Raises:
@@ -173,7 +187,10 @@ def prunable(
 def _nothing_left(targets: list[Target]) -> str:
     known = ", ".join(target.name for target in targets[:5]) or "none at all"
     kinds = ", ".join(kind.__name__ for kind in _KINDS)
-    return f"nothing to prune: by default the weights of {kinds} are; this model's parameters are {known}; pick with include="
+    return (
+        f"nothing to prune: by default the weights of {kinds} are; this model's parameters are {known}; pick with "
+        "include="
+    )
 
 
 def _from_pairs(targets: list[Target], parameters: Iterable[Pair]) -> list[Target]:
@@ -185,14 +202,19 @@ def _from_pairs(targets: list[Target], parameters: Iterable[Pair]) -> list[Targe
             raise ValueError(no_such_parameter(pair))
         chosen[target.name] = target
     if not chosen:
-        raise ValueError("parameters= is empty: expected (module, name) pairs such as (model.fc, 'weight'), or leave it out")
+        raise ValueError(
+            "parameters= is empty: expected (module, name) pairs such as (model.fc, 'weight'), or leave it out"
+        )
     return [target for target in targets if target.name in chosen]
 
 
 def _key(pair: object) -> tuple[int, str]:
     if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], nn.Module) and isinstance(pair[1], str)):
         kind = "a tensor" if isinstance(pair, Tensor) else repr(pair)
-        raise TypeError(f"parameters= takes (module, name) pairs such as (model.fc, 'weight'), got {kind}; to prune all of a model leave it out")
+        raise TypeError(
+            f"parameters= takes (module, name) pairs such as (model.fc, 'weight'), got {kind}; to prune all of a "
+            "model leave it out"
+        )
     return id(pair[0]), pair[1]
 
 
@@ -203,16 +225,26 @@ def no_such_parameter(pair: Pair) -> str:
         return f"{name!r} of {type(module).__name__} is {reason}"
     own = [key.removesuffix("_orig") for key, value in module._parameters.items() if value is not None]
     if name in own:
-        return f"({type(module).__name__}, {name!r}) is not part of this model: take the module from the model that is pruned"
+        return (
+            f"({type(module).__name__}, {name!r}) is not part of this model: take the module from the model that is "
+            "pruned"
+        )
     if module._parameters.get(name, 0) is None:
-        return f"{type(module).__name__} has no {name!r}: it is None (made with {name}=False?); its parameters are {own}"
+        return (
+            f"{type(module).__name__} has no {name!r}: it is None (made with {name}=False?); its parameters are {own}"
+        )
     if name in module._buffers:
-        return f"{name!r} of {type(module).__name__} is a buffer: only parameters can be pruned; its parameters are {own}"
+        return (
+            f"{name!r} of {type(module).__name__} is a buffer: only parameters can be pruned; its parameters are {own}"
+        )
     return f"{type(module).__name__} has no parameter {name!r}; its parameters are {own or 'none'}"
 
 
 def computed(module: nn.Module, name: str) -> str | None:
-    """What computes a tensor from other parameters before it is used, with the way out; None for a parameter of its own."""
+    """What computes a tensor from other parameters before it is used, with the way out.
+
+    None for a parameter of its own.
+    """
     if parametrize.is_parametrized(module, name):
         return "parametrized: torch.nn.utils.parametrize.remove_parametrizations first"
     for hook in module._forward_pre_hooks.values():
@@ -232,13 +264,19 @@ def _warn_computed(model: nn.Module) -> None:
                 warnings.warn(f"{path}.{name} is {reason}; it stays dense".lstrip("."), UserWarning, stacklevel=5)
 
 
-def _matching(targets: list[Target], patterns: Pattern | Sequence[Pattern], argument: str, default_first: bool = True) -> list[Target]:
+def _matching(
+    targets: list[Target], patterns: Pattern | Sequence[Pattern], argument: str, default_first: bool = True
+) -> list[Target]:
     chosen: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, (str, type)) or not isinstance(patterns, Iterable) else list(patterns):
+    for pattern in (
+        [patterns] if isinstance(patterns, (str, type)) or not isinstance(patterns, Iterable) else list(patterns)
+    ):
         found = [target for target in targets if _matches(target, pattern, argument)]
         if not found:
             raise ValueError(_no_match(targets, pattern, argument))
-        preferred = [target for target in found if target.is_default] if default_first and isinstance(pattern, str) else []
+        preferred = (
+            [target for target in found if target.is_default] if default_first and isinstance(pattern, str) else []
+        )
         chosen.update(target.name for target in preferred or found)
     return [target for target in targets if target.name in chosen]
 
@@ -256,11 +294,13 @@ def _no_match(targets: list[Target], pattern: Pattern, argument: str) -> str:
         return f"{argument}=: no weight of a {pattern.__name__} in this model"
     names = {name for target in targets for name in (target.name, target.name.rpartition(".")[0])}
     near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
-    return f"{argument}={pattern!r} matches no parameter; " + (f"near: {', '.join(near)}" if near else "see model.named_parameters()")
+    return f"{argument}={pattern!r} matches no parameter; " + (
+        f"near: {', '.join(near)}" if near else "see model.named_parameters()"
+    )
 
 
 def _all_kinds() -> dict[type[nn.Module], tuple[tuple[str, ...], int]]:
-    """The kinds above, and transformers' Conv1D (GPT-2's linear layer, stored transposed) where that library is loaded."""
+    """The kinds above, and transformers' Conv1D (GPT-2's transposed linear layer) where that library is loaded."""
     conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
     return _KINDS if conv1d is None else {**_KINDS, conv1d: (("weight",), 1)}
 

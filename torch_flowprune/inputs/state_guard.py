@@ -17,11 +17,13 @@ Restore = Callable[[], None]
 def untouched(model: nn.Module, data: object = None, mode: str = "eval") -> Iterator[Restore]:
     """Inside, the model may be run and differentiated in ``mode``; afterwards, also after an error, it is as it was.
 
-    Kept: buffers (values, identity, order), train/eval flags module by module, ``requires_grad``, ``.grad``, and the state of every
-    source of randomness (torch on each of the model's devices, ``random``, numpy, the generators of a ``DataLoader``).
+    Kept: buffers (values, identity, order), train/eval flags module by module, ``requires_grad``, ``.grad``, and the
+    state of every source of randomness (torch on each of the model's devices, ``random``, numpy, the generators of a
+    ``DataLoader``).
 
     Yields:
-        A function that puts randomness back to the state at entry, so that a second sweep sees the same shuffling and dropout.
+        A function that puts randomness back to the state at entry, so that a second sweep sees the same shuffling and
+        dropout.
     """
     if mode not in ("eval", "train"):
         raise ValueError(f"mode should be 'eval' or 'train' (batch norm and dropout while scoring), got {mode!r}")
@@ -48,9 +50,10 @@ def same_randomness(model: nn.Module) -> Iterator[None]:
 
 
 def settle(model: nn.Module, mode: str) -> None:
-    """Put the model in ``mode`` by way of the train mode: some models (LeViT, TinyViT) cache weights in eval mode and forget them in train.
+    """Put the model in ``mode`` by way of train mode, in which models that cache weights in eval mode forget them.
 
-    Nothing is called where all modules are in this mode and none has a way of its own there: on small batches that is a few hundredths of the time.
+    Nothing is called where all modules are in this mode and none has a way of its own there: on small batches that is a
+    few hundredths of the time.
     """
     training = mode == "train"
     if any(module.training != training or _has_own_modes(module) for module in model.modules()):
@@ -61,7 +64,11 @@ def settle(model: nn.Module, mode: str) -> None:
 
 def _has_own_modes(module: nn.Module) -> bool:
     kind = type(module)
-    return kind.train is not nn.Module.train or kind.eval is not nn.Module.eval or not vars(module).keys().isdisjoint(("train", "eval"))
+    return (
+        kind.train is not nn.Module.train
+        or kind.eval is not nn.Module.eval
+        or not vars(module).keys().isdisjoint(("train", "eval"))
+    )
 
 
 def _parameters(model: nn.Module) -> Restore:
@@ -76,7 +83,10 @@ def _parameters(model: nn.Module) -> Restore:
 
 
 def _buffers(model: nn.Module) -> Restore:
-    kept = [(module, [(key, buffer, _copy(module, key, buffer)) for key, buffer in module._buffers.items()]) for module in model.modules()]
+    kept = [
+        (module, [(key, buffer, _copy(module, key, buffer)) for key, buffer in module._buffers.items()])
+        for module in model.modules()
+    ]
 
     def restore() -> None:
         for module, buffers in kept:
@@ -108,7 +118,10 @@ def _flags(model: nn.Module) -> Restore:
 
 
 def _randomness(model: nn.Module, data: object) -> Restore:
-    restores: list[Restore] = [_rewind(torch.set_rng_state, torch.get_rng_state()), _rewind(random.setstate, random.getstate())]
+    restores: list[Restore] = [
+        _rewind(torch.set_rng_state, torch.get_rng_state()),
+        _rewind(random.setstate, random.getstate()),
+    ]
     if numpy := sys.modules.get("numpy"):
         restores.append(_rewind(numpy.random.set_state, numpy.random.get_state()))
     for device in {parameter.device for parameter in model.parameters()} - {torch.device("cpu"), torch.device("meta")}:
@@ -132,16 +145,26 @@ def _rewind(setter: Callable[..., object], *state: object) -> Restore:
 
 def _generators(data: object) -> list[torch.Generator]:
     holders = [data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None)]
-    found = {id(generator): generator for holder in holders if isinstance(generator := getattr(holder, "generator", None), torch.Generator)}
+    found = {
+        id(generator): generator
+        for holder in holders
+        if isinstance(generator := getattr(holder, "generator", None), torch.Generator)
+    }
     return list(found.values())
 
 
 @contextmanager
 def cpu_generator(generator: torch.Generator | None) -> Iterator[torch.Generator]:
-    """The generator given; else torch's global one, put back afterwards, so that scoring leaves no trace and a seed gives one mask."""
+    """The generator given.
+
+    Else torch's global one, put back afterwards, so that scoring leaves no trace and a seed gives one mask.
+    """
     if generator is not None:
         if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
-            raise TypeError(f"generator should be a torch.Generator on the CPU (one seed then gives one mask on every device), got {generator!r}")
+            raise TypeError(
+                "generator should be a torch.Generator on the CPU (one seed then gives one mask on every device), "
+                f"got {generator!r}"
+            )
         yield generator
         return
     state = torch.get_rng_state()

@@ -1,6 +1,15 @@
 """Masks on a model and off it, and what has to keep step with them: checkpoints, optimizers."""
 
-from torch_flowprune.masking.apply import all_or_nothing, apply_masks, check_can_mask, dense_copy, fitting, put_on, remove, restored
+from torch_flowprune.masking.apply import (
+    all_or_nothing,
+    apply_masks,
+    check_can_mask,
+    dense_copy,
+    fitting,
+    put_on,
+    remove,
+    restored,
+)
 from torch_flowprune.masking.checkpoint import load_state_dict, masks, state_dict
 from torch_flowprune.masking.optimizer_zeros import keep_zeros
 

@@ -1,9 +1,9 @@
 """How masks live on a model: torch's names and hook, with the masked weight computed on access.
 
-``torch.nn.utils.prune`` keeps ``weight = weight_orig * weight_mask`` as a cached tensor that only the owner's ``forward`` refreshes.
-Here the owner's class becomes a subclass in which ``weight`` is a property, so that whoever reads it, whenever, gets the current
-product. ``weight_orig`` (the same ``Parameter`` object, at the same place in the order), ``weight_mask`` (bool) and a hook that torch's
-functions recognise stay as torch's users know them.
+``torch.nn.utils.prune`` keeps ``weight = weight_orig * weight_mask`` as a cached tensor that only the owner's
+``forward`` refreshes. Here the owner's class becomes a subclass in which ``weight`` is a property, so that whoever
+reads it, whenever, gets the current product. ``weight_orig`` (the same ``Parameter`` object, at the same place in the
+order), ``weight_mask`` (bool) and a hook that torch's functions recognise stay as torch's users know them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ Masks = Mapping[str, Tensor]
 class MaskHook(prune.PruningContainer):
     """The forward pre-hook that tells torch's functions "this tensor is pruned". It computes nothing and holds no mask.
 
-    It is torch's own container, so that ``prune.is_pruned`` and ``prune.remove`` find it and torch's methods pruned on top join it.
+    It is torch's own container, so that ``prune.is_pruned`` and ``prune.remove`` find it and torch's methods pruned on
+    top join it.
     """
 
     def __init__(self, tensor_name: str, methods: Iterable[prune.BasePruningMethod] = ()) -> None:
@@ -42,7 +43,10 @@ class MaskHook(prune.PruningContainer):
         """Nothing to refresh: the weight is computed on access."""
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
-        """The latest method's mask on top of ``default_mask``, as bool; methods that hold masks of their own share this one."""
+        """The latest method's mask on top of ``default_mask``, as bool.
+
+        Methods that hold masks of their own share this one.
+        """
         proposed: Tensor = prune.PruningContainer.compute_mask(self, t, default_mask)
         mask = (proposed != 0) & (default_mask != 0)
         for method in self:
@@ -64,10 +68,11 @@ class MaskHook(prune.PruningContainer):
 
 
 def apply_masks(model: nn.Module, masks: Masks, *, copy: bool = True) -> None:
-    """Put masks on a model, by parameter name: bool (True = kept), or packed to bytes as ``fp.masks(model, packed=True)`` gives them.
+    """Put masks on a model, by parameter name: bool (True = kept), or packed as ``fp.masks(packed=True)`` gives them.
 
-    A parameter already pruned keeps only what both masks keep. All or nothing: everything is checked first, and an error on the way
-    takes back what was done. With ``copy=False`` the masks are given away: the model keeps them themselves where they fit.
+    A parameter already pruned keeps only what both masks keep. All or nothing: everything is checked first, and an
+    error on the way takes back what was done. With ``copy=False`` the masks are given away: the model keeps them
+    themselves where they fit.
 
     Raises:
         ValueError: for an unknown name, a mask of another shape or dtype, or a parameter that cannot carry a mask.
@@ -117,10 +122,10 @@ def _snapshots(targets: Iterable[Target]) -> Callable[[], None]:
 
 
 def remove(model: nn.Module) -> nn.Module:
-    """Make every mask of the model permanent: parameters get their names and order back, with zeros where they were pruned.
+    """Make every mask permanent: parameters get their names and order back, with zeros where they were pruned.
 
-    Works for this package's and for torch's pruning alike; a model that is not pruned stays as it is. The zeros are values from here on:
-    training moves them.
+    Works for this package's and for torch's pruning alike; a model that is not pruned stays as it is. The zeros are
+    values from here on: training moves them.
 
     Returns:
         The model.
@@ -144,15 +149,30 @@ def remove(model: nn.Module) -> nn.Module:
 
 
 def dense_copy(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy whose masks, this package's and torch's, are made permanent, and what they were: bool, by parameter name."""
-    cached = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf]
+    """A copy whose masks, this package's and torch's, are made permanent, and what they were.
+
+    Bool, by parameter name.
+    """
+    cached = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
     dense = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in cached})
-    return remove(dense), {name: target.mask != 0 for name, target in parameters_of(model).items() if target.mask is not None}
+    return remove(dense), {
+        name: target.mask != 0 for name, target in parameters_of(model).items() if target.mask is not None
+    }
 
 
 def _pruned_names(module: nn.Module) -> list[str]:
-    """By the hooks, torch's among them, and by the class: torch deletes a hook before it validates what is to take its place."""
-    hooked = [hook._tensor_name for hook in module._forward_pre_hooks.values() if isinstance(hook, prune.BasePruningMethod)]
+    """By the hooks, torch's among them, and by the class.
+
+    Torch deletes a hook before it validates what is to take its place.
+    """
+    hooked = [
+        hook._tensor_name for hook in module._forward_pre_hooks.values() if isinstance(hook, prune.BasePruningMethod)
+    ]
     return list(dict.fromkeys([*hooked, *masked_kind(type(module))[1]]))
 
 
@@ -161,11 +181,21 @@ def _check_removable(module: nn.Module, path: str = "") -> None:
     mask = module._buffers.get("weight_mask")
     where = f"{path or 'this module'} ({dense.__name__})"
     if any(hasattr(parameter, "device_mesh") for parameter in module._parameters.values()):
-        raise ValueError(f"{where} is sharded: fp.load_state_dict its full state dict into a model that is not, and remove the masks there")
-    if "weight" in names and mask is not None and has_own_forward(dense) and not zeros_survive(module, dense.forward, mask):
         raise ValueError(
-            f"{where} standardises its weight before use: zeros in it would not be zeros in the kernel, so the mask cannot be made permanent. "
-            "Keep the mask (it holds in the kernel), or prune whole filters (granularity='filter'), whose zeros do survive"
+            f"{where} is sharded: fp.load_state_dict its full state dict into a model that is not, and remove the "
+            "masks there"
+        )
+    if (
+        "weight" in names
+        and mask is not None
+        and has_own_forward(dense)
+        and not zeros_survive(module, dense.forward, mask)
+    ):
+        raise ValueError(
+            f"{where} standardises its weight before use: zeros in it would not be zeros in the kernel, so the mask "
+            "cannot be made permanent. "
+            "Keep the mask (it holds in the kernel), or prune whole filters (granularity='filter'), whose zeros do "
+            "survive"
         )
 
 
@@ -187,33 +217,55 @@ def check_can_mask(target: Target | None, name: str) -> Target:
 def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
     if isinstance(module, parametrize.ParametrizationList):
         raise ValueError(
-            f"{name!r} is the original of a parametrization: a mask on it would not be one on the weight; parametrize.remove_parametrizations first"
+            f"{name!r} is the original of a parametrization: a mask on it would not be one on the weight; "
+            "parametrize.remove_parametrizations first"
         )
     if isinstance(module, torch.jit.ScriptModule):
-        raise ValueError(f"{name!r} belongs to a scripted module, whose code is fixed: prune the model before scripting it")
+        raise ValueError(
+            f"{name!r} belongs to a scripted module, whose code is fixed: prune the model before scripting it"
+        )
     if reason := computed(module, attribute):
         raise ValueError(f"{name!r} is {reason}")
     mask = module._buffers.get(f"{attribute}_mask")
-    if mask is not None and f"{attribute}_orig" in module._parameters and mask.dtype is not torch.bool and not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(f"the mask torch has put on {name!r} holds other values than 0 and 1, so it scales weights: prune.remove it first")
+    if (
+        mask is not None
+        and f"{attribute}_orig" in module._parameters
+        and mask.dtype is not torch.bool
+        and not ((mask == 0) | (mask == 1)).all()
+    ):
+        raise ValueError(
+            f"the mask torch has put on {name!r} holds other values than 0 and 1, so it scales weights: prune.remove "
+            "it first"
+        )
     if mask is not None and f"{attribute}_orig" not in module._parameters:
-        raise ValueError(f"{type(module).__name__} already has a buffer {attribute + '_mask'!r} of its own, the name a mask needs: rename it")
+        raise ValueError(
+            f"{type(module).__name__} already has a buffer {attribute + '_mask'!r} of its own, the name a mask "
+            "needs: rename it"
+        )
 
 
 def fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
-    """The mask as bool, of the parameter's shape, on its device; an error says why it cannot be put on the parameter."""
+    """The mask as bool, of the parameter's shape, on its device.
+
+    An error says why it cannot be put on the parameter.
+    """
     target = check_can_mask(target, name)
     if mask.dtype is torch.uint8 and mask.shape != target.parameter.shape:
         mask = unpack(mask, target.parameter.shape)
     if mask.dtype is not torch.bool:
         raise ValueError(f"the mask of {target.name!r} should be bool (True = kept), got {mask.dtype}: use mask != 0")
     if mask.shape != target.parameter.shape:
-        raise ValueError(f"the mask of {target.name!r} should have shape {tuple(target.parameter.shape)}, got {tuple(mask.shape)}")
+        raise ValueError(
+            f"the mask of {target.name!r} should have shape {tuple(target.parameter.shape)}, got {tuple(mask.shape)}"
+        )
     return mask.detach().to(target.parameter.device)
 
 
 def set_mask(target: Target, mask: Tensor | None, copy: bool = True) -> None:
-    """Exactly this mask (none: no mask, the parameter as it is) for every owner of the parameter; tied owners share one tensor."""
+    """Exactly this mask (none: no mask, the parameter as it is) for every owner of the parameter.
+
+    Tied owners share one tensor.
+    """
     own = mask
     if mask is not None and (copy or not _laid_alike(mask, target.parameter)):
         own = torch.empty_like(target.parameter.detach(), dtype=torch.bool).copy_(mask)
@@ -225,7 +277,10 @@ def set_mask(target: Target, mask: Tensor | None, copy: bool = True) -> None:
 
 
 def _laid_alike(mask: Tensor, parameter: nn.Parameter) -> bool:
-    """Whether the mask can live beside the parameter as it is: in the same order, with no other tensor in its memory."""
+    """Whether the mask can live beside the parameter as it is.
+
+    In the same order, with no other tensor in its memory.
+    """
     return mask.stride() == parameter.stride() and mask.untyped_storage().nbytes() == mask.nbytes
 
 
@@ -280,7 +335,11 @@ def _snapshot(module: nn.Module) -> Callable[[], None]:
     """A function that puts back the module's class, parameters, buffers, hooks and attributes as they are now."""
     kind, attributes = type(module), dict(module.__dict__)
     registries = {key: list(attributes[key].items()) for key in ("_parameters", "_buffers", "_forward_pre_hooks")}
-    histories = [(hook, hook._pruning_methods) for _, hook in registries["_forward_pre_hooks"] if isinstance(hook, prune.PruningContainer)]
+    histories = [
+        (hook, hook._pruning_methods)
+        for _, hook in registries["_forward_pre_hooks"]
+        if isinstance(hook, prune.PruningContainer)
+    ]
 
     def restore() -> None:
         module.__class__ = kind

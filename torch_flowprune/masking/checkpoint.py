@@ -32,7 +32,7 @@ def masks(model: nn.Module, packed: bool = False) -> dict[str, Tensor]:
 
 
 def state_dict(model: nn.Module) -> dict[str, Any]:
-    """The model's state dict with its masks packed to bits: 1/32 of a float32 weight, where torch's float masks take as much as the weight.
+    """The model's state dict with its masks packed to bits: a mask takes 1/32 of its float32 weight.
 
     :func:`load_state_dict` reads it back into a pruned or a dense model; ``torch.save`` and safetensors both write it.
 
@@ -49,9 +49,9 @@ def state_dict(model: nn.Module) -> dict[str, Any]:
 def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
     """Load a state dict of any kind into a model of any kind, all of it or nothing.
 
-    A pruned state (this package's with packed masks, or torch's with ``weight_mask`` of any dtype) makes the model pruned in just that
-    way, whatever it was before. A dense state sets the weights and leaves the model's masks where they are: the way to rewind a pruned
-    model to its initialisation.
+    A pruned state (this package's with packed masks, or torch's with ``weight_mask`` of any dtype) makes the model
+    pruned in just that way, whatever it was before. A dense state sets the weights and leaves the model's masks where
+    they are: the way to rewind a pruned model to its initialisation.
 
     Returns:
         The model.

@@ -13,12 +13,14 @@ from torch_flowprune.inputs import Target, parameters_of, unwrapped
 from torch_flowprune.masking.checkpoint import masks as masks_of
 
 
-def keep_zeros(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Mapping[str, Tensor] | None = None) -> RemovableHandle:
+def keep_zeros(
+    model: nn.Module, optimizer: torch.optim.Optimizer, masks: Mapping[str, Tensor] | None = None
+) -> RemovableHandle:
     """Hold pruned entries at exactly 0, in the parameters and in the optimizer's state, now and after every step.
 
     Without it a masked model computes the same, but momentum and weight decay move what lies under the mask; and after
-    :func:`~torch_flowprune.remove` training revives zeros. Called before ``remove``, or with ``masks``, it goes on holding them
-    afterwards. Masks put on later are held too.
+    :func:`~torch_flowprune.remove` training revives zeros. Called before ``remove``, or with ``masks``, it goes on
+    holding them afterwards. Masks put on later are held too.
 
     Args:
         model: the pruned model.
@@ -44,12 +46,15 @@ def keep_zeros(model: nn.Module, optimizer: torch.optim.Optimizer, masks: Mappin
     held = dict(masks_of(inner) if masks is None else masks)
     if not held:
         raise ValueError(
-            "nothing is pruned, so there are no zeros to keep: prune first, or after fp.remove pass masks= (fp.masks(model), taken before)"
+            "nothing is pruned, so there are no zeros to keep: prune first, or after fp.remove pass masks= "
+            "(fp.masks(model), taken before)"
         )
     known = parameters_of(inner)
     for name, mask in held.items():
         if name not in known or known[name].parameter.shape != mask.shape:
-            raise ValueError(f"masks= has {name!r} of shape {tuple(mask.shape)}, and the model has no such parameter of that shape")
+            raise ValueError(
+                f"masks= has {name!r} of shape {tuple(mask.shape)}, and the model has no such parameter of that shape"
+            )
 
     def hold(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for name, target in parameters_of(inner).items():

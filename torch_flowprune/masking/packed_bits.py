@@ -30,6 +30,9 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
     """
     count = -(-shape.numel() // 8)
     if packed.dtype is not torch.uint8 or packed.shape != (count,):
-        raise ValueError(f"a packed mask of shape {tuple(shape)} is {count} bytes (uint8), got {packed.dtype} of shape {tuple(packed.shape)}")
+        raise ValueError(
+            f"a packed mask of shape {tuple(shape)} is {count} bytes (uint8), got {packed.dtype} of shape "
+            f"{tuple(packed.shape)}"
+        )
     bits = packed[:, None] & torch.tensor(_BITS, dtype=torch.uint8, device=packed.device)
     return (bits != 0).view(-1)[: shape.numel()].view(shape)

@@ -1,4 +1,7 @@
-"""The class in which a masked tensor is computed on access: a subclass of the owner's, made once a class and set of names."""
+"""The class in which a masked tensor is computed on access.
+
+A subclass of the owner's, made once a class and set of names.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ _made: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 
 def _masked_class(dense: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    """The subclass of ``dense`` in which the named tensors are computed on access; one and the same however often it is asked for."""
+    """The subclass of ``dense`` in which the named tensors are computed on access.
+
+    One and the same however often it is asked for.
+    """
     if (dense, names) not in _made:
         _made[dense, names] = type(dense.__name__, (dense,), _namespace(dense, names))
     return _made[dense, names]
@@ -43,8 +49,17 @@ def _masked_class(dense: type[nn.Module], names: tuple[str, ...]) -> type[nn.Mod
 def _namespace(dense: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]:
     """What differs from ``dense``: the properties, and how the class is copied, assigned to and loaded."""
     namespace: dict[str, Any] = {name: _masked_property(name) for name in names}
-    namespace |= {"_masked_kind": (dense, names), "__module__": dense.__module__, "__doc__": dense.__doc__, "__qualname__": dense.__qualname__}
-    namespace |= {"__reduce_ex__": _reduce, "register_parameter": _register_parameter, "_load_from_state_dict": _load_from_state_dict}
+    namespace |= {
+        "_masked_kind": (dense, names),
+        "__module__": dense.__module__,
+        "__doc__": dense.__doc__,
+        "__qualname__": dense.__qualname__,
+    }
+    namespace |= {
+        "__reduce_ex__": _reduce,
+        "register_parameter": _register_parameter,
+        "_load_from_state_dict": _load_from_state_dict,
+    }
     if "weight" in names and has_own_forward(dense):
         namespace["forward"] = _forward_with_masked_kernel
     if issubclass(dense, nn.RNNBase):
@@ -53,7 +68,10 @@ def _namespace(dense: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]
 
 
 def product(module: nn.Module, name: str) -> Tensor:
-    """The masked tensor. Sparse gradients (``nn.Embedding(sparse=True)``) pass a true product only; replicas hold parameters as attributes."""
+    """The masked tensor.
+
+    Sparse gradients (``nn.Embedding(sparse=True)``) pass a true product only; replicas hold parameters as attributes.
+    """
     orig, mask = getattr(module, f"{name}_orig"), getattr(module, f"{name}_mask")
     return orig * mask if getattr(module, "sparse", False) is True else masked(orig, mask)
 
@@ -63,14 +81,21 @@ def _masked_property(name: str) -> property:
         return product(module, name)
 
     def accept(module: nn.Module, value: object) -> None:
-        """Torch's ``apply`` assigns the product, which this module computes itself; any other value would be lost in silence."""
+        """Torch's ``apply`` assigns the product, which this module computes itself.
+
+        Any other value would be lost in silence.
+        """
         if not (isinstance(value, Tensor) and torch.equal(value.nan_to_num(), get(module).nan_to_num())):
             raise TypeError(
-                f"{name!r} is pruned, so it is computed from {name}_orig and {name}_mask: set {name}_orig instead (also in functional_call)"
+                f"{name!r} is pruned, so it is computed from {name}_orig and {name}_mask: set {name}_orig instead "
+                "(also in functional_call)"
             )
 
     def delete(module: nn.Module) -> None:
-        """Torch's ``remove`` deletes the product, then both its factors, then assigns the parameter: see ``_register_parameter``."""
+        """Torch's ``remove`` deletes the product, then both its factors, then assigns the parameter.
+
+        See ``_register_parameter``.
+        """
         module.__dict__["_parameters_before_removal"] = list(module._parameters)
 
     return property(get, accept, delete)
@@ -88,21 +113,29 @@ def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
 
 
 def _register_parameter(module: Any, name: str, parameter: nn.Parameter | None) -> None:
-    """Where ``name`` is masked: torch's ``remove`` gives the parameter back, to its old place; anyone else replaces the values under the mask."""
+    """Where ``name`` is masked: torch's ``remove`` gives the parameter back, to its old place.
+
+    Anyone else replaces the values under the mask.
+    """
     dense, names = type(module)._masked_kind
     if name not in names:
         dense.register_parameter(module, name, parameter)
     elif f"{name}_orig" in module._parameters:
         module._parameters[f"{name}_orig"] = parameter
     else:
-        order = [name if key == f"{name}_orig" else key for key in module.__dict__.pop("_parameters_before_removal", [])]
+        order = [
+            name if key == f"{name}_orig" else key for key in module.__dict__.pop("_parameters_before_removal", [])
+        ]
         module.__class__ = without_masked(type(module), name)
         module.register_parameter(name, parameter)
         _reorder(module._parameters, order)
 
 
 def _load_from_state_dict(module: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-    """``load_state_dict`` of a dense checkpoint sets the values under the masks; with ``strict=False`` torch would skip them in silence."""
+    """``load_state_dict`` of a dense checkpoint sets the values under the masks.
+
+    With ``strict=False`` torch would skip them in silence.
+    """
     dense, names = type(module)._masked_kind
     for name in names:
         if f"{prefix}{name}" in state_dict and f"{prefix}{name}_orig" not in state_dict:
@@ -118,7 +151,10 @@ def _reorder(entries: dict[str, Any], order: list[str]) -> None:
 
 
 def _reduce(module: Any, protocol: Any) -> Any:
-    """Copied and pickled as the dense class and the names of what is masked: the subclass itself has no importable name."""
+    """Copied and pickled as the dense class and the names of what is masked.
+
+    The subclass itself has no importable name.
+    """
     dense, names = type(module)._masked_kind
     _, _, *state = super(_masked_class(dense, names), module).__reduce_ex__(protocol)
     return (_rebuild, (dense, names), *state)

@@ -1,4 +1,7 @@
-"""Convolutions that rewrite their weight before they use it (weight standardisation): the mask on the kernel really used."""
+"""Convolutions that rewrite their weight before they use it (weight standardisation).
+
+The mask on the kernel really used.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,15 @@ _OPERATORS = (functional.conv1d, functional.conv2d, functional.conv3d)
 
 
 def has_own_forward(kind: type[nn.Module]) -> bool:
-    """Whether a class is a convolution with a forward of its own, which may standardise, scale or cast the weight on its way."""
+    """Whether a class is a convolution with a forward of its own, which may rewrite the weight on its way."""
     return any(issubclass(kind, base) and kind.forward is not base.forward for base in _CONVOLUTIONS)
 
 
 class MaskedKernel(TorchFunctionMode):
-    """Inside, a convolution's kernel of the mask's shape is masked on its way in: what it already has at zero stays so."""
+    """Inside, a convolution's kernel of the mask's shape is masked on its way in.
+
+    What it already has at zero stays so.
+    """
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()

@@ -5,4 +5,14 @@ from torch_flowprune.pruning.global_pruning import LayerCollapseWarning, TiedSco
 from torch_flowprune.pruning.pruner import Pruner
 from torch_flowprune.pruning.report import Layer, Report, blank_figure
 
-__all__ = ["Layer", "LayerCollapseWarning", "Pruner", "Report", "TiedScoresWarning", "blank_figure", "global_prune", "methods", "prune_to"]
+__all__ = [
+    "Layer",
+    "LayerCollapseWarning",
+    "Pruner",
+    "Report",
+    "TiedScoresWarning",
+    "blank_figure",
+    "global_prune",
+    "methods",
+    "prune_to",
+]

@@ -35,11 +35,12 @@ class MeasureMethod(prune.BasePruningMethod):
         return set(measures.needs(cls.measure))
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
-        """The mask that removes the lowest of ``t`` on top of ``default_mask``; torch calls it from containers and ``global_unstructured``.
+        """The mask that removes the lowest of ``t`` on top of ``default_mask``; torch's containers call it.
 
-        There ``t`` is either the weights themselves or the scores that were given, and torch does not say which. A measure that reads
-        only ``theta`` takes it for weights (so a signed score loses its sign, as with ``L1Unstructured``); any other takes it for
-        scores, and refuses weights where it can tell (they require a gradient).
+        There ``t`` is either the weights themselves or the scores that were given, and torch does not say which. A
+        measure that reads only ``theta`` takes it for weights (so a signed score loses its sign, as with
+        ``L1Unstructured``); any other takes it for scores, and refuses weights where it can tell (they require a
+        gradient).
         """
         own = self.reads() <= {"theta", "generator"}
         if t.requires_grad and not own:
@@ -47,8 +48,12 @@ class MeasureMethod(prune.BasePruningMethod):
         return self._mask(self._evaluate({"theta": t.detach()}) if own else self._reduce(t.detach()), default_mask)
 
     @classmethod
-    def apply(cls, module: nn.Module, name: str, *args: Any, importance_scores: Tensor | None = None, **kwargs: Any) -> MeasureMethod:
-        """Prune the tensor ``name`` of ``module``; ``args`` and ``kwargs`` are the method's own. Returns the method, as torch's classes do.
+    def apply(
+        cls, module: nn.Module, name: str, *args: Any, importance_scores: Tensor | None = None, **kwargs: Any
+    ) -> MeasureMethod:
+        """Prune the tensor ``name`` of ``module``; ``args`` and ``kwargs`` are the method's own.
+
+        Returns the method, as torch's classes do.
 
         Raises:
             TypeError, ValueError: for bad arguments, before the module is touched.
@@ -85,11 +90,15 @@ class MeasureMethod(prune.BasePruningMethod):
         values = {"theta": target.theta}
         if "g" in self.reads():
             if target.parameter.grad is None:
-                raise ValueError(self._way_out(f"reads .grad, and that of {target.name!r} is None: run loss.backward() first"))
+                raise ValueError(
+                    self._way_out(f"reads .grad, and that of {target.name!r} is None: run loss.backward() first")
+                )
             values["g"] = target.parameter.grad
         scores = self._evaluate(values)
         if not scores.isfinite().all():
-            raise ValueError(f"the scores of {target.name!r} are not all finite: its weights or gradients hold nan or inf")
+            raise ValueError(
+                f"the scores of {target.name!r} are not all finite: its weights or gradients hold nan or inf"
+            )
         return scores
 
     def _given(self, scores: Tensor, target: Target) -> Tensor:
@@ -99,7 +108,9 @@ class MeasureMethod(prune.BasePruningMethod):
             value = self._reduce(value)
         if value.shape != (units,):
             shapes = " or ".join(str(shape) for shape in dict.fromkeys([tuple(target.parameter.shape), (units,)]))
-            raise ValueError(f"importance_scores of {target.name!r} should have shape {shapes}, got {tuple(scores.shape)}")
+            raise ValueError(
+                f"importance_scores of {target.name!r} should have shape {shapes}, got {tuple(scores.shape)}"
+            )
         if value.isnan().any():
             raise ValueError(f"importance_scores of {target.name!r} hold nan: no order can be told")
         return value
@@ -107,7 +118,8 @@ class MeasureMethod(prune.BasePruningMethod):
     def _way_out(self, reason: str) -> str:
         name, kind = measures.name_of(type(self).measure), "weight" if isinstance(self.units, Weights) else "filter"
         return (
-            f"{type(self).__name__} {reason}. Compute scores first: scores = fp.scores(model, {name!r}, data=loader, granularity={kind!r}), "
+            f"{type(self).__name__} {reason}. Compute scores first: scores = fp.scores(model, {name!r}, data=loader, "
+            f"granularity={kind!r}), "
             "then pass importance_scores=scores['layer.weight']; or prune the whole model: "
             f"fp.global_prune(model, {name!r}, sparsity, granularity={kind!r}, data=loader)"
         )
@@ -130,7 +142,8 @@ class Structured(MeasureMethod):
 
     Args:
         amount: how much of what is left, float or int.
-        dim: the axis whose slices are the units; 0, the outputs of linear layers and convolutions, if left out (torch's classes have -1).
+        dim: the axis whose slices are the units; 0, the outputs of linear layers and convolutions, if left out (torch's
+            classes have -1).
         generator: the source of randomness, for ``random``; torch's global one if left out.
     """
 
@@ -156,7 +169,11 @@ def unstructured(method: type[Unstructured]) -> Callable[..., nn.Module]:
     """The functional form of a class of this kind."""
 
     def function(
-        module: nn.Module, name: str, amount: float, importance_scores: Tensor | None = None, generator: torch.Generator | None = None
+        module: nn.Module,
+        name: str,
+        amount: float,
+        importance_scores: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> nn.Module:
         method.apply(module, name, amount, generator=generator, importance_scores=importance_scores)
         return module
@@ -168,7 +185,12 @@ def structured(method: type[Structured]) -> Callable[..., nn.Module]:
     """The functional form of a class of this kind."""
 
     def function(
-        module: nn.Module, name: str, amount: float, dim: int = 0, importance_scores: Tensor | None = None, generator: torch.Generator | None = None
+        module: nn.Module,
+        name: str,
+        amount: float,
+        dim: int = 0,
+        importance_scores: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> nn.Module:
         method.apply(module, name, amount, dim, generator=generator, importance_scores=importance_scores)
         return module
@@ -176,9 +198,12 @@ def structured(method: type[Structured]) -> Callable[..., nn.Module]:
     return _described(function, method, "_structured", "the slices along ``dim`` with the lowest")
 
 
-def _described(function: Callable[..., nn.Module], method: type[MeasureMethod], suffix: str, what: str) -> Callable[..., nn.Module]:
+def _described(
+    function: Callable[..., nn.Module], method: type[MeasureMethod], suffix: str, what: str
+) -> Callable[..., nn.Module]:
     function.__name__ = function.__qualname__ = f"{measures.name_of(method.measure)}{suffix}"
     function.__doc__ = (
-        f"Prune {what} ``{measures.name_of(method.measure)}`` from one tensor of a module: :meth:`{method.__name__}.apply`. Returns the module."
+        f"Prune {what} ``{measures.name_of(method.measure)}`` from one tensor of a module: "
+        f":meth:`{method.__name__}.apply`. Returns the module."
     )
     return function

@@ -1,14 +1,15 @@
 """The measures as ``torch.nn.utils.prune`` methods: drop-in classes and functions, in torch's naming.
 
-Every measure has a class and a function for single weights (``LossPreservationUnstructured``, ``loss_preservation_unstructured``) and
-one of each for slices (``LossPreservationStructured``, ``loss_preservation_structured``). They take torch's arguments and keep torch's
-``weight_orig``, ``weight_mask`` and hook. The contract they share:
+Every measure has a class and a function for single weights (``LossPreservationUnstructured``,
+``loss_preservation_unstructured``) and one of each for slices (``LossPreservationStructured``,
+``loss_preservation_structured``). They take torch's arguments and keep torch's ``weight_orig``, ``weight_mask`` and
+hook. The contract they share:
 
 - ``amount`` is torch's: a float is a fraction of what is left, an int a number of units.
-- ``importance_scores`` are used as given: signed, the lowest go. Unstructured methods take one score a weight; structured ones one score
-  a slice, or one a weight, which are then summed over the slice.
-- Without scores a measure of ``theta`` reads the masked weight, and one of ``g`` the parameter's ``.grad``; one that needs more (``Hg``,
-  ``g2``, ``gR``, ``theta0``) raises an error that shows the call which computes scores.
+- ``importance_scores`` are used as given: signed, the lowest go. Unstructured methods take one score a weight;
+  structured ones one score a slice, or one a weight, which are then summed over the slice.
+- Without scores a measure of ``theta`` reads the masked weight, and one of ``g`` the parameter's ``.grad``; one that
+  needs more (``Hg``, ``g2``, ``gR``, ``theta0``) raises an error that shows the call which computes scores.
 - Every owner of a tied parameter gets the mask.
 - Everything is checked before the module is touched.
 """
@@ -80,13 +81,13 @@ class BiasedLossPreservationStructured(Structured):
 
 
 class DistanceBiasedLossPreservationUnstructured(Unstructured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.distance_biased_loss_preservation` goes, of single weights."""
+    """The lowest :func:`~.measures.distance_biased_loss_preservation` goes, of single weights."""
 
     measure = measures.distance_biased_loss_preservation
 
 
 class DistanceBiasedLossPreservationStructured(Structured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.distance_biased_loss_preservation` goes, of slices along ``dim``."""
+    """The lowest :func:`~.measures.distance_biased_loss_preservation` goes, of slices along ``dim``."""
 
     measure = measures.distance_biased_loss_preservation
 

@@ -17,31 +17,46 @@ from torch_flowprune.selection import Schedule, fraction, gone_share, steps
 
 _FROM_BACKWARD = {"theta", "theta0", "g", "g2", "generator"}
 _CHOICE = ("parameters", "include", "exclude")
-_FLOW = ("loss", "closure", "max_samples", "temperature", "mode", "example_inputs", "progress", "max_memory", "offload", "autocast")
+_FLOW = (
+    "loss",
+    "closure",
+    "max_samples",
+    "temperature",
+    "mode",
+    "example_inputs",
+    "progress",
+    "max_memory",
+    "offload",
+    "autocast",
+)
 
 
 class Pruner:
     """Prune a model round by round while it trains.
 
-    Call :meth:`step` where a round ends: it prunes to the schedule's next sparsity, by scores taken over ``data``. Or call :meth:`track`
-    after each ``loss.backward()``: the scores are then an exponential average over the minibatches since the last round, and cost no
-    sweep. Everything that makes a run resumable is in :meth:`state_dict` (the masks are in the model's own).
+    Call :meth:`step` where a round ends: it prunes to the schedule's next sparsity, by scores taken over ``data``. Or
+    call :meth:`track` after each ``loss.backward()``: the scores are then an exponential average over the minibatches
+    since the last round, and cost no sweep. Everything that makes a run resumable is in :meth:`state_dict` (the masks
+    are in the model's own).
 
     Args:
         model: the model that trains.
         method: a measure's name or function.
         sparsity: the sparsity after the last round.
         rounds: how many rounds.
-        schedule: a schedule's name, a function of ``(rounds, start, target)``, or the sparsities themselves, one a round.
+        schedule: a schedule's name, a function of ``(rounds, start, target)``, or the sparsities themselves, one a
+            round.
         alpha: the weight of the newest minibatch in the average; the paper's code has 0.8.
         theta0: the reference point, for measures that read it; the parameters as they are now if left out.
         generator: the source of randomness for ``random``.
-        options: further arguments of :func:`~torch_flowprune.global_prune` (``granularity``, ``loss``, ``min_keep``, ...).
+        options: further arguments of :func:`~torch_flowprune.global_prune` (``granularity``, ``loss``, ``min_keep``,
+            ...).
 
     Raises:
         ValueError, TypeError: for bad arguments, at once and not in the first round.
 
-    Source: the training protocol of Lubana & Dick 2021 (their ``track_importance`` works for some measures only; this for all).
+    Source: the training protocol of Lubana & Dick 2021 (their ``track_importance`` works for some measures only; this
+    for all).
 
     >>> import torch_flowprune as fp
     >>> _ = torch.manual_seed(0)
@@ -73,7 +88,9 @@ class Pruner:
         self.options, self.generator = _known(options), generator
         self.round = 0
         self.tracked: dict[str, Tensor] = {}
-        self.goals = _goals(sparsity, rounds, schedule, start=gone_share(self._candidates(), self.options.get("cost", "units")))
+        self.goals = _goals(
+            sparsity, rounds, schedule, start=gone_share(self._candidates(), self.options.get("cost", "units"))
+        )
         needs_reference = "theta0" in measures.needs(self.measure)
         self.theta0 = _copy(unwrapped(model).state_dict()) if needs_reference and theta0 is None else theta0
 
@@ -96,8 +113,9 @@ class Pruner:
     def track(self, batch: Batch = None) -> None:
         """Take one minibatch into the average.
 
-        Without ``batch`` after ``loss.backward()``: reads the parameters and their ``.grad`` (unscale it first if a ``GradScaler`` is in
-        use). With ``batch`` the flow is taken over it, which any measure allows; those that read Hg need it.
+        Without ``batch`` after ``loss.backward()``: reads the parameters and their ``.grad`` (unscale it first if a
+        ``GradScaler`` is in use). With ``batch`` the flow is taken over it, which any measure allows; those that read
+        Hg need it.
 
         Raises:
             ValueError: if a gradient is missing, or the measure needs a batch.
@@ -117,10 +135,24 @@ class Pruner:
         sparsity = self.next_sparsity
         if self.tracked and data is None:
             scores = Scores(self.tracked, measures.name_of(self.method), self._granularity)
-            kept = {key: value for key, value in self.options.items() if key == "example_inputs" or key not in (*_FLOW, "granularity")}
-            report = global_prune(self.model, self.method, sparsity, scores=scores, granularity=self.options.get("granularity"), **kept)
+            kept = {
+                key: value
+                for key, value in self.options.items()
+                if key == "example_inputs" or key not in (*_FLOW, "granularity")
+            }
+            report = global_prune(
+                self.model, self.method, sparsity, scores=scores, granularity=self.options.get("granularity"), **kept
+            )
         else:
-            report = global_prune(self.model, self.method, sparsity, data=data, theta0=self.theta0, generator=self.generator, **self.options)
+            report = global_prune(
+                self.model,
+                self.method,
+                sparsity,
+                data=data,
+                theta0=self.theta0,
+                generator=self.generator,
+                **self.options,
+            )
         self.tracked = {}
         self.round += 1
         return report
@@ -143,7 +175,9 @@ class Pruner:
             raise ValueError(f"this state is of a pruner by {state['method']}, and this one prunes by {own}")
         goals = tuple(state["goals"])
         if len(goals) != len(self.goals) or goals[-1] != self.goals[-1]:
-            raise ValueError(f"this state is of a pruner with sparsities {list(goals)}, and this one has {list(self.goals)}")
+            raise ValueError(
+                f"this state is of a pruner with sparsities {list(goals)}, and this one has {list(self.goals)}"
+            )
         self.goals = goals  # those between were counted from where that run began
         self.round, self.tracked, self.theta0 = state["round"], dict(state["tracked"]), state["theta0"]
         if self.generator is not None and state.get("generator") is not None:
@@ -171,7 +205,10 @@ class Pruner:
             options = {key: self.options[key] for key in _FLOW if key in self.options}
             return flow(self.model, batch, needs=needs, parameters=targets_of(found), theta0=self.theta0, **options)
         if beyond := set(needs) - _FROM_BACKWARD:
-            raise ValueError(f"{measures.name_of(self.method)!r} reads {', '.join(sorted(beyond))}, which .grad does not hold: call track(batch)")
+            raise ValueError(
+                f"{measures.name_of(self.method)!r} reads {', '.join(sorted(beyond))}, which .grad does not hold: "
+                "call track(batch)"
+            )
         if {"g", "g2"} & set(needs):
             return _with_gradients(flow(self.model, needs=(), parameters=targets_of(found), theta0=self.theta0), found)
         return flow(self.model, needs=(), parameters=targets_of(found), theta0=self.theta0)
@@ -181,16 +218,23 @@ def _with_gradients(point: Flow, found: Candidates) -> Flow:
     """The flow at one minibatch, with g read from ``.grad``."""
     missing = [name for name, target in targets_of(found).items() if target.parameter.grad is None]
     if missing:
-        raise ValueError(f".grad of {', '.join(missing[:5])} is None: call track() after loss.backward() and before zero_grad()")
+        raise ValueError(
+            f".grad of {', '.join(missing[:5])} is None: call track() after loss.backward() and before zero_grad()"
+        )
     g = {name: wide(target.parameter.grad.detach()) for name, target in targets_of(found).items()}  # type: ignore[union-attr]
     return Flow(theta=point.theta, theta0=point.theta0, g=g, g2={name: value.square() for name, value in g.items()})
 
 
-def _goals(sparsity: float | None, rounds: int | None, schedule: str | Schedule | Sequence[float], start: float) -> tuple[float, ...]:
+def _goals(
+    sparsity: float | None, rounds: int | None, schedule: str | Schedule | Sequence[float], start: float
+) -> tuple[float, ...]:
     if isinstance(schedule, Sequence) and not isinstance(schedule, str):
         goals = [fraction(value) for value in schedule]
         if not goals or sorted(goals) != goals or sparsity not in (None, goals[-1]) or rounds not in (None, len(goals)):
-            raise ValueError(f"schedule={list(schedule)} should be rising sparsities, one a round, the last of them sparsity= where that is given")
+            raise ValueError(
+                f"schedule={list(schedule)} should be rising sparsities, one a round, the last of them sparsity= "
+                "where that is given"
+            )
         return tuple(goals)
     if sparsity is None:
         raise ValueError("give sparsity=, the share of all prunable units that is gone after the last round")
@@ -200,7 +244,10 @@ def _goals(sparsity: float | None, rounds: int | None, schedule: str | Schedule 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
     allowed = {*_CHOICE, *_FLOW, "granularity", "scored_by", "scope", "min_keep", "cost"}
     if unknown := set(options) - allowed:
-        raise TypeError(f"Pruner does not take {', '.join(sorted(unknown))}; besides its own arguments it takes {', '.join(sorted(allowed))}")
+        raise TypeError(
+            f"Pruner does not take {', '.join(sorted(unknown))}; besides its own arguments it takes "
+            f"{', '.join(sorted(allowed))}"
+        )
     return options
 
 

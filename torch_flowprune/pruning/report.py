@@ -49,10 +49,13 @@ class Report:
         tied: how many units stay although their score equals the threshold: among equals, model order decided.
         loss: the mean loss before the (last) prune, where data were read.
         samples: over how many samples.
-        predicted_loss_change: −Σ θ·g over what went: the first-order change of the loss, summed over the rounds; None where g is unknown.
-        predicted_gradient_norm_change: −2 Σ θ·Hg over what went: the first-order change of ‖g‖²; None where Hg is unknown.
+        predicted_loss_change: −Σ θ·g over what went: the first-order change of the loss, summed over the rounds; None
+            where g is unknown.
+        predicted_gradient_norm_change: −2 Σ θ·Hg over what went: the first-order change of ‖g‖²; None where Hg is
+            unknown.
         dense: for channels, what the model costs with all of them; else None.
-        left: for channels, what it costs once :func:`~torch_flowprune.shrink` has removed those that are gone; else None.
+        left: for channels, what it costs once :func:`~torch_flowprune.shrink` has removed those that are gone; else
+            None.
     """
 
     method: str
@@ -89,11 +92,15 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.method}, {self.granularity}: {self.pruned:,} of {self.units:,} units pruned ({self.sparsity:.2%}), {self.newly_pruned:,} now"
+            (
+                f"{self.method}, {self.granularity}: {self.pruned:,} of {self.units:,} units pruned "
+                f"({self.sparsity:.2%}), {self.newly_pruned:,} now"
+            )
         ]
         if self.dense is not None and self.left is not None:
             lines.append(
-                f"shrink leaves {_of(self.left.parameters, self.dense.parameters)} parameters, {_of(self.left.flops, self.dense.flops)} FLOPs"
+                f"shrink leaves {_of(self.left.parameters, self.dense.parameters)} parameters, "
+                f"{_of(self.left.flops, self.dense.flops)} FLOPs"
             )
         if self.threshold is not None:
             lines.append(f"threshold score {self.threshold:.4g}")
@@ -110,18 +117,31 @@ class Report:
         header = ("parameter", "shape", "units", "pruned", "sparsity", "weights", "zeros")
         rows = [_row(layer.name, "x".join(map(str, layer.shape)), layer) for layer in self.layers]
         total = Layer(
-            "total", (), self.units, self.pruned, self.newly_pruned, sum(x.weights for x in self.layers), sum(x.weights_pruned for x in self.layers)
+            "total",
+            (),
+            self.units,
+            self.pruned,
+            self.newly_pruned,
+            sum(x.weights for x in self.layers),
+            sum(x.weights_pruned for x in self.layers),
         )
         rows.append(_row("total", "", total))
         widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
         return "\n".join(
-            "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+            "  ".join(
+                cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
             for row in [header, *rows]
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values that ``json`` writes."""
-        totals = {"units": self.units, "pruned": self.pruned, "newly_pruned": self.newly_pruned, "sparsity": self.sparsity}
+        totals = {
+            "units": self.units,
+            "pruned": self.pruned,
+            "newly_pruned": self.newly_pruned,
+            "sparsity": self.sparsity,
+        }
         layers = [{**asdict(layer), "shape": list(layer.shape), "sparsity": layer.sparsity} for layer in self.layers]
         return {**asdict(self), **totals, "layers": layers}
 
@@ -148,7 +168,15 @@ def _of(left: int, dense: int) -> str:
 
 
 def _row(name: str, shape: str, layer: Layer) -> tuple[str, ...]:
-    return (name, shape, f"{layer.units:,}", f"{layer.pruned:,}", f"{layer.sparsity:.2%}", f"{layer.weights:,}", f"{layer.weights_pruned:,}")
+    return (
+        name,
+        shape,
+        f"{layer.units:,}",
+        f"{layer.pruned:,}",
+        f"{layer.sparsity:.2%}",
+        f"{layer.weights:,}",
+        f"{layer.weights_pruned:,}",
+    )
 
 
 def blank_figure(width: float, height: float) -> Any:

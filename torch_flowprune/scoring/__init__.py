@@ -3,9 +3,27 @@
 from torch_flowprune.scoring import measures
 from torch_flowprune.scoring.candidates import Candidate, Candidates, label, lefts, living, targets_of
 from torch_flowprune.scoring.granularity import Blocks, Granularity, Slices, Units, Weights, alive, parse_granularity
-from torch_flowprune.scoring.importance import Scores, candidates_of, evaluate, given, importance_scores, on_access, scores
+from torch_flowprune.scoring.importance import (
+    Scores,
+    candidates_of,
+    evaluate,
+    given,
+    importance_scores,
+    on_access,
+    scores,
+)
 from torch_flowprune.scoring.measures import MEASURES, Measure
-from torch_flowprune.scoring.stacked_scores import WORD, Stack, Values, bases, not_finite, notes, on_host, parts_of, stacks
+from torch_flowprune.scoring.stacked_scores import (
+    WORD,
+    Stack,
+    Values,
+    bases,
+    not_finite,
+    notes,
+    on_host,
+    parts_of,
+    stacks,
+)
 
 __all__ = [
     "MEASURES",

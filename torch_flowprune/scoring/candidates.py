@@ -38,7 +38,10 @@ class Candidate(Protocol):
 
     @property
     def costs(self) -> Costs | None:
-        """What the whole model costs as a function of the units that stay, where that is known; all candidates share it."""
+        """What the whole model costs as a function of the units that stay, where that is known.
+
+        All candidates share it.
+        """
 
     def __len__(self) -> int:
         """How many units."""
@@ -131,7 +134,8 @@ def parameter_candidates(
 ) -> Candidates:
     """The parameters to prune and how each is cut into units, by name; all of them can carry a mask.
 
-    Parameters that n:m blocks do not fit are an error where ``parameters`` names them, and else left out with a warning.
+    Parameters that n:m blocks do not fit are an error where ``parameters`` names them, and else left out with a
+    warning.
     """
     units_of = parse_granularity(granularity)
     found: Candidates = {}
@@ -155,7 +159,10 @@ def targets_of(found: Candidates) -> dict[str, Target]:
 def lefts(found: Candidates) -> list[Tensor | int]:
     """How many units of each candidate are left."""
     left = [candidate.alive() for candidate in found.values()]
-    return [len(candidate) if mask is None else torch.count_nonzero(mask) for candidate, mask in zip(found.values(), left, strict=True)]
+    return [
+        len(candidate) if mask is None else torch.count_nonzero(mask)
+        for candidate, mask in zip(found.values(), left, strict=True)
+    ]
 
 
 def living(values: Mapping[str, Tensor], found: Candidates) -> dict[str, Tensor]:

@@ -9,7 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.channels import MASKED, Costs, Coupling, Group, Slice, alive, canonical_names, costs_of, coupling_of, masks, reading_of, rows
+from torch_flowprune.channels import (
+    MASKED,
+    Costs,
+    Coupling,
+    Group,
+    Slice,
+    alive,
+    canonical_names,
+    costs_of,
+    coupling_of,
+    masks,
+    reading_of,
+    rows,
+)
 from torch_flowprune.inputs import Pair, Pattern, Target, parameters_of, prunable
 from torch_flowprune.masking import check_can_mask, dense_copy
 from torch_flowprune.scoring.candidates import Candidates
@@ -61,11 +74,15 @@ class GroupUnits:
         return alive(self._alone, known)[self.name].to(self.targets[0].parameter.device)
 
     def masks(self, keep: Tensor) -> dict[str, Tensor]:
-        return masks(self._alone, {self.name: keep}, {name: target.parameter.detach() for name, target in self.members.items()})
+        return masks(
+            self._alone, {self.name: keep}, {name: target.parameter.detach() for name, target in self.members.items()}
+        )
 
     def kept_weights(self, left: int) -> Tensor | int:  # noqa: ARG002 - a channel has several weights, and single ones may be gone
         return sum(
-            one.index.numel() * self._across(one) if (mask := self.members[one.parameter].mask) is None else torch.count_nonzero(one.of(mask))
+            one.index.numel() * self._across(one)
+            if (mask := self.members[one.parameter].mask) is None
+            else torch.count_nonzero(one.of(mask))
             for one in self._owned
         )
 
@@ -100,8 +117,8 @@ def channel_candidates(
         model: run once on the example; left as it was.
         example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of them; two samples or more.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
-        scored_by: ``"producer"``, the weights that compute the channel (the paper's); ``"group"``, everything coupled; ``"norm"``, γ and
-            β of its norms; ``"scale"``, γ alone.
+        scored_by: ``"producer"``, the weights that compute the channel (the paper's); ``"group"``, everything coupled;
+            ``"norm"``, γ and β of its norms; ``"scale"``, γ alone.
 
     Raises:
         ValueError: for another ``scored_by``, or if no group can be pruned, with the reasons.
@@ -117,7 +134,11 @@ def channel_candidates(
     found: Candidates = {}
     for group in coupling.groups:
         if all(one.parameter in chosen for one in group.slices if one.role == "producer"):
-            members = {one.parameter: check_can_mask(known[one.parameter], one.parameter) for one in group.slices if one.role in MASKED}
+            members = {
+                one.parameter: check_can_mask(known[one.parameter], one.parameter)
+                for one in group.slices
+                if one.role in MASKED
+            }
             found[group.name] = GroupUnits(group, members, _scored(group, members, scored_by), costs)
     if not found:
         raise ValueError(_nothing(coupling))
@@ -132,7 +153,10 @@ def _scored(group: Group, members: Mapping[str, Target], scored_by: str) -> tupl
     kinds = {"weight"} if scored_by == "scale" else {"weight", "bias"}
     found = tuple(one for one in group.slices if one.role == "affine" and _is_of_norm(members[one.parameter], kinds))
     if not found:
-        raise ValueError(f"scored_by={scored_by!r}: the channels of {group.name!r} have no norm with an affine part; leave them out with exclude=")
+        raise ValueError(
+            f"scored_by={scored_by!r}: the channels of {group.name!r} have no norm with an affine part; leave them "
+            "out with exclude="
+        )
     return found
 
 
@@ -141,6 +165,11 @@ def _is_of_norm(target: Target, kinds: set[str]) -> bool:
 
 
 def _nothing(coupling: Coupling) -> str:
-    reasons = dict.fromkeys(f"{frozen.parameter}: {frozen.reason}" for frozen in coupling.frozen if frozen.role == "producer")
+    reasons = dict.fromkeys(
+        f"{frozen.parameter}: {frozen.reason}" for frozen in coupling.frozen if frozen.role == "producer"
+    )
     listed = "; ".join(list(reasons)[:5])
-    return f"no channel can be pruned{f' ({listed})' if listed else ''}: print(fp.couple(model, example_inputs)) lists every reason"
+    return (
+        f"no channel can be pruned{f' ({listed})' if listed else ''}: print(fp.couple(model, example_inputs)) lists "
+        "every reason"
+    )

@@ -1,7 +1,7 @@
 """What may be removed from a parameter: its rows out, its mask back.
 
-A granularity cuts one parameter into units. ``rows`` lays each unit's elements along the last axis, which is all a measure sees;
-``mask`` turns one kept/removed flag a unit into a mask of the parameter's shape.
+A granularity cuts one parameter into units. ``rows`` lays each unit's elements along the last axis, which is all a
+measure sees; ``mask`` turns one kept/removed flag a unit into a mask of the parameter's shape.
 """
 
 from __future__ import annotations
@@ -67,14 +67,17 @@ class Slices:
     def _axis(self, tensor: Tensor) -> int:
         if not -tensor.dim() <= self.dim < tensor.dim():
             raise ValueError(
-                f"dim={self.dim} is not an axis of a tensor of shape {tuple(tensor.shape)}: expected {-tensor.dim()} to {tensor.dim() - 1}"
+                f"dim={self.dim} is not an axis of a tensor of shape {tuple(tensor.shape)}: expected {-tensor.dim()} "
+                f"to {tensor.dim() - 1}"
             )
         return self.dim
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """n:m sparsity: of every ``m`` weights that follow each other along the input axis, ``n`` stay. A unit is one weight.
+    """n:m sparsity: of every ``m`` weights that follow each other along the input axis, ``n`` stay.
+
+    A unit is one weight.
 
     >>> Blocks(2, 4).rows(torch.zeros(3, 8)).shape
     torch.Size([24, 1])
@@ -86,7 +89,9 @@ class Blocks:
 
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:
-            raise ValueError(f"granularity '{self.n}:{self.m}' keeps {self.n} of {self.m}: expected 0 < n < m, as in '2:4'")
+            raise ValueError(
+                f"granularity '{self.n}:{self.m}' keeps {self.n} of {self.m}: expected 0 < n < m, as in '2:4'"
+            )
 
     def fits(self, shape: torch.Size) -> bool:
         """Whether the input axis divides into whole blocks."""
@@ -104,8 +109,9 @@ def parse_granularity(granularity: Granularity) -> Callable[[Target], Units]:
     """From the word a user gives to the cut of each parameter.
 
     Args:
-        granularity: ``"weight"``, ``"filter"`` (slices along the output axis), ``"n:m"``, an object with ``rows`` and ``mask``, or a
-            function of the target (a ``Target`` has ``name``, ``parameter`` and ``output_axis``) that returns one.
+        granularity: ``"weight"``, ``"filter"`` (slices along the output axis), ``"n:m"``, an object with ``rows`` and
+            ``mask``, or a function of the target (a ``Target`` has ``name``, ``parameter`` and ``output_axis``) that
+            returns one.
 
     Raises:
         ValueError: for any other word.
@@ -116,7 +122,9 @@ def parse_granularity(granularity: Granularity) -> Callable[[Target], Units]:
         return lambda target: granularity  # type: ignore[return-value]
     if callable(granularity):
         return granularity
-    raise TypeError(f"granularity should be 'weight', 'filter', 'n:m' or an object with rows and mask, got {granularity!r}")
+    raise TypeError(
+        f"granularity should be 'weight', 'filter', 'n:m' or an object with rows and mask, got {granularity!r}"
+    )
 
 
 def _named(granularity: str) -> Callable[[Target], Units]:
@@ -128,7 +136,9 @@ def _named(granularity: str) -> Callable[[Target], Units]:
         n, m = int(pattern[1]), int(pattern[2])
         Blocks(n, m)  # checked at once, not at the first parameter
         return lambda target: Blocks(n, m, axis=1 - target.output_axis)
-    raise ValueError(f"unknown granularity {granularity!r}: expected 'weight', 'filter', 'channel' or 'n:m' such as '2:4'")
+    raise ValueError(
+        f"unknown granularity {granularity!r}: expected 'weight', 'filter', 'channel' or 'n:m' such as '2:4'"
+    )
 
 
 def alive(units: Units, mask: Tensor) -> Tensor:

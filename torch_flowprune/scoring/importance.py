@@ -1,4 +1,7 @@
-"""Scores as a value: computed from one flow for any number of measures, printed, saved, loaded, pruned with again and again."""
+"""Scores as a value.
+
+Computed from one flow for any number of measures, printed, saved, loaded, pruned with again and again.
+"""
 
 from __future__ import annotations
 
@@ -48,19 +51,29 @@ class Scores(Mapping[str, Tensor]):
     def __str__(self) -> str:
         width = max(map(len, self.values_), default=9)
         lines = [f"{self.method} scores of {sum(map(torch.numel, self.values())):,} units ({self.granularity})"]
-        lines.append(f"{'parameter':{width}}  {'units':>10}  {'lowest':>10}  {'median':>10}  {'highest':>10}  {'zero':>6}")
+        lines.append(
+            f"{'parameter':{width}}  {'units':>10}  {'lowest':>10}  {'median':>10}  {'highest':>10}  {'zero':>6}"
+        )
         for name, value in self.items():
             if value.numel():
                 low, median, high = value.min().item(), value.median().item(), value.max().item()
                 zero = (value == 0).double().mean().item()
-                lines.append(f"{name:{width}}  {value.numel():>10,}  {low:>10.3g}  {median:>10.3g}  {high:>10.3g}  {zero:>6.1%}")
+                lines.append(
+                    f"{name:{width}}  {value.numel():>10,}  {low:>10.3g}  {median:>10.3g}  {high:>10.3g}  {zero:>6.1%}"
+                )
         return "\n".join(lines)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file; the measure and the granularity travel in its metadata."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.items()}
         _safetensors().save_file(
-            tensors, path, {"torch_flowprune": json.dumps({"method": self.method, "granularity": self.granularity, "names": list(self)})}
+            tensors,
+            path,
+            {
+                "torch_flowprune": json.dumps(
+                    {"method": self.method, "granularity": self.granularity, "names": list(self)}
+                )
+            },
         )
 
     @classmethod
@@ -74,7 +87,9 @@ class Scores(Mapping[str, Tensor]):
         try:
             with library.safe_open(path, "pt") as file:
                 known = json.loads((file.metadata() or {})["torch_flowprune"])
-                return cls({name: file.get_tensor(name) for name in known["names"]}, known["method"], known["granularity"])
+                return cls(
+                    {name: file.get_tensor(name) for name in known["names"]}, known["method"], known["granularity"]
+                )
         except (KeyError, library.SafetensorError) as error:
             raise ValueError(f"{path} holds no scores: expected a file written by Scores.save") from error
 
@@ -82,7 +97,9 @@ class Scores(Mapping[str, Tensor]):
 @overload
 def scores(model: nn.Module, method: str | Measure = "magnitude", data: object = None, **options: Any) -> Scores: ...
 @overload
-def scores(model: nn.Module, method: Sequence[str | Measure], data: object = None, **options: Any) -> dict[str, Scores]: ...
+def scores(
+    model: nn.Module, method: Sequence[str | Measure], data: object = None, **options: Any
+) -> dict[str, Scores]: ...
 def scores(  # type: ignore[misc]  # the overloads leave the keyword options to this signature
     model: nn.Module,
     method: str | Measure | Sequence[str | Measure] = "magnitude",
@@ -110,12 +127,14 @@ def scores(  # type: ignore[misc]  # the overloads leave the keyword options to 
 
     Args:
         model: any module.
-        method: a measure's name, a function of rows, or a list of them: all are read from one flow, and a dict by name comes back.
+        method: a measure's name, a function of rows, or a list of them: all are read from one flow, and a dict by name
+            comes back.
         data: what the flow reads, see :func:`~torch_flowprune.flow`; ``magnitude``, ``l1``, ``random`` need none.
-        granularity: ``"weight"``, ``"filter"``, ``"n:m"`` or ``"channel"``; names of scores are then those of the coupled groups.
+        granularity: ``"weight"``, ``"filter"``, ``"n:m"`` or ``"channel"``; names of scores are then those of the
+            coupled groups.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
-        loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress, max_memory, offload, autocast: see
-            :func:`~torch_flowprune.flow`.
+        loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress, max_memory, offload, autocast:
+            see :func:`~torch_flowprune.flow`.
         scored_by: for channels: ``"producer"`` (the paper's), ``"group"``, ``"norm"`` or ``"scale"``, see
             :func:`~torch_flowprune.scoring.channel_candidates.channel_candidates`.
         generator: the source of randomness for ``random``; without it torch's global one is read and put back.
@@ -132,25 +151,49 @@ def scores(  # type: ignore[misc]  # the overloads leave the keyword options to 
     resolved = [measures.resolve(one) for one in methods]
     names = [one if isinstance(one, str) else measures.name_of(one) for one in methods]
     if len(set(names)) < len(names):
-        raise ValueError(f"scores come back by name, and method= has {', '.join(names)}: give each function a __name__ of its own")
-    chosen = candidates_of(model, granularity, parameters, include, exclude, scored_by=scored_by, data=data, example_inputs=example_inputs)
+        raise ValueError(
+            f"scores come back by name, and method= has {', '.join(names)}: give each function a __name__ of its own"
+        )
+    chosen = candidates_of(
+        model, granularity, parameters, include, exclude, scored_by=scored_by, data=data, example_inputs=example_inputs
+    )
     needs = {kind for measure in resolved for kind in measures.needs(measure)}
     if "theta0" in needs and theta0 is None:
-        raise ValueError("this measure reads theta0, the parameters at a reference point: pass theta0=, a state dict taken at initialisation")
+        raise ValueError(
+            "this measure reads theta0, the parameters at a reference point: pass theta0=, a state dict taken at "
+            "initialisation"
+        )
     point = flow(
-        wrapped, data, loss=loss, needs=tuple(needs), closure=closure, parameters=targets_of(chosen), theta0=theta0, max_samples=max_samples,
-        temperature=temperature, mode=mode, example_inputs=example_inputs, progress=progress, max_memory=max_memory, offload=offload,
+        wrapped,
+        data,
+        loss=loss,
+        needs=tuple(needs),
+        closure=closure,
+        parameters=targets_of(chosen),
+        theta0=theta0,
+        max_samples=max_samples,
+        temperature=temperature,
+        mode=mode,
+        example_inputs=example_inputs,
+        progress=progress,
+        max_memory=max_memory,
+        offload=offload,
         autocast=autocast,
-    )  # fmt: skip
-    found = {name: evaluate(point, measure, chosen, granularity, generator) for name, measure in zip(names, resolved, strict=True)}
+    )
+    found = {
+        name: evaluate(point, measure, chosen, granularity, generator)
+        for name, measure in zip(names, resolved, strict=True)
+    }
     return next(iter(found.values())) if isinstance(method, str) or callable(method) else found
 
 
-def importance_scores(model: nn.Module, method: str | Measure = "magnitude", data: object = None, **options: Any) -> dict[Pair, Tensor]:
-    """Scores of single weights as ``prune.global_unstructured`` takes them: tensors shaped like the parameters, by ``(module, name)``.
+def importance_scores(
+    model: nn.Module, method: str | Measure = "magnitude", data: object = None, **options: Any
+) -> dict[Pair, Tensor]:
+    """Scores of single weights as ``prune.global_unstructured`` takes them, by ``(module, name)``.
 
-    ``options`` are those of :func:`scores`. Give them to ``prune.global_unstructured`` with one of this package's classes: torch's
-    ``L1Unstructured`` would prune by their absolute value.
+    ``options`` are those of :func:`scores`. Give them to ``prune.global_unstructured`` with one of this package's
+    classes: torch's ``L1Unstructured`` would prune by their absolute value.
 
     >>> model = nn.Linear(3, 2)
     >>> importance_scores(model)[(model, "weight")].shape
@@ -162,7 +205,9 @@ def importance_scores(model: nn.Module, method: str | Measure = "magnitude", dat
     if options.get("parameters") is not None:
         options["parameters"] = list(options["parameters"])
     found = scores(model, method, data, **options)
-    chosen = targets_of(candidates_of(model, "weight", options.get("parameters"), options.get("include"), options.get("exclude")))
+    chosen = targets_of(
+        candidates_of(model, "weight", options.get("parameters"), options.get("include"), options.get("exclude"))
+    )
     return {target.owners[0]: found[name].view(target.parameter.shape) for name, target in chosen.items()}
 
 
@@ -180,32 +225,43 @@ def candidates_of(
     """What may go, by name: the units of each parameter, or coupled channels, which an example input shows."""
     if granularity != "channel":
         if scored_by != "producer":
-            raise ValueError(f"scored_by={scored_by!r} is for granularity='channel', got granularity={label(granularity)!r}")
+            raise ValueError(
+                f"scored_by={scored_by!r} is for granularity='channel', got granularity={label(granularity)!r}"
+            )
         return parameter_candidates(model, granularity, parameters, include, exclude)
     if example_inputs is None and isinstance(data, Iterator):
-        raise ValueError("channels are found with an example input, and taking one from this iterator would lose a batch: pass example_inputs=")
+        raise ValueError(
+            "channels are found with an example input, and taking one from this iterator would lose a batch: pass "
+            "example_inputs="
+        )
     with untouched(model, data):
         example = example_of(data, example_inputs, next(model.parameters()).device)
         return channel_candidates(model, example, parameters, include, exclude, scored_by)
 
 
-def evaluate(point: Flow, measure: Measure, found: Candidates, granularity: Granularity, generator: torch.Generator | None = None) -> Scores:
+def evaluate(
+    point: Flow, measure: Measure, found: Candidates, granularity: Granularity, generator: torch.Generator | None = None
+) -> Scores:
     """One measure over every candidate of a flow; every score is finite."""
     needed = measures.needs(measure)
     values = {}
     with cpu_generator(generator) as source:
         for name, candidate in found.items():
-            arguments = {kind: source if kind == "generator" else candidate.rows(point.tensors(kind)) for kind in needed}
+            arguments = {
+                kind: source if kind == "generator" else candidate.rows(point.tensors(kind)) for kind in needed
+            }
             values[name] = _checked(measure(**arguments), len(candidate), measure, name)
     _all_finite(values, measure)
     return Scores(values, measures.name_of(measure), label(granularity))
 
 
-def on_access(point: Flow, measure: Measure, found: Candidates, granularity: Granularity, generator: torch.Generator | None = None) -> Scores:
-    """As :func:`evaluate`, but computed where they are read: a selection then stores nothing, and checks that they are finite.
+def on_access(
+    point: Flow, measure: Measure, found: Candidates, granularity: Granularity, generator: torch.Generator | None = None
+) -> Scores:
+    """As :func:`evaluate`, but computed where they are read: a selection stores nothing, and checks for nan.
 
-    Only what scores each unit by itself can be read in parts. This package's measures do, but for random numbers; a function of yours may
-    look at whole layers, so its scores are stored.
+    Only what scores each unit by itself can be read in parts. This package's measures do, but for random numbers; a
+    function of yours may look at whole layers, so its scores are stored.
     """
     needed, label_ = measures.needs(measure), measures.name_of(measure)
     if measure not in measures.MEASURES.values() or "generator" in needed:
@@ -224,7 +280,9 @@ def given(scores: Mapping[Any, Tensor], found: Candidates, granularity: Granular
         keys = (name, *(owner for target in candidate.targets for owner in target.owners))
         value = next((scores[key] for key in keys if key in scores), None)
         if value is None:
-            raise ValueError(f"scores= has no entry for {name!r}: compute scores for it too, or leave it out with exclude=")
+            raise ValueError(
+                f"scores= has no entry for {name!r}: compute scores for it too, or leave it out with exclude="
+            )
         values[name] = _as_units(value, candidate)
     return Scores(values, getattr(scores, "method", "given scores"), label(granularity))
 
@@ -236,8 +294,12 @@ def _as_units(value: Tensor, candidate: Candidate) -> Tensor:
     whole = value.shape == candidate.shape and value.numel() == len(candidate)
     laid = candidate.rows({name: value}).squeeze(-1) if whole and value.dim() != 1 else value
     if laid.shape != (len(candidate),):
-        raise ValueError(f"the scores of {name!r} have shape {tuple(value.shape)}: expected one a unit, ({len(candidate)},)")
-    if laid.sum().isnan() and laid.isnan().any():  # the sum is nan where a score is (or where both infinities are), and quick
+        raise ValueError(
+            f"the scores of {name!r} have shape {tuple(value.shape)}: expected one a unit, ({len(candidate)},)"
+        )
+    if (
+        laid.sum().isnan() and laid.isnan().any()
+    ):  # the sum is nan where a score is (or where both infinities are), and quick
         raise ValueError(f"the scores of {name!r} hold nan: no order can be told")
     return laid.detach().to(candidate.targets[0].parameter.device)
 
@@ -246,7 +308,8 @@ def _checked(value: Tensor, units: int, measure: Measure, name: str) -> Tensor:
     if not isinstance(value, Tensor) or value.shape != (units,):
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
-            f"the measure {measures.name_of(measure)!r} gave {found} for {name!r}: expected one score a unit, shape ({units},); reduce the last axis"
+            f"the measure {measures.name_of(measure)!r} gave {found} for {name!r}: expected one score a unit, shape "
+            f"({units},); reduce the last axis"
         )
     return value
 
@@ -261,8 +324,12 @@ def _all_finite(values: dict[str, Tensor], measure: Measure) -> None:
 def _finite(values: dict[str, Tensor]) -> list[bool]:
     """From the extremes, which nan and inf show in: one read of the scores."""
     extremes = [torch.stack(value.aminmax()) if value.numel() else value.new_zeros(2) for value in values.values()]
-    by_device = {device: iter(torch.stack([pair.double() for pair in extremes if pair.device == device]).isfinite().all(-1).tolist())
-                 for device in {pair.device for pair in extremes}}  # fmt: skip
+    by_device = {
+        device: iter(
+            torch.stack([pair.double() for pair in extremes if pair.device == device]).isfinite().all(-1).tolist()
+        )
+        for device in {pair.device for pair in extremes}
+    }
     return [next(by_device[pair.device]) for pair in extremes]
 
 
@@ -270,7 +337,13 @@ def _safetensors() -> Any:
     try:
         import safetensors.torch
     except ImportError as error:
-        raise ImportError("scores are saved as safetensors: pip install safetensors (or torch-flowprune[io])") from error
+        raise ImportError(
+            "scores are saved as safetensors: pip install safetensors (or torch-flowprune[io])"
+        ) from error
     import types
 
-    return types.SimpleNamespace(save_file=safetensors.torch.save_file, safe_open=safetensors.safe_open, SafetensorError=safetensors.SafetensorError)
+    return types.SimpleNamespace(
+        save_file=safetensors.torch.save_file,
+        safe_open=safetensors.safe_open,
+        SafetensorError=safetensors.SafetensorError,
+    )

@@ -15,9 +15,10 @@ name           value                                                            
 ``Hg``         Hessian of the loss times its gradient                                 2 (1 if one batch)
 =============  =====================================================================  ==================
 
-Every tensor argument holds **rows**: a unit's elements along the last axis, shape ``(..., unit, element)``. The result holds one
-score per unit, shape ``(..., unit)``; the lowest scores are pruned and nothing takes their absolute value later. A single weight
-is a unit of one element. Any function of this shape, yours included, can be passed wherever a measure's name can.
+Every tensor argument holds **rows**: a unit's elements along the last axis, shape ``(..., unit, element)``. The result
+holds one score per unit, shape ``(..., unit)``; the lowest scores are pruned and nothing takes their absolute value
+later. A single weight is a unit of one element. Any function of this shape, yours included, can be passed wherever a
+measure's name can.
 
 Where the absolute value stands, inside or outside the sum, is what tells several measures apart: read the formulas.
 """
@@ -99,7 +100,8 @@ def distance_biased_loss_preservation(theta: Rows, theta0: Rows, g: Rows) -> Sco
 
     Source: the code of Lubana & Dick 2021 (``biased_loss`` with ``use_init``).
 
-    >>> distance_biased_loss_preservation(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[3.0, -1.0]]))
+    >>> theta, theta0, g = torch.tensor([[[1.0, 2.0]], [[1.0, 1.0]], [[3.0, -1.0]]])
+    >>> distance_biased_loss_preservation(theta, theta0, g)
     tensor([2.])
     """
     return ((theta - theta0) * theta * g).abs().sum(-1)
@@ -159,9 +161,10 @@ def random(theta: Rows, generator: torch.Generator) -> Scores:
 
 
 def synflow(theta: Rows, gR: Rows) -> Scores:
-    """Σ|θ ∂R/∂θ| for R, the summed output of the network with every parameter replaced by its absolute value, on an input of ones.
+    """Σ|θ ∂R/∂θ| for R, the summed output of the network with every parameter by absolute value, on ones.
 
-    No data, no labels. Dead filters with ReLU in front of batch norm score highest: their running variance is 0, and R is multiplied by 1/√ε.
+    No data, no labels. Dead filters with ReLU in front of batch norm score highest: their running variance is 0, and R
+    is multiplied by 1/√ε.
     Source: Tanaka et al., NeurIPS 2020.
 
     >>> synflow(torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 1.0]]))
@@ -194,7 +197,8 @@ def resolve(method: str | Measure) -> Measure:
     """The measure that a name, an alias or a function stands for.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known ones, or a function that asks for something the flow does not have.
+        ValueError: for an unknown name, with the nearest known ones, or a function that asks for something the flow
+        does not have.
         TypeError: for anything that is neither.
 
     >>> resolve("snip") is loss_preservation
@@ -203,11 +207,15 @@ def resolve(method: str | Measure) -> Measure:
     if isinstance(method, str):
         return _by_name(method)
     if not callable(method):
-        raise TypeError(f"method should be a measure's name or a function of rows, got {type(method).__name__}: {reprlib.repr(method)}")
+        raise TypeError(
+            f"method should be a measure's name or a function of rows, got {type(method).__name__}: "
+            f"{reprlib.repr(method)}"
+        )
     unknown = [name for name in _arguments(method) if name not in INGREDIENTS]
     if unknown:
         raise ValueError(
-            f"the measure {name_of(method)!r} asks for {', '.join(map(repr, unknown))}; a measure's parameters are named after "
+            f"the measure {name_of(method)!r} asks for {', '.join(map(repr, unknown))}; a measure's parameters are "
+            "named after "
             f"what it reads: {', '.join(INGREDIENTS)} (give any other parameter a default)"
         )
     return method

@@ -1,7 +1,8 @@
-"""Scores of many layers laid end to end and read in parts, so that few operators do much and nothing of the model's size is stored.
+"""Scores of many layers laid end to end and read in parts: few operators, and nothing of the model's size stored.
 
-Neighbouring layers whose units are alike form a *stack*. A part of it is a range of units, which knows no layer borders: what the scores
-are computed from is stacked, and the measure runs once a part. Scores at hand are the special case of a measure that returns what it is given.
+Neighbouring layers whose units are alike form a *stack*. A part of it is a range of units, which knows no layer
+borders: what the scores are computed from is stacked, and the measure runs once a part. Scores at hand are the special
+case of a measure that returns what it is given.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn.functional import pad
 WORD = 8
 """Flags that are looked at together, as one integer of 64 bits."""
 _PART = (1 << 23) - (1 << 14)
-"""Units that are read at once, at most: few enough that float32 scores stay below 32 MiB, from where malloc maps fresh pages each time."""
+"""Units read at once, at most: float32 scores stay below 32 MiB, from where malloc maps fresh pages each time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,9 @@ class Stack:
         """Those of a range of units, as the measure gives them; of scores at hand, until the next are read."""
         measure, needs = self.layers[0].measure, self.layers[0].needs
         pieces = list(self._pieces(start, stop, step)) or [(0, slice(0, 0))]
-        return measure(**{kind: self._together(kind, [self.layers[i].rows(kind)[where] for i, where in pieces]) for kind in needs})
+        return measure(
+            **{kind: self._together(kind, [self.layers[i].rows(kind)[where] for i, where in pieces]) for kind in needs}
+        )
 
     def comparable(self, scores: Tensor, dtype: torch.dtype, start: int, stop: int, step: int = 1) -> Tensor:
         """As :meth:`words`, and nan where a unit is no candidate."""
@@ -135,12 +138,18 @@ class Stack:
         """One flag a unit of a range, up to a whole number of words; None where all units are candidates."""
         if all(left is None for left in self.alive):
             return None
-        left = self._together("alive", [self._alive(i)[where] for i, where in self._pieces(start, stop, step)] or [self._alive(0)[:0]])
+        left = self._together(
+            "alive", [self._alive(i)[where] for i, where in self._pieces(start, stop, step)] or [self._alive(0)[:0]]
+        )
         return pad(left, (0, -len(left) % WORD), value=False) if len(left) % WORD else left
 
     def _alive(self, i: int) -> Tensor:
         left = self.alive[i]
-        return torch.ones((), dtype=torch.bool, device=self.device).expand(self.layers[i].units) if left is None else left.reshape(-1)
+        return (
+            torch.ones((), dtype=torch.bool, device=self.device).expand(self.layers[i].units)
+            if left is None
+            else left.reshape(-1)
+        )
 
     def _together(self, kind: str, pieces: list[Tensor]) -> Tensor:
         """In a buffer that is kept: fresh memory costs more than what is done in it."""
@@ -171,7 +180,8 @@ def stacks(scores: Sequence[Values], alive: Sequence[Tensor | None]) -> list[Sta
 def not_finite(measure: str, names: Sequence[str]) -> ValueError:
     """The error for layers whose scores cannot be ranked."""
     return ValueError(
-        f"the {measure} scores of {', '.join(names[:5])} are not all finite: a weight or derivative there is nan or inf "
+        f"the {measure} scores of {', '.join(names[:5])} are not all finite: a weight or derivative there is nan or "
+        "inf "
         "(check the weights and the data; try model.double())"
     )
 
@@ -197,11 +207,22 @@ def bases(lengths: Sequence[int]) -> list[int]:
 def parts_of(laid: Sequence[Stack]) -> list[tuple[int, int, int]]:
     """Ranges of units that are read at once: stack, start, stop."""
     size = part_size(sum(stack.units for stack in laid))
-    return [(i, start, min(start + size, stack.units)) for i, stack in enumerate(laid) for start in range(0, stack.units, size)]
+    return [
+        (i, start, min(start + size, stack.units))
+        for i, stack in enumerate(laid)
+        for start in range(0, stack.units, size)
+    ]
 
 
-def notes(laid: Sequence[Stack], parts: Sequence[tuple[int, int, int]], rooms: Sequence[int], width: int, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Room for what is noted, by stack and by part. Taken part by part it would lie where the scores of the next part have to go."""
+def notes(
+    laid: Sequence[Stack], parts: Sequence[tuple[int, int, int]], rooms: Sequence[int], width: int, dtype: torch.dtype
+) -> tuple[Any, Any]:
+    """Room for what is noted, by stack and by part.
+
+    Taken part by part it would lie where the scores of the next part have to go.
+    """
     split = [[room for (j, _, _), room in zip(parts, rooms, strict=True) if j == i] for i in range(len(laid))]
-    whole = [torch.empty(sum(own), width, dtype=dtype, device=stack.device) for own, stack in zip(split, laid, strict=True)]
+    whole = [
+        torch.empty(sum(own), width, dtype=dtype, device=stack.device) for own, stack in zip(split, laid, strict=True)
+    ]
     return whole, [part for one, own in zip(whole, split, strict=True) if own for part in one.split(own)]

@@ -1,4 +1,7 @@
-"""Targets in what a user pays for: as few units go as bring the model's parameters, or its FLOPs, down to an allowance."""
+"""Targets in what a user pays for.
+
+As few units go as bring the model's parameters, or its FLOPs, down to an allowance.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ COSTS = ("units", "parameters", "flops")
 def living_units(found: Candidates) -> dict[str, Tensor]:
     """The units of each candidate that are left, as flags on the CPU."""
     left = {name: candidate.alive() for name, candidate in found.items()}
-    return {name: torch.ones(len(found[name]), dtype=torch.bool) if alive is None else alive.cpu() for name, alive in left.items()}
+    return {
+        name: torch.ones(len(found[name]), dtype=torch.bool) if alive is None else alive.cpu()
+        for name, alive in left.items()
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +59,10 @@ class Budget:
                 "pass granularity='channel', or leave cost= out (sparsity is then the share of all units)"
             )
         if not costs.total(cost):
-            raise ValueError(f"the model has no {cost} that are counted: convolutions, matrix products and attention are; leave cost= out")
+            raise ValueError(
+                f"the model has no {cost} that are counted: convolutions, matrix products and attention are; leave "
+                "cost= out"
+            )
         return cls(costs, cost, least or {})
 
     @property
@@ -75,21 +84,31 @@ class Budget:
         if (left := self.left(bare)) > allowed:
             largest = ", ".join(f"{name} ({count:,})" for name, count in self.costs.largest(self.cost, bare))
             raise ValueError(
-                f"at most {1 - left / self.total:.1%} of the model's {self.total:,} {self.cost} can go, and {1 - allowed / self.total:.1%} should: "
-                f"each group of channels keeps one at least (min_keep= may ask for more), and what is not coupled stays whole. Most of what "
+                f"at most {1 - left / self.total:.1%} of the model's {self.total:,} {self.cost} can go, and "
+                f"{1 - allowed / self.total:.1%} should: "
+                "each group of channels keeps one at least (min_keep= may ask for more), and what is not coupled "
+                "stays whole. Most of what "
                 f"stays is in {largest}; print(fp.couple(model, example_inputs)) lists what cannot be removed, and why"
             )
 
     def is_overdrawn(self, units: Kept, allowed: int) -> bool:
-        """Whether more has gone than was needed: whichever unit came back, the model would still cost less than is allowed.
+        """Whether more has gone than was needed: whichever unit came back, the model would cost less than is allowed.
 
-        Whole channels overshoot a target by less than the last that went, and to ask for the same target again is no mistake.
+        Whole channels overshoot a target by less than the last that went, and to ask for the same target again is no
+        mistake.
         """
-        back = [{name: alive | (torch.arange(len(alive)) == (~alive).nonzero()[0])} for name, alive in units.items() if not alive.all()]
+        back = [
+            {name: alive | (torch.arange(len(alive)) == (~alive).nonzero()[0])}
+            for name, alive in units.items()
+            if not alive.all()
+        ]
         return bool(back) and all(self.left({**units, **one}) <= allowed for one in back)
 
     def fewest(self, kept_without: Callable[[int], Kept], most: int, allowed: int) -> int:
-        """How many units have to go, of at most ``most``, where ``kept_without(k)`` are those that stay when k go: the costs fall with k."""
+        """How many units have to go, of at most ``most``, where ``kept_without(k)`` are those that stay when k go.
+
+        The costs fall with k.
+        """
         k = bisect_left(range(most + 1), True, key=lambda k: self.left(kept_without(k)) <= allowed)
         if k > most:
             self.check_reachable(kept_without(most), allowed)

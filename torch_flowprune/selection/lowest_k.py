@@ -1,8 +1,9 @@
 """The k lowest scores over many layers, exactly, in about one pass over them and without storing them.
 
-Ties are broken in model order: of equal scores the one that comes first goes first, as a stable sort of all the scores laid end to
-end would have it. The method is a sampled bracket: a deterministic sample of the scores gives two values between which the k-th lies
-with near certainty; one sweep keeps what is above the lower and notes what is between, which alone is ranked. Should the sample
+Ties are broken in model order: of equal scores the one that comes first goes first, as a stable sort of all the scores
+laid end to end would have it. The method is a sampled bracket: a deterministic sample of the scores gives two values
+between which the k-th lies with near certainty; one sweep keeps what is above the lower and notes what is between,
+which alone is ranked. Should the sample
 mislead, the bracket is widened and swept again: the answer is exact in any case.
 """
 
@@ -42,8 +43,8 @@ def lowest(scores: Sequence[Values], k: int, alive: Sequence[Tensor | None] | No
     """Exactly the ``k`` lowest go.
 
     Args:
-        scores: one entry a layer: a tensor of any floating dtype and device without nan, where infinities compare as numbers do, or
-            scores that are computed where they are read.
+        scores: one entry a layer: a tensor of any floating dtype and device without nan, where infinities compare as
+            numbers do, or scores that are computed where they are read.
         k: how many go, over all layers.
         alive: which units are candidates (None: all); the others neither count nor stay.
 
@@ -73,8 +74,10 @@ def lowest(scores: Sequence[Values], k: int, alive: Sequence[Tensor | None] | No
         trust *= 8
 
 
-def with_floors(scores: Sequence[Values], k: int, floors: Sequence[int], alive: Sequence[Tensor | None] | None = None) -> Cut:
-    """As :func:`lowest`, but of layer i at least ``floors[i]`` units stay (or all it has left, if fewer): the k lowest of the others go.
+def with_floors(
+    scores: Sequence[Values], k: int, floors: Sequence[int], alive: Sequence[Tensor | None] | None = None
+) -> Cut:
+    """As :func:`lowest`, but of layer i at least ``floors[i]`` units stay (or all it has left, if fewer).
 
     Raises:
         ValueError: if the floors leave fewer than k to remove.
@@ -83,10 +86,15 @@ def with_floors(scores: Sequence[Values], k: int, floors: Sequence[int], alive: 
     left = _left(stacks(scores, alive))
     removable = [max(0, count - floor) for count, floor in zip(left, floors, strict=True)]
     if k > sum(removable):
-        raise ValueError(f"{k} units should go, but min_keep leaves only {sum(removable)} of {sum(left)} removable: lower min_keep or the sparsity")
+        raise ValueError(
+            f"{k} units should go, but min_keep leaves only {sum(removable)} of {sum(left)} removable: lower "
+            "min_keep or the sparsity"
+        )
     cuts: dict[int, Cut] = {}
     free = list(range(len(scores)))
-    while True:  # a layer that would fall below its floor is cut to it exactly, and the rest of k is sought among the others
+    while (
+        True
+    ):  # a layer that would fall below its floor is cut to it exactly, and the rest of k is sought among the others
         cut = lowest([scores[i] for i in free], k, [alive[i] for i in free])
         below = [i for i, kept in zip(free, cut.kept, strict=True) if left[i] - kept > removable[i]]
         if not below:
@@ -98,14 +106,16 @@ def with_floors(scores: Sequence[Values], k: int, floors: Sequence[int], alive: 
 
 
 def _merged(floored: dict[int, Cut], free: Sequence[int], rest: Cut) -> Cut:
-    parts = {i: (cut.keep[0], cut.kept[0]) for i, cut in floored.items()} | dict(zip(free, zip(rest.keep, rest.kept, strict=True), strict=True))
+    parts = {i: (cut.keep[0], cut.kept[0]) for i, cut in floored.items()} | dict(
+        zip(free, zip(rest.keep, rest.kept, strict=True), strict=True)
+    )
     thresholds = [cut.threshold for cut in (rest, *floored.values()) if cut.threshold is not None]
     keep, kept = ([parts[i][which] for i in range(len(parts))] for which in (0, 1))
     return Cut(keep, kept, max(thresholds, default=None), rest.tied)  # type: ignore[arg-type]
 
 
 def lowest_in_blocks(scores: Tensor, k: int, alive: Tensor | None = None) -> Tensor:
-    """Which units stay when in every row of ``scores``, shape ``(block, unit)``, the k lowest go, units already gone among them first."""
+    """Which units stay when of every row of ``scores``, ``(block, unit)``, the k lowest go, the gone ones first."""
     order = scores.argsort(dim=-1, stable=True)
     if alive is not None:
         order = order.gather(-1, alive.gather(-1, order).to(torch.uint8).argsort(dim=-1, stable=True))
@@ -159,17 +169,23 @@ class _Sample:
         """Three standard deviations of the sample's rank to either side of the share that goes, times ``trust``."""
         size = len(self.values) - int(torch.count_nonzero(self.values.isnan()))
         rank, margin = int(share * size), trust * (int(3 * (size * share * (1 - share)) ** 0.5) + 2)
-        low = self.values.kthvalue(rank - margin + 1).values.item() if rank >= margin else -_INF  # nan counts as highest
+        low = (
+            self.values.kthvalue(rank - margin + 1).values.item() if rank >= margin else -_INF
+        )  # nan counts as highest
         high = self.values.kthvalue(rank + margin + 1).values.item() if rank + margin < size else _INF
         return low, high
 
     def rooms(self, parts: Sequence[tuple[int, int, int]], low: float, high: float, trust: int) -> list[int]:
         """Room for the words of each part that hold scores between: four deviations above what was sampled, and one."""
         upto = torch.nn.functional.pad(((self.values > low) & (self.values < high)).cumsum(0), (1, 0))
-        sampled = torch.tensor([[self.first[i] - (-end // self.step) for end in ends] for i, *ends in parts], dtype=torch.int64).view(-1, 2)
+        sampled = torch.tensor(
+            [[self.first[i] - (-end // self.step) for end in ends] for i, *ends in parts], dtype=torch.int64
+        ).view(-1, 2)
         counts = upto[sampled].diff(dim=1)[:, 0].tolist()
         expected = [trust * self.step * (count + 4 * isqrt(count) + 4) for count in counts]
-        return [1 + min(-(-(stop - start) // WORD), room) for (_, start, stop), room in zip(parts, expected, strict=True)]
+        return [
+            1 + min(-(-(stop - start) // WORD), room) for (_, start, stop), room in zip(parts, expected, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -221,10 +237,14 @@ def _sweep(laid: Sequence[Stack], sample: _Sample, low: float, high: float, trus
     ends, begins = lengths.cumsum(0), bases([stack.units for stack in laid])
     origins = torch.tensor([begins[i] + start for i, start, _ in parts]).repeat_interleave(lengths)
     real = (noted > 0).index_fill_(0, ends - lengths, True)
-    return _Swept(flags, counts, *_between(noted, real, origins, on_host(rows), low, high), complete=not noted[ends - 1].any())
+    return _Swept(
+        flags, counts, *_between(noted, real, origins, on_host(rows), low, high), complete=not noted[ends - 1].any()
+    )
 
 
-def _between(words: Tensor, real: Tensor, origins: Tensor, rows: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+def _between(
+    words: Tensor, real: Tensor, origins: Tensor, rows: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor]:
     """Of scores that were noted by the word: places and values of those between ``low`` and ``high``."""
     at = (rows.gt(low) & rows.lt(high) & real[:, None]).view(-1).nonzero()[:, 0]
     word = at // WORD
@@ -283,7 +303,9 @@ def _cut_ties(laid: Sequence[Stack], dtype: torch.dtype, k: int, value: float) -
         gone = min(rest, same)
         stays = values > value if gone == same else values >= value
         if 0 < gone < same:
-            stays[torch.nonzero_static(values == value, size=same)[:gone, 0]] = False  # a known size: no synchronisation
+            stays[torch.nonzero_static(values == value, size=same)[:gone, 0]] = (
+                False  # a known size: no synchronisation
+            )
         laid[i].put(keeps[i], start, stop, stays)
         rest -= gone
     flags = [layer for keep in keeps for layer in keep]

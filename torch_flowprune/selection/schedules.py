@@ -1,6 +1,7 @@
 """How much goes: torch's amounts, and sparsity as a function of the round.
 
-A schedule takes ``(rounds, start, target)`` and returns the sparsity after each round, rising from ``start`` to exactly ``target``.
+A schedule takes ``(rounds, start, target)`` and returns the sparsity after each round, rising from ``start`` to exactly
+``target``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ Schedule: TypeAlias = Callable[[int, float, float], list[float]]
 
 
 def to_prune(amount: SupportsFloat, left: int) -> int:
-    """How many of ``left`` units an ``amount`` of torch's kind removes: a float is a fraction of what is left, an int a number of units.
+    """How many of ``left`` units torch's ``amount`` removes: a fraction of what is left (float), or a number (int).
 
     Raises:
         TypeError: if it is not a number.
@@ -24,10 +25,14 @@ def to_prune(amount: SupportsFloat, left: int) -> int:
     (2, 3)
     """
     if isinstance(amount, bool) or not isinstance(amount, Real):
-        raise TypeError(f"amount should be a fraction of what is left (float) or a number of units (int), got {amount!r}")
+        raise TypeError(
+            f"amount should be a fraction of what is left (float) or a number of units (int), got {amount!r}"
+        )
     if isinstance(amount, Integral):
         if not 0 <= index(amount) <= left:
-            raise ValueError(f"amount={amount} units should go: expected 0 to {left}, the number of units left to prune")
+            raise ValueError(
+                f"amount={amount} units should go: expected 0 to {left}, the number of units left to prune"
+            )
         return index(amount)
     return round(fraction(amount, "amount") * left)
 
@@ -78,7 +83,7 @@ def cubic(rounds: int, start: float, target: float) -> list[float]:
 
 
 def paper(rounds: int, start: float, target: float) -> list[float]:
-    """The paper's code: in round r the share P / (rP + R(1−P)) of what is left goes, P being the share to remove in all.
+    """The paper's code: in round r the share P / (rP + R(1−P)) of what is left goes, P being removed in all.
 
     What is left after round r is (1−P) / (1−(1−r/R)P): steps that shrink.
 
@@ -89,7 +94,9 @@ def paper(rounds: int, start: float, target: float) -> list[float]:
     share = (target - start) / density if density else 0.0
     if share == 1 and rounds > 1:
         raise ValueError("the paper's schedule never reaches sparsity 1.0: use schedule='linear'")
-    return _exact([1 - density * (1 - share) / (1 - (1 - r / rounds) * share) for r in range(1, rounds + 1)], start, target)
+    return _exact(
+        [1 - density * (1 - share) / (1 - (1 - r / rounds) * share) for r in range(1, rounds + 1)], start, target
+    )
 
 
 SCHEDULES: dict[str, Schedule] = {"linear": linear, "exponential": exponential, "cubic": cubic, "paper": paper}
@@ -104,11 +111,16 @@ def steps(schedule: str | Schedule, rounds: int, start: float, target: float) ->
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise ValueError(f"rounds should be a whole number of at least 1, got {rounds!r}")
     if isinstance(schedule, str) and schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}: expected one of {', '.join(SCHEDULES)} or a function of (rounds, start, target)")
+        raise ValueError(
+            f"unknown schedule {schedule!r}: expected one of {', '.join(SCHEDULES)} or a function of (rounds, start, "
+            "target)"
+        )
     function = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
     found = list(function(rounds, start, target))
     if len(found) != rounds or sorted(found) != found or found[-1] != target or found[0] < start:
-        raise ValueError(f"the schedule should give {rounds} sparsities rising from {start:g} to exactly {target:g}, got {found}")
+        raise ValueError(
+            f"the schedule should give {rounds} sparsities rising from {start:g} to exactly {target:g}, got {found}"
+        )
     return found
 
 

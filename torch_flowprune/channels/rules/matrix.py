@@ -71,7 +71,9 @@ def matmul(g: Walk, x: Value, other: Value) -> Value:
     left = [*range(-a.ndim, -2), "n", "k"][-max(a.ndim, 1) :] if a.ndim > 1 else ["k"]
     right = [*range(-b.ndim, -2), "k", "m"] if b.ndim > 1 else ["k"]
     batch = list(range(-max(a.ndim, b.ndim), -2))
-    return contraction(g, [(a, left), (b, right)], [*batch, *("n" for _ in [0] if a.ndim > 1), *("m" for _ in [0] if b.ndim > 1)])
+    return contraction(
+        g, [(a, left), (b, right)], [*batch, *("n" for _ in [0] if a.ndim > 1), *("m" for _ in [0] if b.ndim > 1)]
+    )
 
 
 def matrix_product(g: Walk, x: Value, mat2: Value) -> Value:
@@ -114,7 +116,9 @@ def convolution(g: Walk, x: Value, weight: Value, bias: Value | None = None, gro
     x = spatial(g, x, count)
     if groups == 1:
         space = list(range(count))
-        out = contraction(g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["out", "in", *space])], ["n", "out", *space])
+        out = contraction(
+            g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["out", "in", *space])], ["n", "out", *space]
+        )
     else:
         out = grouped(g, x, weight, groups)
     return add_bias(g, out, bias, 1)
@@ -154,7 +158,9 @@ def transposed_convolution(g: Walk, x: Value, weight: Value, bias: Value | None 
         out = grouped_transposed(g, x, weight, groups)
     else:
         space = list(range(count))
-        out = contraction(g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["in", "out", *space])], ["n", "out", *space])
+        out = contraction(
+            g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["in", "out", *space])], ["n", "out", *space]
+        )
     return add_bias(g, out, bias, 1)
 
 
@@ -188,7 +194,9 @@ def attention(
         key, value = (replaced(v, -3, v.dims[-3].repeat_interleave(times)) for v in (key, value))
     batch = list(range(-query.ndim, -2))
     shape = (*query.shape[:-1], key.shape[-2])
-    logits = contraction(g.at_shape(shape), [(query, [*batch, "n", "d"]), (key, [*batch, "m", "d"])], [*batch, "n", "m"])
+    logits = contraction(
+        g.at_shape(shape), [(query, [*batch, "n", "d"]), (key, [*batch, "m", "d"])], [*batch, "n", "m"]
+    )
     if attn_mask is not None:
         logits = broadcast(g.at_shape(shape), [logits, attn_mask], lambda held: False)
     weights = softmax(g, logits, -1)

@@ -80,7 +80,9 @@ def affine(g: Walk, x: Value, dim: int, weight: Value | None, bias: Value | None
     return Value(x.dims, tuple(zero))
 
 
-def batch_norm(g: Walk, x: Value, weight: Value | None, bias: Value | None, running_mean: Value | None, running_var: Value | None) -> Value:
+def batch_norm(
+    g: Walk, x: Value, weight: Value | None, bias: Value | None, running_mean: Value | None, running_var: Value | None
+) -> Value:
     """Each channel by itself; in training over all other dimensions, which therefore stay."""
     for d, labels in enumerate(x.dims):
         if d != 1:
@@ -91,7 +93,9 @@ def batch_norm(g: Walk, x: Value, weight: Value | None, bias: Value | None, runn
     return affine(g, x, 1, weight, bias)
 
 
-def instance_norm(g: Walk, x: Value, weight: Value | None, bias: Value | None, running_mean: Value | None, running_var: Value | None) -> Value:
+def instance_norm(
+    g: Walk, x: Value, weight: Value | None, bias: Value | None, running_mean: Value | None, running_var: Value | None
+) -> Value:
     return batch_norm(g, x, weight, bias, running_mean, running_var)
 
 
@@ -107,7 +111,9 @@ def group_norm(g: Walk, x: Value, num_groups: int, weight: Value | None = None, 
     return affine(g, x, 1, weight, bias)
 
 
-def layer_norm(g: Walk, x: Value, normalized_shape: Sequence[int], weight: Value | None = None, bias: Value | None = None) -> Value:
+def layer_norm(
+    g: Walk, x: Value, normalized_shape: Sequence[int], weight: Value | None = None, bias: Value | None = None
+) -> Value:
     last = len(normalized_shape)
     for v in (x, weight, bias):
         for labels in v.dims[v.ndim - last :] if v is not None else ():

@@ -79,10 +79,14 @@ KEEPING = (
     "_to_copy dropout feature_dropout native_dropout positive real conj resolve_conj resolve_neg hardshrink softshrink "
     "nan_to_num deg2rad"
 ).split()
-MOVING = ("sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli").split()
+MOVING = (
+    "sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli"
+).split()
 SINGULAR = ("log log2 log10 sqrt rsqrt reciprocal acos").split()
 COMPARING = ("eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or isclose").split()
-POOLS = {f"{kind}{n}d": n for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")}
+POOLS = {
+    f"{kind}{n}d": n for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
+}
 UPSAMPLES = (
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
     "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa "
@@ -111,7 +115,9 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("zeros", "new_zeros"), filled(True)),
     **dict.fromkeys(("ones", "full", "new_ones", "new_full", "empty", "new_empty"), filled(False)),
     **dict.fromkeys(("ones_like", "full_like"), filled_like(False)),
-    **dict.fromkeys(("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size", "sym_constrain_range"), nothing),
+    **dict.fromkeys(
+        ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size", "sym_constrain_range"), nothing
+    ),
     **dict.fromkeys(("cumsum", "cumprod"), scan),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax"), softmax),
     **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),

@@ -17,7 +17,9 @@ __all__ = ["describe", "rebuild"]
 def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
     """The architecture of `small` as a change of `dense`, as JSON takes it: the shapes and attributes that differ."""
     if any(isinstance(m, ExportedModule) for m in small.modules()):
-        raise ShrinkError("an exported graph has no dense constructor to be rebuilt from; save it with torch.save or torch.export")
+        raise ShrinkError(
+            "an exported graph has no dense constructor to be rebuilt from; save it with torch.save or torch.export"
+        )
     tensors, attributes = dict(named_tensors(dense)), dict[str, dict[str, Any]]()
     shapes = {n: list(t.shape) for n, t in named_tensors(small) if t.shape != tensors[n].shape}
     for path, module in small.named_modules():

@@ -48,7 +48,7 @@ def tolerance_of(reading: Reading) -> float | None:
 
 
 class Trial:
-    """A shaken float64 copy of the masked model and its outputs in eval and train mode, to hold smaller models against."""
+    """A shaken float64 copy of the masked model and its outputs in both modes, to hold smaller models against."""
 
     def __init__(
         self,
@@ -81,7 +81,10 @@ class Trial:
         return [t for t in tree_leaves(out) if isinstance(t, Tensor)]
 
     def in_training(self, seed: int = 0) -> list[Tensor] | None:
-        """The masked model's outputs with the statistics of the batch; None where these inputs do not do for training (a batch of one)."""
+        """The masked model's outputs with the statistics of the batch.
+
+        None where these inputs do not do for training (a batch of one).
+        """
         try:
             return self.outputs(training(copy.deepcopy(self.model)), seed)
         except Exception:  # noqa: BLE001 - whatever the model raises, there is nothing to compare with
@@ -113,13 +116,19 @@ class Trial:
                 raise ShrinkError(f"the smaller model's {what} differs from the masked model's by {error:.1e}")
 
     def is_random(self) -> bool:
-        """Whether the training forward draws numbers all the same: models of other widths then draw others, and cannot be compared."""
+        """Whether the training forward draws numbers all the same.
+
+        Models of other widths then draw others, and cannot be compared.
+        """
         again = self.in_training(seed=1)
         return again is None or any(relative_error(a, b) > 0 for a, b in zip(self.trained or (), again, strict=True))
 
 
 def training(model: nn.Module) -> nn.Module:
-    """The model in train mode, but for what holds neither state nor modules: stochastic depth, in all its forms, stays off."""
+    """The model in train mode, but for what holds neither state nor modules.
+
+    Stochastic depth, in all its forms, stays off.
+    """
     model.train()
     for module in model.modules():
         if not any(True for held in (module.children(), module.parameters(), module.buffers()) for _ in held):
@@ -130,7 +139,9 @@ def training(model: nn.Module) -> nn.Module:
 class NoDropout(TorchFunctionMode):
     """Dropout passes its input on, whether a module, a function or an exported graph calls it."""
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         given = dict(kwargs or {})
         if "dropout" in getattr(func, "__name__", ""):
             return args[0] if args else given["input"]

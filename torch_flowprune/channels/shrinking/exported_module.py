@@ -88,7 +88,11 @@ def is_of_the_example(node: Node) -> bool:
     if operator_name(node) == "_assert_tensor_metadata":
         return True
     target = node.args[0] if operator_name(node) == "copy" and not node.users else None
-    return isinstance(target, Node) and target.op == "placeholder" and concrete(target.meta["val"].shape) != concrete(node.meta["val"].shape)
+    return (
+        isinstance(target, Node)
+        and target.op == "placeholder"
+        and concrete(target.meta["val"].shape) != concrete(node.meta["val"].shape)
+    )
 
 
 def graft(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
@@ -100,7 +104,9 @@ def graft(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
     return model
 
 
-def recorded_calls(model: nn.Module, args: Any, kwargs: Mapping[str, Any], paths: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+def recorded_calls(
+    model: nn.Module, args: Any, kwargs: Mapping[str, Any], paths: Sequence[str]
+) -> dict[str, tuple[Any, Any]]:
     """The arguments of the first call of each of the modules when the model runs."""
     calls: dict[str, tuple[Any, Any]] = {}
 
@@ -167,7 +173,10 @@ def in_precision(node: Node, precision: torch.dtype) -> None:
 
 
 def in_any_layout(node: Node) -> None:
-    """A view was exported where this device's kernels allowed one; where others lay out their results differently it takes a copy."""
+    """A view was exported where this device's kernels allowed one.
+
+    Where others lay out their results differently it takes a copy.
+    """
     if node.target is torch.ops.aten.view.default:
         node.target = torch.ops.aten.reshape.default
 

@@ -51,7 +51,9 @@ class Surgery:
 # -- attributes of modules ------------------------------------------
 
 
-def attribute_plans(model: nn.Module, reading: Reading, dead: Tensor, surgery: Surgery, names: Mapping[str, str]) -> list[Attributes]:
+def attribute_plans(
+    model: nn.Module, reading: Reading, dead: Tensor, surgery: Surgery, names: Mapping[str, str]
+) -> list[Attributes]:
     """Plans to try, likeliest first: torch's own layers are certain, other modules' attributes are matched by value."""
     sure = layer_attributes(model, reading, dead, surgery, names)
     every = matched_attributes(model, reading, dead)
@@ -94,10 +96,15 @@ def subsets(items: Sequence[Any], most: int = 5) -> list[set[Any]]:
 
 def is_width(name: str) -> bool:
     """Names that sizes of channels go by; others (window_size, num_tokens) are matched only if these do not do."""
-    return any(part in name for part in ("head", "dim", "chan", "feat", "group", "width", "hidden", "inner", "chs", "planes", "split"))
+    return any(
+        part in name
+        for part in ("head", "dim", "chan", "feat", "group", "width", "hidden", "inner", "chs", "planes", "split")
+    )
 
 
-def layer_attributes(model: nn.Module, reading: Reading, dead: Tensor, surgery: Surgery, names: Mapping[str, str]) -> Attributes:
+def layer_attributes(
+    model: nn.Module, reading: Reading, dead: Tensor, surgery: Surgery, names: Mapping[str, str]
+) -> Attributes:
     groups = {(module_path(n), what): int((~dead[labels]).sum()) for (n, what), labels in reading.counts.items()}
     plan: Attributes = {}
     for path, module in model.named_modules():
@@ -146,7 +153,12 @@ def matched_attributes(model: nn.Module, reading: Reading, dead: Tensor) -> Attr
 def matched(value: Any, sizes: Mapping[int, int]) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return sizes.get(value, value)
-    if isinstance(value, (tuple, list)) and type(value) in (tuple, list) and value and all(type(v) is int for v in value):
+    if (
+        isinstance(value, (tuple, list))
+        and type(value) in (tuple, list)
+        and value
+        and all(type(v) is int for v in value)
+    ):
         new = [sizes.get(v, v) for v in value]
         return tuple(new) if isinstance(value, tuple) else new
     return value

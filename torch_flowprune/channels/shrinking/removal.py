@@ -2,8 +2,9 @@
 
 `shrink` slices parameters, buffers and optimizer state, and sets the attributes that state sizes (`out_channels`,
 `num_heads`).
-The result is run against the masked model before anything is handed out: in float64, in eval and in train mode, with affine parameters
-and running statistics shaken, so that defaults of zero and one hide nothing. If the two differ, the model is left as it was.
+The result is run against the masked model before anything is handed out: in float64, in eval and in train mode, with
+affine parameters and running statistics shaken, so that defaults of zero and one hide nothing. If the two differ, the
+model is left as it was.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from torch_flowprune.channels.coupling import arguments_of, coupling_of, reading
 from torch_flowprune.channels.groups import Coupling, alive
 from torch_flowprune.channels.rules import RULES
 from torch_flowprune.channels.shrinking.equivalence import ShrinkError, Trial, first_line, tolerance_of, write_zeros
-from torch_flowprune.channels.shrinking.exported_module import argument_names, free_sizes, graft, recorded_calls, resized_graph
+from torch_flowprune.channels.shrinking.exported_module import (
+    argument_names,
+    free_sizes,
+    graft,
+    recorded_calls,
+    resized_graph,
+)
 from torch_flowprune.channels.shrinking.module_sizes import Surgery, attribute_plans, changed_sizes
 from torch_flowprune.channels.tracing import Reading, canonical_names, export, read, twin
 from torch_flowprune.masking import dense_copy, remove
@@ -41,20 +48,21 @@ def shrink(
     inplace: bool = False,
     graph: bool = True,
 ) -> nn.Module:
-    """A smaller model without the dead channels of this one; its outputs are those of the masked model, which is checked here.
+    """A smaller model without the dead channels of this one; its outputs are checked to be the masked model's.
 
     A channel is dead where the masks leave nothing of its unit.
 
     Args:
         model: the pruned model; left as it was unless ``inplace``.
-        example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of them; a batch of two samples or more.
+        example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of them; a batch of two
+            samples or more.
         masks: by parameter name, True = kept; those on the model if left out, and where there are none, exact zeros.
         coupling, reading: of the model without masks, where they are at hand or written by hand; else read from it.
         kwargs: keyword arguments of the model's forward, besides.
         optimizer: goes on with the smaller parameters, its state (momentum) sliced along.
         inplace: change this model instead of a copy.
-        graph: where a module's own code cannot take the new sizes (``reshape(B, N, C)`` with C read off its input), replace it by its
-            exported graph, resized. With False, or in place, that is an error.
+        graph: where a module's own code cannot take the new sizes (``reshape(B, N, C)`` with C read off its input),
+            replace it by its exported graph, resized. With False, or in place, that is an error.
 
     Returns:
         The smaller model.
@@ -128,10 +136,16 @@ class Bench:
             module = self.dense.get_submodule(path)
             args, kwargs = self.calls[path] if path else (self.args, self.kwargs)
             try:
-                reading = read(module, args, kwargs, RULES, export(module, args, kwargs, False, free_sizes(module, args, kwargs)))
+                reading = read(
+                    module, args, kwargs, RULES, export(module, args, kwargs, False, free_sizes(module, args, kwargs))
+                )
             except Exception:  # noqa: BLE001 - code that fixes its sizes: the graph is then for the example's
                 reading = read(module, args, kwargs, RULES, export(module, args, kwargs, False))
-            keep = {n.removeprefix(f"{path}."): k for n, k in self.surgery.keep.items() if n.startswith(f"{path}." if path else "")}
+            keep = {
+                n.removeprefix(f"{path}."): k
+                for n, k in self.surgery.keep.items()
+                if n.startswith(f"{path}." if path else "")
+            }
             self.graphs[path] = (reading, dead_labels(reading, Surgery(keep, {})), argument_names(module, args, kwargs))
         return self.graphs[path]
 
@@ -178,7 +192,10 @@ def outermost(paths: Sequence[str]) -> list[str]:
 def attempt(bench: Bench, graph: bool) -> tuple[nn.Module, Surgery]:
     """The first way that passes: the modules' own code, then some modules as graphs, then all of the model as one."""
     names = canonical_names(bench.dense)
-    plans = [replace(bench.surgery, attributes=a) for a in attribute_plans(bench.dense, bench.reading, bench.dead, bench.surgery, names)]
+    plans = [
+        replace(bench.surgery, attributes=a)
+        for a in attribute_plans(bench.dense, bench.reading, bench.dead, bench.surgery, names)
+    ]
     errors = []
     for plan in plans:
         error, _ = bench.tried(plan)
@@ -192,7 +209,9 @@ def attempt(bench: Bench, graph: bool) -> tuple[nn.Module, Surgery]:
         return bench.build(copy.deepcopy(bench.dense), plans[0], replaced), plans[0]
     error, _ = bench.tried(bench.surgery, [""])
     if error is not None:
-        raise ShrinkError(f"neither the model's code ({errors[0]}) nor its graph ({first_line(error)}) takes the smaller sizes")
+        raise ShrinkError(
+            f"neither the model's code ({errors[0]}) nor its graph ({first_line(error)}) takes the smaller sizes"
+        )
     return bench.build(copy.deepcopy(bench.dense), bench.surgery, [""]), bench.surgery
 
 
@@ -259,7 +278,9 @@ def cut_tensor(surgery: Surgery, name: str, tensor: Tensor) -> Tensor:
     return parameter
 
 
-def hand_over(optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter], small: nn.Module, surgery: Surgery) -> None:
+def hand_over(
+    optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter], small: nn.Module, surgery: Surgery
+) -> None:
     """The optimizer goes on with the new parameters; state of a parameter's shape is cut as the parameter was."""
     after = dict(small.named_parameters())
     successor = {}
@@ -272,5 +293,6 @@ def hand_over(optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Paramete
         if old in optimizer.state:
             state = optimizer.state.pop(old)
             optimizer.state[new] = {
-                k: surgery.cut(name, v).clone() if isinstance(v, Tensor) and v.shape == old.shape else v for k, v in state.items()
+                k: surgery.cut(name, v).clone() if isinstance(v, Tensor) and v.shape == old.shape else v
+                for k, v in state.items()
             }

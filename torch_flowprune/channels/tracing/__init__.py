@@ -5,4 +5,17 @@ from torch_flowprune.channels.tracing.labelled_graph import Reading, canonical_n
 from torch_flowprune.channels.tracing.labels import Block, Value
 from torch_flowprune.channels.tracing.nodes import concrete, module_path, operator_name
 
-__all__ = ["Block", "Reading", "Value", "Walk", "canonical_names", "concrete", "export", "flat", "module_path", "operator_name", "read", "twin"]
+__all__ = [
+    "Block",
+    "Reading",
+    "Value",
+    "Walk",
+    "canonical_names",
+    "concrete",
+    "export",
+    "flat",
+    "module_path",
+    "operator_name",
+    "read",
+    "twin",
+]

@@ -194,12 +194,17 @@ class Walk:
                     self.freeze(labels, text)
 
     def _mutate(self, node: Any, value: Value) -> None:
-        """An in-place operator: later readers of the tensor, and of every tensor that shares its memory, see the new content."""
+        """An in-place operator.
+
+        Later readers of the tensor, and of every tensor that shares its memory, see the new content.
+        """
         if not all(zero or self.axes.is_fixed(labels) for labels, zero in zip(value.dims, value.zero, strict=True)):
             for alias in sharing(node):
                 held = self.values.get(alias)
                 if held is not None:
-                    self.values[alias] = [v.without_zero() for v in held] if isinstance(held, (list, tuple)) else held.without_zero()
+                    self.values[alias] = (
+                        [v.without_zero() for v in held] if isinstance(held, (list, tuple)) else held.without_zero()
+                    )
         self.values[node] = value
 
 

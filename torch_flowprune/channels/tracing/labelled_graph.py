@@ -41,7 +41,10 @@ class Reading:
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A copy of the modules that shares parameters and constants: what tracing writes (caches, running statistics) the model never sees."""
+    """A copy of the modules that shares parameters and constants.
+
+    What tracing writes (caches, running statistics) the model never sees.
+    """
     shared = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
     shared += model.parameters()
     memo: dict[int, Any] = {id(t): t for t in shared}
@@ -61,14 +64,24 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], tr
             raise error from why
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None) -> Traced:
+def export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None
+) -> Traced:
     """As `torch.export` gives it. sizes: dynamic shapes, as it takes them."""
     with torch.random.fork_rng(), warnings.catch_warnings(), without_stack_traces():
-        warnings.simplefilter("ignore")  # export warns of caches that modules fill while traced; the twin is thrown away
-        program = torch.export.export(twin(model).train(training), args, dict(kwargs), dynamic_shapes=sizes, strict=False)
+        warnings.simplefilter(
+            "ignore"
+        )  # export warns of caches that modules fill while traced; the twin is thrown away
+        program = torch.export.export(
+            twin(model).train(training), args, dict(kwargs), dynamic_shapes=sizes, strict=False
+        )
     nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
     kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer"}
-    sources = {nodes[s.arg.name]: (kinds[s.kind], str(s.target)) for s in program.graph_signature.input_specs if s.kind in kinds}
+    sources = {
+        nodes[s.arg.name]: (kinds[s.kind], str(s.target))
+        for s in program.graph_signature.input_specs
+        if s.kind in kinds
+    }
     return Traced(program.graph, sources, program)
 
 
@@ -86,8 +99,14 @@ def without_stack_traces() -> Iterator[None]:
             setattr(config, name, before)
 
 
-def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rules: Mapping[str, Rule], evaluated: Traced | None = None) -> Reading:
-    """Label the model's graph in eval mode (`evaluated`, if at hand), and in train mode too where that uses parameters that eval does not."""
+def read(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    rules: Mapping[str, Rule],
+    evaluated: Traced | None = None,
+) -> Reading:
+    """Label the graph in eval mode (`evaluated`, if at hand), and in train mode where that uses more parameters."""
     names = canonical_names(model)
     traced = {"eval": evaluated or trace(model, args, kwargs, False)}
     unused = unused_parameters(model, traced.values(), names)
@@ -114,7 +133,9 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rul
     )
 
 
-def best_walk(traced: Mapping[str, Traced], names: Mapping[str, str], rules: Mapping[str, Rule], error: str) -> tuple[Walk, Solution]:
+def best_walk(
+    traced: Mapping[str, Traced], names: Mapping[str, str], rules: Mapping[str, Rule], error: str
+) -> tuple[Walk, Solution]:
     """Walks with one set of choices after another; the one that leaves most positions of parameters removable."""
     choices: dict[str, int] = {}
     best: tuple[int, Walk, Solution] | None = None
@@ -166,5 +187,10 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
 
 def unused_parameters(model: nn.Module, traced: Iterable[Traced], names: Mapping[str, str]) -> tuple[str, ...]:
     """Parameters that no graph reads."""
-    used = {names[name] for graph in traced for node, (kind, name) in graph.sources.items() if kind == "parameter" and node.users}
+    used = {
+        names[name]
+        for graph in traced
+        for node, (kind, name) in graph.sources.items()
+        if kind == "parameter" and node.users
+    }
     return tuple(n for n, _ in model.named_parameters() if n not in used)

@@ -100,7 +100,9 @@ class Axes:
         self._frozen: list[tuple[Tensor, str]] = [(torch.tensor([FIXED]), "fixed")]
         self._soft: list[tuple[Tensor, str]] = []
         self._immovable = torch.tensor([True])
-        self._whole: dict[int, tuple[Block, Tensor]] = {}  # by the labels' id; they are held, so that no other tensor gets it
+        self._whole: dict[
+            int, tuple[Block, Tensor]
+        ] = {}  # by the labels' id; they are held, so that no other tensor gets it
         self._starts = torch.empty(0, dtype=torch.long)
 
     def fresh(self, size: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""A traced model, and what a node of its graph says of itself: its operator, its module, its sizes, and whose memory it shares."""
+"""A traced model, and what a node of its graph says of itself.
+
+Its operator, its module, its sizes, and whose memory it shares.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ HANDING_ON = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_drop
 
 @dataclass(frozen=True)
 class Traced:
-    """The ATen operators of one forward. sources: placeholders that are state of the model, as (parameter or buffer, name)."""
+    """The ATen operators of one forward.
+
+    sources: placeholders that are state of the model, as (parameter or buffer, name).
+    """
 
     graph: Graph
     sources: Mapping[Node, tuple[str, str]]
@@ -72,5 +78,7 @@ def sharing(node: Node) -> list[Node]:
         node = node.args[0]
     found = [node]
     for one in found:
-        found += [user for user in one.users if user.op == "call_function" and user.args[:1] == (one,) and is_view(user)]
+        found += [
+            user for user in one.users if user.op == "call_function" and user.args[:1] == (one,) and is_view(user)
+        ]
     return found

@@ -1,7 +1,8 @@
 """Records the operators that one forward of a model calls, as a graph.
 
-With autograd out of the way nothing comes before a dispatch mode: it sees the operators that the model called (`linear`, not the
-product it is made of), which are those of `torch.export`, at the price of a forward. A graph is handed out only where it
+With autograd out of the way nothing comes before a dispatch mode: it sees the operators that the model called
+(`linear`, not the product it is made of), which are those of `torch.export`, at the price of a forward. A graph is
+handed out only where it
 holds for any values: every tensor is accounted for, and no number was read off one. Else it is `UnrecordableError`.
 """
 
@@ -34,8 +35,11 @@ LITERALS = ("lift_fresh", "lift_fresh_copy")
 
 ATEN = torch.ops.aten
 UNTAGGED = (
-    ATEN.where.default, ATEN.nonzero_numpy.default, ATEN.repeat_interleave.self_Tensor, ATEN.tensor_split.tensor_indices_or_sections
-)  # fmt: skip
+    ATEN.where.default,
+    ATEN.nonzero_numpy.default,
+    ATEN.repeat_interleave.self_Tensor,
+    ATEN.tensor_split.tensor_indices_or_sections,
+)
 """Made of operators whose results have a shape that depends on values, and not tagged as such themselves."""
 
 
@@ -51,8 +55,14 @@ def recorded(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     """
     recorder = Recorder()
     settle(twin, "train" if training else "eval")
-    with same_randomness(twin), torch.no_grad(), torch._C._AutoDispatchBelowAutograd():  # not inference mode, whose tensors a cache could keep
-        args, kwargs = tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))  # the code may write to what it is given
+    with (
+        same_randomness(twin),
+        torch.no_grad(),
+        torch._C._AutoDispatchBelowAutograd(),
+    ):  # not inference mode, whose tensors a cache could keep
+        args, kwargs = tree_map_only(
+            Tensor, torch.clone, (args, dict(kwargs))
+        )  # the code may write to what it is given
         recorder.know(twin, (args, kwargs))
         recorder.follow(twin)
         with Closed(recorder), recorder:
@@ -75,7 +85,7 @@ class Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: torch would import its compiler for that at the first operator, which takes a hundred times as long as a small model's graph."""
+        """No: torch would import its compiler for that, a hundred times the time of a small model's graph."""
         return False
 
     def refuse(self, why: str) -> UnrecordableError:
@@ -122,7 +132,10 @@ class Recorder(TorchDispatchMode):
             self.placeholder("literal", args[0])
         self.check(func, args, kwargs)
         node = self.graph.create_node(
-            "call_function", func, tuple(self.node_of(a) for a in args), {name: self.node_of(value) for name, value in kwargs.items()}
+            "call_function",
+            func,
+            tuple(self.node_of(a) for a in args),
+            {name: self.node_of(value) for name, value in kwargs.items()},
         )
         node.meta["nn_module_stack"] = {"": (self.modules[-1], None)}
         result = func(*args, **kwargs)
@@ -153,7 +166,8 @@ class Recorder(TorchDispatchMode):
         for leaf in leaves:
             if not isinstance(leaf, (Tensor, bool, int, float, str, type(None))):
                 raise self.refuse(
-                    f"the model gives a {type(leaf).__name__}, in which no tensors are found: let it give tensors, in tuples, lists or dicts "
+                    f"the model gives a {type(leaf).__name__}, in which no tensors are found: let it give tensors, "
+                    "in tuples, lists or dicts "
                     "(a Transformers model that gives its cache: use_cache=False)"
                 )
         self.graph.output([self.node_of(leaf) for leaf in leaves if isinstance(leaf, Tensor)])
@@ -187,7 +201,10 @@ class Closed(TorchFunctionMode):
 
 
 def reads_values(func: Any, args: Any) -> bool:
-    """True where the shape of the result depends on values: of indices, where one is a mask, of classes, where their number is left open."""
+    """True where the shape of the result depends on values.
+
+    Of indices, where one is a mask, of classes, where their number is left open.
+    """
     if func in UNTAGGED:
         return True
     if func.overloadpacket is ATEN.one_hot:
