@@ -30,7 +30,8 @@ from benchmarks.measure import Times, alternating, forget_peak, memory
 from benchmarks.record import README, RESULTS, ROOT, begun, into_page, keep, steady, table
 from torch_flowprune.inputs.parameters import prunable
 from torch_flowprune.scoring import measures
-from torch_flowprune.scoring.importance import candidates_of, evaluate
+from torch_flowprune.scoring.candidates import parameter_candidates
+from torch_flowprune.scoring.evaluation import evaluate
 
 COMMAND = "python -m benchmarks.cost"
 GRANULARITIES = ("weight", "filter", "2:4")
@@ -172,7 +173,7 @@ def _forward_backward(model: nn.Module, data: Batches) -> None:
 
 
 def _formulas(model: nn.Module, point: fp.Flow, granularity: str, rounds: int) -> dict[str, Times]:
-    cuts = candidates_of(model, granularity)
+    cuts = parameter_candidates(model, granularity)
     works = {
         name: lambda measure=measure: lambda: evaluate(point, measure, cuts, granularity)
         for name, measure in fp.MEASURES.items()

@@ -14,9 +14,11 @@ from torch import nn
 
 import torch_flowprune as fp
 from torch_flowprune.scoring import stacked_scores as stacking
-from torch_flowprune.scoring.importance import Scores, candidates_of, on_access
+from torch_flowprune.scoring.candidates import parameter_candidates
+from torch_flowprune.scoring.evaluation import on_access
 from torch_flowprune.scoring.measures import MEASURES, magnitude
 from torch_flowprune.scoring.stacked_scores import Computed, stacks
+from torch_flowprune.scoring.unit_scores import Scores
 from torch_flowprune.selection import lowest_k as selection
 from torch_flowprune.selection.lowest_k import lowest
 
@@ -127,9 +129,9 @@ def test_a_measure_of_your_own_is_given_whole_layers(monkeypatch):
 def test_what_is_on_access_is_read_like_any_scores():
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
     point = fp.flow(model, needs=())
-    lazy = on_access(point, magnitude, candidates_of(model, "weight"), "weight")
+    lazy = on_access(point, magnitude, parameter_candidates(model, "weight"), "weight")
     assert isinstance(lazy, Scores)
-    assert all(isinstance(value, Computed) for value in lazy.values_.values())
+    assert all(isinstance(value, Computed) for value in map(lazy.stored, lazy))
     for name, value in fp.scores(model).items():
         assert torch.equal(lazy[name], value)
     assert str(lazy) == str(fp.scores(model))

@@ -9,26 +9,35 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from torch_flowprune.analysis.rank_correlation import laid_out, spearman
-from torch_flowprune.gradients import Flow, flow
-from torch_flowprune.inputs import Closure, Loss, Objective, as_batches, parameters_of, sized, untouched, unwrapped
+from torch_flowprune.gradients import Flow, FlowOptions, FlowSource, flow_over
+from torch_flowprune.inputs import (
+    Objective,
+    as_batches,
+    check_options,
+    from_options,
+    parameters_of,
+    sized,
+    untouched,
+    unwrapped,
+)
 from torch_flowprune.masking import restored
 from torch_flowprune.pruning import blank_figure, prune_to
 from torch_flowprune.scoring import (
     Candidates,
-    Granularity,
     Measure,
+    PrunableUnits,
     Scores,
-    candidates_of,
+    UnitOptions,
     evaluate,
     living,
     measures,
     targets_of,
 )
-from torch_flowprune.selection import fraction
+from torch_flowprune.selection import Allocation, AllocationOptions, fraction
 
-_OF_FLOW = ("max_samples", "theta0", "example_inputs", "progress")
 DEFAULT = ("magnitude", "loss_preservation", "gradient_norm_preservation", "gradient_norm_increase", "random")
 
 
@@ -126,6 +135,10 @@ class Comparison:
         axes.set_title("rank correlation of the scores", fontsize=9)
 
 
+class CompareOptions(FlowOptions, UnitOptions, AllocationOptions, total=False):
+    """What :func:`compare` takes besides its own words; :func:`~torch_flowprune.global_prune` describes each."""
+
+
 def compare(
     model: nn.Module,
     methods: str | Measure | Sequence[str | Measure] = DEFAULT,
@@ -133,17 +146,8 @@ def compare(
     data: object = None,
     *,
     held_out: object = None,
-    granularity: Granularity = "weight",
-    include: Any = None,
-    exclude: Any = None,
-    min_keep: float | None = None,
-    cost: str = "units",
-    loss: Loss | None = None,
-    closure: Closure | None = None,
-    temperature: float = 1.0,
-    mode: str = "eval",
     generator: torch.Generator | None = None,
-    **options: Any,
+    **options: Unpack[CompareOptions],
 ) -> Comparison:
     """Prune by every measure to every sparsity, and measure the loss on held-out data; the model is left as it was.
 
@@ -155,10 +159,11 @@ def compare(
         sparsities: in (0, 1], above what the model already has.
         data: what the scores are taken over, re-iterable.
         held_out: what the loss is measured on; ``data`` itself if left out (then the loss is one the scores have seen).
-        granularity, include, exclude, min_keep, cost: as :func:`~torch_flowprune.global_prune` takes them.
-        loss, closure, temperature, mode: what is differentiated, and measured at temperature 1.
         generator: for ``random``.
-        options: of :func:`~torch_flowprune.flow`: ``max_samples``, ``theta0``, ``example_inputs``, ``progress``.
+        options: as :func:`~torch_flowprune.global_prune` takes them: which units (``granularity``, ``parameters``,
+            ``include``, ``exclude``, ``scored_by``), how sparsity is shared out (``scope``, ``min_keep``, ``cost``),
+            and what is differentiated (``loss``, ``closure``, ``mode``, ``max_memory``, ...). The loss on held-out data
+            is at temperature 1 and in the model's own precision.
 
     Raises:
         ValueError, TypeError: for bad arguments, naming the way out.
@@ -178,27 +183,18 @@ def compare(
             "a comparison reads its data several times, and this iterator can be read only once: pass a list or a "
             "DataLoader"
         )
-    _known(options)
-    found = candidates_of(
-        inner, granularity, None, include, exclude, data=data, example_inputs=options.get("example_inputs")
-    )
+    check_options("compare", options, CompareOptions.__annotations__)
+    source, units = from_options(FlowSource, options, data=data), from_options(PrunableUnits, options)
+    allocation = from_options(Allocation, options)
+    found = units.of(inner, source)
     needs = {"g", *(kind for measure in resolved.values() for kind in measures.needs(measure))}
-    point = flow(
-        model,
-        data,
-        needs=tuple(needs),
-        parameters=targets_of(found),
-        loss=loss,
-        closure=closure,
-        temperature=temperature,
-        mode=mode,
-        **options,
-    )
-    scores = {name: evaluate(point, measure, found, granularity, generator) for name, measure in resolved.items()}
-    objective, unseen = Objective(loss, closure), data if held_out is None else held_out
-    before, samples = mean_loss(inner, unseen, objective, mode)
+    point = flow_over(source, model, tuple(needs), targets_of(found))
+    scores = {name: evaluate(point, measure, found, units.granularity, generator) for name, measure in resolved.items()}
+    unseen = data if held_out is None else held_out
+    evaluation = (unseen, Objective(source.loss, source.closure), source.mode)
+    before, samples = mean_loss(inner, *evaluation)
     outcomes = tuple(
-        _outcome(inner, name, sparsity, scores[name], point, found, (min_keep, cost), before, (unseen, objective, mode))
+        _outcome(inner, name, sparsity, scores[name], point, found, allocation, before, evaluation)
         for name in scores
         for sparsity in levels
     )
@@ -224,14 +220,6 @@ def _levels(sparsities: float | Sequence[float]) -> list[float]:
     return [fraction(sparsity) for sparsity in asked]
 
 
-def _known(options: dict[str, Any]) -> None:
-    if unknown := set(options) - set(_OF_FLOW):
-        raise TypeError(
-            f"compare does not take {', '.join(sorted(unknown))}; besides its own arguments it takes "
-            f"{', '.join(_OF_FLOW)}"
-        )
-
-
 def mean_loss(model: nn.Module, data: object, objective: Objective, mode: str = "eval") -> tuple[float, int]:
     """The sample-weighted mean loss without gradients, and the number of samples; the model is left as it was."""
     total, samples = 0.0, 0
@@ -252,12 +240,12 @@ def _outcome(
     scores: Scores,
     point: Flow,
     found: Candidates,
-    limits: tuple[float | None, str],
+    allocation: Allocation,
     before: float,
     evaluation: tuple[object, Objective, str],
 ) -> Outcome:
     with restored(targets_of(found).values()):
-        report = prune_to(model, found, scores, sparsity, point, *limits)
+        report = prune_to(model, found, scores, sparsity, point, allocation)
         after, _ = mean_loss(model, *evaluation)
     emptied = sum(layer.units == layer.pruned for layer in report.layers)
     assert report.predicted_loss_change is not None

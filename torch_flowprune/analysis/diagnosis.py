@@ -6,31 +6,30 @@ How the norm of each layer moves, and how far its scores can be trusted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from torch_flowprune.analysis.prediction import Prediction, predict
 from torch_flowprune.analysis.rank_correlation import laid_out, spearman
-from torch_flowprune.gradients import Flow, flow
-from torch_flowprune.inputs import Batch, Loss, as_batches, halves, untouched, unwrapped
-from torch_flowprune.scoring import (
-    Candidates,
-    Granularity,
-    Measure,
-    candidates_of,
-    evaluate,
-    living,
-    measures,
-    targets_of,
+from torch_flowprune.gradients import Flow, FlowSource, SweepOptions, flow_over
+from torch_flowprune.inputs import (
+    Batch,
+    Loss,
+    as_batches,
+    check_options,
+    from_options,
+    halves,
+    untouched,
+    unwrapped,
 )
+from torch_flowprune.scoring import Measure, PrunableUnits, UnitOptions, evaluate, living, measures, targets_of
 
 Values: TypeAlias = "dict[str, Tensor]"
-_OF_FLOW = {"closure", "max_samples", "temperature", "mode", "theta0", "example_inputs", "progress"}
-_OF_PREDICT = ("loss", "closure", "max_samples", "temperature", "mode", "progress")
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,13 @@ class Diagnosis:
         return asdict(self)
 
 
+class DiagnoseOptions(SweepOptions, UnitOptions, total=False):
+    """What :func:`diagnose` takes besides its own words."""
+
+    theta0: Mapping[str, Tensor] | None
+    example_inputs: Any
+
+
 def diagnose(
     model: nn.Module,
     data: object,
@@ -112,10 +118,8 @@ def diagnose(
     *,
     masks: Mapping[str, Tensor] | None = None,
     method: str | Measure = "loss_preservation",
-    granularity: Granularity = "weight",
-    include: Any = None,
-    exclude: Any = None,
-    **options: Any,
+    generator: torch.Generator | None = None,
+    **options: Unpack[DiagnoseOptions],
 ) -> Diagnosis:
     """Per layer and in total: ‖θ‖², its first two time derivatives, ‖g‖², θᵀHg, and how stable a ranking is.
 
@@ -130,10 +134,10 @@ def diagnose(
         masks: a cut that is only thought of, by parameter name: what :func:`~torch_flowprune.predict` says of it is
             added.
         method: the measure whose zeros and stability are asked.
-        granularity: its units.
-        include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
-        options: of :func:`~torch_flowprune.flow`: ``closure``, ``temperature``, ``mode``, ``max_samples``, ``theta0``,
-            ...
+        generator: for ``random``.
+        options: the units of the measure as :func:`~torch_flowprune.scores` takes them (``granularity``,
+            ``parameters``, ``include``, ``exclude``, ``scored_by``), and the words of :func:`~torch_flowprune.flow`
+            (``closure``, ``max_samples``, ``theta0``, ``max_memory``, ...).
 
     Raises:
         ValueError, TypeError: as :func:`~torch_flowprune.flow` does.
@@ -151,24 +155,20 @@ def diagnose(
             "DataLoader"
         )
     measure = measures.resolve(method)
-    if unknown := set(options) - _OF_FLOW:
-        raise TypeError(
-            f"diagnose does not take {', '.join(sorted(unknown))}; besides its own arguments it takes "
-            f"{', '.join(sorted(_OF_FLOW))}"
-        )
-    options["loss"] = loss
-    found = candidates_of(
-        unwrapped(model), granularity, None, include, exclude, data=data, example_inputs=options.get("example_inputs")
-    )
-    proposed = (
-        None
-        if masks is None
-        else predict(model, masks, data, **{key: options[key] for key in _OF_PREDICT if key in options})
-    )
-    needs = {*measures.needs(measure), "g", "Hg"}
-    point = flow(model, data, needs=tuple(needs), parameters=targets_of(found), **options)
-    scores = living(evaluate(point, measure, found, granularity), found)
-    pair = _on_halves(model, data, measure, found, granularity, options)
+    check_options("diagnose", options, DiagnoseOptions.__annotations__)
+    source = from_options(FlowSource, options, data=data, loss=loss)
+    units = from_options(PrunableUnits, options)
+    found = units.of(unwrapped(model), source)
+    swept = {word: value for word, value in options.items() if word in SweepOptions.__annotations__}
+    proposed = None if masks is None else predict(model, masks, data, loss=loss, **swept)  # type: ignore[arg-type]
+    point = flow_over(source, model, (*measures.needs(measure), "g", "Hg"), targets_of(found))
+
+    def scored(at: Flow) -> Values:
+        return living(evaluate(at, measure, found, units.granularity, generator), found)
+
+    scores = scored(point)
+    needs = measures.needs(measure)
+    pair = [scored(flow_over(half, model, needs, targets_of(found))) for half in _halves(model, source, needs)]
     layers = tuple(_layer(name, [name], point, scores, pair) for name in found)
     assert point.loss is not None
     return Diagnosis(
@@ -196,32 +196,20 @@ class _Every:
         return islice(as_batches(self.data), self.start, None, 2)
 
 
-def _on_halves(
-    model: nn.Module,
-    data: object,
-    measure: Measure,
-    found: Candidates,
-    granularity: Granularity,
-    options: dict[str, Any],
-) -> tuple[Values, Values] | None:
-    """The scores on two halves of the data; None where there is nothing to halve."""
-    with untouched(unwrapped(model), data):
-        first = list(islice(as_batches(data), 2))
-    parts: tuple[Any, Any] | None = (_Every(data, 0), _Every(data, 1)) if len(first) > 1 else halves(first[0])
-    if parts is None or not set(measures.needs(measure)) - {"theta", "theta0", "generator"}:
-        return None
-    limit = options.get("max_samples")
-    shared = {**options, "max_samples": None if limit is None else max(1, limit // 2)}
-    points = (
-        flow(model, part, needs=measures.needs(measure), parameters=targets_of(found), **shared) for part in parts
+def _halves(model: nn.Module, source: FlowSource, needs: Sequence[str]) -> list[FlowSource]:
+    """Two halves of the data, each with half of ``max_samples``; none where there is nothing to halve."""
+    with untouched(unwrapped(model), source.data):
+        first = list(islice(as_batches(source.data), 2))
+    parts: tuple[Any, Any] | None = (
+        (_Every(source.data, 0), _Every(source.data, 1)) if len(first) > 1 else halves(first[0])
     )
-    one, other = (living(evaluate(point, measure, found, granularity), found) for point in points)
-    return one, other
+    if parts is None or not set(needs) - {"theta", "theta0", "generator"}:
+        return []
+    limit = None if source.max_samples is None else max(1, source.max_samples // 2)
+    return [replace(source, data=part, max_samples=limit) for part in parts]
 
 
-def _layer(
-    name: str, names: Sequence[str], point: Flow, scores: Values, pair: tuple[Values, Values] | None
-) -> LayerDiagnosis:
+def _layer(name: str, names: Sequence[str], point: Flow, scores: Values, pair: Sequence[Values]) -> LayerDiagnosis:
     theta, g, Hg = ([point.tensors(kind)[one] for one in names] for kind in ("theta", "g", "Hg"))
     gradient_norm, theta_Hg = _dot(g, g), _dot(theta, Hg)
     units = sum(scores[one].numel() for one in names)
@@ -235,7 +223,7 @@ def _layer(
         gradient_norm=gradient_norm,
         theta_Hg=theta_Hg,
         zero_share=zeros / units if units else 0.0,
-        stability=None if pair is None else spearman(*(laid_out({one: half[one] for one in names}) for half in pair)),
+        stability=spearman(*(laid_out({one: half[one] for one in names}) for half in pair)) if pair else None,
     )
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from torch_flowprune.gradients import Sweeps
+from torch_flowprune.gradients import FlowSource, LossOptions, Sweeps
 from torch_flowprune.inputs import (
-    Closure,
-    Loss,
-    Objective,
     Ranks,
     as_batches,
+    check_options,
+    from_options,
     parameters_of,
     untouched,
     unwrapped,
@@ -103,20 +103,16 @@ def predict(
     model: nn.Module,
     masks: Mapping[str, Tensor],
     data: object,
-    *,
-    loss: Loss | None = None,
-    closure: Closure | None = None,
-    max_samples: int | None = None,
-    temperature: float = 1.0,
-    mode: str = "eval",
-    progress: bool | None = None,
+    **options: Unpack[LossOptions],
 ) -> Prediction:
-    """What putting ``masks`` on would do to the loss and to ‖g‖², from two sweeps; the model is left as it was.
+    """What putting ``masks`` on would do to the loss and to ‖g‖², from one sweep; the model is left as it was.
 
     Args:
         model: any module.
         masks: by parameter name, bool (True = kept) or packed; what the model has masked already counts as gone.
-        data, loss, closure, max_samples, temperature, mode, progress: see :func:`~torch_flowprune.flow`.
+        data: what the two terms are taken over, see :func:`~torch_flowprune.flow`.
+        options: of :func:`~torch_flowprune.flow`: ``loss``, ``closure``, ``max_samples``, ``temperature``, ``mode``,
+            ``progress``, ``max_memory``, ``offload``, ``autocast``.
 
     Raises:
         ValueError: for masks that do not fit, or data that cannot be used.
@@ -128,16 +124,17 @@ def predict(
     >>> predict(model, mask, (torch.ones(3, 4), torch.tensor([0, 1, 1]))).samples
     3
     """
+    check_options("predict", options, LossOptions.__annotations__)
+    source = from_options(FlowSource, options, data=data)
     ranks, model = Ranks.of(model), unwrapped(model)
     known = {name: target for name, target in parameters_of(model).items() if target.parameter.is_floating_point()}
     kept = {name: fitting(known.get(name), name, mask) for name, mask in masks.items()}
     removed = {name: torch.where(mask, 0, known[name].theta) for name, mask in kept.items()}
     total = sum(float(wide(known[name].theta).square().sum(dtype=torch.float64)) for name in removed)
-    objective = Objective(loss, closure, temperature)
-    with untouched(model, data, mode) as rewind:
+    with untouched(model, data, source.mode) as rewind:
         for target in known.values():
             target.parameter.requires_grad_(True)
-        sweeps = Sweeps(model, known, objective, mode, rewind, progress, max_samples, ranks)
+        sweeps = Sweeps(model, known, source, rewind, ranks)
         found = sweeps.along({name: wide(value) for name, value in removed.items()}, kept, as_batches(data))
     size = sum(float(wide(value).square().sum(dtype=torch.float64)) for value in removed.values())
     return Prediction(**found, removed_norm=(size / total) ** 0.5 if total else 0.0)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.gradients.memory_budget import Resources, in_bytes
+from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.sweeps import Sweeps
 from torch_flowprune.gradients.synflow import synaptic_gradient
 from torch_flowprune.inputs import (
     Closure,
     Loss,
-    Objective,
     Ranks,
     Target,
     as_batches,
@@ -28,7 +27,8 @@ from torch_flowprune.inputs import (
 
 Named = dict[str, Tensor]
 
-INGREDIENTS = ("theta", "theta0", "generator", "gR", "g", "g2", "g2_sample", "Hg")
+INGREDIENTS = ("theta", "theta0", "generator", "g", "g2", "g2_sample", "Hg", "gR")
+_WITHOUT_DATA = {"theta", "theta0", "generator"}
 
 
 @dataclass(frozen=True)
@@ -136,24 +136,42 @@ def flow(
     >>> f.g["weight"].shape, f.samples
     (torch.Size([2, 3]), 4)
     """
+    source = FlowSource(
+        data,
+        loss,
+        closure,
+        theta0,
+        max_samples,
+        temperature,
+        mode,
+        example_inputs,
+        progress,
+        max_memory,
+        offload,
+        autocast,
+    )
+    return flow_over(source, model, needs, parameters)
+
+
+def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parameters: Iterable[str] = ()) -> Flow:
+    """:func:`flow` with its words as one value, which the calls that take a flow hand on."""
     ranks, model = Ranks.of(model), unwrapped(model)
     wanted = _checked(needs)
     targets = _differentiable(model, parameters, wanted)
     point = Flow(
-        theta={name: wide(target.theta) for name, target in targets.items()}, theta0=_reference(theta0, targets)
+        theta={name: wide(target.theta) for name, target in targets.items()}, theta0=_reference(source.theta0, targets)
     )
     if not wanted:
         return point
-    objective, resources = Objective(loss, closure, temperature), Resources(in_bytes(max_memory), offload, autocast)
-    with untouched(model, data, mode) as rewind:
+    with untouched(model, source.data, source.mode) as rewind:
         for target in targets.values():
             target.parameter.requires_grad_(True)
         if "gR" in wanted:
-            example = example_of(data, example_inputs, next(model.parameters()).device)
+            example = example_of(source.data, source.example_inputs, next(model.parameters()).device)
             point = replace(point, gR=synaptic_gradient(model, targets, point.theta, example))
         if wanted - {"gR"}:
-            sweeps = Sweeps(model, targets, objective, mode, rewind, progress, max_samples, ranks, resources)
-            point = replace(point, **sweeps.run(as_batches(data), wanted))
+            sweeps = Sweeps(model, targets, source, rewind, ranks)
+            point = replace(point, **sweeps.run(as_batches(source.data), wanted))
     return point
 
 
@@ -163,9 +181,9 @@ def _checked(needs: Sequence[str]) -> set[str]:
     if unknown:
         raise ValueError(
             f"needs= names {', '.join(map(repr, sorted(unknown)))}; a flow has "
-            f"{', '.join(field.name for field in fields(Flow)[2:7])}"
+            f"{', '.join(kind for kind in INGREDIENTS if kind not in _WITHOUT_DATA)}"
         )
-    wanted -= {"theta", "theta0", "generator"}
+    wanted -= _WITHOUT_DATA
     return wanted | {"g"} if "Hg" in wanted else wanted
 
 

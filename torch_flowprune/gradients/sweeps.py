@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 
 from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
 from torch_flowprune.gradients.double_backward import twice_differentiable
-from torch_flowprune.gradients.memory_budget import Resources
+from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.microbatches import Graphs, MicroBatches
-from torch_flowprune.inputs import Batch, Objective, Ranks, Restore, Target, samples, sized, wide, wide_type
+from torch_flowprune.inputs import Batch, Ranks, Restore, Target, samples, sized, wide, wide_type
 
 SizedBatch: TypeAlias = tuple[Batch, int]
 Sums: TypeAlias = dict[str, list[Tensor]]
@@ -31,33 +31,24 @@ class Sweeps:
         self,
         model: nn.Module,
         targets: Mapping[str, Target],
-        objective: Objective,
-        mode: str,
+        source: FlowSource,
         rewind: Restore,
-        progress: bool | None,
-        max_samples: int | None,
         ranks: Ranks,
-        resources: Resources = Resources(),  # noqa: B008 - a value that cannot change
     ) -> None:
-        self.mode, self.rewind, self.progress, self.max_samples, self.ranks = (
-            mode,
-            rewind,
-            progress,
-            _whole(max_samples),
-            ranks,
-        )
+        self.mode, self.progress, self.max_samples = source.mode, source.progress, source.max_samples
+        self.rewind, self.ranks = rewind, ranks
         self.names = list(targets)
         self.parameters = [target.parameter for target in targets.values()]
         if not self.parameters:
             raise ValueError(
                 "no parameter of this model requires a gradient: unfreeze some, or name those to score in parameters="
             )
-        if resources.offload and not ranks.alone:
+        if source.offload and not ranks.alone:
             raise ValueError(
                 "offload=True keeps the sums on the host, where ranks do not add them up: score in one process"
             )
-        self.offload, self.seen = resources.offload, 0
-        self.derivatives = Derivatives(model, self.parameters, objective, mode, resources)
+        self.offload, self.seen = source.offload, 0
+        self.derivatives = Derivatives(model, self.parameters, source.objective, source.mode, source.resources)
 
     def run(self, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:
         """The wanted fields of a flow, with ``loss`` and ``samples``."""
@@ -87,16 +78,25 @@ class Sweeps:
             for name, p in zip(self.names, self.parameters, strict=True)
         ]
         g, product, losses, sizes, slopes = self._zeros(), self._zeros(), [], [], []
+        micro = MicroBatches(self.derivatives, {"g", "Hg"})
         head, stream = self._stream(data)
         for batch, size in self._bar(chain(head, stream), _length(data), "prediction"):
-            with twice_differentiable():
-                loss = self.derivatives.loss(batch)
-                grads = self.derivatives.gradient(loss, create_graph=True)
-                _add(product, self.derivatives.product(grads, vector), size)
-            detached = [None if grad is None else grad.detach() for grad in grads]
-            _add(g, detached, size)
-            slopes.append(_dot(vector, detached))
-            losses.append(loss.detach())
+            slope, mean = torch.zeros((), dtype=torch.float64), torch.zeros(())
+            for part, count in micro.of(batch, size):
+                with twice_differentiable():
+                    loss = self.derivatives.loss(part)
+                    grads = self.derivatives.gradient(loss, create_graph=True)
+                    _add(product, self.derivatives.product(grads, vector), count)
+                detached = _detached(grads)
+                slope = slope.to(loss.device) + _dot(vector, detached) * (count / size)
+                mean = mean.to(loss.device) + loss.detach() * (count / size)
+                _add(
+                    g,
+                    [grad if grad is None else grad.to(into.device) for grad, into in zip(detached, g, strict=True)],
+                    count,
+                )
+            slopes.append(slope)
+            losses.append(mean)
             sizes.append(size)
         if not sizes:
             raise ValueError(_EMPTY)
@@ -283,7 +283,11 @@ class Sweeps:
 def _dot(one: Sequence[Tensor], other: Sequence[Tensor | None]) -> Tensor:
     """Σ one·other over all parameters, in float64."""
     return torch.stack(
-        [(a * b).sum(dtype=torch.float64).to(one[0].device) for a, b in zip(one, other, strict=True) if b is not None]
+        [
+            (a.to(b.device) * b).sum(dtype=torch.float64).to(one[0].device)
+            for a, b in zip(one, other, strict=True)
+            if b is not None
+        ]
     ).sum()
 
 
@@ -330,16 +334,6 @@ def _mean_loss(losses: list[Tensor], sizes: list[int]) -> float:
                 "mode='train' on an untrained model)"
             )
     return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
-
-
-def _whole(max_samples: int | None) -> int | None:
-    if max_samples is not None and (
-        isinstance(max_samples, bool) or not hasattr(max_samples, "__index__") or max_samples < 1
-    ):
-        raise ValueError(
-            f"max_samples should be a whole number of at least 1, or None for all the data, got {max_samples!r}"
-        )
-    return max_samples
 
 
 def _length(data: object) -> int | None:

@@ -13,6 +13,7 @@ from torch_flowprune.inputs.batches import (
     sized,
 )
 from torch_flowprune.inputs.objective import Closure, Loss, Objective, logits_of
+from torch_flowprune.inputs.options import check_options, from_options
 from torch_flowprune.inputs.parameters import (
     Pair,
     Pattern,
@@ -29,7 +30,7 @@ from torch_flowprune.inputs.parameters import (
     wide_type,
 )
 from torch_flowprune.inputs.processes import Ranks
-from torch_flowprune.inputs.state_guard import Restore, cpu_generator, same_randomness, settle, untouched
+from torch_flowprune.inputs.state_guard import Restore, check_mode, cpu_generator, same_randomness, settle, untouched
 
 __all__ = [
     "Batch",
@@ -42,6 +43,8 @@ __all__ = [
     "Restore",
     "Target",
     "as_batches",
+    "check_mode",
+    "check_options",
     "class_balanced",
     "clear",
     "computed",
@@ -49,6 +52,7 @@ __all__ = [
     "example_of",
     "first",
     "flags",
+    "from_options",
     "halves",
     "logits_of",
     "masked",

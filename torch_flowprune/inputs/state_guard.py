@@ -25,8 +25,7 @@ def untouched(model: nn.Module, data: object = None, mode: str = "eval") -> Iter
         A function that puts randomness back to the state at entry, so that a second sweep sees the same shuffling and
         dropout.
     """
-    if mode not in ("eval", "train"):
-        raise ValueError(f"mode should be 'eval' or 'train' (batch norm and dropout while scoring), got {mode!r}")
+    check_mode(mode)
     rewind = _randomness(model, data)
     with ExitStack() as stack:
         stack.callback(rewind)
@@ -37,6 +36,12 @@ def untouched(model: nn.Module, data: object = None, mode: str = "eval") -> Iter
         stack.enter_context(torch.enable_grad())
         settle(model, mode)
         yield rewind
+
+
+def check_mode(mode: str) -> None:
+    """An error for anything but "eval" and "train"."""
+    if mode not in ("eval", "train"):
+        raise ValueError(f"mode should be 'eval' or 'train' (batch norm and dropout while scoring), got {mode!r}")
 
 
 @contextmanager

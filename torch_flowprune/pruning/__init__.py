@@ -1,9 +1,11 @@
 """The whole route in one call, in rounds, and as torch's pruning methods."""
 
 from torch_flowprune.pruning import methods
-from torch_flowprune.pruning.global_pruning import LayerCollapseWarning, TiedScoresWarning, global_prune, prune_to
+from torch_flowprune.pruning.global_pruning import global_prune
 from torch_flowprune.pruning.pruner import Pruner
 from torch_flowprune.pruning.report import Layer, Report, blank_figure
+from torch_flowprune.pruning.report_warnings import LayerCollapseWarning, TiedScoresWarning
+from torch_flowprune.pruning.route import prune_to
 
 __all__ = [
     "Layer",

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from torch_flowprune.gradients import Flow, flow
-from torch_flowprune.inputs import Batch, unwrapped, wide
-from torch_flowprune.pruning.global_pruning import global_prune
+from torch_flowprune.gradients import Flow, FlowSource, LossOptions, flow_over
+from torch_flowprune.inputs import Batch, check_options, from_options, unwrapped, wide
 from torch_flowprune.pruning.report import Report
-from torch_flowprune.scoring import Candidates, Measure, Scores, candidates_of, evaluate, label, measures, targets_of
-from torch_flowprune.selection import Schedule, fraction, gone_share, steps
+from torch_flowprune.pruning.route import prune
+from torch_flowprune.scoring import (
+    Candidates,
+    Measure,
+    PrunableUnits,
+    Scores,
+    UnitOptions,
+    evaluate,
+    label,
+    measures,
+    targets_of,
+)
+from torch_flowprune.selection import Allocation, AllocationOptions, Goal, Schedule, fraction, gone_share, steps
 
 _FROM_BACKWARD = {"theta", "theta0", "g", "g2", "generator"}
-_CHOICE = ("parameters", "include", "exclude")
-_FLOW = (
-    "loss",
-    "closure",
-    "max_samples",
-    "temperature",
-    "mode",
-    "example_inputs",
-    "progress",
-    "max_memory",
-    "offload",
-    "autocast",
-)
+
+
+class PrunerOptions(LossOptions, UnitOptions, AllocationOptions, total=False):
+    """What :class:`Pruner` takes besides its own words; :func:`~torch_flowprune.global_prune` describes each."""
+
+    example_inputs: Any
 
 
 class Pruner:
@@ -81,18 +86,19 @@ class Pruner:
         alpha: float = 0.8,
         theta0: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
-        **options: Any,
+        **options: Unpack[PrunerOptions],
     ) -> None:
+        check_options("Pruner", options, PrunerOptions.__annotations__)
         self.model, self.method, self.measure = model, method, measures.resolve(method)
-        self.alpha = fraction(alpha, "alpha")
-        self.options, self.generator = _known(options), generator
+        self.alpha, self.generator = fraction(alpha, "alpha"), generator
+        if theta0 is None and "theta0" in measures.needs(self.measure):
+            theta0 = _copy(unwrapped(model).state_dict())
+        self.source = from_options(FlowSource, options, theta0=theta0)
+        self.units = from_options(PrunableUnits, options)
+        self.allocation = from_options(Allocation, options)
         self.round = 0
         self.tracked: dict[str, Tensor] = {}
-        self.goals = _goals(
-            sparsity, rounds, schedule, start=gone_share(self._candidates(), self.options.get("cost", "units"))
-        )
-        needs_reference = "theta0" in measures.needs(self.measure)
-        self.theta0 = _copy(unwrapped(model).state_dict()) if needs_reference and theta0 is None else theta0
+        self.goals = _goals(sparsity, rounds, schedule, start=gone_share(self._candidates(), self.allocation.cost))
 
     @property
     def done(self) -> bool:
@@ -121,7 +127,7 @@ class Pruner:
             ValueError: if a gradient is missing, or the measure needs a batch.
         """
         found = self._candidates()
-        scores = evaluate(self._point(found, batch), self.measure, found, self._granularity, self.generator)
+        scores = evaluate(self._point(found, batch), self.measure, found, self.units.granularity, self.generator)
         for name, score in scores.items():
             old = self.tracked.get(name)
             self.tracked[name] = score * self.alpha if old is None else torch.lerp(old, score, self.alpha)
@@ -132,27 +138,12 @@ class Pruner:
         Raises:
             ValueError: when all rounds are done, or there is nothing to score from.
         """
-        sparsity = self.next_sparsity
+        goal = Goal(self.next_sparsity)
+        tracked = None
         if self.tracked and data is None:
-            scores = Scores(self.tracked, measures.name_of(self.method), self._granularity)
-            kept = {
-                key: value
-                for key, value in self.options.items()
-                if key == "example_inputs" or key not in (*_FLOW, "granularity")
-            }
-            report = global_prune(
-                self.model, self.method, sparsity, scores=scores, granularity=self.options.get("granularity"), **kept
-            )
-        else:
-            report = global_prune(
-                self.model,
-                self.method,
-                sparsity,
-                data=data,
-                theta0=self.theta0,
-                generator=self.generator,
-                **self.options,
-            )
+            tracked = Scores(self.tracked, measures.name_of(self.method), label(self.units.granularity))
+        source = replace(self.source, data=data)
+        report = prune(self.model, self.measure, source, self.units, goal, self.allocation, tracked, self.generator)
         self.tracked = {}
         self.round += 1
         return report
@@ -162,7 +153,7 @@ class Pruner:
         source = None if self.generator is None else self.generator.get_state()
         method = measures.name_of(self.method)
         state = {"method": method, "round": self.round, "goals": list(self.goals), "tracked": dict(self.tracked)}
-        return {**state, "theta0": self.theta0, "generator": source}
+        return {**state, "theta0": self.source.theta0, "generator": source}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state.
@@ -179,39 +170,25 @@ class Pruner:
                 f"this state is of a pruner with sparsities {list(goals)}, and this one has {list(self.goals)}"
             )
         self.goals = goals  # those between were counted from where that run began
-        self.round, self.tracked, self.theta0 = state["round"], dict(state["tracked"]), state["theta0"]
+        self.round, self.tracked = state["round"], dict(state["tracked"])
+        self.source = replace(self.source, theta0=state["theta0"])
         if self.generator is not None and state.get("generator") is not None:
             self.generator.set_state(state["generator"].cpu())
 
-    @property
-    def _granularity(self) -> str:
-        return label(self.options.get("granularity", "weight"))
-
     def _candidates(self) -> Candidates:
-        parameters, include, exclude = (self.options.get(key) for key in _CHOICE)
-        return candidates_of(
-            unwrapped(self.model),
-            self.options.get("granularity", "weight"),
-            parameters,
-            include,
-            exclude,
-            scored_by=self.options.get("scored_by", "producer"),
-            example_inputs=self.options.get("example_inputs"),
-        )
+        return self.units.of(unwrapped(self.model), self.source)
 
     def _point(self, found: Candidates, batch: Batch) -> Flow:
         needs = measures.needs(self.measure)
         if batch is not None:
-            options = {key: self.options[key] for key in _FLOW if key in self.options}
-            return flow(self.model, batch, needs=needs, parameters=targets_of(found), theta0=self.theta0, **options)
+            return flow_over(replace(self.source, data=batch), self.model, needs, targets_of(found))
         if beyond := set(needs) - _FROM_BACKWARD:
             raise ValueError(
                 f"{measures.name_of(self.method)!r} reads {', '.join(sorted(beyond))}, which .grad does not hold: "
                 "call track(batch)"
             )
-        if {"g", "g2"} & set(needs):
-            return _with_gradients(flow(self.model, needs=(), parameters=targets_of(found), theta0=self.theta0), found)
-        return flow(self.model, needs=(), parameters=targets_of(found), theta0=self.theta0)
+        point = flow_over(self.source, self.model, (), targets_of(found))
+        return _with_gradients(point, found) if {"g", "g2"} & set(needs) else point
 
 
 def _with_gradients(point: Flow, found: Candidates) -> Flow:
@@ -239,16 +216,6 @@ def _goals(
     if sparsity is None:
         raise ValueError("give sparsity=, the share of all prunable units that is gone after the last round")
     return tuple(steps(schedule, 1 if rounds is None else rounds, start, fraction(sparsity)))
-
-
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    allowed = {*_CHOICE, *_FLOW, "granularity", "scored_by", "scope", "min_keep", "cost"}
-    if unknown := set(options) - allowed:
-        raise TypeError(
-            f"Pruner does not take {', '.join(sorted(unknown))}; besides its own arguments it takes "
-            f"{', '.join(sorted(allowed))}"
-        )
-    return options
 
 
 def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

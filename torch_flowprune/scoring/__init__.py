@@ -2,17 +2,11 @@
 
 from torch_flowprune.scoring import measures
 from torch_flowprune.scoring.candidates import Candidate, Candidates, label, lefts, living, targets_of
+from torch_flowprune.scoring.evaluation import evaluate, on_access
 from torch_flowprune.scoring.granularity import Blocks, Granularity, Slices, Units, Weights, alive, parse_granularity
-from torch_flowprune.scoring.importance import (
-    Scores,
-    candidates_of,
-    evaluate,
-    given,
-    importance_scores,
-    on_access,
-    scores,
-)
+from torch_flowprune.scoring.importance import ScoreOptions, importance_scores, scores
 from torch_flowprune.scoring.measures import MEASURES, Measure
+from torch_flowprune.scoring.prunable_units import PrunableUnits, UnitOptions
 from torch_flowprune.scoring.stacked_scores import (
     WORD,
     Stack,
@@ -24,6 +18,7 @@ from torch_flowprune.scoring.stacked_scores import (
     parts_of,
     stacks,
 )
+from torch_flowprune.scoring.unit_scores import Scores, given
 
 __all__ = [
     "MEASURES",
@@ -33,15 +28,17 @@ __all__ = [
     "Candidates",
     "Granularity",
     "Measure",
+    "PrunableUnits",
+    "ScoreOptions",
     "Scores",
     "Slices",
     "Stack",
+    "UnitOptions",
     "Units",
     "Values",
     "Weights",
     "alive",
     "bases",
-    "candidates_of",
     "evaluate",
     "given",
     "importance_scores",

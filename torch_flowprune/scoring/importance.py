@@ -1,106 +1,40 @@
-"""Scores as a value.
-
-Computed from one flow for any number of measures, printed, saved, loaded, pruned with again and again.
-"""
+"""Scores of a model: any number of measures from one flow."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from os import PathLike
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from torch_flowprune.gradients import Flow, flow
-from torch_flowprune.inputs import Closure, Loss, Pair, Pattern, cpu_generator, example_of, untouched, unwrapped
+from torch_flowprune.gradients import FlowOptions, FlowSource, flow_over
+from torch_flowprune.inputs import Closure, Loss, Pair, Pattern, parameters_of, unwrapped
 from torch_flowprune.scoring import measures
-from torch_flowprune.scoring.candidates import Candidate, Candidates, label, parameter_candidates, targets_of
-from torch_flowprune.scoring.channel_candidates import channel_candidates
+from torch_flowprune.scoring.candidates import targets_of
+from torch_flowprune.scoring.evaluation import evaluate
 from torch_flowprune.scoring.granularity import Granularity
 from torch_flowprune.scoring.measures import Measure
-from torch_flowprune.scoring.stacked_scores import Computed, Values, not_finite
+from torch_flowprune.scoring.prunable_units import PrunableUnits, UnitOptions
+from torch_flowprune.scoring.unit_scores import Scores
 
 
-@dataclass(frozen=True, eq=False)
-class Scores(Mapping[str, Tensor]):
-    """One score a unit, by parameter name: what :func:`scores` returns and ``global_prune(scores=...)`` takes.
+class ScoreOptions(FlowOptions, UnitOptions, total=False):
+    """What :func:`scores` takes besides model, measures and data."""
 
-    Attributes:
-        values: 1-d tensors by parameter name, in model order.
-        method: the name of the measure.
-        granularity: what the units are.
-    """
-
-    values_: Mapping[str, Values]
-    method: str
-    granularity: str
-
-    def __getitem__(self, name: str) -> Tensor:
-        value = self.values_[name]
-        return value.all() if isinstance(value, Computed) else value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.values_)
-
-    def __len__(self) -> int:
-        return len(self.values_)
-
-    def __str__(self) -> str:
-        width = max(map(len, self.values_), default=9)
-        lines = [f"{self.method} scores of {sum(map(torch.numel, self.values())):,} units ({self.granularity})"]
-        lines.append(
-            f"{'parameter':{width}}  {'units':>10}  {'lowest':>10}  {'median':>10}  {'highest':>10}  {'zero':>6}"
-        )
-        for name, value in self.items():
-            if value.numel():
-                low, median, high = value.min().item(), value.median().item(), value.max().item()
-                zero = (value == 0).double().mean().item()
-                lines.append(
-                    f"{name:{width}}  {value.numel():>10,}  {low:>10.3g}  {median:>10.3g}  {high:>10.3g}  {zero:>6.1%}"
-                )
-        return "\n".join(lines)
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write a safetensors file; the measure and the granularity travel in its metadata."""
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.items()}
-        _safetensors().save_file(
-            tensors,
-            path,
-            {
-                "torch_flowprune": json.dumps(
-                    {"method": self.method, "granularity": self.granularity, "names": list(self)}
-                )
-            },
-        )
-
-    @classmethod
-    def load(cls, path: str | PathLike[str]) -> Scores:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            ValueError: for a file of another kind.
-        """
-        library = _safetensors()
-        try:
-            with library.safe_open(path, "pt") as file:
-                known = json.loads((file.metadata() or {})["torch_flowprune"])
-                return cls(
-                    {name: file.get_tensor(name) for name in known["names"]}, known["method"], known["granularity"]
-                )
-        except (KeyError, library.SafetensorError) as error:
-            raise ValueError(f"{path} holds no scores: expected a file written by Scores.save") from error
+    generator: torch.Generator | None
 
 
 @overload
-def scores(model: nn.Module, method: str | Measure = "magnitude", data: object = None, **options: Any) -> Scores: ...
+def scores(  # type: ignore[overload-overlap]  # a str is a sequence of strs
+    model: nn.Module, method: str | Measure = "magnitude", data: object = None, **options: Unpack[ScoreOptions]
+) -> Scores: ...
 @overload
 def scores(
-    model: nn.Module, method: Sequence[str | Measure], data: object = None, **options: Any
+    model: nn.Module, method: Sequence[str | Measure], data: object = None, **options: Unpack[ScoreOptions]
 ) -> dict[str, Scores]: ...
-def scores(  # type: ignore[misc]  # the overloads leave the keyword options to this signature
+def scores(
     model: nn.Module,
     method: str | Measure | Sequence[str | Measure] = "magnitude",
     data: object = None,
@@ -146,6 +80,21 @@ def scores(  # type: ignore[misc]  # the overloads leave the keyword options to 
     >>> scores(model, "magnitude")["0.weight"].shape
     torch.Size([6])
     """
+    source = FlowSource(
+        data,
+        loss,
+        closure,
+        theta0,
+        max_samples,
+        temperature,
+        mode,
+        example_inputs,
+        progress,
+        max_memory,
+        offload,
+        autocast,
+    )
+    units = PrunableUnits(granularity, parameters, include, exclude, scored_by)
     wrapped, model = model, unwrapped(model)
     methods = [method] if isinstance(method, str) or callable(method) else list(method)
     resolved = [measures.resolve(one) for one in methods]
@@ -154,32 +103,14 @@ def scores(  # type: ignore[misc]  # the overloads leave the keyword options to 
         raise ValueError(
             f"scores come back by name, and method= has {', '.join(names)}: give each function a __name__ of its own"
         )
-    chosen = candidates_of(
-        model, granularity, parameters, include, exclude, scored_by=scored_by, data=data, example_inputs=example_inputs
-    )
+    chosen = units.of(model, source)
     needs = {kind for measure in resolved for kind in measures.needs(measure)}
     if "theta0" in needs and theta0 is None:
         raise ValueError(
             "this measure reads theta0, the parameters at a reference point: pass theta0=, a state dict taken at "
             "initialisation"
         )
-    point = flow(
-        wrapped,
-        data,
-        loss=loss,
-        needs=tuple(needs),
-        closure=closure,
-        parameters=targets_of(chosen),
-        theta0=theta0,
-        max_samples=max_samples,
-        temperature=temperature,
-        mode=mode,
-        example_inputs=example_inputs,
-        progress=progress,
-        max_memory=max_memory,
-        offload=offload,
-        autocast=autocast,
-    )
+    point = flow_over(source, wrapped, tuple(needs), targets_of(chosen))
     found = {
         name: evaluate(point, measure, chosen, granularity, generator)
         for name, measure in zip(names, resolved, strict=True)
@@ -188,7 +119,7 @@ def scores(  # type: ignore[misc]  # the overloads leave the keyword options to 
 
 
 def importance_scores(
-    model: nn.Module, method: str | Measure = "magnitude", data: object = None, **options: Any
+    model: nn.Module, method: str | Measure = "magnitude", data: object = None, **options: Unpack[ScoreOptions]
 ) -> dict[Pair, Tensor]:
     """Scores of single weights as ``prune.global_unstructured`` takes them, by ``(module, name)``.
 
@@ -201,149 +132,8 @@ def importance_scores(
     """
     if options.get("granularity", "weight") != "weight":
         raise ValueError("prune.global_unstructured prunes single weights: leave granularity= out")
-    model = unwrapped(model)
     if options.get("parameters") is not None:
-        options["parameters"] = list(options["parameters"])
+        options["parameters"] = list(options["parameters"] or ())
     found = scores(model, method, data, **options)
-    chosen = targets_of(
-        candidates_of(model, "weight", options.get("parameters"), options.get("include"), options.get("exclude"))
-    )
-    return {target.owners[0]: found[name].view(target.parameter.shape) for name, target in chosen.items()}
-
-
-def candidates_of(
-    model: nn.Module,
-    granularity: Granularity,
-    parameters: Iterable[Pair] | None = None,
-    include: Pattern | Sequence[Pattern] | None = None,
-    exclude: Pattern | Sequence[Pattern] | None = None,
-    *,
-    scored_by: str = "producer",
-    data: object = None,
-    example_inputs: Any = None,
-) -> Candidates:
-    """What may go, by name: the units of each parameter, or coupled channels, which an example input shows."""
-    if granularity != "channel":
-        if scored_by != "producer":
-            raise ValueError(
-                f"scored_by={scored_by!r} is for granularity='channel', got granularity={label(granularity)!r}"
-            )
-        return parameter_candidates(model, granularity, parameters, include, exclude)
-    if example_inputs is None and isinstance(data, Iterator):
-        raise ValueError(
-            "channels are found with an example input, and taking one from this iterator would lose a batch: pass "
-            "example_inputs="
-        )
-    with untouched(model, data):
-        example = example_of(data, example_inputs, next(model.parameters()).device)
-        return channel_candidates(model, example, parameters, include, exclude, scored_by)
-
-
-def evaluate(
-    point: Flow, measure: Measure, found: Candidates, granularity: Granularity, generator: torch.Generator | None = None
-) -> Scores:
-    """One measure over every candidate of a flow; every score is finite."""
-    needed = measures.needs(measure)
-    values = {}
-    with cpu_generator(generator) as source:
-        for name, candidate in found.items():
-            arguments = {
-                kind: source if kind == "generator" else candidate.rows(point.tensors(kind)) for kind in needed
-            }
-            values[name] = _checked(measure(**arguments), len(candidate), measure, name)
-    _all_finite(values, measure)
-    return Scores(values, measures.name_of(measure), label(granularity))
-
-
-def on_access(
-    point: Flow, measure: Measure, found: Candidates, granularity: Granularity, generator: torch.Generator | None = None
-) -> Scores:
-    """As :func:`evaluate`, but computed where they are read: a selection stores nothing, and checks for nan.
-
-    Only what scores each unit by itself can be read in parts. This package's measures do, but for random numbers; a
-    function of yours may look at whole layers, so its scores are stored.
-    """
-    needed, label_ = measures.needs(measure), measures.name_of(measure)
-    if measure not in measures.MEASURES.values() or "generator" in needed:
-        return evaluate(point, measure, found, granularity, generator)
-    values = {
-        name: Computed(name, label_, measure, needed, lambda kind, one=candidate: one.rows(point.tensors(kind)))  # type: ignore[misc]
-        for name, candidate in found.items()
-    }
-    return Scores(values, label_, label(granularity))
-
-
-def given(scores: Mapping[Any, Tensor], found: Candidates, granularity: Granularity) -> Scores:
-    """Scores from outside, by name or ``(module, name)``, checked: one for every unit of every candidate, no nan."""
-    values = {}
-    for name, candidate in found.items():
-        keys = (name, *(owner for target in candidate.targets for owner in target.owners))
-        value = next((scores[key] for key in keys if key in scores), None)
-        if value is None:
-            raise ValueError(
-                f"scores= has no entry for {name!r}: compute scores for it too, or leave it out with exclude="
-            )
-        values[name] = _as_units(value, candidate)
-    return Scores(values, getattr(scores, "method", "given scores"), label(granularity))
-
-
-def _as_units(value: Tensor, candidate: Candidate) -> Tensor:
-    name = candidate.name
-    if value.is_meta or not (value.is_floating_point() or value.dtype in (torch.int32, torch.int64)):
-        raise ValueError(f"the scores of {name!r} should be numbers with values, got {value.dtype} on {value.device}")
-    whole = value.shape == candidate.shape and value.numel() == len(candidate)
-    laid = candidate.rows({name: value}).squeeze(-1) if whole and value.dim() != 1 else value
-    if laid.shape != (len(candidate),):
-        raise ValueError(
-            f"the scores of {name!r} have shape {tuple(value.shape)}: expected one a unit, ({len(candidate)},)"
-        )
-    if (
-        laid.sum().isnan() and laid.isnan().any()
-    ):  # the sum is nan where a score is (or where both infinities are), and quick
-        raise ValueError(f"the scores of {name!r} hold nan: no order can be told")
-    return laid.detach().to(candidate.targets[0].parameter.device)
-
-
-def _checked(value: Tensor, units: int, measure: Measure, name: str) -> Tensor:
-    if not isinstance(value, Tensor) or value.shape != (units,):
-        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(
-            f"the measure {measures.name_of(measure)!r} gave {found} for {name!r}: expected one score a unit, shape "
-            f"({units},); reduce the last axis"
-        )
-    return value
-
-
-def _all_finite(values: dict[str, Tensor], measure: Measure) -> None:
-    """Checked together, with one synchronisation a device."""
-    bad = [name for name, finite in zip(values, _finite(values), strict=True) if not finite]
-    if bad:
-        raise not_finite(measures.name_of(measure), bad)
-
-
-def _finite(values: dict[str, Tensor]) -> list[bool]:
-    """From the extremes, which nan and inf show in: one read of the scores."""
-    extremes = [torch.stack(value.aminmax()) if value.numel() else value.new_zeros(2) for value in values.values()]
-    by_device = {
-        device: iter(
-            torch.stack([pair.double() for pair in extremes if pair.device == device]).isfinite().all(-1).tolist()
-        )
-        for device in {pair.device for pair in extremes}
-    }
-    return [next(by_device[pair.device]) for pair in extremes]
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "scores are saved as safetensors: pip install safetensors (or torch-flowprune[io])"
-        ) from error
-    import types
-
-    return types.SimpleNamespace(
-        save_file=safetensors.torch.save_file,
-        safe_open=safetensors.safe_open,
-        SafetensorError=safetensors.SafetensorError,
-    )
+    known = parameters_of(unwrapped(model))
+    return {known[name].owners[0]: score.view(known[name].parameter.shape) for name, score in found.items()}

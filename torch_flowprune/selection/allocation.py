@@ -1,20 +1,26 @@
-"""How much goes from which layers, round by round, and the choice of what stays."""
+"""How sparsity is shared out over the layers: which are ranked together, how much goes from each, what each keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
-from math import ceil, isclose
+from math import ceil
 
-import torch
-from torch import Tensor
+from typing_extensions import TypedDict
 
-from torch_flowprune.scoring import Blocks, Candidate, Candidates, Scores, Values, lefts
+from torch_flowprune.scoring import Blocks, Candidates, lefts
 from torch_flowprune.selection.budget import Budget, living_units
-from torch_flowprune.selection.lowest_k import Cut, lowest, lowest_in_blocks, numbers, with_floors
-from torch_flowprune.selection.schedules import Schedule, fraction, steps, to_prune
+from torch_flowprune.selection.goal import Goal, rounded_up
+from torch_flowprune.selection.lowest_k import numbers
+
+
+class AllocationOptions(TypedDict, total=False):
+    """How sparsity is shared out; :func:`~torch_flowprune.global_prune` has each."""
+
+    scope: str
+    min_keep: float | None
+    cost: str
 
 
 @dataclass(frozen=True)
@@ -26,37 +32,68 @@ class Pool:
     budget: Budget | None = None
 
 
-def pools(
-    found: Candidates,
-    sparsity: float | None,
-    amount: float | None,
-    scope: str,
-    rounds: int,
-    schedule: str | Schedule,
-    cost: str = "units",
-    least: Mapping[str, int] | None = None,
-) -> list[Pool]:
-    """Pruning each layer to one sparsity is global pruning of one layer at a time."""
-    if scope not in ("global", "layer"):
-        raise ValueError(
-            "scope should be 'global' (one ranking over all layers) or 'layer' (each to the same sparsity), got "
-            f"{scope!r}"
-        )
-    if (budget := Budget.of(found, cost, least)) is not None:
-        if scope != "global":
+@dataclass(frozen=True)
+class Allocation:
+    """The words of :class:`AllocationOptions` as one value.
+
+    Raises:
+        ValueError: for a word out of range.
+    """
+
+    scope: str = "global"
+    min_keep: float | None = None
+    cost: str = "units"
+
+    def __post_init__(self) -> None:
+        if self.scope not in ("global", "layer"):
             raise ValueError(
-                f"cost={cost!r} is of the whole model, which scope={scope!r} has no part in: leave scope= out"
+                "scope should be 'global' (one ranking over all layers) or 'layer' (each to the same sparsity), got "
+                f"{self.scope!r}"
             )
-        return [_within(budget, found, sparsity, amount, rounds, schedule)]
-    counts = {name: len(candidate) for name, candidate in found.items()}
-    left = dict(zip(found, numbers(lefts(found)), strict=True))
-    groups = [tuple(found)] if scope == "global" else [(name,) for name in found]
-    if (blocks := _blocks(found)) is not None:
-        _check_pattern(blocks, sparsity, amount, rounds)
-        return [
-            Pool(group, (sum(counts[name] for name in group) * (blocks.m - blocks.n) // blocks.m,)) for group in groups
-        ]
-    return [_pool(group, counts, left, sparsity, amount, rounds, schedule) for group in groups]
+        least = self.min_keep
+        known = isinstance(least, (int, float)) and not isinstance(least, bool) and least >= 0
+        if least is not None and (not known or (isinstance(least, float) and least > 1)):
+            raise ValueError(
+                "min_keep should be a number of units a layer keeps (int) or a fraction of the layer (float from 0 to "
+                f"1), got {least!r}"
+            )
+
+    def floors(self, found: Candidates) -> dict[str, int] | None:
+        """How many units each layer keeps at least: with a cost one, for ``shrink`` to leave something of it."""
+        if self.min_keep is None and self.cost == "units":
+            return None
+        if self.min_keep is not None and _blocks(found) is not None:
+            raise ValueError(
+                f"min_keep={self.min_keep} has no part in n:m blocks, which keep n of every m: leave it out"
+            )
+        least = self.min_keep or 0
+        counts = {name: len(candidate) for name, candidate in found.items()}
+        # 0.7 of 10 is 7.000000000000001 in floating point, and 7 all the same.
+        kept = {
+            name: min(least, count) if isinstance(least, int) else ceil(round(least * count, 6))
+            for name, count in counts.items()
+        }
+        return kept if self.cost == "units" else {name: max(1, count) for name, count in kept.items()}
+
+    def pools(self, found: Candidates, goal: Goal, least: Mapping[str, int] | None = None) -> list[Pool]:
+        """Pruning each layer to one sparsity is global pruning of one layer at a time."""
+        if (budget := Budget.of(found, self.cost, least)) is not None:
+            if self.scope != "global":
+                raise ValueError(
+                    f"cost={self.cost!r} is of the whole model, which scope={self.scope!r} has no part in: leave "
+                    "scope= out"
+                )
+            return [_within(budget, found, goal)]
+        counts = {name: len(candidate) for name, candidate in found.items()}
+        left = dict(zip(found, numbers(lefts(found)), strict=True))
+        groups = [tuple(found)] if self.scope == "global" else [(name,) for name in found]
+        if (blocks := _blocks(found)) is not None:
+            goal.check_pattern(blocks)
+            return [
+                Pool(group, (sum(counts[name] for name in group) * (blocks.m - blocks.n) // blocks.m,))
+                for group in groups
+            ]
+        return [_pool(group, counts, left, goal) for group in groups]
 
 
 def gone_share(found: Candidates, cost: str = "units") -> float:
@@ -67,46 +104,15 @@ def gone_share(found: Candidates, cost: str = "units") -> float:
     return 1 - sum(numbers(lefts(found))) / total if total else 0.0
 
 
-def _within(
-    budget: Budget,
-    found: Candidates,
-    sparsity: float | None,
-    amount: float | None,
-    rounds: int,
-    schedule: str | Schedule,
-) -> Pool:
-    """All layers, down to a share of what the model costs: never above it, so goals are rounded up."""
+def _within(budget: Budget, found: Candidates, goal: Goal) -> Pool:
+    """All layers, down to a share of what the model costs."""
     units, total = living_units(found), budget.total
     gone = total - budget.left(units)
-    goal = _goal(total, total - gone, sparsity, amount, lambda share: ceil(Fraction(str(share)) * total))
-    if goal < gone and budget.is_overdrawn(units, total - goal):
-        raise ValueError(
-            _too_low(f"the model is already at sparsity {gone / total:.4g} of its {budget.cost}", sparsity)
-        )
-    budget.check_reachable(units, total - goal)
-    return Pool(tuple(found), _path(total, gone, max(goal, gone), rounds, schedule), budget)
-
-
-def _goal(total: int, left: int, sparsity: float | None, amount: float | None, counted: Callable[[float], int]) -> int:
-    """How much is to be gone after the call."""
-    if (sparsity is None) == (amount is None):
-        raise ValueError(
-            "give sparsity= (of all prunable units, after the call) or amount= (torch's: of what is left), one of "
-            "the two"
-        )
-    return counted(fraction(sparsity)) if sparsity is not None else total - left + to_prune(amount, left)  # type: ignore[arg-type]
-
-
-def _path(total: int, gone: int, goal: int, rounds: int, schedule: str | Schedule) -> tuple[int, ...]:
-    shares = steps(schedule, rounds, gone / total if total else 0.0, goal / total if total else 0.0)
-    return (*(max(gone, round(share * total)) for share in shares[:-1]), goal)
-
-
-def _too_low(already: str, sparsity: float | None) -> str:
-    return (
-        f"{already}, and what is pruned stays pruned: sparsity={sparsity} is lower; give a higher one, or amount= "
-        "for a share of what is left"
-    )
+    wanted = goal.gone(total, total - gone, partial(rounded_up, total=total))
+    if wanted < gone and budget.is_overdrawn(units, total - wanted):
+        raise goal.too_low(f"the model is already at sparsity {gone / total:.4g} of its {budget.cost}")
+    budget.check_reachable(units, total - wanted)
+    return Pool(tuple(found), goal.path(total, gone, max(wanted, gone)), budget)
 
 
 def _blocks(found: Candidates) -> Blocks | None:
@@ -123,144 +129,10 @@ def _blocks(found: Candidates) -> Blocks | None:
     return next(iter(patterns), None)
 
 
-def _pool(
-    names: tuple[str, ...],
-    counts: dict[str, int],
-    lefts: dict[str, int],
-    sparsity: float | None,
-    amount: float | None,
-    rounds: int,
-    schedule: str | Schedule,
-) -> Pool:
+def _pool(names: tuple[str, ...], counts: dict[str, int], lefts: dict[str, int], goal: Goal) -> Pool:
     total, left = sum(counts[name] for name in names), sum(lefts[name] for name in names)
-    gone = total - left
-    goal = _goal(total, left, sparsity, amount, lambda share: round(share * total))
-    if goal < gone:
+    wanted = goal.gone(total, left)
+    if wanted < total - left:
         where = "the model" if len(names) > 1 else repr(names[0])
-        raise ValueError(_too_low(f"{where} is already at sparsity {gone / total:.4g}", sparsity))
-    return Pool(names, _path(total, gone, goal, rounds, schedule))
-
-
-def _check_pattern(blocks: Blocks, sparsity: float | None, amount: float | None, rounds: int) -> None:
-    """For n:m blocks the pattern says how much goes (more, where single weights went before).
-
-    Anything else asked for is a contradiction.
-    """
-    own = 1 - blocks.n / blocks.m
-    if amount is not None or rounds != 1 or not (sparsity is None or isclose(fraction(sparsity), own)):
-        raise ValueError(
-            f"granularity '{blocks.n}:{blocks.m}' is sparsity {own:g} in one round: leave sparsity=, amount= and "
-            "rounds= out"
-        )
-
-
-def floors(found: Candidates, min_keep: float | None, cost: str = "units") -> dict[str, int] | None:
-    """How many units each layer keeps at least: with a cost one, for ``shrink`` to leave something of each layer."""
-    if cost != "units":
-        return {
-            name: max(1, least) for name, least in (floors(found, 0 if min_keep is None else min_keep) or {}).items()
-        }
-    if min_keep is None:
-        return None
-    if (
-        isinstance(min_keep, bool)
-        or not isinstance(min_keep, (int, float))
-        or not min_keep >= 0
-        or (isinstance(min_keep, float) and min_keep > 1)
-    ):
-        raise ValueError(
-            "min_keep should be a number of units a layer keeps (int) or a fraction of the layer (float from 0 to "
-            f"1), got {min_keep!r}"
-        )
-    if _blocks(found) is not None:
-        raise ValueError(f"min_keep={min_keep} has no part in n:m blocks, which keep n of every m: leave it out")
-    counts = {name: len(candidate) for name, candidate in found.items()}
-    # 0.7 of 10 is 7.000000000000001 in floating point, and 7 all the same.
-    return {
-        name: min(min_keep, count) if isinstance(min_keep, int) else ceil(round(min_keep * count, 6))
-        for name, count in counts.items()
-    }
-
-
-def check_rounds(rounds: int, given: Scores | None, data: object) -> None:
-    """Several rounds score anew, which fixed scores and a one-shot iterator do not allow."""
-    if rounds > 1 and given is not None:
-        raise ValueError(
-            f"rounds={rounds} scores anew before each round, and scores= are fixed: leave one of the two out"
-        )
-    if rounds > 1 and data is not None and isinstance(data, Iterator):
-        raise ValueError(
-            f"rounds={rounds} reads the data in every round, and this iterator can be read only once: pass a list or "
-            "a DataLoader"
-        )
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What stays: one flag a unit by candidate, and how many; the highest score that went.
-
-    How many units that stay tie with it.
-    """
-
-    keeps: dict[str, Tensor]
-    kept: dict[str, int]
-    threshold: float | None
-    tied: int
-
-
-def choose(
-    found: Candidates, scores: Scores, plan: Sequence[Pool], round_: int, least: dict[str, int] | None
-) -> Choice:
-    """The lowest of each pool go, as many as the plan says for this round."""
-    keeps: dict[str, Tensor] = {}
-    kept: dict[str, int] = {}
-    made: list[Cut] = []
-    for pool in plan:
-        members = {name: found[name] for name in pool.names}
-        if found[pool.names[0]].blocks is not None:
-            keeps |= {name: _keep_in_blocks(candidate, scores[name]) for name, candidate in members.items()}
-            kept |= counted({name: keeps[name] for name in members})
-            continue
-        values, alive = (
-            [scores.values_[name] for name in pool.names],
-            [candidate.alive() for candidate in members.values()],
-        )
-        cut = partial(_cut, values, alive, None if least is None else [least[name] for name in pool.names])
-        made.append(cut(_how_many(pool, round_, members, cut, least)))
-        keeps |= dict(zip(pool.names, made[-1].keep, strict=True))
-        kept |= dict(zip(pool.names, made[-1].kept, strict=True))
-    return Choice(
-        keeps,
-        kept,
-        max((cut.threshold for cut in made if cut.threshold is not None), default=None),
-        sum(cut.tied for cut in made),
-    )
-
-
-def counted(keeps: dict[str, Tensor]) -> dict[str, int]:
-    """How many units each tensor of flags keeps."""
-    return dict(zip(keeps, numbers(list(map(torch.count_nonzero, keeps.values()))), strict=True))
-
-
-def _cut(values: Sequence[Values], alive: Sequence[Tensor | None], least: Sequence[int] | None, k: int) -> Cut:
-    return lowest(values, k, alive) if least is None else with_floors(values, k, least, alive)
-
-
-def _how_many(
-    pool: Pool, round_: int, members: Candidates, cut: Callable[[int], Cut], least: Mapping[str, int] | None
-) -> int:
-    """Units that go in this round."""
-    left = numbers(lefts(members))
-    if pool.budget is None:
-        return pool.gone_after[round_] - sum(map(len, members.values())) + sum(left)
-    most = sum(max(0, count - (least or {}).get(name, 0)) for name, count in zip(members, left, strict=True))
-    return pool.budget.fewest(
-        lambda k: dict(zip(members, cut(k).keep, strict=True)), most, pool.budget.total - pool.gone_after[round_]
-    )
-
-
-def _keep_in_blocks(candidate: Candidate, scores: Tensor) -> Tensor:
-    blocks, left = candidate.blocks, candidate.alive()
-    assert blocks is not None
-    shaped = None if left is None else left.view(-1, blocks.m)
-    return lowest_in_blocks(scores.view(-1, blocks.m), blocks.m - blocks.n, shaped).flatten()
+        raise goal.too_low(f"{where} is already at sparsity {(total - left) / total:.4g}")
+    return Pool(names, goal.path(total, total - left, wanted))

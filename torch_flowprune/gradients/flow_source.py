@@ -1,0 +1,86 @@
+"""What a flow is taken over, and with what: the data, the loss, and how the model is run on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from torch_flowprune.gradients.memory_budget import Resources, in_bytes
+from torch_flowprune.inputs import Closure, Loss, Objective, check_mode
+
+
+class SweepOptions(TypedDict, total=False):
+    """How a sweep runs the model, over how much of the data; :func:`~torch_flowprune.flow` describes each."""
+
+    closure: Closure | None
+    max_samples: int | None
+    temperature: float
+    mode: str
+    progress: bool | None
+    max_memory: int | str | None
+    offload: bool
+    autocast: torch.dtype | None
+
+
+class LossOptions(SweepOptions, total=False):
+    """These, and the loss."""
+
+    loss: Loss | None
+
+
+class FlowOptions(LossOptions, total=False):
+    """All that a call hands on to a flow, besides the data."""
+
+    theta0: Mapping[str, Tensor] | None
+    example_inputs: Any
+
+
+@dataclass(frozen=True)
+class FlowSource:
+    """The words of :func:`~torch_flowprune.flow` as one value, checked when it is made.
+
+    Raises:
+        ValueError, TypeError: for a word out of range, before any data are read.
+    """
+
+    data: object = None
+    loss: Loss | None = None
+    closure: Closure | None = None
+    theta0: Mapping[str, Tensor] | None = None
+    max_samples: int | None = None
+    temperature: float = 1.0
+    mode: str = "eval"
+    example_inputs: Any = None
+    progress: bool | None = None
+    max_memory: int | str | None = None
+    offload: bool = False
+    autocast: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        check_mode(self.mode)
+        _check_count(self.max_samples)
+        _ = self.objective, self.resources  # both check their words
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The scalar that is differentiated."""
+        return Objective(self.loss, self.closure, self.temperature)
+
+    @cached_property
+    def resources(self) -> Resources:
+        """What the sweeps may take, where their sums are kept, and in which precision the model runs."""
+        return Resources(in_bytes(self.max_memory), self.offload, self.autocast)
+
+
+def _check_count(max_samples: int | None) -> None:
+    known = max_samples is None or (hasattr(max_samples, "__index__") and not isinstance(max_samples, bool))
+    if not known or (max_samples is not None and max_samples < 1):
+        raise ValueError(
+            f"max_samples should be a whole number of at least 1, or None for all the data, got {max_samples!r}"
+        )

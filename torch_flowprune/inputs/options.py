@@ -1,0 +1,33 @@
+"""Keyword arguments that one call hands on to another: a mistyped one is answered with the nearest."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def check_options(call: str, given: Collection[str], known: Collection[str]) -> None:
+    """An error for the first word that ``call`` does not take.
+
+    Raises:
+        TypeError: naming the nearest word that it does take, or all of them.
+
+    >>> check_options("compare", ["max_memroy"], ["mode", "max_memory"])
+    Traceback (most recent call last):
+    TypeError: compare does not take max_memroy=: did you mean max_memory=?
+    """
+    for word in given:
+        if word not in known:
+            near = difflib.get_close_matches(word, known, n=1)
+            hint = f"did you mean {near[0]}=?" if near else f"besides its own arguments it takes {', '.join(known)}"
+            raise TypeError(f"{call} does not take {word}=: {hint}")
+
+
+def from_options(kind: type[T], options: Mapping[str, Any], **own: Any) -> T:
+    """A dataclass from those of the options that are its words, and from words of the caller's own."""
+    words = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # T is a dataclass
+    return kind(**{word: value for word, value in options.items() if word in words}, **own)

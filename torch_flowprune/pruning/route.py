@@ -1,0 +1,80 @@
+"""The whole route, composed: candidates, flow, scores, choice, masks, report; round by round, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from torch_flowprune.gradients import Flow, FlowSource, flow_over
+from torch_flowprune.inputs import Pair, Ranks, parameters_of, unwrapped
+from torch_flowprune.masking import all_or_nothing
+from torch_flowprune.pruning.report import Report
+from torch_flowprune.pruning.report_warnings import warn_of
+from torch_flowprune.pruning.single_round import joined, prune_once, renewed
+from torch_flowprune.scoring import Candidates, Measure, PrunableUnits, Scores, given, measures, on_access, targets_of
+from torch_flowprune.selection import Allocation, Goal, choose, counted
+
+GivenScores: TypeAlias = "Scores | Mapping[str, Tensor] | Mapping[Pair, Tensor]"
+
+
+def prune(
+    model: nn.Module,
+    measure: Measure,
+    source: FlowSource,
+    units: PrunableUnits,
+    goal: Goal,
+    allocation: Allocation,
+    scores: GivenScores | None = None,
+    generator: torch.Generator | None = None,
+) -> Report:
+    """Prune a model in place, by a measure over a flow or by scores at hand."""
+    wrapped, model, ranks = model, unwrapped(model), Ranks.of(model)
+    found = _with_scores(model, units, scores).of(model, source)
+    fixed = None if scores is None else given(scores, found, units.granularity)
+    least = allocation.floors(found)
+    plan = allocation.pools(found, goal, least)
+    goal.check_rounds(source.data, scored=scores is not None)
+    reports: list[Report] = []
+    with all_or_nothing(targets_of(found).values()):
+        for round_ in range(goal.rounds):
+            found = renewed(model, found)
+            point = flow_over(source, wrapped, () if fixed else measures.needs(measure), targets_of(found))
+            current = fixed or on_access(point, measure, found, units.granularity, generator)
+            choice = choose(found, current, plan, round_, least)
+            if not ranks.alone:
+                ranks.agree(choice.keeps.values())
+                choice = replace(choice, kept=counted(choice.keeps))
+            reports.append(prune_once(model, found, current, choice, point))
+        report = joined(reports)
+        warn_of(report, stacklevel=4)  # inside: where warnings are errors, they leave the model as it was
+    return report
+
+
+def prune_to(
+    model: nn.Module, found: Candidates, scores: Scores, sparsity: float, point: Flow, allocation: Allocation
+) -> Report:
+    """One round with candidates and scores at hand; what it would warn of is in the report."""
+    least = allocation.floors(found)
+    choice = choose(found, scores, allocation.pools(found, Goal(sparsity), least), 0, least)
+    return prune_once(model, found, scores, choice, point)
+
+
+def _with_scores(model: nn.Module, units: PrunableUnits, scores: Mapping[Any, Tensor] | None) -> PrunableUnits:
+    """With scores given and no other choice made, those that have scores."""
+    if scores is None or units.granularity == "channel" or units.parameters is not None or units.include is not None:
+        return units
+    return replace(units, parameters=_parameters(model, scores))
+
+
+def _parameters(model: nn.Module, scores: Mapping[Any, Tensor]) -> Iterable[Pair]:
+    """The pairs that scores are of."""
+    if not scores:
+        raise ValueError("scores= is empty: expected scores by parameter name, as fp.scores returns them")
+    known = parameters_of(model)
+    if unknown := [key for key in scores if isinstance(key, str) and key not in known]:
+        raise ValueError(f"scores= has entries for parameters this model does not have: {', '.join(unknown[:5])}")
+    return [known[key].owners[0] if isinstance(key, str) else key for key in scores]

@@ -1,0 +1,94 @@
+"""One round: the chosen units are masked, and a report says what that did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from torch_flowprune.gradients import Flow
+from torch_flowprune.inputs import parameters_of
+from torch_flowprune.masking import apply_masks
+from torch_flowprune.pruning.report import Layer, Report
+from torch_flowprune.scoring import Candidates, Scores, lefts
+from torch_flowprune.selection import Choice, living_units, numbers
+
+
+def renewed(model: nn.Module, found: Candidates) -> Candidates:
+    """The candidates with the masks that the model has now."""
+    known = parameters_of(model)
+    return {name: candidate.renewed(known) for name, candidate in found.items()}
+
+
+def prune_once(model: nn.Module, found: Candidates, scores: Scores, choice: Choice, point: Flow) -> Report:
+    """Put the masks on, and say what they did; a parameter that keeps everything gets none."""
+    before = numbers(lefts(found))
+    after = [choice.kept[name] for name in found]
+    changed = [name for name, was, now in zip(found, before, after, strict=True) if now < was]
+    masks = _merged([found[name].masks(choice.keeps[name]) for name in changed])
+    loss, norm = _predicted(point, "g", -1, masks), _predicted(point, "Hg", -2, masks)
+    apply_masks(model, masks, copy=False)
+    now = renewed(model, found)
+    kept = numbers([candidate.kept_weights(left) for candidate, left in zip(now.values(), after, strict=True)])
+    layers = tuple(
+        Layer(
+            name,
+            candidate.shape,
+            len(candidate),
+            len(candidate) - left,
+            was - left,
+            candidate.weights,
+            candidate.weights - weights,
+        )
+        for (name, candidate), was, left, weights in zip(now.items(), before, after, kept, strict=True)
+    )
+    costs = next((candidate.costs for candidate in now.values()), None)
+    dense, small = (None, None) if costs is None else (costs.dense, costs.of(living_units(now)))
+    return Report(
+        scores.method,
+        scores.granularity,
+        layers,
+        choice.threshold,
+        choice.tied,
+        point.loss,
+        point.samples,
+        loss,
+        norm,
+        dense,
+        small,
+    )
+
+
+def _merged(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One mask a parameter: what any part removes is removed."""
+    masks: dict[str, Tensor] = {}
+    for part in parts:
+        masks |= {name: mask & masks[name] if name in masks else mask for name, mask in part.items()}
+    return masks
+
+
+def _predicted(point: Flow, kind: str, factor: int, masks: dict[str, Tensor]) -> float | None:
+    """The sum ``factor`` · Σ θ·derivative over what goes.
+
+    The first-order change of the loss (g, −1) or of ‖g‖² (Hg, −2).
+    """
+    if getattr(point, kind) is None:
+        return None
+    derivative = point.tensors(kind)
+    parts = [
+        torch.where(mask, 0, point.theta[name] * derivative[name]).sum(dtype=torch.float64)
+        for name, mask in masks.items()
+    ]
+    return factor * torch.stack([part.to(parts[0].device) for part in parts]).sum().item() if parts else 0.0
+
+
+def joined(reports: Sequence[Report]) -> Report:
+    """The rounds as one: the last one's state, everything that went, the predictions summed."""
+    last = reports[-1]
+    newly = [sum(report.layers[i].newly_pruned for report in reports) for i in range(len(last.layers))]
+    layers = tuple(replace(layer, newly_pruned=count) for layer, count in zip(last.layers, newly, strict=True))
+    changes = [(report.predicted_loss_change, report.predicted_gradient_norm_change) for report in reports]
+    loss, norm = (None if values[0] is None else sum(values) for values in zip(*changes, strict=True))
+    return replace(last, layers=layers, predicted_loss_change=loss, predicted_gradient_norm_change=norm)

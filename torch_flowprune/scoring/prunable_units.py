@@ -1,0 +1,62 @@
+"""Which units of a model may be removed: the words that say so as one value, and the candidates they pick."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from typing_extensions import TypedDict
+
+from torch_flowprune.gradients import FlowSource
+from torch_flowprune.inputs import Pair, Pattern, example_of, untouched
+from torch_flowprune.scoring.candidates import Candidates, label, parameter_candidates
+from torch_flowprune.scoring.channel_candidates import channel_candidates
+from torch_flowprune.scoring.granularity import Granularity
+
+
+class UnitOptions(TypedDict, total=False):
+    """What a unit is and which parameters have them; :func:`~torch_flowprune.scores` has each."""
+
+    granularity: Granularity
+    parameters: Iterable[Pair] | None
+    include: Pattern | Sequence[Pattern] | None
+    exclude: Pattern | Sequence[Pattern] | None
+    scored_by: str
+
+
+@dataclass(frozen=True)
+class PrunableUnits:
+    """The words of :class:`UnitOptions` as one value.
+
+    Raises:
+        ValueError: where they do not go together.
+    """
+
+    granularity: Granularity = "weight"
+    parameters: Iterable[Pair] | None = None
+    include: Pattern | Sequence[Pattern] | None = None
+    exclude: Pattern | Sequence[Pattern] | None = None
+    scored_by: str = "producer"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.parameters, Iterator):
+            object.__setattr__(self, "parameters", list(self.parameters))  # read in every round
+        if self.granularity != "channel" and self.scored_by != "producer":
+            raise ValueError(
+                f"scored_by={self.scored_by!r} is for granularity='channel', got "
+                f"granularity={label(self.granularity)!r}"
+            )
+
+    def of(self, model: nn.Module, source: FlowSource) -> Candidates:
+        """By name: the units of each parameter, or coupled channels, which an example input shows."""
+        if self.granularity != "channel":
+            return parameter_candidates(model, self.granularity, self.parameters, self.include, self.exclude)
+        if source.example_inputs is None and isinstance(source.data, Iterator):
+            raise ValueError(
+                "channels are found with an example input, and taking one from this iterator would lose a batch: pass "
+                "example_inputs="
+            )
+        with untouched(model, source.data):
+            example = example_of(source.data, source.example_inputs, next(model.parameters()).device)
+            return channel_candidates(model, example, self.parameters, self.include, self.exclude, self.scored_by)

@@ -1,0 +1,135 @@
+"""Scores as a value: printed, saved, loaded, pruned with again and again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_flowprune.scoring.candidates import Candidate, Candidates, label
+from torch_flowprune.scoring.granularity import Granularity
+from torch_flowprune.scoring.stacked_scores import Computed, Values
+
+
+class Scores(Mapping[str, Tensor]):
+    """One score a unit, by parameter name: what :func:`scores` returns and ``global_prune(scores=...)`` takes.
+
+    A mapping: 1-d tensors by parameter name, in model order.
+
+    Attributes:
+        method: the name of the measure.
+        granularity: what the units are.
+    """
+
+    def __init__(self, values: Mapping[str, Values], method: str, granularity: str) -> None:
+        self._values, self.method, self.granularity = values, method, granularity
+
+    def stored(self, name: str) -> Values:
+        """One parameter's scores as they are kept: a tensor, or what computes it where it is read."""
+        return self._values[name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._values[name]
+        return value.all() if isinstance(value, Computed) else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __str__(self) -> str:
+        width = max(map(len, self._values), default=9)
+        lines = [f"{self.method} scores of {sum(map(torch.numel, self.values())):,} units ({self.granularity})"]
+        lines.append(
+            f"{'parameter':{width}}  {'units':>10}  {'lowest':>10}  {'median':>10}  {'highest':>10}  {'zero':>6}"
+        )
+        for name, value in self.items():
+            if value.numel():
+                low, median, high = value.min().item(), value.median().item(), value.max().item()
+                zero = (value == 0).double().mean().item()
+                lines.append(
+                    f"{name:{width}}  {value.numel():>10,}  {low:>10.3g}  {median:>10.3g}  {high:>10.3g}  {zero:>6.1%}"
+                )
+        return "\n".join(lines)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a safetensors file; the measure and the granularity travel in its metadata."""
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.items()}
+        _safetensors().save_file(
+            tensors,
+            path,
+            {
+                "torch_flowprune": json.dumps(
+                    {"method": self.method, "granularity": self.granularity, "names": list(self)}
+                )
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Scores:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: for a file of another kind.
+        """
+        library = _safetensors()
+        try:
+            with library.safe_open(path, "pt") as file:
+                known = json.loads((file.metadata() or {})["torch_flowprune"])
+                return cls(
+                    {name: file.get_tensor(name) for name in known["names"]}, known["method"], known["granularity"]
+                )
+        except (KeyError, library.SafetensorError) as error:
+            raise ValueError(f"{path} holds no scores: expected a file written by Scores.save") from error
+
+
+def given(scores: Mapping[Any, Tensor], found: Candidates, granularity: Granularity) -> Scores:
+    """Scores from outside, by name or ``(module, name)``, checked: one for every unit of every candidate, no nan."""
+    values = {}
+    for name, candidate in found.items():
+        keys = (name, *(owner for target in candidate.targets for owner in target.owners))
+        value = next((scores[key] for key in keys if key in scores), None)
+        if value is None:
+            raise ValueError(
+                f"scores= has no entry for {name!r}: compute scores for it too, or leave it out with exclude="
+            )
+        values[name] = _as_units(value, candidate)
+    return Scores(values, getattr(scores, "method", "given scores"), label(granularity))
+
+
+def _as_units(value: Tensor, candidate: Candidate) -> Tensor:
+    name = candidate.name
+    if value.is_meta or not (value.is_floating_point() or value.dtype in (torch.int32, torch.int64)):
+        raise ValueError(f"the scores of {name!r} should be numbers with values, got {value.dtype} on {value.device}")
+    whole = value.shape == candidate.shape and value.numel() == len(candidate)
+    laid = candidate.rows({name: value}).squeeze(-1) if whole and value.dim() != 1 else value
+    if laid.shape != (len(candidate),):
+        raise ValueError(
+            f"the scores of {name!r} have shape {tuple(value.shape)}: expected one a unit, ({len(candidate)},)"
+        )
+    if (
+        laid.sum().isnan() and laid.isnan().any()
+    ):  # the sum is nan where a score is (or where both infinities are), and quick
+        raise ValueError(f"the scores of {name!r} hold nan: no order can be told")
+    return laid.detach().to(candidate.targets[0].parameter.device)
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            "scores are saved as safetensors: pip install safetensors (or torch-flowprune[io])"
+        ) from error
+    import types
+
+    return types.SimpleNamespace(
+        save_file=safetensors.torch.save_file,
+        safe_open=safetensors.safe_open,
+        SafetensorError=safetensors.SafetensorError,
+    )

@@ -1,0 +1,77 @@
+"""How much is gone after a call, and after each of its rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, isclose
+
+from torch_flowprune.scoring import Blocks
+from torch_flowprune.selection.schedules import Schedule, fraction, steps, to_prune
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A target, of all units or of what is left, and the rounds that lead to it."""
+
+    sparsity: float | None = None
+    amount: float | None = None
+    rounds: int = 1
+    schedule: str | Schedule = "exponential"
+
+    def gone(self, total: int, left: int, counted: Callable[[float], int] | None = None) -> int:
+        """How many of ``total`` are gone after the call; ``counted`` says how many a sparsity is of them."""
+        if (self.sparsity is None) == (self.amount is None):
+            raise ValueError(
+                "give sparsity= (of all prunable units, after the call) or amount= (torch's: of what is left), one of "
+                "the two"
+            )
+        if self.sparsity is None:
+            return total - left + to_prune(self.amount, left)  # type: ignore[arg-type]
+        share = fraction(self.sparsity)
+        return round(share * total) if counted is None else counted(share)
+
+    def path(self, total: int, gone: int, goal: int) -> tuple[int, ...]:
+        """How many are gone after each round."""
+        start, end = (gone / total, goal / total) if total else (0.0, 0.0)
+        shares = steps(self.schedule, self.rounds, start, end)
+        return (*(max(gone, round(share * total)) for share in shares[:-1]), goal)
+
+    def too_low(self, already: str) -> ValueError:
+        """What is said where more is gone than was asked for."""
+        return ValueError(
+            f"{already}, and what is pruned stays pruned: sparsity={self.sparsity} is lower; give a higher one, or "
+            "amount= for a share of what is left"
+        )
+
+    def check_pattern(self, blocks: Blocks) -> None:
+        """For n:m blocks the pattern says how much goes: anything else asked for is a contradiction."""
+        own = 1 - blocks.n / blocks.m
+        asked = self.sparsity is not None and not isclose(fraction(self.sparsity), own)
+        if asked or self.amount is not None or self.rounds != 1:
+            raise ValueError(
+                f"granularity '{blocks.n}:{blocks.m}' is sparsity {own:g} in one round: leave sparsity=, amount= and "
+                "rounds= out"
+            )
+
+    def check_rounds(self, data: object, *, scored: bool) -> None:
+        """Several rounds score anew, which fixed scores and a one-shot iterator do not allow."""
+        if self.rounds > 1 and scored:
+            raise ValueError(
+                f"rounds={self.rounds} scores anew before each round, and scores= are fixed: leave one of the two out"
+            )
+        if self.rounds > 1 and isinstance(data, Iterator):
+            raise ValueError(
+                f"rounds={self.rounds} reads the data in every round, and this iterator can be read only once: pass a "
+                "list or a DataLoader"
+            )
+
+
+def rounded_up(share: float, total: int) -> int:
+    """A share of a cost: never above the target, so what is gone is rounded up.
+
+    >>> rounded_up(0.1, 1001)
+    101
+    """
+    return ceil(Fraction(str(share)) * total)
