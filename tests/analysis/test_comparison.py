@@ -146,9 +146,9 @@ def test_table_dict_and_plot(tmp_path):
         ),
         ({"held_out": iter(BATCHES)}, ValueError, "this iterator can be read only once"),
         (
-            {"scope": "layer"},
+            {"max_memroy": "2GB"},
             TypeError,
-            "compare does not take scope; besides its own arguments it takes max_samples, theta0, ",
+            r"compare does not take max_memroy=: did you mean max_memory=\?",
         ),
     ],
 )

@@ -138,7 +138,7 @@ def test_rounds_end_at_the_target_and_rise_to_it(monkeypatch):
         real(model, given, **options)
         left.append(parameters(fp.shrink(model, X)))
 
-    monkeypatch.setattr("torch_flowprune.pruning.global_pruning.apply_masks", applied)
+    monkeypatch.setattr("torch_flowprune.pruning.single_round.apply_masks", applied)
     model = build()
     dense = parameters(model)
     report = fp.global_prune(

@@ -174,7 +174,7 @@ def test_a_state_of_another_measure():
         (
             {"sparsity": 0.5, "amount": 3},
             TypeError,
-            "Pruner does not take amount; besides its own arguments it takes autocast, closure, ",
+            "Pruner does not take amount=: besides its own arguments it takes closure, ",
         ),
     ],
 )

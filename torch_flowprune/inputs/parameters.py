@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-Pair: TypeAlias = "tuple[nn.Module, str]"
-Pattern: TypeAlias = "str | type[nn.Module]"
+Pair: TypeAlias = tuple[nn.Module, str]
+Pattern: TypeAlias = str | type[nn.Module]
 
 # Module kind -> the weights pruned unless told otherwise, and the axis of a weight that its outputs lie along.
 _KINDS: dict[type[nn.Module], tuple[tuple[str, ...], int]] = {

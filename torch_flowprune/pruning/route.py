@@ -18,7 +18,7 @@ from torch_flowprune.pruning.single_round import joined, prune_once, renewed
 from torch_flowprune.scoring import Candidates, Measure, PrunableUnits, Scores, given, measures, on_access, targets_of
 from torch_flowprune.selection import Allocation, Goal, choose, counted
 
-GivenScores: TypeAlias = "Scores | Mapping[str, Tensor] | Mapping[Pair, Tensor]"
+GivenScores: TypeAlias = Scores | Mapping[str, Tensor] | Mapping[Pair, Tensor]
 
 
 def prune(

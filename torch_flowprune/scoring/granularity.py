@@ -27,7 +27,7 @@ class Units(Protocol):
         """``keep`` (one flag a unit) as a bool tensor of the parameter's shape."""
 
 
-Granularity: TypeAlias = "str | Units | Callable[[Target], Units]"
+Granularity: TypeAlias = str | Units | Callable[[Target], Units]
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Computed:
         return self.measure(**{kind: self.rows(kind) for kind in self.needs})
 
 
-Values: TypeAlias = "Tensor | Computed"
+Values: TypeAlias = Tensor | Computed
 
 
 def _stored(scores: Tensor) -> Tensor:

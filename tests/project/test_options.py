@@ -1,0 +1,128 @@
+"""One argument list: every call takes every word of a flow, of the units and of an allocation that it can use."""
+
+import inspect
+from dataclasses import fields
+from typing import get_type_hints
+
+import cases
+import pytest
+import torch
+from cases import CASES
+
+import torch_flowprune as fp
+from torch_flowprune.analysis.comparison import CompareOptions
+from torch_flowprune.analysis.diagnosis import DiagnoseOptions
+from torch_flowprune.gradients import FlowOptions, FlowSource, LossOptions
+from torch_flowprune.inputs.options import check_options
+from torch_flowprune.pruning.pruner import PrunerOptions
+from torch_flowprune.scoring import PrunableUnits, ScoreOptions, UnitOptions
+from torch_flowprune.selection import Allocation, AllocationOptions
+
+BATCHES = [CASES["mlp"].batch(6), CASES["mlp"].batch(6)]
+OF_FLOW, OF_UNITS, OF_ALLOCATION = (set(kind.__annotations__) for kind in (FlowOptions, UnitOptions, AllocationOptions))
+TAKEN = {
+    "flow": OF_FLOW,
+    "scores": OF_FLOW | OF_UNITS,
+    "global_prune": OF_FLOW | OF_UNITS | OF_ALLOCATION,
+    "importance_scores": OF_FLOW | OF_UNITS,
+    "Pruner": OF_FLOW | OF_UNITS | OF_ALLOCATION,
+    "compare": OF_FLOW | OF_UNITS | OF_ALLOCATION,
+    "diagnose": OF_FLOW | OF_UNITS,
+    "predict": set(LossOptions.__annotations__),
+}
+PASSED_ON = {
+    "importance_scores": ScoreOptions,
+    "Pruner": PrunerOptions,
+    "compare": CompareOptions,
+    "diagnose": DiagnoseOptions,
+    "predict": LossOptions,
+}
+
+
+@pytest.mark.parametrize(
+    ("value", "options"), [(FlowSource, OF_FLOW), (PrunableUnits, OF_UNITS), (Allocation, OF_ALLOCATION)]
+)
+def test_the_values_and_the_typed_options_have_the_same_words(value, options):
+    assert {field.name for field in fields(value)} - {"data"} == options
+
+
+@pytest.mark.parametrize("call", TAKEN)
+def test_a_call_takes_every_word(call):
+    own = set(inspect.signature(getattr(fp, call)).parameters)
+    taken = own | set(PASSED_ON[call].__annotations__ if call in PASSED_ON else ())
+    assert TAKEN[call] - taken == set()
+
+
+@pytest.mark.parametrize("call", ["flow", "scores", "global_prune"])
+def test_what_is_written_out_is_typed_as_the_options_are(call):
+    hints, options = get_type_hints(getattr(fp, call)), get_type_hints(FlowOptions)
+    assert {word: hints[word] for word in options} == options
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{"max_memory": "1MB"}, {"offload": True}, {"autocast": torch.bfloat16}, {"parameters": True}],
+    ids=lambda words: next(iter(words)),
+)
+def test_what_was_refused_by_the_looks_ahead_gives_what_the_plain_call_gives(words):
+    """A model that fits only with max_memory= can be pruned, so it can be diagnosed, compared and predicted."""
+    model = cases.mlp()
+    if "parameters" in words:
+        words = {
+            "parameters": [(module, "weight") for module in model.modules() if isinstance(module, torch.nn.Linear)]
+        }
+    near = {"rel": 0.05 if "autocast" in words else 1e-5, "abs": 1e-2 if "autocast" in words else 1e-7}
+    plain, asked = (fp.diagnose(model, BATCHES, **given) for given in ({}, words))
+    assert asked.total.theta_Hg == pytest.approx(plain.total.theta_Hg, **near)
+    plain, asked = (fp.compare(model, "snip", 0.5, BATCHES, **given) for given in ({}, words))
+    assert asked.outcomes[0].predicted == pytest.approx(plain.outcomes[0].predicted, **near)
+    if "parameters" not in words:
+        masks = {name: p > 0 for name, p in model.named_parameters() if p.dim() == 2}
+        plain, asked = (fp.predict(model, masks, BATCHES, **given) for given in ({}, words))
+        for word in ("first_order", "curvature", "gradient_norm_change", "standard_error"):
+            assert getattr(asked, word) == pytest.approx(getattr(plain, word), **near), word
+
+
+def test_predict_cuts_batches_where_memory_is_short():
+    """The standard error stays that over the user's batches, not over the parts they are cut into."""
+    model, seen = cases.mlp(), []
+    batches = [CASES["mlp"].batch(16), CASES["mlp"].batch(8)]
+    masks = {name: p > 0 for name, p in model.named_parameters() if p.dim() > 1}
+    whole = fp.predict(model, masks, batches)
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    limit = fp.predict(model, masks, batches, max_memory="4kB")
+    assert seen[-1] < 8
+    for word in ("loss", "first_order", "curvature", "standard_error", "gradient_norm", "gradient_norm_lost"):
+        assert getattr(limit, word) == pytest.approx(getattr(whole, word), rel=1e-4, abs=1e-7), word
+    assert limit.samples == whole.samples == 24
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("max_memroy", r"call does not take max_memroy=: did you mean max_memory=\?"),
+        ("wholly_else", "call does not take wholly_else=: besides its own arguments it takes mode, max_memory"),
+    ],
+)
+def test_a_mistyped_word_is_answered(word, text):
+    with pytest.raises(TypeError, match=text):
+        check_options("call", {word: 1}, ["mode", "max_memory"])
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ({"temperature": -1}, "temperature should be above 0"),
+        ({"mode": "evaluation"}, "mode should be 'eval' or 'train'"),
+        ({"max_samples": 0}, "max_samples should be a whole number of at least 1"),
+        ({"max_memory": "much"}, "max_memory should be a number of bytes above 0"),
+        ({"autocast": torch.float16}, "autocast should be torch.bfloat16 or None"),
+        ({"loss": "ce"}, "loss should be a function"),
+        ({"scope": "layers"}, "scope should be"),
+        ({"min_keep": -3}, "min_keep should be"),
+        ({"scored_by": "norm"}, "scored_by='norm' is for granularity='channel'"),
+    ],
+)
+def test_a_pruner_finds_a_word_out_of_range_when_it_is_made(words, text):
+    with pytest.raises((ValueError, TypeError), match=text):
+        fp.Pruner(cases.mlp(), "magnitude", 0.5, **words)
