@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from torch_flowprune.torch_internals import inside_compiled
+
 Pair: TypeAlias = "tuple[nn.Module, str]"
 Pattern: TypeAlias = "str | type[nn.Module]"
 
@@ -105,7 +107,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     while True:
-        inner = getattr(model, "_orig_mod", None)
+        inner = inside_compiled(model)
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = model.module
         if not isinstance(inner, nn.Module):

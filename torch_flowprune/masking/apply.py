@@ -22,6 +22,7 @@ from torch_flowprune.inputs import Target, computed, flags, parameters_of, unwra
 from torch_flowprune.masking.packed_bits import unpack
 from torch_flowprune.masking.parametrization import masked_kind, product, rename, with_masked, without_masked
 from torch_flowprune.masking.weight_standardization import has_own_forward, zeros_survive
+from torch_flowprune.torch_internals import list_flat_weights, set_tensor_name, tensor_name
 
 Masks = Mapping[str, Tensor]
 
@@ -33,9 +34,9 @@ class MaskHook(prune.PruningContainer):
     top join it.
     """
 
-    def __init__(self, tensor_name: str, methods: Iterable[prune.BasePruningMethod] = ()) -> None:
+    def __init__(self, name: str, methods: Iterable[prune.BasePruningMethod] = ()) -> None:
         super().__init__()
-        self._tensor_name = tensor_name
+        set_tensor_name(self, name)
         for method in methods:
             self.add_pruning_method(method)
 
@@ -56,11 +57,11 @@ class MaskHook(prune.PruningContainer):
 
     def apply_mask(self, module: nn.Module) -> Tensor:
         """The weight as the forward uses it."""
-        return product(module, self._tensor_name)
+        return product(module, tensor_name(self))
 
     def remove(self, module: nn.Module) -> None:
         """Make the mask permanent: the parameter gets its name, place and zeros back."""
-        name = self._tensor_name
+        name = tensor_name(self)
         _check_removable(module)
         parameter = module._parameters[f"{name}_orig"]
         parameter.data = self.apply_mask(module).detach()  # type: ignore[union-attr]
@@ -171,7 +172,7 @@ def _pruned_names(module: nn.Module) -> list[str]:
     Torch deletes a hook before it validates what is to take its place.
     """
     hooked = [
-        hook._tensor_name for hook in module._forward_pre_hooks.values() if isinstance(hook, prune.BasePruningMethod)
+        tensor_name(hook) for hook in module._forward_pre_hooks.values() if isinstance(hook, prune.BasePruningMethod)
     ]
     return list(dict.fromkeys([*hooked, *masked_kind(type(module))[1]]))
 
@@ -303,7 +304,7 @@ def put_on(module: nn.Module, name: str, mask: Tensor) -> MaskHook:
 def hook_of(module: nn.Module, name: str) -> tuple[int | None, prune.BasePruningMethod | None]:
     """The pruning hook of a module's tensor, with its key."""
     for key, hook in module._forward_pre_hooks.items():
-        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == name:
+        if isinstance(hook, prune.BasePruningMethod) and tensor_name(hook) == name:
             return key, hook
     return None, None
 
@@ -328,7 +329,7 @@ def _restore(module: nn.Module, name: str) -> None:
     rename(module._parameters, f"{name}_orig", name)
     del module._buffers[f"{name}_mask"]
     if isinstance(module, nn.RNNBase):
-        module._init_flat_weights()
+        list_flat_weights(module)
 
 
 def _snapshot(module: nn.Module) -> Callable[[], None]:
@@ -336,7 +337,7 @@ def _snapshot(module: nn.Module) -> Callable[[], None]:
     kind, attributes = type(module), dict(module.__dict__)
     registries = {key: list(attributes[key].items()) for key in ("_parameters", "_buffers", "_forward_pre_hooks")}
     histories = [
-        (hook, hook._pruning_methods)
+        (hook, dict(vars(hook)))
         for _, hook in registries["_forward_pre_hooks"]
         if isinstance(hook, prune.PruningContainer)
     ]
@@ -348,7 +349,7 @@ def _snapshot(module: nn.Module) -> Callable[[], None]:
         for key, items in registries.items():
             attributes[key].clear()
             attributes[key].update(items)
-        for hook, methods in histories:
-            hook._pruning_methods = methods
+        for hook, state in histories:
+            vars(hook).update(state)
 
     return restore

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torch_flowprune.inputs import masked
 from torch_flowprune.masking.weight_standardization import MaskedKernel, has_own_forward
+from torch_flowprune.torch_internals import FLAT_WEIGHTS, names_of_flat_weights
 
 
 def masked_kind(kind: type[nn.Module]) -> tuple[type[nn.Module], tuple[str, ...]]:
@@ -63,7 +64,7 @@ def _namespace(dense: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]
     if "weight" in names and has_own_forward(dense):
         namespace["forward"] = _forward_with_masked_kernel
     if issubclass(dense, nn.RNNBase):
-        namespace["_flat_weights"] = property(_flat_weights, lambda module, weights: None)
+        namespace[FLAT_WEIGHTS] = property(_flat_weights, lambda module, weights: None)
     return namespace
 
 
@@ -109,7 +110,7 @@ def _forward_with_masked_kernel(module: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
     """Recurrent layers read their weights through a list of their own, which must be as fresh as the weights."""
-    return [getattr(module, name, None) for name in module._flat_weights_names]
+    return [getattr(module, name, None) for name in names_of_flat_weights(module)]
 
 
 def _register_parameter(module: Any, name: str, parameter: nn.Parameter | None) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from torch_flowprune.channels.shrinking.module_sizes import Surgery
 from torch_flowprune.channels.tracing import Reading, operator_name
+from torch_flowprune.torch_internals import tree_leaves, tree_map
 
 __all__ = ["ShrinkError", "Trial", "first_line", "relative_error", "tolerance_of", "write_zeros"]
 
