@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from torch_flowprune.inputs.names import is_mask
+
 Restore = Callable[[], None]
 
 
@@ -102,8 +104,7 @@ def _buffers(model: nn.Module) -> Restore:
 
 def _copy(module: nn.Module, key: str, buffer: torch.Tensor | None) -> torch.Tensor | None:
     """A copy, except of pruning masks: they are large, and no forward writes them."""
-    is_mask = key.endswith("_mask") and f"{key[:-5]}_orig" in module._parameters
-    return None if buffer is None or is_mask else buffer.detach().clone()
+    return None if buffer is None or is_mask(key, module._parameters) else buffer.detach().clone()
 
 
 def _flags(model: nn.Module) -> Restore:
@@ -145,12 +146,12 @@ def _rewind(setter: Callable[..., object], *state: object) -> Restore:
 
 def _generators(data: object) -> list[torch.Generator]:
     holders = [data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None)]
-    found = {
+    generators = {
         id(generator): generator
         for holder in holders
         if isinstance(generator := getattr(holder, "generator", None), torch.Generator)
     }
-    return list(found.values())
+    return list(generators.values())
 
 
 @contextmanager
