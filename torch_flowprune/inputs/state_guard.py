@@ -34,7 +34,7 @@ def untouched(model: nn.Module, data: object = None, mode: str = "eval") -> Iter
         stack.callback(rewind)
         stack.callback(_parameters(model))
         stack.callback(_buffers(model))
-        stack.callback(_flags(model))
+        stack.callback(_modes(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         settle(model, mode)
@@ -107,7 +107,7 @@ def _copy(module: nn.Module, key: str, buffer: torch.Tensor | None) -> torch.Ten
     return None if buffer is None or is_mask(key, module._parameters) else buffer.detach().clone()
 
 
-def _flags(model: nn.Module) -> Restore:
+def _modes(model: nn.Module) -> Restore:
     kept = [(module, module.training) for module in model.modules()]
 
     def restore() -> None:
