@@ -23,9 +23,10 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.coverage.models import built
 from torch_flowprune.channels.coupling import coupling_of, masks, reading_of, rows
-from torch_flowprune.channels.shrinking.equivalence import relative_error, write_zeros
+from torch_flowprune.channels.shrinking.equivalence import relative_error
 from torch_flowprune.channels.shrinking.exported_module import ExportedModule
 from torch_flowprune.channels.shrinking.removal import shrink
+from torch_flowprune.masking import write_zeros
 
 RATIOS = (0.5, 0.25)
 LIMIT = 150  # seconds of processor time to build and prune; wall time says more of a shared machine than of the tool

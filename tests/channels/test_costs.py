@@ -16,7 +16,7 @@ from torch_flowprune.channels.costs import costs_of
 from torch_flowprune.channels.coupling import coupling_of, masks, reading_of
 from torch_flowprune.channels.shrinking.removal import shrink
 from torch_flowprune.cli.commands import main
-from torch_flowprune.masking.apply import apply_masks
+from torch_flowprune.masking import apply_masks
 
 
 def parameters(model, _=None):

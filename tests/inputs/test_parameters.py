@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import torch_flowprune as fp
-from torch_flowprune.inputs.parameters import clear, masked, parameters_of, prunable, wide
+from torch_flowprune.inputs import clear, masked, parameters_of, prunable, wide
 
 
 class Net(nn.Module):
@@ -307,6 +307,15 @@ def test_a_tied_parameter_masked_by_torch(which):
     assert torch.equal(target.mask != 0, expected)
     assert torch.equal(target.theta == 0, ~expected)
     assert len(target.owners) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])  # by bits, and without
+def test_clearing_goes_past_autograd(dtype):
+    weight = nn.Parameter(torch.ones(3, dtype=dtype))
+    assert clear(weight, torch.tensor([1.0, 0, 1])) is weight
+    assert weight.tolist() == [1, 0, 1]
+    assert weight.is_leaf
+    assert weight.requires_grad
 
 
 @pytest.mark.parametrize(

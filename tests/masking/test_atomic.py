@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +14,11 @@ from torch.nn.utils import prune
 
 import torch_flowprune as fp
 from torch_flowprune.inputs.parameters import parameters_of
-from torch_flowprune.masking import apply as masking
-from torch_flowprune.masking import checkpoint as state
-from torch_flowprune.masking import parametrization as access
-from torch_flowprune.pruning import base_method as host
+from torch_flowprune.masking import hook
+from torch_flowprune.pruning import base_method
 
 X = torch.linspace(-1, 1, 24).view(3, 8)
-FILES = {module.__file__ for module in (access, host, masking, state)}
+FILES = {base_method.__file__, *(str(path) for path in Path(hook.__file__).parent.glob("*.py"))}
 
 
 class Fault(BaseException):
@@ -132,9 +131,9 @@ STEPS = {
     "allocation": (torch, "empty_like"),
     "copy": (torch.Tensor, "copy_"),
     "hook": (nn.Module, "register_forward_pre_hook"),
-    "class": (masking, "with_masked"),
-    "name": (masking, "rename"),
-    "record": (masking.MaskHook, "add_pruning_method"),
+    "class": (hook, "with_masked"),
+    "name": (hook, "rename"),
+    "record": (hook.MaskHook, "add_pruning_method"),
 }
 
 

@@ -18,6 +18,7 @@ from torch.fx import Node
 
 from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.tracing import Reading, Value, module_path, operator_name
+from torch_flowprune.torch_internals import schema_of
 
 Kept = Mapping[str, Tensor]
 Dims = Sequence[Tensor]
@@ -186,7 +187,7 @@ class Ruler:
 
 def _arguments(node: Node, reading: Reading) -> list[Any]:
     """In the order of the schema, tensors as values."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    schema = schema_of(node.target).arguments
     given = [*node.args, *(node.kwargs.get(one.name) for one in schema[len(node.args) :])]
     return [torch.fx.node.map_arg(one, reading.values.__getitem__) for one in given]
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice, alive, masks, rows
 from torch_flowprune.channels.rules import RULES, SPATIAL
 from torch_flowprune.channels.tracing import Block, Reading, read
 from torch_flowprune.inputs import parameters_of
 from torch_flowprune.masking import dense_copy
+from torch_flowprune.torch_internals import tree_map_only
 
 __all__ = ["Coupling", "Frozen", "Group", "Slice", "alive", "couple", "masks", "rows"]
 

@@ -17,6 +17,15 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from torch_flowprune.torch_internals import (
+    HARDSIGMOIDS,
+    batch_norm_backward,
+    convolution_backward,
+    has_hooks,
+    in_function_transform,
+    unsafe_view,
+)
+
 Operands: TypeAlias = "tuple[Bilinear, Tensor, Tensor, Tensor | None]"
 Substitute: TypeAlias = "Callable[..., Tensor | Operands | None]"
 Found: TypeAlias = "tuple[Tensor | None, Tensor | None, Tensor | None]"
@@ -100,7 +109,7 @@ class _Product(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, w = ctx.saved_tensors
-        unread = not ctx.operator.reading.values and torch.is_grad_enabled() and w.is_leaf and not w._backward_hooks
+        unread = not ctx.operator.reading.values and torch.is_grad_enabled() and w.is_leaf and not has_hooks(w)
         return None, *_Transposes.apply(ctx.operator, dy, x, w, ctx.needs_input_grad[1:], unread)
 
 
@@ -184,7 +193,7 @@ def _linear_product(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     Autograd would refuse to have it written in place.
     """
     found = _aten.linear(x, w, b)
-    return _aten._unsafe_view(found, found.shape)  # type: ignore[no-any-return]
+    return unsafe_view(found, found.shape)  # type: ignore[no-any-return]
 
 
 def _linear_transposes(dy: Tensor, x: Tensor, w: Tensor, wanted: Wanted) -> Found:
@@ -219,7 +228,7 @@ def _convolution(
         return _aten.convolution(x, w, b, *options)  # type: ignore[no-any-return]
 
     def transposes(dy: Tensor, x: Tensor, w: Tensor, wanted: Wanted) -> Found:
-        return _aten.convolution_backward(dy, x, w, [dy.shape[1]], *options, wanted)  # type: ignore[no-any-return]
+        return convolution_backward(dy, x, w, [dy.shape[1]], *options, wanted)  # type: ignore[no-any-return]
 
     return Bilinear(product, transposes), input, weight, bias
 
@@ -281,7 +290,7 @@ def _normalized(mean: Tensor, var: Tensor, eps: float, linear: Bilinear | None =
         return _aten.native_batch_norm(x, w, b, mean, var, False, 0.0, eps)[0]  # type: ignore[no-any-return]
 
     def transposes(dy: Tensor, x: Tensor, w: Tensor, wanted: Wanted) -> Found:
-        return _aten.native_batch_norm_backward(dy, x, w, mean, var, None, None, False, eps, wanted)  # type: ignore[no-any-return]
+        return batch_norm_backward(dy, x, w, mean, var, None, None, False, eps, wanted)  # type: ignore[no-any-return]
 
     return Bilinear(product, transposes, linear)
 
@@ -297,7 +306,7 @@ def _plain(*tensors: Tensor | None) -> bool:
         and found[0].is_floating_point()
         and len({tensor.dtype for tensor in found}) == 1
         and not torch.is_autocast_enabled(found[0].device.type)
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not in_function_transform()
     )
 
 
@@ -306,7 +315,7 @@ _CONVOLUTIONS: dict[Any, Substitute] = {
     **{getattr(functional, f"conv_transpose{axes}d"): _transposed(axes) for axes in (1, 2, 3)},
 }
 _SUBSTITUTES: dict[Any, Substitute] = {
-    **dict.fromkeys((functional.hardsigmoid, torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_), _hardsigmoid),
+    **dict.fromkeys(HARDSIGMOIDS, _hardsigmoid),
     functional.linear: _linear,
     functional.batch_norm: _batch_norm,
     **_CONVOLUTIONS,

@@ -19,6 +19,7 @@ from torch_flowprune.inputs import (
     Target,
     as_batches,
     example_of,
+    original,
     parameters_of,
     untouched,
     unwrapped,
@@ -209,7 +210,7 @@ def _reference(state: Mapping[str, Tensor] | None, targets: dict[str, Target]) -
         return None
     found = {}
     for name, target in targets.items():
-        value = state.get(name, state.get(f"{name}_orig"))
+        value = state.get(name, state.get(original(name)))
         if value is None:
             raise ValueError(
                 f"theta0 has no entry for {name!r}: pass a state dict of this model, taken at the reference point"

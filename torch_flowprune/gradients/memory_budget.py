@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from torch_flowprune.torch_internals import OperatorMode, storage_key, tree_leaves
 
 Bytes: TypeAlias = "int | str"
 
@@ -56,28 +56,28 @@ def readable(size: float) -> str:
     return f"{size:.3g} TB"
 
 
-class Peak(TorchDispatchMode):
+class Peak(OperatorMode):
     """Inside, the bytes of tensors made: those ``live`` now, and the ``peak``.
 
     Tensors there before and kernels' own scratch do not count.
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.live = self.peak = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for storage in _storages((args, kwargs)):
-            self._known.add(storage._cdata)
+            self._known.add(storage_key(storage))
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):
-            if storage._cdata not in self._known:
+            if storage_key(storage) not in self._known:
                 self._made(storage)
         return result
 
     def _made(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage_key(storage), storage.nbytes()
         self._known.add(key)
         self.live += size
         self.peak = max(self.peak, self.live)

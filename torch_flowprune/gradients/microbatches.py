@@ -6,12 +6,12 @@ from collections import deque
 from typing import Any, TypeAlias
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
 from torch_flowprune.gradients.double_backward import twice_differentiable
 from torch_flowprune.gradients.memory_budget import Cost, measured, readable
 from torch_flowprune.inputs import Batch, first, parts, shapes, untouched, wide_type
+from torch_flowprune.torch_internals import AnyBatchNorm
 
 Part: TypeAlias = "tuple[Batch, int]"
 
@@ -98,7 +98,7 @@ class MicroBatches:
 
 
 def _coupling(model: torch.nn.Module) -> str | None:
-    return next((name for name, module in model.named_modules() if isinstance(module, _BatchNorm)), None)
+    return next((name for name, module in model.named_modules() if isinstance(module, AnyBatchNorm)), None)
 
 
 class Graphs:

@@ -17,6 +17,7 @@ from torch_flowprune.gradients.double_backward import twice_differentiable
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.microbatches import Graphs, MicroBatches
 from torch_flowprune.inputs import Batch, Ranks, Restore, Target, samples, sized, wide, wide_type
+from torch_flowprune.torch_internals import foreach_add_, foreach_addcmul_, foreach_mul_
 
 SizedBatch: TypeAlias = tuple[Batch, int]
 Sums: TypeAlias = dict[str, list[Tensor]]
@@ -305,13 +306,13 @@ def _until(batches: Iterator[SizedBatch], left: int) -> Iterator[SizedBatch]:
 def _add_squares(total: list[Tensor], values: Grads, weight: int) -> None:
     if pairs := _pairs(total, values):
         into, squared = zip(*pairs, strict=True)
-        torch._foreach_addcmul_(into, squared, squared, value=weight)
+        foreach_addcmul_(into, squared, squared, value=weight)
 
 
 def _add(total: list[Tensor], values: Sequence[Tensor | None], weight: int) -> list[Tensor]:
     if pairs := _pairs(total, values):
         into, added = zip(*pairs, strict=True)
-        torch._foreach_add_(into, added, alpha=weight)
+        foreach_add_(into, added, alpha=weight)
     return total
 
 
@@ -320,7 +321,7 @@ def _pairs(total: list[Tensor], values: Sequence[Tensor | None]) -> list[tuple[T
 
 
 def _scale(values: list[Tensor], factor: float) -> list[Tensor]:
-    torch._foreach_mul_(values, factor)
+    foreach_mul_(values, factor)
     return values
 
 

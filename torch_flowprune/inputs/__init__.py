@@ -12,25 +12,16 @@ from torch_flowprune.inputs.batches import (
     shapes,
     sized,
 )
+from torch_flowprune.inputs.names import is_mask, mask_of, masked_name, original, plain_name
 from torch_flowprune.inputs.objective import Closure, Loss, Objective, logits_of
 from torch_flowprune.inputs.options import check_options, from_options
-from torch_flowprune.inputs.parameters import (
-    Pair,
-    Pattern,
-    Target,
-    clear,
-    computed,
-    flags,
-    masked,
-    no_such_parameter,
-    parameters_of,
-    prunable,
-    unwrapped,
-    wide,
-    wide_type,
-)
+from torch_flowprune.inputs.parameters import parameters_of, prunable, unwrapped, wide, wide_type
+from torch_flowprune.inputs.patterns import Pattern
 from torch_flowprune.inputs.processes import Ranks
 from torch_flowprune.inputs.state_guard import Restore, check_mode, cpu_generator, same_randomness, settle, untouched
+from torch_flowprune.inputs.target import Pair, Target
+from torch_flowprune.inputs.unprunable import computed, no_such_parameter
+from torch_flowprune.inputs.zeros import clear, flags, masked
 
 __all__ = [
     "Batch",
@@ -54,11 +45,16 @@ __all__ = [
     "flags",
     "from_options",
     "halves",
+    "is_mask",
     "logits_of",
+    "mask_of",
     "masked",
+    "masked_name",
     "no_such_parameter",
+    "original",
     "parameters_of",
     "parts",
+    "plain_name",
     "prunable",
     "same_randomness",
     "samples",

@@ -44,14 +44,14 @@ def sized(
     batches: Iterable[Batch], device: torch.device, max_samples: int | None = None
 ) -> Iterator[tuple[Batch, int]]:
     """Each batch on ``device`` with its number of samples, cut to exactly ``max_samples`` in all."""
-    left = max_samples
+    remaining = max_samples
     for batch in batches:
-        if left == 0:
+        if remaining == 0:
             return
         size = size_of(batch)
-        if left is not None and size > left:
-            batch, size = _slice(batch, size, 0, left), left  # noqa: PLW2901 - what the rest of the loop sees is the part
-        left = None if left is None else left - size
+        if remaining is not None and size > remaining:
+            batch, size = _slice(batch, size, 0, remaining), remaining  # noqa: PLW2901 - the rest of the loop sees the part
+        remaining = None if remaining is None else remaining - size
         yield _map(lambda tensor: tensor.to(device, non_blocking=True), batch), size
 
 

@@ -53,10 +53,8 @@ class Objective:
         """The loss as a 0-d tensor, with or without a gradient."""
         value = self.closure(model, batch) if self.closure else self._value(model, batch)
         if not isinstance(value, Tensor) or value.numel() != 1:
-            found = (
-                f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
-            )
-            raise ValueError(f"the loss should be one number, got {found}; use reduction='mean'")
+            kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"the loss should be one number, got {kind}; use reduction='mean'")
         return value.reshape(())
 
     def _value(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -122,6 +120,6 @@ def _describe(value: object) -> str:
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
 
 
-def _check_function(name: str, given: object, form: str) -> None:
-    if given is not None and not callable(given):
-        raise TypeError(f"{name} should be a function, called as {form}; got {given!r}")
+def _check_function(name: str, value: object, form: str) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} should be a function, called as {form}; got {value!r}")

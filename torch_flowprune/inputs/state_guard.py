@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from torch_flowprune.inputs.names import is_mask
+
 Restore = Callable[[], None]
 
 
@@ -31,7 +33,7 @@ def untouched(model: nn.Module, data: object = None, mode: str = "eval") -> Iter
         stack.callback(rewind)
         stack.callback(_parameters(model))
         stack.callback(_buffers(model))
-        stack.callback(_flags(model))
+        stack.callback(_modes(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         settle(model, mode)
@@ -107,11 +109,10 @@ def _buffers(model: nn.Module) -> Restore:
 
 def _copy(module: nn.Module, key: str, buffer: torch.Tensor | None) -> torch.Tensor | None:
     """A copy, except of pruning masks: they are large, and no forward writes them."""
-    is_mask = key.endswith("_mask") and f"{key[:-5]}_orig" in module._parameters
-    return None if buffer is None or is_mask else buffer.detach().clone()
+    return None if buffer is None or is_mask(key, module._parameters) else buffer.detach().clone()
 
 
-def _flags(model: nn.Module) -> Restore:
+def _modes(model: nn.Module) -> Restore:
     kept = [(module, module.training) for module in model.modules()]
 
     def restore() -> None:
@@ -150,12 +151,12 @@ def _rewind(setter: Callable[..., object], *state: object) -> Restore:
 
 def _generators(data: object) -> list[torch.Generator]:
     holders = [data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None)]
-    found = {
+    generators = {
         id(generator): generator
         for holder in holders
         if isinstance(generator := getattr(holder, "generator", None), torch.Generator)
     }
-    return list(found.values())
+    return list(generators.values())
 
 
 @contextmanager

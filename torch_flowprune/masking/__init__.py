@@ -1,17 +1,12 @@
 """Masks on a model and off it, and what has to keep step with them: checkpoints, optimizers."""
 
-from torch_flowprune.masking.apply import (
-    all_or_nothing,
-    apply_masks,
-    check_can_mask,
-    dense_copy,
-    fitting,
-    put_on,
-    remove,
-    restored,
-)
+from torch_flowprune.masking.apply import apply_masks
 from torch_flowprune.masking.checkpoint import load_state_dict, masks, state_dict
+from torch_flowprune.masking.checks import check_can_mask, fitting
+from torch_flowprune.masking.dense import dense_copy, remove, write_zeros
+from torch_flowprune.masking.hook import put_on
 from torch_flowprune.masking.optimizer_zeros import keep_zeros
+from torch_flowprune.masking.snapshots import all_or_nothing, restored
 
 __all__ = [
     "all_or_nothing",
@@ -26,4 +21,5 @@ __all__ = [
     "remove",
     "restored",
     "state_dict",
+    "write_zeros",
 ]

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch_flowprune.inputs import parameters_of, unwrapped
-from torch_flowprune.masking.apply import all_or_nothing, check_can_mask, set_mask
+from torch_flowprune.inputs import Target, is_mask, masked_name, parameters_of, plain_name, unwrapped
+from torch_flowprune.masking.apply import set_mask
+from torch_flowprune.masking.checks import check_can_mask
 from torch_flowprune.masking.packed_bits import pack, unpack
+from torch_flowprune.masking.snapshots import all_or_nothing
 
 
 def masks(model: nn.Module, packed: bool = False) -> dict[str, Tensor]:
@@ -27,8 +29,15 @@ def masks(model: nn.Module, packed: bool = False) -> dict[str, Tensor]:
     >>> masks(layer)["weight"].tolist(), masks(layer, packed=True)["weight"].tolist()
     ([[True, False], [True, True]], [13])
     """
-    found = {name: target.mask for name, target in parameters_of(unwrapped(model)).items() if target.mask is not None}
-    return {name: pack(mask) if packed else mask != 0 for name, mask in found.items()}
+    known = parameters_of(unwrapped(model))
+    if not packed:
+        return masks_on(known)
+    return {name: pack(target.mask) for name, target in known.items() if target.mask is not None}
+
+
+def masks_on(targets: Mapping[str, Target]) -> dict[str, Tensor]:
+    """The masks that these parameters have, as bool: copies, which later pruning leaves as they are."""
+    return {name: target.mask != 0 for name, target in targets.items() if target.mask is not None}
 
 
 def state_dict(model: nn.Module) -> dict[str, Any]:
@@ -43,7 +52,7 @@ def state_dict(model: nn.Module) -> dict[str, Any]:
     {'weight_orig': ('torch.float32', 32), 'bias': ('torch.float32', 2), 'weight_mask': ('torch.uint8', 4)}
     """
     state = unwrapped(model).state_dict()
-    return {name: pack(value) if _is_mask(name, state) else value for name, value in state.items()}
+    return {name: pack(value) if is_mask(name, state) else value for name, value in state.items()}
 
 
 def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
@@ -66,34 +75,25 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
     True
     """
     inner = unwrapped(model)
-    values, given = _split(state)
+    values, masks_in_state = _split(state)
     _check_entries(_split(inner.state_dict())[0], values)
     known = parameters_of(inner)
-    wanted = {name: _mask(given[name], known[name].parameter) for name in known if name in given}
+    wanted = {name: _mask(masks_in_state[name], known[name].parameter) for name in known if name in masks_in_state}
     for name in wanted:
         check_can_mask(known[name], name)
     with all_or_nothing(known.values()):
-        if given:
+        if masks_in_state:
             for name, target in known.items():
                 set_mask(target, wanted.get(name))
         own = inner.state_dict()
-        inner.load_state_dict({name: own[name] if _is_mask(name, own) else values[_dense(name, own)] for name in own})
+        inner.load_state_dict({key: own[key] if is_mask(key, own) else values[plain_name(key, own)] for key in own})
     return model
 
 
 def _split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A state dict as values under dense names, and masks under the names of what they mask."""
-    values = {_dense(name, state): value for name, value in state.items() if not _is_mask(name, state)}
-    return values, {name.removesuffix("_mask"): value for name, value in state.items() if _is_mask(name, state)}
-
-
-def _is_mask(name: str, state: Mapping[str, Any]) -> bool:
-    return name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in state
-
-
-def _dense(name: str, state: Mapping[str, Any]) -> str:
-    stem = name.removesuffix("_orig")
-    return stem if f"{stem}_mask" in state else name
+    values = {plain_name(name, state): value for name, value in state.items() if not is_mask(name, state)}
+    return values, {masked_name(name): value for name, value in state.items() if is_mask(name, state)}
 
 
 def _mask(value: Tensor, parameter: Tensor) -> Tensor:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from torch_flowprune.inputs import Target, parameters_of, unwrapped
-from torch_flowprune.masking.checkpoint import masks as masks_of
+from torch_flowprune.inputs import Target, clear, parameters_of, unwrapped
+from torch_flowprune.masking.checkpoint import masks_on
 
 
 def keep_zeros(
@@ -43,34 +42,31 @@ def keep_zeros(
     4
     """
     inner = unwrapped(model)
-    held = dict(masks_of(inner) if masks is None else masks)
+    known = parameters_of(inner)
+    held = masks_on(known) if masks is None else dict(masks)
     if not held:
         raise ValueError(
             "nothing is pruned, so there are no zeros to keep: prune first, or after fp.remove pass masks= "
             "(fp.masks(model), taken before)"
         )
-    known = parameters_of(inner)
     for name, mask in held.items():
         if name not in known or known[name].parameter.shape != mask.shape:
             raise ValueError(
                 f"masks= has {name!r} of shape {tuple(mask.shape)}, and the model has no such parameter of that shape"
             )
 
-    def hold(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for name, target in parameters_of(inner).items():
-            _zero(target, held.get(name), optimizer)
+    def hold(targets: Mapping[str, Target]) -> None:
+        for name, target in targets.items():
+            mask = held.get(name) if target.mask is None else target.mask
+            if mask is not None:
+                _zero(target, mask, optimizer)
 
-    hold(optimizer)
-    return optimizer.register_step_post_hook(hold)
+    hold(known)
+    return optimizer.register_step_post_hook(lambda *_: hold(parameters_of(inner)))
 
 
-def _zero(target: Target, held: Tensor | None, optimizer: torch.optim.Optimizer) -> None:
-    mask = held if target.mask is None else target.mask
-    if mask is None:
-        return
-    gone = (mask == 0).to(target.parameter.device)
-    with torch.no_grad():
-        target.parameter.masked_fill_(gone, 0)
-        for value in optimizer.state.get(target.parameter, {}).values():
-            if isinstance(value, Tensor) and value.shape == gone.shape:
-                value.masked_fill_(gone, 0)
+def _zero(target: Target, mask: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    clear(target.parameter, mask)
+    for value in optimizer.state.get(target.parameter, {}).values():
+        if isinstance(value, Tensor) and value.shape == mask.shape:
+            clear(value, mask)

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.inputs import masked
+from torch_flowprune.inputs import mask_of, masked, original
 from torch_flowprune.masking.weight_standardization import MaskedKernel, has_own_forward
+from torch_flowprune.torch_internals import FLAT_WEIGHTS, names_of_flat_weights
 
 
 def masked_kind(kind: type[nn.Module]) -> tuple[type[nn.Module], tuple[str, ...]]:
     """The dense class behind a class made here, and what it masks; any other class itself, and nothing."""
-    found: tuple[type[nn.Module], tuple[str, ...]] = getattr(kind, "_masked_kind", (kind, ()))
-    return found
+    dense_and_names: tuple[type[nn.Module], tuple[str, ...]] = getattr(kind, "_masked_kind", (kind, ()))
+    return dense_and_names
 
 
 def with_masked(kind: type[nn.Module], name: str) -> type[nn.Module]:
@@ -29,8 +30,8 @@ def with_masked(kind: type[nn.Module], name: str) -> type[nn.Module]:
 def without_masked(kind: type[nn.Module], name: str) -> type[nn.Module]:
     """The class that masks what ``kind`` does, but for ``name``; the dense one where nothing is left."""
     dense, names = masked_kind(kind)
-    left = tuple(other for other in names if other != name)
-    return _masked_class(dense, left) if left else dense
+    others = tuple(other for other in names if other != name)
+    return _masked_class(dense, others) if others else dense
 
 
 _made: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
@@ -63,7 +64,7 @@ def _namespace(dense: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]
     if "weight" in names and has_own_forward(dense):
         namespace["forward"] = _forward_with_masked_kernel
     if issubclass(dense, nn.RNNBase):
-        namespace["_flat_weights"] = property(_flat_weights, lambda module, weights: None)
+        namespace[FLAT_WEIGHTS] = property(_flat_weights, lambda module, weights: None)
     return namespace
 
 
@@ -72,8 +73,8 @@ def product(module: nn.Module, name: str) -> Tensor:
 
     Sparse gradients (``nn.Embedding(sparse=True)``) pass a true product only; replicas hold parameters as attributes.
     """
-    orig, mask = getattr(module, f"{name}_orig"), getattr(module, f"{name}_mask")
-    return orig * mask if getattr(module, "sparse", False) is True else masked(orig, mask)
+    value, mask = getattr(module, original(name)), getattr(module, mask_of(name))
+    return value * mask if getattr(module, "sparse", False) is True else masked(value, mask)
 
 
 def _masked_property(name: str) -> property:
@@ -87,8 +88,8 @@ def _masked_property(name: str) -> property:
         """
         if not (isinstance(value, Tensor) and torch.equal(value.nan_to_num(), get(module).nan_to_num())):
             raise TypeError(
-                f"{name!r} is pruned, so it is computed from {name}_orig and {name}_mask: set {name}_orig instead "
-                "(also in functional_call)"
+                f"{name!r} is pruned, so it is computed from {original(name)} and {mask_of(name)}: set "
+                f"{original(name)} instead (also in functional_call)"
             )
 
     def delete(module: nn.Module) -> None:
@@ -103,13 +104,13 @@ def _masked_property(name: str) -> property:
 
 def _forward_with_masked_kernel(module: Any, *args: Any, **kwargs: Any) -> Any:
     dense, _ = type(module)._masked_kind
-    with MaskedKernel(module._buffers["weight_mask"]):
+    with MaskedKernel(module._buffers[mask_of("weight")]):
         return dense.forward(module, *args, **kwargs)
 
 
 def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:
     """Recurrent layers read their weights through a list of their own, which must be as fresh as the weights."""
-    return [getattr(module, name, None) for name in module._flat_weights_names]
+    return [getattr(module, name, None) for name in names_of_flat_weights(module)]
 
 
 def _register_parameter(module: Any, name: str, parameter: nn.Parameter | None) -> None:
@@ -120,11 +121,11 @@ def _register_parameter(module: Any, name: str, parameter: nn.Parameter | None) 
     dense, names = type(module)._masked_kind
     if name not in names:
         dense.register_parameter(module, name, parameter)
-    elif f"{name}_orig" in module._parameters:
-        module._parameters[f"{name}_orig"] = parameter
+    elif original(name) in module._parameters:
+        module._parameters[original(name)] = parameter
     else:
         order = [
-            name if key == f"{name}_orig" else key for key in module.__dict__.pop("_parameters_before_removal", [])
+            name if key == original(name) else key for key in module.__dict__.pop("_parameters_before_removal", [])
         ]
         module.__class__ = without_masked(type(module), name)
         module.register_parameter(name, parameter)
@@ -138,9 +139,10 @@ def _load_from_state_dict(module: Any, state_dict: dict[str, Any], prefix: str, 
     """
     dense, names = type(module)._masked_kind
     for name in names:
-        if f"{prefix}{name}" in state_dict and f"{prefix}{name}_orig" not in state_dict:
-            state_dict[f"{prefix}{name}_orig"] = state_dict.pop(f"{prefix}{name}")
-            state_dict.setdefault(f"{prefix}{name}_mask", module._buffers[f"{name}_mask"])
+        path = f"{prefix}{name}"
+        if path in state_dict and original(path) not in state_dict:
+            state_dict[original(path)] = state_dict.pop(path)
+            state_dict.setdefault(mask_of(path), module._buffers[mask_of(name)])
     dense._load_from_state_dict(module, state_dict, prefix, *args)
 
 

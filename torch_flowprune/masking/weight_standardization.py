@@ -64,6 +64,6 @@ def _kernel_used(module: Any, forward: Any) -> Tensor | None:
     try:
         with torch.no_grad(), _Capture():
             forward(module, inputs)
-    except _Kernel as found:
-        return found.value
+    except _Kernel as kernel:
+        return kernel.value
     return None

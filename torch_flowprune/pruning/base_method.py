@@ -13,6 +13,7 @@ from torch_flowprune.inputs import Target, no_such_parameter, parameters_of, wid
 from torch_flowprune.masking import all_or_nothing, check_can_mask, put_on
 from torch_flowprune.scoring import Slices, Units, Weights, alive, measures
 from torch_flowprune.selection import lowest, to_prune
+from torch_flowprune.torch_internals import set_tensor_name
 
 _ANY_NUMBER = 1 << 62
 
@@ -65,7 +66,7 @@ class MeasureMethod(prune.BasePruningMethod):
         mask = method._mask(scores, default)
         with all_or_nothing([target]):
             for owner, attribute in target.owners:
-                method._tensor_name = attribute
+                set_tensor_name(method, attribute)
                 put_on(owner, attribute, mask).add_pruning_method(method)
         return method
 

@@ -27,9 +27,10 @@ from torch_flowprune.inputs import Pair, Pattern, Target, parameters_of, prunabl
 from torch_flowprune.masking import check_can_mask, dense_copy
 from torch_flowprune.scoring.candidates import Candidates
 from torch_flowprune.scoring.granularity import Blocks
+from torch_flowprune.torch_internals import AnyStatisticsNorm
 
 SCORED_BY = ("producer", "group", "norm", "scale")
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+_NORMS = (AnyStatisticsNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
 @dataclass(frozen=True, eq=False)

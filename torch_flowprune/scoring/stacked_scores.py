@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from torch_flowprune.torch_internals import foreach_copy_
+
 WORD = 8
 """Flags that are looked at together, as one integer of 64 bits."""
 _PART = (1 << 23) - (1 << 14)
@@ -108,7 +110,7 @@ class Stack:
     def put(self, flags: list[Tensor], start: int, stop: int, part: Tensor) -> None:
         """The flags of a range of units to their layers."""
         pieces = [flags[i][where] for i, where in self._pieces(start, stop, 1)]
-        torch._foreach_copy_(pieces, list(part[: stop - start].split(list(map(len, pieces)))))
+        foreach_copy_(pieces, list(part[: stop - start].split(list(map(len, pieces)))))
 
     def buffer(self, name: str, like: Tensor) -> Tensor:
         """Flags that the next part overwrites."""

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from torch_flowprune.channels.shrinking.module_sizes import Surgery
 from torch_flowprune.channels.tracing import Reading, operator_name
+from torch_flowprune.masking import write_zeros
+from torch_flowprune.torch_internals import tree_leaves, tree_map
 
-__all__ = ["ShrinkError", "Trial", "first_line", "relative_error", "tolerance_of", "write_zeros"]
+__all__ = ["ShrinkError", "Trial", "first_line", "relative_error", "tolerance_of"]
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
@@ -27,14 +28,6 @@ class ShrinkError(RuntimeError):
 def first_line(error: Exception) -> str:
     """What an error says, without its traceback."""
     return (str(error).splitlines() or [""])[0]
-
-
-def write_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Write zeros where the masks are false: a plain model that computes what the masked one does."""
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, mask in masks.items():
-            parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
 
 
 def tolerance_of(reading: Reading) -> float | None:

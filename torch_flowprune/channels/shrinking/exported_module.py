@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
-from torch.utils._pytree import tree_map
 
 from torch_flowprune.channels.tracing import Reading, Value, concrete, operator_name
+from torch_flowprune.torch_internals import code_of_call, schema_of, tree_map
 
 __all__ = ["ExportedModule", "argument_names", "free_sizes", "graft", "recorded_calls", "resized_graph"]
 
@@ -78,7 +77,7 @@ def resized_graph(small: nn.Module, reading: Reading, dead: Tensor, names: Seque
                 in_precision(copies[node], precision)
                 in_any_layout(copies[node])
     spec_in, spec_out = program.call_spec.in_spec, program.call_spec.out_spec
-    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(list(names), spec_in, spec_out)))
+    graph.set_codegen(code_of_call(names, spec_in, spec_out))
     graph.lint()
     return ExportedModule(root, graph).train(small.training)
 
@@ -182,7 +181,7 @@ def in_any_layout(node: Node) -> None:
 
 
 def set_argument(node: Node, name: str, value: Any) -> None:
-    for i, a in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+    for i, a in enumerate(schema_of(node.target).arguments):
         if a.name == name and i < len(node.args):
             node.update_arg(i, value)
         elif a.name == name:
@@ -195,7 +194,7 @@ def set_argument(node: Node, name: str, value: Any) -> None:
 def resize(new: Node, node: Node, reading: Reading, dead: Tensor) -> None:
     """Rewrite the numbers that a node was given: each argument of `RESIZERS` by its schema's name."""
     resizers = RESIZERS.get(operator_name(node), {})
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     if not resizers or schema is None:
         return
     for i, argument in enumerate(schema.arguments):
@@ -272,7 +271,7 @@ def new_count(name: str) -> Callable[[Node, int, Reading, Tensor], int]:
 
 
 def argument(node: Node, name: str, default: Any) -> Any:
-    for i, a in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+    for i, a in enumerate(schema_of(node.target).arguments):
         if a.name == name:
             return node.kwargs.get(name, node.args[i] if i < len(node.args) else default)
     return default

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torch_flowprune.channels.tracing import Reading, flat, module_path, operator_name
+from torch_flowprune.torch_internals import AnyConvolution
 
 __all__ = ["SIZED", "Surgery", "attribute_plans", "changed_sizes"]
 
@@ -124,7 +125,7 @@ def layer_attributes(
 def sizes_of(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], count: Mapping[str, int]) -> dict[str, Any]:
     """The attributes of a layer that its tensors' shapes determine."""
     weight = shapes.get("weight") or shapes.get("running_mean") or ()
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, AnyConvolution):
         groups = count.get("groups", module.groups)
         out, into = (1, 0) if module.transposed else (0, 1)
         sizes = {0: weight[0], 1: weight[1] * groups}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch_flowprune.channels.coupling import arguments_of, coupling_of, reading_of
 from torch_flowprune.channels.groups import Coupling, alive
 from torch_flowprune.channels.rules import RULES
-from torch_flowprune.channels.shrinking.equivalence import ShrinkError, Trial, first_line, tolerance_of, write_zeros
+from torch_flowprune.channels.shrinking.equivalence import ShrinkError, Trial, first_line, tolerance_of
 from torch_flowprune.channels.shrinking.exported_module import (
     argument_names,
     free_sizes,
@@ -31,7 +31,8 @@ from torch_flowprune.channels.shrinking.exported_module import (
 )
 from torch_flowprune.channels.shrinking.module_sizes import Surgery, attribute_plans, changed_sizes
 from torch_flowprune.channels.tracing import Reading, canonical_names, export, read, twin
-from torch_flowprune.masking import dense_copy, remove
+from torch_flowprune.inputs import parameters_of
+from torch_flowprune.masking import dense_copy, remove, write_zeros
 
 __all__ = ["ShrinkError", "shrink"]
 
@@ -77,7 +78,7 @@ def shrink(
     >>> shrink(model, torch.ones(2, 3))[0].out_features
     4
     """
-    before = dict(model.named_parameters())
+    before = {name: target.parameter for name, target in parameters_of(model).items()}
     dense, found = dense_copy(model)
     names = canonical_names(dense)
     given = {names[k]: v.bool() for k, v in {**found, **(masks or {})}.items()}
@@ -283,10 +284,7 @@ def hand_over(
 ) -> None:
     """The optimizer goes on with the new parameters; state of a parameter's shape is cut as the parameter was."""
     after = dict(small.named_parameters())
-    successor = {}
-    for name, old in before.items():
-        plain = name if name in after else name.removesuffix("_orig")
-        successor[old] = (plain, after[plain])
+    successor = {old: (name, after[name]) for name, old in before.items()}
     for group in optimizer.param_groups:
         group["params"] = [successor[p][1] if p in successor else p for p in group["params"]]
     for old, (name, new) in successor.items():

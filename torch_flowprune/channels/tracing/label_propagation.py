@@ -19,6 +19,7 @@ from torch.fx import Node
 
 from torch_flowprune.channels.tracing.labels import FIXED, Axes, Value
 from torch_flowprune.channels.tracing.nodes import Traced, concrete, is_in_place, module_path, operator_name, sharing
+from torch_flowprune.torch_internals import schema_of
 
 Rule = Callable[..., Any]
 
@@ -152,7 +153,7 @@ class Walk:
 
     def _bound(self, rule: Rule, node: Node) -> dict[str, Any]:
         """The arguments of a call by their schema's names, tensors as values; only those that the rule asks for."""
-        schema = node.target._schema.arguments  # type: ignore[union-attr]
+        schema = schema_of(node.target).arguments
         bound = {a.name: a.default_value for a in schema if a.has_default_value()}
         bound |= {a.name: v for a, v in zip(schema, node.args, strict=False)} | node.kwargs
         wanted = parameters_of(rule)

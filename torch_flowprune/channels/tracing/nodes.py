@@ -14,6 +14,8 @@ from typing import Any
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
+from torch_flowprune.torch_internals import schema_of
+
 __all__ = ["Traced", "concrete", "is_in_place", "module_path", "operator_name", "sharing"]
 
 # these may hand their operand on as it is, which their schemas do not say
@@ -60,7 +62,7 @@ def concrete(shape: Sequence[Any]) -> tuple[int, ...]:
 
 def is_in_place(node: Node) -> bool:
     """True where the operator writes to its first operand."""
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     return schema is not None and bool(schema.is_mutable) and bool(node.args)
 
 
@@ -68,7 +70,7 @@ def is_view(node: Node) -> bool:
     """True where the result may share its first operand's memory, or is picked from results that do."""
     if node.target is operator.getitem or operator_name(node) in HANDING_ON:
         return True
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     return schema is not None and bool(schema.arguments) and schema.arguments[0].alias_info is not None
 
 

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_flowprune.channels.tracing.nodes import Traced
 from torch_flowprune.inputs import same_randomness, settle
+from torch_flowprune.torch_internals import BelowAutograd, OperatorMode, schema_of, tree_leaves, tree_map_only
 
 __all__ = ["UnrecordableError", "recorded"]
 
@@ -58,7 +57,7 @@ def recorded(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     with (
         same_randomness(twin),
         torch.no_grad(),
-        torch._C._AutoDispatchBelowAutograd(),
+        BelowAutograd(),
     ):  # not inference mode, whose tensors a cache could keep
         args, kwargs = tree_map_only(
             Tensor, torch.clone, (args, dict(kwargs))
@@ -71,22 +70,17 @@ def recorded(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     return Traced(recorder.graph, recorder.sources)
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(OperatorMode):
     """A graph that grows by a node an operator."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.graph = Graph()
         self.sources: dict[Node, tuple[str, str]] = {}
         self.nodes: Any = WeakTensorKeyDictionary()
         self.kept: set[int] = set()  # memory that may be read, but not be written to: the model goes on with it
         self.modules = [""]
         self.refused = ""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: torch would import its compiler for that, a hundred times the time of a small model's graph."""
-        return False
 
     def refuse(self, why: str) -> UnrecordableError:
         """The error to raise; noted, as the model's code may catch it."""
@@ -146,7 +140,7 @@ class Recorder(TorchDispatchMode):
         """Before the operator runs: is what it does the same for all values, and the model left as it is?"""
         if reads_values(func, args):
             raise self.refuse(f"{func} depends on values")
-        if func._schema.is_mutable and any(memory_of(tensor) in self.kept for tensor in written(func, args, kwargs)):
+        if schema_of(func).is_mutable and any(memory_of(tensor) in self.kept for tensor in written(func, args, kwargs)):
             raise self.refuse(f"{func} writes to a parameter or to a tensor that the model holds")
 
     def note(self, node: Node, result: Any) -> None:
@@ -216,8 +210,8 @@ def reads_values(func: Any, args: Any) -> bool:
 
 def written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
     """The tensors that an operator writes to."""
-    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
-    for argument in func._schema.arguments:
+    given = dict(zip((argument.name for argument in schema_of(func).arguments), args, strict=False)) | kwargs
+    for argument in schema_of(func).arguments:
         if argument.alias_info is not None and argument.alias_info.is_write:
             yield from tensors_in(given.get(argument.name))
 

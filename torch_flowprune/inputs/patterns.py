@@ -1,0 +1,80 @@
+"""Parameters picked as users name them: ``(module, name)`` pairs, globs of names, module types."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from torch_flowprune.inputs.target import Pair, Target
+from torch_flowprune.inputs.unprunable import no_such_parameter
+
+Pattern: TypeAlias = str | type[nn.Module]
+
+
+def of_pairs(targets: list[Target], pairs: Iterable[Pair]) -> list[Target]:
+    """Exactly the parameters that these pairs name, in model order."""
+    by_owner = {(id(module), attribute): target for target in targets for module, attribute in target.owners}
+    chosen: dict[str, Target] = {}
+    for pair in pairs:
+        target = by_owner.get(_key(pair))
+        if target is None:
+            raise ValueError(no_such_parameter(pair))
+        chosen[target.name] = target
+    if not chosen:
+        raise ValueError(
+            "parameters= is empty: expected (module, name) pairs such as (model.fc, 'weight'), or leave it out"
+        )
+    return [target for target in targets if target.name in chosen]
+
+
+def _key(pair: object) -> tuple[int, str]:
+    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], nn.Module) and isinstance(pair[1], str)):
+        kind = "a tensor" if isinstance(pair, Tensor) else repr(pair)
+        raise TypeError(
+            f"parameters= takes (module, name) pairs such as (model.fc, 'weight'), got {kind}; to prune all of a "
+            "model leave it out"
+        )
+    return id(pair[0]), pair[1]
+
+
+def matching(
+    targets: list[Target], patterns: Pattern | Sequence[Pattern], argument: str, default_first: bool = True
+) -> list[Target]:
+    """The parameters that any of the patterns names, in model order.
+
+    With ``default_first`` a glob that names some of the weights pruned by default names only those.
+    """
+    chosen: set[str] = set()
+    for pattern in (
+        [patterns] if isinstance(patterns, (str, type)) or not isinstance(patterns, Iterable) else list(patterns)
+    ):
+        matches = [target for target in targets if _matches(target, pattern, argument)]
+        if not matches:
+            raise ValueError(_no_match(targets, pattern, argument))
+        preferred = (
+            [target for target in matches if target.is_default] if default_first and isinstance(pattern, str) else []
+        )
+        chosen.update(target.name for target in preferred or matches)
+    return [target for target in targets if target.name in chosen]
+
+
+def _matches(target: Target, pattern: object, argument: str) -> bool:
+    if isinstance(pattern, str):
+        return fnmatchcase(target.name, pattern) or fnmatchcase(target.name.rpartition(".")[0], pattern)
+    if isinstance(pattern, type) and issubclass(pattern, nn.Module):
+        return any(isinstance(module, pattern) and "weight" in attribute for module, attribute in target.owners)
+    raise TypeError(f"{argument}= takes name globs or module types, got {pattern!r}")
+
+
+def _no_match(targets: list[Target], pattern: Pattern, argument: str) -> str:
+    if isinstance(pattern, type):
+        return f"{argument}=: no weight of a {pattern.__name__} in this model"
+    names = {name for target in targets for name in (target.name, target.name.rpartition(".")[0])}
+    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
+    return f"{argument}={pattern!r} matches no parameter; " + (
+        f"near: {', '.join(near)}" if near else "see model.named_parameters()"
+    )

@@ -1,0 +1,77 @@
+"""One parameter of a model, and whether pruning takes it unless told otherwise."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from torch_flowprune.inputs.zeros import clear
+
+Pair: TypeAlias = tuple[nn.Module, str]
+_Habits: TypeAlias = tuple[tuple[str, ...], int]
+
+# Module kind -> the weights pruned unless told otherwise, and the axis of a weight that its outputs lie along.
+DEFAULT_KINDS: dict[type[nn.Module], _Habits] = {
+    nn.Linear: (("weight",), 0),
+    nn.Conv1d: (("weight",), 0),
+    nn.Conv2d: (("weight",), 0),
+    nn.Conv3d: (("weight",), 0),
+    nn.ConvTranspose1d: (("weight",), 1),
+    nn.ConvTranspose2d: (("weight",), 1),
+    nn.ConvTranspose3d: (("weight",), 1),
+    nn.MultiheadAttention: (("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"), 0),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One parameter of a model: its name, every module attribute that holds it (several when tied), and its mask.
+
+    ``name`` is the parameter's name in the unpruned model: ``fc.weight``, also where torch's pruning calls it
+    ``fc.weight_orig``.
+    """
+
+    name: str
+    owners: tuple[Pair, ...]
+    parameter: nn.Parameter
+    mask: Tensor | None
+
+    @property
+    def theta(self) -> Tensor:
+        """The values the forward uses: the parameter where kept, exactly 0 elsewhere.
+
+        Detached; the parameter's own storage if unpruned.
+        """
+        value = self.parameter.detach()
+        return value if self.mask is None else clear(value.clone(), self.mask)
+
+    @property
+    def output_axis(self) -> int:
+        """The axis that the owner's outputs lie along.
+
+        1 for transposed convolutions and transformers' ``Conv1D``, else 0.
+        """
+        return _habits(self.owners[0][0])[1]
+
+    @property
+    def is_default(self) -> bool:
+        """Whether pruning takes this parameter unless told otherwise."""
+        return any(attribute in default_weights(module) for module, attribute in self.owners)
+
+
+def default_weights(module: nn.Module) -> tuple[str, ...]:
+    """The names of a module's weights that are pruned unless told otherwise."""
+    return _habits(module)[0]
+
+
+def _habits(module: nn.Module) -> _Habits:
+    return next((habits for kind, habits in _all_kinds().items() if isinstance(module, kind)), ((), 0))
+
+
+def _all_kinds() -> dict[type[nn.Module], _Habits]:
+    """The kinds above, and transformers' Conv1D (GPT-2's transposed linear layer) where that library is loaded."""
+    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    return DEFAULT_KINDS if conv1d is None else {**DEFAULT_KINDS, conv1d: (("weight",), 1)}

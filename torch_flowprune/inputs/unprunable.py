@@ -1,0 +1,48 @@
+"""Why a tensor of a module is no parameter that can be pruned, and the way out."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from torch_flowprune.inputs.names import plain_name
+from torch_flowprune.inputs.target import Pair
+
+
+def no_such_parameter(pair: Pair) -> str:
+    """Why a ``(module, name)`` pair cannot be pruned, and what can."""
+    module, name = pair
+    if reason := computed(module, name):
+        return f"{name!r} of {type(module).__name__} is {reason}"
+    own = [plain_name(key, module._buffers) for key, value in module._parameters.items() if value is not None]
+    if name in own:
+        return (
+            f"({type(module).__name__}, {name!r}) is not part of this model: take the module from the model that is "
+            "pruned"
+        )
+    if module._parameters.get(name, 0) is None:
+        return (
+            f"{type(module).__name__} has no {name!r}: it is None (made with {name}=False?); its parameters are {own}"
+        )
+    if name in module._buffers:
+        return (
+            f"{name!r} of {type(module).__name__} is a buffer: only parameters can be pruned; its parameters are {own}"
+        )
+    return f"{type(module).__name__} has no parameter {name!r}; its parameters are {own or 'none'}"
+
+
+def computed(module: nn.Module, name: str) -> str | None:
+    """What computes a tensor from other parameters before it is used, with the way out.
+
+    None for a parameter of its own.
+    """
+    if parametrize.is_parametrized(module, name):
+        return "parametrized: torch.nn.utils.parametrize.remove_parametrizations first"
+    for hook in module._forward_pre_hooks.values():
+        if getattr(hook, "name", None) in (name, name.rsplit("_", 1)[0]) and hasattr(type(hook), "compute_weight"):
+            kind = type(hook).__name__
+            remover = "remove" + re.sub("([A-Z])", r"_\1", kind).lower()
+            return f"rewritten by {kind} before every forward: torch.nn.utils.{remover} first"
+    return None

@@ -1,0 +1,70 @@
+"""Which parameters can carry a mask, and which masks fit them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+
+from torch_flowprune.inputs import Target, computed, mask_of, original
+from torch_flowprune.masking.packed_bits import unpack
+
+
+def check_can_mask(target: Target | None, name: str) -> Target:
+    """The target itself, or a ``ValueError`` that says why it cannot carry a mask, and what to do."""
+    if target is None:
+        raise ValueError(f"this model has no parameter {name!r}")
+    if isinstance(target.parameter, UninitializedParameter):
+        raise ValueError(f"{name!r} has no shape yet (a lazy module): run one batch through the model first")
+    if target.parameter.is_meta:
+        raise ValueError(f"{name!r} is on the meta device and has no values: load or initialise the model first")
+    if hasattr(target.parameter, "device_mesh"):
+        raise ValueError(f"{name!r} is a sharded DTensor: prune first, then wrap the model with fully_shard")
+    for module, attribute in target.owners:
+        _check_owner(module, attribute, name)
+    return target
+
+
+def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
+    if isinstance(module, parametrize.ParametrizationList):
+        raise ValueError(
+            f"{name!r} is the original of a parametrization: a mask on it would not be one on the weight; "
+            "parametrize.remove_parametrizations first"
+        )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(
+            f"{name!r} belongs to a scripted module, whose code is fixed: prune the model before scripting it"
+        )
+    if reason := computed(module, attribute):
+        raise ValueError(f"{name!r} is {reason}")
+    mask = module._buffers.get(mask_of(attribute))
+    if mask is None:
+        return
+    if original(attribute) not in module._parameters:
+        raise ValueError(
+            f"{type(module).__name__} already has a buffer {mask_of(attribute)!r} of its own, the name a mask "
+            "needs: rename it"
+        )
+    if mask.dtype is not torch.bool and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            f"the mask torch has put on {name!r} holds other values than 0 and 1, so it scales weights: prune.remove "
+            "it first"
+        )
+
+
+def fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
+    """The mask as bool, of the parameter's shape, on its device.
+
+    An error says why it cannot be put on the parameter.
+    """
+    target = check_can_mask(target, name)
+    if mask.dtype is torch.uint8 and mask.shape != target.parameter.shape:
+        mask = unpack(mask, target.parameter.shape)
+    if mask.dtype is not torch.bool:
+        raise ValueError(f"the mask of {target.name!r} should be bool (True = kept), got {mask.dtype}: use mask != 0")
+    if mask.shape != target.parameter.shape:
+        raise ValueError(
+            f"the mask of {target.name!r} should have shape {tuple(target.parameter.shape)}, got {tuple(mask.shape)}"
+        )
+    return mask.detach().to(target.parameter.device)

@@ -1,0 +1,152 @@
+"""How a mask lives on one module: torch's names and hook, with the masked weight computed on access.
+
+``torch.nn.utils.prune`` keeps ``weight = weight_orig * weight_mask`` as a cached tensor that only the owner's
+``forward`` refreshes. Here the owner's class becomes a subclass in which ``weight`` is a property, so that whoever
+reads it, whenever, gets the current product. ``weight_orig`` (the same ``Parameter`` object, at the same place in the
+order), ``weight_mask`` (bool) and a hook that torch's functions recognise stay as torch's users know them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from torch_flowprune.inputs import mask_of, original
+from torch_flowprune.masking.parametrization import masked_kind, product, rename, with_masked, without_masked
+from torch_flowprune.masking.weight_standardization import has_own_forward, zeros_survive
+from torch_flowprune.torch_internals import list_flat_weights, set_tensor_name, tensor_name
+
+
+class MaskHook(prune.PruningContainer):
+    """The forward pre-hook that tells torch's functions "this tensor is pruned". It computes nothing and holds no mask.
+
+    It is torch's own container, so that ``prune.is_pruned`` and ``prune.remove`` find it and torch's methods pruned on
+    top join it.
+    """
+
+    def __init__(self, name: str, methods: Iterable[prune.BasePruningMethod] = ()) -> None:
+        super().__init__()
+        set_tensor_name(self, name)
+        for method in methods:
+            self.add_pruning_method(method)
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        """Nothing to refresh: the weight is computed on access."""
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
+        """The latest method's mask on top of ``default_mask``, as bool.
+
+        Methods that hold masks of their own share this one.
+        """
+        proposed: Tensor = prune.PruningContainer.compute_mask(self, t, default_mask)
+        mask = (proposed != 0) & (default_mask != 0)
+        for method in self:
+            if isinstance(method, prune.CustomFromMask):
+                method.mask = mask
+        return mask
+
+    def apply_mask(self, module: nn.Module) -> Tensor:
+        """The weight as the forward uses it."""
+        return product(module, tensor_name(self))
+
+    def remove(self, module: nn.Module) -> None:
+        """Make the mask permanent: the parameter gets its name, place and zeros back."""
+        check_removable(module)
+        make_permanent(module, tensor_name(self))
+
+
+def put_on(module: nn.Module, name: str, mask: Tensor) -> MaskHook:
+    """Give one module's parameter this mask, on top of whatever pruning it has; returns its hook."""
+    old_key, old = _hook_of(module, name)
+    hook = old if isinstance(old, MaskHook) else MaskHook(name, _history(old))
+    if original(name) not in module._parameters:
+        rename(module._parameters, name, original(name))
+    module.__dict__.pop(name, None)
+    module._buffers[mask_of(name)] = mask
+    module.__class__ = with_masked(type(module), name)
+    if old_key is None:
+        module.register_forward_pre_hook(hook)
+    else:
+        module._forward_pre_hooks[old_key] = hook
+    return hook
+
+
+def take_off(module: nn.Module, name: str) -> None:
+    """Undo :func:`put_on`: class, names and hooks as before, the parameter's values as they are."""
+    drop_hook(module, name)
+    _restore(module, name)
+
+
+def make_permanent(module: nn.Module, name: str) -> None:
+    """Zeros in the parameter in place of its mask. The hook stays: it may be what torch calls to have this done."""
+    parameter = module._parameters[original(name)]
+    parameter.data = product(module, name).detach()  # type: ignore[union-attr]
+    _restore(module, name)
+
+
+def drop_hook(module: nn.Module, name: str) -> None:
+    """The pruning hook of a tensor, ours or torch's, off its module."""
+    key, _ = _hook_of(module, name)
+    if key is not None:
+        del module._forward_pre_hooks[key]
+
+
+def _restore(module: nn.Module, name: str) -> None:
+    module.__dict__.pop(name, None)
+    module.__class__ = without_masked(type(module), name)
+    rename(module._parameters, original(name), name)
+    del module._buffers[mask_of(name)]
+    if isinstance(module, nn.RNNBase):
+        list_flat_weights(module)
+
+
+def pruning_hooks(module: nn.Module) -> dict[int, prune.BasePruningMethod]:
+    """A module's pruning hooks, ours and torch's, under the keys of its registry."""
+    return {key: hook for key, hook in module._forward_pre_hooks.items() if isinstance(hook, prune.BasePruningMethod)}
+
+
+def _hook_of(module: nn.Module, name: str) -> tuple[int | None, prune.BasePruningMethod | None]:
+    hooks = pruning_hooks(module).items()
+    return next(((key, hook) for key, hook in hooks if tensor_name(hook) == name), (None, None))
+
+
+def _history(hook: prune.BasePruningMethod | None) -> Iterable[prune.BasePruningMethod]:
+    if hook is None:
+        return ()
+    return hook if isinstance(hook, prune.PruningContainer) else (hook,)
+
+
+def pruned_names(module: nn.Module) -> list[str]:
+    """The names of a module's pruned tensors: by the hooks, torch's among them, and by the class.
+
+    Torch deletes a hook before it validates what is to take its place.
+    """
+    hooked = [tensor_name(hook) for hook in pruning_hooks(module).values()]
+    return list(dict.fromkeys([*hooked, *masked_kind(type(module))[1]]))
+
+
+def check_removable(module: nn.Module, path: str = "") -> None:
+    """An error where a module's masks cannot be made permanent: zeros in its parameters would not do what they do."""
+    dense, names = masked_kind(type(module))
+    mask = module._buffers.get(mask_of("weight"))
+    where = f"{path or 'this module'} ({dense.__name__})"
+    if any(hasattr(parameter, "device_mesh") for parameter in module._parameters.values()):
+        raise ValueError(
+            f"{where} is sharded: fp.load_state_dict its full state dict into a model that is not, and remove the "
+            "masks there"
+        )
+    if (
+        "weight" in names
+        and mask is not None
+        and has_own_forward(dense)
+        and not zeros_survive(module, dense.forward, mask)
+    ):
+        raise ValueError(
+            f"{where} standardises its weight before use: zeros in it would not be zeros in the kernel, so the mask "
+            "cannot be made permanent. "
+            "Keep the mask (it holds in the kernel), or prune whole filters (granularity='filter'), whose zeros do "
+            "survive"
+        )

@@ -1,0 +1,71 @@
+"""Modules put back as they were: where an error cut the work on them short, or where the work was only a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from torch import nn
+
+from torch_flowprune.inputs import Target
+from torch_flowprune.masking.hook import pruning_hooks
+
+
+def all_or_nothing(targets: Iterable[Target]) -> AbstractContextManager[None]:
+    """An error inside leaves every owner of these parameters exactly as it was."""
+    return intact_on_error(_owners(targets))
+
+
+@contextmanager
+def intact_on_error(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """An error inside leaves these modules exactly as they were, but for the values of their parameters."""
+    restore = _snapshots(modules)
+    try:
+        yield
+    except BaseException:
+        restore()
+        raise
+
+
+@contextmanager
+def restored(targets: Iterable[Target]) -> Iterator[None]:
+    """Masks put on inside are gone afterwards, in any case."""
+    restore = _snapshots(_owners(targets))
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _owners(targets: Iterable[Target]) -> Iterable[nn.Module]:
+    """Each once, however many of its parameters are among these."""
+    return {id(module): module for target in targets for module, _ in target.owners}.values()
+
+
+def _snapshots(modules: Iterable[nn.Module]) -> Callable[[], None]:
+    restores = [_snapshot(module) for module in modules]
+
+    def restore() -> None:
+        for restore_module in restores:
+            restore_module()
+
+    return restore
+
+
+def _snapshot(module: nn.Module) -> Callable[[], None]:
+    """A function that puts back the module's class, parameters, buffers, hooks and attributes as they are now."""
+    kind, attributes = type(module), dict(module.__dict__)
+    registries = {key: list(attributes[key].items()) for key in ("_parameters", "_buffers", "_forward_pre_hooks")}
+    histories = [(hook, dict(vars(hook))) for hook in pruning_hooks(module).values()]
+
+    def restore() -> None:
+        module.__class__ = kind
+        module.__dict__.clear()
+        module.__dict__.update(attributes)
+        for key, items in registries.items():
+            attributes[key].clear()
+            attributes[key].update(items)
+        for hook, history in histories:
+            vars(hook).update(history)
+
+    return restore

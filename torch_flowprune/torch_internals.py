@@ -1,0 +1,150 @@
+"""Every private name of torch that the package uses, once, with what it is for.
+
+A private name may change in any release. All else imports from here, so that there is one file to mend, and a test has
+each of them on the oldest and the newest torch. Not here are the registries of a module (``_parameters``, ``_buffers``,
+``_modules``, ``_forward_pre_hooks``) and ``_load_from_state_dict``: private by their looks, and what every extension of
+``nn.Module`` is written against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+__all__ = [
+    "FLAT_WEIGHTS",
+    "HARDSIGMOIDS",
+    "AnyBatchNorm",
+    "AnyConvolution",
+    "AnyStatisticsNorm",
+    "BelowAutograd",
+    "OperatorMode",
+    "batch_norm_backward",
+    "code_of_call",
+    "convolution_backward",
+    "foreach_add_",
+    "foreach_addcmul_",
+    "foreach_copy_",
+    "foreach_mul_",
+    "has_hooks",
+    "in_function_transform",
+    "inside_compiled",
+    "list_flat_weights",
+    "names_of_flat_weights",
+    "schema_of",
+    "set_tensor_name",
+    "storage_key",
+    "tensor_name",
+    "tree_leaves",
+    "tree_map",
+    "tree_map_only",
+    "unsafe_view",
+]
+
+# -- operators, as they run ------------------------------------------
+
+
+class OperatorMode(TorchDispatchMode):
+    """Sees every operator that runs inside; torch's public modes see the functions that called them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: newer torch would import its compiler for that, a hundred times the time of a small model's graph."""
+        return False
+
+
+# Autograd left out, and nothing marked as `inference_mode` would mark it: the model may keep what is made inside.
+BelowAutograd: Any = torch._C._AutoDispatchBelowAutograd
+
+
+def in_function_transform() -> bool:
+    """Whether ``torch.func`` (grad, vmap, ...) is at work, under which no autograd function of ours may run."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def schema_of(target: Any) -> Any:
+    """An operator's statement of its arguments: names, defaults, what is written to; None for what has none."""
+    return getattr(target, "_schema", None)
+
+
+# All that ``hardsigmoid`` is called by: ``nn.Hardsigmoid`` and others go past the public function.
+HARDSIGMOIDS: tuple[Any, ...] = (functional.hardsigmoid, torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_)
+
+# Derivatives by themselves, which autograd else takes of the forward, and a view that autograd takes for a new tensor.
+convolution_backward: Callable[..., Any] = torch.ops.aten.convolution_backward
+batch_norm_backward: Callable[..., Any] = torch.ops.aten.native_batch_norm_backward
+unsafe_view: Callable[..., Any] = torch.ops.aten._unsafe_view
+
+# One call for many tensors, as torch's optimizers make: on an accelerator the calls are what takes the time.
+foreach_add_: Callable[..., None] = torch._foreach_add_
+foreach_addcmul_: Callable[..., None] = torch._foreach_addcmul_
+foreach_copy_: Callable[..., None] = torch._foreach_copy_
+foreach_mul_: Callable[..., None] = torch._foreach_mul_
+
+# -- tensors ------------------------------------------
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """What tells storages apart: each call of ``untyped_storage`` wraps one anew, and empty ones share a data_ptr."""
+    return storage._cdata  # type: ignore[no-any-return]
+
+
+def has_hooks(tensor: Tensor) -> bool:
+    """Whether somebody waits for the tensor's gradient."""
+    return bool(tensor._backward_hooks)
+
+
+# -- modules ------------------------------------------
+
+# The base classes that all kinds have in common, lazy and synchronised ones and those of other libraries among them.
+AnyBatchNorm = nn.modules.batchnorm._BatchNorm
+AnyStatisticsNorm = nn.modules.batchnorm._NormBase  # batch norms, and instance norms
+AnyConvolution = nn.modules.conv._ConvNd
+
+# Recurrent layers keep a list of their weights beside the registry, and compute with that.
+FLAT_WEIGHTS = "_flat_weights"
+
+
+def names_of_flat_weights(layer: nn.RNNBase) -> list[str]:
+    """The names of a recurrent layer's weights, in the order of its list."""
+    return layer._flat_weights_names
+
+
+def list_flat_weights(layer: nn.RNNBase) -> None:
+    """Make a recurrent layer's list of weights again."""
+    layer._init_flat_weights()
+
+
+def inside_compiled(model: nn.Module) -> Any:
+    """The module that ``torch.compile`` wrapped; None for one that is not compiled."""
+    return getattr(model, "_orig_mod", None)
+
+
+def tensor_name(hook: Any) -> str:
+    """The tensor that a hook of ``torch.nn.utils.prune`` masks; torch's own functions find hooks by it."""
+    return hook._tensor_name  # type: ignore[no-any-return]
+
+
+def set_tensor_name(hook: Any, name: str) -> None:
+    """Make a hook the one of this tensor, as torch's ``apply`` does."""
+    hook._tensor_name = name
+
+
+# -- graphs, and what a model takes and returns ------------------------------------------
+# ``tree_leaves``, ``tree_map`` and ``tree_map_only`` go through nested values as ``torch.export`` does, users' own
+# registered classes among them.
+
+
+def code_of_call(names: Sequence[str], inputs: Any, outputs: Any) -> CodeGen:
+    """The code of a graph module's forward that takes and returns nested values, as its specs say."""
+    return _PyTreeCodeGen(_PyTreeInfo(list(names), inputs, outputs))
