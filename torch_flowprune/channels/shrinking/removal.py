@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels.coupling import arguments_of, coupling_of, reading_of
-from torch_flowprune.channels.groups import Coupling, alive
+from torch_flowprune.channels.groups import Coupling, living_channels
 from torch_flowprune.channels.rules import RULES
 from torch_flowprune.channels.shrinking.equivalence import ShrinkError, Trial, first_line, tolerance_of, write_zeros
 from torch_flowprune.channels.shrinking.exported_module import (
@@ -32,8 +32,6 @@ from torch_flowprune.channels.shrinking.exported_module import (
 from torch_flowprune.channels.shrinking.module_sizes import Surgery, attribute_plans, changed_sizes
 from torch_flowprune.channels.tracing import Reading, canonical_names, export, read, twin
 from torch_flowprune.masking import dense_copy, remove
-
-__all__ = ["ShrinkError", "shrink"]
 
 
 def shrink(
@@ -86,23 +84,23 @@ def shrink(
     reading = reading or reading_of(dense, args, keywords)
     coupling = coupling or coupling_of(reading)
     coupling.check_fits({**dict(dense.named_parameters()), **dict(dense.named_buffers())})
-    kept = alive(coupling, given or {n: p != 0 for n, p in dense.named_parameters()})
-    surgery = Surgery(kept_positions(coupling, kept, dense), {})
+    kept = living_channels(coupling, given or {n: p != 0 for n, p in dense.named_parameters()})
+    surgery = Surgery(_kept_positions(coupling, kept, dense), {})
     if surgery.keep:
         trial = Trial(dense, given, surgery, args, keywords, tolerance_of(reading))
-        small, surgery = attempt(Bench(dense, reading, surgery, trial, args, keywords), graph and not inplace)
+        small, surgery = _attempt(_Bench(dense, reading, surgery, trial, args, keywords), graph and not inplace)
     else:
         small = dense
     if inplace:
         write_zeros(remove(model), given)
-        small = operated(model, surgery)
+        small = _operated(model, surgery)
     if optimizer is not None:
-        hand_over(optimizer, before, small, surgery)
+        _hand_over(optimizer, before, small, surgery)
     return small
 
 
 @dataclass
-class Bench:
+class _Bench:
     """What the attempts at one shrinking share: the dense model, its labels, what is to go, and the trial to pass."""
 
     dense: nn.Module
@@ -115,7 +113,7 @@ class Bench:
 
     @cached_property
     def dead(self) -> Tensor:
-        return dead_labels(self.reading, self.surgery)
+        return _dead_labels(self.reading, self.surgery)
 
     @cached_property
     def calls(self) -> dict[str, tuple[Any, Any]]:
@@ -124,7 +122,7 @@ class Bench:
 
     def build(self, model: nn.Module, surgery: Surgery, replaced: Collection[str] = ()) -> nn.Module:
         """`model`, a copy of the dense one, after surgery, with the modules at some paths replaced by their graphs."""
-        small = operated(model, surgery)
+        small = _operated(model, surgery)
         for path in replaced:
             module = small.get_submodule(path)
             small = graft(small, path, resized_graph(module, *self.graph_of(path)))
@@ -146,7 +144,11 @@ class Bench:
                 for n, k in self.surgery.keep.items()
                 if n.startswith(f"{path}." if path else "")
             }
-            self.graphs[path] = (reading, dead_labels(reading, Surgery(keep, {})), argument_names(module, args, kwargs))
+            self.graphs[path] = (
+                reading,
+                _dead_labels(reading, Surgery(keep, {})),
+                argument_names(module, args, kwargs),
+            )
         return self.graphs[path]
 
     def tried(self, surgery: Surgery, replaced: Collection[str] = ()) -> tuple[Exception | None, nn.Module]:
@@ -166,7 +168,7 @@ class Bench:
             error, small = self.tried(surgery, replaced)
             if error is None:
                 return replaced
-            more = outermost([*replaced, *self.blamed(error, small)])
+            more = _outermost([*replaced, *self.blamed(error, small)])
             if set(more) <= set(replaced):
                 return None
             replaced = more
@@ -184,12 +186,12 @@ class Bench:
         return [p for p, m in sized.items() if type(m) is type(sized[found])] if found else []
 
 
-def outermost(paths: Sequence[str]) -> list[str]:
+def _outermost(paths: Sequence[str]) -> list[str]:
     """Without repeats, and without paths inside others."""
     return [p for p in dict.fromkeys(paths) if not any(p.startswith(f"{q}.") for q in paths)]
 
 
-def attempt(bench: Bench, graph: bool) -> tuple[nn.Module, Surgery]:
+def _attempt(bench: _Bench, graph: bool) -> tuple[nn.Module, Surgery]:
     """The first way that passes: the modules' own code, then some modules as graphs, then all of the model as one."""
     names = canonical_names(bench.dense)
     plans = [
@@ -218,7 +220,7 @@ def attempt(bench: Bench, graph: bool) -> tuple[nn.Module, Surgery]:
 # -- what is dead ------------------------------------------
 
 
-def kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Module) -> dict[str, dict[int, Tensor]]:
+def _kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Module) -> dict[str, dict[int, Tensor]]:
     """Tensor name -> axis -> (size,) bool, for the axes that lose something."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     out: dict[str, dict[int, Tensor]] = {}
@@ -237,7 +239,7 @@ def kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Mod
     return out
 
 
-def dead_labels(reading: Reading, surgery: Surgery) -> Tensor:
+def _dead_labels(reading: Reading, surgery: Surgery) -> Tensor:
     """(labels,) bool: True for every label that is joined to a position that goes."""
     roots = torch.zeros(reading.axes.count, dtype=torch.bool)
     for b in reading.axes.blocks:
@@ -250,7 +252,7 @@ def dead_labels(reading: Reading, surgery: Surgery) -> Tensor:
 # -- surgery ------------------------------------------
 
 
-def operated(model: nn.Module, surgery: Surgery) -> nn.Module:
+def _operated(model: nn.Module, surgery: Surgery) -> nn.Module:
     """The model after surgery, changed in place. Tied tensors stay tied."""
     names = canonical_names(model)
     new: dict[str, Tensor] = {}
@@ -260,7 +262,7 @@ def operated(model: nn.Module, surgery: Surgery) -> nn.Module:
                 full = names[f"{path}.{name}" if path else name] if tensor is not None else ""
                 if tensor is not None and full in surgery.keep:
                     if full not in new:
-                        new[full] = cut_tensor(surgery, full, tensor)
+                        new[full] = _cut_tensor(surgery, full, tensor)
                     held[name] = new[full]
     for path, values in surgery.attributes.items():
         for name, value in values.items():
@@ -268,7 +270,7 @@ def operated(model: nn.Module, surgery: Surgery) -> nn.Module:
     return model
 
 
-def cut_tensor(surgery: Surgery, name: str, tensor: Tensor) -> Tensor:
+def _cut_tensor(surgery: Surgery, name: str, tensor: Tensor) -> Tensor:
     small = surgery.cut(name, tensor.detach()).clone()
     if not isinstance(tensor, nn.Parameter):
         return small
@@ -278,7 +280,7 @@ def cut_tensor(surgery: Surgery, name: str, tensor: Tensor) -> Tensor:
     return parameter
 
 
-def hand_over(
+def _hand_over(
     optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter], small: nn.Module, surgery: Surgery
 ) -> None:
     """The optimizer goes on with the new parameters; state of a parameter's shape is cut as the parameter was."""
