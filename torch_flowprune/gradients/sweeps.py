@@ -204,9 +204,9 @@ class Sweeps:
             _until(batches, self.seen - count if graphs.kept else sys.maxsize), length, "Hessian-gradient product"
         ):
             for part, samples_ in micro.of(batch, size):
-                with twice_differentiable() as reading:
+                with twice_differentiable() as weight_gradients:
                     loss = self.derivatives.loss(part)
-                    with reading.none():
+                    with weight_gradients.unread():
                         grads = self.derivatives.gradient(loss, create_graph=True)
                     _add(total, self.derivatives.product(grads, along), samples_)
             count += size
