@@ -1,4 +1,4 @@
-"""Operators linear in activation and weight: linear layers, convolutions, batch norms in eval mode; their derivatives."""
+"""Operators linear in activation and weight, with derivatives: linear layers, convolutions, batch norms in eval."""
 
 from __future__ import annotations
 
