@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.coverage.models import built
-from torch_flowprune.channels.coupling import coupling_of, masks, reading_of, rows
+from torch_flowprune.channels.coupling import coupling_of, reading_of
+from torch_flowprune.channels.groups import channel_masks, rows
 from torch_flowprune.channels.shrinking.equivalence import relative_error
 from torch_flowprune.channels.shrinking.exported_module import ExportedModule
 from torch_flowprune.channels.shrinking.removal import shrink
@@ -96,7 +97,7 @@ class Ours:
             keep[group.name] = torch.ones(group.size, dtype=torch.bool).index_fill_(
                 0, order[: int(ratio * group.size)], False
             )
-        self.given = masks(self.coupling, keep, self.parameters)
+        self.given = channel_masks(self.coupling, keep, self.parameters)
         return shrink(self.model, self.x, masks=self.given, coupling=self.coupling, reading=self.reading)
 
     def kept(self, small: nn.Module) -> dict[str, Tensor]:  # noqa: ARG002 - read off the pruned model by the peer

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torch_flowprune as fp
 from torch_flowprune.channels.costs import costs_of
-from torch_flowprune.channels.coupling import coupling_of, masks, reading_of
+from torch_flowprune.channels.coupling import coupling_of, reading_of
+from torch_flowprune.channels.groups import channel_masks
 from torch_flowprune.channels.shrinking.removal import shrink
 from torch_flowprune.cli.commands import main
 from torch_flowprune.masking import apply_masks
@@ -55,7 +56,7 @@ def test_what_is_foretold_is_what_the_smaller_model_has(name):
     coupling, known = costs(model, x)
     assert (known.dense.parameters, known.dense.flops) == (parameters(model), flops(model, x))
     keep = {group.name: torch.arange(group.size) % 3 != 1 for group in coupling.groups}
-    small = shrink(model, x, masks=masks(coupling, keep, dict(model.named_parameters())))
+    small = shrink(model, x, masks=channel_masks(coupling, keep, dict(model.named_parameters())))
     found = known.of(keep)
     assert (found.parameters, found.flops) == (parameters(small), flops(small, x))
     assert (found.parameters < known.dense.parameters) is bool(coupling.groups)
@@ -71,7 +72,7 @@ def test_of_models_people_have(name):
     coupling, known = costs(model, x)
     assert (known.dense.parameters, known.dense.flops) == (parameters(model), flops(model, x))
     keep = {group.name: torch.arange(group.size) >= group.size // 2 for group in coupling.groups}
-    small = shrink(model, x, masks=masks(coupling, keep, dict(model.named_parameters())))
+    small = shrink(model, x, masks=channel_masks(coupling, keep, dict(model.named_parameters())))
     assert known.of(keep) == fp.Size(parameters(small), flops(small, x))
 
 

@@ -14,18 +14,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 import torch_flowprune as fp
-from torch_flowprune.channels.coupling import (
-    Coupling,
-    Frozen,
-    Group,
-    Slice,
-    alive,
-    arguments_of,
-    couple,
-    coupling_of,
-    masks,
-    rows,
-)
+from torch_flowprune.channels.coupling import arguments_of, couple, coupling_of
+from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice, channel_masks, living_channels, rows
 from torch_flowprune.channels.rules.table import RULES
 from torch_flowprune.channels.shrinking.removal import ShrinkError, shrink
 from torch_flowprune.channels.tracing.label_propagation import required_by
@@ -111,19 +101,19 @@ def test_rows_of_a_flattened_channel_hold_all_its_columns() -> None:
 def test_masks_cover_a_unit_and_nothing_else() -> None:
     model, _, coupling = coupled(CASES["residual"])
     keep = {"b.weight": torch.tensor([True, False, True, True])}
-    given = masks(coupling, keep, dict(model.named_parameters()))
+    given = channel_masks(coupling, keep, dict(model.named_parameters()))
     assert set(given) == {"b.weight", "b.bias", "skip.weight", "skip.bias", "out.weight"}
     assert not given["b.weight"][1].any() and given["b.weight"][[0, 2, 3]].all()
     assert not given["out.weight"][:, 1].any()
-    assert alive(coupling, given)["b.weight"].tolist() == [True, False, True, True]
-    assert alive(coupling, given)["a.weight"].all()
+    assert living_channels(coupling, given)["b.weight"].tolist() == [True, False, True, True]
+    assert living_channels(coupling, given)["a.weight"].all()
 
 
 def test_a_unit_is_alive_while_its_bias_is() -> None:
     model, _, coupling = coupled(CASES["linear"])
-    given = masks(coupling, {"0.weight": torch.tensor([False] * 4 + [True])}, dict(model.named_parameters()))
+    given = channel_masks(coupling, {"0.weight": torch.tensor([False] * 4 + [True])}, dict(model.named_parameters()))
     del given["0.bias"]
-    assert alive(coupling, given)["0.weight"].all()
+    assert living_channels(coupling, given)["0.weight"].all()
 
 
 def test_columns_that_read_zeros_need_no_mask_and_others_do() -> None:
@@ -204,7 +194,7 @@ def test_a_coupling_by_hand_scores_masks_and_shrinks_what_no_rule_knows(index: l
     parameters = dict(model.named_parameters())
     scores = rows(parameters, coupling["hidden"]).norm(dim=-1)
     assert torch.equal(scores, model.a.weight.norm(dim=1)[order.flatten()])
-    given = masks(coupling, {"hidden": scores > scores.median()}, parameters)
+    given = channel_masks(coupling, {"hidden": scores > scores.median()}, parameters)
     small = shrink(model, x, masks=given, coupling=coupling)
     with torch.no_grad():
         for name, mask in given.items():
@@ -218,7 +208,7 @@ def test_a_coupling_by_hand_that_leaves_out_a_slice_is_found_out() -> None:
     model, x = Sorted(), torch.randn(5, 3)
     parameters = dict(model.named_parameters())
     coupling = by_hand(columns=None)
-    given = masks(coupling, {"hidden": torch.tensor([True, False, True, True])}, parameters)
+    given = channel_masks(coupling, {"hidden": torch.tensor([True, False, True, True])}, parameters)
     before = {name: parameter.clone() for name, parameter in parameters.items()}
     with pytest.raises(ShrinkError):
         shrink(model, x, masks=given, coupling=coupling)
@@ -264,9 +254,9 @@ def test_masks_take_one_flag_a_unit() -> None:
     with pytest.raises(
         ValueError, match=r"keep\['hidden'\] has shape \(3,\): expected one flag for each of the group's 4 units"
     ):
-        masks(by_hand(), {"hidden": torch.ones(3, dtype=torch.bool)}, parameters)
+        channel_masks(by_hand(), {"hidden": torch.ones(3, dtype=torch.bool)}, parameters)
     with pytest.raises(ValueError, match=r"the model has no such parameter"):
-        masks(
+        channel_masks(
             by_hand(columns=Slice("c.weight", 1, range(4), "consumer")),
             {"hidden": torch.ones(4, dtype=torch.bool)},
             parameters,

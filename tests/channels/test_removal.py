@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
-from torch_flowprune.channels.coupling import couple, masks
+from torch_flowprune.channels.coupling import couple
+from torch_flowprune.channels.groups import channel_masks
 from torch_flowprune.channels.shrinking.architecture import describe, rebuild
 from torch_flowprune.channels.shrinking.equivalence import relative_error
 from torch_flowprune.channels.shrinking.exported_module import ExportedModule
@@ -92,7 +93,7 @@ class FixedWidthNet(nn.Module):
 def halved(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     coupling = couple(model, x)
     keep = {g.name: torch.arange(g.size) >= g.size // 2 for g in coupling.groups}
-    return masks(coupling, keep, dict(model.named_parameters()))
+    return channel_masks(coupling, keep, dict(model.named_parameters()))
 
 
 def test_modules_whose_code_has_no_size_to_set_become_graphs() -> None:
@@ -397,7 +398,7 @@ def test_the_model_is_as_it_was_when_shrinking_fails() -> None:
 def test_an_emptied_layer_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     coupling = couple(model, torch.randn(2, 4))
-    given = masks(coupling, {"0.weight": torch.zeros(6, dtype=torch.bool)}, dict(model.named_parameters()))
+    given = channel_masks(coupling, {"0.weight": torch.zeros(6, dtype=torch.bool)}, dict(model.named_parameters()))
     with pytest.raises(ShrinkError, match=r"nothing would be left of 0\.weight"):
         shrink(model, torch.randn(2, 4), masks=given)
 

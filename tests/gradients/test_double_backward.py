@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import torch_flowprune as fp
-from torch_flowprune.gradients.double_backward import _SUBSTITUTES, Reading, twice_differentiable
+from torch_flowprune.gradients.double_backward import _SUBSTITUTES, WeightGradients, twice_differentiable
 
 DOUBLE = {"dtype": torch.float64, "requires_grad": True}
 
@@ -211,5 +211,5 @@ def test_a_hook_on_a_weight_reads_the_gradients_value(monkeypatch):
     batches = [(torch.randn(size, 4, dtype=torch.float64), torch.arange(size) % 3) for size in (4, 3)]
     model[0].weight.register_hook(lambda grad: grad**3)
     found = fp.flow(model, batches)
-    monkeypatch.setattr(Reading, "none", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr(WeightGradients, "unread", lambda self: contextlib.nullcontext())
     oracles.assert_named_close(found.Hg, fp.flow(model, batches).Hg, 1e-12)

@@ -196,6 +196,7 @@ def test_no_hook_is_left_by_offloading():
 def test_what_is_kept_on_the_host_is_read_on_the_parameters_device():
     point = fp.Flow(theta={"w": torch.empty(2, device="meta")}, g={"w": torch.ones(2)})
     assert point.tensors("g")["w"].device.type == "meta"
+    assert {name: value.device.type for name, value in point.tensors("g").items()} == {"w": "meta"}
     assert point.g["w"].device.type == "cpu"
 
 

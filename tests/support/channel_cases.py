@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torch_flowprune.channels.coupling import Coupling, couple, masks
+from torch_flowprune.channels.coupling import couple
+from torch_flowprune.channels.groups import Coupling, channel_masks
 from torch_flowprune.channels.shrinking.equivalence import relative_error
 from torch_flowprune.channels.shrinking.removal import shrink
 
@@ -659,7 +660,7 @@ def assert_equal_without(
         g.name: torch.tensor([i not in removed.get(g.name, []) for i in range(g.size)], dtype=torch.bool)
         for g in coupling.groups
     }
-    given = masks(coupling, keep, dict(model.named_parameters()))
+    given = channel_masks(coupling, keep, dict(model.named_parameters()))
     masked = with_masks(model, given)
     small = shrink(model, x, masks=given, graph=graph)
     for name, tensor in [*masked.named_parameters(), *masked.named_buffers()]:

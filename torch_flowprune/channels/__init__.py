@@ -2,7 +2,7 @@
 
 from torch_flowprune.channels.costs import Costs, Kept, Size, costs_of
 from torch_flowprune.channels.coupling import couple, coupling_of, reading_of
-from torch_flowprune.channels.groups import MASKED, Coupling, Group, Slice, alive, masks, rows
+from torch_flowprune.channels.groups import MASKED, Coupling, Group, Slice, channel_masks, living_channels, rows
 from torch_flowprune.channels.shrinking import ShrinkError, shrink
 from torch_flowprune.channels.tracing import canonical_names
 
@@ -15,12 +15,12 @@ __all__ = [
     "ShrinkError",
     "Size",
     "Slice",
-    "alive",
     "canonical_names",
+    "channel_masks",
     "costs_of",
     "couple",
     "coupling_of",
-    "masks",
+    "living_channels",
     "reading_of",
     "rows",
     "shrink",

@@ -123,20 +123,20 @@ def costs_of(reading: Reading, coupling: Coupling, model: nn.Module, kept: Kept)
     products and attention, in one forward pass in eval mode on the inputs that the model was read with; nothing for
     elementwise operators.
     """
-    ruler = Ruler(reading, coupling)
+    ruler = _Ruler(reading, coupling)
     parameters = tuple(
-        ruler.term(name, _dims(reading.named.get(name), value)) for name, value in model.named_parameters()
+        ruler.term(name, _dims_of_parameter(reading.named.get(name), value)) for name, value in model.named_parameters()
     )
     return Costs(parameters, tuple(ruler.operations()), kept)
 
 
-def _dims(value: Value | None, parameter: Tensor) -> Dims:
+def _dims_of_parameter(value: Value | None, parameter: Tensor) -> Dims:
     """A parameter that the graph does not have keeps its size."""
     return [torch.zeros(size, dtype=torch.long) for size in parameter.shape] if value is None else value.dims
 
 
 @dataclass(eq=False)
-class Ruler:
+class _Ruler:
     """Measures dimensions of a graph in units of a coupling."""
 
     reading: Reading
@@ -176,44 +176,44 @@ class Ruler:
 
     def operations(self) -> Iterator[Term]:
         for node in self.reading.traced["eval"].graph.nodes:
-            count = COUNTED.get(operator_name(node)) if node.op == "call_function" else None
+            count = _COUNTED.get(operator_name(node)) if node.op == "call_function" else None
             if count is not None:
-                for dims in count(self.reading.values[node], _arguments(node, self.reading)):
+                for dims in count(self.reading.values[node], _operands_of(node, self.reading)):
                     yield self.term(module_path(node) or operator_name(node), dims, 2)
 
 
 # -- what an operator runs over ------------------------------------------
 
 
-def _arguments(node: Node, reading: Reading) -> list[Any]:
+def _operands_of(node: Node, reading: Reading) -> list[Any]:
     """In the order of the schema, tensors as values."""
     schema = schema_of(node.target).arguments
     given = [*node.args, *(node.kwargs.get(one.name) for one in schema[len(node.args) :])]
     return [torch.fx.node.map_arg(one, reading.values.__getitem__) for one in given]
 
 
-def convolution(out: Value, given: Sequence[Any]) -> list[Dims]:
+def _dims_of_convolution(out: Value, given: Sequence[Any]) -> list[Dims]:
     """Every output position reads the kernel over the channels of its group."""
     return [[*out.dims, *given[1].dims[1:]]]
 
 
-def transposed_convolution(_out: Value, given: Sequence[Any]) -> list[Dims]:
+def _dims_of_transposed_convolution(_out: Value, given: Sequence[Any]) -> list[Dims]:
     """Every input position is written through the kernel."""
     return [[*given[0].dims, *given[1].dims[1:]]]
 
 
-def product(first: int) -> Callable[[Value, Sequence[Any]], list[Dims]]:
+def _dims_of_matrix_product(first: int) -> Callable[[Value, Sequence[Any]], list[Dims]]:
     """A matrix product whose left operand is argument ``first``."""
     return lambda out, given: [[*out.dims, given[first].dims[-1]]]
 
 
-def attention(out: Value, given: Sequence[Any]) -> list[Dims]:
+def _dims_of_attention(out: Value, given: Sequence[Any]) -> list[Dims]:
     """Each query by each key, then each weight by each value."""
     query, key = given[:2]
     return [[*query.dims, key.dims[-2]], [*out.dims, key.dims[-2]]]
 
 
-def einsum(_out: Value, given: Sequence[Any]) -> list[Dims]:
+def _dims_of_einsum(_out: Value, given: Sequence[Any]) -> list[Dims]:
     """Two operands or more: every index once."""
     equation, operands = given[0].replace(" ", ""), given[1]
     if len(operands) < 2:
@@ -230,11 +230,11 @@ def _indices(names: str, ndim: int) -> list[Hashable]:
     return [*left, *range(len(left) + len(right) - ndim, 0), *right] if dots else list(names)
 
 
-COUNTED: dict[str, Callable[[Value, Sequence[Any]], list[Dims]]] = {
-    **{f"conv{n}d": convolution for n in (1, 2, 3)},
-    **{f"conv_transpose{n}d": transposed_convolution for n in (1, 2, 3)},
-    **dict.fromkeys(("linear", "matmul", "mm", "bmm"), product(0)),
-    **dict.fromkeys(("addmm", "baddbmm"), product(1)),
-    "scaled_dot_product_attention": attention,
-    "einsum": einsum,
+_COUNTED: dict[str, Callable[[Value, Sequence[Any]], list[Dims]]] = {
+    **{f"conv{n}d": _dims_of_convolution for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": _dims_of_transposed_convolution for n in (1, 2, 3)},
+    **dict.fromkeys(("linear", "matmul", "mm", "bmm"), _dims_of_matrix_product(0)),
+    **dict.fromkeys(("addmm", "baddbmm"), _dims_of_matrix_product(1)),
+    "scaled_dot_product_attention": _dims_of_attention,
+    "einsum": _dims_of_einsum,
 }

@@ -16,14 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice, alive, masks, rows
+from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
 from torch_flowprune.channels.rules import RULES, SPATIAL
 from torch_flowprune.channels.tracing import Block, Reading, read
 from torch_flowprune.inputs import parameters_of
 from torch_flowprune.masking import dense_copy
 from torch_flowprune.torch_internals import tree_map_only
-
-__all__ = ["Coupling", "Frozen", "Group", "Slice", "alive", "couple", "masks", "rows"]
 
 
 def couple(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Coupling:
@@ -76,10 +74,10 @@ def coupling_of(reading: Reading) -> Coupling:
     Parts that an axis is split into are groups of their own, so that one unit left of each group leaves no tensor
     empty.
     """
-    classes = free_classes(reading)
+    classes = _free_classes(reading)
     groups, refused = [], dict[int, str]()
     for members, slices in classes.alike(reading):
-        reason = reason_against(slices)
+        reason = _reason_against(slices)
         if reason:
             refused.update(dict.fromkeys(classes.roots[members].tolist(), reason))
         else:
@@ -90,11 +88,11 @@ def coupling_of(reading: Reading) -> Coupling:
             (order[s.parameter, s.axis], int(s.index.min())) for s in group.slices if s.role == "producer"
         )
     )
-    return Coupling(named(groups), frozen_of(reading, refused), dict(reading.unknown))
+    return Coupling(_with_names(groups), _frozen_of(reading, refused), dict(reading.unknown))
 
 
 @dataclass(frozen=True, eq=False)
-class Classes:
+class _Classes:
     """The classes of labels that nothing freezes, and their places: entries, ordered by block and by position on it.
 
     Attributes:
@@ -120,28 +118,28 @@ class Classes:
         members = self.kind.argsort(stable=True).split(units)
         for kind, found in groupby(parts, key=lambda part: part[0] // len(blocks)):
             owned = [(blocks[at % len(blocks)], positions.view(units[kind], -1)) for at, positions in found]
-            yield members[kind], tuple(slice_of(reading, block, index) for block, index in owned)
+            yield members[kind], tuple(_slice_of(reading, block, index) for block, index in owned)
 
 
-def free_classes(reading: Reading) -> Classes:
+def _free_classes(reading: Reading) -> _Classes:
     root = reading.solution.root
     block, position, label = reading.axes.places()
     free = ~reading.solution.frozen(label)
     block, position, label = block[free], position[free], label[free]
-    member, roots = numbered(root[label])
+    member, roots = _numbered(root[label])
     kind = torch.zeros(len(roots), dtype=torch.long)
     parts = member.split(block.bincount().tolist())
     for part in {tuple(part.tolist()): part for part in parts}.values():  # a weight, its bias and its norm say the same
-        kind = told_apart(kind, *part.unique(return_counts=True))
+        kind = _told_apart(kind, *part.unique(return_counts=True))
     number = torch.full_like(root, -1)
     number[roots] = torch.arange(len(roots))
     for labels in reading.segments:
         inside = number[root[labels]].unique()
-        kind = told_apart(kind, inside[inside >= 0], torch.tensor(1))
-    return Classes(roots, numbered(kind)[0], block, position, member)
+        kind = _told_apart(kind, inside[inside >= 0], torch.tensor(1))
+    return _Classes(roots, _numbered(kind)[0], block, position, member)
 
 
-def numbered(values: Tensor) -> tuple[Tensor, Tensor]:
+def _numbered(values: Tensor) -> tuple[Tensor, Tensor]:
     """Each value's number, in order of first appearance; and the values by number."""
     distinct, number = values.unique(return_inverse=True)
     first = torch.full_like(distinct, len(values)).scatter_reduce_(0, number, torch.arange(len(values)), "amin")
@@ -149,7 +147,7 @@ def numbered(values: Tensor) -> tuple[Tensor, Tensor]:
     return order.argsort()[number], distinct[order]
 
 
-def told_apart(kind: Tensor, touched: Tensor, times: Tensor) -> Tensor:
+def _told_apart(kind: Tensor, touched: Tensor, times: Tensor) -> Tensor:
     """Kinds of classes, when some are touched that many times by something that the others are not."""
     if not len(touched):
         return kind
@@ -158,13 +156,13 @@ def told_apart(kind: Tensor, touched: Tensor, times: Tensor) -> Tensor:
     return kind
 
 
-def slice_of(reading: Reading, block: Block, index: Tensor) -> Slice:
+def _slice_of(reading: Reading, block: Block, index: Tensor) -> Slice:
     return Slice(
-        block.name, block.axis, index, role_of(reading, block), reading.reads_zero.get((block.name, block.axis), False)
+        block.name, block.axis, index, _role_of(reading, block), reading.reads_zero.get((block.name, block.axis), False)
     )
 
 
-def reason_against(slices: Sequence[Slice]) -> str:
+def _reason_against(slices: Sequence[Slice]) -> str:
     if not any(s.role == "producer" for s in slices):
         return "no layer produces it"
     if len(slices[0].index) < 2:
@@ -172,11 +170,11 @@ def reason_against(slices: Sequence[Slice]) -> str:
     return ""
 
 
-def role_of(reading: Reading, block: Block) -> str:
+def _role_of(reading: Reading, block: Block) -> str:
     return "buffer" if block.kind == "buffer" else reading.roles.get((block.name, block.axis), "affine")
 
 
-def named(groups: Sequence[Group]) -> tuple[Group, ...]:
+def _with_names(groups: Sequence[Group]) -> tuple[Group, ...]:
     """Named after the first producer; a second group of the same producer gets a number."""
     names: list[str] = []
     for g in groups:
@@ -186,7 +184,7 @@ def named(groups: Sequence[Group]) -> tuple[Group, ...]:
     return tuple(Group(n, g.slices) for n, g in zip(names, groups, strict=True))
 
 
-def frozen_of(reading: Reading, refused: Mapping[int, str]) -> tuple[Frozen, ...]:
+def _frozen_of(reading: Reading, refused: Mapping[int, str]) -> tuple[Frozen, ...]:
     """One entry per axis and reason. The space a kernel covers is no channel and not listed."""
     reasons = {**refused, **reading.solution.reasons}
     texts = dict.fromkeys(reason for reason in reasons.values() if not reason.startswith(f"{SPATIAL} "))
@@ -198,6 +196,6 @@ def frozen_of(reading: Reading, refused: Mapping[int, str]) -> tuple[Frozen, ...
     for b in reading.axes.blocks:
         counts = Counter(coded[b.start : b.start + b.size].tolist())
         found += [
-            Frozen(b.name, b.axis, n, role_of(reading, b), listed[code]) for code, n in counts.items() if code >= 0
+            Frozen(b.name, b.axis, n, _role_of(reading, b), listed[code]) for code, n in counts.items() if code >= 0
         ]
     return (*found, *(Frozen(n, 0, 0, "unused", "is not used by the model's forward") for n in reading.unused))

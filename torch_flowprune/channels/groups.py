@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["MASKED", "Coupling", "Frozen", "Group", "Slice", "alive", "masks", "rows"]
-
 MASKED = ("producer", "affine", "consumer")
 
 
@@ -184,7 +182,7 @@ class Coupling:
         lines = []
         for g in self.groups:
             lines.append(f"{g.name}: {g.size} units")
-            lines += [f"    {s.role:9}{s.parameter} axis {s.axis}{each(s)}" for s in g.slices]
+            lines += [f"    {s.role:9}{s.parameter} axis {s.axis}{_positions_each(s)}" for s in g.slices]
         lines += ["not removable:"] if self.frozen else []
         lines += [f"    {f.parameter} axis {f.axis}, {f.positions} positions: {f.reason}" for f in self.frozen]
         lines += (
@@ -200,7 +198,7 @@ class Coupling:
         for i, g in enumerate(self.groups):
             lines.append(f'  g{i} [label="{g.name}\\n{g.size} units", shape=ellipse];')
             for j, s in enumerate(g.slices):
-                lines.append(f'  g{i}s{j} [label="{s.parameter}\\naxis {s.axis}{each(s)}"];')
+                lines.append(f'  g{i}s{j} [label="{s.parameter}\\naxis {s.axis}{_positions_each(s)}"];')
                 ends = (f"g{i}", f"g{i}s{j}") if s.role == "consumer" else (f"g{i}s{j}", f"g{i}")
                 lines.append(f'  {ends[0]} -> {ends[1]} [label="{s.role}"];')
         return "\n".join([*lines, "}"])
@@ -218,7 +216,7 @@ class Coupling:
         return cls(groups, tuple(Frozen(**f) for f in data.get("frozen", ())), dict(data.get("unknown", {})))
 
 
-def each(s: Slice) -> str:
+def _positions_each(s: Slice) -> str:
     return f", {s.index.shape[1]} positions each" if s.index.shape[1] > 1 else ""
 
 
@@ -230,7 +228,7 @@ def rows(tensors: Mapping[str, Tensor], group: Group, roles: Collection[str] = (
     return torch.cat([s.of(tensors[s.parameter]) for s in group.slices if s.role in roles], dim=-1)
 
 
-def masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def channel_masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """keep: group name -> (units,) bool. Gives parameter name -> bool mask, for the parameters that lose something.
 
     All of a removed unit's parameters are masked, the consumers' columns too: whatever an activation or a norm makes
@@ -255,7 +253,7 @@ def masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mapping[str, 
     return out
 
 
-def alive(coupling: Coupling, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def living_channels(coupling: Coupling, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Group name -> (units,) bool: False where the masks leave nothing of a unit, so that it can be removed.
 
     All of its producers and all that is added to it or scales it has to be masked, and its consumers' columns, except

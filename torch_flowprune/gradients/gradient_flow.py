@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,8 +28,9 @@ from torch_flowprune.inputs import (
 
 Named = dict[str, Tensor]
 
-INGREDIENTS = ("theta", "theta0", "generator", "g", "g2", "g2_sample", "Hg", "gR")
-_WITHOUT_DATA = {"theta", "theta0", "generator"}
+_DERIVATIVES = ("g", "g2", "g2_sample", "Hg", "gR")
+INGREDIENTS = ("theta", "theta0", "generator", *_DERIVATIVES)
+"""What a measure may read: what is at hand, and what a flow computes."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Flow:
     loss: float | None = None
     samples: int = 0
 
-    def tensors(self, kind: str) -> Named:
+    def tensors(self, kind: str) -> Mapping[str, Tensor]:
         """The tensors of one kind (``"g"``) by parameter name, or an error that says how to get what is missing."""
         values: Named | None = getattr(self, kind)
         if values is None:
@@ -71,15 +72,24 @@ class Flow:
                 f"this flow has no {kind!r}: compute it with needs=({kind!r},), or for 'theta0' pass theta0="
             )
         apart = any(value.device != self.theta[name].device for name, value in values.items())
-        return _Fetched({name: (value, self.theta[name].device) for name, value in values.items()}) if apart else values
+        return _Fetched(values, self.theta) if apart else values
 
 
-class _Fetched(dict[str, Any]):
+@dataclass(frozen=True, eq=False)
+class _Fetched(Mapping[str, Tensor]):
     """Tensors kept on the host, each brought to its parameter's device when it is read."""
 
+    on_host: Named
+    parameters: Named
+
     def __getitem__(self, name: str) -> Tensor:
-        value, device = super().__getitem__(name)
-        return value.to(device)  # type: ignore[no-any-return]
+        return self.on_host[name].to(self.parameters[name].device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.on_host)
+
+    def __len__(self) -> int:
+        return len(self.on_host)
 
 
 def flow(
@@ -157,7 +167,7 @@ def flow(
 def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parameters: Iterable[str] = ()) -> Flow:
     """:func:`flow` with its words as one value, which the calls that take a flow hand on."""
     ranks, model = Ranks.of(model), unwrapped(model)
-    wanted = _checked(needs)
+    wanted = _derivatives_in(needs)
     targets = _differentiable(model, parameters, wanted)
     point = Flow(
         theta={name: wide(target.theta) for name, target in targets.items()}, theta0=_reference(source.theta0, targets)
@@ -176,15 +186,12 @@ def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parame
     return point
 
 
-def _checked(needs: Sequence[str]) -> set[str]:
+def _derivatives_in(needs: Sequence[str]) -> set[str]:
     wanted = {needs} if isinstance(needs, str) else set(needs)
     unknown = wanted - set(INGREDIENTS)
     if unknown:
-        raise ValueError(
-            f"needs= names {', '.join(map(repr, sorted(unknown)))}; a flow has "
-            f"{', '.join(kind for kind in INGREDIENTS if kind not in _WITHOUT_DATA)}"
-        )
-    wanted -= _WITHOUT_DATA
+        raise ValueError(f"needs= names {', '.join(map(repr, sorted(unknown)))}; a flow has {', '.join(_DERIVATIVES)}")
+    wanted &= set(_DERIVATIVES)
     return wanted | {"g"} if "Hg" in wanted else wanted
 
 
@@ -208,7 +215,7 @@ def _differentiable(model: nn.Module, also: Iterable[str], wanted: set[str]) -> 
 def _reference(state: Mapping[str, Tensor] | None, targets: dict[str, Target]) -> Named | None:
     if state is None:
         return None
-    found = {}
+    theta0 = {}
     for name, target in targets.items():
         value = state.get(name, state.get(original(name)))
         if value is None:
@@ -219,5 +226,5 @@ def _reference(state: Mapping[str, Tensor] | None, targets: dict[str, Target]) -
             raise ValueError(
                 f"theta0[{name!r}] has shape {tuple(value.shape)}, the parameter {tuple(target.parameter.shape)}"
             )
-        found[name] = wide(value.detach().to(target.parameter.device))
-    return found
+        theta0[name] = wide(value.detach().to(target.parameter.device))
+    return theta0

@@ -26,21 +26,14 @@ def in_bytes(size: Bytes | None) -> int | None:
     """
     if size is None:
         return None
-    text = (
-        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(size).lower())
-        if isinstance(size, (int, str))
-        else None
-    )
-    if (
-        text is None
-        or isinstance(size, bool)
-        or text[2] not in _UNITS
-        or not (found := int(float(text[1]) * _UNITS[text[2]]))
-    ):
+    text = str(size).lower() if isinstance(size, (int, str)) and not isinstance(size, bool) else ""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text)
+    count = int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0
+    if not count:
         raise ValueError(
             f"max_memory should be a number of bytes above 0 or text such as '2GB' or '512MiB', got {size!r}"
         )
-    return found
+    return count
 
 
 def readable(size: float) -> str:

@@ -16,8 +16,17 @@ from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
 from torch_flowprune.gradients.double_backward import twice_differentiable
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.microbatches import Graphs, MicroBatches
-from torch_flowprune.inputs import Batch, Ranks, Restore, Target, samples, sized, wide, wide_type
-from torch_flowprune.torch_internals import foreach_add_, foreach_addcmul_, foreach_mul_
+from torch_flowprune.gradients.weighted_sums import (
+    add_weighted,
+    add_weighted_squares,
+    detached,
+    dot_product,
+    finite_mean_loss,
+    scale,
+    standard_error,
+    zero_sums,
+)
+from torch_flowprune.inputs import Batch, Ranks, Restore, Target, samples, sized, wide
 
 SizedBatch: TypeAlias = tuple[Batch, int]
 Sums: TypeAlias = dict[str, list[Tensor]]
@@ -67,10 +76,10 @@ class Sweeps:
                 "DataLoader"
             )
         graphs = Graphs(micro)
-        found = self._first(chain(head, stream), wanted, _length(data), micro, graphs)
+        fields = self._first(chain(head, stream), wanted, _length(data), micro, graphs)
         self.rewind()
         again = iter(head) if isinstance(data, Iterator) else chain(*self._stream(data))
-        return {**found, "Hg": self._second(again, found, _length(data), micro, graphs)}
+        return {**fields, "Hg": self._second(again, fields, _length(data), micro, graphs)}
 
     def along(self, v: Mapping[str, Tensor], masks: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Any]:
         """The loss, ‖g‖², and their expansions in θ − v, in one sweep: the fields of a ``Prediction``."""
@@ -80,63 +89,44 @@ class Sweeps:
         ]
         g, product, losses, sizes, slopes = self._zeros(), self._zeros(), [], [], []
         micro = MicroBatches(self.derivatives, {"g", "Hg"})
-        head, stream = self._stream(data)
-        for batch, size in self._bar(chain(head, stream), _length(data), "prediction"):
-            slope, mean = torch.zeros((), dtype=torch.float64), torch.zeros(())
+        for batch, size in self._bar(chain(*self._stream(data)), _length(data), "prediction"):
+            of_parts = []
             for part, count in micro.of(batch, size):
-                with twice_differentiable():
-                    loss = self.derivatives.loss(part)
-                    grads = self.derivatives.gradient(loss, create_graph=True)
-                    _add(product, self.derivatives.product(grads, vector), count)
-                detached = _detached(grads)
-                slope = slope.to(loss.device) + _dot(vector, detached) * (count / size)
-                mean = mean.to(loss.device) + loss.detach() * (count / size)
-                _add(
-                    g,
-                    [grad if grad is None else grad.to(into.device) for grad, into in zip(detached, g, strict=True)],
-                    count,
-                )
+                loss, grads, along = self._derivatives_along(part, vector)
+                add_weighted(g, grads, count)
+                add_weighted(product, along, count)
+                of_parts.append(torch.stack([loss.double(), dot_product(vector, grads)]) * (count / size))
+            loss, slope = torch.stack(of_parts).sum(0)
             slopes.append(slope)
-            losses.append(mean)
+            losses.append(loss)
             sizes.append(size)
         if not sizes:
             raise ValueError(_EMPTY)
-        mean_loss = _mean_loss(losses, sizes)
-        count, mean_loss = self._over_ranks([g, product], sum(sizes), mean_loss)
-        g, product = _scale(g, 1 / count), _scale(product, 1 / count)
+        count, mean_loss = self._over_ranks([g, product], sum(sizes), finite_mean_loss(losses, sizes))
+        g, product = scale(g, 1 / count), scale(product, 1 / count)
         lost = [
-            torch.where(masks[n].to(one.device), 0, one - Hv)
-            for n, one, Hv in zip(self.names, g, product, strict=True)
-            if n in masks
+            torch.where(masks[name].to(gradient.device), 0, gradient - Hv)
+            for name, gradient, Hv in zip(self.names, g, product, strict=True)
+            if name in masks
         ]
         return {
             "loss": mean_loss,
-            "first_order": -_dot(vector, g).item(),
-            "curvature": _dot(vector, product).item() / 2,
-            "standard_error": self._standard_error(torch.stack(slopes), sizes),
-            "gradient_norm": _dot(g, g).item(),
-            "gradient_norm_change": -2 * _dot(product, g).item(),
-            "gradient_norm_curvature": _dot(product, product).item(),
-            "gradient_norm_lost": _dot(lost, lost).item(),
+            "first_order": -dot_product(vector, g).item(),
+            "curvature": dot_product(vector, product).item() / 2,
+            "standard_error": standard_error(torch.stack(slopes), sizes, self.ranks),
+            "gradient_norm": dot_product(g, g).item(),
+            "gradient_norm_change": -2 * dot_product(product, g).item(),
+            "gradient_norm_curvature": dot_product(product, product).item(),
+            "gradient_norm_lost": dot_product(lost, lost).item(),
             "samples": count,
         }
 
-    def _standard_error(self, values: Tensor, sizes: list[int]) -> float:
-        """Of the sample-weighted mean of a batch quantity, over the batches of all ranks; nan for one batch."""
-        weight = torch.tensor(sizes, dtype=torch.float64, device=values.device)
-        moments = torch.stack(
-            [
-                weight.new_tensor(len(sizes)),
-                weight.sum(),
-                (weight * values).sum(),
-                *((weight**2 * values**i).sum() for i in range(3)),
-            ]
-        )
-        self.ranks.sum([moments])
-        batches, total, weighted, zeroth, first, second = moments.tolist()
-        mean = weighted / total
-        spread = max(second - 2 * mean * first + mean**2 * zeroth, 0.0)
-        return float((spread * batches / (batches - 1)) ** 0.5 / total) if batches > 1 else float("nan")
+    def _derivatives_along(self, batch: Batch, vector: Sequence[Tensor]) -> tuple[Tensor, Grads, Grads]:
+        """One batch's loss, gradient, and the gradient's derivative along a vector."""
+        with twice_differentiable():
+            loss = self.derivatives.loss(batch)
+            grads = self.derivatives.gradient(loss, create_graph=True)
+            return loss.detach(), detached(grads), self.derivatives.product(grads, vector)
 
     def _stream(self, data: Iterable[Batch]) -> tuple[list[SizedBatch], Iterator[SizedBatch]]:
         """The first two batches and the rest.
@@ -161,8 +151,8 @@ class Sweeps:
             sizes.append(size)
         self.seen = sum(sizes)
         self.derivatives.warn_unreached(self.names, stacklevel=5)
-        count, mean_loss = self._over_ranks(sums.values(), self.seen, _mean_loss(losses, sizes))
-        return self._fields({kind: _scale(total, 1 / count) for kind, total in sums.items()}, mean_loss, count)
+        count, mean_loss = self._over_ranks(sums.values(), self.seen, finite_mean_loss(losses, sizes))
+        return self._fields({kind: scale(total, 1 / count) for kind, total in sums.items()}, mean_loss, count)
 
     def _gradient(self, sums: Sums, batch: Batch, size: int, micro: MicroBatches, graphs: Graphs | None) -> Tensor:
         """One batch's gradient into the sums, by its parts.
@@ -180,47 +170,47 @@ class Sweeps:
                 grads = self.derivatives.gradient(loss, create_graph=keep)
         if keep and graphs is not None:
             graphs.add(grads, batch, size)
-        self._accumulate(sums, _detached(grads), batch, size)
+        self._accumulate(sums, detached(grads), batch, size)
         return loss.detach()
 
     def _of_parts(self, parts: Sequence[SizedBatch], size: int) -> tuple[Tensor, Grads]:
         total, losses = self._zeros(), []
         for part, count in parts:
             loss = self.derivatives.loss(part)
-            _add(total, self.derivatives.gradient(loss), count)
+            add_weighted(total, self.derivatives.gradient(loss), count)
             losses.append(loss.detach() * count)
-        return torch.stack(losses).sum() / size, list(_scale(total, 1 / size))
+        return torch.stack(losses).sum() / size, list(scale(total, 1 / size))
 
     def _second(
         self,
         batches: Iterator[SizedBatch],
-        found: dict[str, Any],
+        first: Mapping[str, Any],
         length: int | None,
         micro: MicroBatches,
         graphs: Graphs,
     ) -> dict[str, Tensor]:
         """H·g: each batch's gradient, differentiated along the mean gradient that the first sweep gave."""
-        along, total, count = list(found["g"].values()), self._zeros(), sum(size for _, size, _ in graphs.kept)
+        along, total, count = list(first["g"].values()), self._zeros(), sum(size for _, size, _ in graphs.kept)
         for batch, size in self._bar(
             _until(batches, self.seen - count if graphs.kept else sys.maxsize), length, "Hessian-gradient product"
         ):
             for part, samples_ in micro.of(batch, size):
-                with twice_differentiable() as reading:
+                with twice_differentiable() as weight_gradients:
                     loss = self.derivatives.loss(part)
-                    with reading.none():
+                    with weight_gradients.unread():
                         grads = self.derivatives.gradient(loss, create_graph=True)
-                    _add(total, self.derivatives.product(grads, along), samples_)
+                    add_weighted(total, self.derivatives.product(grads, along), samples_)
             count += size
         while graphs.kept:
             grads, size, _ = graphs.kept.popleft()
-            _add(total, self.derivatives.product(grads, along), size)
+            add_weighted(total, self.derivatives.product(grads, along), size)
         count, _ = self._over_ranks([total], count)
-        if count != found["samples"]:
+        if count != first["samples"]:
             raise ValueError(
-                f"the data gave {found['samples']} samples on the first sweep, {count} on the second: g and H need "
+                f"the data gave {first['samples']} samples on the first sweep, {count} on the second: g and H need "
                 "the same data"
             )
-        return self._named(_scale(total, 1 / count))
+        return self._named(scale(total, 1 / count))
 
     def _single(self, sized_batch: SizedBatch, wanted: set[str]) -> dict[str, Any]:
         """One batch needs no second sweep: the graph of its gradient is differentiated again."""
@@ -228,23 +218,23 @@ class Sweeps:
         with twice_differentiable():
             loss = self.derivatives.loss(batch)
             grads = self.derivatives.gradient(loss, create_graph=True)
-            detached = _detached(grads)
-            g = _add(self._zeros(), detached, 1)
-            product = _add(self._zeros(), self.derivatives.product(grads, g), 1)
+            values = detached(grads)
+            g = add_weighted(self._zeros(), values, 1)
+            product = add_weighted(self._zeros(), self.derivatives.product(grads, g), 1)
         self.derivatives.warn_unreached(self.names, stacklevel=5)
         sums: Sums = {kind: self._zeros() for kind in ("g2", "g2_sample") if kind in wanted}
-        self._accumulate(sums, detached, batch, size)
-        means: Sums = {"g": g, "Hg": product, **{kind: _scale(total, 1 / size) for kind, total in sums.items()}}
-        return self._fields(means, _mean_loss([loss.detach()], [size]), size)
+        self._accumulate(sums, values, batch, size)
+        means: Sums = {"g": g, "Hg": product, **{kind: scale(total, 1 / size) for kind, total in sums.items()}}
+        return self._fields(means, finite_mean_loss([loss.detach()], [size]), size)
 
     def _accumulate(self, sums: Sums, grads: Grads, batch: Batch, size: int) -> None:
         if "g" in sums:
-            _add(sums["g"], grads, size)
+            add_weighted(sums["g"], grads, size)
         if "g2" in sums:
-            _add_squares(sums["g2"], grads, size)
+            add_weighted_squares(sums["g2"], grads, size)
         if "g2_sample" in sums:
             for sample in samples(batch, size):
-                _add_squares(sums["g2_sample"], self.derivatives.gradient(self.derivatives.loss(sample)), 1)
+                add_weighted_squares(sums["g2_sample"], self.derivatives.gradient(self.derivatives.loss(sample)), 1)
 
     def _over_ranks(self, sums: Iterable[list[Tensor]], count: int, loss: float = 0.0) -> tuple[int, float]:
         """Sums, number of samples and mean loss of all ranks together."""
@@ -259,11 +249,7 @@ class Sweeps:
         return {**{kind: self._named(mean) for kind, mean in means.items()}, "loss": loss, "samples": samples}
 
     def _zeros(self) -> list[Tensor]:
-        device = "cpu" if self.offload else None
-        return [
-            torch.zeros_like(value, dtype=wide_type(value), device=device)
-            for value in map(Tensor.detach, self.parameters)
-        ]
+        return zero_sums(self.parameters, on_host=self.offload)
 
     def _named(self, values: Iterable[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self.names, values, strict=True))
@@ -281,60 +267,11 @@ class Sweeps:
         return bar
 
 
-def _dot(one: Sequence[Tensor], other: Sequence[Tensor | None]) -> Tensor:
-    """Σ one·other over all parameters, in float64."""
-    return torch.stack(
-        [
-            (a.to(b.device) * b).sum(dtype=torch.float64).to(one[0].device)
-            for a, b in zip(one, other, strict=True)
-            if b is not None
-        ]
-    ).sum()
-
-
-def _detached(grads: Grads) -> Grads:
-    return [None if grad is None else grad.detach() for grad in grads]
-
-
-def _until(batches: Iterator[SizedBatch], left: int) -> Iterator[SizedBatch]:
+def _until(batches: Iterator[SizedBatch], samples_left: int) -> Iterator[SizedBatch]:
     """Batches up to so many samples: those behind have their graphs kept."""
-    while left > 0 and (found := next(batches, None)):
-        yield found
-        left -= found[1]
-
-
-def _add_squares(total: list[Tensor], values: Grads, weight: int) -> None:
-    if pairs := _pairs(total, values):
-        into, squared = zip(*pairs, strict=True)
-        foreach_addcmul_(into, squared, squared, value=weight)
-
-
-def _add(total: list[Tensor], values: Sequence[Tensor | None], weight: int) -> list[Tensor]:
-    if pairs := _pairs(total, values):
-        into, added = zip(*pairs, strict=True)
-        foreach_add_(into, added, alpha=weight)
-    return total
-
-
-def _pairs(total: list[Tensor], values: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
-    return [(into, wide(value)) for into, value in zip(total, values, strict=True) if value is not None]
-
-
-def _scale(values: list[Tensor], factor: float) -> list[Tensor]:
-    foreach_mul_(values, factor)
-    return values
-
-
-def _mean_loss(losses: list[Tensor], sizes: list[int]) -> float:
-    """The sample-weighted mean, read from the device once; an infinite or nan loss is an error that names its batch."""
-    values: list[float] = torch.stack(losses).double().tolist()
-    for index, value in enumerate(values):
-        if not abs(value) < float("inf"):
-            raise ValueError(
-                f"the loss of batch {index} is {value}: scores would mean nothing (check the data, or try "
-                "mode='train' on an untrained model)"
-            )
-    return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+    while samples_left > 0 and (sized_batch := next(batches, None)):
+        yield sized_batch
+        samples_left -= sized_batch[1]
 
 
 def _length(data: object) -> int | None:

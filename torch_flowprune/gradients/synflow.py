@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-from torch_flowprune.gradients.double_backward import Bilinear, Found, convolution_of
+from torch_flowprune.gradients.bilinear_operators import Bilinear, Gradients, convolution_of
 from torch_flowprune.inputs import Target, clear, logits_of
 
 
@@ -33,7 +33,7 @@ def synaptic_gradient(
     masked = [value for value, target in zip(wrt, targets.values(), strict=True) if target.mask is not None]
     try:
         with narrow, _MaskedAlready(masked):
-            output = torch.func.functional_call(model, state, *_arguments(_ones(inputs, device)))
+            output = torch.func.functional_call(model, state, *_as_call(_ones(inputs, device)))
     except RuntimeError as error:
         if "dtype" not in str(error):
             raise
@@ -48,7 +48,8 @@ def synaptic_gradient(
         )
     grads = torch.autograd.grad(total, wrt, allow_unused=True)
     return {
-        name: _of(target, value, grad) for (name, target), value, grad in zip(targets.items(), wrt, grads, strict=True)
+        name: _gradient_of(target, value, grad)
+        for (name, target), value, grad in zip(targets.items(), wrt, grads, strict=True)
     }
 
 
@@ -62,7 +63,7 @@ def _is_convolutional(model: nn.Module) -> bool:
     return all(p.dtype.itemsize <= 4 for p in model.parameters()) and 2 * sum(size > 2 for size in sizes) > len(sizes)
 
 
-def _of(target: Target, value: Tensor, grad: Tensor | None) -> Tensor:
+def _gradient_of(target: Target, value: Tensor, grad: Tensor | None) -> Tensor:
     """Zero where nothing is reached, and where the mask has removed what was."""
     if grad is None:
         return torch.zeros_like(value)
@@ -115,7 +116,7 @@ def _ones(inputs: Any, device: torch.device) -> Any:
     return inputs
 
 
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, dict):
         return (), inputs
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
@@ -139,10 +140,10 @@ def narrow_convolutions() -> Iterator[None]:
 
 class _Narrow(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = convolution_of(func, args, kwargs or {})
-        if found is None or found[1].dtype is not torch.float64 or found[1].device.type != "cpu":
+        call = convolution_of(func, args, kwargs or {})
+        if call is None or call[1].dtype is not torch.float64 or call[1].device.type != "cpu":
             return func(*args, **(kwargs or {}))
-        return _Convolution.apply(*found)
+        return _Convolution.apply(*call)
 
 
 class _Convolution(Function):
@@ -153,21 +154,21 @@ class _Convolution(Function):
         (x, by_x), (w, by_w) = _divided(x), _divided(w)
         ctx.operator, ctx.by_x, ctx.by_w = operator, by_x, by_w
         ctx.save_for_backward(x, w)
-        found = _times(operator.product(x, w, None), by_x * by_w)
-        return (
-            found if b is None else found.add_(b.view(-1, *(1,) * (x.dim() - 2)))
-        )  # here, for it may be far larger than the rest
+        product = _times(operator.product(x, w, None), by_x * by_w)
+        if b is None:
+            return product
+        return product.add_(b.view(-1, *(1,) * (x.dim() - 2)))  # here, for it may be far larger than the rest
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, w = ctx.saved_tensors
         dy, by_y = _divided(dy)
         wanted = ctx.needs_input_grad[1:]
-        found: Found = ctx.operator.transposes(dy, x, w, wanted)
+        grads: Gradients = ctx.operator.transposes(dy, x, w, wanted)
         powers = by_y * ctx.by_w, by_y * ctx.by_x, by_y
         return None, *(
-            _times(value, power) if want and value is not None else None
-            for value, power, want in zip(found, powers, wanted, strict=True)
+            _times(grad, power) if want and grad is not None else None
+            for grad, power, want in zip(grads, powers, wanted, strict=True)
         )
 
 

@@ -15,11 +15,11 @@ from torch_flowprune.channels import (
     Coupling,
     Group,
     Slice,
-    alive,
     canonical_names,
+    channel_masks,
     costs_of,
     coupling_of,
-    masks,
+    living_channels,
     reading_of,
     rows,
 )
@@ -72,10 +72,10 @@ class GroupUnits:
         known = {name: target.mask != 0 for name, target in self.members.items() if target.mask is not None}
         if not known:
             return None
-        return alive(self._alone, known)[self.name].to(self.targets[0].parameter.device)
+        return living_channels(self._alone, known)[self.name].to(self.targets[0].parameter.device)
 
     def masks(self, keep: Tensor) -> dict[str, Tensor]:
-        return masks(
+        return channel_masks(
             self._alone, {self.name: keep}, {name: target.parameter.detach() for name, target in self.members.items()}
         )
 
@@ -129,7 +129,9 @@ def channel_candidates(
     dense, pruned = dense_copy(model)
     reading = reading_of(dense, example_inputs)
     coupling, names = coupling_of(reading), canonical_names(dense)
-    costs = costs_of(reading, coupling, dense, alive(coupling, {names[name]: mask for name, mask in pruned.items()}))
+    costs = costs_of(
+        reading, coupling, dense, living_channels(coupling, {names[name]: mask for name, mask in pruned.items()})
+    )
     known = parameters_of(model)
     chosen = {target.name for target in prunable(model, parameters, include, exclude)}
     found: Candidates = {}

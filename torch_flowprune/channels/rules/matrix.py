@@ -13,12 +13,10 @@ from torch_flowprune.channels.rules.reductions import softmax
 from torch_flowprune.channels.rules.views import broadcast, replaced, spatial
 from torch_flowprune.channels.tracing import Value, Walk
 
-__all__ = ["SPATIAL"]
-
 SPATIAL = "is space"
 
 
-def contraction(g: Walk, terms: Sequence[tuple[Value, Sequence[Hashable]]], out: Sequence[Hashable]) -> Value:
+def _contraction(g: Walk, terms: Sequence[tuple[Value, Sequence[Hashable]]], out: Sequence[Hashable]) -> Value:
     """An einsum. Dimensions of one name are joined; a name that is not in `out` is summed over.
 
     A sum may lose the terms of a removed unit only where they are zero in the masked model, so one of the operands
@@ -29,7 +27,7 @@ def contraction(g: Walk, terms: Sequence[tuple[Value, Sequence[Hashable]]], out:
         for i, name in enumerate(names):
             held.setdefault(name, []).append((value, i))
     for name, places in held.items():
-        join_term(g, [p for p in places if p[0].shape[p[1]] > 1], summed=name not in out)
+        _join_term(g, [p for p in places if p[0].shape[p[1]] > 1], summed=name not in out)
     dims, zero = [], []
     for name, size in zip(out, g.out_shape, strict=True):
         wide = [(v, i) for v, i in held[name] if v.shape[i] > 1]
@@ -38,7 +36,7 @@ def contraction(g: Walk, terms: Sequence[tuple[Value, Sequence[Hashable]]], out:
     return Value(tuple(dims), tuple(zero))
 
 
-def join_term(g: Walk, places: Sequence[tuple[Value, int]], summed: bool) -> None:
+def _join_term(g: Walk, places: Sequence[tuple[Value, int]], summed: bool) -> None:
     for k, (value, i) in enumerate(places):
         others = [p for m, p in enumerate(places) if m != k]
         for v, j in others[:1]:
@@ -50,7 +48,7 @@ def join_term(g: Walk, places: Sequence[tuple[Value, int]], summed: bool) -> Non
         g.freeze(places[0][0].dims[places[0][1]], "is summed over where a removed unit is not zero")
 
 
-def add_bias(g: Walk, x: Value, bias: Value | None, dim: int) -> Value:
+def _add_bias(g: Walk, x: Value, bias: Value | None, dim: int) -> Value:
     """A vector added along one dimension: zero there stays zero where the vector is zero, nowhere else."""
     if bias is None:
         return x
@@ -60,10 +58,10 @@ def add_bias(g: Walk, x: Value, bias: Value | None, dim: int) -> Value:
     return Value(x.dims, tuple(zero))
 
 
-def linear(g: Walk, x: Value, weight: Value, bias: Value | None = None) -> Value:
+def linear_layer(g: Walk, x: Value, weight: Value, bias: Value | None = None) -> Value:
     rest = list(range(x.ndim - 1))
-    out = contraction(g, [(x, [*rest, "in"]), (weight, ["out", "in"])], [*rest, "out"])
-    return add_bias(g, out, bias, -1)
+    out = _contraction(g, [(x, [*rest, "in"]), (weight, ["out", "in"])], [*rest, "out"])
+    return _add_bias(g, out, bias, -1)
 
 
 def matmul(g: Walk, x: Value, other: Value) -> Value:
@@ -71,7 +69,7 @@ def matmul(g: Walk, x: Value, other: Value) -> Value:
     left = [*range(-a.ndim, -2), "n", "k"][-max(a.ndim, 1) :] if a.ndim > 1 else ["k"]
     right = [*range(-b.ndim, -2), "k", "m"] if b.ndim > 1 else ["k"]
     batch = list(range(-max(a.ndim, b.ndim), -2))
-    return contraction(
+    return _contraction(
         g, [(a, left), (b, right)], [*batch, *("n" for _ in [0] if a.ndim > 1), *("m" for _ in [0] if b.ndim > 1)]
     )
 
@@ -103,7 +101,7 @@ def einsum(g: Walk, equation: str, tensors: Sequence[Value]) -> Any:
     left, out = equation.split("->")
     if any(len(set(names)) != len(names) for names in left.split(",")):
         return NotImplemented
-    return contraction(g, list(zip(tensors, left.split(","), strict=True)), out)
+    return _contraction(g, list(zip(tensors, left.split(","), strict=True)), out)
 
 
 def convolution(g: Walk, x: Value, weight: Value, bias: Value | None = None, groups: int = 1) -> Any:
@@ -116,20 +114,20 @@ def convolution(g: Walk, x: Value, weight: Value, bias: Value | None = None, gro
     x = spatial(g, x, count)
     if groups == 1:
         space = list(range(count))
-        out = contraction(
-            g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["out", "in", *space])], ["n", "out", *space]
+        out = _contraction(
+            g, [(x, ["n", "in", *space]), (_replaced_space(g, weight, x), ["out", "in", *space])], ["n", "out", *space]
         )
     else:
-        out = grouped(g, x, weight, groups)
-    return add_bias(g, out, bias, 1)
+        out = _grouped(g, x, weight, groups)
+    return _add_bias(g, out, bias, 1)
 
 
-def replaced_space(g: Walk, weight: Value, x: Value) -> Value:
+def _replaced_space(g: Walk, weight: Value, x: Value) -> Value:
     """The weight with its kernel's dimensions laid out as the result's space: both are fixed."""
     return Value((*weight.dims[:2], *x.dims[2:]), (*weight.zero[:2], *x.zero[2:]), weight.constant)
 
 
-def grouped(g: Walk, x: Value, weight: Value, groups: int) -> Value:
+def _grouped(g: Walk, x: Value, weight: Value, groups: int) -> Value:
     """Either whole groups may go, or the same channels of every group."""
     inner, outer = x.dims[1].view(groups, -1), weight.dims[0].view(groups, -1)
     columns = weight.dims[1]
@@ -155,16 +153,16 @@ def transposed_convolution(g: Walk, x: Value, weight: Value, bias: Value | None 
         g.freeze(d, SPATIAL)
     x = spatial(g, x, count)
     if groups > 1:
-        out = grouped_transposed(g, x, weight, groups)
+        out = _grouped_transposed(g, x, weight, groups)
     else:
         space = list(range(count))
-        out = contraction(
-            g, [(x, ["n", "in", *space]), (replaced_space(g, weight, x), ["in", "out", *space])], ["n", "out", *space]
+        out = _contraction(
+            g, [(x, ["n", "in", *space]), (_replaced_space(g, weight, x), ["in", "out", *space])], ["n", "out", *space]
         )
-    return add_bias(g, out, bias, 1)
+    return _add_bias(g, out, bias, 1)
 
 
-def grouped_transposed(g: Walk, x: Value, weight: Value, groups: int) -> Value:
+def _grouped_transposed(g: Walk, x: Value, weight: Value, groups: int) -> Value:
     """Only whole groups may go: the weight's second dimension is shared by all of them."""
     rows = x.dims[1].view(groups, -1)
     g.freeze(weight.dims[1], "whole groups of this convolution are removable")
@@ -194,10 +192,10 @@ def attention(
         key, value = (replaced(v, -3, v.dims[-3].repeat_interleave(times)) for v in (key, value))
     batch = list(range(-query.ndim, -2))
     shape = (*query.shape[:-1], key.shape[-2])
-    logits = contraction(
+    logits = _contraction(
         g.at_shape(shape), [(query, [*batch, "n", "d"]), (key, [*batch, "m", "d"])], [*batch, "n", "m"]
     )
     if attn_mask is not None:
         logits = broadcast(g.at_shape(shape), [logits, attn_mask], lambda held: False)
     weights = softmax(g, logits, -1)
-    return contraction(g, [(weights, [*batch, "n", "m"]), (value, [*batch, "m", "e"])], [*batch, "n", "e"])
+    return _contraction(g, [(weights, [*batch, "n", "m"]), (value, [*batch, "m", "e"])], [*batch, "n", "e"])

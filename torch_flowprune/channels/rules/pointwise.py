@@ -9,20 +9,20 @@ from torch_flowprune.channels.rules.views import broadcast, replaced
 from torch_flowprune.channels.tracing import Value, Walk, concrete
 
 
-def all_zero(held: list[bool | None]) -> bool:
+def _all_zero(held: list[bool | None]) -> bool:
     return all(held)
 
 
-def any_zero(held: list[bool | None]) -> bool:
+def _any_zero(held: list[bool | None]) -> bool:
     return any(bool(z) for z in held)
 
 
-def never_zero(held: list[bool | None]) -> bool:
+def _never_zero(held: list[bool | None]) -> bool:
     return False
 
 
 def added(g: Walk, values: Sequence[Any]) -> Value:
-    return broadcast(g, values, all_zero)
+    return broadcast(g, values, _all_zero)
 
 
 def add(g: Walk, x: Any, other: Any) -> Value:
@@ -30,21 +30,21 @@ def add(g: Walk, x: Any, other: Any) -> Value:
 
 
 def multiply(g: Walk, x: Any, other: Any) -> Value:
-    return broadcast(g, [x, other], any_zero)
+    return broadcast(g, [x, other], _any_zero)
 
 
 def divide(g: Walk, x: Any, other: Any) -> Value:
     if isinstance(other, Value):
-        no_singularity(g, other)
-    return broadcast(g, [x, other], first_zero)
+        _no_singularity(g, other)
+    return broadcast(g, [x, other], _first_zero)
 
 
-def first_zero(held: list[bool | None]) -> bool:
+def _first_zero(held: list[bool | None]) -> bool:
     return bool(held[0])
 
 
 def compared(g: Walk, x: Any, other: Any) -> Value:
-    return broadcast(g, [x, other], never_zero)
+    return broadcast(g, [x, other], _never_zero)
 
 
 def keeps(g: Walk, x: Value) -> Value:
@@ -59,11 +59,11 @@ def moves(g: Walk, x: Value) -> Value:
 
 def singular(g: Walk, x: Value) -> Value:
     """A function that has no finite value or slope at 0."""
-    no_singularity(g, x)
+    _no_singularity(g, x)
     return x.without_zero()
 
 
-def no_singularity(g: Walk, x: Value) -> None:
+def _no_singularity(g: Walk, x: Value) -> None:
     for labels, zero in zip(x.dims, x.zero, strict=True):
         if zero:
             g.freeze(labels, "is zero, when masked, where the operator is not finite")
@@ -71,7 +71,7 @@ def no_singularity(g: Walk, x: Value) -> None:
 
 def clamp(g: Walk, x: Value, min: Any = None, max: Any = None) -> Value:
     if isinstance(min, Value) or isinstance(max, Value):
-        return broadcast(g, [x, *(v for v in (min, max) if isinstance(v, Value))], never_zero)
+        return broadcast(g, [x, *(v for v in (min, max) if isinstance(v, Value))], _never_zero)
     inside = (min is None or min <= 0) and (max is None or max >= 0)
     return x if inside else x.without_zero()
 
@@ -101,7 +101,7 @@ def where(g: Walk, condition: Value, self: Any, other: Any) -> Value:
 
 
 def masked_fill(g: Walk, x: Value, mask: Value, value: Any) -> Value:
-    out = broadcast(g, [x, mask], first_zero)
+    out = broadcast(g, [x, mask], _first_zero)
     return out if isinstance(value, (int, float)) and value == 0 else out.without_zero()
 
 

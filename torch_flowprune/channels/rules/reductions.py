@@ -9,16 +9,16 @@ from torch_flowprune.channels.rules.pointwise import singular
 from torch_flowprune.channels.rules.views import dropped, replaced, spatial, unflatten
 from torch_flowprune.channels.tracing import Value, Walk
 
-STATISTICS = "is a dimension that statistics are taken over: removing a channel changes them, masking it does not"
+_STATISTICS = "is a dimension that statistics are taken over: removing a channel changes them, masking it does not"
 
 
-def dims_of(x: Value, dim: Any) -> list[int]:
+def _dims_of(x: Value, dim: Any) -> list[int]:
     if dim is None or dim == []:
         return list(range(x.ndim))
     return [d % max(x.ndim, 1) for d in ([dim] if isinstance(dim, int) else dim)]
 
 
-def kept_or_dropped(g: Walk, x: Value, dims: Sequence[int], keepdim: bool) -> Value:
+def _kept_or_dropped(g: Walk, x: Value, dims: Sequence[int], keepdim: bool) -> Value:
     if not keepdim:
         return dropped(x, dims)
     for d in dims:
@@ -28,10 +28,10 @@ def kept_or_dropped(g: Walk, x: Value, dims: Sequence[int], keepdim: bool) -> Va
 
 def statistic(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     """Mean, maximum: what is reduced stays; a row of zeros gives zero."""
-    dims = dims_of(x, dim)
+    dims = _dims_of(x, dim)
     for d in dims:
-        g.freeze(x.dims[d], STATISTICS)
-    return kept_or_dropped(g, x, dims, keepdim)
+        g.freeze(x.dims[d], _STATISTICS)
+    return _kept_or_dropped(g, x, dims, keepdim)
 
 
 def spread(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
@@ -41,11 +41,11 @@ def spread(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
 
 def total(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     """Sum and norm: terms that are zero may go."""
-    dims = dims_of(x, dim)
+    dims = _dims_of(x, dim)
     for d in dims:
         if not x.zero[d]:
             g.freeze(x.dims[d], "is summed over where a removed unit is not zero")
-    return kept_or_dropped(g, x, dims, keepdim)
+    return _kept_or_dropped(g, x, dims, keepdim)
 
 
 def vector_norm(g: Walk, x: Value, ord: float = 2, dim: Any = None, keepdim: bool = False) -> Value:
@@ -66,11 +66,11 @@ def log_scan(g: Walk, x: Value, dim: int) -> Value:
 
 
 def softmax(g: Walk, x: Value, dim: int) -> Value:
-    g.freeze(x.dims[dim], STATISTICS)
+    g.freeze(x.dims[dim], _STATISTICS)
     return x.without_zero()
 
 
-def affine(g: Walk, x: Value, dim: int, weight: Value | None, bias: Value | None) -> Value:
+def _affine(g: Walk, x: Value, dim: int, weight: Value | None, bias: Value | None) -> Value:
     """A scale and a shift along one dimension; zero where both are."""
     for v in (weight, bias):
         if v is not None:
@@ -86,11 +86,11 @@ def batch_norm(
     """Each channel by itself; in training over all other dimensions, which therefore stay."""
     for d, labels in enumerate(x.dims):
         if d != 1:
-            g.freeze(labels, STATISTICS)
+            g.freeze(labels, _STATISTICS)
     for v in (running_mean, running_var):
         if v is not None:
             g.join(x.dims[1], v.dims[0])
-    return affine(g, x, 1, weight, bias)
+    return _affine(g, x, 1, weight, bias)
 
 
 def instance_norm(
@@ -102,13 +102,13 @@ def instance_norm(
 def group_norm(g: Walk, x: Value, num_groups: int, weight: Value | None = None, bias: Value | None = None) -> Value:
     """Statistics over a group's channels and space: whole groups may go, where there are several."""
     for labels in x.dims[2:]:
-        g.freeze(labels, STATISTICS)
+        g.freeze(labels, _STATISTICS)
     if num_groups == 1:
-        g.freeze(x.dims[1], STATISTICS)
-        return affine(g, x, 1, weight, bias)
+        g.freeze(x.dims[1], _STATISTICS)
+        return _affine(g, x, 1, weight, bias)
     groups = unflatten(g, x.dims[1], [num_groups, x.shape[1] // num_groups], axis=0)[0]
     g.count("num_groups", groups)
-    return affine(g, x, 1, weight, bias)
+    return _affine(g, x, 1, weight, bias)
 
 
 def layer_norm(
@@ -117,7 +117,7 @@ def layer_norm(
     last = len(normalized_shape)
     for v in (x, weight, bias):
         for labels in v.dims[v.ndim - last :] if v is not None else ():
-            g.freeze(labels, STATISTICS)
+            g.freeze(labels, _STATISTICS)
     # a row of zeros is normalised to zeros, which the shift moves
     return x if bias is None else x.without_zero()
 

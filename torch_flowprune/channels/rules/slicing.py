@@ -12,8 +12,6 @@ from torch import Tensor
 from torch_flowprune.channels.rules.views import dropped, replaced, spatial, unflatten, unsqueeze
 from torch_flowprune.channels.tracing import Value, Walk
 
-__all__ = ["CUT_RULES"]
-
 
 def cat(g: Walk, x: Sequence[Value], dim: int = 0) -> Value:
     x = [v for v in x if v.shape != (0,)]  # torch's legacy: an empty vector concatenates with anything
@@ -55,14 +53,14 @@ def split(g: Walk, x: Value, split_size: int | Sequence[int], dim: int = 0) -> l
     if not isinstance(split_size, int):
         return split_with_sizes(g, x, split_size, dim)
     parts = torch.split(x.dims[dim], split_size)
-    return equal_parts(g, x, dim, parts)
+    return _equal_parts(g, x, dim, parts)
 
 
 def chunk(g: Walk, x: Value, chunks: int, dim: int = 0) -> list[Value]:
-    return equal_parts(g, x, dim, x.dims[dim].chunk(chunks))
+    return _equal_parts(g, x, dim, x.dims[dim].chunk(chunks))
 
 
-def equal_parts(g: Walk, x: Value, dim: int, parts: Sequence[Tensor]) -> list[Value]:
+def _equal_parts(g: Walk, x: Value, dim: int, parts: Sequence[Tensor]) -> list[Value]:
     """Parts stay equal in length: position i of every part lives or dies together."""
     for part in parts[1:]:
         if len(part) == len(parts[0]):

@@ -11,14 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from torch_flowprune.channels.rules.matrix import (
-    SPATIAL,
     addmm,
     attention,
     baddbmm,
     convolution,
     einsum,
     inner_product,
-    linear,
+    linear_layer,
     matmul,
     matrix_product,
     matrix_vector,
@@ -71,23 +70,21 @@ from torch_flowprune.channels.rules.reductions import (
 from torch_flowprune.channels.rules.slicing import CUT_RULES
 from torch_flowprune.channels.rules.views import SHAPE_RULES
 
-__all__ = ["RULES", "SPATIAL"]
-
-KEEPING = (
+_KEEPING = (
     "relu relu6 gelu silu tanh hardswish leaky_relu elu selu celu mish abs neg sign sin tan atan asin sinh asinh erf "
     "expm1 log1p floor ceil round trunc square contiguous clone detach alias lift_fresh_copy lift_fresh to type_as "
     "_to_copy dropout feature_dropout native_dropout positive real conj resolve_conj resolve_neg hardshrink softshrink "
     "nan_to_num deg2rad"
 ).split()
-MOVING = (
+_MOVING = (
     "sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli"
 ).split()
-SINGULAR = ("log log2 log10 sqrt rsqrt reciprocal acos").split()
-COMPARING = ("eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or isclose").split()
-POOLS = {
+_SINGULAR = ("log log2 log10 sqrt rsqrt reciprocal acos").split()
+_COMPARING = ("eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or isclose").split()
+_POOLS = {
     f"{kind}{n}d": n for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
 }
-UPSAMPLES = (
+_UPSAMPLES = (
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
     "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa "
     "_upsample_bicubic2d_aa"
@@ -96,16 +93,16 @@ UPSAMPLES = (
 RULES: dict[str, Callable[..., Any]] = {
     **SHAPE_RULES,
     **CUT_RULES,
-    **dict.fromkeys(KEEPING, keeps),
-    **dict.fromkeys(MOVING, moves),
-    **dict.fromkeys(SINGULAR, singular),
-    **dict.fromkeys(COMPARING, compared),
+    **dict.fromkeys(_KEEPING, keeps),
+    **dict.fromkeys(_MOVING, moves),
+    **dict.fromkeys(_SINGULAR, singular),
+    **dict.fromkeys(_COMPARING, compared),
     **dict.fromkeys(("add", "sub", "rsub", "subtract"), add),
     **dict.fromkeys(("maximum", "minimum", "fmax", "fmin"), add),
     **dict.fromkeys(("mul", "multiply"), multiply),
     **dict.fromkeys(("div", "divide", "true_divide", "floor_divide", "remainder", "fmod"), divide),
-    **{name: pool(n) for name, n in POOLS.items()},
-    **dict.fromkeys(UPSAMPLES, resample),
+    **{name: pool(n) for name, n in _POOLS.items()},
+    **dict.fromkeys(_UPSAMPLES, resample),
     **dict.fromkeys(("mean", "amax", "amin"), statistic),
     **dict.fromkeys(("var", "std"), spread),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
@@ -127,7 +124,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "logcumsumexp": log_scan,
     "fill": fill,
     "zero": filled_like(True),
-    "linear": linear,
+    "linear": linear_layer,
     "matmul": matmul,
     "mv": matrix_vector,
     "dot": inner_product,

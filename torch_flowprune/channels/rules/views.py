@@ -18,26 +18,24 @@ from torch.fx import Node
 
 from torch_flowprune.channels.tracing import Value, Walk, concrete, operator_name
 
-__all__ = ["SHAPE_RULES", "broadcast", "dropped", "flatten", "replaced", "spatial", "unflatten", "unsqueeze"]
-
 
 def reshape(g: Walk, x: Value) -> Value:
     """Dimensions are matched in groups of equal product; each group is flattened, then unflattened."""
     dims: list[Tensor] = []
     zero: list[bool] = []
-    for old, new in aligned(x.shape, g.out_shape):
+    for old, new in _runs_of_equal_product(x.shape, g.out_shape):
         if len(old) == len(new) == 1:
             dims.append(x.dims[old[0]])
             zero.append(x.zero[old[0]])
             continue
-        labels, is_zero = flatten(g, [x.dims[i] for i in old], [x.zero[i] for i in old])
+        labels, is_zero = _flatten(g, [x.dims[i] for i in old], [x.zero[i] for i in old])
         sizes = [g.out_shape[i] for i in new]
         dims += unflatten(g, labels, sizes)
         zero += [is_zero] * len(sizes)
     return Value(tuple(dims), tuple(zero))
 
 
-def aligned(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+def _runs_of_equal_product(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Pairs of runs of dimensions with equal product, as short as can be; dimensions of one position go along."""
     pairs: list[tuple[list[int], list[int]]] = []
     i = j = 0
@@ -53,7 +51,7 @@ def aligned(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
     return pairs
 
 
-def flatten(g: Walk, dims: Sequence[Tensor], zero: Sequence[bool]) -> tuple[Tensor, bool]:
+def _flatten(g: Walk, dims: Sequence[Tensor], zero: Sequence[bool]) -> tuple[Tensor, bool]:
     """The labels of a row-major product of dimensions, of which one can be removable; the others are frozen."""
     sizes = [len(d) for d in dims]
     free = [i for i, d in enumerate(dims) if not g.axes.is_fixed(d)]
@@ -76,17 +74,17 @@ def unflatten(g: Walk, labels: Tensor, sizes: Sequence[int], axis: int | None = 
         return [g.axes.fixed(s) for s in sizes]
     grid = labels.reshape(tuple(sizes))
     options = [i for i, s in enumerate(sizes) if s > 1] if axis is None else [axis]
-    if is_shuffle(g.node):
+    if _is_shuffle(g.node):
         options.reverse()
-    natural = [i for i in options if is_repeated(grid, i)]
-    kept = natural[0] if natural else options[g.choose([along(grid, i)[:, 0] for i in options])]
-    rows = along(grid, kept)
+    natural = [i for i in options if _is_repeated(grid, i)]
+    kept = natural[0] if natural else options[g.choose([_along(grid, i)[:, 0] for i in options])]
+    rows = _along(grid, kept)
     g.join(rows[:, :1].expand_as(rows).reshape(-1), rows.reshape(-1))
     rest = g.why("another factor of the same axis is removable")
     return [rows[:, 0] if i == kept else g.axes.softly_fixed(s, rest) for i, s in enumerate(sizes)]
 
 
-def is_shuffle(node: Node | None) -> bool:
+def _is_shuffle(node: Node | None) -> bool:
     """Factors that are swapped and flattened at once: a number of groups, and the channels of each."""
     shape = concrete(node.all_input_nodes[0].meta["val"].shape) if node is not None else ()
     for name in (("transpose", "permute", "swapaxes"), ("contiguous", "clone"), ("view", "reshape", "flatten")):
@@ -98,13 +96,13 @@ def is_shuffle(node: Node | None) -> bool:
     return node is not None and concrete(node.meta["val"].shape) == shape
 
 
-def along(grid: Tensor, axis: int) -> Tensor:
+def _along(grid: Tensor, axis: int) -> Tensor:
     """The grid as (size of that axis, everything else)."""
     return grid.movedim(axis, 0).reshape(grid.shape[axis], -1)
 
 
-def is_repeated(grid: Tensor, axis: int) -> bool:
-    rows = along(grid, axis)
+def _is_repeated(grid: Tensor, axis: int) -> bool:
+    rows = _along(grid, axis)
     return bool((rows == rows[:, :1]).all())
 
 
@@ -163,14 +161,14 @@ def movedim(g: Walk, x: Value, source: Any, destination: Any) -> Value:
 
 
 def expand(g: Walk, x: Value) -> Value:
-    return expanded(g, x, None)
+    return _expanded(g, x, None)
 
 
 def expand_as(g: Walk, x: Value, other: Value) -> Value:
-    return expanded(g, x, other)
+    return _expanded(g, x, other)
 
 
-def expanded(g: Walk, x: Value, like: Value | None) -> Value:
+def _expanded(g: Walk, x: Value, like: Value | None) -> Value:
     dims, zero = [], []
     for d, size in enumerate(g.out_shape):
         i = d - len(g.out_shape) + x.ndim

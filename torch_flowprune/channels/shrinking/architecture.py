@@ -11,8 +11,6 @@ from torch_flowprune.channels.shrinking.equivalence import ShrinkError
 from torch_flowprune.channels.shrinking.exported_module import ExportedModule
 from torch_flowprune.channels.tracing import canonical_names
 
-__all__ = ["describe", "rebuild"]
-
 
 def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
     """The architecture of `small` as a change of `dense`, as JSON takes it: the shapes and attributes that differ."""
@@ -20,11 +18,11 @@ def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
         raise ShrinkError(
             "an exported graph has no dense constructor to be rebuilt from; save it with torch.save or torch.export"
         )
-    tensors, attributes = dict(named_tensors(dense)), dict[str, dict[str, Any]]()
-    shapes = {n: list(t.shape) for n, t in named_tensors(small) if t.shape != tensors[n].shape}
+    tensors, attributes = dict(_named_tensors(dense)), dict[str, dict[str, Any]]()
+    shapes = {n: list(t.shape) for n, t in _named_tensors(small) if t.shape != tensors[n].shape}
     for path, module in small.named_modules():
         old = vars(dense.get_submodule(path))
-        changed = {k: v for k, v in vars(module).items() if is_size(v) and is_size(old.get(k)) and v != old[k]}
+        changed = {k: v for k, v in vars(module).items() if _is_size(v) and _is_size(old.get(k)) and v != old[k]}
         if changed:
             attributes[path] = changed
     return {"shapes": shapes, "attributes": attributes}
@@ -51,12 +49,12 @@ def rebuild(dense: nn.Module, description: Mapping[str, Any]) -> nn.Module:
     return dense
 
 
-def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
 
 
-def is_size(value: Any) -> bool:
+def _is_size(value: Any) -> bool:
     if type(value) in (tuple, list):
         return all(type(v) is int for v in value)
     return type(value) is int

@@ -16,9 +16,7 @@ from torch_flowprune.channels.tracing import Reading, operator_name
 from torch_flowprune.masking import write_zeros
 from torch_flowprune.torch_internals import tree_leaves, tree_map
 
-__all__ = ["ShrinkError", "Trial", "first_line", "relative_error", "tolerance_of"]
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 class ShrinkError(RuntimeError):
@@ -53,10 +51,10 @@ class Trial:
         tolerance: float | None,
     ) -> None:
         for dtype in (torch.float64, torch.float32):
-            self.model = shaken(copy.deepcopy(dense).to(dtype).eval(), surgery)
+            self.model = _shaken(copy.deepcopy(dense).to(dtype).eval(), surgery)
             write_zeros(self.model, masks)
-            self.args, self.kwargs = tree_map(partial(cast, dtype=dtype), (args, dict(kwargs)))
-            self.tolerance = max(tolerance or 0.0, TOLERANCE[dtype])
+            self.args, self.kwargs = tree_map(partial(_cast, dtype=dtype), (args, dict(kwargs)))
+            self.tolerance = max(tolerance or 0.0, _TOLERANCE[dtype])
             try:
                 self.expected = self.outputs(self.model)
             except Exception as e:  # noqa: BLE001 - a model whose code insists on its own precision
@@ -68,9 +66,9 @@ class Trial:
 
     def outputs(self, model: nn.Module, seed: int = 0) -> list[Tensor]:
         """What the model gives, in the precision of the trial, with random numbers always the same."""
-        with torch.no_grad(), torch.random.fork_rng(), NoDropout():
+        with torch.no_grad(), torch.random.fork_rng(), _NoDropout():
             torch.manual_seed(seed)
-            out = model(*tree_map(copy_tensor, self.args), **tree_map(copy_tensor, self.kwargs))
+            out = model(*tree_map(_copy_tensor, self.args), **tree_map(_copy_tensor, self.kwargs))
         return [t for t in tree_leaves(out) if isinstance(t, Tensor)]
 
     def in_training(self, seed: int = 0) -> list[Tensor] | None:
@@ -129,7 +127,7 @@ def training(model: nn.Module) -> nn.Module:
     return model
 
 
-class NoDropout(TorchFunctionMode):
+class _NoDropout(TorchFunctionMode):
     """Dropout passes its input on, whether a module, a function or an exported graph calls it."""
 
     def __torch_function__(
@@ -143,11 +141,11 @@ class NoDropout(TorchFunctionMode):
         return func(*args, **given)
 
 
-def cast(value: Any, dtype: torch.dtype) -> Any:
+def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def copy_tensor(value: Any) -> Any:
+def _copy_tensor(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
@@ -160,7 +158,7 @@ def relative_error(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / scale) if scale > 0 else float(b.abs().max())
 
 
-def shaken(model: nn.Module, surgery: Surgery) -> nn.Module:
+def _shaken(model: nn.Module, surgery: Surgery) -> nn.Module:
     """Vectors (affine parameters, layer scales) and running statistics moved off their defaults; what goes is zero."""
     generator = torch.Generator().manual_seed(0)
 

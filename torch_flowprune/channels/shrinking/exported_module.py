@@ -20,9 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch_flowprune.channels.tracing import Reading, Value, concrete, operator_name
 from torch_flowprune.torch_internals import code_of_call, schema_of, tree_map
 
-__all__ = ["ExportedModule", "argument_names", "free_sizes", "graft", "recorded_calls", "resized_graph"]
-
-TRAINING = {
+_TRAINING = {
     "batch_norm": "training",
     "instance_norm": "use_input_stats",
     "dropout": "train",
@@ -39,18 +37,18 @@ class ExportedModule(GraphModule):
     def train(self, mode: bool = True) -> ExportedModule:
         super().train(mode)
         for node in self.graph.nodes:
-            flag = TRAINING.get(operator_name(node)) if node.op == "call_function" else None
+            flag = _TRAINING.get(operator_name(node)) if node.op == "call_function" else None
             if flag is not None:
-                set_argument(node, flag, mode)
+                _set_argument(node, flag, mode)
         self.recompile()
         return self
 
     def __reduce__(self) -> Any:
         """Pickled as torch pickles graph modules, and made an `ExportedModule` again."""
-        return revived, super().__reduce__()[:2]
+        return _revived, super().__reduce__()[:2]
 
 
-def revived(make: Callable[..., GraphModule], given: tuple[Any, ...]) -> ExportedModule:
+def _revived(make: Callable[..., GraphModule], given: tuple[Any, ...]) -> ExportedModule:
     plain = make(*given)
     return ExportedModule(plain, plain.graph)
 
@@ -65,24 +63,24 @@ def resized_graph(small: nn.Module, reading: Reading, dead: Tensor, names: Seque
     for node in program.graph.nodes:
         spec = specs.get(node.name) if node.op == "placeholder" else None
         if spec is not None and spec.kind is not InputKind.USER_INPUT:
-            hold(root, spec.target, tensor_of(small, program, spec, precision))
+            _hold(root, spec.target, _tensor_of(small, program, spec, precision))
             copies[node] = graph.get_attr(spec.target)
         elif node.op == "output":
             results = node.args[0][len(node.args[0]) - len(program.graph_signature.user_outputs) :]
             graph.output(torch.fx.node.map_arg(list(results), copies.__getitem__))
-        elif not is_of_the_example(node):
+        elif not _is_of_the_example(node):
             copies[node] = graph.node_copy(node, copies.__getitem__)
             if node.op == "call_function":
-                resize(copies[node], node, reading, dead)
-                in_precision(copies[node], precision)
-                in_any_layout(copies[node])
+                _resize(copies[node], node, reading, dead)
+                _in_precision(copies[node], precision)
+                _in_any_layout(copies[node])
     spec_in, spec_out = program.call_spec.in_spec, program.call_spec.out_spec
     graph.set_codegen(code_of_call(names, spec_in, spec_out))
     graph.lint()
     return ExportedModule(root, graph).train(small.training)
 
 
-def is_of_the_example(node: Node) -> bool:
+def _is_of_the_example(node: Node) -> bool:
     """Holds for the exported call only: its precision, and caches it filled in buffers of another shape."""
     if operator_name(node) == "_assert_tensor_metadata":
         return True
@@ -128,10 +126,10 @@ def free_sizes(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[
     Not image sizes: of code that cuts windows, export then takes minutes to reason about what divides what.
     """
     bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    return {name: tree_map(free_dimensions, value) for name, value in bound.items()}
+    return {name: tree_map(_free_dimensions, value) for name, value in bound.items()}
 
 
-def free_dimensions(value: Any) -> Any:
+def _free_dimensions(value: Any) -> Any:
     if not isinstance(value, Tensor) or not value.ndim:
         return None
     return dict.fromkeys(range(2 if value.ndim == 3 else 1), Dim.AUTO)
@@ -142,7 +140,7 @@ def argument_names(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> l
     return [*list(inspect.signature(module.forward).parameters)[: len(args)], *kwargs]
 
 
-def tensor_of(small: nn.Module, program: ExportedProgram, spec: Any, precision: torch.dtype) -> Tensor:
+def _tensor_of(small: nn.Module, program: ExportedProgram, spec: Any, precision: torch.dtype) -> Tensor:
     if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
         path, _, name = spec.target.rpartition(".")
         tensor: Tensor = getattr(small.get_submodule(path), name)
@@ -151,7 +149,7 @@ def tensor_of(small: nn.Module, program: ExportedProgram, spec: Any, precision: 
     return constant.to(precision) if constant.is_floating_point() else constant
 
 
-def hold(root: nn.Module, target: str, tensor: Tensor) -> None:
+def _hold(root: nn.Module, target: str, tensor: Tensor) -> None:
     *path, name = target.split(".")
     for part in path:
         if not hasattr(root, part):
@@ -163,7 +161,7 @@ def hold(root: nn.Module, target: str, tensor: Tensor) -> None:
         root.register_buffer(name, tensor)
 
 
-def in_precision(node: Node, precision: torch.dtype) -> None:
+def _in_precision(node: Node, precision: torch.dtype) -> None:
     """Casts to float32 were written for a float32 model: they go along with the model's precision."""
     if precision is not torch.float32:
         swap = {torch.float32: precision}
@@ -171,7 +169,7 @@ def in_precision(node: Node, precision: torch.dtype) -> None:
         node.kwargs = {k: swap.get(a, a) if isinstance(a, torch.dtype) else a for k, a in node.kwargs.items()}
 
 
-def in_any_layout(node: Node) -> None:
+def _in_any_layout(node: Node) -> None:
     """A view was exported where this device's kernels allowed one.
 
     Where others lay out their results differently it takes a copy.
@@ -180,7 +178,7 @@ def in_any_layout(node: Node) -> None:
         node.target = torch.ops.aten.reshape.default
 
 
-def set_argument(node: Node, name: str, value: Any) -> None:
+def _set_argument(node: Node, name: str, value: Any) -> None:
     for i, a in enumerate(schema_of(node.target).arguments):
         if a.name == name and i < len(node.args):
             node.update_arg(i, value)
@@ -191,7 +189,7 @@ def set_argument(node: Node, name: str, value: Any) -> None:
 # -- the numbers in a graph ------------------------------------------
 
 
-def resize(new: Node, node: Node, reading: Reading, dead: Tensor) -> None:
+def _resize(new: Node, node: Node, reading: Reading, dead: Tensor) -> None:
     """Rewrite the numbers that a node was given: each argument of `RESIZERS` by its schema's name."""
     resizers = RESIZERS.get(operator_name(node), {})
     schema = schema_of(node.target)
@@ -207,70 +205,70 @@ def resize(new: Node, node: Node, reading: Reading, dead: Tensor) -> None:
             new.update_arg(i, resizer(node, new.args[i], reading, dead))
 
 
-def left(labels: Tensor, dead: Tensor) -> int:
+def _count_alive(labels: Tensor, dead: Tensor) -> int:
     return int((~dead[labels]).sum())
 
 
-def result(node: Node, reading: Reading) -> Value:
+def _value_of(node: Node, reading: Reading) -> Value:
     value = reading.values[node]
     assert isinstance(value, Value)
     return value
 
 
-def new_shape(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
+def _new_shape(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
     """Sizes of the result; what does not change (-1, or a size that is free) stays as it is written."""
-    dims = result(node, reading).dims
-    return [new_size(g, d, dead) for g, d in zip(given, dims[len(dims) - len(given) :], strict=True)]
+    dims = _value_of(node, reading).dims
+    return [_new_size(g, d, dead) for g, d in zip(given, dims[len(dims) - len(given) :], strict=True)]
 
 
-def new_size(given: Any, labels: Tensor, dead: Tensor) -> Any:
-    size = left(labels, dead)
+def _new_size(given: Any, labels: Tensor, dead: Tensor) -> Any:
+    size = _count_alive(labels, dead)
     return given if given == -1 or size == len(labels) else size
 
 
-def new_factors(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
-    dims = result(node, reading).dims
-    dim = int(argument(node, "dim", 0)) % (len(dims) - len(given) + 1)
-    return [new_size(g, d, dead) for g, d in zip(given, dims[dim : dim + len(given)], strict=True)]
+def _new_factors(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
+    dims = _value_of(node, reading).dims
+    dim = int(_argument(node, "dim", 0)) % (len(dims) - len(given) + 1)
+    return [_new_size(g, d, dead) for g, d in zip(given, dims[dim : dim + len(given)], strict=True)]
 
 
-def new_repeats(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
-    source, dims = result(node.args[0], reading), result(node, reading).dims  # type: ignore[arg-type]
+def _new_repeats(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
+    source, dims = _value_of(node.args[0], reading), _value_of(node, reading).dims  # type: ignore[arg-type]
     shape = [1] * (len(dims) - source.ndim) + list(source.shape)
-    return [new_size(g, d, dead) if n == 1 else g for g, n, d in zip(given, shape, dims, strict=True)]
+    return [_new_size(g, d, dead) if n == 1 else g for g, n, d in zip(given, shape, dims, strict=True)]
 
 
-def new_split(node: Node, given: Any, reading: Reading, dead: Tensor) -> Any:
+def _new_split(node: Node, given: Any, reading: Reading, dead: Tensor) -> Any:
     if not isinstance(given, int):
-        return new_splits(node, given, reading, dead)
-    dim = argument(node, "dim", 0)
-    return new_size(given, reading.values[node][0].dims[dim], dead)
+        return _new_splits(node, given, reading, dead)
+    dim = _argument(node, "dim", 0)
+    return _new_size(given, reading.values[node][0].dims[dim], dead)
 
 
-def new_splits(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
-    dim = argument(node, "dim", 0)
-    return [new_size(g, v.dims[dim], dead) for g, v in zip(given, reading.values[node], strict=True)]
+def _new_splits(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
+    dim = _argument(node, "dim", 0)
+    return [_new_size(g, v.dims[dim], dead) for g, v in zip(given, reading.values[node], strict=True)]
 
 
-def new_bound(node: Node, given: int | None, reading: Reading, dead: Tensor) -> int | None:
+def _new_bound(node: Node, given: int | None, reading: Reading, dead: Tensor) -> int | None:
     """A start or end of a slice: how many positions before it are left."""
     if not isinstance(given, int):
         return given
-    labels = result(node.args[0], reading).dims[argument(node, "dim", 0)]  # type: ignore[arg-type]
+    labels = _value_of(node.args[0], reading).dims[_argument(node, "dim", 0)]  # type: ignore[arg-type]
     if given < 0:
-        return -left(labels[given:], dead)
-    return given if given >= len(labels) else left(labels[:given], dead)
+        return -_count_alive(labels[given:], dead)
+    return given if given >= len(labels) else _count_alive(labels[:given], dead)
 
 
-def new_count(name: str) -> Callable[[Node, int, Reading, Tensor], int]:
+def _new_count(name: str) -> Callable[[Node, int, Reading, Tensor], int]:
     def resizer(node: Node, given: int, reading: Reading, dead: Tensor) -> int:
         labels = reading.counts.get((node, name))
-        return given if labels is None else left(labels, dead)
+        return given if labels is None else _count_alive(labels, dead)
 
     return resizer
 
 
-def argument(node: Node, name: str, default: Any) -> Any:
+def _argument(node: Node, name: str, default: Any) -> Any:
     for i, a in enumerate(schema_of(node.target).arguments):
         if a.name == name:
             return node.kwargs.get(name, node.args[i] if i < len(node.args) else default)
@@ -279,16 +277,16 @@ def argument(node: Node, name: str, default: Any) -> Any:
 
 Resizer = Callable[[Node, Any, Reading, Tensor], Any]
 RESIZERS: dict[str, dict[str, Resizer]] = {
-    **{name: {"size": new_shape} for name in ("view", "_unsafe_view", "expand", "zeros", "ones", "full", "empty")},
-    **{name: {"size": new_shape} for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
-    **{f"{name}{n}d": {"groups": new_count("groups")} for name in ("conv", "conv_transpose") for n in (1, 2, 3)},
-    "reshape": {"shape": new_shape},
-    "unflatten": {"sizes": new_factors},
-    "repeat": {"repeats": new_repeats},
-    "tile": {"dims": new_repeats},
-    "split": {"split_size": new_split},
-    "split_with_sizes": {"split_sizes": new_splits},
-    "slice": {"start": new_bound, "end": new_bound},
-    "narrow": {"start": new_bound},
-    "group_norm": {"num_groups": new_count("num_groups")},
+    **{name: {"size": _new_shape} for name in ("view", "_unsafe_view", "expand", "zeros", "ones", "full", "empty")},
+    **{name: {"size": _new_shape} for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
+    **{f"{name}{n}d": {"groups": _new_count("groups")} for name in ("conv", "conv_transpose") for n in (1, 2, 3)},
+    "reshape": {"shape": _new_shape},
+    "unflatten": {"sizes": _new_factors},
+    "repeat": {"repeats": _new_repeats},
+    "tile": {"dims": _new_repeats},
+    "split": {"split_size": _new_split},
+    "split_with_sizes": {"split_sizes": _new_splits},
+    "slice": {"start": _new_bound, "end": _new_bound},
+    "narrow": {"start": _new_bound},
+    "group_norm": {"num_groups": _new_count("num_groups")},
 }

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch_flowprune.channels.tracing import Reading, flat, module_path, operator_name
 from torch_flowprune.torch_internals import AnyConvolution
 
-__all__ = ["SIZED", "Surgery", "attribute_plans", "changed_sizes"]
-
 # operators whose calls state sizes
 SIZED = frozenset(
     (
@@ -56,11 +54,11 @@ def attribute_plans(
     model: nn.Module, reading: Reading, dead: Tensor, surgery: Surgery, names: Mapping[str, str]
 ) -> list[Attributes]:
     """Plans to try, likeliest first: torch's own layers are certain, other modules' attributes are matched by value."""
-    sure = layer_attributes(model, reading, dead, surgery, names)
-    every = matched_attributes(model, reading, dead)
-    widths = select(every, lambda path, name: is_width(name))
-    doubtful = doubtful_names(model, widths)
-    plans = [select(widths, partial(is_meant, model, left_out)) for left_out in subsets(doubtful)]
+    sure = _layer_attributes(model, reading, dead, surgery, names)
+    every = _matched_attributes(model, reading, dead)
+    widths = _only(every, lambda path, name: _is_width(name))
+    doubtful = _doubtful_names(model, widths)
+    plans = [_only(widths, partial(_is_meant, model, left_out)) for left_out in _subsets(doubtful)]
     distinct: list[Attributes] = []
     for matched in [*plans, every, {}]:
         plan = {path: {**matched.get(path, {}), **sure.get(path, {})} for path in {**sure, **matched}}
@@ -69,16 +67,16 @@ def attribute_plans(
     return distinct
 
 
-def is_meant(model: nn.Module, left_out: Collection[tuple[type, str]], path: str, name: str) -> bool:
+def _is_meant(model: nn.Module, left_out: Collection[tuple[type, str]], path: str, name: str) -> bool:
     return (type(model.get_submodule(path)), name) not in left_out
 
 
-def select(attributes: Attributes, accepts: Callable[[str, str], bool]) -> Attributes:
+def _only(attributes: Attributes, accepts: Callable[[str, str], bool]) -> Attributes:
     kept = {path: {k: v for k, v in values.items() if accepts(path, k)} for path, values in attributes.items()}
     return {path: values for path, values in kept.items() if values}
 
 
-def doubtful_names(model: nn.Module, attributes: Attributes) -> list[tuple[type, str]]:
+def _doubtful_names(model: nn.Module, attributes: Attributes) -> list[tuple[type, str]]:
     """(class, attribute) where another attribute of the same module had the same value, so that either may be meant."""
     doubtful: dict[tuple[type, str], None] = {}
     for path, values in attributes.items():
@@ -90,12 +88,12 @@ def doubtful_names(model: nn.Module, attributes: Attributes) -> list[tuple[type,
     return list(doubtful)
 
 
-def subsets(items: Sequence[Any], most: int = 5) -> list[set[Any]]:
+def _subsets(items: Sequence[Any], most: int = 5) -> list[set[Any]]:
     """The empty set first, then the smallest; a trial is a run of the model, so not many."""
     return [set(c) for n in range(len(items) + 1) for c in combinations(items, n)][:most]
 
 
-def is_width(name: str) -> bool:
+def _is_width(name: str) -> bool:
     """Names that sizes of channels go by; others (window_size, num_tokens) are matched only if these do not do."""
     return any(
         part in name
@@ -103,7 +101,7 @@ def is_width(name: str) -> bool:
     )
 
 
-def layer_attributes(
+def _layer_attributes(
     model: nn.Module, reading: Reading, dead: Tensor, surgery: Surgery, names: Mapping[str, str]
 ) -> Attributes:
     groups = {(module_path(n), what): int((~dead[labels]).sum()) for (n, what), labels in reading.counts.items()}
@@ -115,14 +113,16 @@ def layer_attributes(
             shapes[name] = surgery.shape(full, tensor.shape) if full in surgery.keep else tuple(tensor.shape)
         changed = any(names.get(f"{path}.{name}" if path else name, "") in surgery.keep for name in shapes)
         count = {what: n for (at, what), n in groups.items() if at == path}
-        values = sizes_of(module, shapes, count) if changed else {}
+        values = _sizes_of_layer(module, shapes, count) if changed else {}
         values = {k: v for k, v in values.items() if hasattr(module, k) and getattr(module, k) != v}
         if values:
             plan[path] = values
     return plan
 
 
-def sizes_of(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], count: Mapping[str, int]) -> dict[str, Any]:
+def _sizes_of_layer(
+    module: nn.Module, shapes: Mapping[str, tuple[int, ...]], count: Mapping[str, int]
+) -> dict[str, Any]:
     """The attributes of a layer that its tensors' shapes determine."""
     weight = shapes.get("weight") or shapes.get("running_mean") or ()
     if isinstance(module, AnyConvolution):
@@ -139,19 +139,19 @@ def sizes_of(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], count: Ma
     return {}
 
 
-def matched_attributes(model: nn.Module, reading: Reading, dead: Tensor) -> Attributes:
+def _matched_attributes(model: nn.Module, reading: Reading, dead: Tensor) -> Attributes:
     """Integers (and integers in tuples) of a module that equal a size which shrinks in an operator of its forward."""
     plan: Attributes = {}
     for path, sizes in changed_sizes(reading, dead).items():
         module = model.get_submodule(path) if path else model
         for name, value in vars(module).items():
-            new = matched(value, sizes)
+            new = _matched(value, sizes)
             if not name.startswith("_") and new != value:
                 plan.setdefault(path, {})[name] = new
     return plan
 
 
-def matched(value: Any, sizes: Mapping[int, int]) -> Any:
+def _matched(value: Any, sizes: Mapping[int, int]) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return sizes.get(value, value)
     if (

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels.coupling import arguments_of, coupling_of, reading_of
-from torch_flowprune.channels.groups import Coupling, alive
+from torch_flowprune.channels.groups import Coupling, living_channels
 from torch_flowprune.channels.rules import RULES
 from torch_flowprune.channels.shrinking.equivalence import ShrinkError, Trial, first_line, tolerance_of
 from torch_flowprune.channels.shrinking.exported_module import (
@@ -33,8 +33,6 @@ from torch_flowprune.channels.shrinking.module_sizes import Surgery, attribute_p
 from torch_flowprune.channels.tracing import Reading, canonical_names, export, read, twin
 from torch_flowprune.inputs import parameters_of
 from torch_flowprune.masking import dense_copy, remove, write_zeros
-
-__all__ = ["ShrinkError", "shrink"]
 
 
 def shrink(
@@ -87,23 +85,23 @@ def shrink(
     reading = reading or reading_of(dense, args, keywords)
     coupling = coupling or coupling_of(reading)
     coupling.check_fits({**dict(dense.named_parameters()), **dict(dense.named_buffers())})
-    kept = alive(coupling, given or {n: p != 0 for n, p in dense.named_parameters()})
-    surgery = Surgery(kept_positions(coupling, kept, dense), {})
+    kept = living_channels(coupling, given or {n: p != 0 for n, p in dense.named_parameters()})
+    surgery = Surgery(_kept_positions(coupling, kept, dense), {})
     if surgery.keep:
         trial = Trial(dense, given, surgery, args, keywords, tolerance_of(reading))
-        small, surgery = attempt(Bench(dense, reading, surgery, trial, args, keywords), graph and not inplace)
+        small, surgery = _attempt(_Bench(dense, reading, surgery, trial, args, keywords), graph and not inplace)
     else:
         small = dense
     if inplace:
         write_zeros(remove(model), given)
-        small = operated(model, surgery)
+        small = _operated(model, surgery)
     if optimizer is not None:
-        hand_over(optimizer, before, small, surgery)
+        _hand_over(optimizer, before, small, surgery)
     return small
 
 
 @dataclass
-class Bench:
+class _Bench:
     """What the attempts at one shrinking share: the dense model, its labels, what is to go, and the trial to pass."""
 
     dense: nn.Module
@@ -116,7 +114,7 @@ class Bench:
 
     @cached_property
     def dead(self) -> Tensor:
-        return dead_labels(self.reading, self.surgery)
+        return _dead_labels(self.reading, self.surgery)
 
     @cached_property
     def calls(self) -> dict[str, tuple[Any, Any]]:
@@ -125,7 +123,7 @@ class Bench:
 
     def build(self, model: nn.Module, surgery: Surgery, replaced: Collection[str] = ()) -> nn.Module:
         """`model`, a copy of the dense one, after surgery, with the modules at some paths replaced by their graphs."""
-        small = operated(model, surgery)
+        small = _operated(model, surgery)
         for path in replaced:
             module = small.get_submodule(path)
             small = graft(small, path, resized_graph(module, *self.graph_of(path)))
@@ -147,7 +145,11 @@ class Bench:
                 for n, k in self.surgery.keep.items()
                 if n.startswith(f"{path}." if path else "")
             }
-            self.graphs[path] = (reading, dead_labels(reading, Surgery(keep, {})), argument_names(module, args, kwargs))
+            self.graphs[path] = (
+                reading,
+                _dead_labels(reading, Surgery(keep, {})),
+                argument_names(module, args, kwargs),
+            )
         return self.graphs[path]
 
     def tried(self, surgery: Surgery, replaced: Collection[str] = ()) -> tuple[Exception | None, nn.Module]:
@@ -167,7 +169,7 @@ class Bench:
             error, small = self.tried(surgery, replaced)
             if error is None:
                 return replaced
-            more = outermost([*replaced, *self.blamed(error, small)])
+            more = _outermost([*replaced, *self.blamed(error, small)])
             if set(more) <= set(replaced):
                 return None
             replaced = more
@@ -185,12 +187,12 @@ class Bench:
         return [p for p, m in sized.items() if type(m) is type(sized[found])] if found else []
 
 
-def outermost(paths: Sequence[str]) -> list[str]:
+def _outermost(paths: Sequence[str]) -> list[str]:
     """Without repeats, and without paths inside others."""
     return [p for p in dict.fromkeys(paths) if not any(p.startswith(f"{q}.") for q in paths)]
 
 
-def attempt(bench: Bench, graph: bool) -> tuple[nn.Module, Surgery]:
+def _attempt(bench: _Bench, graph: bool) -> tuple[nn.Module, Surgery]:
     """The first way that passes: the modules' own code, then some modules as graphs, then all of the model as one."""
     names = canonical_names(bench.dense)
     plans = [
@@ -219,7 +221,7 @@ def attempt(bench: Bench, graph: bool) -> tuple[nn.Module, Surgery]:
 # -- what is dead ------------------------------------------
 
 
-def kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Module) -> dict[str, dict[int, Tensor]]:
+def _kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Module) -> dict[str, dict[int, Tensor]]:
     """Tensor name -> axis -> (size,) bool, for the axes that lose something."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     out: dict[str, dict[int, Tensor]] = {}
@@ -238,7 +240,7 @@ def kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Mod
     return out
 
 
-def dead_labels(reading: Reading, surgery: Surgery) -> Tensor:
+def _dead_labels(reading: Reading, surgery: Surgery) -> Tensor:
     """(labels,) bool: True for every label that is joined to a position that goes."""
     roots = torch.zeros(reading.axes.count, dtype=torch.bool)
     for b in reading.axes.blocks:
@@ -251,7 +253,7 @@ def dead_labels(reading: Reading, surgery: Surgery) -> Tensor:
 # -- surgery ------------------------------------------
 
 
-def operated(model: nn.Module, surgery: Surgery) -> nn.Module:
+def _operated(model: nn.Module, surgery: Surgery) -> nn.Module:
     """The model after surgery, changed in place. Tied tensors stay tied."""
     names = canonical_names(model)
     new: dict[str, Tensor] = {}
@@ -261,7 +263,7 @@ def operated(model: nn.Module, surgery: Surgery) -> nn.Module:
                 full = names[f"{path}.{name}" if path else name] if tensor is not None else ""
                 if tensor is not None and full in surgery.keep:
                     if full not in new:
-                        new[full] = cut_tensor(surgery, full, tensor)
+                        new[full] = _cut_tensor(surgery, full, tensor)
                     held[name] = new[full]
     for path, values in surgery.attributes.items():
         for name, value in values.items():
@@ -269,7 +271,7 @@ def operated(model: nn.Module, surgery: Surgery) -> nn.Module:
     return model
 
 
-def cut_tensor(surgery: Surgery, name: str, tensor: Tensor) -> Tensor:
+def _cut_tensor(surgery: Surgery, name: str, tensor: Tensor) -> Tensor:
     small = surgery.cut(name, tensor.detach()).clone()
     if not isinstance(tensor, nn.Parameter):
         return small
@@ -279,7 +281,7 @@ def cut_tensor(surgery: Surgery, name: str, tensor: Tensor) -> Tensor:
     return parameter
 
 
-def hand_over(
+def _hand_over(
     optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter], small: nn.Module, surgery: Surgery
 ) -> None:
     """The optimizer goes on with the new parameters; state of a parameter's shape is cut as the parameter was."""

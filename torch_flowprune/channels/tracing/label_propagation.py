@@ -156,7 +156,7 @@ class Walk:
         schema = schema_of(node.target).arguments
         bound = {a.name: a.default_value for a in schema if a.has_default_value()}
         bound |= {a.name: v for a, v in zip(schema, node.args, strict=False)} | node.kwargs
-        wanted = parameters_of(rule)
+        wanted = _asked_by(rule)
         first = schema[0].name if schema else ""
         bound.setdefault("x", bound.get(first))
         return {k: torch.fx.node.map_arg(bound[k], self.values.__getitem__) for k in wanted if k in bound}
@@ -221,6 +221,6 @@ def required_by(rule: Rule) -> frozenset[str]:
 
 
 @cache
-def parameters_of(rule: Rule) -> tuple[str, ...]:
+def _asked_by(rule: Rule) -> tuple[str, ...]:
     """The names of a rule's arguments, but for the walk."""
     return tuple(signature(rule).parameters)[1:]

@@ -20,7 +20,7 @@ from torch_flowprune.channels.tracing.labels import Axes, Solution, Value
 from torch_flowprune.channels.tracing.nodes import Traced
 from torch_flowprune.channels.tracing.recorder import recorded
 
-ROUNDS = 10  # walks with different choices; the deepest nesting of choices seen in timm needed 4
+_ROUNDS = 10  # walks with different choices; the deepest nesting of choices seen in timm needed 4
 
 
 @dataclass
@@ -68,7 +68,7 @@ def export(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None
 ) -> Traced:
     """As `torch.export` gives it. sizes: dynamic shapes, as it takes them."""
-    with torch.random.fork_rng(), warnings.catch_warnings(), without_stack_traces():
+    with torch.random.fork_rng(), warnings.catch_warnings(), _without_stack_traces():
         warnings.simplefilter(
             "ignore"
         )  # export warns of caches that modules fill while traced; the twin is thrown away
@@ -86,7 +86,7 @@ def export(
 
 
 @contextmanager
-def without_stack_traces() -> Iterator[None]:
+def _without_stack_traces() -> Iterator[None]:
     """Nobody reads the source line of an operator here, and finding it takes a tenth of an export."""
     config, name = getattr(torch.fx, "config", None), "do_not_emit_stack_traces"
     before = getattr(config, name, None)  # older versions of torch have no such setting
@@ -109,15 +109,15 @@ def read(
     """Label the graph in eval mode (`evaluated`, if at hand), and in train mode where that uses more parameters."""
     names = canonical_names(model)
     traced = {"eval": evaluated or trace(model, args, kwargs, False)}
-    unused = unused_parameters(model, traced.values(), names)
+    unused = _unused_parameters(model, traced.values(), names)
     error = ""
     if unused:
         try:
             traced["train"] = trace(model, args, kwargs, True)
-            unused = unused_parameters(model, traced.values(), names)
+            unused = _unused_parameters(model, traced.values(), names)
         except Exception as e:  # noqa: BLE001 - whatever the training forward raises, what only training reads is then frozen
             error = f"its training graph, which reads further parameters, can not be read: {type(e).__name__}"
-    walk, solution = best_walk(traced, names, rules, error)
+    walk, solution = _best_walk(traced, names, rules, error)
     return Reading(
         traced,
         walk.axes,
@@ -133,13 +133,13 @@ def read(
     )
 
 
-def best_walk(
+def _best_walk(
     traced: Mapping[str, Traced], names: Mapping[str, str], rules: Mapping[str, Rule], error: str
 ) -> tuple[Walk, Solution]:
     """Walks with one set of choices after another; the one that leaves most positions of parameters removable."""
     choices: dict[str, int] = {}
     best: tuple[int, Walk, Solution] | None = None
-    for _ in range(ROUNDS):
+    for _ in range(_ROUNDS):
         walk = Walk(dict(choices))
         for prefix, graph in traced.items():
             walk.prefix = f"{prefix}:"
@@ -149,16 +149,16 @@ def best_walk(
                 for labels in value.dims:
                     walk.axes.freeze(labels, error)
         solution = walk.axes.solve()
-        won = free_positions(walk.axes, solution)
+        won = _free_positions(walk.axes, solution)
         if best is None or won > best[0]:
             best = (won, walk, solution)
-        if not advance(choices, walk.sites, solution):
+        if not _advance(choices, walk.sites, solution):
             break
     assert best is not None
     return best[1], best[2]
 
 
-def advance(choices: dict[str, int], sites: Mapping[str, Site], solution: Solution) -> bool:
+def _advance(choices: dict[str, int], sites: Mapping[str, Site], solution: Solution) -> bool:
     """Take the next option where the one taken is frozen: by hard facts first, as others may then recover."""
     hard: list[str] = []
     soft: list[str] = []
@@ -171,7 +171,7 @@ def advance(choices: dict[str, int], sites: Mapping[str, Site], solution: Soluti
     return bool(hard or soft)
 
 
-def free_positions(axes: Axes, solution: Solution) -> int:
+def _free_positions(axes: Axes, solution: Solution) -> int:
     """How many positions of parameters can be removed."""
     return int((~solution.frozen(axes.places()[2])).sum())
 
@@ -185,7 +185,7 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
     return names
 
 
-def unused_parameters(model: nn.Module, traced: Iterable[Traced], names: Mapping[str, str]) -> tuple[str, ...]:
+def _unused_parameters(model: nn.Module, traced: Iterable[Traced], names: Mapping[str, str]) -> tuple[str, ...]:
     """Parameters that no graph reads."""
     used = {
         names[name]

@@ -18,8 +18,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["FIXED", "Axes", "Block", "Solution", "Value", "components"]
-
 FIXED = 0
 
 
@@ -189,7 +187,7 @@ class Axes:
     def solve(self) -> Solution:
         a = torch.cat([e[0] for e in self._edges]) if self._edges else torch.empty(0, dtype=torch.long)
         b = torch.cat([e[1] for e in self._edges]) if self._edges else torch.empty(0, dtype=torch.long)
-        root = components(self.count, a, b)
+        root = _components(self.count, a, b)
         reasons: dict[int, str] = {}
         for labels, reason in self._frozen:
             for r in torch.unique(root[labels]).tolist():
@@ -201,7 +199,7 @@ class Axes:
         return Solution(root, reasons, frozenset(set(reasons) - hard))
 
 
-def components(count: int, a: Tensor, b: Tensor) -> Tensor:
+def _components(count: int, a: Tensor, b: Tensor) -> Tensor:
     """Connected components of `count` nodes under the edges a[i] - b[i]: the smallest node of each one's component."""
     root = torch.arange(count)
     while True:

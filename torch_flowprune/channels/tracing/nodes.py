@@ -16,10 +16,8 @@ from torch.fx import Graph, Node
 
 from torch_flowprune.torch_internals import schema_of
 
-__all__ = ["Traced", "concrete", "is_in_place", "module_path", "operator_name", "sharing"]
-
 # these may hand their operand on as it is, which their schemas do not say
-HANDING_ON = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as")
+_HANDING_ON = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as")
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,11 @@ class Traced:
 
 def operator_name(node: Node) -> str:
     """`aten.add_.Tensor` -> `add`: overloads share a rule, and so do the in-place forms."""
-    return name_of(node.target)
+    return _target_name(node.target)
 
 
 @cache
-def name_of(target: Any) -> str:
+def _target_name(target: Any) -> str:
     packet = getattr(target, "overloadpacket", None)
     name = str(getattr(packet or target, "__name__", target))
     if name.endswith("_") and not name.startswith("_") and not name.endswith("__"):
@@ -66,9 +64,9 @@ def is_in_place(node: Node) -> bool:
     return schema is not None and bool(schema.is_mutable) and bool(node.args)
 
 
-def is_view(node: Node) -> bool:
+def _is_view(node: Node) -> bool:
     """True where the result may share its first operand's memory, or is picked from results that do."""
-    if node.target is operator.getitem or operator_name(node) in HANDING_ON:
+    if node.target is operator.getitem or operator_name(node) in _HANDING_ON:
         return True
     schema = schema_of(node.target)
     return schema is not None and bool(schema.arguments) and schema.arguments[0].alias_info is not None
@@ -76,11 +74,11 @@ def is_view(node: Node) -> bool:
 
 def sharing(node: Node) -> list[Node]:
     """The nodes whose tensors may share memory with this one's: what it is a view of, and all views of that."""
-    while node.op == "call_function" and is_view(node) and isinstance(node.args[0], Node):
+    while node.op == "call_function" and _is_view(node) and isinstance(node.args[0], Node):
         node = node.args[0]
     found = [node]
     for one in found:
         found += [
-            user for user in one.users if user.op == "call_function" and user.args[:1] == (one,) and is_view(user)
+            user for user in one.users if user.op == "call_function" and user.args[:1] == (one,) and _is_view(user)
         ]
     return found

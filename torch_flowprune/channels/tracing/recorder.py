@@ -23,21 +23,19 @@ from torch_flowprune.channels.tracing.nodes import Traced
 from torch_flowprune.inputs import same_randomness, settle
 from torch_flowprune.torch_internals import BelowAutograd, OperatorMode, schema_of, tree_leaves, tree_map_only
 
-__all__ = ["UnrecordableError", "recorded"]
-
-READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+_READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 """What hands out a tensor's content without an operator that a dispatch mode would see."""
 
-CONTAINERS = (dict, list, tuple)
-LITERALS = ("lift_fresh", "lift_fresh_copy")
+_CONTAINERS = (dict, list, tuple)
+_LITERALS = ("lift_fresh", "lift_fresh_copy")
 """What `torch.tensor` passes the tensor to that it made of numbers."""
 
-ATEN = torch.ops.aten
-UNTAGGED = (
-    ATEN.where.default,
-    ATEN.nonzero_numpy.default,
-    ATEN.repeat_interleave.self_Tensor,
-    ATEN.tensor_split.tensor_indices_or_sections,
+_ATEN = torch.ops.aten
+_UNTAGGED = (
+    _ATEN.where.default,
+    _ATEN.nonzero_numpy.default,
+    _ATEN.repeat_interleave.self_Tensor,
+    _ATEN.tensor_split.tensor_indices_or_sections,
 )
 """Made of operators whose results have a shape that depends on values, and not tagged as such themselves."""
 
@@ -52,7 +50,7 @@ def recorded(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     Raises:
         UnrecordableError: where the graph would not hold for other values; besides, what the forward raises.
     """
-    recorder = Recorder()
+    recorder = _Recorder()
     settle(twin, "train" if training else "eval")
     with (
         same_randomness(twin),
@@ -64,13 +62,13 @@ def recorded(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         )  # the code may write to what it is given
         recorder.know(twin, (args, kwargs))
         recorder.follow(twin)
-        with Closed(recorder), recorder:
+        with _Closed(recorder), recorder:
             outputs = twin(*args, **kwargs)
         recorder.end(outputs)
     return Traced(recorder.graph, recorder.sources)
 
 
-class Recorder(OperatorMode):
+class _Recorder(OperatorMode):
     """A graph that grows by a node an operator."""
 
     def __init__(self) -> None:
@@ -93,18 +91,18 @@ class Recorder(OperatorMode):
         for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
             for name, tensor in named:
                 self.sources[self.placeholder(name, tensor)] = (kind, name)
-        for name, tensor in held_besides(model):
+        for name, tensor in _held_besides(model):
             if tensor not in self.nodes:
                 self.placeholder(name, tensor)
-                self.kept.add(memory_of(tensor))
-        self.kept |= {memory_of(parameter) for parameter in model.parameters()}
+                self.kept.add(_memory_of(tensor))
+        self.kept |= {_memory_of(parameter) for parameter in model.parameters()}
         for tensor in tree_leaves(given):
             if isinstance(tensor, Tensor):
                 self.placeholder("given", tensor)
 
     def placeholder(self, name: str, tensor: Tensor) -> Node:
         node = self.nodes[tensor] = self.graph.placeholder(name.replace(".", "_"))
-        node.meta["val"] = sizes_of(tensor)
+        node.meta["val"] = _without_content(tensor)
         return node
 
     def node_of(self, value: Any) -> Any:
@@ -122,7 +120,7 @@ class Recorder(OperatorMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.overloadpacket.__name__ in LITERALS and args[0] not in self.nodes:
+        if func.overloadpacket.__name__ in _LITERALS and args[0] not in self.nodes:
             self.placeholder("literal", args[0])
         self.check(func, args, kwargs)
         node = self.graph.create_node(
@@ -138,16 +136,18 @@ class Recorder(OperatorMode):
 
     def check(self, func: Any, args: Any, kwargs: Any) -> None:
         """Before the operator runs: is what it does the same for all values, and the model left as it is?"""
-        if reads_values(func, args):
+        if _reads_values(func, args):
             raise self.refuse(f"{func} depends on values")
-        if schema_of(func).is_mutable and any(memory_of(tensor) in self.kept for tensor in written(func, args, kwargs)):
+        if schema_of(func).is_mutable and any(
+            _memory_of(tensor) in self.kept for tensor in _written(func, args, kwargs)
+        ):
             raise self.refuse(f"{func} writes to a parameter or to a tensor that the model holds")
 
     def note(self, node: Node, result: Any) -> None:
         if isinstance(result, Tensor):
-            self.nodes[result], node.meta["val"] = node, sizes_of(result)
+            self.nodes[result], node.meta["val"] = node, _without_content(result)
         elif isinstance(result, (list, tuple)):
-            node.meta["val"] = [sizes_of(one) if isinstance(one, Tensor) else None for one in result]
+            node.meta["val"] = [_without_content(one) if isinstance(one, Tensor) else None for one in result]
             for i, one in enumerate(result):
                 if isinstance(one, Tensor):
                     self.nodes[one] = picked = self.graph.call_function(operator.getitem, (node, i))
@@ -181,61 +181,61 @@ class Recorder(OperatorMode):
         self.modules.pop()
 
 
-class Closed(TorchFunctionMode):
+class _Closed(TorchFunctionMode):
     """Refuses what reads a tensor's content past all operators."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
         self.recorder = recorder
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in READERS:
+        if func in _READERS:
             raise self.recorder.refuse(f"{func.__name__} hands out values")
         return func(*args, **(kwargs or {}))
 
 
-def reads_values(func: Any, args: Any) -> bool:
+def _reads_values(func: Any, args: Any) -> bool:
     """True where the shape of the result depends on values.
 
     Of indices, where one is a mask, of classes, where their number is left open.
     """
-    if func in UNTAGGED:
+    if func in _UNTAGGED:
         return True
-    if func.overloadpacket is ATEN.one_hot:
+    if func.overloadpacket is _ATEN.one_hot:
         return tuple(args[1:]) in ((), (-1,))
-    if func.overloadpacket is ATEN.index:
+    if func.overloadpacket is _ATEN.index:
         return any(isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in args[1])
     return torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags
 
 
-def written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
+def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
     """The tensors that an operator writes to."""
     given = dict(zip((argument.name for argument in schema_of(func).arguments), args, strict=False)) | kwargs
     for argument in schema_of(func).arguments:
         if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from tensors_in(given.get(argument.name))
+            yield from _tensors_in(given.get(argument.name))
 
 
-def memory_of(tensor: Tensor) -> int:
+def _memory_of(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() or id(tensor)
 
 
-def sizes_of(tensor: Tensor) -> Tensor:
+def _without_content(tensor: Tensor) -> Tensor:
     """A tensor without content, so that the graph holds no memory."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
-def held_besides(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _held_besides(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Tensors in plain attributes of the modules: constants, and caches of earlier calls."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if isinstance(value, (Tensor, *CONTAINERS)) and name not in ("_parameters", "_buffers", "_modules"):
-                yield from ((name, tensor) for tensor in tensors_in(value))
+            if isinstance(value, (Tensor, *_CONTAINERS)) and name not in ("_parameters", "_buffers", "_modules"):
+                yield from ((name, tensor) for tensor in _tensors_in(value))
 
 
-def tensors_in(value: Any) -> Iterable[Tensor]:
+def _tensors_in(value: Any) -> Iterable[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, CONTAINERS):
+    elif isinstance(value, _CONTAINERS):
         for one in value.values() if isinstance(value, dict) else value:
-            yield from tensors_in(one)
+            yield from _tensors_in(one)

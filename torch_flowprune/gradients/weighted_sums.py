@@ -1,0 +1,90 @@
+"""Sums over samples, one tensor a parameter, and the sample-weighted means and errors taken from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torch_flowprune.gradients.batch_derivatives import Grads
+from torch_flowprune.inputs import Ranks, wide, wide_type
+from torch_flowprune.torch_internals import foreach_add_, foreach_addcmul_, foreach_mul_
+
+
+def zero_sums(parameters: Sequence[Tensor], *, on_host: bool) -> list[Tensor]:
+    """Sums of nothing, in float32 or better."""
+    device = "cpu" if on_host else None
+    return [torch.zeros_like(value, dtype=wide_type(value), device=device) for value in map(Tensor.detach, parameters)]
+
+
+def add_weighted(total: list[Tensor], values: Sequence[Tensor | None], weight: int) -> list[Tensor]:
+    """``total``, which takes the values that many times."""
+    if pairs := _pairs(total, values):
+        into, added = zip(*pairs, strict=True)
+        foreach_add_(into, added, alpha=weight)
+    return total
+
+
+def add_weighted_squares(total: list[Tensor], values: Grads, weight: int) -> None:
+    """``total`` takes the squares of the values that many times."""
+    if pairs := _pairs(total, values):
+        into, squared = zip(*pairs, strict=True)
+        foreach_addcmul_(into, squared, squared, value=weight)
+
+
+def _pairs(total: list[Tensor], values: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
+    """Where sums are on the host, the values come to it."""
+    return [(into, wide(value).to(into.device)) for into, value in zip(total, values, strict=True) if value is not None]
+
+
+def scale(total: list[Tensor], factor: float) -> list[Tensor]:
+    """``total``, multiplied in place."""
+    foreach_mul_(total, factor)
+    return total
+
+
+def detached(grads: Grads) -> Grads:
+    """The values alone."""
+    return [None if grad is None else grad.detach() for grad in grads]
+
+
+def dot_product(a: Sequence[Tensor], b: Sequence[Tensor | None]) -> Tensor:
+    """Σ a·b over all parameters, in float64."""
+    return torch.stack(
+        [
+            (x.to(y.device) * y).sum(dtype=torch.float64).to(a[0].device)
+            for x, y in zip(a, b, strict=True)
+            if y is not None
+        ]
+    ).sum()
+
+
+def finite_mean_loss(losses: list[Tensor], sizes: list[int]) -> float:
+    """The sample-weighted mean, read from the device once; an infinite or nan loss is an error that names its batch."""
+    values: list[float] = torch.stack(losses).double().tolist()
+    for index, value in enumerate(values):
+        if not abs(value) < float("inf"):
+            raise ValueError(
+                f"the loss of batch {index} is {value}: scores would mean nothing (check the data, or try "
+                "mode='train' on an untrained model)"
+            )
+    return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+
+
+def standard_error(values: Tensor, sizes: list[int], ranks: Ranks) -> float:
+    """Of the sample-weighted mean of a batch quantity, over the batches of all ranks; nan for one batch."""
+    weight = torch.tensor(sizes, dtype=torch.float64, device=values.device)
+    moments = torch.stack(
+        [
+            weight.new_tensor(len(sizes)),
+            weight.sum(),
+            (weight * values).sum(),
+            *((weight**2 * values**i).sum() for i in range(3)),
+        ]
+    )
+    ranks.sum([moments])
+    batches, total, weighted, zeroth, first, second = moments.tolist()
+    mean = weighted / total
+    spread = max(second - 2 * mean * first + mean**2 * zeroth, 0.0)
+    return float((spread * batches / (batches - 1)) ** 0.5 / total) if batches > 1 else float("nan")
