@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import torch_flowprune as fp
-from benchmarks.measure import environment
+from benchmarks.common.measure import environment
 from benchmarks.paper import experiment
 from benchmarks.paper.data import Batch, Data, load
 from benchmarks.paper.experiment import (

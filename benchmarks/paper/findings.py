@@ -1,6 +1,6 @@
 """Results of ``benchmarks.paper.claims`` and ``benchmarks.paper.sweep`` as tables and figures.
 
-    python -m benchmarks.paper.findings benchmarks/results/paper_*.json --docs docs
+    python -m benchmarks.paper.findings benchmarks/results/paper/*.json --docs docs
 
 writes all tables into ``docs/paper_tables.md``, those that ``docs/paper.md`` has a mark for into that, and the figures
 beside them. ``PART ... --merge OUT`` makes one file of several seeds' files, or of the ``result.json`` of several runs
@@ -16,18 +16,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.record import table
 from benchmarks.paper.effects import lines
 from benchmarks.paper.figures import FIGURES, figure, name_of
 from benchmarks.paper.rows import Row
 from benchmarks.paper.sweep import short
 from benchmarks.paper.tables import TABLES
-from benchmarks.record import table
 
 PAGE, ALL = "paper.md", "paper_tables.md"
 _HEAD = """# The paper: all tables
 
-What [The paper, reproduced and questioned](paper.md) rests on, made from `benchmarks/results/paper_*.json` by
-`python -m benchmarks.paper.findings benchmarks/results/paper_*.json --docs docs`. Each cell is the mean ± standard deviation over seeds;
+What [The paper, reproduced and questioned](paper.md) rests on, made from `benchmarks/results/paper/*.json` by
+`python -m benchmarks.paper.findings benchmarks/results/paper/*.json --docs docs`. Each cell is the mean ± standard deviation over seeds;
 *increase* and *preservation* are `gradient_norm_increase` and `gradient_norm_preservation`, with the temperature of the loss they are taken
 of. ΔL and ‖g‖² are those of the plain loss (T = 1) in eval mode, whatever temperature the scores had.
 """

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.measure import environment
+from benchmarks.common.measure import environment
 from benchmarks.paper.data import Data, load
 from benchmarks.paper.protocol import NONE, Config, Run
 

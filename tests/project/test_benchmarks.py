@@ -24,13 +24,13 @@ def lifecycle(monkeypatch):
     pytest.importorskip("timm")
     pytest.importorskip("torchvision")
     monkeypatch.syspath_prepend(str(ROOT))
-    return importlib.import_module("benchmarks.lifecycle")
+    return importlib.import_module("benchmarks.models.lifecycle")
 
 
 def test_cost_quick_measures_every_measure_granularity_and_both_pruners(tmp_path):
     out = tmp_path / "cost.json"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.cost", "--quick", "--out", out],
+        [sys.executable, "-m", "benchmarks.cost.calls", "--quick", "--out", out],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -50,7 +50,7 @@ def test_cost_quick_measures_every_measure_granularity_and_both_pruners(tmp_path
 def test_table_quick_has_a_row_for_every_goal_of_its_kind(tmp_path):
     pytest.importorskip("transformers")
     out = tmp_path / "table.json"
-    command = [sys.executable, "-m", "benchmarks.table", "--quick", "--large", "--out", out]
+    command = [sys.executable, "-m", "benchmarks.cost.goals", "--quick", "--large", "--out", out]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())["rows"]
@@ -77,16 +77,16 @@ def test_table_quick_has_a_row_for_every_goal_of_its_kind(tmp_path):
 
 def test_the_page_of_goals_has_the_rows_of_every_result_kept(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    table = importlib.import_module("benchmarks.table")
+    table = importlib.import_module("benchmarks.cost.goals")
     page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     found = table._results()
-    assert {"benchmarks.table", "benchmarks.sweeps"} <= {result["command"].split()[2] for result in found}
+    assert {"benchmarks.cost.goals", "benchmarks.cost.sweeps"} <= {result["command"].split()[2] for result in found}
     assert all(table.report(result) in page for result in found)
 
 
 def test_sweeps_quick_has_every_row_and_the_correlations(tmp_path):
     out = tmp_path / "sweeps.json"
-    command = [sys.executable, "-m", "benchmarks.sweeps", "--quick", "--correlations", "--out", out]
+    command = [sys.executable, "-m", "benchmarks.cost.sweeps", "--quick", "--correlations", "--out", out]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
@@ -136,7 +136,7 @@ def test_sweeps_names_every_peer_that_is_at_hand_and_says_which_is_not(tmp_path)
     command = [
         sys.executable,
         "-m",
-        "benchmarks.sweeps",
+        "benchmarks.cost.sweeps",
         "--quick",
         "--peer",
         tmp_path,
@@ -167,7 +167,7 @@ def subject(lifecycle, layer):
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), layer(64, 8), nn.ReLU(), nn.Linear(8, 3)
     )
     batches = [(torch.randn(4, 3, 6, 6), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
-    zoo = sys.modules["benchmarks.zoo"]
+    zoo = sys.modules["benchmarks.models.zoo"]
     return zoo.Subject(model, batches, lambda model, batch: functional.cross_entropy(model(batch[0]), batch[1]))
 
 
@@ -191,7 +191,7 @@ def test_a_forward_that_goes_past_the_mask_is_found(lifecycle):
 
 def test_latency_quick_measures_speed_and_memory_before_and_after(tmp_path):
     out = tmp_path / "latency.json"
-    command = [sys.executable, "-m", "benchmarks.latency", "--quick", "--out", out]
+    command = [sys.executable, "-m", "benchmarks.cost.latency", "--quick", "--out", out]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())

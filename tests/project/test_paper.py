@@ -729,7 +729,7 @@ def test_the_pages_say_what_the_results_say(paper):
     """Tables and effects of the documentation are those that the results make."""
     found = [
         json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((ROOT / "benchmarks" / "results").glob("paper_*.json"))
+        for path in sorted((ROOT / "benchmarks" / "results" / "paper").glob("*.json"))
     ]
     page, tables = (
         (ROOT / "docs" / name).read_text(encoding="utf-8") for name in (paper.findings.PAGE, paper.findings.ALL)

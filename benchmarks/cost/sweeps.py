@@ -1,12 +1,12 @@
 """What the sweeps of a flow cost, each against its goal, as ratios of processor time taken in one run.
 
-    python -m benchmarks.sweeps [--models vgg13 mobilenet resnet56 resnet50 vit_small] [--rounds 3] [--out
-        benchmarks/results/sweeps.json] [--peer DIR] [--torch-pruning DIR] [--synaptic-flow DIR] [--correlations]
+    python -m benchmarks.cost.sweeps [--models vgg13 mobilenet resnet56 resnet50 vit_small] [--rounds 3] [--out
+        benchmarks/results/cost/sweeps.json] [--peer DIR] [--torch-pruning DIR] [--synaptic-flow DIR] [--correlations]
         [--quick]
 
 ``--peer`` is a checkout of the paper's own code (flowandprune), ``--torch-pruning`` a folder that Torch-Pruning is
 installed in, ``--synaptic-flow`` a checkout of that repository: each is then timed beside ours, on the same model and
-samples. ``--correlations`` adds how scores in bfloat16 rank against those in float32. ``benchmarks/notes.md`` says
+samples. ``--correlations`` adds how scores in bfloat16 rank against those in float32. ``benchmarks/cost/notes.md`` says
 where the time goes.
 """
 
@@ -29,15 +29,15 @@ from torch import nn
 from torch.nn import functional
 
 import torch_flowprune as fp
-from benchmarks import peers
-from benchmarks.measure import alternating
+from benchmarks.common.measure import alternating
+from benchmarks.common.record import Row, begun, keep, steady
+from benchmarks.cost import peers
+from benchmarks.cost.peers import PAPER, SYNAPTIC_FLOW, TORCH_PRUNING, Batches, Folders, Work
 from benchmarks.paper.models import MODELS, build
-from benchmarks.peers import PAPER, SYNAPTIC_FLOW, TORCH_PRUNING, Batches, Folders, Work
-from benchmarks.record import Row, begun, keep, steady
 from torch_flowprune.analysis.rank_correlation import laid_out, spearman
 from torch_flowprune.scoring import measures
 
-COMMAND = "python -m benchmarks.sweeps"
+COMMAND = "python -m benchmarks.cost.sweeps"
 NAMES = ("vgg13", "mobilenet", "resnet56", "resnet50", "vit_small")
 CORRELATED = ("resnet18", "resnet50", "vit_small", "trained")
 """With random weights, but for the last: ResNet-20, half as wide, trained on scikit-learn's digits."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.coverage.models import built
+from benchmarks.models.coverage.models import built
 from torch_flowprune.channels.coupling import coupling_of, masks, reading_of, rows
 from torch_flowprune.channels.shrinking.equivalence import relative_error, write_zeros
 from torch_flowprune.channels.shrinking.exported_module import ExportedModule

@@ -1,6 +1,7 @@
 """The goals of cost, each measured beside its peer in one run: met or missed.
 
-    python -m benchmarks.table [--large] [--quick] [--only ROW ...] [--out benchmarks/results/table.json] [--readme]
+    python -m benchmarks.cost.goals [--large] [--quick] [--only ROW ...] [--readme]
+        [--out benchmarks/results/cost/goals.json]
 
 ``benchmarks/README.md`` says how to read the result. ``--large`` adds the model of 1.3 B weights, which takes 17 GiB
 and a minute or two.
@@ -30,13 +31,13 @@ from torch.nn.utils import prune
 from torch.profiler import ProfilerActivity, profile
 
 import torch_flowprune as fp
-from benchmarks.cost import SPARSITY, _ours, _tensor_bytes, _torch, build, weights_of
-from benchmarks.measure import Times, alternating, forget_peak, memory
-from benchmarks.record import README, RESULTS, ROOT, Row, begun, into_page, keep, steady, table
+from benchmarks.common.measure import Times, alternating, forget_peak, memory
+from benchmarks.common.record import README, RESULTS, ROOT, Row, begun, into_page, keep, steady, table
+from benchmarks.cost.calls import SPARSITY, _ours, _tensor_bytes, _torch, build, weights_of
 from torch_flowprune.inputs.parameters import prunable
 
-COMMAND = "python -m benchmarks.table"
-MARKS = ("<!-- table of python -m benchmarks.table -->", "<!-- end of table -->")
+COMMAND = "python -m benchmarks.cost.goals"
+MARKS = ("<!-- table of python -m benchmarks.cost.goals -->", "<!-- end of table -->")
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _model(name: str) -> nn.Module:
 def _fresh(who: str, name: str) -> dict[str, float]:
     """In a process of its own, where nothing else has held memory before."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.table", "--alone", who, name],
+        [sys.executable, "-m", "benchmarks.cost.goals", "--alone", who, name],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -431,7 +432,7 @@ def _alone(who: str, what: str) -> dict[str, float]:
 
 def _results() -> list[dict[str, Any]]:
     """Every result kept that has such rows, whichever benchmark wrote it."""
-    kept = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
+    kept = [json.loads(file.read_text()) for file in sorted((RESULTS / "cost").glob("*.json"))]
     return [
         found
         for found in kept

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import environment
+from benchmarks.common.measure import environment
 
-ROOT = Path(__file__).resolve().parent.parent
-README = Path(__file__).with_name("README.md")
-RESULTS = README.parent / "results"
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "benchmarks" / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Which models the package carries: one of every family, pruned, trained, copied, averaged, saved, loaded and made dense again.
+"""Which models the package carries: one of every family, pruned, trained, copied, averaged, saved, loaded, made dense.
 
-    python -m benchmarks.families [--only REGEX] [--jobs 1] [--timeout 240] [--again REGEX] [--out FILE.json] [--docs
+    python -m benchmarks.models.families [--only REGEX] [--jobs 1] [--timeout 240] [--again REGEX] [--out FILE.json] [--docs
     docs/families.md]
 
 Every model runs in a process of its own. What is done is kept (``--work``), so that a run goes on where it stopped.
@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import lifecycle, zoo
-from benchmarks.measure import commit, environment
+from benchmarks.common.measure import commit, environment
+from benchmarks.common.record import RESULTS
+from benchmarks.models import lifecycle, zoo
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-COMMAND = "python -m benchmarks.families"
+COMMAND = "python -m benchmarks.models.families"
 NO_SECOND_DERIVATIVE = "H·g needs second derivatives, and an operator of this model has none"
 
 
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     pending = [
         key for key in chosen if not _file(options.work, key).exists() or _repeat(options.work, key, options.again)
     ]
-    _PROCESSES.set_forkserver_preload(["benchmarks.lifecycle"])
+    _PROCESSES.set_forkserver_preload(["benchmarks.models.lifecycle"])
     with ThreadPoolExecutor(options.jobs) as pool:
         list(
             tqdm(
@@ -71,9 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     parser.add_argument("--timeout", type=float, default=240, help="seconds for one model")
     parser.add_argument("--work", type=Path, default=Path("build/families"), help="where each model's result is kept")
-    parser.add_argument(
-        "--out", type=Path, default=Path("benchmarks/results/families.json"), help="all results as JSON"
-    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "models" / "families.json", help="all results as JSON")
     parser.add_argument("--docs", type=Path, default=None, help="write the page with the table there")
     return parser
 

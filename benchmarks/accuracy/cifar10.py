@@ -1,6 +1,6 @@
 """What each measure does to a trained net on real pictures: CIFAR-10, pruned by every measure, before any fine-tuning.
 
-    python -m benchmarks.cifar10 --data DIR [--images 10000] [--epochs 10] [--seeds 3] [--out FILE.json] [--docs
+    python -m benchmarks.accuracy.cifar10 --data DIR [--images 10000] [--epochs 10] [--seeds 3] [--out FILE.json] [--docs
     docs/cifar10.md]
 
 DIR holds ``train/<class>/*`` and ``test/<class>/*``, as torchvision's ImageFolder reads them.
@@ -25,11 +25,11 @@ from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 import torch_flowprune as fp
-from benchmarks.measure import environment
-from benchmarks.record import table
+from benchmarks.common.measure import environment
+from benchmarks.common.record import RESULTS, table
 from torch_flowprune.cli.demo import accuracy, fit, network
 
-COMMAND = "python -m benchmarks.cifar10"
+COMMAND = "python -m benchmarks.accuracy.cifar10"
 SPARSITIES = {"weight": (0.05, 0.5, 0.75, 0.9), "filter": (0.3, 0.5)}
 BATCH = 128
 MIN_KEEP = 1
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cifar10.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "accuracy" / "cifar10.json")
     parser.add_argument("--docs", type=Path, help="write the page with the tables there")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

@@ -1,6 +1,6 @@
 """How much faster and smaller a model is once half of its channels are removed: measured, beside what the counts say.
 
-    python -m benchmarks.latency --out benchmarks/results/latency.json --docs
+    python -m benchmarks.cost.latency --out benchmarks/results/cost/latency.json --docs
 
 Half of the channels of every coupled group go by magnitude, and the model is shrunk. Latency: the dense, the masked and
 the shrunk model answer the same input in turn, in inference mode; with one thread it is processor time, which other
@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import torch_flowprune as fp
-from benchmarks.measure import alternating, forget_peak, memory
-from benchmarks.record import ROOT, begun, into_page, keep, steady, table
+from benchmarks.common.measure import alternating, forget_peak, memory
+from benchmarks.common.record import ROOT, begun, into_page, keep, steady, table
 from torch_flowprune.channels.shrinking.equivalence import relative_error
 
-COMMAND = "python -m benchmarks.latency"
+COMMAND = "python -m benchmarks.cost.latency"
 PAGE = ROOT / "docs" / "structured.md"
-MARKS = ("<!-- table of python -m benchmarks.latency -->", "<!-- end of table -->")
+MARKS = ("<!-- table of python -m benchmarks.cost.latency -->", "<!-- end of table -->")
 MODELS = ("resnet50", "mobilenetv2_100", "convnext_atto", "vit_small_patch16_224")
 QUICK = "small"
 """The model of ``--quick``: a small convolutional net, for the tests."""
@@ -149,7 +149,7 @@ def in_fresh_process(model: nn.Module, x: Tensor, threads: int, repeats: int) ->
         command = [
             sys.executable,
             "-m",
-            "benchmarks.latency",
+            "benchmarks.cost.latency",
             "--threads",
             str(threads),
             "--memory-of",

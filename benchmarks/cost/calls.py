@@ -1,6 +1,6 @@
 """What scoring, selecting and masking cost, as ratios taken in one run.
 
-    python -m benchmarks.cost [--models resnet50 vit_base_patch16_224] [--quick] [--rounds 5] [--out FILE.json]
+    python -m benchmarks.cost.calls [--models resnet50 vit_base_patch16_224] [--quick] [--rounds 5] [--out FILE.json]
     [--readme]
 
 ``benchmarks/README.md`` says how to read the result.
@@ -26,13 +26,13 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 import torch_flowprune as fp
-from benchmarks.measure import Times, alternating, forget_peak, memory
-from benchmarks.record import README, RESULTS, ROOT, begun, into_page, keep, steady, table
+from benchmarks.common.measure import Times, alternating, forget_peak, memory
+from benchmarks.common.record import README, RESULTS, ROOT, begun, into_page, keep, steady, table
 from torch_flowprune.inputs.parameters import prunable
 from torch_flowprune.scoring import measures
 from torch_flowprune.scoring.importance import candidates_of, evaluate
 
-COMMAND = "python -m benchmarks.cost"
+COMMAND = "python -m benchmarks.cost.calls"
 GRANULARITIES = ("weight", "filter", "2:4")
 SPARSITY = 0.9
 QUICK = "small"
@@ -58,7 +58,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         into_page(
             README,
             _MARKS,
-            "\n\n".join(report(json.loads(file.read_text())) for file in sorted(RESULTS.glob("cost*.json"))),
+            "\n\n".join(
+                report(json.loads(file.read_text())) for file in sorted((RESULTS / "cost").glob("calls*.json"))
+            ),
         )
     return found
 
@@ -78,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--readme",
         action="store_true",
-        help="put the tables of all benchmarks/results/cost*.json into benchmarks/README.md",
+        help="put the tables of all benchmarks/results/cost/calls*.json into benchmarks/README.md",
     )
     parser.add_argument("--memory-of", nargs=2, metavar=("WORK", "MODEL"), help=argparse.SUPPRESS)
     return parser
@@ -218,7 +220,7 @@ def selection(model: nn.Module, rounds: int) -> dict[str, Any]:
 
 
 def _in_fresh_process(work: str, name: str, threads: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.cost", "--threads", str(threads), "--memory-of", work, name]
+    command = [sys.executable, "-m", "benchmarks.cost.calls", "--threads", str(threads), "--memory-of", work, name]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"measuring the memory of {work} on {name} failed: {done.stderr[-2000:]}")
@@ -329,7 +331,7 @@ def _measure_table(scores: dict[str, Any]) -> list[str]:
     return table(["measure: of forward+backward (formula, ms)", *GRANULARITIES], rows)
 
 
-_MARKS = ("<!-- tables of python -m benchmarks.cost -->", "<!-- end of tables -->")
+_MARKS = ("<!-- tables of python -m benchmarks.cost.calls -->", "<!-- end of tables -->")
 
 
 if __name__ == "__main__":

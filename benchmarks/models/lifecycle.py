@@ -19,7 +19,7 @@ from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_flowprune as fp
-from benchmarks.zoo import Subject, gradients, outputs
+from benchmarks.models.zoo import Subject, gradients, outputs
 from torch_flowprune.inputs.parameters import parameters_of
 
 MEASURES = ("magnitude", "loss_preservation", "gradient_norm_preservation")

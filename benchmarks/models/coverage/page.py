@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.coverage.trial import EQUAL, LIMIT, RATIOS
+from benchmarks.models.coverage.trial import EQUAL, LIMIT, RATIOS
 
 HEAD = f"""# Coverage
 
@@ -58,7 +58,7 @@ def command(data: Mapping[str, Any], known: int) -> str:
         else ""
     )
     return (
-        f"    python -m benchmarks.coverage --peer PATH --docs docs/coverage.md\n\n{versions}; "
+        f"    python -m benchmarks.models.coverage --peer PATH --docs docs/coverage.md\n\n{versions}; "
         f"{environment['processor']}, one thread. "
         f"{len(results)} of {known} models. Commits: {rows}.{anew}"
     )

@@ -1,8 +1,8 @@
 """Couples, prunes and shrinks every architecture, and says whether what is left computes the same; beside Torch-Pruning.
 
-    python -m benchmarks.coverage                             # all; resumes where it stopped
-    python -m benchmarks.coverage --only levit --again .      # some models, once more
-    python -m benchmarks.coverage --peer PATH                 # beside Torch-Pruning installed in PATH
+    python -m benchmarks.models.coverage                             # all; resumes where it stopped
+    python -m benchmarks.models.coverage --only levit --again .      # some models, once more
+    python -m benchmarks.models.coverage --peer PATH                 # beside Torch-Pruning installed in PATH
 
 The smallest model of every timm module and every torchvision classification model, with random weights, affine
 parameters and running statistics. Of each group of channels 50 %, then 25 %, with the lowest norm of their producers'
@@ -28,12 +28,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.coverage.models import listed
-from benchmarks.coverage.page import page
-from benchmarks.coverage.trial import LIMIT, RATIOS, TOOLS, building, trial
-from benchmarks.measure import commit, environment
+from benchmarks.common.measure import commit, environment
+from benchmarks.common.record import RESULTS
+from benchmarks.models.coverage.models import listed
+from benchmarks.models.coverage.page import page
+from benchmarks.models.coverage.trial import LIMIT, RATIOS, TOOLS, building, trial
 
-RESULTS = Path(__file__).parent.parent / "results" / "coverage"
 MEMORY = 14  # GiB of address space for one process
 FORK = multiprocessing.get_context("fork")
 
@@ -123,10 +123,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.coverage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.models.coverage",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--out", type=Path, default=RESULTS, help="read and written: OUT.json, and OUT.models.json, the list of models"
+        "--out",
+        type=Path,
+        default=RESULTS / "models" / "coverage",
+        help="read and written: OUT.json, and OUT.models.json, the list of models",
     )
     parser.add_argument("--docs", type=Path, help="write the page with the table there")
     parser.add_argument("--only", default="", metavar="REGEX", help="only models whose library/name matches")
