@@ -1,7 +1,7 @@
 """What each measure does to a trained net on real pictures: CIFAR-10, pruned by every measure, before any fine-tuning.
 
-    python -m benchmarks.accuracy.cifar10 --data DIR [--images 10000] [--epochs 10] [--seeds 3] [--out FILE.json] [--docs
-    docs/cifar10.md]
+    python -m benchmarks.accuracy.cifar10 --data DIR [--images 10000] [--epochs 10] [--seeds 3]
+        [--out FILE.json] [--docs docs/cifar10.md]
 
 DIR holds ``train/<class>/*`` and ``test/<class>/*``, as torchvision's ImageFolder reads them.
 """
@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 import torch_flowprune as fp
 from benchmarks.common.measure import environment
-from benchmarks.common.record import RESULTS, table
+from benchmarks.common.page import shown, table, wrapped
+from benchmarks.common.record import RESULTS
 from torch_flowprune.cli.demo import accuracy, fit, network
 
 COMMAND = "python -m benchmarks.accuracy.cifar10"
@@ -205,9 +206,9 @@ def page(found: dict[str, Any]) -> str:
             f"{statistics.mean(values(f'{key} predicted', *case)):+.2g} / {statistics.mean(values(key, *case)):+.2g}"
         )
 
-    return _PAGE.format(
-        command=COMMAND,
-        options=" ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items()),
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
+    text = _PAGE.format(
+        command=shown(f"{COMMAND} --data DIR {options} --docs docs/cifar10.md"),
         **settings,
         processor=machine["processor"],
         cores=machine["cores"],
@@ -225,6 +226,7 @@ def page(found: dict[str, Any]) -> str:
         loss_changes=by_measure(against("loss change")),
         norm_changes=by_measure(against("norm change")),
     )
+    return wrapped(text)
 
 
 def _percent(values: list[float]) -> str:
@@ -234,21 +236,23 @@ def _percent(values: list[float]) -> str:
 
 _PAGE = """# CIFAR-10
 
-The demo's net (three convolutions with batch norm and a linear layer, {weights:,} parameters) trained for {epochs} epochs on {images:,}
-images of CIFAR-10, then pruned in one step by every measure, without any training afterwards. Scores, losses and ‖g‖² are taken over
-{score_images:,} of the training images in eval mode, accuracies over {test_images:,} test images; means over {seeds} seeds, ± one standard
-deviation. Filters: every layer keeps at least one (`min_keep={min_keep}`).
+The demo's net (three convolutions with batch norm and a linear layer, {weights:,} parameters) trained for {epochs}
+epochs on {images:,} images of CIFAR-10, then pruned in one step by every measure, without any training afterwards.
+Scores, losses and ‖g‖² are taken over {score_images:,} of the training images in eval mode, accuracies over
+{test_images:,} test images; means over {seeds} seeds, ± one standard deviation. Filters: every layer keeps at least one
+(`min_keep={min_keep}`).
 
-The images are CIFAR-10's, compressed as JPEG files, which is lossy: accuracies may differ a little from those on the original arrays.
+The images are CIFAR-10's, compressed as JPEG files, which is lossy: accuracies may differ a little from those on the
+original arrays.
 
-    {command} --data DIR {options} --docs docs/cifar10.md
+{command}
 
 {processor}, {cores} cores, {memory} GiB, {threads} thread(s); {versions}; commit {commit}; {seconds} s in all.
 
 The dense net: accuracy {dense}, loss {dense_loss}, ‖g‖² {dense_norm}.
 
-The net is trained briefly and at one learning rate. Without fine-tuning every measure is near chance (10 %) from weights 90 % or
-filters 30 % on: differences there mean nothing.
+The net is trained briefly and at one learning rate. Without fine-tuning every measure is near chance (10 %) from
+weights 90 % or filters 30 % on: differences there mean nothing.
 
 ## Accuracy
 
@@ -264,8 +268,9 @@ filters 30 % on: differences there mean nothing.
 
 ## Change of the loss: predicted / actual
 
-Predicted to first order, −Σ θ·g over what went. At weights 5 % it gives the size where what goes is itself small (magnitude, synflow),
-not for loss preservation or at random; of larger cuts it says little: there the curvature decides.
+Predicted to first order, −Σ θ·g over what went. At weights 5 % it gives the size where what goes is itself small
+(magnitude, synflow), not for loss preservation or at random; of larger cuts it says little: there the curvature
+decides.
 
 {loss_changes}
 

@@ -1,4 +1,4 @@
-"""What every benchmark does with its figures: names command and machine, keeps them as JSON, puts them into a page.
+"""What every benchmark does with its figures: names command and machine, and keeps them as JSON.
 
 And a goal, met or missed.
 """
@@ -71,15 +71,3 @@ def keep(record: dict[str, Any], out: Path | None) -> None:
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a Markdown table, figures to the right."""
-    return ["| " + " | ".join(row) + " |" for row in [head, ["---", *["---:"] * (len(head) - 1)], *rows]]
-
-
-def into_page(page: Path, marks: tuple[str, str], text: str) -> None:
-    """Put the text between two marks of a page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(marks[0])
-    _, _, after = rest.partition(marks[1])
-    page.write_text(f"{before}{marks[0]}\n\n{text}\n\n{marks[1]}{after}", encoding="utf-8")

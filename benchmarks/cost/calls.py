@@ -1,7 +1,7 @@
 """What scoring, selecting and masking cost, as ratios taken in one run.
 
-    python -m benchmarks.cost.calls [--models resnet50 vit_base_patch16_224] [--quick] [--rounds 5] [--out FILE.json]
-    [--readme]
+    python -m benchmarks.cost.calls [--models resnet50 vit_base_patch16_224] [--quick] [--rounds 5]
+        [--out FILE.json] [--readme]
 
 ``benchmarks/README.md`` says how to read the result.
 """
@@ -27,7 +27,8 @@ from torch.nn.utils import prune
 
 import torch_flowprune as fp
 from benchmarks.common.measure import Times, alternating, forget_peak, memory
-from benchmarks.common.record import README, RESULTS, ROOT, begun, into_page, keep, steady, table
+from benchmarks.common.page import into_page, shown, table
+from benchmarks.common.record import README, RESULTS, ROOT, begun, keep, steady
 from torch_flowprune.inputs.parameters import prunable
 from torch_flowprune.scoring import measures
 from torch_flowprune.scoring.importance import candidates_of, evaluate
@@ -131,7 +132,7 @@ def weights_of(model: nn.Module) -> list[Tensor]:
 
 
 def scoring(model: nn.Module, data: Batches, rounds: int) -> dict[str, Any]:
-    """Each flow against one forward+backward over the same batches, and each formula on its flow for every granularity."""
+    """Each flow against a forward+backward over the same batches, and each formula on its flow by granularity."""
     theta0 = {name: value.clone() for name, value in model.state_dict().items()}
     needed = {
         name: tuple(kind for kind in measures.needs(name) if kind not in ("theta", "theta0", "generator"))
@@ -267,7 +268,7 @@ def report(found: dict[str, Any]) -> str:
     machine = found["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
-        f"    {found['command']}",
+        shown(found["command"]),
         "",
         (
             f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['threads']} "

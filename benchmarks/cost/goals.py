@@ -32,7 +32,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import torch_flowprune as fp
 from benchmarks.common.measure import Times, alternating, forget_peak, memory
-from benchmarks.common.record import README, RESULTS, ROOT, Row, begun, into_page, keep, steady, table
+from benchmarks.common.page import into_page, shown, table
+from benchmarks.common.record import README, RESULTS, ROOT, Row, begun, keep, steady
 from benchmarks.cost.calls import SPARSITY, _ours, _tensor_bytes, _torch, build, weights_of
 from torch_flowprune.inputs.parameters import prunable
 
@@ -448,7 +449,7 @@ def report(found: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['threads']} thread(s)"
     )
     lines = [
-        f"    {found['command']}",
+        shown(found["command"]),
         "",
         f"{where}; torch {machine['versions']['torch']}; commit {machine['commit']}.",
         "",

@@ -28,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torch_flowprune as fp
 from benchmarks.common.measure import alternating, forget_peak, memory
-from benchmarks.common.record import ROOT, begun, into_page, keep, steady, table
+from benchmarks.common.page import into_page, shown, table
+from benchmarks.common.record import ROOT, begun, keep, steady
 from torch_flowprune.channels.shrinking.equivalence import relative_error
 
 COMMAND = "python -m benchmarks.cost.latency"
@@ -195,7 +196,7 @@ def report(found: dict[str, Any]) -> str:
     ]
     rows = [_row(name, result) for name, result in found["models"].items()]
     return "\n".join([
-        f"    {found['command']}",
+        shown(found["command"]),
         "",
         (f"{machine['processor']}, {settings['threads']} thread(s), {kind}, batch of {settings['batch']}; {versions}; "
         f"commit {machine['commit']}."),

@@ -84,7 +84,7 @@ def taylor(folder: Path, model: nn.Module, data: Batches) -> Work:
 
 
 def synaptic_flow(folder: Path, model: nn.Module, data: Batches, rounds: int) -> Work:
-    """The loop of Synaptic Flow's repository down to a tenth of the weights, on its own ResNet-50 with the weights of ours.
+    """The loop of Synaptic Flow's repository down to a tenth of the weights, on its own ResNet-50 with our weights.
 
     It returns the share of the weights that is left: its scores are in float32, and where they overflow, everything
     goes.

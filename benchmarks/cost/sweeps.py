@@ -1,8 +1,8 @@
 """What the sweeps of a flow cost, each against its goal, as ratios of processor time taken in one run.
 
-    python -m benchmarks.cost.sweeps [--models vgg13 mobilenet resnet56 resnet50 vit_small] [--rounds 3] [--out
-        benchmarks/results/cost/sweeps.json] [--peer DIR] [--torch-pruning DIR] [--synaptic-flow DIR] [--correlations]
-        [--quick]
+    python -m benchmarks.cost.sweeps [--models vgg13 mobilenet resnet56 resnet50 vit_small] [--rounds 3] [--quick]
+        [--peer DIR] [--torch-pruning DIR] [--synaptic-flow DIR] [--correlations]
+        [--out benchmarks/results/cost/sweeps.json]
 
 ``--peer`` is a checkout of the paper's own code (flowandprune), ``--torch-pruning`` a folder that Torch-Pruning is
 installed in, ``--synaptic-flow`` a checkout of that repository: each is then timed beside ours, on the same model and
@@ -284,7 +284,7 @@ def synaptic(name: str, rounds: int, folders: Folders) -> list[Row]:
 
 
 def correlations(name: str) -> dict[str, float]:
-    """Spearman's rank correlation of scores in bfloat16 with those in float32, of single weights of all layers (a million of them)."""
+    """Spearman's rank correlation of scores in bfloat16 with those in float32, of a million weights of all layers."""
     if name == "trained":
         model, data = trained()
     else:

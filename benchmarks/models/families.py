@@ -1,7 +1,7 @@
 """Which models the package carries: one of every family, pruned, trained, copied, averaged, saved, loaded, made dense.
 
-    python -m benchmarks.models.families [--only REGEX] [--jobs 1] [--timeout 240] [--again REGEX] [--out FILE.json] [--docs
-    docs/families.md]
+    python -m benchmarks.models.families [--only REGEX] [--jobs 1] [--timeout 240] [--again REGEX]
+        [--out FILE.json] [--docs docs/families.md]
 
 Every model runs in a process of its own. What is done is kept (``--work``), so that a run goes on where it stopped.
 """
@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.common.measure import commit, environment
+from benchmarks.common.page import shown, wrapped
 from benchmarks.common.record import RESULTS
 from benchmarks.models import lifecycle, zoo
 
@@ -52,9 +53,10 @@ def main(arguments: list[str] | None = None) -> None:
     results = [
         json.loads(_file(options.work, key).read_text()) for key in sorted(keys) if _file(options.work, key).exists()
     ]
-    _write(options.out, json.dumps({"environment": environment(), "results": results}, indent=1) + "\n")
+    machine = environment()
+    _write(options.out, json.dumps({"environment": machine, "results": results}, indent=1) + "\n")
     if options.docs:
-        _write(options.docs, page(results, keys))
+        _write(options.docs, page(machine, results, keys))
     print(summary(results, keys))
 
 
@@ -180,45 +182,46 @@ def summary(results: list[dict[str, Any]], keys: Sequence[str]) -> str:
     return f"{len(results)} of {len(keys)} models run: {ends}" + (f"; not run: {', '.join(missing)}" if missing else "")
 
 
-def page(results: list[dict[str, Any]], keys: Sequence[str]) -> str:
+def page(machine: dict[str, Any], results: list[dict[str, Any]], keys: Sequence[str]) -> str:
     """The documentation page: what was done, the table, and every failure with its reason."""
-    machine = environment()
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     header = ["model", "built with", "parameters", *_COLUMNS.values()]
     rows = [header, ["---"] * len(header), *(_row(result) for result in results)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return _PAGE.format(
+    text = _PAGE.format(
         summary=summary(results, keys),
         versions=versions,
         processor=machine["processor"],
-        command=COMMAND,
+        command=shown(f"{COMMAND} --docs docs/families.md"),
         table=table,
         notes=_notes(results),
     )
+    return wrapped(text)
 
 
 _PAGE = """# Model families
 
-One model of every family: the smallest of each module that `timm.list_modules()` gives, of each torchvision module (classification,
-detection, segmentation, video), and BERT, GPT-2 and Llama built small from a config. Each is trained for three steps, then for single
-weights and for filters, by magnitude, loss preservation and gradient norm:
+One model of every family: the smallest of each module that `timm.list_modules()` gives, of each torchvision module
+(classification, detection, segmentation, video), and BERT, GPT-2 and Llama built small from a config. Each is trained
+for three steps, then for single weights and for filters, by magnitude, loss preservation and gradient norm:
 
 1. pruned to 50 %: exactly half of the units go (every layer keeps a tenth);
-2. run, and its output compared with that of a *dense twin*, an unpruned model with the zeros written into its weights (into the kernel,
-   where a convolution standardises its weight first);
-3. trained for two steps of Adam with weight decay: in each, the loss and the gradient of every parameter are the twin's, masked;
+2. run, and its output compared with that of a *dense twin*, an unpruned model with the zeros written into its weights
+   (into the kernel, where a convolution standardises its weight first);
+3. trained for two steps of Adam with weight decay: in each, the loss and the gradient of every parameter are the
+   twin's, masked;
 4. compared with the twin again: the masks hold in the weights that the forward really uses;
 5. copied (`copy.deepcopy`), and the copy trained;
 6. averaged (`torch.optim.swa_utils.AveragedModel`, timm's `ModelEmaV3`);
 7. saved and loaded, `state_dict` into a fresh pruned model;
 8. made dense (`fp.remove`): names, order and output as before, and the state loads into an unpruned model.
 
-Outputs, losses and gradients are compared up to 1e-4 of their largest value. A cell says whether all eight hold, and the seconds they took
-on one thread of a machine in use.
+Outputs, losses and gradients are compared up to 1e-4 of their largest value. A cell says whether all eight hold, and
+the seconds they took on one thread of a machine in use.
 
 **{summary}.**
 
-    {command} --docs docs/families.md
+{command}
 
 {versions}; {processor}, one thread.
 
@@ -267,11 +270,14 @@ def _remarks(results: list[dict[str, Any]], kind: str) -> str:
     return "\n".join(f"- `{key}`: {note}" for key, note in found.items()) or "None."
 
 
-_REFUSED = """Convolutions that standardise their weight before they use it: the mask acts on the kernel, where it holds through training, copies
-and loading like any other; a dense model has no place for such zeros. Whole filters can be removed."""
-_INFINITE = """A clamp that starts without limits keeps ±inf in buffers, of which timm's EMA makes nan (inf - inf), of the dense model too."""
-_UNSEEN = """A masked tensor was not seen, zeros in place, among the operands of a convolution or matrix product in eval mode (weights that are
-rearranged first, heads that only training uses). The twin shows that the result is that of zeros in the parameter."""
+_REFUSED = """Convolutions that standardise their weight before they use it: the mask acts on the kernel, where it holds
+through training, copies and loading like any other; a dense model has no place for such zeros. Whole filters can be
+removed."""
+_INFINITE = """A clamp that starts without limits keeps ±inf in buffers, of which timm's EMA makes nan (inf - inf), of
+the dense model too."""
+_UNSEEN = """A masked tensor was not seen, zeros in place, among the operands of a convolution or matrix product in eval
+mode (weights that are rearranged first, heads that only training uses). The twin shows that the result is that of
+zeros in the parameter."""
 
 
 def _reasons(result: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ MEASURES = ("magnitude", "loss_preservation", "gradient_norm_preservation")
 GRANULARITIES = ("weight", "filter")
 SPARSITY = 0.5
 STANDARDISED = "standardises its weight before use"
-"""What the package says where zeros in the weight are none in the kernel: the mask holds there, and cannot be made permanent."""
+"""Said where zeros in the weight are none in the kernel: the mask holds there, and cannot be made permanent."""
 MIN_KEEP = 0.1
 """Of every layer: through an emptied one no signal passes, and all checks behind it would hold for nothing."""
 TOLERANCE = 1e-4
@@ -248,7 +248,7 @@ def bake(model: nn.Module, twin: nn.Module) -> None:
 
 
 def _mask_kernel(module: nn.Module, mask: Tensor) -> None:
-    """A convolution with a forward of its own (weight standardisation) has its zeros in the kernel that it computes from the weight."""
+    """A convolution with a forward of its own (weight standardisation) has its zeros in the kernel that it computes."""
     kind = next((kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, kind)), None)
     if kind is None or type(module).forward is kind.forward:
         return

@@ -46,7 +46,7 @@ from torch_flowprune.analysis.rank_correlation import laid_out, spearman
 
 
 def expansions(data: Data, setting: Setting, seed: int) -> Iterator[Part]:
-    """What pruning does to the loss, to ‖g‖² and to the derivatives of ‖θ‖², predicted and actual (claims ii and iii, O2 to O5)."""
+    """What pruning does to the loss, ‖g‖² and the derivatives of ‖θ‖², predicted and actual (ii, iii; O2 to O5)."""
     batches, whole = experiment.scored(data, setting, seed)
     held_out = data.test.take(
         torch.randperm(len(data.test), generator=torch.Generator().manual_seed(seed))[: 2 * setting.samples]

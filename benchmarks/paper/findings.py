@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.record import table
+from benchmarks.common.page import table
 from benchmarks.paper.effects import lines
 from benchmarks.paper.figures import FIGURES, figure, name_of
 from benchmarks.paper.rows import Row
@@ -26,10 +26,11 @@ from benchmarks.paper.tables import TABLES
 PAGE, ALL = "paper.md", "paper_tables.md"
 _HEAD = """# The paper: all tables
 
-What [The paper, reproduced and questioned](paper.md) rests on, made from `benchmarks/results/paper/*.json` by
-`python -m benchmarks.paper.findings benchmarks/results/paper/*.json --docs docs`. Each cell is the mean ± standard deviation over seeds;
-*increase* and *preservation* are `gradient_norm_increase` and `gradient_norm_preservation`, with the temperature of the loss they are taken
-of. ΔL and ‖g‖² are those of the plain loss (T = 1) in eval mode, whatever temperature the scores had.
+What [The paper, reproduced and questioned](paper.md) rests on, made from `benchmarks/results/paper/*.json` by `python
+-m benchmarks.paper.findings benchmarks/results/paper/*.json --docs docs`. Each cell is the mean ± standard deviation
+over seeds; *increase* and *preservation* are `gradient_norm_increase` and `gradient_norm_preservation`, with the
+temperature of the loss they are taken of. ΔL and ‖g‖² are those of the plain loss (T = 1) in eval mode, whatever
+temperature the scores had.
 """
 
 

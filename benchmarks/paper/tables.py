@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable
 
-from benchmarks.common.record import table
+from benchmarks.common.page import table
 from benchmarks.paper.rows import (
     SHORT,
     Row,

@@ -84,6 +84,55 @@ def test_the_page_of_goals_has_the_rows_of_every_result_kept(monkeypatch):
     assert all(table.report(result) in page for result in found)
 
 
+def kept(path):
+    return json.loads((ROOT / "benchmarks" / "results" / path).read_text(encoding="utf-8"))
+
+
+def test_the_pages_made_from_a_result_say_what_it_says(monkeypatch):
+    """What a result makes is the whole page, or stands in it; goals and the paper's have tests of their own."""
+    for library in ("timm", "torchvision", "transformers"):
+        pytest.importorskip(library)
+    monkeypatch.syspath_prepend(str(ROOT))
+    load = importlib.import_module
+
+    def page(name):
+        return (ROOT / name).read_text(encoding="utf-8")
+
+    known = len(kept("models/coverage.models.json"))
+    coverage = load("benchmarks.models.coverage.page").page(kept("models/coverage.json"), known)
+    assert coverage == page("docs/coverage.md")
+    cifar10 = load("benchmarks.accuracy.cifar10").page(kept("accuracy/cifar10.json"))
+    assert cifar10 == page("docs/cifar10.md")
+    found, text = kept("models/families.json"), page("docs/families.md")
+    missing = re.search(r"not run: (.*?)\.\*\*", text, re.DOTALL)[1].split(",")
+    keys = [*(row["key"] for row in found["results"]), *(key.strip() for key in missing)]
+    assert load("benchmarks.models.families").page(found["environment"], found["results"], keys) == text
+    assert load("benchmarks.cost.latency").report(kept("cost/latency.json")) in page("docs/structured.md")
+    for name in ("calls_resnet50", "calls_vit_base_patch16_224"):
+        assert load("benchmarks.cost.calls").report(kept(f"cost/{name}.json")) in page("benchmarks/README.md")
+
+
+LONG = (
+    "python -m benchmarks.cost.sweeps --models resnet50 vgg13 --peer DIR --torch-pruning DIR --out results/sweeps.json"
+)
+
+
+def test_what_is_put_on_a_page_fits_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    page = importlib.import_module("benchmarks.common.page")
+    shown = page.shown(LONG)
+    assert all(len(line) <= 88 and line.startswith("    ") for line in shown.splitlines())
+    assert "".join(part.strip(" \\") for part in shown.splitlines()).replace(" ", "") == LONG.replace(" ", "")
+    assert page.shown("python -m benchmarks.paper --quiet") == "    python -m benchmarks.paper --quiet"
+    words = "- " + "inf - inf 1. of # a | b " * 20
+    lines = page.wrapped(f"{words}\n| {words} |\n    {words}").splitlines()
+    assert lines[-2:] == [f"| {words} |", f"    {words}"], "tables and code as they are"
+    assert all(len(line) <= 120 for line in lines[:-2])
+    assert all(line.startswith("  ") for line in lines[1:-2])
+    assert not any(line.strip().startswith(("- ", "1. ", "# ", "| ")) for line in lines[1:-2]), "no list begins in it"
+    assert " ".join(lines[:-2]).split() == words.split()
+
+
 def test_sweeps_quick_has_every_row_and_the_correlations(tmp_path):
     out = tmp_path / "sweeps.json"
     command = [sys.executable, "-m", "benchmarks.cost.sweeps", "--quick", "--correlations", "--out", out]

@@ -1,4 +1,4 @@
-"""Couples, prunes and shrinks every architecture, and says whether what is left computes the same; beside Torch-Pruning.
+"""Couples, prunes and shrinks every architecture, and says whether what is left computes the same.
 
     python -m benchmarks.models.coverage                             # all; resumes where it stopped
     python -m benchmarks.models.coverage --only levit --again .      # some models, once more

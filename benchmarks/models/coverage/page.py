@@ -7,30 +7,34 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from benchmarks.common.page import shown, wrapped
 from benchmarks.models.coverage.trial import EQUAL, LIMIT, RATIOS
 
 HEAD = f"""# Coverage
 
-Which architectures can be coupled, pruned by channels and shrunk, and whether what is left computes the same: the smallest model of every
-timm module and every torchvision classification model, at their own input sizes. Beside it Torch-Pruning, by the recipe of its README
-(`BasePruner`, group magnitude, `round_to=8`, the classifier left alone, one step), on the same models in the same environment. Neither is told
-anything of a single architecture (Torch-Pruning takes `num_heads` for attention, and pruners written for a layer).
+Which architectures can be coupled, pruned by channels and shrunk, and whether what is left computes the same: the
+smallest model of every timm module and every torchvision classification model, at their own input sizes. Beside it
+Torch-Pruning, by the recipe of its README (`BasePruner`, group magnitude, `round_to=8`, the classifier left alone, one
+step), on the same models in the same environment. Neither is told anything of a single architecture (Torch-Pruning
+takes `num_heads` for attention, and pruners written for a layer).
 
-- Affine parameters, layer scales and running statistics are random: zeros and ones hide faults. Of each group of channels 50 %, and 25 %, with the
-  lowest norms go.
-- **equal**: the smaller model runs forward and, in train mode, backward; and on inputs other than the example it computes what the unpruned model
-  does with the same slices of its parameters at zero, up to {EQUAL["float64"]:.0e} of the largest output in float64 ({EQUAL["float32"]:.0e} where the
-  model's own code casts to float32). Which slices those are is read off the tool's work: off its masks, or off numbers that every position
-  of every parameter carries through the peer's slicing.
-- **differs**: runs, and computes something else. For this package that is a fault. Torch-Pruning does not promise equality: it removes channels
-  that a norm takes statistics over, and leaves it to training to make up for it.
+- Affine parameters, layer scales and running statistics are random: zeros and ones hide faults. Of each group of
+  channels 50 %, and 25 %, with the lowest norms go.
+- **equal**: the smaller model runs forward and, in train mode, backward; and on inputs other than the example it
+  computes what the unpruned model does with the same slices of its parameters at zero, up to {EQUAL["float64"]:.0e} of
+  the largest output in float64 ({EQUAL["float32"]:.0e} where the model's own code casts to float32). Which slices those
+  are is read off the tool's work: off its masks, or off numbers that every position of every parameter carries through
+  the peer's slicing.
+- **differs**: runs, and computes something else. For this package that is a fault. Torch-Pruning does not promise
+  equality: it removes channels that a norm takes statistics over, and leaves it to training to make up for it.
 - **runs**: runs, and equality can not be told. **raises**: the step that failed is named.
 - *prunable*: output channels of linear layers and convolutions that belong to a removable group / all of them.
-- *build*: reading the model and finding its groups; *prune*: scoring, and removing half of each group (here with the check that `shrink` makes).
-  Seconds of processor time on one thread of a shared machine; more than {LIMIT} s for both is *over {LIMIT} s*; a smaller
-  number stands where the run was given less.
+- *build*: reading the model and finding its groups; *prune*: scoring, and removing half of each group (here with the
+  check that `shrink` makes). Seconds of processor time on one thread of a shared machine; more than {LIMIT} s for both
+  is *over {LIMIT} s*; a smaller number stands where the run was given less.
 - *left*: parameters after 50 %.
 """
+COMMAND = "python -m benchmarks.models.coverage --peer PATH --docs docs/coverage.md"
 COLUMNS = ("prunable", "build s", "prune s", "25 %", "50 %", "left")
 
 
@@ -44,7 +48,7 @@ def page(data: Mapping[str, Any], known: int) -> str:
         table(results),
         reasons(results),
     ]
-    return "\n\n".join(parts) + "\n"
+    return wrapped("\n\n".join(parts)) + "\n"
 
 
 def command(data: Mapping[str, Any], known: int) -> str:
@@ -58,7 +62,7 @@ def command(data: Mapping[str, Any], known: int) -> str:
         else ""
     )
     return (
-        f"    python -m benchmarks.models.coverage --peer PATH --docs docs/coverage.md\n\n{versions}; "
+        f"{shown(COMMAND)}\n\n{versions}; "
         f"{environment['processor']}, one thread. "
         f"{len(results)} of {known} models. Commits: {rows}.{anew}"
     )

@@ -293,7 +293,10 @@ def channels(m: nn.Module) -> int:
 
 
 class Oracle:
-    """The dense model on inputs that are not the example, in float64, or in float32 where its code, or the pruned model's, insists on that."""
+    """The dense model on inputs that are not the example, in float64.
+
+    Or in float32, where its code, or the pruned model's, insists on that.
+    """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         self.model, self.x = model, x
