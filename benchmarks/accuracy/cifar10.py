@@ -1,7 +1,7 @@
 """What each measure does to a trained net on real pictures: CIFAR-10, pruned by every measure, before any fine-tuning.
 
     python -m benchmarks.accuracy.cifar10 --data DIR [--images 10000] [--epochs 10] [--seeds 3]
-        [--out FILE.json] [--docs docs/cifar10.md]
+        [--out FILE.json] [--docs docs/results/cifar10.md]
 
 DIR holds ``train/<class>/*`` and ``test/<class>/*``, as torchvision's ImageFolder reads them.
 """
@@ -208,7 +208,7 @@ def page(found: dict[str, Any]) -> str:
 
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
     text = _PAGE.format(
-        command=shown(f"{COMMAND} --data DIR {options} --docs docs/cifar10.md"),
+        command=shown(f"{COMMAND} --data DIR {options} --docs docs/results/cifar10.md"),
         **settings,
         processor=machine["processor"],
         cores=machine["cores"],

@@ -33,7 +33,7 @@ from benchmarks.common.record import ROOT, begun, keep, steady
 from torch_flowprune.channels.shrinking.equivalence import relative_error
 
 COMMAND = "python -m benchmarks.cost.latency"
-PAGE = ROOT / "docs" / "structured.md"
+PAGE = ROOT / "docs" / "guide" / "structured.md"
 MARKS = ("<!-- table of python -m benchmarks.cost.latency -->", "<!-- end of table -->")
 MODELS = ("resnet50", "mobilenetv2_100", "convnext_atto", "vit_small_patch16_224")
 QUICK = "small"
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="a small net, three rounds: shows that everything runs, measures nothing"
     )
     parser.add_argument("--out", type=Path, help="write the result as JSON")
-    parser.add_argument("--docs", action="store_true", help="put the table into docs/structured.md")
+    parser.add_argument("--docs", action="store_true", help="put the table into docs/guide/structured.md")
     parser.add_argument("--memory-of", nargs=3, metavar=("MODULE", "MODEL", "INPUT"), help=argparse.SUPPRESS)
     return parser
 

@@ -1,7 +1,7 @@
 """Which models the package carries: one of every family, pruned, trained, copied, averaged, saved, loaded, made dense.
 
     python -m benchmarks.models.families [--only REGEX] [--jobs 1] [--timeout 240] [--again REGEX]
-        [--out FILE.json] [--docs docs/families.md]
+        [--out FILE.json] [--docs docs/results/families.md]
 
 Every model runs in a process of its own. What is done is kept (``--work``), so that a run goes on where it stopped.
 """
@@ -192,7 +192,7 @@ def page(machine: dict[str, Any], results: list[dict[str, Any]], keys: Sequence[
         summary=summary(results, keys),
         versions=versions,
         processor=machine["processor"],
-        command=shown(f"{COMMAND} --docs docs/families.md"),
+        command=shown(f"{COMMAND} --docs docs/results/families.md"),
         table=table,
         notes=_notes(results),
     )

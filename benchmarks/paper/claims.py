@@ -1,4 +1,4 @@
-"""The paper's claims as experiments, at sizes that a processor finishes; ``docs/paper.md`` says what came out.
+"""The paper's claims as experiments, at sizes that a processor finishes; ``docs/results/paper.md`` says what came out.
 
     python -m benchmarks.paper.claims expansions --setting digits --out FILE.json
     python -m benchmarks.paper.claims trajectories --setting cifar10-16 --data DIR --out FILE.json

@@ -1,10 +1,10 @@
 """Results of ``benchmarks.paper.claims`` and ``benchmarks.paper.sweep`` as tables and figures.
 
-    python -m benchmarks.paper.findings benchmarks/results/paper/*.json --docs docs
+    python -m benchmarks.paper.findings benchmarks/results/paper/*.json --docs docs/results
 
-writes all tables into ``docs/paper_tables.md``, those that ``docs/paper.md`` has a mark for into that, and the figures
-beside them. ``PART ... --merge OUT`` makes one file of several seeds' files, or of the ``result.json`` of several runs
-of ``benchmarks.paper``.
+writes all tables into ``docs/results/paper_tables.md``, those that ``docs/results/paper.md`` has a mark for into that,
+and the figures into ``docs/results/figures/``. ``PART ... --merge OUT`` makes one file of several seeds' files, or of
+the ``result.json`` of several runs of ``benchmarks.paper``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from benchmarks.paper.tables import TABLES
 PAGE, ALL = "paper.md", "paper_tables.md"
 _HEAD = """# The paper: all tables
 
-What [The paper, reproduced and questioned](paper.md) rests on, made from `benchmarks/results/paper/*.json` by `python
--m benchmarks.paper.findings benchmarks/results/paper/*.json --docs docs`. Each cell is the mean ± standard deviation
-over seeds; *increase* and *preservation* are `gradient_norm_increase` and `gradient_norm_preservation`, with the
-temperature of the loss they are taken of. ΔL and ‖g‖² are those of the plain loss (T = 1) in eval mode, whatever
-temperature the scores had.
+What [The paper, reproduced and questioned](paper.md) rests on, made from `benchmarks/results/paper/*.json` by
+
+    python -m benchmarks.paper.findings benchmarks/results/paper/*.json --docs docs/results
+
+Each cell is the mean ± standard deviation over seeds; *increase* and *preservation* are `gradient_norm_increase` and
+`gradient_norm_preservation`, with the temperature of the loss they are taken of. ΔL and ‖g‖² are those of the plain
+loss (T = 1) in eval mode, whatever temperature the scores had.
 """
 
 

@@ -100,14 +100,14 @@ def test_the_pages_made_from_a_result_say_what_it_says(monkeypatch):
 
     known = len(kept("models/coverage.models.json"))
     coverage = load("benchmarks.models.coverage.page").page(kept("models/coverage.json"), known)
-    assert coverage == page("docs/coverage.md")
+    assert coverage == page("docs/results/coverage.md")
     cifar10 = load("benchmarks.accuracy.cifar10").page(kept("accuracy/cifar10.json"))
-    assert cifar10 == page("docs/cifar10.md")
-    found, text = kept("models/families.json"), page("docs/families.md")
+    assert cifar10 == page("docs/results/cifar10.md")
+    found, text = kept("models/families.json"), page("docs/results/families.md")
     missing = re.search(r"not run: (.*?)\.\*\*", text, re.DOTALL)[1].split(",")
     keys = [*(row["key"] for row in found["results"]), *(key.strip() for key in missing)]
     assert load("benchmarks.models.families").page(found["environment"], found["results"], keys) == text
-    assert load("benchmarks.cost.latency").report(kept("cost/latency.json")) in page("docs/structured.md")
+    assert load("benchmarks.cost.latency").report(kept("cost/latency.json")) in page("docs/guide/structured.md")
     for name in ("calls_resnet50", "calls_vit_base_patch16_224"):
         assert load("benchmarks.cost.calls").report(kept(f"cost/{name}.json")) in page("benchmarks/README.md")
 

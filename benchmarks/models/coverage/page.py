@@ -34,7 +34,7 @@ takes `num_heads` for attention, and pruners written for a layer).
   is *over {LIMIT} s*; a smaller number stands where the run was given less.
 - *left*: parameters after 50 %.
 """
-COMMAND = "python -m benchmarks.models.coverage --peer PATH --docs docs/coverage.md"
+COMMAND = "python -m benchmarks.models.coverage --peer PATH --docs docs/results/coverage.md"
 COLUMNS = ("prunable", "build s", "prune s", "25 %", "50 %", "left")
 
 
