@@ -10,8 +10,8 @@ WIDTH = 120
 """Of prose."""
 SHOWN = 88
 """Of a command: what a page shows of a line without cutting it."""
-_MARKER = re.compile(r" (?=(?:[-+*>#|]|\d+[.)])(?: |$))")
-"""The space before what would begin a list, a heading or a table, were it at the beginning of a line."""
+_MARKER = re.compile(r" (?=%|(?:[-+*>#|=]+|\d+[.)])(?: |$))")
+"""The space before what would begin a list, a heading, a table or a comment (%), were it at the beginning of a line."""
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:

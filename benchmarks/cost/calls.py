@@ -27,7 +27,7 @@ from torch.nn.utils import prune
 
 import torch_flowprune as fp
 from benchmarks.common.measure import Times, alternating, forget_peak, memory
-from benchmarks.common.page import into_page, shown, table
+from benchmarks.common.page import into_page, shown, table, wrapped
 from benchmarks.common.record import README, RESULTS, ROOT, begun, keep, steady
 from torch_flowprune.inputs.parameters import prunable
 from torch_flowprune.scoring import measures
@@ -274,7 +274,7 @@ def report(found: dict[str, Any]) -> str:
             f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['threads']} "
             "thread(s);"
         ),
-        f"{versions}; commit {machine['commit']}.",
+        wrapped(f"{versions}; commit {machine['commit']}."),
     ]
     for name, result in found["models"].items():
         lines += [

@@ -32,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import torch_flowprune as fp
 from benchmarks.common.measure import Times, alternating, forget_peak, memory
-from benchmarks.common.page import into_page, shown, table
+from benchmarks.common.page import into_page, shown, table, wrapped
 from benchmarks.common.record import README, RESULTS, ROOT, Row, begun, keep, steady
 from benchmarks.cost.calls import SPARSITY, _ours, _tensor_bytes, _torch, build, weights_of
 from torch_flowprune.inputs.parameters import prunable
@@ -451,7 +451,7 @@ def report(found: dict[str, Any]) -> str:
     lines = [
         shown(found["command"]),
         "",
-        f"{where}; torch {machine['versions']['torch']}; commit {machine['commit']}.",
+        wrapped(f"{where}; torch {machine['versions']['torch']}; commit {machine['commit']}."),
         "",
     ]
     return "\n".join([*lines, *table(["work", "on", "goal", "measured", "", "beside it"], rows)])

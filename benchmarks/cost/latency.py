@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torch_flowprune as fp
 from benchmarks.common.measure import alternating, forget_peak, memory
-from benchmarks.common.page import into_page, shown, table
+from benchmarks.common.page import into_page, shown, table, wrapped
 from benchmarks.common.record import ROOT, begun, keep, steady
 from torch_flowprune.channels.shrinking.equivalence import relative_error
 
@@ -195,14 +195,11 @@ def report(found: dict[str, Any]) -> str:
         "shrunk MiB",
     ]
     rows = [_row(name, result) for name, result in found["models"].items()]
-    return "\n".join([
-        shown(found["command"]),
-        "",
-        (f"{machine['processor']}, {settings['threads']} thread(s), {kind}, batch of {settings['batch']}; {versions}; "
-        f"commit {machine['commit']}."),
-        "",
-        *table(head, rows),
-    ])  # fmt: skip
+    where = (
+        f"{machine['processor']}, {settings['threads']} thread(s), {kind}, batch of {settings['batch']}; {versions}; "
+        f"commit {machine['commit']}."
+    )
+    return "\n".join([shown(found["command"]), "", wrapped(where), "", *table(head, rows)])
 
 
 def _row(name: str, result: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.page import table
+from benchmarks.common.page import shown, table, wrapped
 from benchmarks.paper.effects import lines
 from benchmarks.paper.figures import FIGURES, figure, name_of
 from benchmarks.paper.rows import Row
@@ -24,11 +24,12 @@ from benchmarks.paper.sweep import short
 from benchmarks.paper.tables import TABLES
 
 PAGE, ALL = "paper.md", "paper_tables.md"
-_HEAD = """# The paper: all tables
+COMMAND = "python -m benchmarks.paper.findings benchmarks/results/paper/*.json --docs docs/results"
+_HEAD = f"""# The paper: all tables
 
 What [The paper, reproduced and questioned](paper.md) rests on, made from `benchmarks/results/paper/*.json` by
 
-    python -m benchmarks.paper.findings benchmarks/results/paper/*.json --docs docs/results
+{shown(COMMAND)}
 
 Each cell is the mean ± standard deviation over seeds; *increase* and *preservation* are `gradient_norm_increase` and
 `gradient_norm_preservation`, with the temperature of the loss they are taken of. ΔL and ‖g‖² are those of the plain
@@ -64,7 +65,8 @@ def tables_page(found: list[Row]) -> str:
         ["claim", "effect", "on", "mean ± sd", "seeds that agree"],
         lines({f"{one['experiment']} {one['name']}": one for one in found}),
     )
-    return "\n\n".join([_HEAD.rstrip(), "## Effects of the claims", "\n".join(effects), *map(_section, found)]) + "\n"
+    parts = [_HEAD.rstrip(), "## Effects of the claims", "\n".join(effects), *map(_section, found)]
+    return wrapped("\n\n".join(parts)) + "\n"
 
 
 def _section(one: Row) -> str:
@@ -77,7 +79,7 @@ def filled(page: str, found: list[Row]) -> str:
     """The page with its generated parts made anew: each stands between a mark with its name and the end mark."""
     results = {f"{one['experiment']} {one['name']}": one for one in found}
     made = {
-        f"{name}, table {i}": text
+        f"{name}, table {i}": wrapped("\n".join(text))
         for name, one in results.items()
         for i, text in enumerate(TABLES[one["experiment"]](one), 1)
     }
@@ -85,7 +87,7 @@ def filled(page: str, found: list[Row]) -> str:
         begin, end = f"<!-- made: {name} -->", "<!-- end -->"
         before, found_mark, rest = page.partition(begin)
         if found_mark:
-            page = f"{before}{begin}\n\n" + "\n".join(text) + f"\n\n{end}{rest.partition(end)[2]}"
+            page = f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"
     return page
 
 

@@ -124,12 +124,14 @@ def test_what_is_put_on_a_page_fits_it(monkeypatch):
     assert all(len(line) <= 88 and line.startswith("    ") for line in shown.splitlines())
     assert "".join(part.strip(" \\") for part in shown.splitlines()).replace(" ", "") == LONG.replace(" ", "")
     assert page.shown("python -m benchmarks.paper --quiet") == "    python -m benchmarks.paper --quiet"
-    words = "- " + "inf - inf 1. of # a | b " * 20
+    words = "- " + "inf - inf 1. of # a | b 50 % of " * 20
     lines = page.wrapped(f"{words}\n| {words} |\n    {words}").splitlines()
     assert lines[-2:] == [f"| {words} |", f"    {words}"], "tables and code as they are"
     assert all(len(line) <= 120 for line in lines[:-2])
     assert all(line.startswith("  ") for line in lines[1:-2])
-    assert not any(line.strip().startswith(("- ", "1. ", "# ", "| ")) for line in lines[1:-2]), "no list begins in it"
+    assert not any(line.strip().startswith(("- ", "1. ", "# ", "| ", "%")) for line in lines[1:-2]), (
+        "nothing else begins in it"
+    )
     assert " ".join(lines[:-2]).split() == words.split()
 
 

@@ -66,10 +66,34 @@ def test_commands_in_the_docs_parse():
 
     found = 0
     for page in PAGES:
-        for line in re.findall(r"^python -m torch_flowprune (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        text = page.read_text(encoding="utf-8").replace("\\\n", "")
+        for line in re.findall(r"^python -m torch_flowprune (.*)$", text, re.MULTILINE):
             parser().parse_args(line.split())
             found += 1
     assert found
+
+
+def lines_of(page):
+    """Each line with its number, and whether a page shows it as code; what Sphinx is told is neither code nor prose."""
+    fence = None
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if line.startswith("```"):
+            fence = line[3:] if fence is None else None
+        elif fence is None or not fence.startswith("{"):
+            yield number, line, fence is not None or line.startswith("    ")
+
+
+def too_long(line, code):
+    """A row of a table is one line; where a link leads does not count."""
+    if code:
+        return len(line) > 88
+    return not line.startswith("|") and len(re.sub(r"\]\([^)]*\)", "]", line)) > 120
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "benchmarks").rglob("*.md"))], ids=name_of)
+def test_lines_fit(page):
+    """Prose as wide as the code; code as narrow as a page shows it without cutting it."""
+    assert [f"{page.name}:{number}: {line}" for number, line, code in lines_of(page) if too_long(line, code)] == []
 
 
 def test_importing_the_package_imports_no_extra():
