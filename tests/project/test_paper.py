@@ -28,9 +28,12 @@ SETTING = {
     "batch": 50,
     "train": 180,
 }
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::torch_flowprune.TiedScoresWarning", "ignore::torch_flowprune.LayerCollapseWarning"
-)
+pytestmark = [
+    pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="the tests alone, without benchmarks/"),
+    pytest.mark.filterwarnings(
+        "ignore::torch_flowprune.TiedScoresWarning", "ignore::torch_flowprune.LayerCollapseWarning"
+    ),
+]
 
 
 @pytest.fixture
