@@ -1,1 +1,1 @@
-"""The paper's models, data and protocol, and its claims as experiments. ``docs/paper.md`` says what came out."""
+"""The paper's models, data and protocol, and its claims as experiments: see ``docs/results/paper.md``."""

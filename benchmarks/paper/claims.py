@@ -1,4 +1,4 @@
-"""The paper's claims as experiments, at sizes that a processor finishes; ``docs/paper.md`` says what came out.
+"""The paper's claims as experiments, at sizes that a processor finishes; ``docs/results/paper.md`` says what came out.
 
     python -m benchmarks.paper.claims expansions --setting digits --out FILE.json
     python -m benchmarks.paper.claims trajectories --setting cifar10-16 --data DIR --out FILE.json
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import torch_flowprune as fp
-from benchmarks.measure import environment
+from benchmarks.common.measure import environment
 from benchmarks.paper import experiment
 from benchmarks.paper.data import Batch, Data, load
 from benchmarks.paper.experiment import (
@@ -46,7 +46,7 @@ from torch_flowprune.analysis.rank_correlation import laid_out, spearman
 
 
 def expansions(data: Data, setting: Setting, seed: int) -> Iterator[Part]:
-    """What pruning does to the loss, to ‖g‖² and to the derivatives of ‖θ‖², predicted and actual (claims ii and iii, O2 to O5)."""
+    """What pruning does to the loss, ‖g‖² and the derivatives of ‖θ‖², predicted and actual (ii, iii; O2 to O5)."""
     batches, whole = experiment.scored(data, setting, seed)
     held_out = data.test.take(
         torch.randperm(len(data.test), generator=torch.Generator().manual_seed(seed))[: 2 * setting.samples]

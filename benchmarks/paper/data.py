@@ -20,7 +20,7 @@ import torch_flowprune as fp
 Batch = tuple[Tensor, Tensor]
 CACHE = Path("build/paper/cache")
 _SPLIT_SEED = 0
-"""Of the validation split and the subset: the same for every run, so that all choose by, and are compared on, the same images."""
+"""Of the validation split and the subset: all runs choose by, and are compared on, the same images."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Data:
         )
 
     def epoch(self, size: int, seed: int) -> Iterator[Batch]:
-        """The training images once, shuffled, cropped and (where that keeps their meaning) flipped, all as the seed says."""
+        """The training images once, shuffled, cropped and (where their meaning stays) flipped, all as the seed says."""
         source = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.train), generator=source)
         device = self.train.images.device
@@ -97,7 +97,7 @@ def load(
     subset: int | None = None,
     progress: bool = True,
 ) -> Data:
-    """``digits``, ``cifar10`` or ``cifar100`` (torchvision's, under ``root``), or the path of a folder with train/ and test/.
+    """``digits``; torchvision's ``cifar10`` or ``cifar100``, under ``root``; or a folder with train/ and test/.
 
     Args:
         size: height and width that images are brought to; 16 for digits (which have 8), else 32.

@@ -1,4 +1,4 @@
-"""The size of each claim's effect, as one number a seed: what the verdicts of ``docs/paper.md`` rest on."""
+"""The size of each claim's effect, as one number a seed: what the verdicts of ``docs/results/paper.md`` rest on."""
 
 from __future__ import annotations
 

@@ -15,16 +15,18 @@ from benchmarks.paper.rows import SHORT, Row, age, chosen, epochs_of, loss_chang
 
 
 def figure(found: Row, folder: Path) -> Path | None:
-    """Drawn beside the page, or None for an experiment that has none."""
+    """Drawn into the page's folder, or None for an experiment that has none."""
     if found["experiment"] not in FIGURES:
         return None
     path = folder / name_of(found)
+    path.parent.mkdir(parents=True, exist_ok=True)
     FIGURES[found["experiment"]](found).savefig(path, dpi=90)
     return path
 
 
 def name_of(found: Row) -> str:
-    return f"paper_{found['experiment']}_{found['name']}.png"
+    """As the page links it."""
+    return f"figures/paper_{found['experiment']}_{found['name']}.png"
 
 
 def _panels(count: int, height: float = 3.4) -> tuple[Figure, Any]:

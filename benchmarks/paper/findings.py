@@ -1,10 +1,10 @@
 """Results of ``benchmarks.paper.claims`` and ``benchmarks.paper.sweep`` as tables and figures.
 
-    python -m benchmarks.paper.findings benchmarks/results/paper_*.json --docs docs
+    python -m benchmarks.paper.findings benchmarks/results/paper/*.json --docs docs/results
 
-writes all tables into ``docs/paper_tables.md``, those that ``docs/paper.md`` has a mark for into that, and the figures
-beside them. ``PART ... --merge OUT`` makes one file of several seeds' files, or of the ``result.json`` of several runs
-of ``benchmarks.paper``.
+writes all tables into ``docs/results/paper_tables.md``, those that ``docs/results/paper.md`` has a mark for into that,
+and the figures into ``docs/results/figures/``. ``PART ... --merge OUT`` makes one file of several seeds' files, or of
+the ``result.json`` of several runs of ``benchmarks.paper``.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.page import shown, table, wrapped
 from benchmarks.paper.effects import lines
 from benchmarks.paper.figures import FIGURES, figure, name_of
 from benchmarks.paper.rows import Row
 from benchmarks.paper.sweep import short
 from benchmarks.paper.tables import TABLES
-from benchmarks.record import table
 
 PAGE, ALL = "paper.md", "paper_tables.md"
-_HEAD = """# The paper: all tables
+COMMAND = "python -m benchmarks.paper.findings benchmarks/results/paper/*.json --docs docs/results"
+_HEAD = f"""# The paper: all tables
 
-What [The paper, reproduced and questioned](paper.md) rests on, made from `benchmarks/results/paper_*.json` by
-`python -m benchmarks.paper.findings benchmarks/results/paper_*.json --docs docs`. Each cell is the mean ± standard deviation over seeds;
-*increase* and *preservation* are `gradient_norm_increase` and `gradient_norm_preservation`, with the temperature of the loss they are taken
-of. ΔL and ‖g‖² are those of the plain loss (T = 1) in eval mode, whatever temperature the scores had.
+What [The paper, reproduced and questioned](paper.md) rests on, made from `benchmarks/results/paper/*.json` by
+
+{shown(COMMAND)}
+
+Each cell is the mean ± standard deviation over seeds; *increase* and *preservation* are `gradient_norm_increase` and
+`gradient_norm_preservation`, with the temperature of the loss they are taken of. ΔL and ‖g‖² are those of the plain
+loss (T = 1) in eval mode, whatever temperature the scores had.
 """
 
 
@@ -61,7 +65,8 @@ def tables_page(found: list[Row]) -> str:
         ["claim", "effect", "on", "mean ± sd", "seeds that agree"],
         lines({f"{one['experiment']} {one['name']}": one for one in found}),
     )
-    return "\n\n".join([_HEAD.rstrip(), "## Effects of the claims", "\n".join(effects), *map(_section, found)]) + "\n"
+    parts = [_HEAD.rstrip(), "## Effects of the claims", "\n".join(effects), *map(_section, found)]
+    return wrapped("\n\n".join(parts)) + "\n"
 
 
 def _section(one: Row) -> str:
@@ -74,7 +79,7 @@ def filled(page: str, found: list[Row]) -> str:
     """The page with its generated parts made anew: each stands between a mark with its name and the end mark."""
     results = {f"{one['experiment']} {one['name']}": one for one in found}
     made = {
-        f"{name}, table {i}": text
+        f"{name}, table {i}": wrapped("\n".join(text))
         for name, one in results.items()
         for i, text in enumerate(TABLES[one["experiment"]](one), 1)
     }
@@ -82,7 +87,7 @@ def filled(page: str, found: list[Row]) -> str:
         begin, end = f"<!-- made: {name} -->", "<!-- end -->"
         before, found_mark, rest = page.partition(begin)
         if found_mark:
-            page = f"{before}{begin}\n\n" + "\n".join(text) + f"\n\n{end}{rest.partition(end)[2]}"
+            page = f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"
     return page
 
 

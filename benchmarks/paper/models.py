@@ -115,10 +115,10 @@ def prunable(model: nn.Module) -> list[Pair]:
 
 
 def followers(model: nn.Module) -> dict[str, list[str]]:
-    """By a convolution's weight, the parameters that die with its filters: batch norm, and a depthwise convolution behind it with its own.
+    """By a convolution's weight, the parameters that die with its filters.
 
-    A mask on these, too, makes a masked filter mean what a removed one does: nothing comes out of its channel, no batch
-    norm's bias either.
+    Batch norm, and a depthwise convolution behind it with its own. A mask on these, too, makes a masked filter mean
+    what a removed one does: nothing comes out of its channel, no batch norm's bias either.
     """
     found: dict[str, list[str]] = {}
     leader = ""

@@ -17,7 +17,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 import torch_flowprune as fp
-from benchmarks.measure import environment
+from benchmarks.common.measure import environment
 from benchmarks.paper import models
 from benchmarks.paper.data import Batch, Data, Split
 from benchmarks.paper.size import size

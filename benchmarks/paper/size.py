@@ -27,11 +27,12 @@ class Size:
 
 
 def size(model: nn.Module, shape: tuple[int, ...] = (3, 32, 32)) -> Size:
-    """Count what is alive: a layer's filters that are not all zero, over the input channels that anything can come through.
+    """Count what is alive.
 
-    A channel is alive where a copy of the model with every weight that is not zero made positive answers a positive
-    input with anything but zero. So an addition keeps a channel as long as one side has it, and the zeroed filters in
-    front of it are not counted (the paper's code counted them).
+    Of a layer, its filters that are not all zero, over the input channels that anything can come through. A channel is
+    alive where a copy of the model with every weight that is not zero made positive answers a positive input with
+    anything but zero. So an addition keeps a channel as long as one side has it, and the zeroed filters in front of it
+    are not counted (the paper's code counted them).
     """
     probe = _positive(copy.deepcopy(model))
     found: list[Size] = []

@@ -1,4 +1,4 @@
-"""The protocol by every measure in 1, 5 and 25 rounds: many runs of one network, with what is plotted of them in one file.
+"""The protocol by every measure in 1, 5 and 25 rounds: many runs of one network, what is plotted of them in one file.
 
     python -m benchmarks.paper.sweep --plan vgg13 --data DIR --out FILE.json
 
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.measure import environment
+from benchmarks.common.measure import environment
 from benchmarks.paper.data import Data, load
 from benchmarks.paper.protocol import NONE, Config, Run
 

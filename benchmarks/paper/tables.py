@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable
 
+from benchmarks.common.page import table
 from benchmarks.paper.rows import (
     SHORT,
     Row,
@@ -28,7 +29,6 @@ from benchmarks.paper.rows import (
     spread,
     title,
 )
-from benchmarks.record import table
 
 _COLUMNS = 24
 """As many as a page shows side by side."""

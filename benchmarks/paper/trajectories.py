@@ -68,10 +68,10 @@ def flowing(
     step: float | None = None,
     loss: Loss | None = None,
 ) -> tuple[list[float], list[float]]:
-    """‖θ(t)‖² along dθ/dt = −g of the loss that is scored, in eval mode, by Euler steps that are halved until the loss falls.
+    """‖θ(t)‖² along dθ/dt = −g of the loss that is scored, in eval mode.
 
-    The times are those of the steps nearest behind ``points`` equal shares of the horizon; a flow that is too stiff for
-    ``limit`` steps ends early, and its last time says so.
+    By Euler steps that are halved until the loss falls. The times are those of the steps nearest behind ``points``
+    equal shares of the horizon; a flow that is too stiff for ``limit`` steps ends early, and its last time says so.
     """
     model = copy.deepcopy(model).eval()
     parameters, derive = [p for p in model.parameters() if p.requires_grad], loss or _loss

@@ -24,13 +24,13 @@ def lifecycle(monkeypatch):
     pytest.importorskip("timm")
     pytest.importorskip("torchvision")
     monkeypatch.syspath_prepend(str(ROOT))
-    return importlib.import_module("benchmarks.lifecycle")
+    return importlib.import_module("benchmarks.models.lifecycle")
 
 
 def test_cost_quick_measures_every_measure_granularity_and_both_pruners(tmp_path):
     out = tmp_path / "cost.json"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.cost", "--quick", "--out", out],
+        [sys.executable, "-m", "benchmarks.cost.calls", "--quick", "--out", out],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -50,7 +50,7 @@ def test_cost_quick_measures_every_measure_granularity_and_both_pruners(tmp_path
 def test_table_quick_has_a_row_for_every_goal_of_its_kind(tmp_path):
     pytest.importorskip("transformers")
     out = tmp_path / "table.json"
-    command = [sys.executable, "-m", "benchmarks.table", "--quick", "--large", "--out", out]
+    command = [sys.executable, "-m", "benchmarks.cost.goals", "--quick", "--large", "--out", out]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())["rows"]
@@ -77,16 +77,67 @@ def test_table_quick_has_a_row_for_every_goal_of_its_kind(tmp_path):
 
 def test_the_page_of_goals_has_the_rows_of_every_result_kept(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    table = importlib.import_module("benchmarks.table")
+    table = importlib.import_module("benchmarks.cost.goals")
     page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     found = table._results()
-    assert {"benchmarks.table", "benchmarks.sweeps"} <= {result["command"].split()[2] for result in found}
+    assert {"benchmarks.cost.goals", "benchmarks.cost.sweeps"} <= {result["command"].split()[2] for result in found}
     assert all(table.report(result) in page for result in found)
+
+
+def kept(path):
+    return json.loads((ROOT / "benchmarks" / "results" / path).read_text(encoding="utf-8"))
+
+
+def test_the_pages_made_from_a_result_say_what_it_says(monkeypatch):
+    """What a result makes is the whole page, or stands in it; goals and the paper's have tests of their own."""
+    for library in ("timm", "torchvision", "transformers"):
+        pytest.importorskip(library)
+    monkeypatch.syspath_prepend(str(ROOT))
+    load = importlib.import_module
+
+    def page(name):
+        return (ROOT / name).read_text(encoding="utf-8")
+
+    known = len(kept("models/coverage.models.json"))
+    coverage = load("benchmarks.models.coverage.page").page(kept("models/coverage.json"), known)
+    assert coverage == page("docs/results/coverage.md")
+    cifar10 = load("benchmarks.accuracy.cifar10").page(kept("accuracy/cifar10.json"))
+    assert cifar10 == page("docs/results/cifar10.md")
+    found, text = kept("models/families.json"), page("docs/results/families.md")
+    missing = re.search(r"not run: (.*?)\.\*\*", text, re.DOTALL)[1].split(",")
+    keys = [*(row["key"] for row in found["results"]), *(key.strip() for key in missing)]
+    assert load("benchmarks.models.families").page(found["environment"], found["results"], keys) == text
+    assert load("benchmarks.cost.latency").report(kept("cost/latency.json")) in page("docs/guide/structured.md")
+    for name in ("calls_resnet50", "calls_vit_base_patch16_224"):
+        assert load("benchmarks.cost.calls").report(kept(f"cost/{name}.json")) in page("benchmarks/README.md")
+
+
+LONG = (
+    "python -m benchmarks.cost.sweeps --models resnet50 vgg13 --peer DIR --torch-pruning DIR --out results/sweeps.json"
+)
+
+
+def test_what_is_put_on_a_page_fits_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    page = importlib.import_module("benchmarks.common.page")
+    shown = page.shown(LONG)
+    assert all(len(line) <= 88 and line.startswith("    ") for line in shown.splitlines())
+    assert "".join(part.strip(" \\") for part in shown.splitlines()).replace(" ", "") == LONG.replace(" ", "")
+    assert page.shown("python -m benchmarks.paper --quiet") == "    python -m benchmarks.paper --quiet"
+    words = "- " + "inf - inf 1. of # a | b 50 % of " * 20
+    lines = page.wrapped(f"{words}\n| {words} |\n    {words}").splitlines()
+    assert lines[-2:] == [f"| {words} |", f"    {words}"], "tables and code as they are"
+    assert all(len(line) <= 120 for line in lines[:-2])
+    assert all(line.startswith("  ") for line in lines[1:-2])
+    assert not any(line.strip().startswith(("- ", "1. ", "# ", "| ", "%")) for line in lines[1:-2]), (
+        "nothing else begins in it"
+    )
+    assert " ".join(lines[:-2]).split() == words.split()
 
 
 def test_sweeps_quick_has_every_row_and_the_correlations(tmp_path):
     out = tmp_path / "sweeps.json"
-    command = [sys.executable, "-m", "benchmarks.sweeps", "--quick", "--correlations", "--out", out]
+    command = [sys.executable, "-m", "benchmarks.cost.sweeps", "--quick", "--correlations", "--out", out]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
@@ -136,7 +187,7 @@ def test_sweeps_names_every_peer_that_is_at_hand_and_says_which_is_not(tmp_path)
     command = [
         sys.executable,
         "-m",
-        "benchmarks.sweeps",
+        "benchmarks.cost.sweeps",
         "--quick",
         "--peer",
         tmp_path,
@@ -167,7 +218,7 @@ def subject(lifecycle, layer):
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), layer(64, 8), nn.ReLU(), nn.Linear(8, 3)
     )
     batches = [(torch.randn(4, 3, 6, 6), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
-    zoo = sys.modules["benchmarks.zoo"]
+    zoo = sys.modules["benchmarks.models.zoo"]
     return zoo.Subject(model, batches, lambda model, batch: functional.cross_entropy(model(batch[0]), batch[1]))
 
 
@@ -191,7 +242,7 @@ def test_a_forward_that_goes_past_the_mask_is_found(lifecycle):
 
 def test_latency_quick_measures_speed_and_memory_before_and_after(tmp_path):
     out = tmp_path / "latency.json"
-    command = [sys.executable, "-m", "benchmarks.latency", "--quick", "--out", out]
+    command = [sys.executable, "-m", "benchmarks.cost.latency", "--quick", "--out", out]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())

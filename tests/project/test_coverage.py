@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="the 
 @pytest.fixture
 def coverage(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    return importlib.import_module("benchmarks.coverage.trial")
+    return importlib.import_module("benchmarks.models.coverage.trial")
 
 
 def net():
@@ -171,7 +171,7 @@ def test_tiny_models_are_pruned_shrunk_and_equal(coverage, name):
 def test_the_command_keeps_its_results_with_their_commit_and_writes_the_page(tmp_path):
     pytest.importorskip("timm")
     (tmp_path / "c.models.json").write_text(json.dumps(["timm/test_resnet", "timm/no_such_model"]))
-    command = [sys.executable, "-m", "benchmarks.coverage", "--out", tmp_path / "c", "--docs", tmp_path / "c.md"]
+    command = [sys.executable, "-m", "benchmarks.models.coverage", "--out", tmp_path / "c", "--docs", tmp_path / "c.md"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     first = (tmp_path / "c.json").read_text()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -203,7 +203,7 @@ def row(coverage, status, **more):
 
 
 def test_the_page_counts_what_each_tool_did(coverage):
-    page = importlib.import_module("benchmarks.coverage.page")
+    page = importlib.import_module("benchmarks.models.coverage.page")
     results = {
         "timm/a": {
             "ours": row(coverage, "equal", build_s=1.0, share=0.5),

@@ -35,14 +35,14 @@ def test_every_measure_has_its_torch_methods():
 
 
 def test_every_public_name_is_in_the_api_reference():
-    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\.\. (?:auto\w+|py:data):: (\w+)$", text, re.MULTILINE)
     assert ".. automodule:: torch_flowprune.pruning.methods\n   :members:\n" in text  # follows its __all__
     assert sorted(documented) == sorted(set(fp.__all__) - set(methods.__all__))
 
 
 def test_every_measure_is_in_the_api_reference_and_the_readme():
-    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    reference = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
     members = re.search(r"torch_flowprune\.scoring\.measures\n +:members: (.*)", reference)[1].split(", ")
     rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert members == list(fp.MEASURES)

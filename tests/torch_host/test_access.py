@@ -1,4 +1,4 @@
-"""Rows 2 of docs/host.md: weights read without calling their owner, so that nothing would refresh a cached product."""
+"""Rows 2 of docs/explanation/host.md: weights read without calling their owner, so that no cached product is fresh."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows 6.0 to 6.9 of docs/host.md: amounts, rounds, given scores."""
+"""Rows 6.0 to 6.9 of docs/explanation/host.md: amounts, rounds, given scores."""
 
 from __future__ import annotations
 

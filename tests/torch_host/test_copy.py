@@ -1,4 +1,4 @@
-"""Rows 1 of docs/host.md: a pruned model copied, pickled, checkpointed."""
+"""Rows 1 of docs/explanation/host.md: a pruned model copied, pickled, checkpointed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows 7 of docs/host.md: data parallelism, compilers, exporters, functional transforms."""
+"""Rows 7 of docs/explanation/host.md: data parallelism, compilers, exporters, functional transforms."""
 
 from __future__ import annotations
 

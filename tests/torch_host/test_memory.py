@@ -1,4 +1,4 @@
-"""Rows 8 of docs/host.md, what can be counted exactly; seconds and peaks are in benchmarks/."""
+"""Rows 8 of docs/explanation/host.md, what can be counted exactly; seconds and peaks are in benchmarks/."""
 
 from __future__ import annotations
 

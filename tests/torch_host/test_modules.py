@@ -1,4 +1,4 @@
-"""Rows 3.1 to 3.12 of docs/host.md: parametrized, standardised, lazy and otherwise special modules."""
+"""Rows 3.1 to 3.12 of docs/explanation/host.md: parametrized, standardised, lazy and otherwise special modules."""
 
 from __future__ import annotations
 

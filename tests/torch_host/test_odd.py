@@ -1,4 +1,4 @@
-"""Rows 3.13 and 3.14 of docs/host.md: modules, dtypes and parameters off the beaten track."""
+"""Rows 3.13 and 3.14 of docs/explanation/host.md: modules, dtypes and parameters off the beaten track."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/host.md and the tests name the same rows."""
+"""docs/explanation/host.md and the tests name the same rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-DOCS = HERE.parents[1] / "docs" / "host.md"
+DOCS = HERE.parents[1] / "docs" / "explanation" / "host.md"
 
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the tests alone, without docs/")
 

@@ -1,4 +1,4 @@
-"""Rows 6.10 to 6.20 of docs/host.md: dtypes, ties, layouts, axes, randomness, masks of a user."""
+"""Rows 6.10 to 6.20 of docs/explanation/host.md: dtypes, ties, layouts, axes, randomness, masks of a user."""
 
 from __future__ import annotations
 

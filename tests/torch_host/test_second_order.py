@@ -1,4 +1,4 @@
-"""Rows 9 of docs/host.md.
+"""Rows 9 of docs/explanation/host.md.
 
 Operators that have no second derivative, models that change under their own feet, zero scores.
 """

@@ -1,4 +1,4 @@
-"""Rows 4 of docs/host.md: tied and repeated parameters."""
+"""Rows 4 of docs/explanation/host.md: tied and repeated parameters."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The 34 behaviours that PyTorch tests of its own pruning, asked of this package.
 
-The names are the behaviours'; docs/host.md has the table.
+The names are the behaviours'; docs/explanation/host.md has the table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows 5 of docs/host.md: optimizers, gradients, the order of parameters."""
+"""Rows 5 of docs/explanation/host.md: optimizers, gradients, the order of parameters."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""What each measure does to a trained net."""

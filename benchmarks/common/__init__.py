@@ -1,0 +1,1 @@
+"""What every benchmark measures with, and how its figures are kept."""

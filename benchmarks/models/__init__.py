@@ -1,0 +1,1 @@
+"""Which models of timm, torchvision and transformers the package carries."""
