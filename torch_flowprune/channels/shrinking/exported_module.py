@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from torch_flowprune.channels.tracing import Reading, Value, concrete, operator_name
 
-__all__ = ["ExportedModule", "argument_names", "free_sizes", "graft", "recorded_calls", "resized_graph"]
+__all__ = ["RESIZERS", "ExportedModule", "argument_names", "free_sizes", "graft", "recorded_calls", "resized_graph"]
 
 TRAINING = {
     "batch_norm": "training",
@@ -279,6 +279,7 @@ def argument(node: Node, name: str, default: Any) -> Any:
 
 
 Resizer = Callable[[Node, Any, Reading, Tensor], Any]
+# the operators whose calls state sizes: which of their arguments, and what becomes of each
 RESIZERS: dict[str, dict[str, Resizer]] = {
     **{name: {"size": new_shape} for name in ("view", "_unsafe_view", "expand", "zeros", "ones", "full", "empty")},
     **{name: {"size": new_shape} for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
