@@ -57,6 +57,17 @@ def test_stability_is_the_correlation_of_two_halves(split):
     assert -1 <= found.total.stability <= 1
 
 
+@pytest.mark.parametrize(("limit", "each"), [(12, 6), (7, 3), (1, 1), (100, 8)])
+def test_the_halves_share_the_samples_that_the_diagnosis_may_read(limit, each):
+    """Each half reads half of ``max_samples``: stability is of as many samples as the scores, not of twice as many."""
+    model, batches = cases.mlp(), CASES["mlp"].batches((2,) * 8)
+    found = fp.diagnose(model, batches, method="taylor", max_samples=limit)
+    one, other = (fp.scores(model, "taylor", batches[start::2], max_samples=each) for start in (0, 1))
+    assert found.samples == min(limit, 16)
+    for layer in found.layers:
+        assert layer.stability == pytest.approx(spearman(one[layer.name], other[layer.name]), abs=1e-12)
+
+
 def test_halves_of_a_shuffled_loader_share_no_sample():
     """Two identical halves would show a correlation of 1 whatever the data: on noise it must be far from it."""
     x, y = torch.randn(64, 4, dtype=torch.float64), torch.arange(64) % 3

@@ -11,13 +11,14 @@ import pytest
 import torch
 from cases import CASES
 from torch import nn
+from torch.nn.functional import pad
 
 import torch_flowprune as fp
 from torch_flowprune.scoring import stacked_scores as stacking
 from torch_flowprune.scoring.candidates import parameter_candidates
 from torch_flowprune.scoring.evaluation import on_access
 from torch_flowprune.scoring.measures import MEASURES, magnitude
-from torch_flowprune.scoring.stacked_scores import Computed, stacks
+from torch_flowprune.scoring.stacked_scores import WORD, Computed, stacks
 from torch_flowprune.scoring.unit_scores import Scores
 from torch_flowprune.selection import lowest_k as selection
 from torch_flowprune.selection.lowest_k import lowest
@@ -68,6 +69,35 @@ def test_a_part_knows_no_layer_borders():
     for start, stop, step in itertools.product(range(0, 33, 4), range(0, 34, 3), (1, 2, 7, 40)):
         if start < stop <= 33:
             assert stack.scores(start, stop, step).tolist() == flat[start:stop:step].tolist(), (start, stop, step)
+
+
+UNITS = (1, 7, 8, 65_408, 3_000_001, 12_345_678, 100_000_000, 268_000_000, 10**9)
+
+
+@pytest.mark.parametrize("units", UNITS)
+def test_a_part_is_a_32nd_of_the_model_within_bounds(units):
+    """Of whole words: the scores of any other part would be copied to be filled up to one."""
+    found = stacking.part_size(units)
+    assert found % WORD == 0
+    assert 65_408 <= found < 2**23
+    assert found in {65_408, 2**23 - 2**14} or units / 32 - WORD < found <= units / 32
+
+
+@pytest.mark.parametrize("sizes", [(3_000_001,), (5, 2_999_996), (1_000_001, 2_000_002)])
+def test_only_the_last_part_of_a_stack_has_to_be_filled_up(sizes, monkeypatch):
+    filled = []
+
+    def noted(scores, *args, **options):
+        filled.append(len(scores))
+        return pad(scores, *args, **options)
+
+    monkeypatch.setattr(stacking, "pad", noted)
+    laid = stacks([torch.zeros(1).expand(n) for n in sizes], [None] * len(sizes))
+    parts = stacking.parts_of(laid)
+    assert len(parts) > 32
+    for i, start, stop in parts:
+        laid[i].words(laid[i].scores(start, stop), torch.float32)
+    assert filled == [parts[-1][2] - parts[-1][1]]
 
 
 def test_only_layers_whose_units_are_alike_are_stacked():

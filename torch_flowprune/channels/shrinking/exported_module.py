@@ -276,6 +276,7 @@ def _argument(node: Node, name: str, default: Any) -> Any:
 
 
 Resizer = Callable[[Node, Any, Reading, Tensor], Any]
+# the operators whose calls state sizes: which of their arguments, and what becomes of each
 RESIZERS: dict[str, dict[str, Resizer]] = {
     **{name: {"size": _new_shape} for name in ("view", "_unsafe_view", "expand", "zeros", "ones", "full", "empty")},
     **{name: {"size": _new_shape} for name in ("new_zeros", "new_ones", "new_full", "new_empty")},

@@ -15,17 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torch_flowprune.channels.shrinking.exported_module import RESIZERS
 from torch_flowprune.channels.tracing import Reading, flat, module_path, operator_name
 from torch_flowprune.torch_internals import AnyConvolution
-
-# operators whose calls state sizes
-SIZED = frozenset(
-    (
-        "view _unsafe_view reshape unflatten expand repeat split split_with_sizes slice narrow zeros ones full empty "
-        "new_zeros new_ones new_full new_empty group_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
-        "conv_transpose3d tile"
-    ).split()
-)
 
 Attributes = dict[str, dict[str, Any]]
 
@@ -169,7 +161,7 @@ def changed_sizes(reading: Reading, dead: Tensor) -> dict[str, dict[int, int]]:
     """Module path -> old size -> new size, for the dimensions that operators with numbers of their own see in it."""
     sizes: dict[str, dict[int, int]] = {}
     for node, values in reading.values.items():
-        if node.op != "call_function" or operator_name(node) not in SIZED:
+        if node.op != "call_function" or operator_name(node) not in RESIZERS:
             continue
         given = [v for n in node.all_input_nodes for v in flat(reading.values.get(n))]
         for value in [*flat(values), *given]:

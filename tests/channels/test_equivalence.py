@@ -1,0 +1,326 @@
+"""The trial itself: which differences it finds, in which mode, and from which size on.
+
+What is held against the masked model here is that model again with one fault, so that nothing but the fault differs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import torch_flowprune as fp
+from torch_flowprune.channels import ShrinkError
+from torch_flowprune.channels.coupling import reading_of
+from torch_flowprune.channels.shrinking.equivalence import Trial, relative_error, tolerance_of, training
+from torch_flowprune.channels.shrinking.module_sizes import Surgery
+
+X = torch.linspace(-1, 1, 20).view(5, 4)
+UNCUT = Surgery({}, {})
+
+
+def normed() -> nn.Module:
+    """Every kind of vector, at its default."""
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+
+
+def trial_of(model: nn.Module, *args: Any, surgery: Surgery = UNCUT, tolerance: float | None = None) -> Trial:
+    return Trial(model, {}, surgery, args or (X,), {}, tolerance)
+
+
+def same(trial: Trial) -> nn.Module:
+    return copy.deepcopy(trial.model)
+
+
+class Off(nn.Module):
+    """A model whose output is off by a known share, in one mode."""
+
+    def __init__(self, model: nn.Module, share: float, in_training: bool) -> None:
+        super().__init__()
+        self.model, self.share, self.in_training = model, share, in_training
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.model(x)
+        return found * (1 + self.share) if self.training is self.in_training else found
+
+
+# -- which mode ------------------------------------------
+
+
+class NoiseOfItsWidth(nn.Module):
+    """A scale read off the width, and a training forward that draws by width: eval mode alone can be compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.a(x)
+        return self.b(hidden + torch.randn_like(hidden) if self.training else hidden / hidden.shape[-1] ** 0.5)
+
+
+def test_a_difference_in_eval_mode_alone_is_found_out() -> None:
+    model, x = NoiseOfItsWidth(), torch.randn(4, 8)
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=x)
+    with pytest.raises(ShrinkError, match=r"the smaller model's output differs from the masked model's by"):
+        fp.shrink(model, x, graph=False)
+
+
+def test_where_the_inputs_do_not_do_for_training_eval_mode_is_compared() -> None:
+    trial = trial_of(normed(), X[:1])
+    assert trial.trained is None
+    trial.check(same(trial))
+    with pytest.raises(ShrinkError, match="output differs"):
+        trial.check(Off(same(trial), 1e-3, in_training=False))
+
+
+@pytest.mark.parametrize("in_training", [False, True], ids=["eval", "train"])
+def test_each_mode_is_compared_by_itself(in_training: bool) -> None:
+    trial = trial_of(normed())
+    with pytest.raises(ShrinkError, match="output in train mode differs" if in_training else "output differs"):
+        trial.check(Off(same(trial), 1e-3, in_training))
+
+
+# -- from which size on ------------------------------------------
+
+
+class Insists(nn.Module):
+    """Runs in float32 alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype is not torch.float32:
+            raise TypeError(f"float32 wanted, got {x.dtype}")
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("in_training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(
+    ("make", "tolerance", "passes", "fails"),
+    [(normed, None, 5e-10, 2e-9), (normed, 1e-4, 5e-5, 2e-4), (Insists, None, 5e-4, 2e-3), (Insists, 1e-4, 5e-4, 2e-3)],
+    ids=["float64", "float32 within", "float32 alone", "float32 alone and within"],
+)
+def test_how_far_outputs_may_differ(
+    make: Callable[[], nn.Module], tolerance: float | None, passes: float, fails: float, in_training: bool
+) -> None:
+    trial = trial_of(make(), tolerance=tolerance)
+    trial.check(Off(same(trial), passes, in_training))
+    with pytest.raises(ShrinkError, match=r"differs from the masked model's by 2\.0e-"):
+        trial.check(Off(same(trial), fails, in_training))
+
+
+class Casts(nn.Module):
+    def __init__(self, to: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.to_ = nn.Linear(4, 6), nn.Linear(6, 3), to
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.a(x)
+        return self.b(self.to_(hidden).to(hidden) if self.to_(hidden).is_floating_point() else hidden)
+
+
+@pytest.mark.parametrize(
+    ("to", "expected"),
+    [
+        (lambda t: t, None),
+        (lambda t: t.double(), None),
+        (lambda t: t.long(), None),
+        (lambda t: t.to(torch.float32), 1e-4),
+        (lambda t: t.half(), 1e-4),
+        (lambda t: t.to(torch.bfloat16), 1e-4),
+    ],
+    ids=["no cast", "double", "long", "float", "half", "bfloat16"],
+)
+def test_models_that_cast_below_float64_are_given_room(to: Callable[[Tensor], Tensor], expected: float | None) -> None:
+    assert tolerance_of(reading_of(Casts(to).double(), X.double())) == expected
+
+
+# -- away from the defaults ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [("1.running_mean", 0), ("1.running_var", 1), ("1.weight", 1), ("1.bias", 0)],
+)
+def test_no_default_hides_a_difference(name: str, default: float) -> None:
+    """A smaller model that lost what a vector holds computes the same as long as it holds zeros or ones."""
+    trial = trial_of(normed())
+    lost = same(trial)
+    lost.state_dict()[name].fill_(default)
+    with pytest.raises(ShrinkError, match="output differs"):
+        trial.check(lost)
+
+
+def test_what_goes_is_zero_all_the_same() -> None:
+    """Shaken off zero, the bias of a dead unit would reach the outputs of the masked model."""
+    kept = torch.tensor([True, False, True, True, False, True])
+    trial = trial_of(normed(), surgery=Surgery({"1.bias": {0: kept}}, {}))
+    shaken = trial.model.state_dict()
+    assert ((shaken["1.bias"] != 0) == kept).all()
+    assert (shaken["1.weight"] != 1).all()
+    assert (shaken["1.weight"] != 0).all()
+
+
+def test_only_vectors_are_shaken() -> None:
+    """A matrix keeps its values, and so does a table of whole numbers; a scale of (1, channels, 1, 1) is a vector."""
+    model = normed()
+    model.register_parameter("scale", nn.Parameter(torch.ones(1, 3, 1, 1)))
+    model.register_parameter("table", nn.Parameter(torch.arange(3), requires_grad=False))
+    model.register_parameter("empty", nn.Parameter(torch.ones(0)))
+    before, after = model.state_dict(), trial_of(model).model.state_dict()
+    still = {name for name in before if torch.equal(before[name].to(after[name]), after[name])}
+    assert still == {"0.weight", "2.weight", "table", "empty", "1.num_batches_tracked"}
+
+
+def test_the_model_that_is_tried_is_a_copy() -> None:
+    model = normed().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trial = trial_of(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+    assert not trial.model.training
+    assert trial.model[1].running_mean.dtype is torch.float64
+    assert not trial.model[1].num_batches_tracked, "its own training mode is tried on a copy, too"
+
+
+# -- what is compared ------------------------------------------
+
+
+class Gives(nn.Module):
+    """Fixed outputs."""
+
+    def __init__(self, *outputs: Any) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> tuple[Any, ...]:
+        return self.outputs
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        ((torch.ones(3),), "output has 1 tensors instead of 2"),
+        ((torch.ones(3), torch.arange(3), torch.ones(1)), "output has 3 tensors instead of 2"),
+        ((torch.ones(1), torch.arange(3)), r"output has shape \(1,\) instead of \(3,\)"),
+        ((torch.ones(3, 1), torch.arange(3)), r"output has shape \(3, 1\) instead of \(3,\)"),
+        ((torch.ones(3), torch.arange(3) + 1), "output differs from the masked model's by nan"),
+        ((torch.full((3,), math.nan), torch.arange(3)), "output differs from the masked model's by nan"),
+        ((torch.tensor([1, 1, 1.01]), torch.arange(3)), r"output differs from the masked model's by 1\.0e-02"),
+    ],
+)
+def test_number_shapes_and_values_of_all_outputs(found: tuple[Tensor, ...], text: str) -> None:
+    trial = trial_of(Gives(torch.ones(3), {"ids": torch.arange(3)}, None))
+    trial.check(Gives(torch.ones(3), torch.arange(3), "no tensor"))
+    with pytest.raises(ShrinkError, match=rf"the smaller model's {text}"):
+        trial.check(Gives(*found))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ([1.0, -4.0], [1.0, -4.0], 0.0),
+        ([1.0, -4.0], [2.0, -4.0], 0.25),
+        ([1.0, -4.0], [1.0, -2.0], 0.5),
+        ([0.0, 0.0], [0.0, -3.0], 3.0),
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+        ([1.0, math.nan], [1.0, math.nan], math.nan),
+        ([1.0, math.inf], [1.0, math.inf], math.nan),
+        ([1, 2], [1, 2], 0.0),
+        ([1, 2], [1, 3], math.nan),
+        ([], [], 0.0),
+    ],
+)
+def test_the_error_is_relative_to_the_largest_entry(one: list[float], other: list[float], expected: float) -> None:
+    assert relative_error(torch.tensor(one), torch.tensor(other)) == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_model_that_changes_its_input_is_given_a_new_one_each_time() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor, *, y: Tensor) -> Tensor:
+            return x.mul_(2).add_(y.add_(1))
+
+    trial = Trial(InPlace(), {}, UNCUT, (X,), {"y": torch.ones(4)}, None)
+    trial.check(InPlace())
+    assert torch.equal(trial.args[0], X.double())
+    assert torch.equal(trial.kwargs["y"], torch.ones(4).double())
+
+
+def test_a_model_that_does_not_run_says_why() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("no such token\nat position 3")
+
+    with pytest.raises(ShrinkError, match=r"^the model does not run on the example inputs: no such token$"):
+        trial_of(Fails())
+
+
+# -- what training does otherwise ------------------------------------------
+
+
+class Draws(nn.Module):
+    """Noise in training, of whatever kind."""
+
+    def __init__(self, noise: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.noise = nn.Linear(4, 3), noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.noise(self.layer(x)) if self.training else self.layer(x)
+
+
+@pytest.mark.parametrize("noise", [torch.randn_like, lambda t: torch.randn_like(t) / t.shape[-1]])
+def test_what_training_draws_is_left_out_of_the_comparison(noise: Callable[[Tensor], Tensor]) -> None:
+    trial = trial_of(Draws(noise))
+    assert trial.is_random()
+    trial.check(Off(same(trial), 0.5, in_training=True))
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda t: F.dropout(t, 0.5),
+        lambda t: F.dropout(input=t, p=0.5),
+        lambda t: F.alpha_dropout(t, 0.5, True),
+        lambda t: F.scaled_dot_product_attention(t[None], t[None], t[None], dropout_p=0.5),
+        nn.Dropout(0.5),
+    ],
+    ids=["function", "by keyword", "alpha", "attention", "module"],
+)
+def test_dropout_of_any_kind_is_off_and_the_rest_is_compared(noise: Callable[[Tensor], Tensor]) -> None:
+    trial = trial_of(Draws(noise))
+    assert not trial.is_random()
+    trial.check(same(trial))
+    with pytest.raises(ShrinkError, match="output in train mode differs"):
+        trial.check(Off(same(trial), 0.5, in_training=True))
+
+
+def test_modules_that_hold_nothing_stay_in_eval_mode() -> None:
+    class DropPath(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.bernoulli(x.new_full((len(x), 1), 0.5)) if self.training else x
+
+    class Buffered(DropPath):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("drawn", torch.zeros(()))
+
+    found = training(nn.Sequential(nn.Linear(4, 4), DropPath(), Buffered(), nn.Sequential(DropPath())).eval())
+    assert [module.training for module in found.modules()] == [True, True, False, True, True, False]
+    assert not trial_of(nn.Sequential(nn.Linear(4, 4), DropPath())).is_random()
+
+
+def test_the_random_numbers_of_the_user_are_left_alone() -> None:
+    model, before = Draws(torch.randn_like), torch.get_rng_state()
+    trial = trial_of(model)
+    trial.check(same(trial))
+    assert torch.equal(torch.get_rng_state(), before)

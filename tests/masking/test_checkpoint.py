@@ -1,0 +1,138 @@
+"""What a state dict has to be to be loaded: all of it, of the model's shapes, or nothing is touched."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from hosts import mlp, pruned, snapshot
+from torch import nn
+
+import torch_flowprune as fp
+
+MODELS = {"dense": mlp, "pruned": pruned}
+
+
+def without(state, *names):
+    return {name: value for name, value in state.items() if name not in names}
+
+
+FAULTS = {
+    "another shape": (
+        lambda state: {**state, "2.bias": torch.zeros(5)},
+        "other shape 2.bias: (5,) for (4,)",
+    ),
+    "one that would be spread over the model's": (
+        lambda state: {**state, "2.bias": torch.zeros(1)},
+        "other shape 2.bias: (1,) for (4,)",
+    ),
+    "transposed": (
+        lambda state: {
+            **state,
+            next(name for name in state if name in {"2.weight", "2.weight_orig"}): torch.ones(8, 4),
+        },
+        "other shape 2.weight: (8, 4) for (4, 8)",
+    ),
+    "missing": (lambda state: without(state, "0.bias"), "missing 0.bias"),
+    "unexpected": (lambda state: {**state, "3.bias": torch.zeros(4)}, "unexpected 3.bias"),
+    "all three": (
+        lambda state: {**without(state, "0.bias"), "b": torch.ones(()), "a": torch.ones(()), "2.bias": torch.zeros(5)},
+        "missing 0.bias; unexpected a, b; other shape 2.bias: (5,) for (4,)",
+    ),
+    "more than five": (
+        lambda state: {**state, **{f"x{i}": torch.zeros(()) for i in range(6)}},
+        "unexpected x0, x1, x2, x3, x4 ...",
+    ),
+    "five": (
+        lambda state: {**state, **{f"x{i}": torch.zeros(()) for i in range(5)}},
+        "unexpected x0, x1, x2, x3, x4",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("source", MODELS)
+@pytest.mark.parametrize("target", MODELS)
+def test_a_state_that_does_not_fit_is_refused_and_nothing_is_loaded(target, source, fault):
+    """``0.weight`` fits and comes first: loaded entry by entry, it would be in the model when the fault is met."""
+    spoil, text = FAULTS[fault]
+    model = MODELS[target]()
+    state, before = spoil(fp.state_dict(MODELS[source]())), snapshot(model)
+    expected = f"^{re.escape(f'the state dict does not fit the model, and nothing was loaded: {text}')}$"
+    with pytest.raises(ValueError, match=expected):
+        fp.load_state_dict(model, state)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize(
+    ("mask", "text"),
+    [
+        (
+            torch.ones(7, dtype=torch.uint8),
+            "a packed mask of shape (8, 8) is 8 bytes (uint8), got torch.uint8 of shape",
+        ),
+        (torch.ones(4, 8), "a packed mask of shape (8, 8) is 8 bytes (uint8), got torch.float32 of shape (4, 8)"),
+        (torch.ones(8).bool(), "a packed mask of shape (8, 8) is 8 bytes (uint8), got torch.bool of shape (8,)"),
+        (torch.ones(1, 8, dtype=torch.uint8), "got torch.uint8 of shape (1, 8)"),
+    ],
+)
+def test_a_mask_of_another_shape_is_refused_and_nothing_is_loaded(mask, text):
+    model = mlp()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=re.escape(text)):
+        fp.load_state_dict(model, {**fp.state_dict(pruned()), "0.weight_mask": mask})
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("target", MODELS)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.uint8, torch.int64])
+def test_masks_of_any_dtype_are_loaded_in_place_of_those_there_are(target, dtype):
+    """Of other layers, too: what was pruned and is not in the state is dense again."""
+    model, source = MODELS[target](), mlp()
+    mask = torch.arange(64).view(8, 8) % 3 != 0
+    fp.apply_masks(source, {"0.weight": mask})
+    state = {**source.state_dict(), "0.weight_mask": mask.to(dtype)}
+    assert fp.load_state_dict(model, state) is model
+    assert {name: found.tolist() for name, found in fp.masks(model).items()} == {"0.weight": mask.tolist()}
+    assert list(model.state_dict()) == list(source.state_dict())
+    assert torch.equal(model[0].weight, source[0].weight)
+    assert torch.equal(model[0].weight_orig, source[0].weight_orig)
+
+
+def test_a_dense_state_sets_the_values_under_the_masks():
+    model, dense = pruned(), mlp()
+    masks = fp.masks(model)
+    fp.load_state_dict(model, dense.state_dict())
+    assert torch.equal(model[0].weight_orig, dense[0].weight)
+    assert all(torch.equal(mask, masks[name]) for name, mask in fp.masks(model).items())
+
+
+class Named(nn.Module):
+    """Names that end as masks and originals do, and are neither."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention_mask = nn.Parameter(torch.zeros(3, 3))
+        self.register_buffer("weight_orig", torch.zeros(2))
+        self.layer = nn.Linear(3, 2)
+
+
+def test_a_name_that_ends_in_mask_is_not_taken_for_one():
+    model, source = Named(), Named()
+    nn.init.ones_(source.attention_mask)
+    source.weight_orig.fill_(2)
+    fp.global_prune(source, "magnitude", 0.5, include="layer.weight")
+    state = fp.state_dict(source)
+    assert {name for name, value in state.items() if value.dtype is torch.uint8} == {"layer.weight_mask"}
+    fp.load_state_dict(model, state)
+    assert set(fp.masks(model)) == {"layer.weight"}
+    assert model.attention_mask.all()
+    assert model.weight_orig.tolist() == [2, 2]
+    assert torch.equal(model.layer.weight, source.layer.weight)
+
+
+def test_masks_are_a_new_tensor_each_time():
+    model = pruned()
+    fp.masks(model)["0.weight"].fill_(False)
+    assert model[0].weight_mask.any()
