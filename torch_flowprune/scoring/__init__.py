@@ -15,8 +15,8 @@ from torch_flowprune.scoring.importance import (
 from torch_flowprune.scoring.measures import MEASURES, Measure
 from torch_flowprune.scoring.stacked_scores import (
     WORD,
+    LayerScores,
     Stack,
-    Values,
     bases,
     not_finite,
     notes,
@@ -32,12 +32,12 @@ __all__ = [
     "Candidate",
     "Candidates",
     "Granularity",
+    "LayerScores",
     "Measure",
     "Scores",
     "Slices",
     "Stack",
     "Units",
-    "Values",
     "Weights",
     "alive",
     "bases",

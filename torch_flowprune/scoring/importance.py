@@ -21,7 +21,7 @@ from torch_flowprune.scoring.candidates import Candidate, Candidates, label, par
 from torch_flowprune.scoring.channel_candidates import channel_candidates
 from torch_flowprune.scoring.granularity import Granularity
 from torch_flowprune.scoring.measures import Measure
-from torch_flowprune.scoring.stacked_scores import Computed, Values, not_finite
+from torch_flowprune.scoring.stacked_scores import Computed, LayerScores, not_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Scores(Mapping[str, Tensor]):
         granularity: what the units are.
     """
 
-    values_: Mapping[str, Values]
+    values_: Mapping[str, LayerScores]
     method: str
     granularity: str
 

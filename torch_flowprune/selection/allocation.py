@@ -11,9 +11,10 @@ from math import ceil, isclose
 import torch
 from torch import Tensor
 
-from torch_flowprune.scoring import Blocks, Candidate, Candidates, Scores, Values, lefts
+from torch_flowprune.scoring import Blocks, Candidate, Candidates, LayerScores, Scores, lefts
 from torch_flowprune.selection.budget import Budget, living_units
-from torch_flowprune.selection.lowest_k import Cut, lowest, lowest_in_blocks, numbers, with_floors
+from torch_flowprune.selection.lowest_k import Cut, lowest, lowest_in_blocks, with_floors
+from torch_flowprune.selection.sampled_bracket import numbers
 from torch_flowprune.selection.schedules import Schedule, fraction, steps, to_prune
 
 
@@ -242,7 +243,7 @@ def counted(keeps: dict[str, Tensor]) -> dict[str, int]:
     return dict(zip(keeps, numbers(list(map(torch.count_nonzero, keeps.values()))), strict=True))
 
 
-def _cut(values: Sequence[Values], alive: Sequence[Tensor | None], least: Sequence[int] | None, k: int) -> Cut:
+def _cut(values: Sequence[LayerScores], alive: Sequence[Tensor | None], least: Sequence[int] | None, k: int) -> Cut:
     return lowest(values, k, alive) if least is None else with_floors(values, k, least, alive)
 
 
