@@ -20,7 +20,7 @@ from torch_flowprune.scoring.evaluation import on_access
 from torch_flowprune.scoring.measures import MEASURES, magnitude
 from torch_flowprune.scoring.stacked_scores import WORD, Computed, stacks
 from torch_flowprune.scoring.unit_scores import Scores
-from torch_flowprune.selection import lowest_k as selection
+from torch_flowprune.selection import sampled_bracket
 from torch_flowprune.selection.lowest_k import lowest
 
 CASE = CASES["residual"]
@@ -35,7 +35,7 @@ def computed(values, name="layer", measure=lambda theta: theta.squeeze(-1)):
 def _parts(request, monkeypatch):
     """Parts that begin and end within layers, and the sample of a large model."""
     monkeypatch.setattr(stacking, "part_size", lambda units: request.param)
-    monkeypatch.setattr(selection, "_SAMPLE", 16)
+    monkeypatch.setattr(sampled_bracket, "_SMALLEST_SAMPLE", 16)
 
 
 @pytest.mark.usefixtures("_parts")
@@ -207,7 +207,7 @@ def test_a_prune_stores_nothing_of_the_models_size(monkeypatch):
         return found
 
     monkeypatch.setattr(stacking.Stack, "scores", noted)
-    monkeypatch.setattr(selection, "_SAMPLE", 16)
+    monkeypatch.setattr(sampled_bracket, "_SMALLEST_SAMPLE", 16)
     fp.global_prune(model, "magnitude", 0.9)
     assert 64 <= longest < 3500 / 4
 

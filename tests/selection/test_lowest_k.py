@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from torch_flowprune.selection import lowest_k as selection
+from torch_flowprune.selection import lowest_k, sampled_bracket
 from torch_flowprune.selection.lowest_k import lowest, lowest_in_blocks, with_floors
 
 examples = settings(
@@ -37,7 +37,7 @@ def layers(draw, dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.flo
 @pytest.fixture(params=[1 << 16, 4], ids=["sorted", "bracketed"])
 def _sample(request, monkeypatch):
     """The second forces the sampled bracket on small data: it is then often wrong, and must not matter."""
-    monkeypatch.setattr(selection, "_SAMPLE", request.param)
+    monkeypatch.setattr(sampled_bracket, "_SMALLEST_SAMPLE", request.param)
 
 
 def count(scores, alive):
@@ -211,7 +211,7 @@ ADVERSARIES = {
 @pytest.mark.parametrize("sizes", [(N,), (7, 3 * N // 4, N - 7 - 3 * N // 4)], ids=["one tensor", "three"])
 @pytest.mark.parametrize("sparse", [False, True], ids=["all alive", "few alive"])
 def test_a_misleading_sample_does_not_matter(monkeypatch, name, sizes, sparse):
-    monkeypatch.setattr(selection, "_SAMPLE", 2000)
+    monkeypatch.setattr(sampled_bracket, "_SMALLEST_SAMPLE", 2000)
     flat = ADVERSARIES[name]
     scores = list(flat.split(list(sizes)))
     left = (
@@ -238,10 +238,10 @@ def test_a_misleading_sample_does_not_matter(monkeypatch, name, sizes, sparse):
 
 def test_the_bracket_spares_the_sort(monkeypatch):
     """On ordinary scores the bracket holds, and only a small part is sorted."""
-    monkeypatch.setattr(selection, "_SAMPLE", 2000)
-    ranked, cut_between = [], selection._cut_between
+    monkeypatch.setattr(sampled_bracket, "_SMALLEST_SAMPLE", 2000)
+    ranked, cut_between = [], lowest_k._cut_between
     monkeypatch.setattr(
-        selection, "_cut_between", lambda swept, k: ranked.append(len(swept.values)) or cut_between(swept, k)
+        lowest_k, "_cut_between", lambda swept, k: ranked.append(len(swept.values)) or cut_between(swept, k)
     )
     lowest([ADVERSARIES["normal"]], N // 2)
     assert 0 < max(ranked) < N / 4

@@ -9,8 +9,8 @@ from torch_flowprune.scoring.measures import MEASURES, Measure
 from torch_flowprune.scoring.prunable_units import PrunableUnits, UnitOptions
 from torch_flowprune.scoring.stacked_scores import (
     WORD,
+    LayerScores,
     Stack,
-    Values,
     bases,
     not_finite,
     notes,
@@ -27,6 +27,7 @@ __all__ = [
     "Candidate",
     "Candidates",
     "Granularity",
+    "LayerScores",
     "Measure",
     "PrunableUnits",
     "ScoreOptions",
@@ -35,7 +36,6 @@ __all__ = [
     "Stack",
     "UnitOptions",
     "Units",
-    "Values",
     "Weights",
     "alive",
     "bases",

@@ -59,8 +59,8 @@ class Candidate(Protocol):
     def weights(self) -> int:
         """How many weights the units own."""
 
-    def kept_weights(self, left: int) -> Tensor | int:
-        """How many of them the model's masks keep; ``left`` of the units are left."""
+    def kept_weights(self, kept_units: int) -> Tensor | int:
+        """How many of them the model's masks keep, where they keep so many units."""
 
     def renewed(self, known: Mapping[str, Target]) -> Candidate:
         """The same with the masks that the model has now."""
@@ -116,9 +116,9 @@ class ParameterUnits:
     def weights(self) -> int:
         return self.target.parameter.numel()
 
-    def kept_weights(self, left: int) -> Tensor | int:
+    def kept_weights(self, kept_units: int) -> Tensor | int:
         if self.weights == len(self):  # a unit is one weight
-            return left
+            return kept_units
         return self.weights if self.target.mask is None else torch.count_nonzero(self.target.mask)
 
     def renewed(self, known: Mapping[str, Target]) -> ParameterUnits:
@@ -138,37 +138,37 @@ def parameter_candidates(
     warning.
     """
     units_of = parse_granularity(granularity)
-    found: Candidates = {}
+    candidates: Candidates = {}
     left_out = []
     for target in prunable(model, parameters, include, exclude):
         units = units_of(check_can_mask(target, target.name))
         if isinstance(units, Blocks) and not units.fits(target.parameter.shape):
             left_out.append(target.name)
         else:
-            found[target.name] = ParameterUnits(target, units)
+            candidates[target.name] = ParameterUnits(target, units)
     if left_out:
-        _report_left_out(left_out, granularity, required=parameters is not None or not found)
-    return found
+        _report_left_out(left_out, granularity, required=parameters is not None or not candidates)
+    return candidates
 
 
-def targets_of(found: Candidates) -> dict[str, Target]:
+def targets_of(candidates: Candidates) -> dict[str, Target]:
     """Every parameter that candidates read or mask, once, by name."""
-    return {target.name: target for candidate in found.values() for target in candidate.targets}
+    return {target.name: target for candidate in candidates.values() for target in candidate.targets}
 
 
-def lefts(found: Candidates) -> list[Tensor | int]:
+def lefts(candidates: Candidates) -> list[Tensor | int]:
     """How many units of each candidate are left."""
-    left = [candidate.alive() for candidate in found.values()]
+    flags = [candidate.alive() for candidate in candidates.values()]
     return [
-        len(candidate) if mask is None else torch.count_nonzero(mask)
-        for candidate, mask in zip(found.values(), left, strict=True)
+        len(candidate) if alive is None else torch.count_nonzero(alive)
+        for candidate, alive in zip(candidates.values(), flags, strict=True)
     ]
 
 
-def living(values: Mapping[str, Tensor], found: Candidates) -> dict[str, Tensor]:
+def living(values: Mapping[str, Tensor], candidates: Candidates) -> dict[str, Tensor]:
     """Of values one a unit, those of the units that are left: only they can still go."""
-    left = {name: candidate.alive() for name, candidate in found.items()}
-    return {name: values[name] if alive is None else values[name][alive] for name, alive in left.items()}
+    flags = {name: candidate.alive() for name, candidate in candidates.items()}
+    return {name: values[name] if alive is None else values[name][alive] for name, alive in flags.items()}
 
 
 def label(granularity: Granularity) -> str:

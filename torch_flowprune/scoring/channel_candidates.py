@@ -60,7 +60,7 @@ class GroupUnits:
 
     @property
     def weights(self) -> int:
-        return sum(one.index.numel() * self._across(one) for one in self._owned)
+        return sum(part.index.numel() * self._across(part) for part in self._owned)
 
     def __len__(self) -> int:
         return self.group.size
@@ -79,12 +79,12 @@ class GroupUnits:
             self._alone, {self.name: keep}, {name: target.parameter.detach() for name, target in self.members.items()}
         )
 
-    def kept_weights(self, left: int) -> Tensor | int:  # noqa: ARG002 - a channel has several weights, and single ones may be gone
+    def kept_weights(self, kept_units: int) -> Tensor | int:  # noqa: ARG002 - a channel has several weights, and single ones may be gone
         return sum(
-            one.index.numel() * self._across(one)
-            if (mask := self.members[one.parameter].mask) is None
-            else torch.count_nonzero(one.of(mask))
-            for one in self._owned
+            part.index.numel() * self._across(part)
+            if (mask := self.members[part.parameter].mask) is None
+            else torch.count_nonzero(part.of(mask))
+            for part in self._owned
         )
 
     def renewed(self, known: Mapping[str, Target]) -> GroupUnits:
@@ -97,11 +97,12 @@ class GroupUnits:
     @property
     def _owned(self) -> tuple[Slice, ...]:
         """The units' own weights: those that produce them."""
-        return tuple(one for one in self.group.slices if one.role == "producer")
+        return tuple(part for part in self.group.slices if part.role == "producer")
 
-    def _across(self, one: Slice) -> int:
-        parameter = self.members[one.parameter].parameter
-        return parameter.numel() // parameter.shape[one.axis]
+    def _across(self, part: Slice) -> int:
+        """How many weights stand at each position of the slice's axis."""
+        parameter = self.members[part.parameter].parameter
+        return parameter.numel() // parameter.shape[part.axis]
 
 
 def channel_candidates(
@@ -134,33 +135,34 @@ def channel_candidates(
     )
     known = parameters_of(model)
     chosen = {target.name for target in prunable(model, parameters, include, exclude)}
-    found: Candidates = {}
+    candidates: Candidates = {}
     for group in coupling.groups:
-        if all(one.parameter in chosen for one in group.slices if one.role == "producer"):
+        if all(part.parameter in chosen for part in group.slices if part.role == "producer"):
             members = {
-                one.parameter: check_can_mask(known[one.parameter], one.parameter)
-                for one in group.slices
-                if one.role in MASKED
+                part.parameter: check_can_mask(known[part.parameter], part.parameter)
+                for part in group.slices
+                if part.role in MASKED
             }
-            found[group.name] = GroupUnits(group, members, _scored(group, members, scored_by), costs)
-    if not found:
+            candidates[group.name] = GroupUnits(group, members, _scored(group, members, scored_by), costs)
+    if not candidates:
         raise ValueError(_nothing(coupling))
-    return found
+    return candidates
 
 
 def _scored(group: Group, members: Mapping[str, Target], scored_by: str) -> tuple[Slice, ...]:
     if scored_by == "producer":
-        return tuple(one for one in group.slices if one.role == "producer")
+        return tuple(part for part in group.slices if part.role == "producer")
     if scored_by == "group":
-        return tuple(one for one in group.slices if one.role in MASKED)
+        return tuple(part for part in group.slices if part.role in MASKED)
     kinds = {"weight"} if scored_by == "scale" else {"weight", "bias"}
-    found = tuple(one for one in group.slices if one.role == "affine" and _is_of_norm(members[one.parameter], kinds))
-    if not found:
+    affine = [part for part in group.slices if part.role == "affine"]
+    norms = tuple(part for part in affine if _is_of_norm(members[part.parameter], kinds))
+    if not norms:
         raise ValueError(
             f"scored_by={scored_by!r}: the channels of {group.name!r} have no norm with an affine part; leave them "
             "out with exclude="
         )
-    return found
+    return norms
 
 
 def _is_of_norm(target: Target, kinds: set[str]) -> bool:

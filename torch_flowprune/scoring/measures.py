@@ -37,11 +37,11 @@ from torch import Tensor
 from torch_flowprune.gradients import INGREDIENTS
 
 Rows: TypeAlias = Tensor
-Scores: TypeAlias = Tensor
+UnitScores: TypeAlias = Tensor
 Measure: TypeAlias = Callable[..., Tensor]
 
 
-def magnitude(theta: Rows) -> Scores:
+def magnitude(theta: Rows) -> UnitScores:
     """‖θ‖₂, the zeroth-order measure: the square root of the norm whose motion the other measures read.
 
     Source: Lubana & Dick 2021 (``mag_based``); Han et al. 2015 on weights.
@@ -49,11 +49,11 @@ def magnitude(theta: Rows) -> Scores:
     >>> magnitude(torch.tensor([[3.0, -4.0]]))
     tensor([5.])
     """
-    norm: Scores = torch.linalg.vector_norm(theta, dim=-1)
+    norm: UnitScores = torch.linalg.vector_norm(theta, dim=-1)
     return norm
 
 
-def l1(theta: Rows) -> Scores:
+def l1(theta: Rows) -> UnitScores:
     """Σ|θ|. Source: Li et al., ICLR 2017 (``l1``).
 
     >>> l1(torch.tensor([[3.0, -4.0]]))
@@ -62,7 +62,7 @@ def l1(theta: Rows) -> Scores:
     return theta.abs().sum(-1)
 
 
-def loss_preservation(theta: Rows, g: Rows) -> Scores:
+def loss_preservation(theta: Rows, g: Rows) -> UnitScores:
     """Σ|θ g|, the first-order measure: |dθ²/dt| = 2|θ g| under gradient flow, summed over the unit.
 
     On single weights this is SNIP. Source: Lubana & Dick 2021 (``loss_based``); Lee et al., ICLR 2019.
@@ -73,7 +73,7 @@ def loss_preservation(theta: Rows, g: Rows) -> Scores:
     return (theta * g).abs().sum(-1)
 
 
-def taylor(theta: Rows, g: Rows) -> Scores:
+def taylor(theta: Rows, g: Rows) -> UnitScores:
     """|Σ θ g|: the size of the first-order change of the loss when the whole unit goes.
 
     Source: Molchanov et al., ICLR 2017 (``tfo``).
@@ -84,7 +84,7 @@ def taylor(theta: Rows, g: Rows) -> Scores:
     return (theta * g).sum(-1).abs()
 
 
-def biased_loss_preservation(theta: Rows, g: Rows) -> Scores:
+def biased_loss_preservation(theta: Rows, g: Rows) -> UnitScores:
     """Σ|θ|·|θ g|: loss preservation biased towards removing what is small.
 
     Source: Lubana & Dick 2021 (``biased_loss``).
@@ -95,7 +95,7 @@ def biased_loss_preservation(theta: Rows, g: Rows) -> Scores:
     return (theta.square() * g).abs().sum(-1)
 
 
-def distance_biased_loss_preservation(theta: Rows, theta0: Rows, g: Rows) -> Scores:
+def distance_biased_loss_preservation(theta: Rows, theta0: Rows, g: Rows) -> UnitScores:
     """Σ|θ−θ₀|·|θ g|: loss preservation biased towards removing what training has moved little.
 
     Source: the code of Lubana & Dick 2021 (``biased_loss`` with ``use_init``).
@@ -107,7 +107,7 @@ def distance_biased_loss_preservation(theta: Rows, theta0: Rows, g: Rows) -> Sco
     return ((theta - theta0) * theta * g).abs().sum(-1)
 
 
-def gradient_norm_increase(theta: Rows, Hg: Rows) -> Scores:
+def gradient_norm_increase(theta: Rows, Hg: Rows) -> UnitScores:
     """Σ θ·Hg, signed: half the first-order *fall* of ‖g‖² when the unit goes, so the lowest raise ‖g‖² most.
 
     With logits divided by T = 200 this is GraSP. Source: Lubana & Dick 2021 (``grasp``); Wang et al., ICLR 2020.
@@ -118,7 +118,7 @@ def gradient_norm_increase(theta: Rows, Hg: Rows) -> Scores:
     return (theta * Hg).sum(-1)
 
 
-def gradient_norm_preservation(theta: Rows, Hg: Rows) -> Scores:
+def gradient_norm_preservation(theta: Rows, Hg: Rows) -> UnitScores:
     """|Σ θ·Hg|, the second-order measure: the lowest change ‖g‖² least.
 
     Source: Lubana & Dick 2021 (``grad_preserve``).
@@ -129,7 +129,7 @@ def gradient_norm_preservation(theta: Rows, Hg: Rows) -> Scores:
     return (theta * Hg).sum(-1).abs()
 
 
-def fisher(theta: Rows, g2: Rows) -> Scores:
+def fisher(theta: Rows, g2: Rows) -> UnitScores:
     """Σ θ²·E[g²], with the *batchwise* mean of squared batch gradients, as the paper's code has it.
 
     The estimate depends on the batch size; :func:`fisher_sample` does not. Source: Theis et al. 2018 (``fisher``).
@@ -140,7 +140,7 @@ def fisher(theta: Rows, g2: Rows) -> Scores:
     return (theta.square() * g2).sum(-1)
 
 
-def fisher_sample(theta: Rows, g2_sample: Rows) -> Scores:
+def fisher_sample(theta: Rows, g2_sample: Rows) -> UnitScores:
     """Σ θ²·E[g²] with the mean over single samples: the diagonal of the empirical Fisher matrix.
 
     Source: Theis et al. 2018; Kunstner et al. 2019 on what "empirical" means.
@@ -151,7 +151,7 @@ def fisher_sample(theta: Rows, g2_sample: Rows) -> Scores:
     return (theta.square() * g2_sample).sum(-1)
 
 
-def random(theta: Rows, generator: torch.Generator) -> Scores:
+def random(theta: Rows, generator: torch.Generator) -> UnitScores:
     """Uniform in [0, 1), drawn on the CPU, so that one seed gives one mask on every device.
 
     >>> random(torch.zeros(3, 2), torch.Generator().manual_seed(0)).shape
@@ -160,7 +160,7 @@ def random(theta: Rows, generator: torch.Generator) -> Scores:
     return torch.rand(theta.shape[:-1], generator=generator).to(theta.device)
 
 
-def synflow(theta: Rows, gR: Rows) -> Scores:
+def synflow(theta: Rows, gR: Rows) -> UnitScores:
     """Σ|θ ∂R/∂θ| for R, the summed output of the network with every parameter by absolute value, on ones.
 
     No data, no labels. Dead filters with ReLU in front of batch norm score highest: their running variance is 0, and R
@@ -211,7 +211,7 @@ def resolve(method: str | Measure) -> Measure:
             f"method should be a measure's name or a function of rows, got {type(method).__name__}: "
             f"{reprlib.repr(method)}"
         )
-    unknown = [name for name in _arguments(method) if name not in INGREDIENTS]
+    unknown = [name for name in _ingredients_of(method) if name not in INGREDIENTS]
     if unknown:
         raise ValueError(
             f"the measure {name_of(method)!r} asks for {', '.join(map(repr, unknown))}; a measure's parameters are "
@@ -227,7 +227,7 @@ def needs(method: str | Measure) -> tuple[str, ...]:
     >>> needs("gradient_norm_preservation")
     ('theta', 'Hg')
     """
-    return _arguments(resolve(method))
+    return _ingredients_of(resolve(method))
 
 
 def name_of(measure: str | Measure) -> str:
@@ -251,7 +251,7 @@ def _by_name(name: str) -> Measure:
     raise ValueError(f"unknown measure {name!r}{hint} Known: {', '.join(names)}; or pass a function of rows")
 
 
-def _arguments(measure: Measure) -> tuple[str, ...]:
+def _ingredients_of(measure: Measure) -> tuple[str, ...]:
     """The parameters a measure must be given: those without a default, and known ones with one."""
     parameters = inspect.signature(measure).parameters.values()
     positional = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

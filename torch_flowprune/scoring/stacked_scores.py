@@ -58,14 +58,14 @@ class Computed:
         return self.measure(**{kind: self.rows(kind) for kind in self.needs})
 
 
-Values: TypeAlias = Tensor | Computed
+LayerScores: TypeAlias = Tensor | Computed
 
 
 def _stored(scores: Tensor) -> Tensor:
     return scores
 
 
-def as_computed(values: Values) -> Computed:
+def as_computed(values: LayerScores) -> Computed:
     """Scores at hand, seen as computed."""
     if isinstance(values, Computed):
         return values
@@ -99,8 +99,8 @@ class Stack:
         """Whether these scores may turn out not to be finite; those at hand are as their giver wants them."""
         return self.layers[0].measure is not _stored
 
-    def left(self) -> list[Tensor]:
-        """One flag a unit and layer: the candidates."""
+    def all_candidates(self) -> list[Tensor]:
+        """One flag a unit, by layer."""
         return [self._alive(i).clone() for i in range(len(self.layers))]
 
     def flags(self) -> list[Tensor]:
@@ -128,8 +128,8 @@ class Stack:
 
     def comparable(self, scores: Tensor, dtype: torch.dtype, start: int, stop: int, step: int = 1) -> Tensor:
         """As :meth:`words`, and nan where a unit is no candidate."""
-        scores, left = self.words(scores, dtype), self.candidates(start, stop, step)
-        return scores if left is None else torch.where(left, scores, torch.nan)
+        scores, candidates = self.words(scores, dtype), self.candidates(start, stop, step)
+        return scores if candidates is None else torch.where(candidates, scores, torch.nan)
 
     def words(self, scores: Tensor, dtype: torch.dtype) -> Tensor:
         """In one dtype, up to a whole number of words: nan, which no comparison selects, behind the last."""
@@ -138,20 +138,18 @@ class Stack:
 
     def candidates(self, start: int, stop: int, step: int = 1) -> Tensor | None:
         """One flag a unit of a range, up to a whole number of words; None where all units are candidates."""
-        if all(left is None for left in self.alive):
+        if all(alive is None for alive in self.alive):
             return None
-        left = self._together(
+        flags = self._together(
             "alive", [self._alive(i)[where] for i, where in self._pieces(start, stop, step)] or [self._alive(0)[:0]]
         )
-        return pad(left, (0, -len(left) % WORD), value=False) if len(left) % WORD else left
+        return pad(flags, (0, -len(flags) % WORD), value=False) if len(flags) % WORD else flags
 
     def _alive(self, i: int) -> Tensor:
-        left = self.alive[i]
-        return (
-            torch.ones((), dtype=torch.bool, device=self.device).expand(self.layers[i].units)
-            if left is None
-            else left.reshape(-1)
-        )
+        alive = self.alive[i]
+        if alive is None:
+            return torch.ones((), dtype=torch.bool, device=self.device).expand(self.layers[i].units)
+        return alive.reshape(-1)
 
     def _together(self, kind: str, pieces: list[Tensor]) -> Tensor:
         """In a buffer that is kept: fresh memory costs more than what is done in it."""
@@ -172,11 +170,11 @@ class Stack:
             begin = end
 
 
-def stacks(scores: Sequence[Values], alive: Sequence[Tensor | None]) -> list[Stack]:
+def stacks(scores: Sequence[LayerScores], alive: Sequence[Tensor | None]) -> list[Stack]:
     """All layers in their order, neighbours together where they are alike; layers without units are kept."""
     pairs = zip(map(as_computed, scores), alive, strict=True)
     groups = [list(group) for _, group in groupby(pairs, key=lambda pair: pair[0].kind)]
-    return [Stack(tuple(layer for layer, _ in group), tuple(left for _, left in group)) for group in groups]
+    return [Stack(tuple(layer for layer, _ in group), tuple(flags for _, flags in group)) for group in groups]
 
 
 def not_finite(measure: str, names: Sequence[str]) -> ValueError:
@@ -224,7 +222,8 @@ def notes(
     Taken part by part it would lie where the scores of the next part have to go.
     """
     split = [[room for (j, _, _), room in zip(parts, rooms, strict=True) if j == i] for i in range(len(laid))]
-    whole = [
+    by_stack = [
         torch.empty(sum(own), width, dtype=dtype, device=stack.device) for own, stack in zip(split, laid, strict=True)
     ]
-    return whole, [part for one, own in zip(whole, split, strict=True) if own for part in one.split(own)]
+    by_part = [part for noted, own in zip(by_stack, split, strict=True) if own for part in noted.split(own)]
+    return by_stack, by_part

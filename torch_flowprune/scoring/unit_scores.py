@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_flowprune.scoring.candidates import Candidate, Candidates, label
 from torch_flowprune.scoring.granularity import Granularity
-from torch_flowprune.scoring.stacked_scores import Computed, Values
+from torch_flowprune.scoring.stacked_scores import Computed, LayerScores
 
 
 class Scores(Mapping[str, Tensor]):
@@ -25,10 +25,10 @@ class Scores(Mapping[str, Tensor]):
         granularity: what the units are.
     """
 
-    def __init__(self, values: Mapping[str, Values], method: str, granularity: str) -> None:
+    def __init__(self, values: Mapping[str, LayerScores], method: str, granularity: str) -> None:
         self._values, self.method, self.granularity = values, method, granularity
 
-    def stored(self, name: str) -> Values:
+    def stored(self, name: str) -> LayerScores:
         """One parameter's scores as they are kept: a tensor, or what computes it where it is read."""
         return self._values[name]
 

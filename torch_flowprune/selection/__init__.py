@@ -4,7 +4,8 @@ from torch_flowprune.selection.allocation import Allocation, AllocationOptions, 
 from torch_flowprune.selection.budget import COSTS, living_units
 from torch_flowprune.selection.choice import Choice, choose, counted
 from torch_flowprune.selection.goal import Goal
-from torch_flowprune.selection.lowest_k import lowest, numbers
+from torch_flowprune.selection.lowest_k import lowest
+from torch_flowprune.selection.sampled_bracket import numbers
 from torch_flowprune.selection.schedules import SCHEDULES, Schedule, fraction, steps, to_prune
 
 __all__ = [

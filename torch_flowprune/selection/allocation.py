@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from torch_flowprune.scoring import Blocks, Candidates, lefts
 from torch_flowprune.selection.budget import Budget, living_units
 from torch_flowprune.selection.goal import Goal, rounded_up
-from torch_flowprune.selection.lowest_k import numbers
+from torch_flowprune.selection.sampled_bracket import numbers
 
 
 class AllocationOptions(TypedDict, total=False):

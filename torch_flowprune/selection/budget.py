@@ -18,12 +18,12 @@ from torch_flowprune.scoring import Candidates
 COSTS = ("units", "parameters", "flops")
 
 
-def living_units(found: Candidates) -> dict[str, Tensor]:
+def living_units(candidates: Candidates) -> dict[str, Tensor]:
     """The units of each candidate that are left, as flags on the CPU."""
-    left = {name: candidate.alive() for name, candidate in found.items()}
+    flags = {name: candidate.alive() for name, candidate in candidates.items()}
     return {
-        name: torch.ones(len(found[name]), dtype=torch.bool) if alive is None else alive.cpu()
-        for name, alive in left.items()
+        name: torch.ones(len(candidates[name]), dtype=torch.bool) if alive is None else alive.cpu()
+        for name, alive in flags.items()
     }
 
 
@@ -42,7 +42,7 @@ class Budget:
     least: Mapping[str, int]
 
     @classmethod
-    def of(cls, found: Candidates, cost: str, least: Mapping[str, int] | None = None) -> Budget | None:
+    def of(cls, candidates: Candidates, cost: str, least: Mapping[str, int] | None = None) -> Budget | None:
         """None where the target is a number of units.
 
         Raises:
@@ -52,7 +52,7 @@ class Budget:
             raise ValueError(f"cost should be one of {', '.join(COSTS)}, got {cost!r}")
         if cost == "units":
             return None
-        costs = next((candidate.costs for candidate in found.values()), None)
+        costs = next((candidate.costs for candidate in candidates.values()), None)
         if costs is None:
             raise ValueError(
                 f"cost={cost!r} counts what shrink leaves of the model, and it removes whole channels only: "
@@ -81,10 +81,10 @@ class Budget:
             ValueError: saying how much can go, and what it is that stays.
         """
         bare = {name: alive & (alive.cumsum(0) <= self.least.get(name, 0)) for name, alive in units.items()}
-        if (left := self.left(bare)) > allowed:
+        if (least := self.left(bare)) > allowed:
             largest = ", ".join(f"{name} ({count:,})" for name, count in self.costs.largest(self.cost, bare))
             raise ValueError(
-                f"at most {1 - left / self.total:.1%} of the model's {self.total:,} {self.cost} can go, and "
+                f"at most {1 - least / self.total:.1%} of the model's {self.total:,} {self.cost} can go, and "
                 f"{1 - allowed / self.total:.1%} should: "
                 "each group of channels keeps one at least (min_keep= may ask for more), and what is not coupled "
                 "stays whole. Most of what "
@@ -102,7 +102,7 @@ class Budget:
             for name, alive in units.items()
             if not alive.all()
         ]
-        return bool(back) and all(self.left({**units, **one}) <= allowed for one in back)
+        return bool(back) and all(self.left({**units, **unit}) <= allowed for unit in back)
 
     def fewest(self, kept_without: Callable[[int], Kept], most: int, allowed: int) -> int:
         """How many units have to go, of at most ``most``, where ``kept_without(k)`` are those that stay when k go.

@@ -9,9 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torch_flowprune.scoring import Candidate, Candidates, Scores, Values, lefts
+from torch_flowprune.scoring import Candidate, Candidates, LayerScores, Scores, lefts
 from torch_flowprune.selection.allocation import Pool
-from torch_flowprune.selection.lowest_k import Cut, lowest, lowest_in_blocks, numbers, with_floors
+from torch_flowprune.selection.lowest_k import Cut, lowest, lowest_in_blocks, with_floors
+from torch_flowprune.selection.sampled_bracket import numbers
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def counted(keeps: dict[str, Tensor]) -> dict[str, int]:
     return dict(zip(keeps, numbers(list(map(torch.count_nonzero, keeps.values()))), strict=True))
 
 
-def _cut(values: Sequence[Values], alive: Sequence[Tensor | None], least: Sequence[int] | None, k: int) -> Cut:
+def _cut(values: Sequence[LayerScores], alive: Sequence[Tensor | None], least: Sequence[int] | None, k: int) -> Cut:
     return lowest(values, k, alive) if least is None else with_floors(values, k, least, alive)
 
 
