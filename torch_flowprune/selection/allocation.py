@@ -140,7 +140,7 @@ class Allocation:
         if rule in ("global", "lamp"):
             return layers.ranked(goal)
         if rule == "layer":
-            return layers.each({name: goal for name in layers.units})
+            return layers.each(dict.fromkeys(layers.units, goal))
         if isinstance(rule, Mapping):
             return layers.given(by_layer("allocation", rule, layers.units), goal)
         return layers.ruled(_function(rule), goal)
@@ -148,8 +148,8 @@ class Allocation:
     def _spending(self, budget: Budget, found: Candidates, goal: Goal, layers: Layers) -> Spending:
         if isinstance(self.rule, Mapping) or self.rule == "row":
             raise ValueError(
-                f"cost={self.cost!r} finds how much goes from each layer, which allocation={self.rule!r} says: give one "
-                "of the two"
+                f"cost={self.cost!r} finds how much goes from each layer, and so does allocation={self.rule!r}: give "
+                "one of the two"
             )
         gone_after = _within(budget, found, goal)
         if self.rule in ("global", "lamp"):

@@ -22,7 +22,6 @@ class Bounds:
         units: how many there are.
         least: how many stay at least.
         word: what says so; the empty word where nothing does.
-        asked: whether a user did.
     """
 
     units: dict[str, int]
@@ -42,8 +41,9 @@ class Bounds:
         if gone > (most := sum(self.most(name, count) for name, count in left.items())):
             words = sorted({self.word[name] for name in left} - {""})
             raise ValueError(
-                f"{gone:,} of {sum(self.units[name] for name in left):,} units should be gone, and at most {most:,} can: "
-                f"{' and '.join(words)} keep the rest; prune less, or lower what is kept (min_keep=0 empties layers)"
+                f"{gone:,} of {sum(self.units[name] for name in left):,} units should be gone, and at most {most:,} "
+                f"can: {' and '.join(words)} keep the rest; prune less, or lower what is kept (min_keep=0 lets layers "
+                "be emptied)"
             )
 
 

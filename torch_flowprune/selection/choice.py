@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -66,9 +66,7 @@ class _Ranking:
         spending, left = self.plan.spending, self.left
         assert spending is not None
         allowed = spending.budget.total - spending.gone_after[round_]
-        steps = spending.budget.fewest(
-            lambda k: self.cut(spending.split(k, left)).keeps, spending.steps(left), allowed
-        )
+        steps = spending.budget.fewest(lambda k: self.cut(spending.split(k, left)).keeps, spending.steps(left), allowed)
         return spending.split(steps, left)
 
     def cut(self, pools: Pools) -> Choice:
@@ -91,11 +89,14 @@ class _Ranking:
 
     def by_row(self, pools: Pools) -> Choice:
         """The lowest of every output go."""
-        keeps = {pool.names[0]: _keep_in_rows(self.found[pool.names[0]], self._stored(pool), pool.gone) for pool in pools}
+        keeps = {}
+        for pool in pools:
+            (name,) = pool.names
+            keeps[name] = _keep_in_rows(self.found[name], self._stored(name), pool.gone)
         return Choice(keeps, counted(keeps), None, 0, dict.fromkeys(keeps, self.plan.why))
 
-    def _stored(self, pool: Pool) -> Tensor:
-        values = self.values[pool.names[0]]
+    def _stored(self, name: str) -> Tensor:
+        values = self.values[name]
         return values if isinstance(values, Tensor) else values.all()
 
     def _down_to(self, name: str, count: int) -> Pool:

@@ -61,28 +61,26 @@ class Layers:
 
     def given(self, sparsities: Mapping[str, float], goal: Goal) -> tuple[Pools, ...]:
         """Some layers to sparsities of their own; the others make up for the rest, or stay where no total is given."""
-        fixed = self.each({name: replace(goal, sparsity=share, amount=None) for name, share in sparsities.items()})
+        named = self.each({name: replace(goal, sparsity=share, amount=None) for name, share in sparsities.items()})
         rest = tuple(name for name in self.units if name not in sparsities)
-        if not rest:
-            if goal.sparsity is not None or goal.amount is not None:
-                raise ValueError(
-                    "allocation= gives every layer its sparsity, so that sparsity= and amount= have no part: leave them out"
-                )
-            return fixed
-        if goal.sparsity is None and goal.amount is None:
-            return tuple([*pools, *(Pool((name,), self.units[name] - self.left[name]) for name in rest)] for pools in fixed)
-        wanted = self._wanted(goal) - sum(pool.gone for pool in fixed[-1])
+        total = None if goal.sparsity is None and goal.amount is None else self._wanted(goal)
+        if not rest and total is not None:
+            raise ValueError("allocation= gives every layer its sparsity: leave sparsity= and amount= out")
+        return tuple([*pools, *more] for pools, more in zip(named, self._others(rest, named, total, goal), strict=True))
+
+    def _others(self, rest: tuple[str, ...], named: tuple[Pools, ...], total: int | None, goal: Goal) -> list[Pools]:
         left = {name: self.left[name] for name in rest}
-        units = sum(self.units[name] for name in rest)
-        gone = units - sum(left.values())
-        if wanted < gone:
+        units, gone = sum(self.units[name] for name in rest), sum(self.units[name] - left[name] for name in rest)
+        if total is None or not rest:
+            return [[Pool((name,), self.units[name] - left[name]) for name in rest] for _ in named]
+        taken = sum(pool.gone for pool in named[-1])
+        if total - taken < gone:
             raise ValueError(
-                f"allocation= takes {sum(pool.gone for pool in fixed[-1]):,} units from the layers it names, more than "
-                f"the {self._wanted(goal):,} that should be gone in all: raise sparsity=, or lower what it names"
+                f"allocation= takes {taken:,} units from the layers it names, and {total:,} should be gone in all, "
+                f"{gone:,} of them elsewhere already: raise sparsity=, or lower what it names"
             )
-        self.bounds.check_total(wanted, left)
-        path = goal.path(units, gone, wanted)
-        return tuple([*pools, Pool(rest, path[i])] for i, pools in enumerate(fixed))
+        self.bounds.check_total(total - taken, left)
+        return [[Pool(rest, after)] for after in goal.path(units, gone, total - taken)]
 
     def ruled(self, rule: Rule, goal: Goal) -> tuple[Pools, ...]:
         """Every layer its share by a rule, and exactly so many in all."""
