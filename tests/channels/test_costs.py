@@ -242,8 +242,8 @@ def test_fixed_scores_a_comparison_and_a_pruner_take_a_cost_too():
             ),
         ),
         (
-            {"sparsity": 0.5, "scope": "layer"},
-            "cost='parameters' is of the whole model, which scope='layer' has no part in",
+            {"sparsity": 0.5, "allocation": {"stem*": 0.5}},
+            "cost='parameters' finds how much goes from each layer, and so does allocation=.*: give one of the two",
         ),
         (
             {"sparsity": 0.5, "granularity": "filter"},
@@ -311,6 +311,7 @@ def test_the_report_says_what_shrink_leaves():
     assert "shrink" not in str(report)
 
 
+@pytest.mark.filterwarnings("ignore:under a tenth:torch_flowprune.LayerCollapseWarning")
 def test_the_command_line_takes_a_cost(capsys, tmp_path):
     pytest.importorskip("timm")
     out = tmp_path / "report.json"

@@ -102,7 +102,7 @@ def check_number(argument: str, value: float) -> float:
         ValueError: for anything else.
     """
     counted = argument == "min_keep" and isinstance(value, int)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or (value > 1 and not counted):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0 or (value > 1 and not counted):
         meant = (
             "a number of units a layer keeps (int) or a fraction of the layer (float from 0 to 1)"
             if argument == "min_keep"
