@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::torch_flowprune.LayerCollapseWarning", "ignore::torch_flowprune.TiedScoresWarning"
 )
 ALLOCATIONS = {
-    "global": {},
+    "global": {"normalize": None},
     "layer": {"allocation": "layer"},
     "er": {"allocation": "er"},
     "erk": {"allocation": "erk"},
@@ -29,8 +29,8 @@ ALLOCATIONS = {
     "max": {"normalize": "max"},
     "l2": {"normalize": "l2"},
     "function": {"allocation": lambda layers, sparsity: {layer.name: sparsity for layer in layers}},
-    "capped": {"max_sparsity": 0.8},
-    "kept": {"min_keep": {"0*": 2}},
+    "capped": {"max_sparsity": 0.8, "normalize": None},
+    "kept": {"min_keep": {"0*": 2}, "normalize": None},
 }
 
 
@@ -264,7 +264,7 @@ def test_equal_fractions_meet_a_target_of_flops():
         ({"allocation": "erd"}, "allocation should be one of global, lamp, row, layer, er, erk, a mapping"),
         ({"allocation": "erk", "scope": "layer"}, "scope='layer' is short for allocation='layer': give one of the two"),
         ({"allocation": "lamp", "normalize": "mean"}, "leave normalize= out"),
-        ({"normalize": "median"}, "normalize should be 'mean', 'max', 'l2' or None, got 'median'"),
+        ({"normalize": "median"}, "normalize should be 'mean', 'max', 'l2', 'default' or None, got 'median'"),
         ({"round_to": 0}, "round_to should be a whole number of at least 1"),
         ({"max_sparsity": 1.5}, "max_sparsity should be a fraction of a layer's units"),
         ({"max_sparsity": {"9*": 0.5}}, "max_sparsity: '9\\*' matches no layer that is pruned; .*0.weight"),

@@ -7,12 +7,13 @@ from torch_flowprune.inputs.batches import (
     example_of,
     first,
     halves,
+    inputs_of,
     parts,
     samples,
     shapes,
     sized,
 )
-from torch_flowprune.inputs.objective import Closure, Loss, Objective, logits_of
+from torch_flowprune.inputs.objective import Closure, Loss, Objective, call, logits_of
 from torch_flowprune.inputs.options import check_options, from_options
 from torch_flowprune.inputs.parameters import (
     Pair,
@@ -43,6 +44,7 @@ __all__ = [
     "Restore",
     "Target",
     "as_batches",
+    "call",
     "check_mode",
     "check_options",
     "class_balanced",
@@ -54,6 +56,7 @@ __all__ = [
     "flags",
     "from_options",
     "halves",
+    "inputs_of",
     "logits_of",
     "masked",
     "no_such_parameter",

@@ -25,7 +25,7 @@ def global_prune(
     granularity: Granularity | None = None,
     allocation: SharedOut | None = None,
     scope: str = "global",
-    normalize: str | None = None,
+    normalize: str | None = "default",
     data: object = None,
     loss: Loss | None = None,
     closure: Closure | None = None,
@@ -71,7 +71,8 @@ def global_prune(
             them in their layer; a mapping of name globs to sparsities; or a function of ``(layers, sparsity)``.
         scope: a shorter name for the first three.
         normalize: what a layer's scores are divided by before layers are ranked together: their ``"mean"``, ``"max"``
-            or ``"l2"`` norm; None ranks them as they are.
+            or ``"l2"`` norm; None ranks them as they are, as the paper does. By default filters and channels are
+            ranked by scores over their mean, single weights as they are.
         data, loss, closure, theta0, max_samples, temperature, mode, progress, max_memory, offload, autocast: what the
             scores are taken over, and with what, see :func:`~torch_flowprune.flow`.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.

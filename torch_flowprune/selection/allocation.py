@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from torch_flowprune.scoring import Blocks, Candidates, lefts
 from torch_flowprune.selection.bounds import PerLayer, bounds_of, by_layer, check_number
 from torch_flowprune.selection.budget import Budget, living_units
-from torch_flowprune.selection.comparable_scores import NORMALIZERS, Comparable
+from torch_flowprune.selection.comparable_scores import NORMALIZERS
 from torch_flowprune.selection.goal import Goal, rounded_up
 from torch_flowprune.selection.layer_shares import RULES, Rule
 from torch_flowprune.selection.layers import Layers
@@ -46,7 +46,7 @@ class Allocation:
 
     allocation: SharedOut | None = None
     scope: str = "global"
-    normalize: str | None = None
+    normalize: str | None = "default"
     min_keep: PerLayer | None = None
     max_sparsity: PerLayer | None = None
     round_to: int = 1
@@ -64,8 +64,8 @@ class Allocation:
         for word, value in (("min_keep", self.min_keep), ("max_sparsity", self.max_sparsity)):
             if value is not None and not isinstance(value, Mapping):
                 check_number(word, value)
-        if self.normalize not in (None, "mean", "max", "l2"):
-            raise ValueError(f"normalize should be 'mean', 'max', 'l2' or None, got {self.normalize!r}")
+        if self.normalize not in (None, "default", "mean", "max", "l2"):
+            raise ValueError(f"normalize should be 'mean', 'max', 'l2', 'default' or None, got {self.normalize!r}")
         if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
             raise ValueError(f"round_to should be a whole number of at least 1, such as 8, got {self.round_to!r}")
 
@@ -79,7 +79,7 @@ class Allocation:
             )
         if not isinstance(rule, (str, Mapping)) and not callable(rule):
             raise TypeError(f"allocation should be a name, a mapping or a function of (layers, sparsity), got {rule!r}")
-        if rule == "lamp" and self.normalize is not None:
+        if rule == "lamp" and self.normalize not in (None, "default"):
             raise ValueError("allocation='lamp' makes scores comparable in its own way: leave normalize= out")
 
     @property
@@ -87,10 +87,11 @@ class Allocation:
         """A name, a mapping or a function."""
         return self.scope if self.allocation is None else self.allocation
 
-    @property
-    def comparable(self) -> Comparable | None:
-        """What scores go through before they are ranked."""
-        return NORMALIZERS["lamp"] if self.rule == "lamp" else NORMALIZERS.get(self.normalize or "")
+    def _normalizer(self, *, structured: bool) -> str | None:
+        """What scores go through before they are ranked: of widths, by default, their layer's mean."""
+        if self.rule == "lamp":
+            return "lamp"
+        return ("mean" if structured else None) if self.normalize == "default" else self.normalize
 
     def plan(self, found: Candidates, goal: Goal) -> Plan:
         """What goes from where, round by round.
@@ -103,17 +104,18 @@ class Allocation:
         self._check_units(found)
         bounds = bounds_of(found, self.min_keep, self.max_sparsity, keep_one=self.cost != "units")
         layers = Layers(found, bounds)
-        made = partial(Plan, self._why, bounds, comparable=self.comparable, round_to=self.round_to)
+        normalizer = self._normalizer(structured=all(candidate.structured for candidate in found.values()))
+        comparable = None if normalizer is None else NORMALIZERS[normalizer]
+        made = partial(Plan, self._why(normalizer), bounds, comparable=comparable, round_to=self.round_to)
         if (budget := Budget.of(found, self.cost, bounds.least)) is not None:
             return made(spending=self._spending(budget, found, goal, layers))
         if self.rule == "row":
             return made(rounds=layers.by_row(goal), by_row=True)
         return made(rounds=self._rounds(goal, layers))
 
-    @property
-    def _why(self) -> str:
+    def _why(self, normalizer: str | None) -> str:
         named = self.rule if isinstance(self.rule, str) else "given" if isinstance(self.rule, Mapping) else "function"
-        return named if self.normalize is None else f"{named}, scores over their {self.normalize}"
+        return f"{named}, scores over their {normalizer}" if normalizer in ("mean", "max", "l2") else named
 
     def _check_units(self, found: Candidates) -> None:
         structured = all(candidate.structured for candidate in found.values())
@@ -128,7 +130,7 @@ class Allocation:
     def _of_blocks(self, found: Candidates, goal: Goal, blocks: Blocks) -> Plan:
         goal.check_pattern(blocks)
         for word in ("min_keep", "max_sparsity", "normalize", "allocation"):
-            if getattr(self, word) is not None:
+            if getattr(self, word) not in (None, "default"):
                 raise ValueError(
                     f"{word}={getattr(self, word)} has no part in n:m blocks, which keep n of every m: leave it out"
                 )
