@@ -21,6 +21,7 @@ from torch_flowprune.pruning import (
     Report,
     TiedScoresWarning,
     global_prune,
+    recalibrate,
 )
 from torch_flowprune.pruning import methods as _methods
 from torch_flowprune.pruning.methods import *  # noqa: F403
@@ -64,6 +65,7 @@ __all__ = [
     "load_state_dict",
     "masks",
     "predict",
+    "recalibrate",
     "remove",
     "scores",
     "shrink",

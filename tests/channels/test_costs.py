@@ -243,8 +243,8 @@ def test_fixed_scores_a_comparison_and_a_pruner_take_a_cost_too():
             ),
         ),
         (
-            {"sparsity": 0.5, "scope": "layer"},
-            "cost='parameters' is of the whole model, which scope='layer' has no part in",
+            {"sparsity": 0.5, "allocation": {"stem*": 0.5}},
+            "cost='parameters' finds how much goes from each layer, and so does allocation=.*: give one of the two",
         ),
         (
             {"sparsity": 0.5, "granularity": "filter"},
@@ -312,6 +312,7 @@ def test_the_report_says_what_shrink_leaves():
     assert "shrink" not in str(report)
 
 
+@pytest.mark.filterwarnings("ignore:under a tenth:torch_flowprune.LayerCollapseWarning")
 def test_the_command_line_takes_a_cost(capsys, tmp_path):
     pytest.importorskip("timm")
     out = tmp_path / "report.json"
@@ -332,3 +333,39 @@ def test_the_command_line_takes_a_cost(capsys, tmp_path):
     found = json.loads(out.read_text())
     assert 0.4 * found["dense"]["flops"] < found["left"]["flops"] <= 0.5 * found["dense"]["flops"]
     assert "shrink leaves" in capsys.readouterr().out
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer, outputs):
+        super().__init__()
+        self.embed, self.layer = nn.Linear(5, 8), layer
+        self.head = nn.Sequential(nn.Linear(outputs, 7), nn.ReLU(), nn.Linear(7, 4))
+
+    def forward(self, x):
+        found = self.layer(self.embed(x))
+        return self.head(found[0] if isinstance(found, tuple) else found)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported", "ignore:TF32 acceleration")
+@pytest.mark.parametrize(
+    ("layer", "outputs"),
+    [
+        (nn.LSTM(8, 6, 2, bidirectional=True), 12),
+        (nn.LSTM(8, 6, proj_size=3, batch_first=True), 3),
+        (nn.GRU(8, 6, 2), 6),
+        (nn.RNN(8, 6, nonlinearity="relu"), 6),
+        (nn.LSTMCell(8, 6), 6),
+        (nn.GRUCell(8, 6), 6),
+        (nn.RNNCell(8, 6), 6),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_recurrent_layers_are_counted(layer, outputs):
+    """By hand: every matrix once a position; and by torch's counter, without the kernels that it does not see into."""
+    x = torch.randn(3, 2, 5) if isinstance(layer, nn.RNNBase) else torch.randn(4, 5)
+    model = Recurrent(layer, outputs).eval()
+    report = fp.global_prune(model, "magnitude", 0.0, granularity="channel", example_inputs=x)
+    by_hand = sum(2 * (x.numel() // 5) * p.numel() for p in model.parameters() if p.dim() == 2)
+    assert report.dense.flops == by_hand
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert report.dense.flops == flops(model, x)

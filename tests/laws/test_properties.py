@@ -99,7 +99,7 @@ class Life:
 
     # The operations. Each takes a number from 0 to 1 and may read it as it likes.
 
-    def prune(self, share, method="magnitude", granularity="weight"):
+    def prune(self, share, method="magnitude", granularity="weight", **options):
         targets = self.prunable()
         units = sum(target.parameter.numel() for target in targets)
         gone = sum(int((mask == 0).sum()) for mask in (target.mask for target in targets) if mask is not None)
@@ -109,7 +109,7 @@ class Life:
             assert report.pruned == max(round(min(sparsity, 1.0) * units), gone)
             assert sum(int((~mask).sum()) for name, mask in fp.masks(self.model).items()) == report.pruned
         else:
-            fp.global_prune(self.model, method, amount=share, granularity=granularity, data=self.data())
+            fp.global_prune(self.model, method, amount=share, granularity=granularity, data=self.data(), **options)
 
     def magnitude(self, share):
         self.prune(share)
@@ -124,7 +124,7 @@ class Life:
         self.prune(share, "random")
 
     def filters(self, share):
-        self.prune(share, "l1", "filter")
+        self.prune(share, "l1", "filter", min_keep=0)
 
     def one_layer(self, share):
         targets = self.prunable()

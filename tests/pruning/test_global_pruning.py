@@ -52,6 +52,9 @@ def assert_as_before(model, before):
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+RAW = {"normalize": None, "min_keep": 0}  # one ranking of the scores as they are, whatever it empties
+
+
 @every_case
 @pytest.mark.parametrize("method", ["magnitude", "loss_preservation", "gradient_norm_increase"])
 @pytest.mark.parametrize("granularity", ["weight", "filter"])
@@ -64,7 +67,7 @@ def test_the_lowest_go_exactly_and_in_model_order(case, method, granularity):
     k = round(0.4 * n)
     expected = dict(zip(scores, oracles.lowest(list(scores.values()), k), strict=True))
     known = parameters_of(model)
-    report = fp.global_prune(model, method, 0.4, data=batches, granularity=granularity)
+    report = fp.global_prune(model, method, 0.4, data=batches, granularity=granularity, **RAW)
     assert (report.units, report.pruned, report.newly_pruned) == (n, k, k)
     for name, mask in masks(model).items():
         axis = known[name].output_axis
@@ -86,7 +89,7 @@ def test_the_lowest_go_exactly_and_in_model_order(case, method, granularity):
 @QUIET
 def test_exactly_k(sparsity, granularity, dtype):
     model = cases.cnn(dtype)
-    report = fp.global_prune(model, "magnitude", sparsity, granularity=granularity)
+    report = fp.global_prune(model, "magnitude", sparsity, granularity=granularity, **RAW)
     assert report.pruned == round(sparsity * report.units)
     assert report.sparsity == report.pruned / report.units
     if granularity == "weight":
@@ -101,12 +104,12 @@ def test_calls_nest(sparsities, granularity):
     stepwise, at_once = cases.cnn(), cases.cnn()
     before = masks(stepwise)
     for sparsity in sparsities:
-        report = fp.global_prune(stepwise, "magnitude", sparsity, granularity=granularity)
+        report = fp.global_prune(stepwise, "magnitude", sparsity, granularity=granularity, **RAW)
         assert report.pruned == round(sparsity * report.units)
         after = masks(stepwise)
         assert all((mask <= before[name]).all() for name, mask in after.items()), "what is pruned stays pruned"
         before = after
-    fp.global_prune(at_once, "magnitude", sparsities[-1], granularity=granularity)
+    fp.global_prune(at_once, "magnitude", sparsities[-1], granularity=granularity, **RAW)
     assert all(torch.equal(mask, before[name]) for name, mask in masks(at_once).items())
 
 
@@ -259,7 +262,7 @@ def test_min_keep(min_keep, least):
 def test_min_keep_that_leaves_too_little():
     with pytest.raises(
         ValueError,
-        match="47 units should go, but min_keep leaves only 26 of 52 removable: lower min_keep or the sparsity",
+        match="47 of 52 units should be gone, and at most 26 can: min_keep= keep the rest; prune less, or lower",
     ):
         fp.global_prune(cases.mlp(), sparsity=0.9, min_keep=0.5)
 
@@ -533,7 +536,7 @@ BAD = [
     (
         {"scope": "local", "sparsity": 0.5},
         ValueError,
-        "scope should be 'global' (one ranking over all layers) or 'layer' (each to the same sparsity), got 'local'",
+        "scope should be 'global' (one ranking over all layers), 'layer' (each to the same sparsity) or 'row'",
     ),
     (
         {"min_keep": -1, "sparsity": 0.5},

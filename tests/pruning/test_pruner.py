@@ -63,7 +63,8 @@ def test_steps_are_the_rounds_of_global_prune(schedule):
 def test_tracked_scores_are_the_moving_average(method, granularity):
     """α·new + (1−α)·old over the minibatches, from zero, read off .grad: by hand."""
     model, initial = cases.mlp(), CASES["mlp"].model(seed=5).state_dict()
-    pruner = fp.Pruner(model, method, 0.5, alpha=0.8, granularity=granularity, theta0=initial)
+    options = {"granularity": granularity, "normalize": None, "min_keep": 0}  # the scores as they are
+    pruner = fp.Pruner(model, method, 0.5, alpha=0.8, theta0=initial, **options)
     average, optimizer = {}, torch.optim.SGD(model.parameters(), lr=0.1)
     for x, y in BATCHES:
         optimizer.zero_grad()

@@ -6,7 +6,7 @@ from torch import nn
 
 import torch_flowprune as fp
 from torch_flowprune.inputs.parameters import prunable
-from torch_flowprune.scoring.granularity import alive, parse_granularity
+from torch_flowprune.scoring.granularity import GroupedOutputs, alive, parse_granularity
 
 SHAPES = [(6,), (4, 8), (4, 8, 3), (4, 8, 3, 2), (2, 4, 2, 1, 3)]
 CUTS = {
@@ -133,3 +133,41 @@ def test_an_axis_that_is_not_there(dim):
 def test_an_axis_that_a_vector_has_not(dim):
     with pytest.raises(ValueError, match=rf"dim={dim} is not an axis of a tensor of shape \(4,\)"):
         fp.Slices(dim).rows(torch.zeros(4))
+
+
+def test_filters_of_a_transposed_convolution_in_groups_are_its_output_channels():
+    """The weight is (inputs, outputs / groups, ...): a slice along the second axis would be an output of each group."""
+    for groups, outputs in ((2, 4), (6, 6)):
+        layer = nn.ConvTranspose2d(6, outputs, 3, groups=groups, bias=False)
+        report = fp.global_prune(layer, "magnitude", 0.5, granularity="filter")
+        assert (report.units, report.pruned) == (outputs, outputs // 2)
+        y = layer(torch.randn(2, 6, 5, 5))
+        assert int((y.abs().amax((0, 2, 3)) == 0).sum()) == outputs // 2
+    weight = torch.randn(6, 2, 3, 3)
+    cut = fp.scores(nn.ConvTranspose2d(6, 4, 3, groups=2, bias=False), granularity="filter")["weight"]
+    assert len(cut) == 4
+    rows = GroupedOutputs(2).rows(weight)
+    assert torch.equal(rows[3], weight[3:, 1].flatten())
+    keep = torch.tensor([True, False, True, True])
+    assert torch.equal(GroupedOutputs(2).rows(GroupedOutputs(2).mask(keep, weight.shape)).all(1), keep)
+
+
+@pytest.mark.parametrize(
+    ("of", "pruned"), [("weight", "2:4"), ("2:4", "weight"), ("filter", fp.Slices(1)), (fp.Slices(1), "filter")]
+)
+def test_scores_know_what_they_are_of(of, pruned):
+    model = nn.Linear(8, 8)
+    scores = fp.scores(model, "magnitude", granularity=of)
+    with pytest.raises(ValueError, match="these scores are of units .*, and granularity=.* was asked for"):
+        fp.global_prune(model, sparsity=0.5, scores=scores, granularity=pruned)
+    assert not hasattr(model, "weight_mask")
+
+
+def test_scores_of_slices_are_pruned_with_also_from_a_file(tmp_path):
+    pytest.importorskip("safetensors")
+    model = nn.Linear(6, 4)
+    scores = fp.scores(model, "magnitude", granularity=fp.Slices(1))
+    scores.save(tmp_path / "scores.safetensors")
+    report = fp.global_prune(model, sparsity=0.5, scores=fp.Scores.load(tmp_path / "scores.safetensors"))
+    assert (report.units, report.pruned) == (6, 3)
+    assert (model.weight_mask.any(0).sum(), model.weight_mask.any(1).all()) == (3, True)

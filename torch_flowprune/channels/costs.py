@@ -120,8 +120,8 @@ def costs_of(reading: Reading, coupling: Coupling, model: nn.Module, kept: Kept)
     """The costs of the model that was read; ``kept`` are the units its masks leave.
 
     FLOPs are counted as ``torch.utils.flop_counter`` does it: two for each multiply-add of convolutions, matrix
-    products and attention, in one forward pass in eval mode on the inputs that the model was read with; nothing for
-    elementwise operators.
+    products, attention and recurrent layers, in one forward pass in eval mode on the inputs that the model was read
+    with; nothing for elementwise operators.
     """
     ruler = _Ruler(reading, coupling)
     parameters = tuple(
@@ -225,6 +225,16 @@ def _dims_of_einsum(_out: Value, given: Sequence[Any]) -> list[Dims]:
     return [list(dims.values())]
 
 
+def _dims_of_recurrent(_out: Value, given: Sequence[Any]) -> list[Dims]:
+    """Every weight at every position of the sequence: of all layers, gates and directions, and projections."""
+    return [[*given[0].dims[:-1], *weight.dims] for weight in given[2] if weight.ndim == 2]
+
+
+def _dims_of_cell(_out: Value, given: Sequence[Any]) -> list[Dims]:
+    """The weights of the input and of the state, once a sample."""
+    return [[*given[0].dims[:-1], *weight.dims] for weight in given[2:4]]
+
+
 def _indices(names: str, ndim: int) -> list[Hashable]:
     left, dots, right = names.partition("...")
     return [*left, *range(len(left) + len(right) - ndim, 0), *right] if dots else list(names)
@@ -236,5 +246,7 @@ _COUNTED: dict[str, Callable[[Value, Sequence[Any]], list[Dims]]] = {
     **dict.fromkeys(("linear", "matmul", "mm", "bmm"), _dims_of_matrix_product(0)),
     **dict.fromkeys(("addmm", "baddbmm"), _dims_of_matrix_product(1)),
     "scaled_dot_product_attention": _dims_of_attention,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _dims_of_recurrent),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _dims_of_cell),
     "einsum": _dims_of_einsum,
 }

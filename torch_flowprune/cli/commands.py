@@ -136,7 +136,27 @@ def _prune(command: argparse.ArgumentParser) -> None:
         "--scope",
         default="global",
         choices=("global", "layer"),
-        help="one ranking over all layers, or each to the same sparsity",
+        help="a shorter name for --allocation global and layer",
+    )
+    command.add_argument(
+        "--allocation",
+        metavar="NAME",
+        help="how sparsity is shared out: global, layer, row, er, erk or lamp (default: global)",
+    )
+    command.add_argument(
+        "--normalize",
+        choices=("default", "none", "mean", "max", "l2"),
+        default="default",
+        help="what a layer's scores are divided by before layers are ranked together",
+    )
+    command.add_argument(
+        "--max-sparsity", type=share, metavar="S", help="the largest share of any layer that may be gone"
+    )
+    command.add_argument(
+        "--round-to", type=at_least_one, default=1, metavar="N", help="layers keep a multiple of N filters or channels"
+    )
+    command.add_argument(
+        "--allow-collapse", action="store_true", help="write a model of which a layer has nothing left all the same"
     )
     command.add_argument(
         "--rounds",

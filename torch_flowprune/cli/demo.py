@@ -117,11 +117,11 @@ def _run(settings: Settings) -> list[Row]:
 def _prune(model: nn.Module, scores: fp.Scores, sparsity: float) -> tuple[nn.Module, fp.Report, bool]:
     """A pruned copy, and whether one of its layers is empty: the table says so, in place of the warning."""
     pruned = deepcopy(model)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", fp.LayerCollapseWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fp.LayerCollapseWarning)
         warnings.simplefilter("ignore", fp.TiedScoresWarning)
-        report = fp.global_prune(pruned, scores=scores, sparsity=sparsity, progress=False)
-    return pruned, report, any(issubclass(entry.category, fp.LayerCollapseWarning) for entry in caught)
+        report = fp.global_prune(pruned, scores=scores, sparsity=sparsity, min_keep=0, progress=False)
+    return pruned, report, any(layer.pruned == layer.units for layer in report.layers)
 
 
 def point(model: nn.Module, data: Batches) -> Point:

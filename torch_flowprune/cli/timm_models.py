@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader, Subset
 
 import torch_flowprune as fp
 from torch_flowprune.scoring import measures, parse_granularity
+from torch_flowprune.selection import AllocationOptions
 
 PICTURES = (".png", ".svg", ".pdf")
+_NORMALIZE = {"none": None}
 _NEEDS_LABELS = {"g", "g2", "g2_sample", "Hg"}
 
 
@@ -35,12 +37,13 @@ def prune(chosen: argparse.Namespace) -> None:
     scored = (
         {"scores": given} if given else {"method": chosen.method, "rounds": chosen.rounds, "schedule": chosen.schedule}
     )
-    chooses = {
-        name: getattr(chosen, name)
-        for name in ("sparsity", "cost", "granularity", "scope", "min_keep", "include", "exclude")
+    words = ("sparsity", "granularity", "include", "exclude", *AllocationOptions.__annotations__)
+    chooses = {name: getattr(chosen, name) for name in words} | {
+        "normalize": _NORMALIZE.get(chosen.normalize, chosen.normalize)
     }
     report = fp.global_prune(model, **scored, **chooses, **_sources(chosen, model, scored=given is not None))
     print(report)
+    _check_alive(report, allowed=chosen.allow_collapse)
     if chosen.out:
         save_dense(model, chosen.out, report)
         print(f"{chosen.out} written: load it with {_loading(chosen)}")
@@ -50,6 +53,15 @@ def prune(chosen: argparse.Namespace) -> None:
         report.plot(chosen.plot)
     if not (chosen.out or chosen.report or chosen.plot):
         print("nothing was written: --out FILE.safetensors keeps the pruned weights")
+
+
+def _check_alive(report: fp.Report, *, allowed: bool) -> None:
+    empty = [layer.name for layer in report.layers if layer.units and layer.pruned == layer.units]
+    if empty and not allowed:
+        raise ValueError(
+            f"nothing is left of {', '.join(empty[:5])}: the model is dead, and was not written; prune less, share "
+            "sparsity out with --allocation layer or erk, or pass --allow-collapse to write it all the same"
+        )
 
 
 def score(chosen: argparse.Namespace) -> None:

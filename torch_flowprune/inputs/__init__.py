@@ -7,13 +7,14 @@ from torch_flowprune.inputs.batches import (
     example_of,
     first,
     halves,
+    inputs_of,
     parts,
     samples,
     shapes,
     sized,
 )
 from torch_flowprune.inputs.names import is_mask, mask_of, masked_name, original, plain_name
-from torch_flowprune.inputs.objective import Closure, Loss, Objective, logits_of
+from torch_flowprune.inputs.objective import Closure, Loss, Objective, call, logits_of
 from torch_flowprune.inputs.options import check_options, from_options
 from torch_flowprune.inputs.parameters import parameters_of, prunable, unwrapped, wide, wide_type
 from torch_flowprune.inputs.patterns import Pattern
@@ -34,6 +35,7 @@ __all__ = [
     "Restore",
     "Target",
     "as_batches",
+    "call",
     "check_mode",
     "check_options",
     "class_balanced",
@@ -45,6 +47,7 @@ __all__ = [
     "flags",
     "from_options",
     "halves",
+    "inputs_of",
     "is_mask",
     "logits_of",
     "mask_of",

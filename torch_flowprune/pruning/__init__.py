@@ -3,6 +3,7 @@
 from torch_flowprune.pruning import methods
 from torch_flowprune.pruning.global_pruning import global_prune
 from torch_flowprune.pruning.pruner import Pruner
+from torch_flowprune.pruning.recalibration import recalibrate
 from torch_flowprune.pruning.report import Layer, Report, blank_figure
 from torch_flowprune.pruning.report_warnings import LayerCollapseWarning, TiedScoresWarning
 from torch_flowprune.pruning.route import prune_to
@@ -17,4 +18,5 @@ __all__ = [
     "global_prune",
     "methods",
     "prune_to",
+    "recalibrate",
 ]

@@ -13,7 +13,7 @@ from torch_flowprune.inputs import Closure, Loss, Pair, Pattern
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.route import GivenScores, prune
 from torch_flowprune.scoring import Granularity, Measure, PrunableUnits, Scores, measures
-from torch_flowprune.selection import Allocation, Goal, Schedule
+from torch_flowprune.selection import Allocation, Goal, PerLayer, Schedule, SharedOut
 
 
 def global_prune(
@@ -23,7 +23,9 @@ def global_prune(
     *,
     amount: float | None = None,
     granularity: Granularity | None = None,
+    allocation: SharedOut | None = None,
     scope: str = "global",
+    normalize: str | None = "default",
     data: object = None,
     loss: Loss | None = None,
     closure: Closure | None = None,
@@ -34,7 +36,8 @@ def global_prune(
     parameters: Iterable[Pair] | None = None,
     include: Pattern | Sequence[Pattern] | None = None,
     exclude: Pattern | Sequence[Pattern] | None = None,
-    min_keep: float | None = None,
+    min_keep: PerLayer | None = None,
+    max_sparsity: PerLayer | None = None,
     rounds: int = 1,
     schedule: str | Schedule = "exponential",
     generator: torch.Generator | None = None,
@@ -46,6 +49,7 @@ def global_prune(
     example_inputs: Any = None,
     scored_by: str = "producer",
     cost: str = "units",
+    round_to: int = 1,
 ) -> Report:
     """Prune the units of lowest score over the whole model, in place.
 
@@ -61,11 +65,20 @@ def global_prune(
         amount: instead of ``sparsity``, torch's meaning: a fraction of what is left (float) or a number of units (int).
         granularity: ``"weight"`` (if left out), ``"filter"``, ``"n:m"`` such as ``"2:4"``, or ``"channel"``: coupled
             channels, which :func:`~torch_flowprune.shrink` then removes physically.
-        scope: ``"global"``, one ranking over all layers, or ``"layer"``, every layer to the same sparsity.
+        allocation: how sparsity is shared out over the layers, see :doc:`/guide/allocation`: ``"global"``, one ranking
+            over all of them; ``"layer"``, every layer to the same sparsity; ``"row"``, every output of every layer;
+            ``"er"`` and ``"erk"``, by the layers' shapes; ``"lamp"``, one ranking of scores relative to those above
+            them in their layer; a mapping of name globs to sparsities; or a function of ``(layers, sparsity)``.
+        scope: a shorter name for the first three.
+        normalize: what a layer's scores are divided by before layers are ranked together: their ``"mean"``, ``"max"``
+            or ``"l2"`` norm; None ranks them as they are, as the paper does. By default filters and channels are
+            ranked by scores over their mean, single weights as they are.
         data, loss, closure, theta0, max_samples, temperature, mode, progress, max_memory, offload, autocast: what the
             scores are taken over, and with what, see :func:`~torch_flowprune.flow`.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
-        min_keep: how many units every layer keeps at least: a number (int) or a fraction of the layer (float).
+        min_keep: how many units every layer keeps at least: a number (int), a fraction of the layer (float), or a
+            mapping of name globs to these. One, for filters and channels, unless 0 is given.
+        max_sparsity: the largest share of a layer that may be gone: a number, or a mapping of name globs to numbers.
         rounds: prune in this many steps, scoring anew before each.
         schedule: the sparsity after each round: ``"exponential"``, ``"linear"``, ``"cubic"``, ``"paper"`` or a function
             of ``(rounds, start, target)``.
@@ -78,6 +91,8 @@ def global_prune(
         cost: what ``sparsity`` and ``amount`` are shares of: ``"units"``, or for channels the ``"parameters"`` or
             ``"flops"`` of the whole model. The units of lowest score then go, as few as bring what ``shrink`` leaves
             down to the target; every group keeps one.
+        round_to: for filters and channels, what the number that a layer keeps is a multiple of (8 for tensor cores).
+            The count is then met as nearly as the multiple allows.
 
     Returns:
         What was removed, where, and what it was predicted to cost.
@@ -111,5 +126,6 @@ def global_prune(
     )
     own = scores.granularity if isinstance(scores, Scores) else "weight"
     units = PrunableUnits(granularity or own, parameters, include, exclude, scored_by)
-    goal, allocation = Goal(sparsity, amount, rounds, schedule), Allocation(scope, min_keep, cost)
-    return prune(model, measures.resolve(method), source, units, goal, allocation, scores, generator)
+    goal = Goal(sparsity, amount, rounds, schedule)
+    shared_out = Allocation(allocation, scope, normalize, min_keep, max_sparsity, round_to, cost)
+    return prune(model, measures.resolve(method), source, units, goal, shared_out, scores, generator)

@@ -21,6 +21,7 @@ class Layer:
         newly_pruned: how many this prune removed.
         weights: how many weights it has.
         weights_pruned: how many of them are zero by the mask.
+        why: what decided how many units it keeps: the allocation, or the bound that held it.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Layer:
     newly_pruned: int
     weights: int
     weights_pruned: int
+    why: str = ""
 
     @property
     def sparsity(self) -> float:

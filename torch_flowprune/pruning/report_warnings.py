@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 
-from torch_flowprune.pruning.report import Report
+from torch_flowprune.pruning.report import Layer, Report
 
 
 class LayerCollapseWarning(UserWarning):
-    """A prune has left a layer without any unit: nothing passes through it any more."""
+    """A prune has left a layer without any unit, or with under a tenth of its filters or channels."""
 
 
 class TiedScoresWarning(UserWarning):
@@ -38,3 +38,18 @@ def warn_of(report: Report, stacklevel: int) -> None:
             "every layer"
         )
         warnings.warn(text, LayerCollapseWarning, stacklevel=stacklevel)
+    if thin := [layer for layer in report.layers if _is_thin(layer)]:
+        named = ", ".join(f"{layer.name} ({layer.units - layer.pruned} of {layer.units})" for layer in thin[:8])
+        more = f" and {len(thin) - 8} more" if len(thin) > 8 else ""
+        warnings.warn(
+            f"under a tenth is left of {named}{more}: little passes there; share sparsity out with normalize='mean' or "
+            "allocation='layer', or hold layers with max_sparsity=0.8",
+            LayerCollapseWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _is_thin(layer: Layer) -> bool:
+    """Whether a layer of filters or channels, units of several weights, has become less than a tenth as wide."""
+    left = layer.units - layer.pruned
+    return layer.weights > layer.units and bool(layer.newly_pruned) and 0 < left < layer.units / 10

@@ -35,8 +35,7 @@ def prune(
     wrapped, model, ranks = model, unwrapped(model), Ranks.of(model)
     found = _with_scores(model, units, scores).of(model, source)
     fixed = None if scores is None else given(scores, found, units.granularity)
-    least = allocation.floors(found)
-    plan = allocation.pools(found, goal, least)
+    plan = allocation.plan(found, goal)
     goal.check_rounds(source.data, scored=scores is not None)
     reports: list[Report] = []
     with all_or_nothing(targets_of(found).values()):
@@ -44,7 +43,7 @@ def prune(
             found = renewed(model, found)
             point = flow_over(source, wrapped, () if fixed else measures.needs(measure), targets_of(found))
             current = fixed or on_access(point, measure, found, units.granularity, generator)
-            choice = choose(found, current, plan, round_, least)
+            choice = choose(found, current, plan, round_)
             if not ranks.alone:
                 ranks.agree(choice.keeps.values())
                 choice = replace(choice, kept=counted(choice.keeps))
@@ -58,8 +57,7 @@ def prune_to(
     model: nn.Module, found: Candidates, scores: Scores, sparsity: float, point: Flow, allocation: Allocation
 ) -> Report:
     """One round with candidates and scores at hand; what it would warn of is in the report."""
-    least = allocation.floors(found)
-    choice = choose(found, scores, allocation.pools(found, Goal(sparsity), least), 0, least)
+    choice = choose(found, scores, allocation.plan(found, Goal(sparsity)), 0)
     return prune_once(model, found, scores, choice, point)
 
 

@@ -41,6 +41,7 @@ def prune_once(model: nn.Module, found: Candidates, scores: Scores, choice: Choi
             was - left,
             candidate.weights,
             candidate.weights - weights,
+            choice.why[name],
         )
         for (name, candidate), was, left, weights in zip(now.items(), before, after, kept, strict=True)
     )

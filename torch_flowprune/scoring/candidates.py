@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch_flowprune.channels import Costs
 from torch_flowprune.inputs import Pair, Pattern, Target, prunable
 from torch_flowprune.masking import check_can_mask
-from torch_flowprune.scoring.granularity import Blocks, Granularity, Units, alive, parse_granularity
+from torch_flowprune.scoring.granularity import Blocks, Granularity, Units, Weights, alive, parse_granularity
 
 
 class Candidate(Protocol):
@@ -27,6 +27,18 @@ class Candidate(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape a report shows."""
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the weights that compute the units, outputs first."""
+
+    @property
+    def structured(self) -> bool:
+        """Whether units are parts of a layer's width: without any the layer is dead."""
+
+    @property
+    def output_axis(self) -> int | None:
+        """Of single weights, the axis that outputs lie along; else None."""
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -83,6 +95,19 @@ class ParameterUnits:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.target.parameter.shape)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        axis, shape = self.target.output_axis, self.shape
+        return shape if len(shape) < 2 else (shape[axis], *shape[:axis], *shape[axis + 1 :])
+
+    @property
+    def structured(self) -> bool:
+        return not isinstance(self.units, (Weights, Blocks))
+
+    @property
+    def output_axis(self) -> int | None:
+        return self.target.output_axis if isinstance(self.units, Weights) and len(self.shape) > 1 else None
 
     @property
     def targets(self) -> tuple[Target, ...]:

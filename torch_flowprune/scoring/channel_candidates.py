@@ -55,6 +55,20 @@ class GroupUnits:
         return tuple(self.members.values())
 
     @property
+    def weight_shape(self) -> tuple[int, ...]:
+        first = self._owned[0]
+        shape, axis = tuple(self.members[first.parameter].parameter.shape), first.axis
+        return (shape[axis], *shape[:axis], *shape[axis + 1 :])
+
+    @property
+    def structured(self) -> bool:
+        return True
+
+    @property
+    def output_axis(self) -> int | None:
+        return None
+
+    @property
     def blocks(self) -> Blocks | None:
         return None
 

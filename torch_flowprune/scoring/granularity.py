@@ -74,6 +74,26 @@ class Slices:
 
 
 @dataclass(frozen=True)
+class GroupedOutputs:
+    """The output channels of a transposed convolution in groups, whose weight is ``(inputs, outputs / groups, ...)``.
+
+    A slice along the second axis would be one output of every group at once.
+
+    >>> GroupedOutputs(2).rows(torch.zeros(4, 3, 5)).shape
+    torch.Size([6, 10])
+    """
+
+    groups: int
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(self.groups, -1, *tensor.shape[1:]).movedim(2, 1).flatten(0, 1).flatten(1)
+
+    def mask(self, keep: Tensor, shape: torch.Size) -> Tensor:
+        each = keep.view(self.groups, 1, shape[1], *(1,) * (len(shape) - 2))
+        return each.expand(self.groups, shape[0] // self.groups, *shape[1:]).reshape(shape)
+
+
+@dataclass(frozen=True)
 class Blocks:
     """n:m sparsity: of every ``m`` weights that follow each other along the input axis, ``n`` stay.
 
@@ -131,7 +151,10 @@ def _named(granularity: str) -> Callable[[Target], Units]:
     if granularity == "weight":
         return lambda target: Weights()
     if granularity == "filter":
-        return lambda target: Slices(target.output_axis)
+        return _filters
+    if own := re.fullmatch(r"(Weights|Slices|GroupedOutputs)\((?:\w+=)?(-?\d*)\)", granularity):
+        kind: Callable[..., Units] = {"Weights": Weights, "Slices": Slices, "GroupedOutputs": GroupedOutputs}[own[1]]
+        return lambda target: kind(*map(int, filter(None, [own[2]])))  # as scores that were saved call them
     if pattern := re.fullmatch(r"(\d+):(\d+)", granularity):
         n, m = int(pattern[1]), int(pattern[2])
         Blocks(n, m)  # checked at once, not at the first parameter
@@ -139,6 +162,12 @@ def _named(granularity: str) -> Callable[[Target], Units]:
     raise ValueError(
         f"unknown granularity {granularity!r}: expected 'weight', 'filter', 'channel' or 'n:m' such as '2:4'"
     )
+
+
+def _filters(target: Target) -> Units:
+    """The output channels of a layer: of transposed convolutions along the second axis, group by group."""
+    groups = getattr(target.owners[0][0], "groups", 1)
+    return GroupedOutputs(groups) if target.output_axis == 1 and groups > 1 else Slices(target.output_axis)
 
 
 def alive(units: Units, mask: Tensor) -> Tensor:

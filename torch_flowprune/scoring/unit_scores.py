@@ -90,6 +90,11 @@ class Scores(Mapping[str, Tensor]):
 
 def given(scores: Mapping[Any, Tensor], found: Candidates, granularity: Granularity) -> Scores:
     """Scores from outside, by name or ``(module, name)``, checked: one for every unit of every candidate, no nan."""
+    if isinstance(scores, Scores) and scores.granularity != label(granularity):
+        raise ValueError(
+            f"these scores are of units {scores.granularity!r}, and granularity={label(granularity)!r} was asked for: "
+            "compute scores of those, or leave granularity= out"
+        )
     values = {}
     for name, candidate in found.items():
         keys = (name, *(owner for target in candidate.targets for owner in target.owners))

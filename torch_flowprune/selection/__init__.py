@@ -1,9 +1,11 @@
 """How much is removed from which layers, and which units."""
 
-from torch_flowprune.selection.allocation import Allocation, AllocationOptions, gone_share
+from torch_flowprune.selection.allocation import Allocation, AllocationOptions, SharedOut, gone_share
+from torch_flowprune.selection.bounds import PerLayer
 from torch_flowprune.selection.budget import COSTS, living_units
 from torch_flowprune.selection.choice import Choice, choose, counted
 from torch_flowprune.selection.goal import Goal
+from torch_flowprune.selection.layer_shares import LayerUnits
 from torch_flowprune.selection.lowest_k import lowest
 from torch_flowprune.selection.sampled_bracket import numbers
 from torch_flowprune.selection.schedules import SCHEDULES, Schedule, fraction, steps, to_prune
@@ -15,7 +17,10 @@ __all__ = [
     "AllocationOptions",
     "Choice",
     "Goal",
+    "LayerUnits",
+    "PerLayer",
     "Schedule",
+    "SharedOut",
     "choose",
     "counted",
     "fraction",

@@ -5,31 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
+from typing import TypeAlias
 
 from typing_extensions import TypedDict
 
 from torch_flowprune.scoring import Blocks, Candidates, lefts
+from torch_flowprune.selection.bounds import PerLayer, bounds_of, by_layer, check_number
 from torch_flowprune.selection.budget import Budget, living_units
+from torch_flowprune.selection.comparable_scores import NORMALIZERS
 from torch_flowprune.selection.goal import Goal, rounded_up
+from torch_flowprune.selection.layer_shares import RULES, Rule
+from torch_flowprune.selection.layers import Layers
+from torch_flowprune.selection.plan import Plan, Pool, Pools, Spending
 from torch_flowprune.selection.sampled_bracket import numbers
+
+SharedOut: TypeAlias = str | Rule | Mapping[str, float]
+
+_RANKED = ("global", "lamp", "row")
 
 
 class AllocationOptions(TypedDict, total=False):
     """How sparsity is shared out; :func:`~torch_flowprune.global_prune` has each."""
 
+    allocation: SharedOut | None
     scope: str
-    min_keep: float | None
+    normalize: str | None
+    min_keep: PerLayer | None
+    max_sparsity: PerLayer | None
+    round_to: int
     cost: str
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Layers ranked together, and how much is gone after each round: of their units, or of a budget."""
-
-    names: tuple[str, ...]
-    gone_after: tuple[int, ...]
-    budget: Budget | None = None
 
 
 @dataclass(frozen=True)
@@ -37,63 +41,129 @@ class Allocation:
     """The words of :class:`AllocationOptions` as one value.
 
     Raises:
-        ValueError: for a word out of range.
+        ValueError, TypeError: for a word out of range.
     """
 
+    allocation: SharedOut | None = None
     scope: str = "global"
-    min_keep: float | None = None
+    normalize: str | None = "default"
+    min_keep: PerLayer | None = None
+    max_sparsity: PerLayer | None = None
+    round_to: int = 1
     cost: str = "units"
 
     def __post_init__(self) -> None:
-        if self.scope not in ("global", "layer"):
+        if self.scope not in ("global", "layer", "row"):
             raise ValueError(
-                "scope should be 'global' (one ranking over all layers) or 'layer' (each to the same sparsity), got "
-                f"{self.scope!r}"
+                "scope should be 'global' (one ranking over all layers), 'layer' (each to the same sparsity) or 'row' "
+                f"(each output to the same sparsity), got {self.scope!r}"
             )
-        least = self.min_keep
-        known = isinstance(least, (int, float)) and not isinstance(least, bool) and least >= 0
-        if least is not None and (not known or (isinstance(least, float) and least > 1)):
-            raise ValueError(
-                "min_keep should be a number of units a layer keeps (int) or a fraction of the layer (float from 0 to "
-                f"1), got {least!r}"
-            )
+        if self.allocation is not None and self.scope != "global":
+            raise ValueError(f"scope={self.scope!r} is short for allocation={self.scope!r}: give one of the two")
+        self._check_rule()
+        for word, value in (("min_keep", self.min_keep), ("max_sparsity", self.max_sparsity)):
+            if value is not None and not isinstance(value, Mapping):
+                check_number(word, value)
+        if self.normalize not in (None, "default", "mean", "max", "l2"):
+            raise ValueError(f"normalize should be 'mean', 'max', 'l2', 'default' or None, got {self.normalize!r}")
+        if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
+            raise ValueError(f"round_to should be a whole number of at least 1, such as 8, got {self.round_to!r}")
 
-    def floors(self, found: Candidates) -> dict[str, int] | None:
-        """How many units each layer keeps at least: with a cost one, for ``shrink`` to leave something of it."""
-        if self.min_keep is None and self.cost == "units":
-            return None
-        if self.min_keep is not None and _blocks(found) is not None:
+    def _check_rule(self) -> None:
+        rule = self.rule
+        known = [*_RANKED, *RULES]
+        if isinstance(rule, str) and rule not in known:
             raise ValueError(
-                f"min_keep={self.min_keep} has no part in n:m blocks, which keep n of every m: leave it out"
+                f"allocation should be one of {', '.join(known)}, a mapping of name globs to sparsities, or a function "
+                f"of (layers, sparsity), got {rule!r}"
             )
-        least = self.min_keep or 0
-        counts = {name: len(candidate) for name, candidate in found.items()}
-        # 0.7 of 10 is 7.000000000000001 in floating point, and 7 all the same.
-        kept = {
-            name: min(least, count) if isinstance(least, int) else ceil(round(least * count, 6))
-            for name, count in counts.items()
-        }
-        return kept if self.cost == "units" else {name: max(1, count) for name, count in kept.items()}
+        if not isinstance(rule, (str, Mapping)) and not callable(rule):
+            raise TypeError(f"allocation should be a name, a mapping or a function of (layers, sparsity), got {rule!r}")
+        if rule == "lamp" and self.normalize not in (None, "default"):
+            raise ValueError("allocation='lamp' makes scores comparable in its own way: leave normalize= out")
 
-    def pools(self, found: Candidates, goal: Goal, least: Mapping[str, int] | None = None) -> list[Pool]:
-        """Pruning each layer to one sparsity is global pruning of one layer at a time."""
-        if (budget := Budget.of(found, self.cost, least)) is not None:
-            if self.scope != "global":
-                raise ValueError(
-                    f"cost={self.cost!r} is of the whole model, which scope={self.scope!r} has no part in: leave "
-                    "scope= out"
-                )
-            return [_within(budget, found, goal)]
-        counts = {name: len(candidate) for name, candidate in found.items()}
-        left = dict(zip(found, numbers(lefts(found)), strict=True))
-        groups = [tuple(found)] if self.scope == "global" else [(name,) for name in found]
+    @property
+    def rule(self) -> SharedOut:
+        """A name, a mapping or a function."""
+        return self.scope if self.allocation is None else self.allocation
+
+    def _normalizer(self, *, structured: bool) -> str | None:
+        """What scores go through before they are ranked: of widths, by default, their layer's mean."""
+        if self.rule == "lamp":
+            return "lamp"
+        return ("mean" if structured else None) if self.normalize == "default" else self.normalize
+
+    def plan(self, found: Candidates, goal: Goal) -> Plan:
+        """What goes from where, round by round.
+
+        Raises:
+            ValueError: if the goal cannot be met, with the numbers.
+        """
         if (blocks := _blocks(found)) is not None:
-            goal.check_pattern(blocks)
-            return [
-                Pool(group, (sum(counts[name] for name in group) * (blocks.m - blocks.n) // blocks.m,))
-                for group in groups
-            ]
-        return [_pool(group, counts, left, goal) for group in groups]
+            return self._of_blocks(found, goal, blocks)
+        self._check_units(found)
+        bounds = bounds_of(found, self.min_keep, self.max_sparsity, keep_one=self.cost != "units")
+        layers = Layers(found, bounds)
+        normalizer = self._normalizer(structured=all(candidate.structured for candidate in found.values()))
+        comparable = None if normalizer is None else NORMALIZERS[normalizer]
+        made = partial(Plan, self._why(normalizer), bounds, comparable=comparable, round_to=self.round_to)
+        if (budget := Budget.of(found, self.cost, bounds.least)) is not None:
+            return made(spending=self._spending(budget, found, goal, layers))
+        if self.rule == "row":
+            return made(rounds=layers.by_row(goal), by_row=True)
+        return made(rounds=self._rounds(goal, layers))
+
+    def _why(self, normalizer: str | None) -> str:
+        named = self.rule if isinstance(self.rule, str) else "given" if isinstance(self.rule, Mapping) else "function"
+        return f"{named}, scores over their {normalizer}" if normalizer in ("mean", "max", "l2") else named
+
+    def _check_units(self, found: Candidates) -> None:
+        structured = all(candidate.structured for candidate in found.values())
+        if self.round_to > 1 and not structured:
+            raise ValueError(
+                f"round_to={self.round_to} is for granularity='channel' and 'filter', whose units are a layer's width: "
+                "leave it out"
+            )
+        if self.rule == "row" and any(candidate.output_axis is None for candidate in found.values()):
+            raise ValueError("allocation='row' is for single weights, which a layer's outputs have: leave it out")
+
+    def _of_blocks(self, found: Candidates, goal: Goal, blocks: Blocks) -> Plan:
+        goal.check_pattern(blocks)
+        for word in ("min_keep", "max_sparsity", "normalize", "allocation"):
+            if getattr(self, word) not in (None, "default"):
+                raise ValueError(
+                    f"{word}={getattr(self, word)} has no part in n:m blocks, which keep n of every m: leave it out"
+                )
+        pools = [Pool((name,), len(one) * (blocks.m - blocks.n) // blocks.m) for name, one in found.items()]
+        return Plan("n:m", bounds_of(found, 0, None), (pools,), blocks=blocks)
+
+    def _rounds(self, goal: Goal, layers: Layers) -> tuple[Pools, ...]:
+        rule = self.rule
+        if rule in ("global", "lamp"):
+            return layers.ranked(goal)
+        if rule == "layer":
+            return layers.each(dict.fromkeys(layers.units, goal))
+        if isinstance(rule, Mapping):
+            return layers.given(by_layer("allocation", rule, layers.units), goal)
+        return layers.ruled(_function(rule), goal)
+
+    def _spending(self, budget: Budget, found: Candidates, goal: Goal, layers: Layers) -> Spending:
+        if isinstance(self.rule, Mapping) or self.rule == "row":
+            raise ValueError(
+                f"cost={self.cost!r} finds how much goes from each layer, and so does allocation={self.rule!r}: give "
+                "one of the two"
+            )
+        gone_after = _within(budget, found, goal)
+        if self.rule in ("global", "lamp"):
+            return Spending(budget, gone_after, layers.one_pool, layers.removable)
+        return Spending(budget, gone_after, layers.at(_function(self.rule)), lambda left: layers.total)
+
+
+def _function(rule: SharedOut) -> Rule:
+    if isinstance(rule, str):
+        return RULES[rule]
+    assert callable(rule)
+    return rule
 
 
 def gone_share(found: Candidates, cost: str = "units") -> float:
@@ -104,15 +174,15 @@ def gone_share(found: Candidates, cost: str = "units") -> float:
     return 1 - sum(numbers(lefts(found))) / total if total else 0.0
 
 
-def _within(budget: Budget, found: Candidates, goal: Goal) -> Pool:
-    """All layers, down to a share of what the model costs."""
+def _within(budget: Budget, found: Candidates, goal: Goal) -> tuple[int, ...]:
+    """All layers, down to a share of what the model costs, round by round."""
     units, total = living_units(found), budget.total
     gone = total - budget.left(units)
     wanted = goal.gone(total, total - gone, partial(rounded_up, total=total))
     if wanted < gone and budget.is_overdrawn(units, total - wanted):
         raise goal.too_low(f"the model is already at sparsity {gone / total:.4g} of its {budget.cost}")
     budget.check_reachable(units, total - wanted)
-    return Pool(tuple(found), goal.path(total, gone, max(wanted, gone)), budget)
+    return goal.path(total, gone, max(wanted, gone))
 
 
 def _blocks(found: Candidates) -> Blocks | None:
@@ -127,12 +197,3 @@ def _blocks(found: Candidates) -> Blocks | None:
             "calls, with include="
         )
     return next(iter(patterns), None)
-
-
-def _pool(names: tuple[str, ...], counts: dict[str, int], lefts: dict[str, int], goal: Goal) -> Pool:
-    total, left = sum(counts[name] for name in names), sum(lefts[name] for name in names)
-    wanted = goal.gone(total, left)
-    if wanted < total - left:
-        where = "the model" if len(names) > 1 else repr(names[0])
-        raise goal.too_low(f"{where} is already at sparsity {(total - left) / total:.4g}")
-    return Pool(names, goal.path(total, total - left, wanted))

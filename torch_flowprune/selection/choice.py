@@ -1,82 +1,123 @@
-"""Which units stay: the lowest of each pool go, as many as its goal says."""
+"""Which units stay: the lowest of each pool go, as many as its plan says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from torch_flowprune.scoring import Candidate, Candidates, LayerScores, Scores, lefts
-from torch_flowprune.selection.allocation import Pool
+from torch_flowprune.selection.comparable_scores import comparable
 from torch_flowprune.selection.lowest_k import Cut, lowest, lowest_in_blocks, with_floors
+from torch_flowprune.selection.plan import Plan, Pool, Pools
+from torch_flowprune.selection.rounding import rounded
 from torch_flowprune.selection.sampled_bracket import numbers
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What stays: one flag a unit by candidate, and how many; the highest score that went.
+    """What stays.
 
-    How many units that stay tie with it.
+    Attributes:
+        keeps: one flag a unit, by candidate.
+        kept: how many units.
+        threshold: the highest score that went; None where nothing did.
+        tied: how many units that stay tie with it.
+        why: what decided how many each layer keeps.
     """
 
     keeps: dict[str, Tensor]
     kept: dict[str, int]
     threshold: float | None
     tied: int
+    why: dict[str, str]
 
 
-def choose(
-    found: Candidates, scores: Scores, plan: Sequence[Pool], round_: int, least: dict[str, int] | None
-) -> Choice:
-    """The lowest of each pool go, as many as the plan says for this round."""
-    keeps: dict[str, Tensor] = {}
-    kept: dict[str, int] = {}
-    made: list[Cut] = []
-    for pool in plan:
-        members = {name: found[name] for name in pool.names}
-        if found[pool.names[0]].blocks is not None:
-            keeps |= {name: _keep_in_blocks(candidate, scores[name]) for name, candidate in members.items()}
-            kept |= counted({name: keeps[name] for name in members})
-            continue
-        values, alive = (
-            [scores.stored(name) for name in pool.names],
-            [candidate.alive() for candidate in members.values()],
-        )
-        cut = partial(_cut, values, alive, None if least is None else [least[name] for name in pool.names])
-        made.append(cut(_how_many(pool, round_, members, cut, least)))
-        keeps |= dict(zip(pool.names, made[-1].keep, strict=True))
-        kept |= dict(zip(pool.names, made[-1].kept, strict=True))
-    return Choice(
-        keeps,
-        kept,
-        max((cut.threshold for cut in made if cut.threshold is not None), default=None),
-        sum(cut.tied for cut in made),
-    )
+def choose(found: Candidates, scores: Scores, plan: Plan, round_: int) -> Choice:
+    """The units that stay in a round of a plan."""
+    if plan.blocks is not None:
+        keeps = {name: _keep_in_blocks(candidate, scores[name]) for name, candidate in found.items()}
+        return Choice(keeps, counted(keeps), None, 0, dict.fromkeys(found, plan.why))
+    ranking = _Ranking(found, scores, plan)
+    if plan.by_row:
+        return ranking.by_row(plan.rounds[round_])
+    return ranking.cut(ranking.spent(round_) if plan.spending is not None else plan.rounds[round_])
 
 
-def counted(keeps: dict[str, Tensor]) -> dict[str, int]:
+def counted(keeps: Mapping[str, Tensor]) -> dict[str, int]:
     """How many units each tensor of flags keeps."""
     return dict(zip(keeps, numbers(list(map(torch.count_nonzero, keeps.values()))), strict=True))
 
 
-def _cut(values: Sequence[LayerScores], alive: Sequence[Tensor | None], least: Sequence[int] | None, k: int) -> Cut:
-    return lowest(values, k, alive) if least is None else with_floors(values, k, least, alive)
+class _Ranking:
+    """Candidates with their scores, ranked as a plan says."""
 
+    def __init__(self, found: Candidates, scores: Scores, plan: Plan) -> None:
+        self.found, self.plan = found, plan
+        self.left = dict(zip(found, numbers(lefts(found)), strict=True))
+        self.alive = {name: candidate.alive() for name, candidate in found.items()}
+        self.values: dict[str, LayerScores] = {name: scores.stored(name) for name in found}
+        if plan.comparable is not None:
+            self.values = {name: comparable(scores[name], self.alive[name], plan.comparable) for name in found}
 
-def _how_many(
-    pool: Pool, round_: int, members: Candidates, cut: Callable[[int], Cut], least: Mapping[str, int] | None
-) -> int:
-    """Units that go in this round."""
-    left = numbers(lefts(members))
-    if pool.budget is None:
-        return pool.gone_after[round_] - sum(map(len, members.values())) + sum(left)
-    most = sum(max(0, count - (least or {}).get(name, 0)) for name, count in zip(members, left, strict=True))
-    return pool.budget.fewest(
-        lambda k: dict(zip(members, cut(k).keep, strict=True)), most, pool.budget.total - pool.gone_after[round_]
-    )
+    def spent(self, round_: int) -> Pools:
+        """The fewest steps that bring a budget down to its target."""
+        spending, left = self.plan.spending, self.left
+        assert spending is not None
+        allowed = spending.budget.total - spending.gone_after[round_]
+        steps = spending.budget.fewest(lambda k: self.cut(spending.split(k, left)).keeps, spending.steps(left), allowed)
+        return spending.split(steps, left)
+
+    def cut(self, pools: Pools) -> Choice:
+        """The lowest of each pool go; then every layer's width is rounded, if the plan says so."""
+        cuts = [(pool.names, self._lowest(pool)) for pool in pools]
+        kept = {name: count for names, cut in cuts for name, count in zip(names, cut.kept, strict=True)}
+        if self.plan.round_to > 1:
+            kept = rounded(kept, self.left, self.plan.bounds.least, self.plan.round_to)
+            cuts = [((name,), self._lowest(self._down_to(name, count))) for name, count in kept.items()]
+        keeps = {name: keep for names, cut in cuts for name, keep in zip(names, cut.keep, strict=True)}
+        thresholds = [cut.threshold for _, cut in cuts if cut.threshold is not None]
+        tied = sum(cut.tied for _, cut in cuts)
+        return Choice(
+            {name: keeps[name] for name in self.found},
+            {name: kept[name] for name in self.found},
+            max(thresholds, default=None),
+            tied,
+            self._why(kept),
+        )
+
+    def by_row(self, pools: Pools) -> Choice:
+        """The lowest of every output go."""
+        keeps = {}
+        for pool in pools:
+            (name,) = pool.names
+            keeps[name] = _keep_in_rows(self.found[name], self._stored(name), pool.gone)
+        return Choice(keeps, counted(keeps), None, 0, dict.fromkeys(keeps, self.plan.why))
+
+    def _stored(self, name: str) -> Tensor:
+        values = self.values[name]
+        return values if isinstance(values, Tensor) else values.all()
+
+    def _down_to(self, name: str, count: int) -> Pool:
+        return Pool((name,), self.plan.bounds.units[name] - count)
+
+    def _lowest(self, pool: Pool) -> Cut:
+        values, alive = [self.values[name] for name in pool.names], [self.alive[name] for name in pool.names]
+        more = pool.gone - sum(self.plan.bounds.units[name] - self.left[name] for name in pool.names)
+        floors = [self.plan.bounds.least[name] for name in pool.names]
+        return with_floors(values, more, floors, alive) if any(floors) else lowest(values, more, alive)
+
+    def _why(self, kept: Mapping[str, int]) -> dict[str, str]:
+        bounds = self.plan.bounds
+        held = {
+            name: f"held at {count} by {bounds.word[name]}"
+            for name, count in kept.items()
+            if bounds.word[name] and count == bounds.least[name] < self.left[name]
+        }
+        rounding = f", a multiple of {self.plan.round_to}" if self.plan.round_to > 1 else ""
+        return {name: held.get(name, self.plan.why + rounding) for name in self.found}
 
 
 def _keep_in_blocks(candidate: Candidate, scores: Tensor) -> Tensor:
@@ -84,3 +125,16 @@ def _keep_in_blocks(candidate: Candidate, scores: Tensor) -> Tensor:
     assert blocks is not None
     shaped = None if left is None else left.view(-1, blocks.m)
     return lowest_in_blocks(scores.view(-1, blocks.m), blocks.m - blocks.n, shaped).flatten()
+
+
+def _keep_in_rows(candidate: Candidate, scores: Tensor, gone: int) -> Tensor:
+    """Scores of single weights with the outputs first, cut row by row, and back in the weights' order."""
+    axis, left = candidate.output_axis, candidate.alive()
+    assert axis is not None
+
+    def rows(values: Tensor) -> Tensor:
+        return values.view(candidate.shape).movedim(axis, 0).flatten(1)
+
+    kept = lowest_in_blocks(rows(scores), gone, None if left is None else rows(left))
+    moved = torch.empty(candidate.shape, device="meta").movedim(axis, 0).shape
+    return kept.view(moved).movedim(0, axis).reshape(-1)

@@ -1,0 +1,76 @@
+"""Batch-norm statistics of a pruned model, taken anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from torch_flowprune.inputs import as_batches, call, inputs_of, sized, untouched, unwrapped
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def recalibrate(model: Model, data: object, *, max_samples: int | None = None) -> Model:
+    """Take every batch norm's running statistics anew, over ``data``: those of the dense model do not fit any more.
+
+    The mean and variance become the sample-weighted means of the batches'. Norms that keep no running statistics, and
+    all else of the model (other modules stay in eval mode, gradients, randomness), are left as they were.
+
+    Args:
+        model: any module, pruned or not; changed in place, and returned.
+        data: an iterable of batches, or one batch, as :func:`~torch_flowprune.flow` takes them; targets are not read.
+        max_samples: read exactly this many samples.
+
+    Raises:
+        ValueError: where the model has no such norm, or the data are empty; the model is as it was.
+
+    >>> import torch_flowprune as fp
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    >>> fp.recalibrate(model, (torch.ones(2, 3, 5, 5), torch.zeros(2)))[1].num_batches_tracked
+    tensor(1)
+    """
+    inner = unwrapped(model)
+    norms = [module for module in inner.modules() if _keeps_statistics(module)]
+    if not norms:
+        raise ValueError("this model has no batch norm with running statistics: there is nothing to take anew")
+    with untouched(inner, data):
+        _run(inner, norms, data, max_samples)
+        taken = [{name: buffer.clone() for name, buffer in _statistics(norm)} for norm in norms]
+    for norm, statistics in zip(norms, taken, strict=True):
+        for name, buffer in _statistics(norm):
+            buffer.copy_(statistics[name])
+    return model
+
+
+def _run(model: nn.Module, norms: list[nn.Module], data: object, max_samples: int | None) -> None:
+    momenta = [norm.momentum for norm in norms]
+    seen = 0
+    device = next(model.parameters()).device
+    try:
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()  # type: ignore[operator]  # a batch norm has it
+        with torch.no_grad():
+            for batch, size in sized(as_batches(data), device, max_samples):
+                seen += size
+                for norm in norms:
+                    norm.momentum = size / seen  # type: ignore[assignment]
+                call(model, inputs_of(batch))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    if not seen:
+        raise ValueError("the data is empty: at least one batch is needed (an exhausted iterator? pass a DataLoader)")
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    return hasattr(module, "reset_running_stats") and getattr(module, "running_mean", None) is not None
+
+
+def _statistics(norm: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        if isinstance(buffer := getattr(norm, name, None), Tensor):
+            yield name, buffer

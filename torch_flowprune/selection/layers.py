@@ -1,0 +1,128 @@
+"""The layers of a prune: how many units each has, has left, and may lose; and the pools that rules make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+
+from torch_flowprune.scoring import Candidates, lefts
+from torch_flowprune.selection.bounds import Bounds
+from torch_flowprune.selection.goal import Goal
+from torch_flowprune.selection.layer_shares import LayerUnits, Rule, counted_exactly
+from torch_flowprune.selection.plan import Pool, Pools, Split
+from torch_flowprune.selection.sampled_bracket import numbers
+
+
+class Layers:
+    """What may go, by name, as it is before the first round."""
+
+    def __init__(self, found: Candidates, bounds: Bounds) -> None:
+        self.found, self.bounds, self.units = found, bounds, bounds.units
+        self.left = dict(zip(found, numbers(lefts(found)), strict=True))
+        self.total = sum(self.units.values())
+
+    @cached_property
+    def shapes(self) -> list[LayerUnits]:
+        """What rules see."""
+        return [LayerUnits(name, candidate.weight_shape, len(candidate)) for name, candidate in self.found.items()]
+
+    def removable(self, left: Mapping[str, int]) -> int:
+        """How many units may still go."""
+        return sum(max(0, count - self.bounds.least[name]) for name, count in left.items())
+
+    def one_pool(self, steps: int, left: Mapping[str, int]) -> Pools:
+        """All layers in one ranking, a unit a step."""
+        return [Pool(tuple(self.units), self.total - sum(left.values()) + steps)]
+
+    def at(self, rule: Rule) -> Split:
+        """Every layer by itself, at the sparsity of ``steps`` units in all."""
+
+        def split(steps: int, left: Mapping[str, int]) -> Pools:
+            shares = self._shares(rule, steps / self.total if self.total else 0.0)
+            return [
+                Pool((name,), min(max(round(shares[name]), self.units[name] - count), self.bounds.most(name, count)))
+                for name, count in left.items()
+            ]
+
+        return split
+
+    def ranked(self, goal: Goal) -> tuple[Pools, ...]:
+        """One ranking over all layers."""
+        return tuple([Pool(tuple(self.units), gone)] for gone in self._path(goal))
+
+    def each(self, goals: Mapping[str, Goal]) -> tuple[Pools, ...]:
+        """Every layer to a goal of its own: global pruning, one layer at a time."""
+        paths = {name: self._path(goal, name) for name, goal in goals.items()}
+        return tuple(
+            [Pool((name,), path[round_]) for name, path in paths.items()]
+            for round_ in range(len(next(iter(paths.values()))))
+        )
+
+    def given(self, sparsities: Mapping[str, float], goal: Goal) -> tuple[Pools, ...]:
+        """Some layers to sparsities of their own; the others make up for the rest, or stay where no total is given."""
+        named = self.each({name: replace(goal, sparsity=share, amount=None) for name, share in sparsities.items()})
+        rest = tuple(name for name in self.units if name not in sparsities)
+        total = None if goal.sparsity is None and goal.amount is None else self._wanted(goal)
+        if not rest and total is not None:
+            raise ValueError("allocation= gives every layer its sparsity: leave sparsity= and amount= out")
+        return tuple([*pools, *more] for pools, more in zip(named, self._others(rest, named, total, goal), strict=True))
+
+    def _others(self, rest: tuple[str, ...], named: tuple[Pools, ...], total: int | None, goal: Goal) -> list[Pools]:
+        left = {name: self.left[name] for name in rest}
+        units, gone = sum(self.units[name] for name in rest), sum(self.units[name] - left[name] for name in rest)
+        if total is None or not rest:
+            return [[Pool((name,), self.units[name] - left[name]) for name in rest] for _ in named]
+        taken = sum(pool.gone for pool in named[-1])
+        if total - taken < gone:
+            raise ValueError(
+                f"allocation= takes {taken:,} units from the layers it names, and {total:,} should be gone in all, "
+                f"{gone:,} of them elsewhere already: raise sparsity=, or lower what it names"
+            )
+        self.bounds.check_total(total - taken, left)
+        return [[Pool(rest, after)] for after in goal.path(units, gone, total - taken)]
+
+    def ruled(self, rule: Rule, goal: Goal) -> tuple[Pools, ...]:
+        """Every layer its share by a rule, and exactly so many in all."""
+        gone = {name: self.units[name] - count for name, count in self.left.items()}
+        rounds = []
+        for total in self._path(goal):
+            shares = self._shares(rule, total / self.total if self.total else 0.0)
+            most = [self.bounds.most(name, count) for name, count in self.left.items()]
+            counts = counted_exactly([shares[name] for name in gone], total, list(gone.values()), most)
+            gone = dict(zip(gone, counts, strict=True))
+            rounds.append([Pool((name,), count) for name, count in gone.items()])
+        return tuple(rounds)
+
+    def by_row(self, goal: Goal) -> tuple[Pools, ...]:
+        """Every output of every layer the same: a pool says how many of one output's weights are gone."""
+        if goal.sparsity is None:
+            raise ValueError("allocation='row' takes sparsity=, the share of each output's weights that is gone")
+        lengths = {one.name: one.units // one.shape[0] for one in self.shapes}
+        paths = {name: goal.path(length, 0, goal.gone(length, length)) for name, length in lengths.items()}
+        return tuple([Pool((name,), path[round_]) for name, path in paths.items()] for round_ in range(goal.rounds))
+
+    def _shares(self, rule: Rule, sparsity: float) -> dict[str, float]:
+        given = rule(self.shapes, sparsity)
+        if missing := [name for name in self.units if name not in given]:
+            raise ValueError(f"the allocation gave no sparsity for {', '.join(missing[:5])}: it takes all layers")
+        if odd := [name for name in self.units if not -1e-9 <= given[name] <= 1 + 1e-9]:
+            raise ValueError(f"the allocation gave {given[odd[0]]!r} for {odd[0]!r}: expected a sparsity from 0 to 1")
+        return {name: given[name] * self.units[name] for name in self.units}
+
+    def _wanted(self, goal: Goal) -> int:
+        return goal.gone(self.total, sum(self.left.values()))
+
+    def _path(self, goal: Goal, name: str | None = None) -> tuple[int, ...]:
+        """Of one layer, or of all of them together."""
+        left = self.left if name is None else {name: self.left[name]}
+        total = sum(self.units[one] for one in left)
+        gone = total - sum(left.values())
+        wanted = goal.gone(total, total - gone)
+        if wanted < gone:
+            where = "the model" if name is None else repr(name)
+            raise goal.too_low(f"{where} is already at sparsity {gone / total:.4g}")
+        if name is not None and self.bounds.word[name] == "one unit a layer":
+            wanted = min(wanted, self.bounds.most(name, left[name]))  # equal fractions, but nothing is emptied
+        self.bounds.check_total(wanted, left)
+        return goal.path(total, gone, wanted)
