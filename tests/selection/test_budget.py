@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 import torch_flowprune as fp
-from torch_flowprune.scoring.importance import candidates_of
+from torch_flowprune.scoring.channel_candidates import channel_candidates
 from torch_flowprune.selection.budget import Budget, living_units
 
 X = torch.ones(2, 3)
-OPTIONS = {"granularity": "channel", "example_inputs": X, "cost": "parameters"}
+OPTIONS = {"granularity": "channel", "example_inputs": X, "cost": "parameters", "normalize": None}
 
 
 def net() -> nn.Module:
@@ -27,7 +27,7 @@ def cost(few: int, many: int) -> int:
 
 
 def budget(least: dict[str, int] | None = None) -> Budget:
-    found = candidates_of(net(), "channel", None, None, None, example_inputs=X)
+    found = channel_candidates(net(), X)
     made = Budget.of(found, "parameters", least)
     assert made is not None
     return made
@@ -126,7 +126,7 @@ def test_living_units_are_on_the_host_one_flag_a_unit() -> None:
     fp.global_prune(
         model, scores=scored([1, 0, 3], list(range(4, 16))), amount=1, granularity="channel", example_inputs=X
     )
-    units = living_units(candidates_of(model, "channel", None, None, None, example_inputs=X))
+    units = living_units(channel_candidates(model, X))
     assert {name: alive.tolist() for name, alive in units.items()} == {
         "0.weight": [True, False, True],
         "2.weight": [True] * 12,

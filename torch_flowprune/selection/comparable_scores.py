@@ -60,7 +60,7 @@ def lamp(scores: Tensor) -> Tensor:
     squares = squares.square()
     above = squares.flip(0).cumsum(0).flip(0)
     ranked = torch.where(above > 0, squares / above, 0.0)
-    return torch.empty_like(ranked).scatter_(0, order, ranked).to(_wide(scores))
+    return torch.empty_like(ranked).scatter_(0, order, ranked).to(scores.dtype)
 
 
 NORMALIZERS: dict[str, Comparable] = {"mean": by_mean, "max": by_max, "l2": by_l2, "lamp": lamp}
@@ -71,14 +71,17 @@ def _over(scores: Tensor, size: Tensor) -> Tensor:
 
 
 def _wide(scores: Tensor) -> torch.dtype:
-    return scores.dtype if scores.dtype.itemsize >= 4 else torch.float32
+    """Whole numbers become floating point, half precision float32."""
+    floating = scores.dtype if scores.is_floating_point() else torch.float64
+    return floating if floating.itemsize >= 4 else torch.float32
 
 
 def comparable(scores: Tensor, alive: Tensor | None, normalizer: Comparable) -> Tensor:
     """One layer's scores, made comparable over the units that are left; what is gone already keeps its score."""
+    wide = scores.to(_wide(scores))
     if alive is None:
-        return normalizer(scores) if scores.numel() else scores
-    made = scores.to(_wide(scores), copy=True)
+        return normalizer(wide) if scores.numel() else wide
+    made = wide.clone()
     if alive.any():
-        made[alive] = normalizer(scores[alive]).to(made.dtype)
+        made[alive] = normalizer(wide[alive])
     return made
