@@ -9,8 +9,14 @@ import torch
 from torch import nn
 
 import torch_flowprune as fp
+from torch_flowprune.scoring import Candidates
 from torch_flowprune.scoring.channel_candidates import channel_candidates
+from torch_flowprune.scoring.unit_scores import Scores
+from torch_flowprune.selection.allocation import Allocation, gone_share
 from torch_flowprune.selection.budget import Budget, living_units
+from torch_flowprune.selection.choice import choose
+from torch_flowprune.selection.goal import Goal
+from torch_flowprune.selection.plan import Plan
 
 X = torch.ones(2, 3)
 OPTIONS = {"granularity": "channel", "example_inputs": X, "cost": "parameters", "normalize": None}
@@ -82,13 +88,19 @@ def test_the_same_target_again_is_no_mistake_where_a_small_unit_could_come_back(
 
 @pytest.mark.parametrize("most", [0, 1, 7, 11])
 def test_the_fewest_that_will_do(most: int) -> None:
+    """Never are more asked for than can go: that would be an error."""
+
+    def kept_without(k: int) -> dict[str, torch.Tensor]:
+        assert 0 <= k <= most
+        return kept(3, 12 - k)
+
     for allowed in range(cost(3, 12 - most) - 2, cost(3, 12) + 3):
         needed = next((k for k in range(most + 1) if cost(3, 12 - k) <= allowed), None)
         if needed is None:
             with pytest.raises(ValueError, match=r"at most .* of the model's 86 parameters can go"):
-                budget({"0.weight": 3, "2.weight": 12 - most}).fewest(lambda k: kept(3, 12 - k), most, allowed)
+                budget({"0.weight": 3, "2.weight": 12 - most}).fewest(kept_without, most, allowed)
         else:
-            assert budget().fewest(lambda k: kept(3, 12 - k), most, allowed) == needed
+            assert budget().fewest(kept_without, most, allowed) == needed
 
 
 @pytest.mark.parametrize(("few", "many"), [(1, 1), (2, 5), (3, 12)])
@@ -98,6 +110,14 @@ def test_what_is_reachable_is_what_the_least_of_the_living_units_cost(few: int, 
     floored.check_reachable(units, cost(few, many))
     with pytest.raises(ValueError, match="parameters can go, and .* should: each group of channels keeps one"):
         floored.check_reachable(units, cost(few, many) - 1)
+
+
+def test_a_layer_without_a_floor_may_go_whole() -> None:
+    units = {"0.weight": torch.ones(3).bool(), "2.weight": torch.ones(12).bool()}
+    floored = budget({"2.weight": 5})
+    floored.check_reachable(units, cost(0, 5))
+    with pytest.raises(ValueError, match="can go, and"):
+        floored.check_reachable(units, cost(0, 5) - 1)
 
 
 def test_dead_units_are_not_among_the_least() -> None:
@@ -132,3 +152,79 @@ def test_living_units_are_on_the_host_one_flag_a_unit() -> None:
         "2.weight": [True] * 12,
     }
     assert {(alive.dtype, alive.device.type) for alive in units.values()} == {(torch.bool, "cpu")}
+
+
+# -- the plan made of it ------------------------------------------
+
+
+def pruned(few: int, many: int) -> nn.Module:
+    """The net with the first units of each layer left."""
+    model = net()
+    scores = scored([2.0 - i for i in range(3)], [11.0 - i for i in range(12)])
+    for name, left in (("0.weight", few), ("2.weight", many)):
+        units = {**OPTIONS, "cost": "units", "min_keep": 0}
+        fp.global_prune(model, scores={name: scores[name]}, amount=len(scores[name]) - left, include=name, **units)
+    return model
+
+
+def candidates(model: nn.Module) -> Candidates:
+    return channel_candidates(model, X)
+
+
+def plan(model: nn.Module, rounds: int = 1, least: dict[str, int] | None = None, **share: float) -> Plan:
+    goal = Goal(share.get("sparsity"), share.get("amount"), rounds, "linear")
+    return Allocation(cost="parameters", normalize=None, min_keep=least).plan(candidates(model), goal)
+
+
+def gone_after(made: Plan) -> tuple[int, ...]:
+    assert made.spending is not None
+    return made.spending.gone_after
+
+
+@pytest.mark.parametrize(("few", "many"), [(3, 12), (2, 12), (3, 5), (1, 2)])
+def test_the_share_that_is_gone(few: int, many: int) -> None:
+    found = candidates(pruned(few, many))
+    assert gone_share(found, "parameters") == pytest.approx(1 - cost(few, many) / cost(3, 12))
+    assert gone_share(found, "units") == gone_share(found) == pytest.approx(1 - (few + many) / 15)
+    assert gone_share({}) == 0
+
+
+@pytest.mark.parametrize(
+    ("share", "gone"),
+    [
+        ({"sparsity": 0.5}, 43),
+        ({"sparsity": 0.51}, 44),  # never above what is allowed: 43.86 is rounded up
+        ({"sparsity": 0.18}, 16),  # just what is gone already
+        ({"amount": 0.5}, 16 + 35),
+        ({"amount": 20}, 16 + 20),
+        ({"amount": 0}, 16),
+    ],
+)
+def test_a_target_is_of_the_whole_and_an_amount_of_what_is_left(share: dict[str, float], gone: int) -> None:
+    assert (cost(3, 12), cost(2, 12)) == (86, 70)
+    assert gone_after(plan(pruned(2, 12), **share)) == (gone,)
+
+
+def test_rounds_rise_from_what_is_gone_to_the_target() -> None:
+    assert gone_after(plan(pruned(2, 12), rounds=3, sparsity=0.5)) == (25, 34, 43)
+
+
+def test_a_target_out_of_reach_is_said_before_the_first_round() -> None:
+    with pytest.raises(ValueError, match="can go, and 95.3% should"):
+        plan(net(), rounds=2, sparsity=0.95)
+
+
+@pytest.mark.parametrize("least", [{"0.weight": 3, "2.weight": 11}, {"0.weight": 2, "2.weight": 12}])
+def test_no_more_is_tried_than_the_floors_leave(least: dict[str, int]) -> None:
+    model = net()
+    found, given = candidates(model), Scores(scored([1, 2, 3], [*range(4, 16)]), "own", "channel")
+    choice = choose(found, given, plan(model, least=least, amount=1), 0)
+    assert choice.kept == {name: min(least[name], units) for name, units in (("0.weight", 3), ("2.weight", 12))}
+
+
+def test_layers_below_their_floors_have_nothing_to_give() -> None:
+    """They lost units before there was a floor."""
+    model, least = pruned(2, 8), {"0.weight": 3, "2.weight": 12}
+    found, given = candidates(model), Scores(scored([1, 2, 3], [*range(4, 16)]), "own", "channel")
+    choice = choose(found, given, plan(model, least=least, amount=0), 0)
+    assert choice.kept == {"0.weight": 2, "2.weight": 8}

@@ -49,6 +49,13 @@ def test_the_papers_formula_round_by_round(target, rounds):
         assert 1 - (1 - found[-1]) / (1 - found[-2]) == pytest.approx(0.03, abs=5e-4)
 
 
+def test_the_papers_ratios_of_what_was_left_before():
+    """From a model that lost a fifth, down to a fifth: three quarters of what is left go, in the steps of above."""
+    assert [1 - sparsity for sparsity in steps("paper", 5, 0.2, 0.8)] == pytest.approx(
+        [0.8 * left for left in (0.625, 5 / 11, 5 / 14, 5 / 17, 0.25)]
+    )
+
+
 def test_the_others_formulas():
     assert steps("linear", 4, 0.2, 1.0) == pytest.approx([0.4, 0.6, 0.8, 1.0])
     assert [1 - s for s in steps("exponential", 3, 0.5, 0.9375)] == pytest.approx([0.25, 0.125, 0.0625])
@@ -62,10 +69,17 @@ def test_from_an_already_empty_model(name):
 
 
 @pytest.mark.parametrize("name", ["exponential", "paper"])
-def test_a_schedule_that_never_empties(name):
-    with pytest.raises(ValueError, match="schedule never reaches sparsity 1.0: use schedule='linear'"):
-        steps(name, 3, 0.0, 1.0)
-    assert steps(name, 1, 0.0, 1.0) == [1.0]
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_a_schedule_that_never_empties(name, start):
+    for rounds in (2, 3):
+        with pytest.raises(ValueError, match="schedule never reaches sparsity 1.0: use schedule='linear'"):
+            steps(name, rounds, start, 1.0)
+    assert steps(name, 1, start, 1.0) == [1.0]
+
+
+@pytest.mark.parametrize("name", ["linear", "cubic", "paper"])
+def test_of_nothing_nothing_more_goes(name):
+    assert steps(name, 3, 1.0, 1.0) == [1.0, 1.0, 1.0]
 
 
 def test_ones_own_schedule():
