@@ -91,11 +91,11 @@ class Group:
     def __post_init__(self) -> None:
         if not self.slices:
             raise ValueError(f"group {self.name!r} has no slices: a unit is what they hold of the parameters")
-        for one in self.slices:
-            if len(one.index) != self.size:
+        for part in self.slices:
+            if len(part.index) != self.size:
                 raise ValueError(
-                    f"group {self.name!r} has {self.size} units in {self.slices[0].parameter!r} and {len(one.index)} "
-                    f"in {one.parameter!r}: "
+                    f"group {self.name!r} has {self.size} units in {self.slices[0].parameter!r} and {len(part.index)} "
+                    f"in {part.parameter!r}: "
                     "expected a row of index for each unit in every slice"
                 )
 
@@ -139,8 +139,8 @@ class Coupling:
     def _check_disjoint(self) -> None:
         held: dict[tuple[str, int], list[tuple[str, Tensor]]] = {}
         for group in self.groups:
-            for one in group.slices:
-                held.setdefault((one.parameter, one.axis), []).append((group.name, one.index.reshape(-1)))
+            for part in group.slices:
+                held.setdefault((part.parameter, part.axis), []).append((group.name, part.index.reshape(-1)))
         for (parameter, axis), parts in held.items():
             ordered = torch.cat([index for _, index in parts]).sort().values
             if len(double := ordered[1:][ordered[1:] == ordered[:-1]]):
@@ -162,9 +162,9 @@ class Coupling:
             ValueError: for an unknown name, an axis or a position that is not there.
         """
         for group in self.groups:
-            for one in group.slices:
-                if one.role in roles:
-                    one.check_fits(tensors, group.name)
+            for part in group.slices:
+                if part.role in roles:
+                    part.check_fits(tensors, group.name)
 
     def __getitem__(self, name: str) -> Group:
         for group in self.groups:
@@ -218,9 +218,6 @@ class Coupling:
 
 def _positions_each(s: Slice) -> str:
     return f", {s.index.shape[1]} positions each" if s.index.shape[1] > 1 else ""
-
-
-# -- rows and masks ------------------------------------------
 
 
 def rows(tensors: Mapping[str, Tensor], group: Group, roles: Collection[str] = ("producer",)) -> Tensor:

@@ -49,8 +49,8 @@ class ExportedModule(GraphModule):
         return _revived, super().__reduce__()[:2]
 
 
-def _revived(make: Callable[..., GraphModule], given: tuple[Any, ...]) -> ExportedModule:
-    plain = make(*given)
+def _revived(make: Callable[..., GraphModule], arguments: tuple[Any, ...]) -> ExportedModule:
+    plain = make(*arguments)
     return ExportedModule(plain, plain.graph)
 
 
@@ -187,7 +187,7 @@ def _set_argument(node: Node, name: str, value: Any) -> None:
             node.update_kwarg(name, value)
 
 
-# -- the numbers in a graph ------------------------------------------
+# The numbers in a graph.
 
 
 def _resize(new: Node, node: Node, reading: Reading, dead: Tensor) -> None:
@@ -216,55 +216,55 @@ def _value_of(node: Node, reading: Reading) -> Value:
     return value
 
 
-def _new_shape(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
+def _new_shape(node: Node, sizes: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
     """Sizes of the result; what does not change (-1, or a size that is free) stays as it is written."""
     dims = _value_of(node, reading).dims
-    return [_new_size(g, d, dead) for g, d in zip(given, dims[len(dims) - len(given) :], strict=True)]
+    return [_new_size(n, d, dead) for n, d in zip(sizes, dims[len(dims) - len(sizes) :], strict=True)]
 
 
-def _new_size(given: Any, labels: Tensor, dead: Tensor) -> Any:
-    size = _count_alive(labels, dead)
-    return given if given == -1 or size == len(labels) else size
+def _new_size(size: Any, labels: Tensor, dead: Tensor) -> Any:
+    alive = _count_alive(labels, dead)
+    return size if size == -1 or alive == len(labels) else alive
 
 
-def _new_factors(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
+def _new_factors(node: Node, sizes: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
     dims = _value_of(node, reading).dims
-    dim = int(_argument(node, "dim", 0)) % (len(dims) - len(given) + 1)
-    return [_new_size(g, d, dead) for g, d in zip(given, dims[dim : dim + len(given)], strict=True)]
+    dim = int(_argument(node, "dim", 0)) % (len(dims) - len(sizes) + 1)
+    return [_new_size(n, d, dead) for n, d in zip(sizes, dims[dim : dim + len(sizes)], strict=True)]
 
 
-def _new_repeats(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
+def _new_repeats(node: Node, repeats: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
     source, dims = _value_of(node.args[0], reading), _value_of(node, reading).dims  # type: ignore[arg-type]
     shape = [1] * (len(dims) - source.ndim) + list(source.shape)
-    return [_new_size(g, d, dead) if n == 1 else g for g, n, d in zip(given, shape, dims, strict=True)]
+    return [_new_size(r, d, dead) if n == 1 else r for r, n, d in zip(repeats, shape, dims, strict=True)]
 
 
-def _new_split(node: Node, given: Any, reading: Reading, dead: Tensor) -> Any:
-    if not isinstance(given, int):
-        return _new_splits(node, given, reading, dead)
+def _new_split(node: Node, split_size: Any, reading: Reading, dead: Tensor) -> Any:
+    if not isinstance(split_size, int):
+        return _new_splits(node, split_size, reading, dead)
     dim = _argument(node, "dim", 0)
-    return _new_size(given, reading.values[node][0].dims[dim], dead)
+    return _new_size(split_size, reading.values[node][0].dims[dim], dead)
 
 
-def _new_splits(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
+def _new_splits(node: Node, split_sizes: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
     dim = _argument(node, "dim", 0)
-    return [_new_size(g, v.dims[dim], dead) for g, v in zip(given, reading.values[node], strict=True)]
+    return [_new_size(n, v.dims[dim], dead) for n, v in zip(split_sizes, reading.values[node], strict=True)]
 
 
-def _new_bound(node: Node, given: int | None, reading: Reading, dead: Tensor) -> int | None:
+def _new_bound(node: Node, bound: int | None, reading: Reading, dead: Tensor) -> int | None:
     """A start or end of a slice: how many positions before it are left."""
-    if not isinstance(given, int):
-        return given
+    if not isinstance(bound, int):
+        return bound
     labels = _value_of(node.args[0], reading).dims[_argument(node, "dim", 0)]  # type: ignore[arg-type]
-    if given < 0:
-        return -_count_alive(labels[given:], dead)
-    return given if given >= len(labels) else _count_alive(labels[:given], dead)
+    if bound < 0:
+        return -_count_alive(labels[bound:], dead)
+    return bound if bound >= len(labels) else _count_alive(labels[:bound], dead)
 
 
 def _new_count(name: str) -> Callable[[Node, int, Reading, Tensor], int]:
-    def resizer(node: Node, given: int, reading: Reading, dead: Tensor) -> int:
+    def resizer(node: Node, count: int, reading: Reading, dead: Tensor) -> int:
         labels = reading.counts.get((node, name))
-        return given if labels is None else _count_alive(labels, dead)
+        return count if labels is None else _count_alive(labels, dead)
 
     return resizer
 

@@ -46,9 +46,6 @@ class Surgery:
         return tuple(int(axes[i].sum()) if i in axes else n for i, n in enumerate(old))
 
 
-# -- attributes of modules ------------------------------------------
-
-
 def attribute_plans(
     model: nn.Module, reading: Reading, dead: Tensor, surgery: Surgery, names: Mapping[str, str]
 ) -> list[Attributes]:
@@ -170,10 +167,10 @@ def changed_sizes(reading: Reading, dead: Tensor) -> dict[str, dict[int, int]]:
     for node, values in reading.values.items():
         if node.op != "call_function" or operator_name(node) not in SIZED:
             continue
-        given = [v for n in node.all_input_nodes for v in flat(reading.values.get(n))]
-        for value in [*flat(values), *given]:
+        operands = [v for n in node.all_input_nodes for v in flat(reading.values.get(n))]
+        for value in [*flat(values), *operands]:
             for labels in value.dims:
-                left = int((~dead[labels]).sum())
-                if left != len(labels):
-                    sizes.setdefault(module_path(node), {}).setdefault(len(labels), left)
+                alive = int((~dead[labels]).sum())
+                if alive != len(labels):
+                    sizes.setdefault(module_path(node), {}).setdefault(len(labels), alive)
     return sizes

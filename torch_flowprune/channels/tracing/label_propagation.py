@@ -50,7 +50,7 @@ class Walk:
     prefix: str = ""
     shape: tuple[int, ...] | None = None
 
-    # -- what rules use -------------------------------------------------------------------------------------------
+    # What rules use.
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -111,7 +111,7 @@ class Walk:
                 if role == "consumer":
                     self.reads_zero[key] = zero and self.reads_zero.get(key, True)
 
-    # -- the walk -------------------------------------------------------------------------------------------------
+    # The walk.
 
     def run(self, traced: Traced, names: Mapping[str, str], rules: Mapping[str, Rule]) -> None:
         for self.node in traced.graph.nodes:

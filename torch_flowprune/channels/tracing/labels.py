@@ -166,11 +166,11 @@ class Axes:
             return
         if len(self._starts) != len(self.blocks):
             self._starts = torch.tensor([b.start for b in self.blocks], dtype=torch.long)
-        found = torch.unique(labels[labels != FIXED])
-        where = torch.searchsorted(self._starts, found, right=True) - 1
+        distinct = torch.unique(labels[labels != FIXED])
+        where = torch.searchsorted(self._starts, distinct, right=True) - 1
         for i in torch.unique(where).tolist():
             block = self.blocks[i] if i >= 0 else None
-            if block is not None and bool(((found >= block.start) & (found < block.start + block.size)).any()):
+            if block is not None and bool(((distinct >= block.start) & (distinct < block.start + block.size)).any()):
                 yield block
 
     def places(self) -> tuple[Tensor, Tensor, Tensor]:

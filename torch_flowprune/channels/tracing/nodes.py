@@ -74,9 +74,8 @@ def sharing(node: Node) -> list[Node]:
     """The nodes whose tensors may share memory with this one's: what it is a view of, and all views of that."""
     while node.op == "call_function" and _is_view(node) and isinstance(node.args[0], Node):
         node = node.args[0]
-    found = [node]
-    for one in found:
-        found += [
-            user for user in one.users if user.op == "call_function" and user.args[:1] == (one,) and _is_view(user)
-        ]
-    return found
+    nodes = [node]
+    for member in nodes:
+        readers = [user for user in member.users if user.op == "call_function" and user.args[:1] == (member,)]
+        nodes += filter(_is_view, readers)
+    return nodes
