@@ -21,11 +21,15 @@ MASKED = ("producer", "affine", "consumer")
 class Slice:
     """The part of one parameter or buffer that belongs to the units of a group.
 
-    index: (units, positions) long, the positions along `axis` of each unit (a channel flattened over space has many).
-    role: `producer` computes the unit, `affine` scales or shifts it or is added to it, `consumer` reads it, `buffer`
-    goes along (running statistics, position tables).
-    reads_zero: for consumers, True where the unit is exactly zero when it is read and its producers are masked: the
-    consumer's columns then need no mask.
+    Attributes:
+        parameter: its name.
+        axis: the one along which it is cut.
+        index: (units, positions) long, the positions along ``axis`` of each unit (a channel flattened over space has
+            many).
+        role: ``producer`` computes the unit, ``affine`` scales or shifts it or is added to it, ``consumer`` reads it,
+            ``buffer`` goes along (running statistics, position tables).
+        reads_zero: for consumers, True where the unit is exactly zero when it is read and its producers are masked: the
+            consumer's columns then need no mask.
     """
 
     parameter: str
@@ -107,7 +111,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Positions of one axis of a parameter that can not be removed, and why."""
+    """Positions of one axis of a parameter that cannot be removed, and why."""
 
     parameter: str
     axis: int
@@ -230,7 +234,7 @@ def channel_masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mappi
 
     All of a removed unit's parameters are masked, the consumers' columns too: whatever an activation or a norm makes
     of a channel of zeros (a sigmoid's 0.5, a running mean's shift) is then multiplied by zero, in eval and in train
-    mode. Where two activations are multiplied with each other (attention), `couple` has proved that one of them is
+    mode. Where two activations are multiplied with each other (attention), ``couple`` has proved that one of them is
     zero, or frozen both.
     """
     coupling.check_fits(tensors, MASKED)

@@ -1,7 +1,7 @@
-"""An exported graph in place of a module whose own code can not take the smaller sizes.
+"""An exported graph in place of a module whose own code cannot take the smaller sizes.
 
-Code like `x.reshape(B, N, C)` with C read off the module's input has no attribute to set. Its exported graph has: the
-numbers in it are rewritten from the labels of the tensors. Inputs may still vary in the sizes that `torch.export`
+Code like ``x.reshape(B, N, C)`` with C read off the module's input has no attribute to set. Its exported graph has: the
+numbers in it are rewritten from the labels of the tensors. Inputs may still vary in the sizes that ``torch.export``
 finds free.
 """
 
@@ -30,7 +30,7 @@ _TRAINING = {
 
 
 class ExportedModule(GraphModule):
-    """A module's exported graph on resized tensors. Batch norm and dropout follow `train()` and `eval()` as they would.
+    """A module's exported graph on resized tensors. Batch norm and dropout follow ``train()`` and ``eval()``.
 
     What the module's own code does in training alone (stochastic depth, auxiliary heads) is not in it.
     """
@@ -45,7 +45,7 @@ class ExportedModule(GraphModule):
         return self
 
     def __reduce__(self) -> Any:
-        """Pickled as torch pickles graph modules, and made an `ExportedModule` again."""
+        """Pickled as torch pickles graph modules, and made an ``ExportedModule`` again."""
         return _revived, super().__reduce__()[:2]
 
 
@@ -55,7 +55,7 @@ def _revived(make: Callable[..., GraphModule], arguments: tuple[Any, ...]) -> Ex
 
 
 def resized_graph(small: nn.Module, reading: Reading, dead: Tensor, names: Sequence[str]) -> ExportedModule:
-    """The exported eval graph on the tensors of `small`, its sizes rewritten. names: of the forward's arguments."""
+    """The exported eval graph on the tensors of ``small``, its sizes rewritten. names: of the forward's arguments."""
     program = reading.traced["eval"].program
     assert program is not None, "a recorded graph has no signature to build a module of"
     specs = {s.arg.name: s for s in program.graph_signature.input_specs}
@@ -94,7 +94,7 @@ def _is_of_the_example(node: Node) -> bool:
 
 
 def graft(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """`model` with another module at a path; the model itself where the path is empty."""
+    """``model`` with another module at a path; the model itself where the path is empty."""
     if not path:
         return module
     parent, _, name = path.rpartition(".")
@@ -191,7 +191,7 @@ def _set_argument(node: Node, name: str, value: Any) -> None:
 
 
 def _resize(new: Node, node: Node, reading: Reading, dead: Tensor) -> None:
-    """Rewrite the numbers that a node was given: each argument of `RESIZERS` by its schema's name."""
+    """Rewrite the numbers that a node was given: each argument in ``RESIZERS`` by its schema's name."""
     resizers = RESIZERS.get(operator_name(node), {})
     schema = getattr(node.target, "_schema", None)
     if not resizers or schema is None:

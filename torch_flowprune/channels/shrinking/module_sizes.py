@@ -1,7 +1,7 @@
 """Sizes that a model's modules state in attributes, brought in line with smaller tensors.
 
-Attributes (`in_channels`, `num_heads`) are found by name for torch's own layers, and by value where the graph shows
-that an operator of the module was given the old size. Nothing found by value is trusted: `shrink` runs the result
+Attributes (``in_channels``, ``num_heads``) are found by name for torch's own layers, and by value where the graph shows
+that an operator of the module was given the old size. Nothing found by value is trusted: ``shrink`` runs the result
 against the masked model, and tries another reading where several attributes of a module have the same value.
 """
 
@@ -31,7 +31,12 @@ Attributes = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Surgery:
-    """What to do to a model. keep: tensor -> axis -> (size,) bool. attributes: module path -> attribute -> value."""
+    """What to do to a model.
+
+    Attributes:
+        keep: tensor -> axis -> (size,) bool.
+        attributes: module path -> attribute -> value.
+    """
 
     keep: Mapping[str, Mapping[int, Tensor]]
     attributes: Mapping[str, Mapping[str, Any]]

@@ -1,10 +1,9 @@
 """Dead channels physically removed: the same classes, smaller tensors, and outputs that are proved equal.
 
-`shrink` slices parameters, buffers and optimizer state, and sets the attributes that state sizes (`out_channels`,
-`num_heads`).
-The result is run against the masked model before anything is handed out: in float64, in eval and in train mode, with
-affine parameters and running statistics shaken, so that defaults of zero and one hide nothing. If the two differ, the
-model is left as it was.
+``shrink`` slices parameters, buffers and optimizer state, and sets the attributes that state sizes (``out_channels``,
+``num_heads``). The result is run against the masked model before anything is handed out: in float64, in eval and in
+train mode, with affine parameters and running statistics shaken, so that defaults of zero and one hide nothing. If the
+two differ, the model is left as it was.
 """
 
 from __future__ import annotations
@@ -126,7 +125,7 @@ class _Bench:
         return recorded_calls(twin(self.dense).eval(), self.args, self.kwargs, self.sized)
 
     def build(self, model: nn.Module, surgery: Surgery, replaced: Collection[str] = ()) -> nn.Module:
-        """`model`, a copy of the dense one, after surgery, with the modules at some paths replaced by their graphs."""
+        """``model``, a copy of the dense one, after surgery, with the modules at some paths replaced by graphs."""
         small = _operated(model, surgery)
         for path in replaced:
             module = small.get_submodule(path)

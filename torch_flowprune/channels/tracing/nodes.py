@@ -22,7 +22,10 @@ _HANDING_ON = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dro
 class Traced:
     """The ATen operators of one forward.
 
-    sources: placeholders that are state of the model, as (parameter or buffer, name).
+    Attributes:
+        graph: with a placeholder for each tensor from outside.
+        sources: placeholders that are state of the model, as (parameter or buffer, name).
+        program: what ``torch.export`` gave, where it was asked.
     """
 
     graph: Graph
@@ -31,7 +34,7 @@ class Traced:
 
 
 def operator_name(node: Node) -> str:
-    """`aten.add_.Tensor` -> `add`: overloads share a rule, and so do the in-place forms."""
+    """``aten.add_.Tensor`` -> ``add``: overloads share a rule, and so do the in-place forms."""
     return _target_name(node.target)
 
 

@@ -1,9 +1,9 @@
 """Records the operators that one forward of a model calls, as a graph.
 
 With autograd out of the way nothing comes before a dispatch mode: it sees the operators that the model called
-(`linear`, not the product it is made of), which are those of `torch.export`, at the price of a forward. A graph is
+(``linear``, not the product it is made of), which are those of ``torch.export``, at the price of a forward. A graph is
 handed out only where it
-holds for any values: every tensor is accounted for, and no number was read off one. Else it is `UnrecordableError`.
+holds for any values: every tensor is accounted for, and no number was read off one. Else it is ``UnrecordableError``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 
 _CONTAINERS = (dict, list, tuple)
 _LITERALS = ("lift_fresh", "lift_fresh_copy")
-"""What `torch.tensor` passes the tensor to that it made of numbers."""
+"""What ``torch.tensor`` passes the tensor to that it made of numbers."""
 
 _ATEN = torch.ops.aten
 _UNTAGGED = (
