@@ -99,7 +99,7 @@ class Costs:
         """The names and counts of the largest terms."""
         sizes = self._sizes(self._terms(cost), kept)
         counts = [(term.name, term.count(sizes)) for term in self._terms(cost)]
-        return sorted(counts, key=lambda one: -one[1])[:most]
+        return sorted(counts, key=lambda pair: -pair[1])[:most]
 
     def _terms(self, cost: str) -> tuple[Term, ...]:
         return self.parameters if cost == "parameters" else self.flops
@@ -153,10 +153,9 @@ class _Ruler:
             self.group[roots], self.unit[roots] = number, torch.arange(group.size)
 
     def term(self, name: str, dims: Dims, factor: int = 1) -> Term:
-        found = [self.extent(labels) for labels in dims]
-        return Term(
-            name, factor * prod(one.fixed for one in found if not one.owned), tuple(one for one in found if one.owned)
-        )
+        extents = [self.extent(labels) for labels in dims]
+        fixed = prod(extent.fixed for extent in extents if not extent.owned)
+        return Term(name, factor * fixed, tuple(extent for extent in extents if extent.owned))
 
     def extent(self, labels: Tensor) -> Extent:
         """Equal dimensions share one, so that it is measured once."""
@@ -182,57 +181,57 @@ class _Ruler:
                     yield self.term(module_path(node) or operator_name(node), dims, 2)
 
 
-# -- what an operator runs over ------------------------------------------
+# What an operator runs over.
 
 
 def _operands_of(node: Node, reading: Reading) -> list[Any]:
     """In the order of the schema, tensors as values."""
     schema = schema_of(node.target).arguments
-    given = [*node.args, *(node.kwargs.get(one.name) for one in schema[len(node.args) :])]
-    return [torch.fx.node.map_arg(one, reading.values.__getitem__) for one in given]
+    operands = [*node.args, *(node.kwargs.get(argument.name) for argument in schema[len(node.args) :])]
+    return [torch.fx.node.map_arg(operand, reading.values.__getitem__) for operand in operands]
 
 
-def _dims_of_convolution(out: Value, given: Sequence[Any]) -> list[Dims]:
+def _dims_of_convolution(out: Value, operands: Sequence[Any]) -> list[Dims]:
     """Every output position reads the kernel over the channels of its group."""
-    return [[*out.dims, *given[1].dims[1:]]]
+    return [[*out.dims, *operands[1].dims[1:]]]
 
 
-def _dims_of_transposed_convolution(_out: Value, given: Sequence[Any]) -> list[Dims]:
+def _dims_of_transposed_convolution(_out: Value, operands: Sequence[Any]) -> list[Dims]:
     """Every input position is written through the kernel."""
-    return [[*given[0].dims, *given[1].dims[1:]]]
+    return [[*operands[0].dims, *operands[1].dims[1:]]]
 
 
 def _dims_of_matrix_product(first: int) -> Callable[[Value, Sequence[Any]], list[Dims]]:
     """A matrix product whose left operand is argument ``first``."""
-    return lambda out, given: [[*out.dims, given[first].dims[-1]]]
+    return lambda out, operands: [[*out.dims, operands[first].dims[-1]]]
 
 
-def _dims_of_attention(out: Value, given: Sequence[Any]) -> list[Dims]:
+def _dims_of_attention(out: Value, operands: Sequence[Any]) -> list[Dims]:
     """Each query by each key, then each weight by each value."""
-    query, key = given[:2]
+    query, key = operands[:2]
     return [[*query.dims, key.dims[-2]], [*out.dims, key.dims[-2]]]
 
 
-def _dims_of_einsum(_out: Value, given: Sequence[Any]) -> list[Dims]:
-    """Two operands or more: every index once."""
-    equation, operands = given[0].replace(" ", ""), given[1]
-    if len(operands) < 2:
+def _dims_of_einsum(_out: Value, operands: Sequence[Any]) -> list[Dims]:
+    """Two tensors or more: every index once."""
+    equation, tensors = operands[0].replace(" ", ""), operands[1]
+    if len(tensors) < 2:
         return []
     dims: dict[Hashable, Tensor] = {}
-    for names, value in zip(equation.split("->")[0].split(","), operands, strict=True):
+    for names, value in zip(equation.split("->")[0].split(","), tensors, strict=True):
         for name, labels in zip(_indices(names, value.ndim), value.dims, strict=True):
             dims[name] = max(dims.get(name, labels), labels, key=len)
     return [list(dims.values())]
 
 
-def _dims_of_recurrent(_out: Value, given: Sequence[Any]) -> list[Dims]:
+def _dims_of_recurrent(_out: Value, operands: Sequence[Any]) -> list[Dims]:
     """Every weight at every position of the sequence: of all layers, gates and directions, and projections."""
-    return [[*given[0].dims[:-1], *weight.dims] for weight in given[2] if weight.ndim == 2]
+    return [[*operands[0].dims[:-1], *weight.dims] for weight in operands[2] if weight.ndim == 2]
 
 
-def _dims_of_cell(_out: Value, given: Sequence[Any]) -> list[Dims]:
+def _dims_of_cell(_out: Value, operands: Sequence[Any]) -> list[Dims]:
     """The weights of the input and of the state, once a sample."""
-    return [[*given[0].dims[:-1], *weight.dims] for weight in given[2:4]]
+    return [[*operands[0].dims[:-1], *weight.dims] for weight in operands[2:4]]
 
 
 def _indices(names: str, ndim: int) -> list[Hashable]:

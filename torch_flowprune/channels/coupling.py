@@ -116,8 +116,8 @@ class _Classes:
         parts = zip(places.tolist(), self.position[order].split(sizes.tolist()), strict=True)
         units = self.kind.bincount().tolist()
         members = self.kind.argsort(stable=True).split(units)
-        for kind, found in groupby(parts, key=lambda part: part[0] // len(blocks)):
-            owned = [(blocks[at % len(blocks)], positions.view(units[kind], -1)) for at, positions in found]
+        for kind, places_of_kind in groupby(parts, key=lambda part: part[0] // len(blocks)):
+            owned = [(blocks[at % len(blocks)], positions.view(units[kind], -1)) for at, positions in places_of_kind]
             yield members[kind], tuple(_slice_of(reading, block, index) for block, index in owned)
 
 
@@ -192,10 +192,10 @@ def _frozen_of(reading: Reading, refused: Mapping[int, str]) -> tuple[Frozen, ..
     coded = torch.full_like(reading.solution.root, -1)
     coded[torch.tensor(list(reasons))] = torch.tensor([number.get(reason, -1) for reason in reasons.values()])
     coded, listed = coded[reading.solution.root], list(texts)
-    found = []
+    frozen = []
     for b in reading.axes.blocks:
         counts = Counter(coded[b.start : b.start + b.size].tolist())
-        found += [
+        frozen += [
             Frozen(b.name, b.axis, n, _role_of(reading, b), listed[code]) for code, n in counts.items() if code >= 0
         ]
-    return (*found, *(Frozen(n, 0, 0, "unused", "is not used by the model's forward") for n in reading.unused))
+    return (*frozen, *(Frozen(n, 0, 0, "unused", "is not used by the model's forward") for n in reading.unused))

@@ -21,11 +21,15 @@ MASKED = ("producer", "affine", "consumer")
 class Slice:
     """The part of one parameter or buffer that belongs to the units of a group.
 
-    index: (units, positions) long, the positions along `axis` of each unit (a channel flattened over space has many).
-    role: `producer` computes the unit, `affine` scales or shifts it or is added to it, `consumer` reads it, `buffer`
-    goes along (running statistics, position tables).
-    reads_zero: for consumers, True where the unit is exactly zero when it is read and its producers are masked: the
-    consumer's columns then need no mask.
+    Attributes:
+        parameter: its name.
+        axis: the one along which it is cut.
+        index: (units, positions) long, the positions along ``axis`` of each unit (a channel flattened over space has
+            many).
+        role: ``producer`` computes the unit, ``affine`` scales or shifts it or is added to it, ``consumer`` reads it,
+            ``buffer`` goes along (running statistics, position tables).
+        reads_zero: for consumers, True where the unit is exactly zero when it is read and its producers are masked: the
+            consumer's columns then need no mask.
     """
 
     parameter: str
@@ -91,11 +95,11 @@ class Group:
     def __post_init__(self) -> None:
         if not self.slices:
             raise ValueError(f"group {self.name!r} has no slices: a unit is what they hold of the parameters")
-        for one in self.slices:
-            if len(one.index) != self.size:
+        for part in self.slices:
+            if len(part.index) != self.size:
                 raise ValueError(
-                    f"group {self.name!r} has {self.size} units in {self.slices[0].parameter!r} and {len(one.index)} "
-                    f"in {one.parameter!r}: "
+                    f"group {self.name!r} has {self.size} units in {self.slices[0].parameter!r} and {len(part.index)} "
+                    f"in {part.parameter!r}: "
                     "expected a row of index for each unit in every slice"
                 )
 
@@ -107,7 +111,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Positions of one axis of a parameter that can not be removed, and why."""
+    """Positions of one axis of a parameter that cannot be removed, and why."""
 
     parameter: str
     axis: int
@@ -139,8 +143,8 @@ class Coupling:
     def _check_disjoint(self) -> None:
         held: dict[tuple[str, int], list[tuple[str, Tensor]]] = {}
         for group in self.groups:
-            for one in group.slices:
-                held.setdefault((one.parameter, one.axis), []).append((group.name, one.index.reshape(-1)))
+            for part in group.slices:
+                held.setdefault((part.parameter, part.axis), []).append((group.name, part.index.reshape(-1)))
         for (parameter, axis), parts in held.items():
             ordered = torch.cat([index for _, index in parts]).sort().values
             if len(double := ordered[1:][ordered[1:] == ordered[:-1]]):
@@ -162,9 +166,9 @@ class Coupling:
             ValueError: for an unknown name, an axis or a position that is not there.
         """
         for group in self.groups:
-            for one in group.slices:
-                if one.role in roles:
-                    one.check_fits(tensors, group.name)
+            for part in group.slices:
+                if part.role in roles:
+                    part.check_fits(tensors, group.name)
 
     def __getitem__(self, name: str) -> Group:
         for group in self.groups:
@@ -220,9 +224,6 @@ def _positions_each(s: Slice) -> str:
     return f", {s.index.shape[1]} positions each" if s.index.shape[1] > 1 else ""
 
 
-# -- rows and masks ------------------------------------------
-
-
 def rows(tensors: Mapping[str, Tensor], group: Group, roles: Collection[str] = ("producer",)) -> Tensor:
     """(units, elements): what the group's slices of the given roles hold, side by side along the last axis."""
     return torch.cat([s.of(tensors[s.parameter]) for s in group.slices if s.role in roles], dim=-1)
@@ -233,7 +234,7 @@ def channel_masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mappi
 
     All of a removed unit's parameters are masked, the consumers' columns too: whatever an activation or a norm makes
     of a channel of zeros (a sigmoid's 0.5, a running mean's shift) is then multiplied by zero, in eval and in train
-    mode. Where two activations are multiplied with each other (attention), `couple` has proved that one of them is
+    mode. Where two activations are multiplied with each other (attention), ``couple`` has proved that one of them is
     zero, or frozen both.
     """
     coupling.check_fits(tensors, MASKED)

@@ -65,7 +65,7 @@ def _stored(scores: Tensor) -> Tensor:
     return scores
 
 
-def as_computed(values: LayerScores) -> Computed:
+def _as_computed(values: LayerScores) -> Computed:
     """Scores at hand, seen as computed."""
     if isinstance(values, Computed):
         return values
@@ -172,7 +172,7 @@ class Stack:
 
 def stacks(scores: Sequence[LayerScores], alive: Sequence[Tensor | None]) -> list[Stack]:
     """All layers in their order, neighbours together where they are alike; layers without units are kept."""
-    pairs = zip(map(as_computed, scores), alive, strict=True)
+    pairs = zip(map(_as_computed, scores), alive, strict=True)
     groups = [list(group) for _, group in groupby(pairs, key=lambda pair: pair[0].kind)]
     return [Stack(tuple(layer for layer, _ in group), tuple(flags for _, flags in group)) for group in groups]
 

@@ -27,7 +27,7 @@ takes `num_heads` for attention, and pruners written for a layer).
   the peer's slicing.
 - **differs**: runs, and computes something else. For this package that is a fault. Torch-Pruning does not promise
   equality: it removes channels that a norm takes statistics over, and leaves it to training to make up for it.
-- **runs**: runs, and equality can not be told. **raises**: the step that failed is named.
+- **runs**: runs, and equality cannot be told. **raises**: the step that failed is named.
 - *prunable*: output channels of linear layers and convolutions that belong to a removable group / all of them.
 - *build*: reading the model and finding its groups; *prune*: scoring, and removing half of each group (here with the
   check that `shrink` makes). Seconds of processor time on one thread of a shared machine; more than {LIMIT} s for both

@@ -258,7 +258,7 @@ def compared(oracle: Oracle, kept: Mapping[str, Tensor] | None, small: nn.Module
         "graphs": sum(isinstance(m, ExportedModule) for m in small.modules()),
     }
     if kept is None:
-        return {**facts, "status": "runs", "error": "which positions are left can not be told"}
+        return {**facts, "status": "runs", "error": "which positions are left cannot be told"}
     gone = channels_gone(model, kept)
     if not gone:
         return {**facts, "status": "nothing prunable", "channels": 0.0}

@@ -1,6 +1,6 @@
 """The rules of operators that multiply and sum: linear layers, convolutions, products of matrices, attention.
 
-All are one general operation, `contraction`, that joins the dimensions of its operands and sums over some.
+All are one general operation, ``_contraction``, that joins the dimensions of its operands and sums over some.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SPATIAL = "is space"
 
 
 def _contraction(g: Walk, terms: Sequence[tuple[Value, Sequence[Hashable]]], out: Sequence[Hashable]) -> Value:
-    """An einsum. Dimensions of one name are joined; a name that is not in `out` is summed over.
+    """An einsum. Dimensions of one name are joined; a name that is not in ``out`` is summed over.
 
     A sum may lose the terms of a removed unit only where they are zero in the masked model, so one of the operands
     has to be zero there (a parameter's columns are: they are masked).

@@ -1,7 +1,7 @@
 """One table: operator -> what it does to the labels of its operands. Any other operator freezes what it touches.
 
-A rule names the arguments it needs as the operator's schema does (`x` is the first one) and returns the result's
-`Value`, or `NotImplemented` where it can not tell. Rules never guess: a position may be removed only where the
+A rule names the arguments it needs as the operator's schema does (``x`` is the first one) and returns the result's
+``Value``, or ``NotImplemented`` where it cannot tell. Rules never guess: a position may be removed only where the
 smaller tensor is proved to hold what the masked one holds elsewhere.
 """
 

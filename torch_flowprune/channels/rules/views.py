@@ -2,7 +2,7 @@
 
 A dimension that is a product of several can lose positions only along one factor, so that what is left is a product
 again.
-Which factor that is, where the graph leaves it open, is a choice (`Walk.choose`), outermost factor first: heads
+Which factor that is, where the graph leaves it open, is a choice (``Walk.choose``), outermost factor first: heads
 rather than positions within a head.
 """
 
@@ -69,7 +69,7 @@ def _flatten(g: Walk, dims: Sequence[Tensor], zero: Sequence[bool]) -> tuple[Ten
 
 
 def unflatten(g: Walk, labels: Tensor, sizes: Sequence[int], axis: int | None = None) -> list[Tensor]:
-    """The labels of the factors of a dimension: one factor (`axis`, or chosen) is removable, the others stay."""
+    """The labels of the factors of a dimension: one factor (``axis``, or chosen) is removable, the others stay."""
     if g.axes.is_fixed(labels):
         return [g.axes.fixed(s) for s in sizes]
     grid = labels.reshape(tuple(sizes))
@@ -109,7 +109,7 @@ def _is_repeated(grid: Tensor, axis: int) -> bool:
 def broadcast(g: Walk, values: Sequence[Any], zero: Callable[[list[bool | None]], bool]) -> Value:
     """Operands laid over one another as torch broadcasts them.
 
-    `zero` is given, per dimension, each operand's flag (None where it has no such dimension, or one position that is
+    ``zero`` is given, per dimension, each operand's flag (None where it has no such dimension, or one position that is
     repeated) and tells the result's.
     """
     dims, flags = [], []
@@ -213,7 +213,7 @@ def squeeze(g: Walk, x: Value, dim: Any = None) -> Value:
 
 
 def spatial(g: Walk, x: Value, count: int) -> Value:
-    """The last `count` dimensions are space and stay; the others are untouched."""
+    """The last ``count`` dimensions are space and stay; the others are untouched."""
     for d in x.dims[x.ndim - count :]:
         g.freeze(d, "is treated as space")
     fixed = g.fixed(g.out_shape)

@@ -13,7 +13,7 @@ from torch_flowprune.channels.tracing import canonical_names
 
 
 def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
-    """The architecture of `small` as a change of `dense`, as JSON takes it: the shapes and attributes that differ."""
+    """The architecture of ``small`` as a change of ``dense``, for JSON: the shapes and attributes that differ."""
     if any(isinstance(m, ExportedModule) for m in small.modules()):
         raise ShrinkError(
             "an exported graph has no dense constructor to be rebuilt from; save it with torch.save or torch.export"
@@ -29,7 +29,7 @@ def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
 
 
 def rebuild(dense: nn.Module, description: Mapping[str, Any]) -> nn.Module:
-    """`dense` (changed in place) with the sizes of a description; `load_state_dict` then fills it."""
+    """``dense`` (changed in place) with the sizes of a description; ``load_state_dict`` then fills it."""
     names = canonical_names(dense)
     new: dict[str, Tensor] = {}
     for name in description["shapes"]:

@@ -96,10 +96,10 @@ class Trial:
             if not self.is_random():
                 raise
 
-    def compare(self, expected: Sequence[Tensor], found: Sequence[Tensor], what: str) -> None:
-        if len(expected) != len(found):
-            raise ShrinkError(f"the smaller model's {what} has {len(found)} tensors instead of {len(expected)}")
-        for a, b in zip(expected, found, strict=True):
+    def compare(self, expected: Sequence[Tensor], outputs: Sequence[Tensor], what: str) -> None:
+        if len(expected) != len(outputs):
+            raise ShrinkError(f"the smaller model's {what} has {len(outputs)} tensors instead of {len(expected)}")
+        for a, b in zip(expected, outputs, strict=True):
             if a.shape != b.shape:
                 raise ShrinkError(f"the smaller model's {what} has shape {tuple(b.shape)} instead of {tuple(a.shape)}")
             error = relative_error(a, b)
@@ -133,12 +133,12 @@ class _NoDropout(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = dict(kwargs or {})
+        options = dict(kwargs or {})
         if "dropout" in getattr(func, "__name__", ""):
-            return args[0] if args else given["input"]
-        if "dropout_p" in given:
-            given["dropout_p"] = 0.0
-        return func(*args, **given)
+            return args[0] if args else options["input"]
+        if "dropout_p" in options:
+            options["dropout_p"] = 0.0
+        return func(*args, **options)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -1,7 +1,7 @@
-"""An exported graph in place of a module whose own code can not take the smaller sizes.
+"""An exported graph in place of a module whose own code cannot take the smaller sizes.
 
-Code like `x.reshape(B, N, C)` with C read off the module's input has no attribute to set. Its exported graph has: the
-numbers in it are rewritten from the labels of the tensors. Inputs may still vary in the sizes that `torch.export`
+Code like ``x.reshape(B, N, C)`` with C read off the module's input has no attribute to set. Its exported graph has: the
+numbers in it are rewritten from the labels of the tensors. Inputs may still vary in the sizes that ``torch.export``
 finds free.
 """
 
@@ -29,7 +29,7 @@ _TRAINING = {
 
 
 class ExportedModule(GraphModule):
-    """A module's exported graph on resized tensors. Batch norm and dropout follow `train()` and `eval()` as they would.
+    """A module's exported graph on resized tensors. Batch norm and dropout follow ``train()`` and ``eval()``.
 
     What the module's own code does in training alone (stochastic depth, auxiliary heads) is not in it.
     """
@@ -44,17 +44,17 @@ class ExportedModule(GraphModule):
         return self
 
     def __reduce__(self) -> Any:
-        """Pickled as torch pickles graph modules, and made an `ExportedModule` again."""
+        """Pickled as torch pickles graph modules, and made an ``ExportedModule`` again."""
         return _revived, super().__reduce__()[:2]
 
 
-def _revived(make: Callable[..., GraphModule], given: tuple[Any, ...]) -> ExportedModule:
-    plain = make(*given)
+def _revived(make: Callable[..., GraphModule], arguments: tuple[Any, ...]) -> ExportedModule:
+    plain = make(*arguments)
     return ExportedModule(plain, plain.graph)
 
 
 def resized_graph(small: nn.Module, reading: Reading, dead: Tensor, names: Sequence[str]) -> ExportedModule:
-    """The exported eval graph on the tensors of `small`, its sizes rewritten. names: of the forward's arguments."""
+    """The exported eval graph on the tensors of ``small``, its sizes rewritten. names: of the forward's arguments."""
     program = reading.traced["eval"].program
     assert program is not None, "a recorded graph has no signature to build a module of"
     specs = {s.arg.name: s for s in program.graph_signature.input_specs}
@@ -93,7 +93,7 @@ def _is_of_the_example(node: Node) -> bool:
 
 
 def graft(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """`model` with another module at a path; the model itself where the path is empty."""
+    """``model`` with another module at a path; the model itself where the path is empty."""
     if not path:
         return module
     parent, _, name = path.rpartition(".")
@@ -186,11 +186,11 @@ def _set_argument(node: Node, name: str, value: Any) -> None:
             node.update_kwarg(name, value)
 
 
-# -- the numbers in a graph ------------------------------------------
+# The numbers in a graph.
 
 
 def _resize(new: Node, node: Node, reading: Reading, dead: Tensor) -> None:
-    """Rewrite the numbers that a node was given: each argument of `RESIZERS` by its schema's name."""
+    """Rewrite the numbers that a node was given: each argument in ``RESIZERS`` by its schema's name."""
     resizers = RESIZERS.get(operator_name(node), {})
     schema = schema_of(node.target)
     if not resizers or schema is None:
@@ -215,55 +215,55 @@ def _value_of(node: Node, reading: Reading) -> Value:
     return value
 
 
-def _new_shape(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
+def _new_shape(node: Node, sizes: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
     """Sizes of the result; what does not change (-1, or a size that is free) stays as it is written."""
     dims = _value_of(node, reading).dims
-    return [_new_size(g, d, dead) for g, d in zip(given, dims[len(dims) - len(given) :], strict=True)]
+    return [_new_size(n, d, dead) for n, d in zip(sizes, dims[len(dims) - len(sizes) :], strict=True)]
 
 
-def _new_size(given: Any, labels: Tensor, dead: Tensor) -> Any:
-    size = _count_alive(labels, dead)
-    return given if given == -1 or size == len(labels) else size
+def _new_size(size: Any, labels: Tensor, dead: Tensor) -> Any:
+    alive = _count_alive(labels, dead)
+    return size if size == -1 or alive == len(labels) else alive
 
 
-def _new_factors(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
+def _new_factors(node: Node, sizes: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
     dims = _value_of(node, reading).dims
-    dim = int(_argument(node, "dim", 0)) % (len(dims) - len(given) + 1)
-    return [_new_size(g, d, dead) for g, d in zip(given, dims[dim : dim + len(given)], strict=True)]
+    dim = int(_argument(node, "dim", 0)) % (len(dims) - len(sizes) + 1)
+    return [_new_size(n, d, dead) for n, d in zip(sizes, dims[dim : dim + len(sizes)], strict=True)]
 
 
-def _new_repeats(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
+def _new_repeats(node: Node, repeats: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
     source, dims = _value_of(node.args[0], reading), _value_of(node, reading).dims  # type: ignore[arg-type]
     shape = [1] * (len(dims) - source.ndim) + list(source.shape)
-    return [_new_size(g, d, dead) if n == 1 else g for g, n, d in zip(given, shape, dims, strict=True)]
+    return [_new_size(r, d, dead) if n == 1 else r for r, n, d in zip(repeats, shape, dims, strict=True)]
 
 
-def _new_split(node: Node, given: Any, reading: Reading, dead: Tensor) -> Any:
-    if not isinstance(given, int):
-        return _new_splits(node, given, reading, dead)
+def _new_split(node: Node, split_size: Any, reading: Reading, dead: Tensor) -> Any:
+    if not isinstance(split_size, int):
+        return _new_splits(node, split_size, reading, dead)
     dim = _argument(node, "dim", 0)
-    return _new_size(given, reading.values[node][0].dims[dim], dead)
+    return _new_size(split_size, reading.values[node][0].dims[dim], dead)
 
 
-def _new_splits(node: Node, given: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
+def _new_splits(node: Node, split_sizes: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
     dim = _argument(node, "dim", 0)
-    return [_new_size(g, v.dims[dim], dead) for g, v in zip(given, reading.values[node], strict=True)]
+    return [_new_size(n, v.dims[dim], dead) for n, v in zip(split_sizes, reading.values[node], strict=True)]
 
 
-def _new_bound(node: Node, given: int | None, reading: Reading, dead: Tensor) -> int | None:
+def _new_bound(node: Node, bound: int | None, reading: Reading, dead: Tensor) -> int | None:
     """A start or end of a slice: how many positions before it are left."""
-    if not isinstance(given, int):
-        return given
+    if not isinstance(bound, int):
+        return bound
     labels = _value_of(node.args[0], reading).dims[_argument(node, "dim", 0)]  # type: ignore[arg-type]
-    if given < 0:
-        return -_count_alive(labels[given:], dead)
-    return given if given >= len(labels) else _count_alive(labels[:given], dead)
+    if bound < 0:
+        return -_count_alive(labels[bound:], dead)
+    return bound if bound >= len(labels) else _count_alive(labels[:bound], dead)
 
 
 def _new_count(name: str) -> Callable[[Node, int, Reading, Tensor], int]:
-    def resizer(node: Node, given: int, reading: Reading, dead: Tensor) -> int:
+    def resizer(node: Node, count: int, reading: Reading, dead: Tensor) -> int:
         labels = reading.counts.get((node, name))
-        return given if labels is None else _count_alive(labels, dead)
+        return count if labels is None else _count_alive(labels, dead)
 
     return resizer
 

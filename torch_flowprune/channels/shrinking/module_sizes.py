@@ -1,7 +1,7 @@
 """Sizes that a model's modules state in attributes, brought in line with smaller tensors.
 
-Attributes (`in_channels`, `num_heads`) are found by name for torch's own layers, and by value where the graph shows
-that an operator of the module was given the old size. Nothing found by value is trusted: `shrink` runs the result
+Attributes (``in_channels``, ``num_heads``) are found by name for torch's own layers, and by value where the graph shows
+that an operator of the module was given the old size. Nothing found by value is trusted: ``shrink`` runs the result
 against the masked model, and tries another reading where several attributes of a module have the same value.
 """
 
@@ -24,7 +24,12 @@ Attributes = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Surgery:
-    """What to do to a model. keep: tensor -> axis -> (size,) bool. attributes: module path -> attribute -> value."""
+    """What to do to a model.
+
+    Attributes:
+        keep: tensor -> axis -> (size,) bool.
+        attributes: module path -> attribute -> value.
+    """
 
     keep: Mapping[str, Mapping[int, Tensor]]
     attributes: Mapping[str, Mapping[str, Any]]
@@ -37,9 +42,6 @@ class Surgery:
     def shape(self, name: str, old: Sequence[int]) -> tuple[int, ...]:
         axes = self.keep.get(name, {})
         return tuple(int(axes[i].sum()) if i in axes else n for i, n in enumerate(old))
-
-
-# -- attributes of modules ------------------------------------------
 
 
 def attribute_plans(
@@ -163,10 +165,10 @@ def changed_sizes(reading: Reading, dead: Tensor) -> dict[str, dict[int, int]]:
     for node, values in reading.values.items():
         if node.op != "call_function" or operator_name(node) not in RESIZERS:
             continue
-        given = [v for n in node.all_input_nodes for v in flat(reading.values.get(n))]
-        for value in [*flat(values), *given]:
+        operands = [v for n in node.all_input_nodes for v in flat(reading.values.get(n))]
+        for value in [*flat(values), *operands]:
             for labels in value.dims:
-                left = int((~dead[labels]).sum())
-                if left != len(labels):
-                    sizes.setdefault(module_path(node), {}).setdefault(len(labels), left)
+                alive = int((~dead[labels]).sum())
+                if alive != len(labels):
+                    sizes.setdefault(module_path(node), {}).setdefault(len(labels), alive)
     return sizes

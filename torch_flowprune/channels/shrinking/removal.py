@@ -1,10 +1,9 @@
 """Dead channels physically removed: the same classes, smaller tensors, and outputs that are proved equal.
 
-`shrink` slices parameters, buffers and optimizer state, and sets the attributes that state sizes (`out_channels`,
-`num_heads`).
-The result is run against the masked model before anything is handed out: in float64, in eval and in train mode, with
-affine parameters and running statistics shaken, so that defaults of zero and one hide nothing. If the two differ, the
-model is left as it was.
+``shrink`` slices parameters, buffers and optimizer state, and sets the attributes that state sizes (``out_channels``,
+``num_heads``). The result is run against the masked model before anything is handed out: in float64, in eval and in
+train mode, with affine parameters and running statistics shaken, so that defaults of zero and one hide nothing. If the
+two differ, the model is left as it was.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from torch_flowprune.channels.shrinking.exported_module import (
     resized_graph,
 )
 from torch_flowprune.channels.shrinking.module_sizes import Surgery, attribute_plans, changed_sizes
+from torch_flowprune.channels.shrinking.running_modules import RunningModules
 from torch_flowprune.channels.tracing import Reading, canonical_names, export, read, twin
 from torch_flowprune.inputs import parameters_of
 from torch_flowprune.masking import dense_copy, remove, write_zeros
@@ -77,23 +77,23 @@ def shrink(
     4
     """
     before = {name: target.parameter for name, target in parameters_of(model).items()}
-    dense, found = dense_copy(model)
+    dense, own_masks = dense_copy(model)
     names = canonical_names(dense)
-    given = {names[k]: v.bool() for k, v in {**found, **(masks or {})}.items()}
-    write_zeros(dense, given)
+    masks = {names[name]: mask.bool() for name, mask in {**own_masks, **(masks or {})}.items()}
+    write_zeros(dense, masks)
     args, keywords = arguments_of(dense, example_inputs, kwargs)
     reading = reading or reading_of(dense, args, keywords)
     coupling = coupling or coupling_of(reading)
     coupling.check_fits({**dict(dense.named_parameters()), **dict(dense.named_buffers())})
-    kept = living_channels(coupling, given or {n: p != 0 for n, p in dense.named_parameters()})
+    kept = living_channels(coupling, masks or {n: p != 0 for n, p in dense.named_parameters()})
     surgery = Surgery(_kept_positions(coupling, kept, dense), {})
     if surgery.keep:
-        trial = Trial(dense, given, surgery, args, keywords, tolerance_of(reading))
+        trial = Trial(dense, masks, surgery, args, keywords, tolerance_of(reading))
         small, surgery = _attempt(_Bench(dense, reading, surgery, trial, args, keywords), graph and not inplace)
     else:
         small = dense
     if inplace:
-        write_zeros(remove(model), given)
+        write_zeros(remove(model), masks)
         small = _operated(model, surgery)
     if optimizer is not None:
         _hand_over(optimizer, before, small, surgery)
@@ -117,12 +117,16 @@ class _Bench:
         return _dead_labels(self.reading, self.surgery)
 
     @cached_property
+    def sized(self) -> list[str]:
+        """The modules in whose forward a size changes that an operator is told."""
+        return [path for path in changed_sizes(self.reading, self.dead) if path]
+
+    @cached_property
     def calls(self) -> dict[str, tuple[Any, Any]]:
-        paths = [p for p in changed_sizes(self.reading, self.dead) if p]
-        return recorded_calls(twin(self.dense).eval(), self.args, self.kwargs, paths)
+        return recorded_calls(twin(self.dense).eval(), self.args, self.kwargs, self.sized)
 
     def build(self, model: nn.Module, surgery: Surgery, replaced: Collection[str] = ()) -> nn.Module:
-        """`model`, a copy of the dense one, after surgery, with the modules at some paths replaced by their graphs."""
+        """``model``, a copy of the dense one, after surgery, with the modules at some paths replaced by graphs."""
         small = _operated(model, surgery)
         for path in replaced:
             module = small.get_submodule(path)
@@ -152,39 +156,37 @@ class _Bench:
             )
         return self.graphs[path]
 
-    def tried(self, surgery: Surgery, replaced: Collection[str] = ()) -> tuple[Exception | None, nn.Module]:
-        """The trial's model after surgery, and what is wrong with it."""
-        small = self.trial.model
+    def tried(
+        self, surgery: Surgery, replaced: Collection[str] = (), running: RunningModules | None = None
+    ) -> Exception | None:
+        """What is wrong with the trial's model after surgery; ``running`` is to watch it."""
         try:
             small = self.build(copy.deepcopy(self.trial.model), surgery, replaced)
+            if running is not None:
+                running.watch(small, self.sized)
             self.trial.check(small)
         except Exception as e:  # noqa: BLE001 - whatever foreign code raises, this surgery does not fit
-            return e, small
-        return None, small
+            return e
+        return None
 
     def replacements(self, surgery: Surgery) -> list[str] | None:
         """Modules to replace by their graphs so that the model passes: found from where it fails, kind by kind."""
         replaced: list[str] = []
         while True:
-            error, small = self.tried(surgery, replaced)
-            if error is None:
-                return replaced
-            more = _outermost([*replaced, *self.blamed(error, small)])
+            more = _outermost([*replaced, *self.blamed(surgery, replaced)])
             if set(more) <= set(replaced):
                 return None
             replaced = more
+            if self.tried(surgery, replaced) is None:
+                return replaced
 
-    def blamed(self, error: BaseException, small: nn.Module) -> list[str]:
-        """The innermost module in the traceback that states sizes which shrink, and all of its class that do."""
-        modules = dict(small.named_modules())
-        sized = {p: modules[p] for p in changed_sizes(self.reading, self.dead) if p in modules and p}
-        paths = {id(m): p for p, m in sized.items()}
-        found = None
-        trace = error.__traceback__
-        while trace is not None:
-            found = paths.get(id(trace.tb_frame.f_locals.get("self")), found)
-            trace = trace.tb_next
-        return [p for p, m in sized.items() if type(m) is type(sized[found])] if found else []
+    def blamed(self, surgery: Surgery, replaced: Collection[str]) -> list[str]:
+        """The innermost module that fails of those that state sizes which shrink, and all of its class that do."""
+        running = RunningModules()
+        self.tried(surgery, replaced, running)
+        path = running.paths[-1] if running.paths else ""
+        kind = type(self.dense.get_submodule(path))
+        return [p for p in self.sized if type(self.dense.get_submodule(p)) is kind] if path else []
 
 
 def _outermost(paths: Sequence[str]) -> list[str]:
@@ -201,7 +203,7 @@ def _attempt(bench: _Bench, graph: bool) -> tuple[nn.Module, Surgery]:
     ]
     errors = []
     for plan in plans:
-        error, _ = bench.tried(plan)
+        error = bench.tried(plan)
         if error is None:
             return bench.build(copy.deepcopy(bench.dense), plan), plan
         errors.append(f"{type(error).__name__}: {first_line(error)}")
@@ -210,15 +212,12 @@ def _attempt(bench: _Bench, graph: bool) -> tuple[nn.Module, Surgery]:
     replaced = bench.replacements(plans[0])
     if replaced is not None:
         return bench.build(copy.deepcopy(bench.dense), plans[0], replaced), plans[0]
-    error, _ = bench.tried(bench.surgery, [""])
+    error = bench.tried(bench.surgery, [""])
     if error is not None:
         raise ShrinkError(
             f"neither the model's code ({errors[0]}) nor its graph ({first_line(error)}) takes the smaller sizes"
         )
     return bench.build(copy.deepcopy(bench.dense), bench.surgery, [""]), bench.surgery
-
-
-# -- what is dead ------------------------------------------
 
 
 def _kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Module) -> dict[str, dict[int, Tensor]]:
@@ -230,9 +229,9 @@ def _kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Mo
             gone = s.index[~kept[group.name]].reshape(-1)
             if len(gone):
                 size = tensors[s.parameter].shape[s.axis]
-                left = out.setdefault(s.parameter, {}).setdefault(s.axis, torch.ones(size, dtype=torch.bool))
-                left[gone] = False
-                if not left.any():
+                stays = out.setdefault(s.parameter, {}).setdefault(s.axis, torch.ones(size, dtype=torch.bool))
+                stays[gone] = False
+                if not stays.any():
                     raise ShrinkError(
                         f"nothing would be left of {s.parameter}: all {size} positions of axis {s.axis} are "
                         "dead; keep at least one unit of each group"
@@ -248,9 +247,6 @@ def _dead_labels(reading: Reading, surgery: Surgery) -> Tensor:
         if kept is not None:
             roots[reading.solution.root[b.start : b.start + b.size][~kept]] = True
     return roots[reading.solution.root]
-
-
-# -- surgery ------------------------------------------
 
 
 def _operated(model: nn.Module, surgery: Surgery) -> nn.Module:

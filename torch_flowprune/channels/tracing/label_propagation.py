@@ -1,7 +1,8 @@
 """Walks the graph of a model's operators and labels every tensor in it.
 
-The walk asks one rule per operator (`rules.RULES`) what happens to the labels. Where a rule has a choice (which
-factor of `heads * head_dim` is to be removable), it notes the place: `reading` walks again with another choice.
+The walk asks one rule per operator (``rules.RULES``) what happens to the labels. Where a rule has a choice (which
+factor of ``heads * head_dim`` is to be removable), it notes the place: ``labelled_graph`` walks again with
+another choice.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Walk:
     prefix: str = ""
     shape: tuple[int, ...] | None = None
 
-    # -- what rules use -------------------------------------------------------------------------------------------
+    # What rules use.
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -112,7 +113,7 @@ class Walk:
                 if role == "consumer":
                     self.reads_zero[key] = zero and self.reads_zero.get(key, True)
 
-    # -- the walk -------------------------------------------------------------------------------------------------
+    # The walk.
 
     def run(self, traced: Traced, names: Mapping[str, str], rules: Mapping[str, Rule]) -> None:
         for self.node in traced.graph.nodes:
@@ -170,7 +171,7 @@ class Walk:
         return settled[0] if isinstance(value, Value) else settled
 
     def _not_single(self, labels: Tensor) -> Tensor:
-        """A dimension of one position can not lose it: broadcasting would take it for something else."""
+        """A dimension of one position cannot lose it: broadcasting would take it for something else."""
         if len(labels) != 1 or int(labels[0]) == FIXED:
             return labels
         self.freeze(labels, "is picked by position")
@@ -216,7 +217,7 @@ def flat(values: Any) -> list[Value]:
 
 @cache
 def required_by(rule: Rule) -> frozenset[str]:
-    """What a rule can not do without; an overload of its operator that has no such argument is not the rule's."""
+    """What a rule cannot do without; an overload of its operator that has no such argument is not the rule's."""
     return frozenset(n for n, p in list(signature(rule).parameters.items())[1:] if p.default is Parameter.empty)
 
 

@@ -54,7 +54,7 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Traced:
-    """Recorded; what can not be recorded, `torch.export` may know how to read, or else says what is wrong."""
+    """Recorded; what cannot be recorded, ``torch.export`` may know how to read, or else says what is wrong."""
     try:
         return recorded(twin(model), args, kwargs, training)
     except Exception as why:  # noqa: BLE001 - whatever the model's code raises when it is run
@@ -67,7 +67,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], tr
 def export(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None
 ) -> Traced:
-    """As `torch.export` gives it. sizes: dynamic shapes, as it takes them."""
+    """As ``torch.export`` gives it. sizes: dynamic shapes, as it takes them."""
     with torch.random.fork_rng(), warnings.catch_warnings(), _without_stack_traces():
         warnings.simplefilter(
             "ignore"
@@ -106,7 +106,7 @@ def read(
     rules: Mapping[str, Rule],
     evaluated: Traced | None = None,
 ) -> Reading:
-    """Label the graph in eval mode (`evaluated`, if at hand), and in train mode where that uses more parameters."""
+    """Label the graph in eval mode (``evaluated``, if at hand), and in train mode where that uses more parameters."""
     names = canonical_names(model)
     traced = {"eval": evaluated or trace(model, args, kwargs, False)}
     unused = _unused_parameters(model, traced.values(), names)
@@ -116,7 +116,7 @@ def read(
             traced["train"] = trace(model, args, kwargs, True)
             unused = _unused_parameters(model, traced.values(), names)
         except Exception as e:  # noqa: BLE001 - whatever the training forward raises, what only training reads is then frozen
-            error = f"its training graph, which reads further parameters, can not be read: {type(e).__name__}"
+            error = f"its training graph, which reads further parameters, cannot be read: {type(e).__name__}"
     walk, solution = _best_walk(traced, names, rules, error)
     return Reading(
         traced,

@@ -2,11 +2,11 @@
 
 Every dimension of every tensor in a traced graph carries a vector of integer *labels*, one per position. Two positions
 with the same label, or with labels that were joined, live or die together. A label that was frozen can never be
-removed, and neither can anything joined to it. Label 0 (`FIXED`) stands for all positions that nobody may remove:
+removed, and neither can anything joined to it. Label 0 (``FIXED``) stands for all positions that nobody may remove:
 batch, space, tokens of the input.
 
 Labels rather than one name per dimension, because concatenation, splitting, grouped convolution and flattening couple
-single positions, not whole dimensions. A product of axes (`heads * head_dim`) is a vector in which a label is repeated.
+single positions, not whole dimensions. A product of axes (``heads * head_dim``) is a vector with repeated labels.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ FIXED = 0
 class Value:
     """What is known about one tensor of the graph.
 
-    `dims[i]` holds the labels of dimension i. `zero[i]` is True where it is proved that the masked model has exact
-    zeros at the positions of a removed unit of dimension i; the smaller model has nothing there, so sums over that
-    dimension agree.
-    `constant` is True where the tensor is computed from parameters and buffers alone.
+    Attributes:
+        dims: the labels of each dimension.
+        zero: for each dimension, True where it is proved that the masked model has exact zeros at the positions of a
+            removed unit of it; the smaller model has nothing there, so sums over that dimension agree.
+        constant: True where the tensor is computed from parameters and buffers alone.
     """
 
     dims: tuple[Tensor, ...]
@@ -64,10 +65,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Solution:
-    """Labels resolved: `root[label]` names the class of a label.
+    """Labels resolved.
 
-    `reasons` holds the frozen classes and why; those in `soft` are frozen only by a choice that could be made
-    otherwise.
+    Attributes:
+        root: of each label, the class that it is in.
+        reasons: the frozen classes and why.
+        soft: those of them that are frozen only by a choice that could be made otherwise.
     """
 
     root: Tensor
@@ -75,7 +78,7 @@ class Solution:
     soft: frozenset[int]
 
     def frozen(self, labels: Tensor) -> Tensor:
-        """(positions,) bool: True where the position can not be removed."""
+        """(positions,) bool: True where the position cannot be removed."""
         return self._frozen_roots[self.root[labels]]
 
     def reason(self, label: int) -> str | None:
@@ -89,7 +92,7 @@ class Solution:
 
 
 class Axes:
-    """Makes labels, joins them, freezes them; `solve` tells what follows. Joins are recorded, none resolved early."""
+    """Makes labels, joins them, freezes them; ``solve`` tells what follows. Joins are recorded, none resolved early."""
 
     def __init__(self) -> None:
         self.count = 1
@@ -137,7 +140,7 @@ class Axes:
         return Value(tuple(dims), (kind == "parameter",) * len(dims), constant=True)
 
     def join(self, a: Tensor, b: Tensor, reason: str) -> None:
-        """Position i of `a` and position i of `b` live or die together; `reason` is kept where one of them is fixed."""
+        """Position i of ``a`` and position i of ``b`` live or die together; the reason is kept where one is fixed."""
         if a is b or torch.equal(a, b):
             return
         loose = (a != FIXED) & (b != FIXED)
@@ -166,11 +169,11 @@ class Axes:
             return
         if len(self._starts) != len(self.blocks):
             self._starts = torch.tensor([b.start for b in self.blocks], dtype=torch.long)
-        found = torch.unique(labels[labels != FIXED])
-        where = torch.searchsorted(self._starts, found, right=True) - 1
+        distinct = torch.unique(labels[labels != FIXED])
+        where = torch.searchsorted(self._starts, distinct, right=True) - 1
         for i in torch.unique(where).tolist():
             block = self.blocks[i] if i >= 0 else None
-            if block is not None and bool(((found >= block.start) & (found < block.start + block.size)).any()):
+            if block is not None and bool(((distinct >= block.start) & (distinct < block.start + block.size)).any()):
                 yield block
 
     def places(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,7 +203,7 @@ class Axes:
 
 
 def _components(count: int, a: Tensor, b: Tensor) -> Tensor:
-    """Connected components of `count` nodes under the edges a[i] - b[i]: the smallest node of each one's component."""
+    """Connected components of ``count`` nodes under the edges a[i] - b[i]: the smallest node of each's component."""
     root = torch.arange(count)
     while True:
         ra, rb = root[a], root[b]

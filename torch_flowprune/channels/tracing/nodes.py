@@ -24,7 +24,10 @@ _HANDING_ON = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dro
 class Traced:
     """The ATen operators of one forward.
 
-    sources: placeholders that are state of the model, as (parameter or buffer, name).
+    Attributes:
+        graph: with a placeholder for each tensor from outside.
+        sources: placeholders that are state of the model, as (parameter or buffer, name).
+        program: what ``torch.export`` gave, where it was asked.
     """
 
     graph: Graph
@@ -33,7 +36,7 @@ class Traced:
 
 
 def operator_name(node: Node) -> str:
-    """`aten.add_.Tensor` -> `add`: overloads share a rule, and so do the in-place forms."""
+    """``aten.add_.Tensor`` -> ``add``: overloads share a rule, and so do the in-place forms."""
     return _target_name(node.target)
 
 
@@ -76,9 +79,8 @@ def sharing(node: Node) -> list[Node]:
     """The nodes whose tensors may share memory with this one's: what it is a view of, and all views of that."""
     while node.op == "call_function" and _is_view(node) and isinstance(node.args[0], Node):
         node = node.args[0]
-    found = [node]
-    for one in found:
-        found += [
-            user for user in one.users if user.op == "call_function" and user.args[:1] == (one,) and _is_view(user)
-        ]
-    return found
+    nodes = [node]
+    for member in nodes:
+        readers = [user for user in member.users if user.op == "call_function" and user.args[:1] == (member,)]
+        nodes += filter(_is_view, readers)
+    return nodes

@@ -1,9 +1,9 @@
 """Records the operators that one forward of a model calls, as a graph.
 
 With autograd out of the way nothing comes before a dispatch mode: it sees the operators that the model called
-(`linear`, not the product it is made of), which are those of `torch.export`, at the price of a forward. A graph is
+(``linear``, not the product it is made of), which are those of ``torch.export``, at the price of a forward. A graph is
 handed out only where it
-holds for any values: every tensor is accounted for, and no number was read off one. Else it is `UnrecordableError`.
+holds for any values: every tensor is accounted for, and no number was read off one. Else it is ``UnrecordableError``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 
 _CONTAINERS = (dict, list, tuple)
 _LITERALS = ("lift_fresh", "lift_fresh_copy")
-"""What `torch.tensor` passes the tensor to that it made of numbers."""
+"""What ``torch.tensor`` passes the tensor to that it made of numbers."""
 
 _ATEN = torch.ops.aten
 _UNTAGGED = (
@@ -85,9 +85,9 @@ class _Recorder(OperatorMode):
         self.refused = self.refused or why
         return UnrecordableError(why)
 
-    # -- where tensors come from ------------------------------------------
+    # Where tensors come from.
 
-    def know(self, model: nn.Module, given: Any) -> None:
+    def know(self, model: nn.Module, inputs: Any) -> None:
         for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
             for name, tensor in named:
                 self.sources[self.placeholder(name, tensor)] = (kind, name)
@@ -96,9 +96,9 @@ class _Recorder(OperatorMode):
                 self.placeholder(name, tensor)
                 self.kept.add(_memory_of(tensor))
         self.kept |= {_memory_of(parameter) for parameter in model.parameters()}
-        for tensor in tree_leaves(given):
+        for tensor in tree_leaves(inputs):
             if isinstance(tensor, Tensor):
-                self.placeholder("given", tensor)
+                self.placeholder("input", tensor)
 
     def placeholder(self, name: str, tensor: Tensor) -> Node:
         node = self.nodes[tensor] = self.graph.placeholder(name.replace(".", "_"))
@@ -113,10 +113,10 @@ class _Recorder(OperatorMode):
                 raise self.refuse("a tensor came from outside the model and its operators")
             return node
         if isinstance(value, (list, tuple)):
-            return [self.node_of(one) for one in value]
+            return [self.node_of(item) for item in value]
         return value
 
-    # -- what becomes of them ------------------------------------------
+    # What becomes of them.
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -147,10 +147,10 @@ class _Recorder(OperatorMode):
         if isinstance(result, Tensor):
             self.nodes[result], node.meta["val"] = node, _without_content(result)
         elif isinstance(result, (list, tuple)):
-            node.meta["val"] = [_without_content(one) if isinstance(one, Tensor) else None for one in result]
-            for i, one in enumerate(result):
-                if isinstance(one, Tensor):
-                    self.nodes[one] = picked = self.graph.call_function(operator.getitem, (node, i))
+            node.meta["val"] = [_without_content(item) if isinstance(item, Tensor) else None for item in result]
+            for i, item in enumerate(result):
+                if isinstance(item, Tensor):
+                    self.nodes[item] = picked = self.graph.call_function(operator.getitem, (node, i))
                     picked.meta |= {"val": node.meta["val"][i], "nn_module_stack": node.meta["nn_module_stack"]}
         elif result is not None:
             raise self.refuse(f"{node.target} reads a number off a tensor")
@@ -204,16 +204,16 @@ def _reads_values(func: Any, args: Any) -> bool:
     if func.overloadpacket is _ATEN.one_hot:
         return tuple(args[1:]) in ((), (-1,))
     if func.overloadpacket is _ATEN.index:
-        return any(isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8) for one in args[1])
+        return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     return torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
     """The tensors that an operator writes to."""
-    given = dict(zip((argument.name for argument in schema_of(func).arguments), args, strict=False)) | kwargs
+    by_name = dict(zip((argument.name for argument in schema_of(func).arguments), args, strict=False)) | kwargs
     for argument in schema_of(func).arguments:
         if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from _tensors_in(given.get(argument.name))
+            yield from _tensors_in(by_name.get(argument.name))
 
 
 def _memory_of(tensor: Tensor) -> int:
@@ -237,5 +237,5 @@ def _tensors_in(value: Any) -> Iterable[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, _CONTAINERS):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _tensors_in(one)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(item)
