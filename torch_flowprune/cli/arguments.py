@@ -64,7 +64,7 @@ def _demo(command: argparse.ArgumentParser) -> None:
         help="measures (default: all)",
     )
     command.add_argument(
-        "--epochs", type=at_least_one, default=default.epochs, metavar="N", help="of training (default: %(default)s)"
+        "--epochs", type=_at_least_one, default=default.epochs, metavar="N", help="of training (default: %(default)s)"
     )
     command.add_argument(
         "--tuning-epochs",
@@ -129,14 +129,14 @@ def _prune(command: argparse.ArgumentParser) -> None:
         "--max-sparsity", type=share, metavar="S", help="the largest share of any layer that may be gone"
     )
     command.add_argument(
-        "--round-to", type=at_least_one, default=1, metavar="N", help="layers keep a multiple of N filters or channels"
+        "--round-to", type=_at_least_one, default=1, metavar="N", help="layers keep a multiple of N filters or channels"
     )
     command.add_argument(
         "--allow-collapse", action="store_true", help="write a model of which a layer has nothing left all the same"
     )
     command.add_argument(
         "--rounds",
-        type=at_least_one,
+        type=_at_least_one,
         default=1,
         metavar="N",
         help="prune in N steps, scoring anew before each (default: 1)",
@@ -159,7 +159,7 @@ def _prune(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--report", type=Path, metavar="FILE.json", help="what went, layer by layer")
     command.add_argument("--plot", type=Path, metavar="FILE.png", help="the sparsity of every layer as a picture")
-    command.set_defaults(run=zoo.prune)
+    command.set_defaults(run=zoo.prune_timm)
 
 
 def _score(command: argparse.ArgumentParser) -> None:
@@ -187,7 +187,7 @@ def _model(command: argparse.ArgumentParser) -> None:
         "--random-init", action="store_true", help="no weights: the model as timm initialises it (see --seed)"
     )
     command.add_argument(
-        "--num-classes", type=at_least_one, metavar="N", help="a head for N classes instead of the model's own"
+        "--num-classes", type=_at_least_one, metavar="N", help="a head for N classes instead of the model's own"
     )
     command.add_argument(
         "--device", default=None, metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
@@ -221,12 +221,12 @@ def _scoring(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--samples",
-        type=at_least_one,
+        type=_at_least_one,
         default=2560,
         metavar="N",
         help="pictures drawn from --data (default: 2560, the paper's)",
     )
-    command.add_argument("--batch-size", type=at_least_one, default=64, metavar="N", help="(default: %(default)s)")
+    command.add_argument("--batch-size", type=_at_least_one, default=64, metavar="N", help="(default: %(default)s)")
     command.add_argument(
         "--workers", type=int, default=0, metavar="N", help="processes that read pictures (default: %(default)s)"
     )
@@ -263,7 +263,7 @@ def share(text: str) -> float:
     return value
 
 
-def at_least_one(text: str) -> int:
+def _at_least_one(text: str) -> int:
     """A whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")

@@ -21,7 +21,7 @@ _NORMALIZE = {"none": None}
 _NEEDS_LABELS = {"g", "g2", "g2_sample", "Hg"}
 
 
-def prune(chosen: argparse.Namespace) -> None:
+def prune_timm(chosen: argparse.Namespace) -> None:
     """Prune a timm model, print what went, write what was asked for."""
     check_output("--out", chosen.out, (".safetensors",))
     check_output("--report", chosen.report, (".json",))

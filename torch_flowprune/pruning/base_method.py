@@ -60,7 +60,7 @@ class MeasureMethod(prune.BasePruningMethod):
             TypeError, ValueError: for bad arguments, before the module is touched.
         """
         method = cls(*args, **kwargs)
-        target = _target(module, name)
+        target = _target_of(module, name)
         default = torch.ones_like(target.parameter, dtype=torch.bool) if target.mask is None else target.mask != 0
         scores = method._own_scores(target) if importance_scores is None else method._given(importance_scores, target)
         mask = method._mask(scores, default)
@@ -158,7 +158,7 @@ class Structured(MeasureMethod):
         self.units = Slices(dim)
 
 
-def _target(module: nn.Module, name: str) -> Target:
+def _target_of(module: nn.Module, name: str) -> Target:
     target = next((target for target in parameters_of(module).values() if (module, name) in target.owners), None)
     if target is None:
         raise ValueError(no_such_parameter((module, name)))

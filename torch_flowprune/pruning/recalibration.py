@@ -37,7 +37,7 @@ def recalibrate(model: Model, data: object, *, max_samples: int | None = None) -
     if not norms:
         raise ValueError("this model has no batch norm with running statistics: there is nothing to take anew")
     with untouched(inner, data):
-        _run(inner, norms, data, max_samples)
+        _forward_all(inner, norms, data, max_samples)
         taken = [{name: buffer.clone() for name, buffer in _statistics(norm)} for norm in norms]
     for norm, statistics in zip(norms, taken, strict=True):
         for name, buffer in _statistics(norm):
@@ -45,7 +45,7 @@ def recalibrate(model: Model, data: object, *, max_samples: int | None = None) -
     return model
 
 
-def _run(model: nn.Module, norms: list[nn.Module], data: object, max_samples: int | None) -> None:
+def _forward_all(model: nn.Module, norms: list[nn.Module], data: object, max_samples: int | None) -> None:
     momenta = [norm.momentum for norm in norms]
     seen = 0
     device = next(model.parameters()).device

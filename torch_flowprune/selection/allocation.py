@@ -14,12 +14,12 @@ from torch_flowprune.selection.bounds import PerLayer, bounds_of, by_layer, chec
 from torch_flowprune.selection.budget import Budget, living_units
 from torch_flowprune.selection.comparable_scores import NORMALIZERS
 from torch_flowprune.selection.goal import Goal, rounded_up
-from torch_flowprune.selection.layer_shares import RULES, Rule
+from torch_flowprune.selection.layer_shares import SHARE_RULES, ShareRule
 from torch_flowprune.selection.layers import Layers
 from torch_flowprune.selection.plan import Plan, Pool, Pools, Spending
 from torch_flowprune.selection.sampled_bracket import numbers
 
-SharedOut: TypeAlias = str | Rule | Mapping[str, float]
+SharedOut: TypeAlias = str | ShareRule | Mapping[str, float]
 
 _RANKED = ("global", "lamp", "row")
 
@@ -71,7 +71,7 @@ class Allocation:
 
     def _check_rule(self) -> None:
         rule = self.rule
-        known = [*_RANKED, *RULES]
+        known = [*_RANKED, *SHARE_RULES]
         if isinstance(rule, str) and rule not in known:
             raise ValueError(
                 f"allocation should be one of {', '.join(known)}, a mapping of name globs to sparsities, or a function "
@@ -159,9 +159,9 @@ class Allocation:
         return Spending(budget, gone_after, layers.at(_function(self.rule)), lambda left: layers.total)
 
 
-def _function(rule: SharedOut) -> Rule:
+def _function(rule: SharedOut) -> ShareRule:
     if isinstance(rule, str):
-        return RULES[rule]
+        return SHARE_RULES[rule]
     assert callable(rule)
     return rule
 

@@ -80,7 +80,7 @@ def by_layer(argument: str, value: PerLayer, names: Iterable[str]) -> dict[str, 
     found: dict[str, float] = {}
     for pattern, number in value.items():
         check_number(argument, number)
-        if not (matched := [name for name in names if _matches(name, pattern)]):
+        if not (matched := [name for name in names if _matches_glob(name, pattern)]):
             near = difflib.get_close_matches(str(pattern), names, n=3, cutoff=0.4)
             hint = f"near: {', '.join(near)}" if near else f"the layers are {', '.join(names[:5])}"
             raise ValueError(f"{argument}: {pattern!r} matches no layer that is pruned; {hint}")
@@ -89,7 +89,7 @@ def by_layer(argument: str, value: PerLayer, names: Iterable[str]) -> dict[str, 
     return found
 
 
-def _matches(name: str, pattern: object) -> bool:
+def _matches_glob(name: str, pattern: object) -> bool:
     if not isinstance(pattern, str):
         raise TypeError(f"layers are picked by name globs, got {pattern!r}")
     return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)

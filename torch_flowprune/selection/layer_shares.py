@@ -27,7 +27,7 @@ class LayerUnits:
     units: int
 
 
-Rule: TypeAlias = Callable[[Sequence[LayerUnits], float], Mapping[str, float]]
+ShareRule: TypeAlias = Callable[[Sequence[LayerUnits], float], Mapping[str, float]]
 
 
 def equal(layers: Sequence[LayerUnits], sparsity: float) -> dict[str, float]:
@@ -62,7 +62,7 @@ def erk(layers: Sequence[LayerUnits], sparsity: float) -> dict[str, float]:
     return _by_density(layers, sparsity, [sum(one.shape) / prod(one.shape) for one in layers])
 
 
-RULES: dict[str, Rule] = {"layer": equal, "er": er, "erk": erk}
+SHARE_RULES: dict[str, ShareRule] = {"layer": equal, "er": er, "erk": erk}
 
 
 def _by_density(layers: Sequence[LayerUnits], sparsity: float, raw: Sequence[float]) -> dict[str, float]:

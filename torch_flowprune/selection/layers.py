@@ -9,7 +9,7 @@ from functools import cached_property
 from torch_flowprune.scoring import Candidates, lefts
 from torch_flowprune.selection.bounds import Bounds
 from torch_flowprune.selection.goal import Goal
-from torch_flowprune.selection.layer_shares import LayerUnits, Rule, counted_exactly
+from torch_flowprune.selection.layer_shares import LayerUnits, ShareRule, counted_exactly
 from torch_flowprune.selection.plan import Pool, Pools, Split
 from torch_flowprune.selection.sampled_bracket import numbers
 
@@ -35,7 +35,7 @@ class Layers:
         """All layers in one ranking, a unit a step."""
         return [Pool(tuple(self.units), self.total - sum(left.values()) + steps)]
 
-    def at(self, rule: Rule) -> Split:
+    def at(self, rule: ShareRule) -> Split:
         """Every layer by itself, at the sparsity of ``steps`` units in all."""
 
         def split(steps: int, left: Mapping[str, int]) -> Pools:
@@ -82,7 +82,7 @@ class Layers:
         self.bounds.check_total(total - taken, left)
         return [[Pool(rest, after)] for after in goal.path(units, gone, total - taken)]
 
-    def ruled(self, rule: Rule, goal: Goal) -> tuple[Pools, ...]:
+    def ruled(self, rule: ShareRule, goal: Goal) -> tuple[Pools, ...]:
         """Every layer its share by a rule, and exactly so many in all."""
         gone = {name: self.units[name] - count for name, count in self.left.items()}
         rounds = []
@@ -102,7 +102,7 @@ class Layers:
         paths = {name: goal.path(length, 0, goal.gone(length, length)) for name, length in lengths.items()}
         return tuple([Pool((name,), path[round_]) for name, path in paths.items()] for round_ in range(goal.rounds))
 
-    def _shares(self, rule: Rule, sparsity: float) -> dict[str, float]:
+    def _shares(self, rule: ShareRule, sparsity: float) -> dict[str, float]:
         given = rule(self.shapes, sparsity)
         if missing := [name for name in self.units if name not in given]:
             raise ValueError(f"the allocation gave no sparsity for {', '.join(missing[:5])}: it takes all layers")
