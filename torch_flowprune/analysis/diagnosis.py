@@ -90,7 +90,7 @@ class Diagnosis:
     def table(self) -> str:
         """One line a layer and one in total, as text."""
         header = ("parameter", "weights", "‖θ‖²", "d‖θ‖²/dt", "d²‖θ‖²/dt²", "‖g‖²", "θᵀHg", "zero", "stable")
-        rows = [header, *(_row(layer) for layer in (*self.layers, self.total))]
+        rows = [header, *(_table_row(layer) for layer in (*self.layers, self.total))]
         widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
         return "\n".join(
             "  ".join(
@@ -231,7 +231,7 @@ def _dot(one: Iterable[Tensor], other: Iterable[Tensor]) -> float:
     return sum(float((a * b).sum(dtype=torch.float64)) for a, b in zip(one, other, strict=True))
 
 
-def _row(layer: LayerDiagnosis) -> tuple[str, ...]:
+def _table_row(layer: LayerDiagnosis) -> tuple[str, ...]:
     numbers = (
         layer.theta_norm,
         layer.theta_norm_rate,

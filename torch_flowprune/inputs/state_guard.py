@@ -91,7 +91,7 @@ def _parameters(model: nn.Module) -> Restore:
 
 def _buffers(model: nn.Module) -> Restore:
     kept = [
-        (module, [(key, buffer, _copy(module, key, buffer)) for key, buffer in module._buffers.items()])
+        (module, [(key, buffer, _copied_buffer(module, key, buffer)) for key, buffer in module._buffers.items()])
         for module in model.modules()
     ]
 
@@ -107,7 +107,7 @@ def _buffers(model: nn.Module) -> Restore:
     return restore
 
 
-def _copy(module: nn.Module, key: str, buffer: torch.Tensor | None) -> torch.Tensor | None:
+def _copied_buffer(module: nn.Module, key: str, buffer: torch.Tensor | None) -> torch.Tensor | None:
     """A copy, except of pruning masks: they are large, and no forward writes them."""
     return None if buffer is None or is_mask(key, module._parameters) else buffer.detach().clone()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def flags(mask: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def clear(value: Tensor, mask: Tensor) -> Tensor:
     Bits times 0 or 1, which takes a tenth to a third of the time of a selection.
     """
     numbers, kept = value.detach(), flags(mask).to(value.device)
-    bits = _BITS.get(value.dtype.itemsize)
+    bits = _INTEGERS.get(value.dtype.itemsize)
     if bits is None:
         numbers.masked_fill_(~kept, 0)
     else:
