@@ -137,8 +137,9 @@ class Casts(nn.Module):
         (lambda t: t.to(torch.float32), 1e-4),
         (lambda t: t.half(), 1e-4),
         (lambda t: t.to(torch.bfloat16), 1e-4),
+        (lambda t: torch.ops.aten._to_copy(t, dtype=torch.float32), 1e-4),
     ],
-    ids=["no cast", "double", "long", "float", "half", "bfloat16"],
+    ids=["no cast", "double", "long", "float", "half", "bfloat16", "operator"],
 )
 def test_models_that_cast_below_float64_are_given_room(to: Callable[[Tensor], Tensor], expected: float | None) -> None:
     assert tolerance_of(reading_of(Casts(to).double(), X.double())) == expected
@@ -171,14 +172,40 @@ def test_what_goes_is_zero_all_the_same() -> None:
 
 
 def test_only_vectors_are_shaken() -> None:
-    """A matrix keeps its values, and so does a table of whole numbers; a scale of (1, channels, 1, 1) is a vector."""
+    """Not matrices or whole numbers; a scale of (1, channels, 1, 1) is a vector, and a single gain too."""
     model = normed()
     model.register_parameter("scale", nn.Parameter(torch.ones(1, 3, 1, 1)))
+    model.register_parameter("gain", nn.Parameter(torch.ones(())))
     model.register_parameter("table", nn.Parameter(torch.arange(3), requires_grad=False))
     model.register_parameter("empty", nn.Parameter(torch.ones(0)))
     before, after = model.state_dict(), trial_of(model).model.state_dict()
     still = {name for name in before if torch.equal(before[name].to(after[name]), after[name])}
     assert still == {"0.weight", "2.weight", "table", "empty", "1.num_batches_tracked"}
+
+
+def test_what_is_shaken_moves_a_little_and_no_two_entries_alike() -> None:
+    """Far enough to be seen, near enough for the signal to live; were two entries the same, a swap would be hidden."""
+    shaken = trial_of(nn.Sequential(nn.Linear(4, 99), nn.BatchNorm1d(99))).model.state_dict()
+    for name, low, high in (
+        ("1.weight", 0.4, 1.6),
+        ("1.bias", -0.1, 0.1),
+        ("1.running_mean", -0.2, 0.2),
+        ("1.running_var", 0.5, 1.5),
+    ):
+        assert len(shaken[name].unique()) == 99, name
+        assert low <= shaken[name].min() < low + 0.1 * (high - low), name
+        assert high - 0.1 * (high - low) < shaken[name].max() <= high, name
+
+
+def test_what_the_masks_leave_out_is_zero_and_the_rest_as_it_was() -> None:
+    mask = torch.arange(24).view(6, 4) % 3 != 1
+    model = normed()
+    trial = Trial(model, {"0.weight": mask}, UNCUT, (X,), {}, None)
+    assert torch.equal(trial.model[0].weight, torch.where(mask, model[0].weight, 0).double())
+    unmasked = same(trial)
+    unmasked[0].weight.data.copy_(model[0].weight)
+    with pytest.raises(ShrinkError, match="output differs"):
+        trial.check(unmasked)
 
 
 def test_the_model_that_is_tried_is_a_copy() -> None:
@@ -255,12 +282,28 @@ def test_a_model_that_changes_its_input_is_given_a_new_one_each_time() -> None:
     assert torch.equal(trial.kwargs["y"], torch.ones(4).double())
 
 
-def test_a_model_that_does_not_run_says_why() -> None:
+def test_inputs_that_are_no_floats_are_handed_on_as_they_are() -> None:
+    class Embeds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(5, 4)
+
+        def forward(self, x: Tensor, ids: Tensor, how: str, *, scale: float | None = None) -> Tensor:
+            assert (how, scale) == ("sum", None)
+            return x + self.table(ids)
+
+    trial = Trial(Embeds(), {}, UNCUT, (X, torch.arange(5), "sum"), {"scale": None}, None)
+    trial.check(same(trial))
+    assert [value.dtype for value in trial.args[:2]] == [torch.float64, torch.int64]
+
+
+@pytest.mark.parametrize(("text", "said"), [("no such token\nat position 3", "no such token"), ("", "")])
+def test_a_model_that_does_not_run_says_why(text: str, said: str) -> None:
     class Fails(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            raise ValueError("no such token\nat position 3")
+            raise ValueError(text)
 
-    with pytest.raises(ShrinkError, match=r"^the model does not run on the example inputs: no such token$"):
+    with pytest.raises(ShrinkError, match=rf"^the model does not run on the example inputs: {said}$"):
         trial_of(Fails())
 
 
@@ -278,7 +321,7 @@ class Draws(nn.Module):
         return self.noise(self.layer(x)) if self.training else self.layer(x)
 
 
-@pytest.mark.parametrize("noise", [torch.randn_like, lambda t: torch.randn_like(t) / t.shape[-1]])
+@pytest.mark.parametrize("noise", [torch.randn_like, lambda t: t + 1e-6 * torch.randn_like(t)], ids=["all", "little"])
 def test_what_training_draws_is_left_out_of_the_comparison(noise: Callable[[Tensor], Tensor]) -> None:
     trial = trial_of(Draws(noise))
     assert trial.is_random()
@@ -289,7 +332,7 @@ def test_what_training_draws_is_left_out_of_the_comparison(noise: Callable[[Tens
     "noise",
     [
         lambda t: F.dropout(t, 0.5),
-        lambda t: F.dropout(input=t, p=0.5),
+        lambda t: torch.dropout(input=t, p=0.5, train=True),
         lambda t: F.alpha_dropout(t, 0.5, True),
         lambda t: F.scaled_dot_product_attention(t[None], t[None], t[None], dropout_p=0.5),
         nn.Dropout(0.5),
