@@ -88,7 +88,7 @@ def _run(settings: Settings) -> list[Row]:
     cases = [(method, sparsity) for method in settings.methods for sparsity in settings.sparsities]
     rows = []
     for method, sparsity in tqdm(cases, desc="prune", leave=False):
-        pruned, report, emptied = _prune(model, scores[method], sparsity)
+        pruned, report, emptied = _pruned_copy(model, scores[method], sparsity)
         after, untuned = point(pruned, train), accuracy(pruned, test)
         changes = {
             "predicted": first_order(dense, after),
@@ -114,7 +114,7 @@ def _run(settings: Settings) -> list[Row]:
     return rows
 
 
-def _prune(model: nn.Module, scores: fp.Scores, sparsity: float) -> tuple[nn.Module, fp.Report, bool]:
+def _pruned_copy(model: nn.Module, scores: fp.Scores, sparsity: float) -> tuple[nn.Module, fp.Report, bool]:
     """A pruned copy, and whether one of its layers is empty: the table says so, in place of the warning."""
     pruned = deepcopy(model)
     with warnings.catch_warnings():

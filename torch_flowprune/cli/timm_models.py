@@ -45,7 +45,7 @@ def prune_timm(chosen: argparse.Namespace) -> None:
     print(report)
     _check_alive(report, allowed=chosen.allow_collapse)
     if chosen.out:
-        save_dense(model, chosen.out, report)
+        _save_dense(model, chosen.out, report)
         print(f"{chosen.out} written: load it with {_loading(chosen)}")
     if chosen.report:
         chosen.report.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -217,7 +217,7 @@ def _labels(folder: Path, model: Any) -> Any:
     )
 
 
-def save_dense(model: nn.Module, path: Path, report: fp.Report) -> None:
+def _save_dense(model: nn.Module, path: Path, report: fp.Report) -> None:
     """The state dict under the unpruned model's names, zeros in place; the model's masks become permanent."""
     from safetensors.torch import save_file
 

@@ -65,10 +65,10 @@ def _with_scores(model: nn.Module, units: PrunableUnits, scores: Mapping[Any, Te
     """With scores given and no other choice made, those that have scores."""
     if scores is None or units.granularity == "channel" or units.parameters is not None or units.include is not None:
         return units
-    return replace(units, parameters=_parameters(model, scores))
+    return replace(units, parameters=_scored_pairs(model, scores))
 
 
-def _parameters(model: nn.Module, scores: Mapping[Any, Tensor]) -> Iterable[Pair]:
+def _scored_pairs(model: nn.Module, scores: Mapping[Any, Tensor]) -> Iterable[Pair]:
     """The pairs that scores are of."""
     if not scores:
         raise ValueError("scores= is empty: expected scores by parameter name, as fp.scores returns them")
