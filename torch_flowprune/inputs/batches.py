@@ -48,14 +48,14 @@ def sized(
     for batch in batches:
         if remaining == 0:
             return
-        size = size_of(batch)
+        size = _size_of(batch)
         if remaining is not None and size > remaining:
             batch, size = _slice(batch, size, 0, remaining), remaining  # noqa: PLW2901 - the rest of the loop sees the part
         remaining = None if remaining is None else remaining - size
         yield _map(lambda tensor: tensor.to(device, non_blocking=True), batch), size
 
 
-def size_of(batch: Batch) -> int:
+def _size_of(batch: Batch) -> int:
     """The length of the first axis of the batch's first tensor that has one; 1 where there is none."""
     return next((len(tensor) for tensor in _tensors(batch) if tensor.dim()), 1)
 
@@ -160,7 +160,7 @@ def parts(batch: Batch, size: int, most: int) -> Iterator[tuple[Batch, int]]:
 
 def first(batch: Batch, count: int) -> Batch:
     """A batch's first samples."""
-    return _slice(batch, size_of(batch), 0, count)
+    return _slice(batch, _size_of(batch), 0, count)
 
 
 def shapes(batch: Batch) -> tuple[Any, ...]:
@@ -176,7 +176,7 @@ def samples(batch: Batch, size: int) -> Iterator[Batch]:
 
 def halves(batch: Batch) -> tuple[Batch, Batch] | None:
     """A batch's even and odd samples; None for a batch of one."""
-    size = size_of(batch)
+    size = _size_of(batch)
     if size < 2:
         return None
 

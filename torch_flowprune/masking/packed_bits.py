@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BITS = tuple(1 << i for i in range(8))
+_BIT_VALUES = tuple(1 << i for i in range(8))
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def pack(mask: Tensor) -> Tensor:
     """
     flat = (mask != 0).reshape(-1).to(torch.uint8)
     bits = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
-    return (bits * torch.tensor(_BITS, dtype=torch.uint8, device=mask.device)).sum(-1, dtype=torch.uint8)
+    return (bits * torch.tensor(_BIT_VALUES, dtype=torch.uint8, device=mask.device)).sum(-1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
@@ -34,5 +34,5 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
             f"a packed mask of shape {tuple(shape)} is {count} bytes (uint8), got {packed.dtype} of shape "
             f"{tuple(packed.shape)}"
         )
-    bits = packed[:, None] & torch.tensor(_BITS, dtype=torch.uint8, device=packed.device)
+    bits = packed[:, None] & torch.tensor(_BIT_VALUES, dtype=torch.uint8, device=packed.device)
     return (bits != 0).view(-1)[: shape.numel()].view(shape)

@@ -92,7 +92,7 @@ class Pruner:
         self.model, self.method, self.measure = model, method, measures.resolve(method)
         self.alpha, self.generator = fraction(alpha, "alpha"), generator
         if theta0 is None and "theta0" in measures.needs(self.measure):
-            theta0 = _copy(unwrapped(model).state_dict())
+            theta0 = _copied_state(unwrapped(model).state_dict())
         self.source = from_options(FlowSource, options, theta0=theta0)
         self.units = from_options(PrunableUnits, options)
         self.allocation = from_options(Allocation, options)
@@ -218,5 +218,5 @@ def _goals(
     return tuple(steps(schedule, 1 if rounds is None else rounds, start, fraction(sparsity)))
 
 
-def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _copied_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items() if isinstance(value, Tensor)}

@@ -117,7 +117,7 @@ class Report:
     def table(self) -> str:
         """One line a layer and one in total, as text."""
         header = ("parameter", "shape", "units", "pruned", "sparsity", "weights", "zeros")
-        rows = [_row(layer.name, "x".join(map(str, layer.shape)), layer) for layer in self.layers]
+        rows = [_cells(layer.name, "x".join(map(str, layer.shape)), layer) for layer in self.layers]
         total = Layer(
             "total",
             (),
@@ -127,7 +127,7 @@ class Report:
             sum(x.weights for x in self.layers),
             sum(x.weights_pruned for x in self.layers),
         )
-        rows.append(_row("total", "", total))
+        rows.append(_cells("total", "", total))
         widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
         return "\n".join(
             "  ".join(
@@ -169,7 +169,7 @@ def _of(left: int, dense: int) -> str:
     return f"{left:,} of {dense:,} ({left / dense if dense else 1:.2%})"
 
 
-def _row(name: str, shape: str, layer: Layer) -> tuple[str, ...]:
+def _cells(name: str, shape: str, layer: Layer) -> tuple[str, ...]:
     return (
         name,
         shape,
