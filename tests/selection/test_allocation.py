@@ -297,3 +297,30 @@ def test_a_report_says_what_decided():
     report = fp.global_prune(cases.cnn(), "magnitude", 0.5, granularity="filter", allocation="layer")
     assert {layer.why for layer in report.layers} <= {"layer", "held at 1 by one unit a layer"}
     assert report.to_dict()["layers"][0]["why"]
+
+
+@pytest.mark.parametrize("method", ["magnitude", "l1"])
+def test_measures_of_weights_alone_are_ranked_over_their_layers_mean(method):
+    """By default, for widths: a layer of small weights gives up as much as one of large."""
+    model = net()
+    with torch.no_grad():
+        model[0].weight.mul_(1e-3)
+    report = fp.global_prune(model, method, 0.5, granularity="filter")
+    assert report.layers[0].why == "global, scores over their mean"
+    assert 0.25 < report.layers[0].sparsity < 0.75
+
+
+def test_other_measures_and_scores_of_ones_own_are_ranked_as_they_are():
+    batch = (torch.randn(4, 3, 8, 8), torch.arange(4))
+    for method in ("taylor", "loss_preservation", lambda theta: theta.norm(dim=-1)):
+        report = fp.global_prune(net(), method, 0.5, granularity="filter", data=batch)
+        assert {layer.why for layer in report.layers} <= {"global", "held at 1 by one unit a layer"}
+    scores = dict(fp.scores(net(), "magnitude", granularity="filter").items())
+    assert fp.global_prune(net(), sparsity=0.3, granularity="filter", scores=scores).layers[1].why == "global"
+
+
+def test_scores_taken_first_are_pruned_with_as_the_call_would():
+    first, second = net(), net()
+    fp.global_prune(first, "magnitude", 0.5, granularity="filter")
+    fp.global_prune(second, sparsity=0.5, scores=fp.scores(second, "magnitude", granularity="filter"))
+    assert all(torch.equal(mask, fp.masks(second)[name]) for name, mask in fp.masks(first).items())

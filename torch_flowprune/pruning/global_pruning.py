@@ -72,7 +72,7 @@ def global_prune(
         scope: a shorter name for the first three.
         normalize: what a layer's scores are divided by before layers are ranked together: their ``"mean"``, ``"max"``
             or ``"l2"`` norm; None ranks them as they are, as the paper does. By default filters and channels are
-            ranked by scores over their mean, single weights as they are.
+            ranked by their ``magnitude`` or ``l1`` over the mean of their layer, all else as it is.
         data, loss, closure, theta0, max_samples, temperature, mode, progress, max_memory, offload, autocast: what the
             scores are taken over, and with what, see :func:`~torch_flowprune.flow`.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.

@@ -35,7 +35,7 @@ def prune(
     wrapped, model, ranks = model, unwrapped(model), Ranks.of(model)
     found = _with_scores(model, units, scores).of(model, source)
     fixed = None if scores is None else given(scores, found, units.granularity)
-    plan = allocation.plan(found, goal)
+    plan = allocation.plan(found, goal, measures.name_of(measure) if fixed is None else fixed.method)
     goal.check_rounds(source.data, scored=scores is not None)
     reports: list[Report] = []
     with all_or_nothing(targets_of(found).values()):
@@ -57,7 +57,7 @@ def prune_to(
     model: nn.Module, found: Candidates, scores: Scores, sparsity: float, point: Flow, allocation: Allocation
 ) -> Report:
     """One round with candidates and scores at hand; what it would warn of is in the report."""
-    choice = choose(found, scores, allocation.plan(found, Goal(sparsity)), 0)
+    choice = choose(found, scores, allocation.plan(found, Goal(sparsity), scores.method), 0)
     return prune_once(model, found, scores, choice, point)
 
 

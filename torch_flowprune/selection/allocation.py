@@ -21,6 +21,8 @@ from torch_flowprune.selection.sampled_bracket import numbers
 
 SharedOut: TypeAlias = str | ShareRule | Mapping[str, float]
 
+OF_WEIGHTS_ALONE = ("magnitude", "l2", "l1")
+"""Measures of weights without data: how large they are says more of the layer than of the loss."""
 _RANKED = ("global", "lamp", "row")
 
 
@@ -87,14 +89,19 @@ class Allocation:
         """A name, a mapping or a function."""
         return self.scope if self.allocation is None else self.allocation
 
-    def _normalizer(self, *, structured: bool) -> str | None:
-        """What scores go through before they are ranked: of widths, by default, their layer's mean."""
+    def _normalizer(self, method: str, *, structured: bool) -> str | None:
+        """What scores go through before they are ranked.
+
+        By default their layer's mean, for widths by measures whose scale is the layer's and nothing of the loss.
+        """
         if self.rule == "lamp":
             return "lamp"
-        return ("mean" if structured else None) if self.normalize == "default" else self.normalize
+        if self.normalize == "default":
+            return "mean" if structured and method in OF_WEIGHTS_ALONE else None
+        return self.normalize
 
-    def plan(self, found: Candidates, goal: Goal) -> Plan:
-        """What goes from where, round by round.
+    def plan(self, found: Candidates, goal: Goal, method: str = "") -> Plan:
+        """What goes from where, round by round, by scores of a measure of this name.
 
         Raises:
             ValueError: if the goal cannot be met, with the numbers.
@@ -104,7 +111,7 @@ class Allocation:
         self._check_units(found)
         bounds = bounds_of(found, self.min_keep, self.max_sparsity, keep_one=self.cost != "units")
         layers = Layers(found, bounds)
-        normalizer = self._normalizer(structured=all(candidate.structured for candidate in found.values()))
+        normalizer = self._normalizer(method, structured=all(candidate.structured for candidate in found.values()))
         comparable = None if normalizer is None else NORMALIZERS[normalizer]
         made = partial(Plan, self._why(normalizer), bounds, comparable=comparable, round_to=self.round_to)
         if (budget := Budget.of(found, self.cost, bounds.least)) is not None:
