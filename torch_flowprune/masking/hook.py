@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 
 from torch_flowprune.inputs import mask_of, original
 from torch_flowprune.masking.parametrization import masked_kind, product, rename, with_masked, without_masked
-from torch_flowprune.masking.weight_standardization import has_own_forward, zeros_survive
+from torch_flowprune.masking.weight_standardization import only_whole_filters, standardises
 from torch_flowprune.torch_internals import list_flat_weights, set_tensor_name, tensor_name
 
 
@@ -138,12 +138,7 @@ def check_removable(module: nn.Module, path: str = "") -> None:
             f"{where} is sharded: fp.load_state_dict its full state dict into a model that is not, and remove the "
             "masks there"
         )
-    if (
-        "weight" in names
-        and mask is not None
-        and has_own_forward(dense)
-        and not zeros_survive(module, dense.forward, mask)
-    ):
+    if "weight" in names and mask is not None and standardises(dense) and not only_whole_filters(mask):
         raise ValueError(
             f"{where} standardises its weight before use: zeros in it would not be zeros in the kernel, so the mask "
             "cannot be made permanent. "
