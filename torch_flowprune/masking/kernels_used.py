@@ -140,7 +140,7 @@ def _lost(pruned: Mapping[str, Target], left: Mapping[str, Tensor]) -> Iterator[
     for name, entries in left.items():
         target = pruned[name]
         whole = target.parameter.numel()
-        kept = int(torch.count_nonzero(cast(Tensor, target.mask)))
+        kept = int(torch.count_nonzero(cast("Tensor", target.mask)))
         if int(entries) > kept:
             kind, _ = masked_kind(type(target.owners[0][0]))
             yield LostZeros(name, kind.__name__, 1 - kept / whole, 1 - int(entries) / whole)
