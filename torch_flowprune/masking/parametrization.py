@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.inputs import mask_of, masked, original
+from torch_flowprune.masking.quantization import qconfig
 from torch_flowprune.masking.weight_standardization import MaskedKernel, standardises
 from torch_flowprune.torch_internals import FLAT_WEIGHTS, names_of_flat_weights
 
@@ -60,6 +61,7 @@ def _namespace(dense: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]
         "__reduce_ex__": _reduce,
         "register_parameter": _register_parameter,
         "_load_from_state_dict": _load_from_state_dict,
+        "qconfig": qconfig,
     }
     if "weight" in names and standardises(dense):
         namespace |= {"forward": _forward_with_masked_kernel, "__call__": _call_with_masked_kernel}
