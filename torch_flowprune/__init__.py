@@ -13,7 +13,7 @@ from torch_flowprune.analysis import (
 from torch_flowprune.channels import Coupling, Group, ShrinkError, Size, Slice, couple, shrink
 from torch_flowprune.gradients import Flow, flow
 from torch_flowprune.inputs import class_balanced
-from torch_flowprune.masking import apply_masks, keep_zeros, load_state_dict, masks, remove, state_dict
+from torch_flowprune.masking import apply_masks, export_ready, keep_zeros, load_state_dict, masks, remove, state_dict
 from torch_flowprune.pruning import (
     Layer,
     LayerCollapseWarning,
@@ -58,6 +58,7 @@ __all__ = [
     "compare",
     "couple",
     "diagnose",
+    "export_ready",
     "flow",
     "global_prune",
     "importance_scores",

@@ -36,6 +36,7 @@ __all__ = [
     "has_hooks",
     "in_function_transform",
     "inside_compiled",
+    "is_compiled",
     "list_flat_weights",
     "names_of_flat_weights",
     "schema_of",
@@ -128,6 +129,11 @@ def list_flat_weights(layer: nn.RNNBase) -> None:
 def inside_compiled(model: nn.Module) -> Any:
     """The module that ``torch.compile`` wrapped; None for one that is not compiled."""
     return getattr(model, "_orig_mod", None)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a call of this very module goes through ``torch.compile``, around it or in place."""
+    return inside_compiled(module) is not None or module._compiled_call_impl is not None
 
 
 def tensor_name(hook: Any) -> str:

@@ -11,7 +11,6 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import torch_flowprune as fp
 
 X = torch.linspace(-1, 1, 24).view(3, 8)
-IMAGES = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 
 old_weight_norm = pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
 stays_dense = pytest.mark.filterwarnings("ignore:0.weight is .* stays dense")
@@ -130,43 +129,6 @@ def test_row_3_6_hooks_keep_their_order():
     (first, second) = layer._forward_pre_hooks.values()
     assert first is hooks_of(layer)[0]
     assert second is user
-
-
-def kernels_used(model, images):
-    """The kernel of every convolution that runs."""
-    found, real = [], torch.nn.functional.conv2d
-
-    class Record(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            if func is real:
-                found.append(args[1])
-            return func(*args, **(kwargs or {}))
-
-    with Record():
-        model(images)
-    return found
-
-
-@pytest.mark.parametrize("name", ["ScaledStdConv2d", "StdConv2d"])
-def test_row_3_7_weight_standardisation(name):
-    layers = pytest.importorskip("timm.layers")
-    model = pruned(nn.Sequential(getattr(layers, name)(4, 4, 3)))
-    train(model, IMAGES)
-    (kernel,) = kernels_used(model, IMAGES)
-    assert torch.equal(kernel == 0, ~model[0].weight_mask)
-    before = snapshot(model)
-    with pytest.raises(ValueError, match="standardises its weight before use.*prune whole filters"):
-        fp.remove(model)
-    with pytest.raises(ValueError, match="standardises its weight before use"):
-        prune.remove(model[0], "weight")
-    assert snapshot(model) == before
-
-
-def test_row_3_7_filters_of_a_standardised_convolution_can_be_removed():
-    layers = pytest.importorskip("timm.layers")
-    model = pruned(nn.Sequential(layers.ScaledStdConv2d(4, 4, 3, bias=False)), granularity="filter")
-    expected = model(IMAGES)
-    torch.testing.assert_close(fp.remove(model)(IMAGES), expected)
 
 
 def test_row_3_8_lazy_modules():

@@ -4,18 +4,23 @@ from torch_flowprune.masking.apply import apply_masks
 from torch_flowprune.masking.checkpoint import load_state_dict, masks, state_dict
 from torch_flowprune.masking.checks import check_can_mask, fitting
 from torch_flowprune.masking.dense import dense_copy, remove, write_zeros
+from torch_flowprune.masking.export import export_ready
 from torch_flowprune.masking.hook import put_on
+from torch_flowprune.masking.kernels_used import LostZeros, lost_zeros
 from torch_flowprune.masking.optimizer_zeros import keep_zeros
 from torch_flowprune.masking.snapshots import all_or_nothing, restored
 
 __all__ = [
+    "LostZeros",
     "all_or_nothing",
     "apply_masks",
     "check_can_mask",
     "dense_copy",
+    "export_ready",
     "fitting",
     "keep_zeros",
     "load_state_dict",
+    "lost_zeros",
     "masks",
     "put_on",
     "remove",

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from torch_flowprune.inputs import clear, parameters_of
+from torch_flowprune.inputs import Pair, clear, parameters_of
 from torch_flowprune.masking.checkpoint import masks_on
-from torch_flowprune.masking.hook import check_removable, drop_hook, make_permanent, pruned_names
+from torch_flowprune.masking.hook import (
+    check_removable,
+    drop_hook,
+    factors,
+    list_again,
+    permanent,
+    pruned_names,
+    undress,
+    write,
+)
 from torch_flowprune.masking.snapshots import intact_on_error
 
 
@@ -17,10 +26,13 @@ def remove(model: nn.Module) -> nn.Module:
     """Make every mask permanent: parameters get their names and order back, with zeros where they were pruned.
 
     Works for this package's and for torch's pruning alike; a model that is not pruned stays as it is. The zeros are
-    values from here on: training moves them.
+    values from here on: training moves them. No code of the model's runs, and all is checked before anything changes.
 
     Returns:
         The model.
+
+    Raises:
+        ValueError: where zeros in a parameter would not do what its mask does; the model is as it was.
 
     >>> import torch, torch_flowprune as fp
     >>> layer = nn.Linear(2, 2)
@@ -31,13 +43,24 @@ def remove(model: nn.Module) -> nn.Module:
     pruned = {path: (module, names) for path, module in model.named_modules() if (names := pruned_names(module))}
     for path, (module, _) in pruned.items():
         check_removable(module, path)
-    with intact_on_error(module for module, _ in pruned.values()):
-        for module, names in pruned.values():
-            for name in names:
-                # torch's own hooks too: their remove would move the parameter to the end of the order
-                make_permanent(module, name)
-                drop_hook(module, name)
+    tensors = [(module, name) for module, names in pruned.values() for name in names]
+    for module, name in tensors:
+        permanent(*factors(module, name))  # can it be? One after the other: together they are as large as the model
+    _make_permanent(tensors)
     return model
+
+
+def _make_permanent(tensors: Sequence[Pair]) -> None:
+    """Classes and names first, values last: until then, an error takes everything back."""
+    values_and_masks = [factors(module, name) for module, name in tensors]
+    with intact_on_error({id(module): module for module, _ in tensors}.values()):
+        for module, name in tensors:
+            undress(module, name)
+            drop_hook(module, name)  # torch's own too: their remove would move the parameter to the end of the order
+        for parameter, mask in values_and_masks:
+            write(parameter, permanent(parameter, mask))
+        for module, _ in tensors:
+            list_again(module)
 
 
 def dense_copy(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:

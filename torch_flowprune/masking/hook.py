@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from torch_flowprune.inputs import mask_of, original
+from torch_flowprune.inputs import mask_of, masked, original
 from torch_flowprune.masking.parametrization import masked_kind, product, rename, with_masked, without_masked
-from torch_flowprune.masking.weight_standardization import has_own_forward, zeros_survive
+from torch_flowprune.masking.weight_standardization import only_whole_filters, standardises
 from torch_flowprune.torch_internals import list_flat_weights, set_tensor_name, tensor_name
 
 
@@ -55,7 +56,12 @@ class MaskHook(prune.PruningContainer):
     def remove(self, module: nn.Module) -> None:
         """Make the mask permanent: the parameter gets its name, place and zeros back."""
         check_removable(module)
-        make_permanent(module, tensor_name(self))
+        name = tensor_name(self)
+        parameter, mask = factors(module, name)
+        value = permanent(parameter, mask)
+        undress(module, name)
+        write(parameter, value)
+        list_again(module)
 
 
 def put_on(module: nn.Module, name: str, mask: Tensor) -> MaskHook:
@@ -77,14 +83,36 @@ def put_on(module: nn.Module, name: str, mask: Tensor) -> MaskHook:
 def take_off(module: nn.Module, name: str) -> None:
     """Undo :func:`put_on`: class, names and hooks as before, the parameter's values as they are."""
     drop_hook(module, name)
-    _restore(module, name)
+    undress(module, name)
+    list_again(module)
 
 
-def make_permanent(module: nn.Module, name: str) -> None:
-    """Zeros in the parameter in place of its mask. The hook stays: it may be what torch calls to have this done."""
-    parameter = module._parameters[original(name)]
-    parameter.data = product(module, name).detach()  # type: ignore[union-attr]
-    _restore(module, name)
+def factors(module: nn.Module, name: str) -> tuple[nn.Parameter, Tensor]:
+    """The parameter under a mask, and the mask."""
+    parameter, mask = module._parameters.get(original(name)), module._buffers.get(mask_of(name))
+    if parameter is None or mask is None:
+        raise ValueError(
+            f"{name!r} of {type(module).__name__} is pruned, and its {original(name)} or {mask_of(name)} is gone: put "
+            "both back, or load a state dict into a new model"
+        )
+    return parameter, mask
+
+
+def permanent(parameter: nn.Parameter, mask: Tensor) -> Tensor:
+    """The values of a parameter with its mask made permanent. A mask of torch's own may scale, too."""
+    value = parameter.detach()
+    return masked(value if mask.dtype is torch.bool else value * mask.to(value.dtype), mask)
+
+
+def write(parameter: nn.Parameter, value: Tensor) -> None:
+    """New values for a parameter: in place where other processes share its memory, else beside the old ones.
+
+    Whoever holds those (a state dict to rewind to) keeps them.
+    """
+    if parameter.device.type == "cpu" and parameter.is_shared():
+        parameter.detach().copy_(value)
+    else:
+        parameter.data = value
 
 
 def drop_hook(module: nn.Module, name: str) -> None:
@@ -94,11 +122,16 @@ def drop_hook(module: nn.Module, name: str) -> None:
         del module._forward_pre_hooks[key]
 
 
-def _restore(module: nn.Module, name: str) -> None:
+def undress(module: nn.Module, name: str) -> None:
+    """Class and names as before the mask. The hook stays: it may be what torch calls to have this done."""
     module.__dict__.pop(name, None)
     module.__class__ = without_masked(type(module), name)
     rename(module._parameters, original(name), name)
     del module._buffers[mask_of(name)]
+
+
+def list_again(module: nn.Module) -> None:
+    """A recurrent layer computes with a list of its weights, made of what they are now."""
     if isinstance(module, nn.RNNBase):
         list_flat_weights(module)
 
@@ -138,12 +171,7 @@ def check_removable(module: nn.Module, path: str = "") -> None:
             f"{where} is sharded: fp.load_state_dict its full state dict into a model that is not, and remove the "
             "masks there"
         )
-    if (
-        "weight" in names
-        and mask is not None
-        and has_own_forward(dense)
-        and not zeros_survive(module, dense.forward, mask)
-    ):
+    if "weight" in names and mask is not None and standardises(dense) and not only_whole_filters(mask):
         raise ValueError(
             f"{where} standardises its weight before use: zeros in it would not be zeros in the kernel, so the mask "
             "cannot be made permanent. "

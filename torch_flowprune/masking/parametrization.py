@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.inputs import mask_of, masked, original
-from torch_flowprune.masking.weight_standardization import MaskedKernel, has_own_forward
+from torch_flowprune.masking.quantization import qconfig
+from torch_flowprune.masking.weight_standardization import MaskedKernel, standardises
 from torch_flowprune.torch_internals import FLAT_WEIGHTS, names_of_flat_weights
 
 
@@ -60,9 +61,10 @@ def _namespace(dense: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]
         "__reduce_ex__": _reduce,
         "register_parameter": _register_parameter,
         "_load_from_state_dict": _load_from_state_dict,
+        "qconfig": qconfig,
     }
-    if "weight" in names and has_own_forward(dense):
-        namespace["forward"] = _forward_with_masked_kernel
+    if "weight" in names and standardises(dense):
+        namespace |= {"forward": _forward_with_masked_kernel, "__call__": _call_with_masked_kernel}
     if issubclass(dense, nn.RNNBase):
         namespace[FLAT_WEIGHTS] = property(_flat_weights, lambda module, weights: None)
     return namespace
@@ -106,6 +108,15 @@ def _forward_with_masked_kernel(module: Any, *args: Any, **kwargs: Any) -> Any:
     dense, _ = type(module)._masked_kind
     with MaskedKernel(module._buffers[mask_of("weight")]):
         return dense.forward(module, *args, **kwargs)
+
+
+def _call_with_masked_kernel(module: Any, *args: Any, **kwargs: Any) -> Any:
+    """A forward that was put on the instance (accelerate does) calls the dense class's, past the one above."""
+    dense, _ = type(module)._masked_kind
+    if "forward" not in module.__dict__:
+        return dense.__call__(module, *args, **kwargs)
+    with MaskedKernel(module._buffers[mask_of("weight")]):
+        return dense.__call__(module, *args, **kwargs)
 
 
 def _flat_weights(module: nn.RNNBase) -> list[Tensor | None]:

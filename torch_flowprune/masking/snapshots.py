@@ -27,10 +27,15 @@ def intact_on_error(modules: Iterable[nn.Module]) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def restored(targets: Iterable[Target]) -> Iterator[None]:
+def restored(targets: Iterable[Target]) -> AbstractContextManager[None]:
     """Masks put on inside are gone afterwards, in any case."""
-    restore = _snapshots(_owners(targets))
+    return as_it_was(_owners(targets))
+
+
+@contextmanager
+def as_it_was(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Whatever happens to these modules inside is gone afterwards, but for the values of tensors."""
+    restore = _snapshots(modules)
     try:
         yield
     finally:

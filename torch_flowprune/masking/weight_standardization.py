@@ -1,6 +1,7 @@
-"""Convolutions that rewrite their weight before they use it (weight standardisation).
+"""Convolutions known to standardise their weight before they use it: their mask is on the kernel, after that.
 
-The mask on the kernel really used.
+What any other class makes of its weight is its own affair: it reads a weight with zeros, and ``kernels_used`` sees
+whether they last.
 """
 
 from __future__ import annotations
@@ -14,19 +15,30 @@ from torch.overrides import TorchFunctionMode
 
 from torch_flowprune.inputs import masked
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_OPERATORS = (functional.conv1d, functional.conv2d, functional.conv3d)
+CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
+
+# By name, so that nothing is imported. Each forward runs one convolution, by the kernel that it has standardised.
+_LIBRARIES = ("timm", "transformers", "torchvision")
+_CLASSES = ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame", "WeightStandardizedConv2d")
+_FORWARDS = {f"{name}.forward" for name in _CLASSES}
 
 
-def has_own_forward(kind: type[nn.Module]) -> bool:
-    """Whether a class is a convolution with a forward of its own, which may rewrite the weight on its way."""
-    return any(issubclass(kind, base) and kind.forward is not base.forward for base in _CONVOLUTIONS)
+def standardises(kind: type[nn.Module]) -> bool:
+    """Whether the forward of a class is one of those known; that of a subclass's own is not."""
+    library = getattr(kind.forward, "__module__", "").partition(".")[0]
+    return library in _LIBRARIES and getattr(kind.forward, "__qualname__", "") in _FORWARDS
+
+
+def only_whole_filters(mask: Tensor) -> bool:
+    """Whether zeros in the weight are zeros in the standardised kernel: where all of a filter is zero, or nothing."""
+    rows = mask.flatten(1)
+    return torch.equal(rows.any(1), rows.all(1))
 
 
 class MaskedKernel(TorchFunctionMode):
-    """Inside, a convolution's kernel of the mask's shape is masked on its way in.
+    """Inside, the kernel that a convolution computes by is masked on its way in.
 
-    What it already has at zero stays so.
+    Another module's own parameter, or a kernel of another shape, is not that kernel. A tracer's stand-in has neither.
     """
 
     def __init__(self, mask: Tensor) -> None:
@@ -34,36 +46,11 @@ class MaskedKernel(TorchFunctionMode):
         self.mask = mask
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _OPERATORS and len(args) > 1 and args[1].shape == self.mask.shape:
+        if func in CONVOLUTIONS and len(args) > 1 and self._is_computed(args[1]):
             args = (args[0], masked(args[1], self.mask), *args[2:])
         return func(*args, **(kwargs or {}))
 
-
-def zeros_survive(module: nn.Module, forward: Any, mask: Tensor) -> bool:
-    """Whether the kernel that ``forward`` uses is zero wherever the mask is."""
-    kernel = _kernel_used(module, forward)
-    return kernel is None or not bool(kernel[~mask].any())
-
-
-class _Kernel(Exception):  # noqa: N818 - it carries the kernel out of a forward that is not to be finished
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.value = value
-
-
-class _Capture(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _OPERATORS:
-            raise _Kernel(args[1])
-        return func(*args, **(kwargs or {}))
-
-
-def _kernel_used(module: Any, forward: Any) -> Tensor | None:
-    """The kernel that reaches the convolution, without running it; None where it cannot be seen."""
-    inputs = module.weight.new_zeros(1, module.in_channels, *module.kernel_size)
-    try:
-        with torch.no_grad(), _Capture():
-            forward(module, inputs)
-    except _Kernel as kernel:
-        return kernel.value
-    return None
+    def _is_computed(self, kernel: Any) -> bool:
+        if not isinstance(kernel, Tensor):
+            return True
+        return not isinstance(kernel, nn.Parameter) and kernel.shape == self.mask.shape

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
+from torch_flowprune.masking import LostZeros
 from torch_flowprune.pruning.report import Layer, Report
 
 
@@ -53,3 +55,20 @@ def _is_thin(layer: Layer) -> bool:
     """Whether a layer of filters or channels, units of several weights, has become less than a tenth as wide."""
     left = layer.units - layer.pruned
     return layer.weights > layer.units and bool(layer.newly_pruned) and 0 < left < layer.units / 10
+
+
+def warn_of_lost_zeros(lost: Sequence[LostZeros], stacklevel: int) -> None:
+    """Warn of masked weights that a model fills again before it computes with them."""
+    if lost:
+        named = ", ".join(
+            f"{one.name} ({one.kind}: {one.of_weight:.1%} of the weight is zero, {one.of_kernel:.1%} of the kernel)"
+            for one in lost[:8]
+        )
+        more = f" and {len(lost) - 8} more" if len(lost) > 8 else ""
+        warnings.warn(
+            f"zeros do not survive what the model makes of {named}{more}: it computes with a kernel that it derives "
+            "from the weight (weight standardisation?); whole filters (granularity='filter') do survive "
+            "standardisation, or leave these out with exclude=",
+            UserWarning,
+            stacklevel=stacklevel,
+        )

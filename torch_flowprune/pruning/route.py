@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from torch_flowprune.gradients import Flow, FlowSource, flow_over
 from torch_flowprune.inputs import Pair, Ranks, parameters_of, unwrapped
-from torch_flowprune.masking import all_or_nothing
+from torch_flowprune.masking import all_or_nothing, lost_zeros
 from torch_flowprune.pruning.report import Report
-from torch_flowprune.pruning.report_warnings import warn_of
+from torch_flowprune.pruning.report_warnings import warn_of, warn_of_lost_zeros
 from torch_flowprune.pruning.single_round import joined, prune_once, renewed
+from torch_flowprune.pruning.trial import trial_of
 from torch_flowprune.scoring import Candidates, Measure, PrunableUnits, Scores, given, measures, on_access, targets_of
 from torch_flowprune.selection import Allocation, Goal, choose, counted
 
@@ -49,7 +50,9 @@ def prune(
                 choice = replace(choice, kept=counted(choice.keeps))
             reports.append(prune_once(model, found, current, choice, point))
         report = joined(reports)
-        warn_of(report, stacklevel=4)  # inside: where warnings are errors, they leave the model as it was
+        # inside: where warnings are errors, they leave the model as it was
+        warn_of(report, stacklevel=4)
+        warn_of_lost_zeros(lost_zeros(model, parameters_of(model), trial_of(model, source), source.data), stacklevel=4)
     return report
 
 
