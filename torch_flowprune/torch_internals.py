@@ -38,6 +38,7 @@ __all__ = [
     "inside_compiled",
     "list_flat_weights",
     "names_of_flat_weights",
+    "runs_step_hooks",
     "schema_of",
     "set_tensor_name",
     "storage_key",
@@ -138,6 +139,17 @@ def tensor_name(hook: Any) -> str:
 def set_tensor_name(hook: Any, name: str) -> None:
     """Make a hook the one of this tensor, as torch's ``apply`` does."""
     hook._tensor_name = name
+
+
+# -- optimizers ------------------------------------------
+
+
+def runs_step_hooks(optimizer: Any) -> bool:
+    """Whether hooks run after the optimizer's steps.
+
+    ``Optimizer.__init__`` sees to it; a wrapper that is an ``Optimizer`` by name alone may take hooks and run none.
+    """
+    return bool(getattr(type(optimizer).step, "hooked", False)) and hasattr(optimizer, "_optimizer_step_post_hooks")
 
 
 # -- graphs, and what a model takes and returns ------------------------------------------

@@ -65,6 +65,20 @@ def test_row_7_4_prune_then_fully_shard(mesh):
 
 @needs_streams
 @pytest.mark.filterwarnings("ignore")
+def test_row_7_4_zeros_are_kept_in_the_shards(mesh):
+    model = sharded(pruned(), mesh)
+    gone = ~model[0].weight_mask
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    fp.keep_zeros(model, optimizer)
+    train(model, X, optimizer)
+    moments = [optimizer.state[model[0].weight_orig][name] for name in ("exp_avg", "exp_avg_sq")]
+    for value in (model[0].weight_orig, *moments):
+        assert not value.full_tensor()[gone].any()
+        assert value.full_tensor()[~gone].all()
+
+
+@needs_streams
+@pytest.mark.filterwarnings("ignore")
 def test_row_7_5_fully_shard_then_prune_is_refused(mesh):
     model = sharded(mlp(), mesh)
     keep = {"0.weight": torch.ones(8, 8, dtype=torch.bool)}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from torch_flowprune.inputs import mask_of, original
+from torch_flowprune.masking.mask_memory import remember
 from torch_flowprune.masking.parametrization import masked_kind, product, rename, with_masked, without_masked
 from torch_flowprune.masking.weight_standardization import has_own_forward, zeros_survive
 from torch_flowprune.torch_internals import list_flat_weights, set_tensor_name, tensor_name
@@ -77,13 +78,15 @@ def put_on(module: nn.Module, name: str, mask: Tensor) -> MaskHook:
 def take_off(module: nn.Module, name: str) -> None:
     """Undo :func:`put_on`: class, names and hooks as before, the parameter's values as they are."""
     drop_hook(module, name)
+    remember(module._parameters[original(name)], None)  # type: ignore[arg-type]  # a masked parameter is never None
     _restore(module, name)
 
 
 def make_permanent(module: nn.Module, name: str) -> None:
     """Zeros in the parameter in place of its mask. The hook stays: it may be what torch calls to have this done."""
-    parameter = module._parameters[original(name)]
-    parameter.data = product(module, name).detach()  # type: ignore[union-attr]
+    parameter: Any = module._parameters[original(name)]
+    remember(parameter, module._buffers[mask_of(name)])
+    parameter.data = product(module, name).detach()
     _restore(module, name)
 
 
