@@ -1,6 +1,7 @@
-"""Masks on a model and off it, and what has to keep step with them: checkpoints, optimizers."""
+"""Masks on a model and off it, and what has to keep step with them: checkpoints, optimizers, averages."""
 
 from torch_flowprune.masking.apply import apply_masks
+from torch_flowprune.masking.averages import averaged_model, sync_masks
 from torch_flowprune.masking.checkpoint import load_state_dict, masks, state_dict
 from torch_flowprune.masking.checks import check_can_mask, fitting
 from torch_flowprune.masking.dense import dense_copy, remove, write_zeros
@@ -11,6 +12,7 @@ from torch_flowprune.masking.snapshots import all_or_nothing, restored
 __all__ = [
     "all_or_nothing",
     "apply_masks",
+    "averaged_model",
     "check_can_mask",
     "dense_copy",
     "fitting",
@@ -21,5 +23,6 @@ __all__ = [
     "remove",
     "restored",
     "state_dict",
+    "sync_masks",
     "write_zeros",
 ]
