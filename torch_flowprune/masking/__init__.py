@@ -3,19 +3,19 @@
 from torch_flowprune.masking.apply import apply_masks
 from torch_flowprune.masking.averages import averaged_model, sync_masks
 from torch_flowprune.masking.checkpoint import load_state_dict, masks, state_dict
-from torch_flowprune.masking.checks import check_can_mask, fitting
+from torch_flowprune.masking.checks import all_fitting, check_can_mask
 from torch_flowprune.masking.dense import dense_copy, remove, write_zeros
 from torch_flowprune.masking.hook import put_on
 from torch_flowprune.masking.optimizer_zeros import keep_zeros
 from torch_flowprune.masking.snapshots import all_or_nothing, restored
 
 __all__ = [
+    "all_fitting",
     "all_or_nothing",
     "apply_masks",
     "averaged_model",
     "check_can_mask",
     "dense_copy",
-    "fitting",
     "keep_zeros",
     "load_state_dict",
     "masks",

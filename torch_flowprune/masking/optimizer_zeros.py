@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from torch_flowprune.inputs import clear, parameters_of, unwrapped
+from torch_flowprune.inputs import clear, own_names, parameters_of, unwrapped
 from torch_flowprune.masking.mask_memory import MaskMemory
 from torch_flowprune.torch_internals import runs_step_hooks
 
@@ -52,16 +52,22 @@ def keep_zeros(model: nn.Module, optimizer: Any, masks: Mapping[str, Tensor] | N
     """
     if not callable(getattr(optimizer, "step", None)):
         raise TypeError(f"expected an optimizer or a wrapper around one, got {type(optimizer).__name__}")
-    known = parameters_of(unwrapped(model))
-    for name, mask in (masks or {}).items():
-        if name not in known or known[name].parameter.shape != mask.shape:
-            raise ValueError(
-                f"masks= has {name!r} of shape {tuple(mask.shape)}, and the model has no such parameter of that shape"
-            )
     chain = _chain(optimizer)
-    hold = _HoldZeros(MaskMemory(model, masks or {}), chain)
+    hold = _HoldZeros(MaskMemory(model, _checked(model, masks or {})), chain)
     hold()
     return _after_each_step(chain, hold)
+
+
+def _checked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By the model's own names."""
+    known = parameters_of(unwrapped(model))
+    names = own_names(known, masks)
+    for given, mask in masks.items():
+        if names[given] not in known or known[names[given]].parameter.shape != mask.shape:
+            raise ValueError(
+                f"masks= has {given!r} of shape {tuple(mask.shape)}, and the model has no such parameter of that shape"
+            )
+    return {names[given]: mask for given, mask in masks.items()}
 
 
 class _HoldZeros:
