@@ -13,7 +13,16 @@ from torch_flowprune.analysis import (
 from torch_flowprune.channels import Coupling, Group, ShrinkError, Size, Slice, couple, shrink
 from torch_flowprune.gradients import Flow, flow
 from torch_flowprune.inputs import class_balanced
-from torch_flowprune.masking import apply_masks, export_ready, keep_zeros, load_state_dict, masks, remove, state_dict
+from torch_flowprune.masking import (
+    apply_masks,
+    export_ready,
+    keep_zeros,
+    load_state_dict,
+    masks,
+    remove,
+    state_dict,
+    sync_masks,
+)
 from torch_flowprune.pruning import (
     Layer,
     LayerCollapseWarning,
@@ -71,5 +80,6 @@ __all__ = [
     "scores",
     "shrink",
     "state_dict",
+    "sync_masks",
 ]
 __all__ += _methods.__all__

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 __all__ = [
     "FLAT_WEIGHTS",
     "HARDSIGMOIDS",
+    "NAMES_OF_WRAPPED",
     "AnyBatchNorm",
     "AnyConvolution",
     "AnyStatisticsNorm",
@@ -34,11 +35,13 @@ __all__ = [
     "foreach_copy_",
     "foreach_mul_",
     "has_hooks",
+    "has_loading_hooks",
     "in_function_transform",
     "inside_compiled",
     "is_compiled",
     "list_flat_weights",
     "names_of_flat_weights",
+    "runs_step_hooks",
     "schema_of",
     "set_tensor_name",
     "storage_key",
@@ -126,14 +129,23 @@ def list_flat_weights(layer: nn.RNNBase) -> None:
     layer._init_flat_weights()
 
 
+# Under what names compiled, checkpointed and sharded modules are held by what wraps them.
+NAMES_OF_WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+
+
 def inside_compiled(model: nn.Module) -> Any:
     """The module that ``torch.compile`` wrapped; None for one that is not compiled."""
-    return getattr(model, "_orig_mod", None)
+    return model._modules["_orig_mod"] if "_orig_mod" in model._modules else None  # noqa: SIM401 - scripted: no get
+
+
+def has_loading_hooks(module: nn.Module) -> bool:
+    """Whether somebody's functions run before or after the module loads a state."""
+    return bool(module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks)
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether a call of this very module goes through ``torch.compile``, around it or in place."""
-    return inside_compiled(module) is not None or module._compiled_call_impl is not None
+    """Whether calling the module runs compiled code: ``torch.compile(module)``, or ``module.compile()`` in place."""
+    return inside_compiled(module) is not None or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def tensor_name(hook: Any) -> str:
@@ -144,6 +156,17 @@ def tensor_name(hook: Any) -> str:
 def set_tensor_name(hook: Any, name: str) -> None:
     """Make a hook the one of this tensor, as torch's ``apply`` does."""
     hook._tensor_name = name
+
+
+# -- optimizers ------------------------------------------
+
+
+def runs_step_hooks(optimizer: Any) -> bool:
+    """Whether hooks run after the optimizer's steps.
+
+    ``Optimizer.__init__`` sees to it; a wrapper that is an ``Optimizer`` by name alone may take hooks and run none.
+    """
+    return bool(getattr(type(optimizer).step, "hooked", False)) and hasattr(optimizer, "_optimizer_step_post_hooks")
 
 
 # -- graphs, and what a model takes and returns ------------------------------------------

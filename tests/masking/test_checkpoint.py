@@ -136,3 +136,135 @@ def test_masks_are_a_new_tensor_each_time():
     model = pruned()
     fp.masks(model)["0.weight"].fill_(False)
     assert model[0].weight_mask.any()
+
+
+class Versioned(nn.Linear):
+    """Refuses states of an older version, as modules do whose buffers have changed their meaning."""
+
+    _version = 3
+
+    def _load_from_state_dict(self, state, prefix, metadata, *args):
+        if metadata.get("version") != 3:
+            raise RuntimeError(f"{prefix} is of version {metadata.get('version')}")
+        super()._load_from_state_dict(state, prefix, metadata, *args)
+
+
+def versioned():
+    return nn.Sequential(nn.Linear(8, 8), Versioned(8, 4))
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
+@pytest.mark.parametrize("dense", [False, True])
+def test_versions_of_modules_are_kept(dense, wrap):
+    source = pruned(versioned())
+    state = fp.state_dict(wrap(source), dense=dense)
+    assert state._metadata == source.state_dict()._metadata
+    fp.load_state_dict(model := versioned(), state)
+    assert torch.equal(model[1].weight, source[1].weight)
+    fp.load_state_dict(model := versioned(), wrap(source).state_dict())
+    assert torch.equal(model[1].weight, source[1].weight)
+
+
+def test_a_state_that_says_no_versions_is_of_these_modules():
+    """As safetensors has it; every entry fits, so it is no older one."""
+    source = pruned(versioned())
+    fp.load_state_dict(model := versioned(), dict(fp.state_dict(source)))
+    assert torch.equal(model[1].weight, source[1].weight)
+
+
+def test_an_older_state_is_the_modules_own_to_refuse():
+    state = fp.state_dict(pruned(versioned()))
+    state._metadata = {**state._metadata, "1": {"version": 2}}
+    model = pruned(versioned(), 0.3)
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match=r"1\. is of version 2"):
+        fp.load_state_dict(model, state)
+    assert snapshot(model) == before, "also what was loaded before: the first layer's values and masks"
+
+
+class Extra(nn.Linear):
+    """State of its own, that it may refuse when other modules are loaded."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.table = ["as made"]
+
+    def get_extra_state(self):
+        return self.table
+
+    def set_extra_state(self, state):
+        self.table[:] = state
+        if state == ["bad"]:
+            raise ArithmeticError("bad table")
+
+
+def hooked():
+    def refuse(module, incompatible):
+        raise ArithmeticError("bad table")
+
+    model = mlp()
+    model[2].register_load_state_dict_post_hook(refuse)
+    return model
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), Extra(8, 4)), hooked])
+def test_all_or_nothing_when_a_module_raises_while_it_is_loaded(make):
+    source, model = pruned(make()), pruned(make(), 0.3)
+    state, before = fp.state_dict(source), snapshot(model)
+    state |= {"2._extra_state": ["bad"]} if "2._extra_state" in state else {}
+    with pytest.raises(ArithmeticError, match="bad table"):
+        fp.load_state_dict(model, state)
+    assert snapshot(model) == before
+    assert getattr(model[2], "table", ["as made"]) == ["as made"]
+
+
+def test_nothing_is_copied_where_only_torch_loads(monkeypatch):
+    """A copy of all weights for an error that cannot come would be one too many."""
+    source, model = (
+        pruned(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))),
+        nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)),
+    )
+    monkeypatch.setattr(torch.Tensor, "clone", None)
+    fp.load_state_dict(model, source.state_dict())
+
+
+def strictly(model, state):
+    model.load_state_dict(state)
+
+
+def assigned(model, state):
+    model.load_state_dict(state, assign=True)
+
+
+@pytest.mark.parametrize("load", [strictly, assigned, fp.load_state_dict])
+def test_a_dense_state_is_taken_by_any_strict_loader(load):
+    """And the masks of a second file make the pruned model of it."""
+    source, model = pruned(nn.Sequential(nn.LSTM(4, 4), nn.BatchNorm1d(8), nn.Linear(8, 4)), include="*"), None
+    state, stored = fp.state_dict(source, dense=True), fp.masks(source, packed=True)
+    model = nn.Sequential(nn.LSTM(4, 4), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    assert list(state) == list(model.state_dict())
+    load(model, state)
+    assert {name for name, value in model.named_parameters() if (value == 0).any()} >= set(stored)
+    assert not fp.masks(model)
+    fp.apply_masks(model, stored)
+    assert {name: mask.tolist() for name, mask in fp.masks(model).items()} == {
+        name: mask.tolist() for name, mask in fp.masks(source).items()
+    }
+    assert torch.equal(model[2].weight, source[2].weight)
+
+
+def test_a_dense_state_has_a_tied_weight_once():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    state = fp.state_dict(pruned(model), dense=True)
+    assert state["0.weight"] is state["1.weight"]
+
+
+def test_a_mask_of_one_element_packed():
+    """One entry and its byte have one shape."""
+    for kept in (True, False):
+        fp.apply_masks(source := nn.PReLU(), {"weight": torch.tensor([kept])})
+        fp.apply_masks(model := nn.PReLU(), fp.masks(source, packed=True))
+        assert model.weight_mask.tolist() == [kept]
+        fp.load_state_dict(other := nn.PReLU(), fp.state_dict(source))
+        assert other.weight_mask.tolist() == [kept]

@@ -147,6 +147,46 @@ def test_a_recurrent_layer_lists_its_weights(kind):
     assert getattr(layer, internals.FLAT_WEIGHTS)[names.index("weight_hh_l0")] is layer.weight_hh_l0
 
 
+def test_compiled_code_is_noticed_in_place_too():
+    compiled, in_place = torch.compile(nn.Linear(2, 2), backend="eager"), nn.Linear(2, 2)
+    assert not internals.is_compiled(in_place)
+    in_place.compile(backend="eager")
+    assert internals.is_compiled(compiled)
+    assert internals.is_compiled(in_place)
+    assert not internals.is_compiled(compiled._orig_mod)
+
+
+def test_the_names_that_wrappers_give():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    for wrapped in (torch.compile(nn.Linear(2, 2)), checkpoint_wrapper(nn.Linear(2, 2))):
+        assert set(dict(wrapped.named_children())) <= internals.NAMES_OF_WRAPPED
+
+
+def test_who_runs_step_hooks():
+    class Outer(torch.optim.Optimizer):
+        def __init__(self, inner):
+            self.inner = inner
+
+        def step(self):
+            self.inner.step()
+
+    inner, seen = torch.optim.SGD(nn.Linear(2, 2).parameters()), []
+    inner.register_step_post_hook(lambda *_: seen.append(1))
+    inner.step()
+    assert seen == [1]
+    assert internals.runs_step_hooks(inner)
+    assert not internals.runs_step_hooks(Outer(inner))
+
+
+@pytest.mark.parametrize("register", ["register_load_state_dict_pre_hook", "register_load_state_dict_post_hook"])
+def test_hooks_that_run_while_loading(register):
+    layer = nn.Linear(2, 2)
+    assert not internals.has_loading_hooks(layer)
+    getattr(layer, register)(lambda *_: None)
+    assert internals.has_loading_hooks(layer)
+
+
 def test_what_was_compiled_is_found():
     model = nn.Linear(2, 2)
     assert internals.inside_compiled(torch.compile(model)) is model

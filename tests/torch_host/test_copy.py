@@ -81,6 +81,19 @@ def test_row_1_2_equal_averages_of_buffers_subtract_masks():
     average.update_parameters(model)
     with pytest.raises(RuntimeError, match="with two bool tensors"):
         average.update_parameters(model)
+    fp.sync_masks(model, average)
+    average.update_parameters(model)
+    assert_in_force(average.module, lambda: average(X))
+
+
+def test_row_1_2_averages_of_buffers_in_rounds():
+    model = pruned(sparsity=0.3)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    for sparsity in (0.5, 0.8):
+        pruned(model, sparsity)
+        fp.sync_masks(model, average)
+        average.update_parameters(model)
+    assert torch.equal(average.module[0].weight_mask, model[0].weight_mask)
 
 
 def test_row_1_2_fuse_conv_bn():
@@ -119,7 +132,7 @@ def test_row_1_3_averagedmodel_made_before_pruning():
     average = AveragedModel(model, use_buffers=False)
     average.update_parameters(model)
     pruned(model)
-    fp.apply_masks(average.module, fp.masks(model))
+    fp.sync_masks(model, average)
     train(model, X)
     average.update_parameters(model)
     assert_in_force(average.module, lambda: average(X))
@@ -131,7 +144,7 @@ def test_row_1_3_timm_ema_made_before_pruning():
     average = timm_utils.ModelEmaV3(model, decay=0.5)
     late = copy.deepcopy(average)
     pruned(model)
-    fp.apply_masks(average.module, fp.masks(model))
+    fp.sync_masks(model, average)
     train(model, X)
     start = average.module[1].weight_orig.clone()
     average.update(model)

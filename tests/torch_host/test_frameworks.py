@@ -65,6 +65,20 @@ def test_row_7_4_prune_then_fully_shard(mesh):
 
 @needs_streams
 @pytest.mark.filterwarnings("ignore")
+def test_row_7_4_zeros_are_kept_in_the_shards(mesh):
+    model = sharded(pruned(), mesh)
+    gone = ~model[0].weight_mask
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    fp.keep_zeros(model, optimizer)
+    train(model, X, optimizer)
+    moments = [optimizer.state[model[0].weight_orig][name] for name in ("exp_avg", "exp_avg_sq")]
+    for value in (model[0].weight_orig, *moments):
+        assert not value.full_tensor()[gone].any()
+        assert value.full_tensor()[~gone].all()
+
+
+@needs_streams
+@pytest.mark.filterwarnings("ignore")
 def test_row_7_5_fully_shard_then_prune_is_refused(mesh):
     model = sharded(mlp(), mesh)
     keep = {"0.weight": torch.ones(8, 8, dtype=torch.bool)}
@@ -305,3 +319,59 @@ def test_row_7_14_the_product_is_computed_at_every_access_and_remove_folds_it():
             model(X)
         assert sum("where" in str(func) for func in calls) == expected
         fp.remove(model)
+
+
+def block_compiled(model):
+    """One block compiled, as users of large models do."""
+    model[0] = torch.compile(model[0], backend="eager")
+    return model
+
+
+WRAPPED = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "one block compiled": block_compiled,
+    "data parallel": nn.DataParallel,
+    "both": lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
+}
+
+
+@pytest.mark.parametrize("source", [None, *WRAPPED])
+@pytest.mark.parametrize("target", [None, *WRAPPED])
+def test_row_7_16_names_are_seen_through_wrappers(source, target):
+    """Whichever side is wrapped: states, masks, scores and patterns with the names of one are the other's."""
+    one, other = (WRAPPED[kind](mlp()) if kind else mlp() for kind in (source, target))
+    fp.global_prune(one, sparsity=0.5)
+    for state in (one.state_dict(), fp.state_dict(one)):
+        fp.load_state_dict(other, state)
+        assert torch.equal(other(X), one(X))
+    fp.load_state_dict(other, WRAPPED[source](mlp()).state_dict() if source else mlp().state_dict())
+    fresh = WRAPPED[target](mlp()) if target else mlp()
+    masks = {key.removesuffix("_mask"): mask for key, mask in one.state_dict().items() if key.endswith("_mask")}
+    fp.apply_masks(fresh, masks)
+    assert [mask.tolist() for mask in fp.masks(fresh).values()] == [mask.tolist() for mask in masks.values()]
+    fresh = WRAPPED[target](mlp()) if target else mlp()
+    scores = {name: torch.arange(mask.numel()).double().view(mask.shape) for name, mask in masks.items()}
+    fp.global_prune(fresh, scores=scores, sparsity=0.5)
+    assert all(not mask.flatten()[0] and mask.flatten()[-1] for mask in fp.masks(fresh).values())
+    for name, without in zip(masks, reversed(masks), strict=True):
+        fresh = WRAPPED[target](mlp()) if target else mlp()
+        included = fp.global_prune(fresh, sparsity=0.1, include=name).layers
+        excluded = fp.global_prune(fresh, sparsity=0.2, exclude=without).layers
+        assert [layer.name for layer in included] == [layer.name for layer in excluded]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["in place", "a block in place", *WRAPPED])
+def test_row_7_16_second_derivatives_of_compiled_models(kind, counter):
+    """``aot_eager`` compiles the backward, which has no derivative then."""
+    model = mlp()
+    expected = fp.scores(model, "grasp", (X, torch.tensor([0, 1, 2])))
+    if kind == "in place":
+        model.compile(backend="aot_eager")
+    elif kind == "a block in place":
+        model[2].compile(backend="aot_eager")
+    else:
+        model = WRAPPED[kind](model)
+    found = fp.scores(model, "grasp", (X, torch.tensor([0, 1, 2])))
+    assert [score.tolist() for score in found.values()] == [score.tolist() for score in expected.values()]
+    assert torch.equal(model(X), model(X)), "and it runs compiled as before"

@@ -20,7 +20,7 @@ from torch_flowprune.inputs import (
     unwrapped,
     wide,
 )
-from torch_flowprune.masking import fitting
+from torch_flowprune.masking import all_fitting
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def predict(
     source = from_options(FlowSource, options, data=data)
     ranks, model = Ranks.of(model), unwrapped(model)
     known = {name: target for name, target in parameters_of(model).items() if target.parameter.is_floating_point()}
-    kept = {name: fitting(known.get(name), name, mask) for name, mask in masks.items()}
+    kept = all_fitting(known, masks)
     removed = {name: torch.where(mask, 0, known[name].theta) for name, mask in kept.items()}
     total = sum(float(wide(known[name].theta).square().sum(dtype=torch.float64)) for name in removed)
     with untouched(model, data, source.mode) as rewind:

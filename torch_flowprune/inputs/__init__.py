@@ -1,5 +1,6 @@
 """What the user hands in: a model and its parameters, data, a loss, processes; looked at without a trace."""
 
+from torch_flowprune.inputs.aliases import forms, own_names
 from torch_flowprune.inputs.batches import (
     Batch,
     as_batches,
@@ -13,7 +14,7 @@ from torch_flowprune.inputs.batches import (
     shapes,
     sized,
 )
-from torch_flowprune.inputs.names import is_mask, mask_of, masked_name, original, plain_name
+from torch_flowprune.inputs.names import is_mask, mask_of, masked_name, original, plain_name, without_wrappers
 from torch_flowprune.inputs.objective import Closure, Loss, Objective, call, logits_of
 from torch_flowprune.inputs.options import check_options, from_options
 from torch_flowprune.inputs.parameters import parameters_of, prunable, unwrapped, wide, wide_type
@@ -45,6 +46,7 @@ __all__ = [
     "example_of",
     "first",
     "flags",
+    "forms",
     "from_options",
     "halves",
     "inputs_of",
@@ -55,6 +57,7 @@ __all__ = [
     "masked_name",
     "no_such_parameter",
     "original",
+    "own_names",
     "parameters_of",
     "parts",
     "plain_name",
@@ -68,4 +71,5 @@ __all__ = [
     "unwrapped",
     "wide",
     "wide_type",
+    "without_wrappers",
 ]

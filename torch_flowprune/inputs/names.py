@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from torch_flowprune.torch_internals import NAMES_OF_WRAPPED
+
 _ORIGINAL, _MASK = "_orig", "_mask"
 
 
@@ -54,3 +56,12 @@ def masked_name(key: str) -> str:
     'fc.weight'
     """
     return key.removesuffix(_MASK)
+
+
+def without_wrappers(key: str) -> str:
+    """A key without the names under which torch's wrappers hold what they wrap, wherever they stand in it.
+
+    >>> without_wrappers("blocks.0._orig_mod.fc.weight")
+    'blocks.0.fc.weight'
+    """
+    return ".".join(part for part in key.split(".") if part not in NAMES_OF_WRAPPED)

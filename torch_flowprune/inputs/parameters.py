@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,13 +24,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    while True:
-        inner = inside_compiled(model)
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
+    while (inner := _inside(model)) is not None:
         model = inner
+    return model
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """The module that a wrapper runs; None for what is no wrapper."""
+    data_parallel = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    inner = module.module if data_parallel else inside_compiled(module)
+    return inner if isinstance(inner, nn.Module) else None
 
 
 def wide(value: Tensor) -> Tensor:
@@ -46,20 +49,36 @@ def wide_type(value: Tensor) -> torch.dtype:
 def parameters_of(model: nn.Module) -> dict[str, Target]:
     """Every parameter of the model once, by its name in the unpruned model, in model order."""
     targets: dict[int, Target] = {}
-    for path, module in model.named_modules():
+    for path, plain, module in _modules(model):
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                target = _target(path, module, key, parameter)
+                target = _target(path, plain, module, key, parameter)
                 known = targets.get(id(parameter))
                 targets[id(parameter)] = _tied(known, target) if known else target
     return {target.name: target for target in targets.values()}
 
 
-def _target(path: str, module: nn.Module, key: str, parameter: nn.Parameter) -> Target:
+def _modules(
+    module: nn.Module, path: str = "", plain: str = "", above: tuple[nn.Module, ...] = ()
+) -> Iterator[tuple[str, str, nn.Module]]:
+    """Every module under each of its paths, and the path without the names of wrappers on the way."""
+    yield path, plain, module
+    inner, above = _inside(module), (*above, module)
+    for name, child in module._modules.items():
+        if child is not None and not any(child is one for one in above):
+            yield from _modules(child, _join(path, name), plain if child is inner else _join(plain, name), above)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _target(path: str, plain: str, module: nn.Module, key: str, parameter: nn.Parameter) -> Target:
     name = plain_name(key, module._buffers)
     mask = None if name == key else module._buffers[mask_of(name)]
     attribute = key if mask is None else name
-    return Target(f"{path}.{attribute}" if path else attribute, ((module, attribute),), parameter, mask)
+    aliases = () if plain == path else (_join(plain, attribute),)
+    return Target(_join(path, attribute), ((module, attribute),), parameter, mask, aliases)
 
 
 def _tied(first: Target, other: Target) -> Target:
@@ -70,7 +89,9 @@ def _tied(first: Target, other: Target) -> Target:
     mask = other.mask if first.mask is None else first.mask
     if first.mask is not None and other.mask is not None and first.mask is not other.mask:
         mask = flags(first.mask) & flags(other.mask)
-    return replace(first, owners=(*first.owners, *other.owners), mask=mask)
+    owners = dict.fromkeys([*first.owners, *other.owners])  # a module that is held twice is one owner
+    aliases = dict.fromkeys([*first.aliases, *other.names])
+    return replace(first, owners=tuple(owners), mask=mask, aliases=tuple(aliases))
 
 
 def prunable(

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from torch_flowprune.inputs.aliases import forms
 from torch_flowprune.inputs.target import Pair, Target
 from torch_flowprune.inputs.unprunable import no_such_parameter
 
@@ -64,16 +65,21 @@ def matching(
 
 def _matches(target: Target, pattern: object, argument: str) -> bool:
     if isinstance(pattern, str):
-        return fnmatchcase(target.name, pattern) or fnmatchcase(target.name.rpartition(".")[0], pattern)
+        return any(fnmatchcase(name, form) for form in forms(pattern) for name in _names(target))
     if isinstance(pattern, type) and issubclass(pattern, nn.Module):
         return any(isinstance(module, pattern) and "weight" in attribute for module, attribute in target.owners)
     raise TypeError(f"{argument}= takes name globs or module types, got {pattern!r}")
 
 
+def _names(target: Target) -> list[str]:
+    """A parameter's names, and those of the modules that hold it."""
+    return [form for name in target.names for form in (name, name.rpartition(".")[0])]
+
+
 def _no_match(targets: list[Target], pattern: Pattern, argument: str) -> str:
     if isinstance(pattern, type):
         return f"{argument}=: no weight of a {pattern.__name__} in this model"
-    names = {name for target in targets for name in (target.name, target.name.rpartition(".")[0])}
+    names = {name for target in targets for name in _names(target)}
     near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
     return f"{argument}={pattern!r} matches no parameter; " + (
         f"near: {', '.join(near)}" if near else "see model.named_parameters()"

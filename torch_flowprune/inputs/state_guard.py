@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import nn
 
 from torch_flowprune.inputs.names import is_mask
+from torch_flowprune.torch_internals import is_compiled
 
 Restore = Callable[[], None]
 
@@ -36,8 +37,17 @@ def untouched(model: nn.Module, data: object = None, mode: str = "eval") -> Iter
         stack.callback(_modes(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(_uncompiled(model))
         settle(model, mode)
         yield rewind
+
+
+def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
+    """Compiled parts run as their code inside: what a compiler makes of them does not differentiate twice."""
+    if any(is_compiled(module) for module in model.modules()):
+        eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+        return eager
+    return nullcontext()
 
 
 def check_mode(mode: str) -> None:

@@ -31,13 +31,20 @@ class Target:
     """One parameter of a model: its name, every module attribute that holds it (several when tied), and its mask.
 
     ``name`` is the parameter's name in the unpruned model: ``fc.weight``, also where torch's pruning calls it
-    ``fc.weight_orig``.
+    ``fc.weight_orig``. ``aliases`` are what else it is called: by a tied weight's other owners, and without the names
+    that ``torch.compile`` and data parallelism put before those of a part.
     """
 
     name: str
     owners: tuple[Pair, ...]
     parameter: nn.Parameter
     mask: Tensor | None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it is called."""
+        return self.name, *self.aliases
 
     @property
     def theta(self) -> Tensor:

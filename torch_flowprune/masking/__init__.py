@@ -1,8 +1,9 @@
-"""Masks on a model and off it, and what has to keep step with them: checkpoints, optimizers."""
+"""Masks on a model and off it, and what has to keep step with them: checkpoints, optimizers, averages."""
 
 from torch_flowprune.masking.apply import apply_masks
+from torch_flowprune.masking.averages import averaged_model, sync_masks
 from torch_flowprune.masking.checkpoint import load_state_dict, masks, state_dict
-from torch_flowprune.masking.checks import check_can_mask, fitting
+from torch_flowprune.masking.checks import all_fitting, check_can_mask
 from torch_flowprune.masking.dense import dense_copy, remove, write_zeros
 from torch_flowprune.masking.export import export_ready
 from torch_flowprune.masking.hook import put_on
@@ -12,12 +13,13 @@ from torch_flowprune.masking.snapshots import all_or_nothing, restored
 
 __all__ = [
     "LostZeros",
+    "all_fitting",
     "all_or_nothing",
     "apply_masks",
+    "averaged_model",
     "check_can_mask",
     "dense_copy",
     "export_ready",
-    "fitting",
     "keep_zeros",
     "load_state_dict",
     "lost_zeros",
@@ -26,5 +28,6 @@ __all__ = [
     "remove",
     "restored",
     "state_dict",
+    "sync_masks",
     "write_zeros",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.inputs import Target, flags, parameters_of, unwrapped
-from torch_flowprune.masking.checks import fitting
+from torch_flowprune.masking.checks import all_fitting
 from torch_flowprune.masking.hook import put_on, take_off
 from torch_flowprune.masking.snapshots import all_or_nothing
 
@@ -29,7 +29,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], *, copy: bool = T
     1
     """
     known = parameters_of(unwrapped(model))
-    checked = {name: fitting(known.get(name), name, mask) for name, mask in masks.items()}
+    checked = all_fitting(known, masks)
     with all_or_nothing(known[name] for name in checked):
         for name, mask in checked.items():
             old = known[name].mask

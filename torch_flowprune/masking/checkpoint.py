@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from torch_flowprune.inputs import Target, is_mask, masked_name, parameters_of, plain_name, unwrapped
+from torch_flowprune.inputs import (
+    Target,
+    forms,
+    is_mask,
+    masked_name,
+    own_names,
+    parameters_of,
+    plain_name,
+    unwrapped,
+    without_wrappers,
+)
 from torch_flowprune.masking.apply import set_mask
 from torch_flowprune.masking.checks import check_can_mask
+from torch_flowprune.masking.own_loaders import values_intact_on_error
 from torch_flowprune.masking.packed_bits import pack, unpack
-from torch_flowprune.masking.snapshots import all_or_nothing
+from torch_flowprune.masking.snapshots import intact_on_error
 
 
 def masks(model: nn.Module, packed: bool = False) -> dict[str, Tensor]:
@@ -40,19 +52,48 @@ def masks_on(targets: Mapping[str, Target]) -> dict[str, Tensor]:
     return {name: target.mask != 0 for name, target in targets.items() if target.mask is not None}
 
 
-def state_dict(model: nn.Module) -> dict[str, Any]:
+def state_dict(model: nn.Module, *, dense: bool = False) -> dict[str, Any]:
     """The model's state dict with its masks packed to bits: a mask takes 1/32 of its float32 weight.
 
     :func:`load_state_dict` reads it back into a pruned or a dense model; ``torch.save`` and safetensors both write it.
+
+    Args:
+        model: any module.
+        dense: the names of the unpruned model, and zeros in the values, without the masks: what any strict loader takes
+            (``from_pretrained``, a hub, a trainer that resumes). Store :func:`masks` beside it, and put them on with
+            :func:`~torch_flowprune.apply_masks`. The values under the masks are not in it.
 
     >>> import torch_flowprune as fp
     >>> layer = nn.Linear(16, 2)
     >>> report = fp.global_prune(layer, "magnitude", sparsity=0.5)
     >>> {name: (str(value.dtype), value.numel()) for name, value in state_dict(layer).items()}
     {'weight_orig': ('torch.float32', 32), 'bias': ('torch.float32', 2), 'weight_mask': ('torch.uint8', 4)}
+    >>> nn.Linear(16, 2).load_state_dict(state_dict(layer, dense=True))
+    <All keys matched successfully>
     """
-    state = unwrapped(model).state_dict()
-    return {name: pack(value) if is_mask(name, state) else value for name, value in state.items()}
+    inner = unwrapped(model)
+    state = inner.state_dict()
+    if dense:
+        values = _with_zeros(parameters_of(inner), state)
+    else:
+        values = {name: pack(value) if is_mask(name, state) else value for name, value in state.items()}
+    return _with_metadata(values, getattr(state, "_metadata", None))
+
+
+def _with_zeros(known: Mapping[str, Target], state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state under the names of the unpruned model: one tensor a parameter, by however many names."""
+    names = {name: target.name for target in known.values() for name in target.names if target.mask is not None}
+    zeroed = {name: target.theta for name, target in known.items() if target.mask is not None}
+    plain = {plain_name(name, state): value for name, value in state.items() if not is_mask(name, state)}
+    return {name: zeroed[names[name]] if name in names else value for name, value in plain.items()}
+
+
+def _with_metadata(values: Mapping[str, Any], metadata: Mapping[str, Any] | None) -> OrderedDict[str, Any]:
+    """As torch's state dicts carry them: the versions of the modules, by which their loaders go."""
+    state = OrderedDict(values)
+    if metadata is not None:
+        state._metadata = metadata  # type: ignore[attr-defined]
+    return state
 
 
 def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
@@ -60,13 +101,15 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
 
     A pruned state (this package's with packed masks, or torch's with ``weight_mask`` of any dtype) makes the model
     pruned in just that way, whatever it was before. A dense state sets the weights and leaves the model's masks where
-    they are: the way to rewind a pruned model to its initialisation.
+    they are: the way to rewind a pruned model to its initialisation. A state of the model inside ``torch.compile`` or
+    data parallelism fits it outside, and the other way round; a tied weight may be there under any of its names.
 
     Returns:
         The model.
 
     Raises:
         ValueError: if an entry is missing, unexpected or of another shape; nothing was loaded then.
+        Exception: what a module's own loader raises; nothing was loaded then either.
 
     >>> import torch_flowprune as fp
     >>> pruned, dense = nn.Linear(4, 2), nn.Linear(4, 2)
@@ -75,30 +118,66 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
     True
     """
     inner = unwrapped(model)
-    values, masks_in_state = _split(state)
-    _check_entries(_split(inner.state_dict())[0], values)
-    known = parameters_of(inner)
-    wanted = {name: _mask(masks_in_state[name], known[name].parameter) for name in known if name in masks_in_state}
-    for name in wanted:
-        check_can_mask(known[name], name)
-    with all_or_nothing(known.values()):
+    known, own = parameters_of(inner), inner.state_dict()
+    expected = {plain_name(key, own): value for key, value in own.items() if not is_mask(key, own)}
+    values, masks_in_state = _split(state, expected)
+    _fill_tied(values, known, expected)
+    _check_entries(expected, values)
+    wanted = _wanted(known, masks_in_state)
+    with values_intact_on_error(inner), intact_on_error(inner.modules()):
         if masks_in_state:
             for name, target in known.items():
                 set_mask(target, wanted.get(name))
         own = inner.state_dict()
-        inner.load_state_dict({key: own[key] if is_mask(key, own) else values[plain_name(key, own)] for key in own})
+        loaded = {key: own[key] if is_mask(key, own) else values[plain_name(key, own)] for key in own}
+        inner.load_state_dict(_with_metadata(loaded, _metadata(state, own)))
     return model
 
 
-def _split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A state dict as values under dense names, and masks under the names of what they mask."""
-    values = {plain_name(name, state): value for name, value in state.items() if not is_mask(name, state)}
-    return values, {masked_name(name): value for name, value in state.items() if is_mask(name, state)}
+def _split(state: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A state dict as values under the model's names, unpruned, and masks under the names of what they mask."""
+    own = {without_wrappers(name): name for name in expected}
+    values: dict[str, Any] = {}
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        mask = is_mask(key, state)
+        name = masked_name(key) if mask else plain_name(key, state)
+        (found if mask else values)[next((own[form] for form in forms(name) if form in own), name)] = value
+    return values, found
+
+
+def _fill_tied(values: dict[str, Any], known: Mapping[str, Target], expected: Mapping[str, Any]) -> None:
+    """A tied weight under the names that the state lacks: some writers store one tensor once."""
+    for target in known.values():
+        given = [values[name] for name in target.names if name in values]
+        for name in target.names:
+            if given and name in expected:
+                values.setdefault(name, given[0])
+
+
+def _wanted(known: Mapping[str, Target], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masks of a state by the model's names; of two of one tied weight, what either removes."""
+    wanted: dict[str, Tensor] = {}
+    for key, name in own_names(known, given).items():
+        if name in known:
+            mask = _mask(given[key], check_can_mask(known[name], name).parameter)
+            wanted[name] = mask & wanted[name] if name in wanted else mask
+    return wanted
 
 
 def _mask(value: Tensor, parameter: Tensor) -> Tensor:
     whole = value.shape == parameter.shape
     return ((value != 0) if whole else unpack(value, parameter.shape)).to(parameter.device)
+
+
+def _metadata(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The versions that a state says its modules had.
+
+    One that says nothing (safetensors) is of these modules', as all of its entries fit.
+    """
+    versions = {forms(path)[-1]: version for path, version in getattr(state, "_metadata", {}).items()}
+    ours: Mapping[str, Any] = getattr(own, "_metadata", {})
+    return {path: versions.get(forms(path)[-1], version) for path, version in ours.items()}
 
 
 def _check_entries(own: Mapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from torch_flowprune.inputs import Target, computed, mask_of, original
+from torch_flowprune.inputs import Target, computed, mask_of, original, own_names
 from torch_flowprune.masking.packed_bits import unpack
 
 
@@ -53,14 +55,15 @@ def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
         )
 
 
-def fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
+def _fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
     """The mask as bool, of the parameter's shape, on its device.
 
     An error says why it cannot be put on the parameter.
     """
     target = check_can_mask(target, name)
-    if mask.dtype is torch.uint8 and mask.shape != target.parameter.shape:
-        mask = unpack(mask, target.parameter.shape)
+    shape = target.parameter.shape
+    if mask.dtype is torch.uint8 and (mask.shape != shape or shape == (1,)):  # one entry and its byte have one shape
+        mask = unpack(mask, shape)
     if mask.dtype is not torch.bool:
         raise ValueError(f"the mask of {target.name!r} should be bool (True = kept), got {mask.dtype}: use mask != 0")
     if mask.shape != target.parameter.shape:
@@ -68,3 +71,16 @@ def fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
             f"the mask of {target.name!r} should have shape {tuple(target.parameter.shape)}, got {tuple(mask.shape)}"
         )
     return mask.detach().to(target.parameter.device)
+
+
+def all_fitting(known: Mapping[str, Target], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masks under the names that the model has, each as :func:`_fitting` gives it.
+
+    Two masks under two names of one tied weight are one: what either removes is removed.
+    """
+    names, checked = own_names(known, masks), dict[str, Tensor]()
+    for given, mask in masks.items():
+        name = names[given]
+        found = _fitting(known.get(name), given, mask)
+        checked[name] = found & checked[name] if name in checked else found
+    return checked

@@ -19,6 +19,7 @@ from torch_flowprune.masking.hook import (
     undress,
     write,
 )
+from torch_flowprune.masking.mask_memory import remember
 from torch_flowprune.masking.snapshots import intact_on_error
 
 
@@ -59,6 +60,7 @@ def _make_permanent(tensors: Sequence[Pair]) -> None:
             drop_hook(module, name)  # torch's own too: their remove would move the parameter to the end of the order
         for parameter, mask in values_and_masks:
             write(parameter, permanent(parameter, mask))
+            remember(parameter, mask)
         for module, _ in tensors:
             list_again(module)
 

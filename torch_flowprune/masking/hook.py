@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from torch_flowprune.inputs import mask_of, masked, original
+from torch_flowprune.masking.mask_memory import remember
 from torch_flowprune.masking.parametrization import masked_kind, product, rename, with_masked, without_masked
 from torch_flowprune.masking.weight_standardization import only_whole_filters, standardises
 from torch_flowprune.torch_internals import list_flat_weights, set_tensor_name, tensor_name
@@ -61,6 +62,7 @@ class MaskHook(prune.PruningContainer):
         value = permanent(parameter, mask)
         undress(module, name)
         write(parameter, value)
+        remember(parameter, mask)
         list_again(module)
 
 
@@ -83,6 +85,7 @@ def put_on(module: nn.Module, name: str, mask: Tensor) -> MaskHook:
 def take_off(module: nn.Module, name: str) -> None:
     """Undo :func:`put_on`: class, names and hooks as before, the parameter's values as they are."""
     drop_hook(module, name)
+    remember(module._parameters[original(name)], None)  # type: ignore[arg-type]  # a masked parameter is never None
     undress(module, name)
     list_again(module)
 

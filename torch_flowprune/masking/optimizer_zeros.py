@@ -2,71 +2,153 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from torch_flowprune.inputs import Target, clear, parameters_of, unwrapped
-from torch_flowprune.masking.checkpoint import masks_on
+from torch_flowprune.inputs import clear, own_names, parameters_of, unwrapped
+from torch_flowprune.masking.mask_memory import MaskMemory
+from torch_flowprune.torch_internals import runs_step_hooks
+
+# Where wrappers hold what they wrap: accelerate, Lightning, apex; timm's Lookahead; ZeroRedundancyOptimizer; fastai.
+_INNER = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer", "optim", "opt")
 
 
-def keep_zeros(
-    model: nn.Module, optimizer: torch.optim.Optimizer, masks: Mapping[str, Tensor] | None = None
-) -> RemovableHandle:
+def keep_zeros(model: nn.Module, optimizer: Any, masks: Mapping[str, Tensor] | None = None) -> RemovableHandle:
     """Hold pruned entries at exactly 0, in the parameters and in the optimizer's state, now and after every step.
 
     Without it a masked model computes the same, but momentum and weight decay move what lies under the mask; and after
-    :func:`~torch_flowprune.remove` training revives zeros. Called before ``remove``, or with ``masks``, it goes on
-    holding them afterwards. Masks put on later are held too.
+    :func:`~torch_flowprune.remove` training revives zeros. What is held is the latest mask of each parameter, whatever
+    put it on: of rounds that come later too, and after ``remove``. So it may be called before the first prune.
+
+    Optimizers that look at a whole parameter (the norms of LAMB, LARS and Adafactor, adaptive clipping) count what lies
+    under the mask. From the first step on they count zeros.
 
     Args:
-        model: the pruned model.
-        optimizer: any optimizer over its parameters.
-        masks: what to hold, by parameter name; the model's own masks if left out.
+        model: the model, pruned or not yet.
+        optimizer: any optimizer over its parameters, or a wrapper around one, such as accelerate's, Lightning's,
+            fastai's or timm's ``Lookahead``.
+        masks: what to hold besides the model's own masks, by parameter name: the way to hold zeros of a model whose
+            masks were made permanent before.
 
     Returns:
-        A handle: ``handle.remove()`` ends it.
+        A handle: ``handle.remove()`` ends it. A copied or loaded optimizer has no hooks: call this again.
 
     Raises:
-        ValueError: if nothing is pruned, or a mask does not fit its parameter.
+        ValueError: if a mask does not fit its parameter.
+        TypeError: if the optimizer has no ``step``.
 
-    >>> import torch_flowprune as fp
+    >>> import torch, torch_flowprune as fp
     >>> layer = nn.Linear(4, 2)
-    >>> report = fp.global_prune(layer, "magnitude", sparsity=0.5)
     >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.1)
     >>> handle = keep_zeros(layer, optimizer)
+    >>> report = fp.global_prune(layer, "magnitude", sparsity=0.5)
     >>> layer(torch.ones(1, 4)).sum().backward(); optimizer.step()
     >>> int((layer.weight_orig == 0).sum())
     4
     """
-    inner = unwrapped(model)
-    known = parameters_of(inner)
-    held = masks_on(known) if masks is None else dict(masks)
-    if not held:
-        raise ValueError(
-            "nothing is pruned, so there are no zeros to keep: prune first, or after fp.remove pass masks= "
-            "(fp.masks(model), taken before)"
-        )
-    for name, mask in held.items():
-        if name not in known or known[name].parameter.shape != mask.shape:
+    if not callable(getattr(optimizer, "step", None)):
+        raise TypeError(f"expected an optimizer or a wrapper around one, got {type(optimizer).__name__}")
+    chain = _chain(optimizer)
+    hold = _HoldZeros(MaskMemory(model, _checked_masks(model, masks or {})), chain)
+    hold()
+    return _after_each_step(chain, hold)
+
+
+def _checked_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By the model's own names."""
+    known = parameters_of(unwrapped(model))
+    names = own_names(known, masks)
+    for given, mask in masks.items():
+        if names[given] not in known or known[names[given]].parameter.shape != mask.shape:
             raise ValueError(
-                f"masks= has {name!r} of shape {tuple(mask.shape)}, and the model has no such parameter of that shape"
+                f"masks= has {given!r} of shape {tuple(mask.shape)}, and the model has no such parameter of that shape"
             )
+    return {names[given]: mask for given, mask in masks.items()}
 
-    def hold(targets: Mapping[str, Target]) -> None:
-        for name, target in targets.items():
-            mask = held.get(name) if target.mask is None else target.mask
+
+class _HoldZeros:
+    """The hook. A class, as a function inside another could not be pickled."""
+
+    def __init__(self, memory: MaskMemory, optimizers: list[Any]) -> None:
+        self.memory, self.optimizers = memory, optimizers
+
+    def __call__(self, *_: Any) -> None:
+        for name, target in self.memory.look().items():
+            mask = self.memory.latest.get(name)
             if mask is not None:
-                _zero(target, mask, optimizer)
+                self._zero(target.parameter, mask)
 
-    hold(known)
-    return optimizer.register_step_post_hook(lambda *_: hold(parameters_of(inner)))
+    def _zero(self, parameter: nn.Parameter, mask: Tensor) -> None:
+        held = _laid_as(mask, parameter)
+        clear(_local(parameter), held)
+        for optimizer in self.optimizers:
+            for key, value in getattr(optimizer, "state", {}).get(parameter, {}).items():
+                if key != "step" and _has_numbers_like(mask, value):
+                    clear(_local(value), held)
 
 
-def _zero(target: Target, mask: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    clear(target.parameter, mask)
-    for value in optimizer.state.get(target.parameter, {}).values():
-        if isinstance(value, Tensor) and value.shape == mask.shape:
-            clear(value, mask)
+def _has_numbers_like(mask: Tensor, value: object) -> bool:
+    """Whether a state has a number for each entry: codes in 8 bits, say, have a code of their own for 0."""
+    return isinstance(value, Tensor) and value.shape == mask.shape and (value.is_floating_point() or value.is_complex())
+
+
+def _local(value: Tensor) -> Tensor:
+    """A sharded tensor's own part; any other tensor itself."""
+    shard: Tensor = value.detach().to_local() if hasattr(value, "device_mesh") else value  # type: ignore[attr-defined]
+    return shard
+
+
+def _laid_as(mask: Tensor, parameter: Tensor) -> Tensor:
+    """A whole mask's entries for the part of the parameter that is here; all ranks have the whole mask."""
+    if not hasattr(parameter, "device_mesh"):
+        return mask
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh: Any = parameter.device_mesh
+    whole = DTensor.from_local(mask.to(parameter.device), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return whole.redistribute(placements=parameter.placements).to_local()  # type: ignore[attr-defined]
+
+
+def _chain(optimizer: Any) -> list[Any]:
+    """An optimizer and what it wraps, outermost first."""
+    chain = [optimizer]
+    while True:
+        inner = [getattr(chain[-1], key, None) for key in _INNER]
+        known = {id(one) for one in chain}
+        found = next((one for one in inner if callable(getattr(one, "step", None)) and id(one) not in known), None)
+        if found is None:
+            return chain
+        chain.append(found)
+
+
+def _after_each_step(chain: list[Any], hook: Callable[..., None]) -> RemovableHandle:
+    """Run the hook after each step, of the outermost that runs hooks: not all of torch's kind do."""
+    outermost = next((one for one in chain if runs_step_hooks(one)), None)
+    if outermost is not None:
+        handle: RemovableHandle = outermost.register_step_post_hook(hook)
+        return handle
+    innermost = chain[-1]
+    if not isinstance(innermost.step, _StepThenHooks):
+        innermost.step = _StepThenHooks(innermost)
+    hooks = innermost.step.hooks
+    handle = RemovableHandle(hooks)
+    hooks[handle.id] = hook
+    return handle
+
+
+class _StepThenHooks:
+    """The step of an optimizer that knows no hooks, as fastai's own, and hooks after it."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self.hooks: OrderedDict[int, Callable[..., None]] = OrderedDict()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = type(self.optimizer).step(self.optimizer, *args, **kwargs)
+        for hook in list(self.hooks.values()):
+            hook()
+        return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from torch_flowprune.gradients import Flow, FlowSource, LossOptions, flow_over
 from torch_flowprune.inputs import Batch, check_options, from_options, unwrapped, wide
+from torch_flowprune.masking import averaged_model, sync_masks
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.route import prune
 from torch_flowprune.scoring import (
@@ -54,6 +55,8 @@ class Pruner:
         alpha: the weight of the newest minibatch in the average; the paper's code has 0.8.
         theta0: the reference point, for measures that read it; the parameters as they are now if left out.
         generator: the source of randomness for ``random``.
+        averages: averages of the model (EMA, SWA), brought in step with its masks after each round as
+            :func:`~torch_flowprune.sync_masks` does; one made later may be appended to ``pruner.averages``.
         options: further arguments of :func:`~torch_flowprune.global_prune` (``granularity``, ``loss``, ``min_keep``,
             ...).
 
@@ -86,11 +89,14 @@ class Pruner:
         alpha: float = 0.8,
         theta0: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
+        averages: Iterable[Any] = (),
         **options: Unpack[PrunerOptions],
     ) -> None:
         check_options("Pruner", options, PrunerOptions.__annotations__)
         self.model, self.method, self.measure = model, method, measures.resolve(method)
         self.alpha, self.generator = fraction(alpha, "alpha"), generator
+        self.averages = list(averages)
+        self._check_averages()
         if theta0 is None and "theta0" in measures.needs(self.measure):
             theta0 = _copied_state(unwrapped(model).state_dict())
         self.source = from_options(FlowSource, options, theta0=theta0)
@@ -139,11 +145,13 @@ class Pruner:
             ValueError: when all rounds are done, or there is nothing to score from.
         """
         goal = Goal(self.next_sparsity)
+        self._check_averages()
         tracked = None
         if self.tracked and data is None:
             tracked = Scores(self.tracked, measures.name_of(self.method), label(self.units.granularity))
         source = replace(self.source, data=data)
         report = prune(self.model, self.measure, source, self.units, goal, self.allocation, tracked, self.generator)
+        sync_masks(self.model, *self.averages)
         self.tracked = {}
         self.round += 1
         return report
@@ -174,6 +182,11 @@ class Pruner:
         self.source = replace(self.source, theta0=state["theta0"])
         if self.generator is not None and state.get("generator") is not None:
             self.generator.set_state(state["generator"].cpu())
+
+    def _check_averages(self) -> None:
+        """Before anything is pruned: an average of another model would be met with the model pruned."""
+        for average in self.averages:
+            averaged_model(self.model, average)
 
     def _candidates(self) -> Candidates:
         return self.units.of(unwrapped(self.model), self.source)

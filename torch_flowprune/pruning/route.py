@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.gradients import Flow, FlowSource, flow_over
-from torch_flowprune.inputs import Pair, Ranks, parameters_of, unwrapped
+from torch_flowprune.inputs import Pair, Ranks, own_names, parameters_of, unwrapped
 from torch_flowprune.masking import all_or_nothing, lost_zeros
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.report_warnings import warn_of, warn_of_lost_zeros
@@ -76,6 +76,7 @@ def _scored_pairs(model: nn.Module, scores: Mapping[Any, Tensor]) -> Iterable[Pa
     if not scores:
         raise ValueError("scores= is empty: expected scores by parameter name, as fp.scores returns them")
     known = parameters_of(model)
-    if unknown := [key for key in scores if isinstance(key, str) and key not in known]:
+    names = own_names(known, [key for key in scores if isinstance(key, str)])
+    if unknown := [key for key, name in names.items() if name not in known]:
         raise ValueError(f"scores= has entries for parameters this model does not have: {', '.join(unknown[:5])}")
-    return [known[key].owners[0] if isinstance(key, str) else key for key in scores]
+    return [known[names[key]].owners[0] if isinstance(key, str) else key for key in scores]

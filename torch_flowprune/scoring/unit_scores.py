@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_flowprune.inputs import own_names
 from torch_flowprune.scoring.candidates import Candidate, Candidates, label
 from torch_flowprune.scoring.granularity import Granularity
 from torch_flowprune.scoring.stacked_scores import Computed, LayerScores
@@ -96,8 +97,10 @@ def given(scores: Mapping[Any, Tensor], found: Candidates, granularity: Granular
             "compute scores of those, or leave granularity= out"
         )
     values = {}
+    known = {target.name: target for candidate in found.values() for target in candidate.targets}
+    names = {own: key for key, own in own_names(known, [key for key in scores if isinstance(key, str)]).items()}
     for name, candidate in found.items():
-        keys = (name, *(owner for target in candidate.targets for owner in target.owners))
+        keys = (name, names.get(name), *(owner for target in candidate.targets for owner in target.owners))
         value = next((scores[key] for key in keys if key in scores), None)
         if value is None:
             raise ValueError(
