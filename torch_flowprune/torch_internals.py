@@ -33,6 +33,7 @@ __all__ = [
     "foreach_addcmul_",
     "foreach_copy_",
     "foreach_mul_",
+    "forget_flat_size",
     "has_hooks",
     "in_function_transform",
     "inside_compiled",
@@ -138,6 +139,15 @@ def tensor_name(hook: Any) -> str:
 def set_tensor_name(hook: Any, name: str) -> None:
     """Make a hook the one of this tensor, as torch's ``apply`` does."""
     hook._tensor_name = name
+
+
+# -- optimizers ------------------------------------------
+
+
+def forget_flat_size(optimizer: torch.optim.Optimizer) -> None:
+    """``LBFGS`` counts its parameters once: it counts anew when they have been replaced."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        optimizer._numel_cache = None
 
 
 # -- graphs, and what a model takes and returns ------------------------------------------

@@ -5,7 +5,7 @@ from torch_flowprune.masking.checkpoint import load_state_dict, masks, state_dic
 from torch_flowprune.masking.checks import check_can_mask, fitting
 from torch_flowprune.masking.dense import dense_copy, remove, write_zeros
 from torch_flowprune.masking.hook import put_on
-from torch_flowprune.masking.optimizer_zeros import keep_zeros
+from torch_flowprune.masking.optimizer_zeros import held_by, keep_zeros
 from torch_flowprune.masking.snapshots import all_or_nothing, restored
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "check_can_mask",
     "dense_copy",
     "fitting",
+    "held_by",
     "keep_zeros",
     "load_state_dict",
     "masks",

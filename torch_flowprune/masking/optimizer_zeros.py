@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,28 @@ from torch.utils.hooks import RemovableHandle
 
 from torch_flowprune.inputs import Target, clear, parameters_of, unwrapped
 from torch_flowprune.masking.checkpoint import masks_on
+
+
+@dataclass(eq=False)
+class HeldZeros:
+    """What runs after an optimizer's steps: pruned entries of a model, and of the optimizer's state, back to 0."""
+
+    model: nn.Module
+    masks: Mapping[str, Tensor]
+
+    def __call__(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for name, target in parameters_of(self.model).items():
+            mask = self.masks.get(name) if target.mask is None else target.mask
+            if mask is not None:
+                _zero(target, mask, optimizer)
+
+
+_HELD: WeakKeyDictionary[torch.optim.Optimizer, WeakSet[HeldZeros]] = WeakKeyDictionary()
+
+
+def held_by(optimizer: torch.optim.Optimizer, model: nn.Module) -> Iterable[HeldZeros]:
+    """The zeros of a model that this optimizer's steps hold."""
+    return [held for held in _HELD.get(optimizer, ()) if held.model is model]
 
 
 def keep_zeros(
@@ -55,17 +79,18 @@ def keep_zeros(
                 f"masks= has {name!r} of shape {tuple(mask.shape)}, and the model has no such parameter of that shape"
             )
 
-    def hold(targets: Mapping[str, Target]) -> None:
-        for name, target in targets.items():
-            mask = held.get(name) if target.mask is None else target.mask
-            if mask is not None:
-                _zero(target, mask, optimizer)
-
-    hold(known)
-    return optimizer.register_step_post_hook(lambda *_: hold(parameters_of(inner)))
+    zeros = HeldZeros(inner, held)
+    zeros(optimizer)
+    _HELD.setdefault(optimizer, WeakSet()).add(zeros)
+    return optimizer.register_step_post_hook(zeros)
 
 
 def _zero(target: Target, mask: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    if target.parameter.shape != mask.shape:
+        raise ValueError(
+            f"keep_zeros holds a mask of shape {tuple(mask.shape)} on {target.name!r}, which has been cut to "
+            f"{tuple(target.parameter.shape)} since: shrink(..., optimizer=) takes it along"
+        )
     clear(target.parameter, mask)
     for value in optimizer.state.get(target.parameter, {}).values():
         if isinstance(value, Tensor) and value.shape == mask.shape:
