@@ -34,6 +34,7 @@ __all__ = [
     "foreach_addcmul_",
     "foreach_copy_",
     "foreach_mul_",
+    "forget_flat_size",
     "has_hooks",
     "has_loading_hooks",
     "in_function_transform",
@@ -167,6 +168,12 @@ def runs_step_hooks(optimizer: Any) -> bool:
     ``Optimizer.__init__`` sees to it; a wrapper that is an ``Optimizer`` by name alone may take hooks and run none.
     """
     return bool(getattr(type(optimizer).step, "hooked", False)) and hasattr(optimizer, "_optimizer_step_post_hooks")
+
+
+def forget_flat_size(optimizer: torch.optim.Optimizer) -> None:
+    """``LBFGS`` counts its parameters once: it counts anew when they have been replaced."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        optimizer._numel_cache = None
 
 
 # -- graphs, and what a model takes and returns ------------------------------------------

@@ -17,7 +17,8 @@ import torch_flowprune as fp
 from torch_flowprune.channels.coupling import arguments_of, couple, coupling_of
 from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice, channel_masks, living_channels, rows
 from torch_flowprune.channels.rules.table import RULES
-from torch_flowprune.channels.shrinking.removal import ShrinkError, shrink
+from torch_flowprune.channels.shrinking.removal import shrink
+from torch_flowprune.channels.shrinking.surgery import ShrinkError
 from torch_flowprune.channels.tracing.label_propagation import required_by
 from torch_flowprune.channels.tracing.labelled_graph import export, read
 

@@ -22,7 +22,8 @@ from torch_flowprune.channels.groups import channel_masks
 from torch_flowprune.channels.shrinking.architecture import describe, rebuild
 from torch_flowprune.channels.shrinking.equivalence import relative_error
 from torch_flowprune.channels.shrinking.exported_module import ExportedModule
-from torch_flowprune.channels.shrinking.removal import ShrinkError, shrink
+from torch_flowprune.channels.shrinking.removal import shrink
+from torch_flowprune.channels.shrinking.surgery import ShrinkError
 
 PRUNABLE = [name for name, case in CASES.items() if case.groups]
 

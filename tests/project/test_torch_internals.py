@@ -269,3 +269,13 @@ def defined(tree):
 
 def of_self(node):
     return isinstance(node.value, ast.Name) and node.value.id == "self"
+
+
+def test_lbfgs_counts_its_parameters_anew():
+    layers = [nn.Linear(2, 2), nn.Linear(1, 1)]
+    optimizer = torch.optim.LBFGS(layers[0].parameters())
+    optimizer.step(lambda: layers[0](torch.ones(1, 2)).square().sum())
+    optimizer.param_groups[0]["params"][:] = layers[1].parameters()
+    internals.forget_flat_size(optimizer)
+    assert optimizer._numel() == 2
+    internals.forget_flat_size(torch.optim.SGD(layers[0].parameters()))

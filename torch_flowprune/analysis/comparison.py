@@ -161,9 +161,9 @@ def compare(
         held_out: what the loss is measured on; ``data`` itself if left out (then the loss is one the scores have seen).
         generator: for ``random``.
         options: as :func:`~torch_flowprune.global_prune` takes them: which units (``granularity``, ``parameters``,
-            ``include``, ``exclude``, ``scored_by``), how sparsity is shared out (``scope``, ``min_keep``, ``cost``),
-            and what is differentiated (``loss``, ``closure``, ``mode``, ``max_memory``, ...). The loss on held-out data
-            is at temperature 1 and in the model's own precision.
+            ``include``, ``exclude``, ``scored_by``, ``coupling``), how sparsity is shared out (``allocation``,
+            ``min_keep``, ``cost``, ...), and what is differentiated (``loss``, ``closure``, ``mode``, ``max_memory``,
+            ...). The loss on held-out data is at temperature 1 and in the model's own precision.
 
     Raises:
         ValueError, TypeError: for bad arguments, naming the way out.

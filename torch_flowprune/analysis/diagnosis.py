@@ -136,8 +136,8 @@ def diagnose(
         method: the measure whose zeros and stability are asked.
         generator: for ``random``.
         options: the units of the measure as :func:`~torch_flowprune.scores` takes them (``granularity``,
-            ``parameters``, ``include``, ``exclude``, ``scored_by``), and the words of :func:`~torch_flowprune.flow`
-            (``closure``, ``max_samples``, ``theta0``, ``max_memory``, ...).
+            ``parameters``, ``include``, ``exclude``, ``scored_by``, ``coupling``), and the words of
+            :func:`~torch_flowprune.flow` (``closure``, ``max_samples``, ``theta0``, ``max_memory``, ...).
 
     Raises:
         ValueError, TypeError: as :func:`~torch_flowprune.flow` does.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_flowprune.channels.costs import costs_of
 from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
 from torch_flowprune.channels.rules import RULES, SPATIAL
 from torch_flowprune.channels.tracing import Block, Reading, read
@@ -37,14 +38,23 @@ def couple(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | No
     >>> couple(net, torch.randn(2, 3)).groups[0].size
     4
     """
-    return coupling_of(reading_of(model, example_inputs, kwargs))
+    dense = _without_masks(model)
+    reading = reading_of(dense, example_inputs, kwargs)
+    coupling = coupling_of(reading)
+    every = {group.name: torch.ones(group.size, dtype=torch.bool) for group in coupling.groups}
+    return replace(coupling, costs=costs_of(reading, coupling, dense, every))
 
 
 def reading_of(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Reading:
     """Of a pruned model that of the model without masks: what is coupled does not change with what is masked."""
-    pruned = any(target.mask is not None for target in parameters_of(model).values())
-    dense = dense_copy(model)[0] if pruned else model
+    dense = _without_masks(model)
     return read(dense, *arguments_of(dense, example_inputs, kwargs), RULES)
+
+
+def _without_masks(model: nn.Module) -> nn.Module:
+    """The model itself where nothing is pruned, else a copy."""
+    pruned = any(target.mask is not None for target in parameters_of(model).values())
+    return dense_copy(model)[0] if pruned else model
 
 
 def arguments_of(

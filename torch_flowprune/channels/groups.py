@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch_flowprune.channels.costs import Costs
 
 MASKED = ("producer", "affine", "consumer")
 
@@ -128,11 +131,13 @@ class Coupling:
         groups: the removable units.
         frozen: what is not removable, with the reason.
         unknown: operators without a rule, and how many of them the graph has.
+        costs: what the model costs as a function of the units that stay, where the coupling was read off it.
     """
 
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...] = ()
     unknown: Mapping[str, int] = field(default_factory=dict)
+    costs: Costs | None = None
 
     def __post_init__(self) -> None:
         names = [group.name for group in self.groups]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -15,6 +16,14 @@ from torch_flowprune.torch_internals import runs_step_hooks
 
 # Where wrappers hold what they wrap: accelerate, Lightning, apex; timm's Lookahead; ZeroRedundancyOptimizer; fastai.
 _INNER = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer", "optim", "opt")
+
+
+_HELD: WeakKeyDictionary[Any, WeakSet[MaskMemory]] = WeakKeyDictionary()
+
+
+def held_by(optimizer: Any, model: nn.Module) -> list[MaskMemory]:
+    """The masks of a model that this optimizer's steps hold at zero."""
+    return [memory for memory in _HELD.get(optimizer, ()) if memory.model is model]
 
 
 def keep_zeros(model: nn.Module, optimizer: Any, masks: Mapping[str, Tensor] | None = None) -> RemovableHandle:
@@ -55,6 +64,8 @@ def keep_zeros(model: nn.Module, optimizer: Any, masks: Mapping[str, Tensor] | N
     chain = _chain(optimizer)
     hold = _HoldZeros(MaskMemory(model, _checked_masks(model, masks or {})), chain)
     hold()
+    for one in chain:
+        _HELD.setdefault(one, WeakSet()).add(hold.memory)
     return _after_each_step(chain, hold)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_flowprune.channels import Coupling
 from torch_flowprune.gradients import FlowSource
 from torch_flowprune.inputs import Closure, Loss, Pair, Pattern
 from torch_flowprune.pruning.report import Report
@@ -48,6 +49,7 @@ def global_prune(
     scores: GivenScores | None = None,
     example_inputs: Any = None,
     scored_by: str = "producer",
+    coupling: Coupling | None = None,
     cost: str = "units",
     round_to: int = 1,
 ) -> Report:
@@ -88,6 +90,8 @@ def global_prune(
         example_inputs: inputs that show the shapes that ``synflow`` and channels need, where there is no data.
         scored_by: for channels, which of the coupled slices a measure reads: ``"producer"``, ``"group"``, ``"norm"`` or
             ``"scale"``.
+        coupling: for channels, what :func:`~torch_flowprune.couple` gives, or written by hand: the model is not read
+            again, and needs no ``example_inputs``.
         cost: what ``sparsity`` and ``amount`` are shares of: ``"units"``, or for channels the ``"parameters"`` or
             ``"flops"`` of the whole model. The units of lowest score then go, as few as bring what ``shrink`` leaves
             down to the target; every group keeps one.
@@ -125,7 +129,7 @@ def global_prune(
         autocast,
     )
     own = scores.granularity if isinstance(scores, Scores) else "weight"
-    units = PrunableUnits(granularity or own, parameters, include, exclude, scored_by)
+    units = PrunableUnits(granularity or own, parameters, include, exclude, scored_by, coupling)
     goal = Goal(sparsity, amount, rounds, schedule)
     shared_out = Allocation(allocation, scope, normalize, min_keep, max_sparsity, round_to, cost)
     return prune(model, measures.resolve(method), source, units, goal, shared_out, scores, generator)

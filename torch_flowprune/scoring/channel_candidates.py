@@ -15,16 +15,13 @@ from torch_flowprune.channels import (
     Coupling,
     Group,
     Slice,
-    canonical_names,
     channel_masks,
-    costs_of,
-    coupling_of,
+    couple,
     living_channels,
-    reading_of,
     rows,
 )
 from torch_flowprune.inputs import Pair, Pattern, Target, parameters_of, prunable
-from torch_flowprune.masking import check_can_mask, dense_copy
+from torch_flowprune.masking import check_can_mask, masks
 from torch_flowprune.scoring.candidates import Candidates
 from torch_flowprune.scoring.granularity import Blocks
 from torch_flowprune.torch_internals import AnyStatisticsNorm
@@ -40,7 +37,7 @@ class GroupUnits:
     group: Group
     members: Mapping[str, Target]
     scored: tuple[Slice, ...]
-    costs: Costs
+    costs: Costs | None
 
     @property
     def name(self) -> str:
@@ -121,33 +118,33 @@ class GroupUnits:
 
 def channel_candidates(
     model: nn.Module,
-    example_inputs: Any,
+    example_inputs: Any = None,
     parameters: Iterable[Pair] | None = None,
     include: Pattern | Sequence[Pattern] | None = None,
     exclude: Pattern | Sequence[Pattern] | None = None,
     scored_by: str = "producer",
+    coupling: Coupling | None = None,
 ) -> Candidates:
     """The groups of a model whose producers are all among the parameters to prune.
 
     Args:
-        model: run once on the example; left as it was.
+        model: run once on the example, where no coupling is given; left as it was.
         example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of them; two samples or more.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
         scored_by: ``"producer"``, the weights that compute the channel (the paper's); ``"group"``, everything coupled;
             ``"norm"``, γ and β of its norms; ``"scale"``, γ alone.
+        coupling: of this model, read before or written by hand.
 
     Raises:
-        ValueError: for another ``scored_by``, or if no group can be pruned, with the reasons.
+        ValueError: for another ``scored_by``, a coupling that does not fit the model, or if no group can be pruned, with
+            the reasons.
     """
     if scored_by not in SCORED_BY:
         raise ValueError(f"scored_by should be one of {', '.join(SCORED_BY)}, got {scored_by!r}")
-    dense, pruned = dense_copy(model)
-    reading = reading_of(dense, example_inputs)
-    coupling, names = coupling_of(reading), canonical_names(dense)
-    costs = costs_of(
-        reading, coupling, dense, living_channels(coupling, {names[name]: mask for name, mask in pruned.items()})
-    )
     known = parameters_of(model)
+    coupling = couple(model, example_inputs) if coupling is None else coupling
+    coupling.check_fits({**dict(model.named_buffers()), **{name: target.parameter for name, target in known.items()}})
+    costs = coupling.costs and replace(coupling.costs, kept=living_channels(coupling, masks(model)))
     chosen = {target.name for target in prunable(model, parameters, include, exclude)}
     candidates: Candidates = {}
     for group in coupling.groups:

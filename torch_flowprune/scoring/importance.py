@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from torch_flowprune.channels import Coupling
 from torch_flowprune.gradients import FlowOptions, FlowSource, flow_over
 from torch_flowprune.inputs import Closure, Loss, Pair, Pattern, parameters_of, unwrapped
 from torch_flowprune.scoring import measures
@@ -51,6 +52,7 @@ def scores(
     mode: str = "eval",
     example_inputs: Any = None,
     scored_by: str = "producer",
+    coupling: Coupling | None = None,
     generator: torch.Generator | None = None,
     progress: bool | None = None,
     max_memory: int | str | None = None,
@@ -71,6 +73,8 @@ def scores(
             see :func:`~torch_flowprune.flow`.
         scored_by: for channels: ``"producer"`` (the paper's), ``"group"``, ``"norm"`` or ``"scale"``, see
             :func:`~torch_flowprune.scoring.channel_candidates.channel_candidates`.
+        coupling: for channels, what :func:`~torch_flowprune.couple` gives, or written by hand: the model is not read
+            again, and needs no ``example_inputs``.
         generator: the source of randomness for ``random``; without it torch's global one is read and put back.
 
     Raises:
@@ -94,7 +98,7 @@ def scores(
         offload,
         autocast,
     )
-    units = PrunableUnits(granularity, parameters, include, exclude, scored_by)
+    units = PrunableUnits(granularity, parameters, include, exclude, scored_by, coupling)
     wrapped, model = model, unwrapped(model)
     methods = [method] if isinstance(method, str) or callable(method) else list(method)
     resolved = [measures.resolve(one) for one in methods]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from typing_extensions import TypedDict
 
+from torch_flowprune.channels import Coupling
 from torch_flowprune.gradients import FlowSource
 from torch_flowprune.inputs import Pair, Pattern, example_of, untouched
 from torch_flowprune.scoring.candidates import Candidates, label, parameter_candidates
@@ -23,6 +24,7 @@ class UnitOptions(TypedDict, total=False):
     include: Pattern | Sequence[Pattern] | None
     exclude: Pattern | Sequence[Pattern] | None
     scored_by: str
+    coupling: Coupling | None
 
 
 @dataclass(frozen=True)
@@ -38,25 +40,32 @@ class PrunableUnits:
     include: Pattern | Sequence[Pattern] | None = None
     exclude: Pattern | Sequence[Pattern] | None = None
     scored_by: str = "producer"
+    coupling: Coupling | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.parameters, Iterator):
             object.__setattr__(self, "parameters", list(self.parameters))  # read in every round
-        if self.granularity != "channel" and self.scored_by != "producer":
-            raise ValueError(
-                f"scored_by={self.scored_by!r} is for granularity='channel', got "
-                f"granularity={label(self.granularity)!r}"
-            )
+        for word, given in (("scored_by", self.scored_by != "producer"), ("coupling", self.coupling is not None)):
+            if given and self.granularity != "channel":
+                value = f"={self.scored_by!r}" if word == "scored_by" else "="
+                raise ValueError(
+                    f"{word}{value} is for granularity='channel', got granularity={label(self.granularity)!r}"
+                )
+        if not isinstance(self.coupling, Coupling | None):
+            raise TypeError(f"coupling should be what fp.couple gives, or written by hand, got {self.coupling!r}")
 
     def of(self, model: nn.Module, source: FlowSource) -> Candidates:
-        """By name: the units of each parameter, or coupled channels, which an example input shows."""
+        """By name: the units of each parameter, or coupled channels, which an example input or a coupling shows."""
+        chosen = (self.parameters, self.include, self.exclude)
         if self.granularity != "channel":
-            return parameter_candidates(model, self.granularity, self.parameters, self.include, self.exclude)
+            return parameter_candidates(model, self.granularity, *chosen)
+        if self.coupling is not None:
+            return channel_candidates(model, None, *chosen, self.scored_by, self.coupling)
         if source.example_inputs is None and isinstance(source.data, Iterator):
             raise ValueError(
                 "channels are found with an example input, and taking one from this iterator would lose a batch: pass "
-                "example_inputs="
+                "example_inputs= or coupling="
             )
         with untouched(model, source.data):
             example = example_of(source.data, source.example_inputs, next(model.parameters()).device)
-            return channel_candidates(model, example, self.parameters, self.include, self.exclude, self.scored_by)
+            return channel_candidates(model, example, *chosen, self.scored_by)

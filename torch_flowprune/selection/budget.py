@@ -56,7 +56,8 @@ class Budget:
         if costs is None:
             raise ValueError(
                 f"cost={cost!r} counts what shrink leaves of the model, and it removes whole channels only: "
-                "pass granularity='channel', or leave cost= out (sparsity is then the share of all units)"
+                "pass granularity='channel', or leave cost= out (sparsity is then the share of all units); a coupling "
+                "written by hand counts no costs, one that fp.couple reads does"
             )
         if not costs.total(cost):
             raise ValueError(

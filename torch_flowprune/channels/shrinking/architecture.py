@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch_flowprune.channels.shrinking.equivalence import ShrinkError
 from torch_flowprune.channels.shrinking.exported_module import ExportedModule
+from torch_flowprune.channels.shrinking.surgery import ShrinkError
 from torch_flowprune.channels.tracing import canonical_names
 
 

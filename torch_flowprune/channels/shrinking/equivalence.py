@@ -11,16 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from torch_flowprune.channels.shrinking.module_sizes import Surgery
+from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery
 from torch_flowprune.channels.tracing import Reading, operator_name
 from torch_flowprune.masking import write_zeros
 from torch_flowprune.torch_internals import tree_leaves, tree_map
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-
-
-class ShrinkError(RuntimeError):
-    """The smaller model could not be built, or does not compute what the masked one does. The model is as it was."""
 
 
 def first_line(error: Exception) -> str:

@@ -8,7 +8,6 @@ against the masked model, and tries another reading where several attributes of 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -16,32 +15,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from torch_flowprune.channels.shrinking.exported_module import RESIZERS
+from torch_flowprune.channels.shrinking.surgery import Surgery
 from torch_flowprune.channels.tracing import Reading, flat, module_path, operator_name
 from torch_flowprune.torch_internals import AnyConvolution
 
 Attributes = dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Surgery:
-    """What to do to a model.
-
-    Attributes:
-        keep: tensor -> axis -> (size,) bool.
-        attributes: module path -> attribute -> value.
-    """
-
-    keep: Mapping[str, Mapping[int, Tensor]]
-    attributes: Mapping[str, Mapping[str, Any]]
-
-    def cut(self, name: str, tensor: Tensor) -> Tensor:
-        for axis, kept in self.keep.get(name, {}).items():
-            tensor = tensor.index_select(axis, kept.nonzero().flatten().to(tensor.device))
-        return tensor
-
-    def shape(self, name: str, old: Sequence[int]) -> tuple[int, ...]:
-        axes = self.keep.get(name, {})
-        return tuple(int(axes[i].sum()) if i in axes else n for i, n in enumerate(old))
 
 
 def attribute_plans(

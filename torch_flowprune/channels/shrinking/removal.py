@@ -1,38 +1,28 @@
 """Dead channels physically removed: the same classes, smaller tensors, and outputs that are proved equal.
 
-``shrink`` slices parameters, buffers and optimizer state, and sets the attributes that state sizes (``out_channels``,
-``num_heads``). The result is run against the masked model before anything is handed out: in float64, in eval and in
-train mode, with affine parameters and running statistics shaken, so that defaults of zero and one hide nothing. If the
-two differ, the model is left as it was.
+`shrink` slices parameters, buffers and optimizer state, and sets the attributes that state sizes (`out_channels`,
+`num_heads`).
+The result is run against the masked model before anything is handed out: in float64, in eval and in train mode, with
+affine parameters and running statistics shaken, so that defaults of zero and one hide nothing. If the two differ, the
+model is left as it was.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels.coupling import arguments_of, coupling_of, reading_of
 from torch_flowprune.channels.groups import Coupling, living_channels
-from torch_flowprune.channels.rules import RULES
-from torch_flowprune.channels.shrinking.equivalence import ShrinkError, Trial, first_line, tolerance_of
-from torch_flowprune.channels.shrinking.exported_module import (
-    argument_names,
-    free_sizes,
-    graft,
-    recorded_calls,
-    resized_graph,
-)
-from torch_flowprune.channels.shrinking.module_sizes import Surgery, attribute_plans, changed_sizes
-from torch_flowprune.channels.shrinking.running_modules import RunningModules
-from torch_flowprune.channels.tracing import Reading, canonical_names, export, read, twin
-from torch_flowprune.inputs import parameters_of
-from torch_flowprune.masking import dense_copy, remove, write_zeros
+from torch_flowprune.channels.shrinking.attempts import Bench, attempt
+from torch_flowprune.channels.shrinking.equivalence import Trial, tolerance_of
+from torch_flowprune.channels.shrinking.handover import Follower, Handover, Optimizers
+from torch_flowprune.channels.shrinking.surgery import Surgery, kept_positions, operated
+from torch_flowprune.channels.tracing import Reading, canonical_names
+from torch_flowprune.masking import apply_masks, dense_copy, remove, write_zeros
 
 
 def shrink(
@@ -43,13 +33,15 @@ def shrink(
     coupling: Coupling | None = None,
     reading: Reading | None = None,
     kwargs: Mapping[str, Any] | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizers | None = None,
+    pruner: Follower | None = None,
     inplace: bool = False,
     graph: bool = True,
 ) -> nn.Module:
     """A smaller model without the dead channels of this one; its outputs are checked to be the masked model's.
 
-    A channel is dead where the masks leave nothing of its unit.
+    A channel is dead where the masks leave nothing of its unit. Masks of single weights and of filters go along, cut to
+    size; so do gradients, attributes that you put on parameters, and what is given as ``optimizer`` and ``pruner``.
 
     Args:
         model: the pruned model; left as it was unless ``inplace``.
@@ -58,7 +50,9 @@ def shrink(
         masks: by parameter name, True = kept; those on the model if left out, and where there are none, exact zeros.
         coupling, reading: of the model without masks, where they are at hand or written by hand; else read from it.
         kwargs: keyword arguments of the model's forward, besides.
-        optimizer: goes on with the smaller parameters, its state (momentum) sliced along.
+        optimizer: one or several, which go on with the smaller parameters: their state (momentum) is sliced along,
+            schedulers and scalers stay theirs, and what :func:`~torch_flowprune.keep_zeros` holds is held on.
+        pruner: a :class:`~torch_flowprune.Pruner` of this model, which goes on with the smaller one.
         inplace: change this model instead of a copy.
         graph: where a module's own code cannot take the new sizes (``reshape(B, N, C)`` with C read off its input),
             replace it by its exported graph, resized. With False, or in place, that is an error.
@@ -67,228 +61,56 @@ def shrink(
         The smaller model.
 
     Raises:
-        ShrinkError: if no smaller model computes what the masked one does; model and optimizer are as they were.
-        ValueError: if a coupling does not fit the model.
+        ShrinkError: if no smaller model computes what the masked one does, or an optimizer's state cannot be cut; all
+            is as it was.
+        ValueError: if a coupling does not fit the model, or an optimizer or a pruner is of another.
 
-    >>> import torch_flowprune as fp
+    Warns:
+        UserWarning: where parameters that train are in none of the optimizers given.
+
+    >>> import torch, torch_flowprune as fp
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> report = fp.global_prune(model, sparsity=0.5, granularity="channel", example_inputs=torch.ones(2, 3))
     >>> shrink(model, torch.ones(2, 3))[0].out_features
     4
     """
-    before = {name: target.parameter for name, target in parameters_of(model).items()}
     dense, own_masks = dense_copy(model)
     names = canonical_names(dense)
-    masks = {names[name]: mask.bool() for name, mask in {**own_masks, **(masks or {})}.items()}
-    write_zeros(dense, masks)
+    given = {names[name]: mask.bool() for name, mask in {**own_masks, **(masks or {})}.items()}
+    write_zeros(dense, given)
     args, keywords = arguments_of(dense, example_inputs, kwargs)
     reading = reading or reading_of(dense, args, keywords)
     coupling = coupling or coupling_of(reading)
     coupling.check_fits({**dict(dense.named_parameters()), **dict(dense.named_buffers())})
-    kept = living_channels(coupling, masks or {n: p != 0 for n, p in dense.named_parameters()})
-    surgery = Surgery(_kept_positions(coupling, kept, dense), {})
+    kept = living_channels(coupling, given or {n: p != 0 for n, p in dense.named_parameters()})
+    surgery = Surgery(kept_positions(coupling, kept, dense), {})
+    small = dense
     if surgery.keep:
-        trial = Trial(dense, masks, surgery, args, keywords, tolerance_of(reading))
-        small, surgery = _attempt(_Bench(dense, reading, surgery, trial, args, keywords), graph and not inplace)
-    else:
-        small = dense
+        trial = Trial(dense, given, surgery, args, keywords, tolerance_of(reading))
+        small, surgery = attempt(Bench(dense, reading, surgery, trial, args, keywords), graph and not inplace)
+    left = _left_of(given, surgery)
+    if left and not surgery.keep:
+        _warn_nothing_goes(left)
+    apply_masks(small, {name: mask for name, mask in left.items() if name in dict(small.named_parameters())})
+    handover = Handover.planned(model, surgery, optimizer, pruner)
     if inplace:
-        write_zeros(remove(model), masks)
-        small = _operated(model, surgery)
-    if optimizer is not None:
-        _hand_over(optimizer, before, small, surgery)
+        write_zeros(remove(model), given)
+        small = operated(model, surgery)
+        apply_masks(small, left)
+    handover.to(small)
     return small
 
 
-@dataclass
-class _Bench:
-    """What the attempts at one shrinking share: the dense model, its labels, what is to go, and the trial to pass."""
-
-    dense: nn.Module
-    reading: Reading
-    surgery: Surgery
-    trial: Trial
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    graphs: dict[str, tuple[Reading, Tensor, list[str]]] = field(default_factory=dict)
-
-    @cached_property
-    def dead(self) -> Tensor:
-        return _dead_labels(self.reading, self.surgery)
-
-    @cached_property
-    def sized(self) -> list[str]:
-        """The modules in whose forward a size changes that an operator is told."""
-        return [path for path in changed_sizes(self.reading, self.dead) if path]
-
-    @cached_property
-    def calls(self) -> dict[str, tuple[Any, Any]]:
-        return recorded_calls(twin(self.dense).eval(), self.args, self.kwargs, self.sized)
-
-    def build(self, model: nn.Module, surgery: Surgery, replaced: Collection[str] = ()) -> nn.Module:
-        """``model``, a copy of the dense one, after surgery, with the modules at some paths replaced by graphs."""
-        small = _operated(model, surgery)
-        for path in replaced:
-            module = small.get_submodule(path)
-            small = graft(small, path, resized_graph(module, *self.graph_of(path)))
-        return small
-
-    def graph_of(self, path: str) -> tuple[Reading, Tensor, list[str]]:
-        """The labelled graph of one module of the dense model, and what is dead in it."""
-        if path not in self.graphs:
-            module = self.dense.get_submodule(path)
-            args, kwargs = self.calls[path] if path else (self.args, self.kwargs)
-            try:
-                reading = read(
-                    module, args, kwargs, RULES, export(module, args, kwargs, False, free_sizes(module, args, kwargs))
-                )
-            except Exception:  # noqa: BLE001 - code that fixes its sizes: the graph is then for the example's
-                reading = read(module, args, kwargs, RULES, export(module, args, kwargs, False))
-            keep = {
-                n.removeprefix(f"{path}."): k
-                for n, k in self.surgery.keep.items()
-                if n.startswith(f"{path}." if path else "")
-            }
-            self.graphs[path] = (
-                reading,
-                _dead_labels(reading, Surgery(keep, {})),
-                argument_names(module, args, kwargs),
-            )
-        return self.graphs[path]
-
-    def tried(
-        self, surgery: Surgery, replaced: Collection[str] = (), running: RunningModules | None = None
-    ) -> Exception | None:
-        """What is wrong with the trial's model after surgery; ``running`` is to watch it."""
-        try:
-            small = self.build(copy.deepcopy(self.trial.model), surgery, replaced)
-            if running is not None:
-                running.watch(small, self.sized)
-            self.trial.check(small)
-        except Exception as e:  # noqa: BLE001 - whatever foreign code raises, this surgery does not fit
-            return e
-        return None
-
-    def replacements(self, surgery: Surgery) -> list[str] | None:
-        """Modules to replace by their graphs so that the model passes: found from where it fails, kind by kind."""
-        replaced: list[str] = []
-        while True:
-            more = _outermost([*replaced, *self.blamed(surgery, replaced)])
-            if set(more) <= set(replaced):
-                return None
-            replaced = more
-            if self.tried(surgery, replaced) is None:
-                return replaced
-
-    def blamed(self, surgery: Surgery, replaced: Collection[str]) -> list[str]:
-        """The innermost module that fails of those that state sizes which shrink, and all of its class that do."""
-        running = RunningModules()
-        self.tried(surgery, replaced, running)
-        path = running.paths[-1] if running.paths else ""
-        kind = type(self.dense.get_submodule(path))
-        return [p for p in self.sized if type(self.dense.get_submodule(p)) is kind] if path else []
+def _left_of(masks: Mapping[str, Tensor], surgery: Surgery) -> dict[str, Tensor]:
+    """The masks cut to size, of what they still mask: single weights and filters, whose channels live on."""
+    small = {name: surgery.cut(name, mask) for name, mask in masks.items()}
+    return {name: mask for name, mask in small.items() if not bool(mask.all())}
 
 
-def _outermost(paths: Sequence[str]) -> list[str]:
-    """Without repeats, and without paths inside others."""
-    return [p for p in dict.fromkeys(paths) if not any(p.startswith(f"{q}.") for q in paths)]
-
-
-def _attempt(bench: _Bench, graph: bool) -> tuple[nn.Module, Surgery]:
-    """The first way that passes: the modules' own code, then some modules as graphs, then all of the model as one."""
-    names = canonical_names(bench.dense)
-    plans = [
-        replace(bench.surgery, attributes=a)
-        for a in attribute_plans(bench.dense, bench.reading, bench.dead, bench.surgery, names)
-    ]
-    errors = []
-    for plan in plans:
-        error = bench.tried(plan)
-        if error is None:
-            return bench.build(copy.deepcopy(bench.dense), plan), plan
-        errors.append(f"{type(error).__name__}: {first_line(error)}")
-    if not graph:
-        raise ShrinkError(f"the model's own code does not take the smaller sizes: {errors[0]}")
-    replaced = bench.replacements(plans[0])
-    if replaced is not None:
-        return bench.build(copy.deepcopy(bench.dense), plans[0], replaced), plans[0]
-    error = bench.tried(bench.surgery, [""])
-    if error is not None:
-        raise ShrinkError(
-            f"neither the model's code ({errors[0]}) nor its graph ({first_line(error)}) takes the smaller sizes"
-        )
-    return bench.build(copy.deepcopy(bench.dense), bench.surgery, [""]), bench.surgery
-
-
-def _kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Module) -> dict[str, dict[int, Tensor]]:
-    """Tensor name -> axis -> (size,) bool, for the axes that lose something."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    out: dict[str, dict[int, Tensor]] = {}
-    for group in coupling.groups:
-        for s in group.slices:
-            gone = s.index[~kept[group.name]].reshape(-1)
-            if len(gone):
-                size = tensors[s.parameter].shape[s.axis]
-                stays = out.setdefault(s.parameter, {}).setdefault(s.axis, torch.ones(size, dtype=torch.bool))
-                stays[gone] = False
-                if not stays.any():
-                    raise ShrinkError(
-                        f"nothing would be left of {s.parameter}: all {size} positions of axis {s.axis} are "
-                        "dead; keep at least one unit of each group"
-                    )
-    return out
-
-
-def _dead_labels(reading: Reading, surgery: Surgery) -> Tensor:
-    """(labels,) bool: True for every label that is joined to a position that goes."""
-    roots = torch.zeros(reading.axes.count, dtype=torch.bool)
-    for b in reading.axes.blocks:
-        kept = surgery.keep.get(b.name, {}).get(b.axis)
-        if kept is not None:
-            roots[reading.solution.root[b.start : b.start + b.size][~kept]] = True
-    return roots[reading.solution.root]
-
-
-def _operated(model: nn.Module, surgery: Surgery) -> nn.Module:
-    """The model after surgery, changed in place. Tied tensors stay tied."""
-    names = canonical_names(model)
-    new: dict[str, Tensor] = {}
-    for path, module in model.named_modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                full = names[f"{path}.{name}" if path else name] if tensor is not None else ""
-                if tensor is not None and full in surgery.keep:
-                    if full not in new:
-                        new[full] = _cut_tensor(surgery, full, tensor)
-                    held[name] = new[full]
-    for path, values in surgery.attributes.items():
-        for name, value in values.items():
-            setattr(model.get_submodule(path), name, value)
-    return model
-
-
-def _cut_tensor(surgery: Surgery, name: str, tensor: Tensor) -> Tensor:
-    small = surgery.cut(name, tensor.detach()).clone()
-    if not isinstance(tensor, nn.Parameter):
-        return small
-    parameter = nn.Parameter(small, requires_grad=tensor.requires_grad)
-    if tensor.grad is not None:
-        parameter.grad = surgery.cut(name, tensor.grad).clone()
-    return parameter
-
-
-def _hand_over(
-    optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter], small: nn.Module, surgery: Surgery
-) -> None:
-    """The optimizer goes on with the new parameters; state of a parameter's shape is cut as the parameter was."""
-    after = dict(small.named_parameters())
-    successor = {old: (name, after[name]) for name, old in before.items()}
-    for group in optimizer.param_groups:
-        group["params"] = [successor[p][1] if p in successor else p for p in group["params"]]
-    for old, (name, new) in successor.items():
-        if old in optimizer.state:
-            state = optimizer.state.pop(old)
-            optimizer.state[new] = {
-                k: surgery.cut(name, v).clone() if isinstance(v, Tensor) and v.shape == old.shape else v
-                for k, v in state.items()
-            }
+def _warn_nothing_goes(left: Mapping[str, Tensor]) -> None:
+    warnings.warn(
+        f"no channel is dead, so nothing is removed, and the masks stay ({', '.join(list(left)[:5])}): a filter's "
+        "bias, its norm and what reads it keep its channel; granularity='channel' prunes these together",
+        UserWarning,
+        stacklevel=3,
+    )

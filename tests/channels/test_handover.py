@@ -1,0 +1,395 @@
+"""What knew the model before it was shrunk knows the smaller one: masks, optimizers, held zeros, gradients, marks."""
+
+import copy
+import gc
+import warnings
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import torch_flowprune as fp
+
+X = torch.randn(32, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = torch.arange(32) % 3
+NAMES = [name for name in torch.optim.__all__ if isinstance(getattr(torch.optim, name, None), type)]
+TORCHS = [name for name in NAMES if name not in ("Optimizer", "SparseAdam", "LBFGS", "Muon")]
+BY_ELEMENT = [name for name in TORCHS if name != "Adafactor"]
+
+
+def net(bias=True):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 10, bias), nn.Tanh(), nn.Linear(10, 12, bias), nn.Tanh(), nn.Linear(12, 3, bias)
+    ).double()
+
+
+def half(model):
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", allocation="layer", example_inputs=X)
+    return model
+
+
+def step(model, *optimizers):
+    def closure():
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss = F.cross_entropy(model(X), Y)
+        loss.backward()
+        return loss
+
+    if len(optimizers) == 1:
+        optimizers[0].step(closure)
+    else:
+        closure()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def parameters_in(*optimizers):
+    return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+
+
+def assert_trains(small, *optimizers):
+    held = parameters_in(*optimizers)
+    assert {id(p) for p in held} == {id(p) for p in small.parameters()}
+    before = [p.detach().clone() for p in small.parameters()]
+    for _ in range(2):
+        step(small, *optimizers)
+    for p, old in zip(small.parameters(), before, strict=True):
+        assert p.isfinite().all()
+        assert not torch.equal(p, old)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("name", BY_ELEMENT)
+def test_an_optimizer_goes_on_as_it_would_have_with_the_masked_model(name, inplace):
+    """Those that look at each element by itself: training on after shrinking is training on before it."""
+    model = half(net())
+    make = getattr(torch.optim, name)
+    optimizer = make(model.parameters(), lr=0.01)
+    step(model, optimizer)
+    masked = copy.deepcopy(model)
+    other = make(masked.parameters(), lr=0.01)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    small = fp.shrink(model, X, optimizer=optimizer, inplace=inplace)
+    assert (small is model) is inplace
+    for _ in range(3):
+        step(small, optimizer)
+        step(masked, other)
+    torch.testing.assert_close(small(X), masked(X), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", [*TORCHS, "LBFGS"])
+def test_every_optimizer_of_torch_trains_the_smaller_model(name):
+    model = half(net())
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.05)
+    step(model, optimizer)
+    assert_trains(fp.shrink(model, X, optimizer=optimizer), optimizer)
+
+
+def test_the_history_of_lbfgs_is_cut_like_the_parameters():
+    """Steps and changes of the gradient as vectors over all parameters: laid out by hand."""
+    model = half(net())
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+    step(model, optimizer)
+    (state,) = optimizer.state.values()
+    old, sizes = state["old_dirs"][0], [p.numel() for p in model.parameters()]
+    kept = [m.any(1) for m in (fp.masks(model)["0.weight"], fp.masks(model)["2.weight"])]
+    parts = [part.view_as(p) for part, p in zip(old.split(sizes), model.parameters(), strict=True)]
+    by_hand = [
+        parts[0][kept[0]],
+        parts[1][kept[0]],
+        parts[2][kept[1]][:, kept[0]],
+        parts[3][kept[1]],
+        parts[4][:, kept[1]],
+        parts[5],
+    ]
+    fp.shrink(model, X, optimizer=optimizer)
+    (state,) = optimizer.state.values()
+    assert torch.equal(state["old_dirs"][0], torch.cat([part.flatten() for part in by_hand]))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with torch 2.9")
+def test_of_two_optimizers_none_is_forgotten():
+    model = half(net())
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=0.01),
+        torch.optim.AdamW([p for p in model.parameters() if p.dim() == 1]),
+    ]
+    step(model, *optimizers)
+    assert_trains(fp.shrink(model, X, optimizer=optimizers), *optimizers)
+
+
+def test_sparse_gradients_of_an_embedding():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(9, 8, sparse=True), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.words(x))
+
+    torch.manual_seed(0)
+    model, x = Words(), torch.arange(8).view(4, 2)
+    optimizers = [torch.optim.SparseAdam(model.words.parameters()), torch.optim.Adam(model.head.parameters())]
+    fp.global_prune(
+        model, "magnitude", 0.5, granularity="channel", parameters=[(model.words, "weight")], example_inputs=x
+    )
+    model(x).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    small = fp.shrink(model, x, optimizer=optimizers)
+    assert {id(p) for p in parameters_in(*optimizers)} == {id(p) for p in small.parameters()}
+
+
+def timms():
+    optim = pytest.importorskip("timm.optim")
+    return [name for name in optim.list_optimizers() if not name.startswith(("bnb", "fused"))]
+
+
+try:
+    TIMMS = timms()
+except pytest.skip.Exception:
+    TIMMS = []
+
+
+@pytest.mark.parametrize("name", TIMMS)
+@pytest.mark.filterwarnings("ignore")
+def test_every_optimizer_of_timm_goes_on_or_refuses_before_anything_is_changed(name):
+    """Adafactor's factors of square matrices, and preconditioners, do not tell what goes."""
+    optim = pytest.importorskip("timm.optim")
+    model = half(net()).float()
+    optimizer = optim.create_optimizer_v2(model, opt=name, lr=1e-3)
+    x = X.float()
+
+    def run(model):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), Y).backward(create_graph=getattr(optimizer, "is_second_order", False))
+        optimizer.step()
+
+    run(model)
+    before, held = {k: v.clone() for k, v in model.state_dict().items()}, parameters_in(optimizer)
+    try:
+        small = fp.shrink(model, x, optimizer=optimizer)
+    except fp.ShrinkError as error:
+        assert "nobody tells what goes with its channels" in str(error)
+        assert name.startswith("kron")
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        assert all(one is other for one, other in zip(parameters_in(optimizer), held, strict=True))
+        run(model)
+        return
+    assert {id(p) for p in parameters_in(optimizer)} == {id(p) for p in small.parameters()}
+    was = [p.detach().clone() for p in small.parameters()]
+    for _ in range(2):
+        run(small)
+    assert all(p.isfinite().all() for p in small.parameters())
+    assert any(not torch.equal(p, old) for p, old in zip(small.parameters(), was, strict=True))
+
+
+def test_factors_that_fit_two_axes_are_refused():
+    class Rows(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    self.state[p]["rows"] = p.detach().norm(dim=-1)
+            return super().step(closure)
+
+    torch.manual_seed(0)
+    model = half(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)).double())
+    optimizer = Rows(model.parameters(), lr=0.1)
+    step(model, optimizer)
+    with pytest.raises(fp.ShrinkError, match=r"Rows keeps 'rows' of '1.weight', of which nobody tells what goes"):
+        fp.shrink(model, X, optimizer=optimizer, inplace=True)
+    assert model[1].weight.shape == (8, 8) and set(map(id, parameters_in(optimizer))) == set(
+        map(id, model.parameters())
+    )
+
+
+def test_an_optimizer_inside_another_goes_on_too():
+    lookahead = pytest.importorskip("timm.optim.lookahead").Lookahead
+    model = half(net())
+    optimizer = lookahead(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), k=1)
+    step(model, optimizer)
+    small = fp.shrink(model, X, optimizer=optimizer)
+    assert_trains(small, optimizer)
+    assert all(
+        value.shape == p.shape for p in small.parameters() for value in optimizer._base_optimizer.state[p].values()
+    )
+
+
+def test_what_no_optimizer_trains_is_named():
+    model = half(net())
+    optimizer = torch.optim.SGD(model[4].parameters(), lr=0.1)
+    with pytest.warns(
+        UserWarning, match=r"no optimizer given to shrink trains 0.weight, 0.bias, 2.weight, 2.bias: pass all"
+    ):
+        fp.shrink(model, X, optimizer=optimizer)
+    model[0].requires_grad_(False)
+    model[2].requires_grad_(False)
+    model = half(net())
+    for p in [*model[0].parameters(), *model[2].parameters()]:
+        p.requires_grad_(False)
+    fp.shrink(model, X, optimizer=torch.optim.SGD(model[4].parameters(), lr=0.1))  # frozen: nothing is left out
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    model = half(net())
+    with pytest.raises(ValueError, match="optimizer= has a SGD without any parameter of this model"):
+        fp.shrink(model, X, optimizer=torch.optim.SGD(net().parameters(), lr=0.1), inplace=True)
+    assert model[0].out_features == 10
+    with pytest.raises(TypeError, match=r"optimizer should be a torch.optim.Optimizer or several of them"):
+        fp.shrink(model, X, optimizer=[3])
+
+
+def test_schedulers_go_on():
+    model = half(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    step(model, optimizer)
+    small = fp.shrink(model, X, optimizer=optimizer)
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert_trains(small, optimizer)
+
+
+# -- masks and the zeros that are held ------------------------------------------
+
+
+def zeros(model):
+    weights = [m.weight for m in model if isinstance(m, nn.Linear)]
+    return sum(int((w == 0).sum()) for w in weights)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_masks_of_single_weights_go_along_and_zeros_stay_held(inplace):
+    model = half(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    fp.global_prune(model, "magnitude", 0.9)
+    handle = fp.keep_zeros(model, optimizer)
+    step(model, optimizer)
+    expected = model(X).detach()
+    masks = fp.masks(model)
+    rows, columns = masks["2.weight"].any(1), masks["0.weight"].any(1)
+    small = fp.shrink(model, X, optimizer=optimizer, inplace=inplace)
+    torch.testing.assert_close(small(X), expected, rtol=1e-9, atol=1e-12)
+    assert torch.equal(fp.masks(small)["2.weight"], masks["2.weight"][rows][:, columns])
+    before = zeros(small)
+    for _ in range(3):
+        step(small, optimizer)
+    assert zeros(small) == before > 0
+    assert int((small[2].weight_orig == 0).sum()) == int((~fp.masks(small)["2.weight"]).sum()), (
+        "held under the mask too"
+    )
+    handle.remove()
+    small[2].weight_orig.data.fill_(1)
+    step(small, optimizer)
+    assert (small[2].weight_orig != 0).all(), "the handle still ends it"
+
+
+def test_zeros_held_by_masks_of_the_users_are_held_on():
+    model = half(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    fp.global_prune(model, "magnitude", 0.8)
+    handle = fp.keep_zeros(model, optimizer)
+    fp.remove(model)
+    small = fp.shrink(model, X, optimizer=optimizer)
+    before = zeros(small)
+    for _ in range(3):
+        step(small, optimizer)
+    assert zeros(small) == before > 0
+    handle.remove()
+
+
+def test_the_model_left_behind_is_freed():
+    model = half(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    handle = fp.keep_zeros(model, optimizer)
+    step(model, optimizer)
+    small, gone = fp.shrink(model, X, optimizer=optimizer), weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    step(small, optimizer)
+    handle.remove()
+
+
+def test_zeros_held_on_a_model_cut_without_its_optimizer():
+    model = half(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fp.keep_zeros(model, optimizer)
+    fp.remove(model)
+    fp.shrink(model, X, inplace=True)
+    with pytest.raises(
+        ValueError, match=r"keep_zeros holds a mask of shape \(10, 6\) on '0.weight', which has been cut"
+    ):
+        optimizer.step()
+
+
+def test_filters_are_no_channels_and_their_masks_go_along():
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)),
+        torch.randn(2, 3, 8, 8),
+    )
+    fp.global_prune(model, "magnitude", 0.5, granularity="filter", include="0")
+    with pytest.warns(UserWarning, match=r"no channel is dead, so nothing is removed, and the masks stay \(0.weight\)"):
+        small = fp.shrink(model, x)
+    assert torch.equal(fp.masks(small)["0.weight"], fp.masks(model)["0.weight"])
+
+
+def test_masks_on_modules_that_become_graphs():
+    class Width(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+        def forward(self, x):
+            b, n, c = x.shape
+            q, k, v = self.qkv(x).reshape(b, n, 3, 4, c // 4).permute(2, 0, 3, 1, 4).unbind(0)
+            return self.proj(((q @ k.mT / 2).softmax(-1) @ v).transpose(1, 2).reshape(b, n, c))
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Width(), nn.Linear(8, 3)).double(), torch.randn(2, 5, 8).double()
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=x)
+    fp.global_prune(model, "magnitude", 0.7)
+    small = fp.shrink(model, x)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-9, atol=1e-12)
+    assert fp.masks(small)
+    optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
+    kept = {name: int((small.get_parameter(f"{name}_orig") != 0).sum()) for name in fp.masks(small)}
+    with fp.keep_zeros(small, optimizer):
+        small(x).square().sum().backward()
+        optimizer.step()
+    assert kept == {name: int((small.get_parameter(f"{name}_orig") != 0).sum()) for name in fp.masks(small)}
+
+
+# -- what stands on parameters ------------------------------------------
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_gradients_and_attributes_of_parameters_go_along(inplace):
+    model = half(net())
+    F.cross_entropy(model(X), Y).backward()
+    weight = model[2].weight_orig
+    weight.group, weight.start = "slow", weight.detach().clone()
+    model[4].bias.group = "fast"
+    masks = fp.masks(model)
+    rows, columns = masks["2.weight"].any(1), masks["0.weight"].any(1)
+    gradient, start = (value[rows][:, columns].clone() for value in (weight.grad, weight.start))
+    small = fp.shrink(model, X, inplace=inplace)
+    assert torch.equal(small[2].weight.grad, gradient)
+    assert torch.equal(small[2].weight.start, start)
+    assert (small[2].weight.group, small[4].bias.group) == ("slow", "fast")
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in small.parameters())
+
+
+def test_shrinking_without_anything_to_hand_on_says_nothing():
+    model = half(net())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small = fp.shrink(model, X)
+    assert fp.masks(small) == {}
+    assert fp.masks(model), "the model is as it was"

@@ -1,0 +1,88 @@
+"""What goes from a model's tensors, and the cut itself: names of tensors, their axes, and positions on these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_flowprune.channels.groups import Coupling
+from torch_flowprune.channels.tracing import Reading, canonical_names
+
+
+class ShrinkError(RuntimeError):
+    """The smaller model could not be built, or does not compute what the masked one does. The model is as it was."""
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """What to do to a model. keep: tensor -> axis -> (size,) bool. attributes: module path -> attribute -> value."""
+
+    keep: Mapping[str, Mapping[int, Tensor]]
+    attributes: Mapping[str, Mapping[str, Any]]
+
+    def cut(self, name: str, tensor: Tensor) -> Tensor:
+        for axis, kept in self.keep.get(name, {}).items():
+            tensor = tensor.index_select(axis, kept.nonzero().flatten().to(tensor.device))
+        return tensor
+
+    def shape(self, name: str, old: Sequence[int]) -> tuple[int, ...]:
+        axes = self.keep.get(name, {})
+        return tuple(int(axes[i].sum()) if i in axes else n for i, n in enumerate(old))
+
+
+def kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Module) -> dict[str, dict[int, Tensor]]:
+    """Tensor name -> axis -> (size,) bool, for the axes that lose something."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    out: dict[str, dict[int, Tensor]] = {}
+    for group in coupling.groups:
+        for s in group.slices:
+            gone = s.index[~kept[group.name]].reshape(-1)
+            if len(gone):
+                size = tensors[s.parameter].shape[s.axis]
+                left = out.setdefault(s.parameter, {}).setdefault(s.axis, torch.ones(size, dtype=torch.bool))
+                left[gone] = False
+                if not left.any():
+                    raise ShrinkError(
+                        f"nothing would be left of {s.parameter}: all {size} positions of axis {s.axis} are "
+                        "dead; keep at least one unit of each group"
+                    )
+    return out
+
+
+def dead_labels(reading: Reading, surgery: Surgery) -> Tensor:
+    """(labels,) bool: True for every label that is joined to a position that goes."""
+    roots = torch.zeros(reading.axes.count, dtype=torch.bool)
+    for b in reading.axes.blocks:
+        kept = surgery.keep.get(b.name, {}).get(b.axis)
+        if kept is not None:
+            roots[reading.solution.root[b.start : b.start + b.size][~kept]] = True
+    return roots[reading.solution.root]
+
+
+def operated(model: nn.Module, surgery: Surgery) -> nn.Module:
+    """The model after surgery, changed in place. Tied tensors stay tied."""
+    names = canonical_names(model)
+    new: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                full = names[f"{path}.{name}" if path else name] if tensor is not None else ""
+                if tensor is not None and full in surgery.keep:
+                    if full not in new:
+                        new[full] = _cut_tensor(surgery, full, tensor)
+                    held[name] = new[full]
+    for path, values in surgery.attributes.items():
+        for name, value in values.items():
+            setattr(model.get_submodule(path), name, value)
+    return model
+
+
+def _cut_tensor(surgery: Surgery, name: str, tensor: Tensor) -> Tensor:
+    small = surgery.cut(name, tensor.detach()).clone()
+    if not isinstance(tensor, nn.Parameter):
+        return small
+    return nn.Parameter(small, requires_grad=tensor.requires_grad)
