@@ -120,8 +120,11 @@ def flow(
         model: any module; unwrapped if compiled or data-parallel. Of a ``DistributedDataParallel`` model every rank
             makes the same call with its own share of the data, and the flow is that over all of them.
         data: an iterable of ``(input, target)`` or dict batches, or one batch. Batches are moved to the model's device.
-        loss: ``loss(output, target)``, a mean over the batch; cross-entropy if left out, or the model's own for dict
-            batches.
+            An input that is a tuple is spread over the model's arguments; a list is one argument, unless the model
+            needs several. Of a dict the model gets what its signature takes.
+        loss: ``loss(output, target)``, a mean over the batch, of what the model returned; torch's own losses get the
+            logits of a dict or an object that has ``logits`` or ``out``. Cross-entropy if left out, for targets that
+            are classes, or the model's own for dict batches.
         needs: any of ``g``, ``g2``, ``g2_sample``, ``Hg``, ``gR``.
         closure: ``closure(model, batch) -> loss`` for anything else; ``loss`` and ``temperature`` are then yours.
         parameters: names of parameters to include even if they are frozen.

@@ -1,5 +1,6 @@
 """What the user hands in: a model and its parameters, data, a loss, processes; looked at without a trace."""
 
+from torch_flowprune.inputs.arguments import arguments, call
 from torch_flowprune.inputs.batches import (
     Batch,
     as_batches,
@@ -14,7 +15,7 @@ from torch_flowprune.inputs.batches import (
     sized,
 )
 from torch_flowprune.inputs.names import is_mask, mask_of, masked_name, original, plain_name
-from torch_flowprune.inputs.objective import Closure, Loss, Objective, call, logits_of
+from torch_flowprune.inputs.objective import Closure, Loss, Objective, logits_of
 from torch_flowprune.inputs.options import check_options, from_options
 from torch_flowprune.inputs.parameters import parameters_of, prunable, unwrapped, wide, wide_type
 from torch_flowprune.inputs.patterns import Pattern
@@ -34,6 +35,7 @@ __all__ = [
     "Ranks",
     "Restore",
     "Target",
+    "arguments",
     "as_batches",
     "call",
     "check_mode",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from copy import copy
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -68,12 +69,21 @@ def _map(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, Mapping):
-        return {key: _map(function, value) for key, value in batch.items()}
+        return _like(batch, {key: _map(function, value) for key, value in batch.items()})
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(_map(function, part) for part in batch))
     if isinstance(batch, (tuple, list)):
         return type(batch)(_map(function, part) for part in batch)
     return batch
+
+
+def _like(batch: Mapping[str, Any], values: dict[str, Any]) -> Mapping[str, Any]:
+    """A mapping of the batch's own kind, a tokenizer's say, where that can be made."""
+    if type(batch) is dict or not isinstance(batch, MutableMapping):
+        return values
+    same = copy(batch)
+    same.update(values)
+    return same
 
 
 def _tensors(batch: Batch) -> Iterator[Tensor]:
@@ -85,10 +95,17 @@ def _tensors(batch: Batch) -> Iterator[Tensor]:
 
 
 def inputs_of(batch: Batch) -> Any:
-    """What of a batch the model is called with: all but the target."""
+    """What of a batch the model is called with: all but the target, which is the second of two."""
     if isinstance(batch, Mapping):
         return {key: value for key, value in batch.items() if key not in TARGET_KEYS}
-    return batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
+    if isinstance(batch, (tuple, list)):
+        return batch[0] if len(batch) in (1, 2) else tuple(batch)
+    return batch
+
+
+def target_key(batch: Mapping[str, Any]) -> str | None:
+    """The key that a dict batch has its target under."""
+    return next((key for key in TARGET_KEYS if key in batch), None)
 
 
 def example_of(data: object, example_inputs: Any, device: torch.device) -> Any:
@@ -136,6 +153,8 @@ def class_balanced(
     if per_class < 1:
         raise ValueError(f"per_class should be at least 1, got {per_class}")
     known = targets if targets is not None else getattr(dataset, "targets", None)
+    if known is not None and len(known := list(known)) != len(dataset):  # type: ignore[arg-type]  # it is map-style
+        raise ValueError(f"targets= should have an entry for each sample, got {len(known)} for {len(dataset)}")  # type: ignore[arg-type]
     labels = torch.as_tensor(list(known) if known is not None else [int(dataset[i][1]) for i in range(len(dataset))])  # type: ignore[arg-type]
     order = torch.arange(len(labels)) if generator is None else torch.randperm(len(labels), generator=generator)
     indices: list[int] = []
