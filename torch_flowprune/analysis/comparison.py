@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from torch_flowprune.analysis.rank_correlation import laid_out, spearman
 from torch_flowprune.gradients import Flow, FlowOptions, FlowSource, flow_over
 from torch_flowprune.inputs import (
+    BatchSize,
     Objective,
     as_batches,
     check_options,
@@ -191,7 +192,7 @@ def compare(
     point = flow_over(source, model, tuple(needs), targets_of(found))
     scores = {name: evaluate(point, measure, found, units.granularity, generator) for name, measure in resolved.items()}
     unseen = data if held_out is None else held_out
-    evaluation = (unseen, Objective(source.loss, source.closure), source.mode)
+    evaluation = (unseen, Objective(source.loss, source.closure), source.mode, source.batch_size)
     before, samples = mean_loss(inner, *evaluation)
     outcomes = tuple(
         _outcome(inner, name, sparsity, scores[name], point, found, allocation, before, evaluation)
@@ -220,12 +221,14 @@ def _levels(sparsities: float | Sequence[float]) -> list[float]:
     return [fraction(sparsity) for sparsity in asked]
 
 
-def mean_loss(model: nn.Module, data: object, objective: Objective, mode: str = "eval") -> tuple[float, int]:
+def mean_loss(
+    model: nn.Module, data: object, objective: Objective, mode: str = "eval", batch_size: BatchSize | None = None
+) -> tuple[float, int]:
     """The sample-weighted mean loss without gradients, and the number of samples; the model is left as it was."""
     total, samples = 0.0, 0
     device = next(iter(parameters_of(model).values())).parameter.device
     with untouched(model, data, mode), torch.no_grad():
-        for batch, size in sized(as_batches(data), device):
+        for batch, size in sized(as_batches(data), device, batch_size=batch_size):
             total += objective.number(model, batch).item() * size
             samples += size
     if not samples:
@@ -242,7 +245,7 @@ def _outcome(
     found: Candidates,
     allocation: Allocation,
     before: float,
-    evaluation: tuple[object, Objective, str],
+    evaluation: tuple[object, Objective, str, BatchSize | None],
 ) -> Outcome:
     with restored(targets_of(found).values()):
         report = prune_to(model, found, scores, sparsity, point, allocation)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Never
 
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.sweeps import Sweeps
 from torch_flowprune.gradients.synflow import synaptic_gradient
 from torch_flowprune.inputs import (
+    BatchSize,
     Closure,
     Loss,
     Ranks,
     Target,
     as_batches,
+    check_options,
     example_of,
     original,
     parameters_of,
@@ -109,6 +113,8 @@ def flow(
     max_memory: int | str | None = None,
     offload: bool = False,
     autocast: torch.dtype | None = None,
+    batch_size: BatchSize | None = None,
+    **unknown: Never,
 ) -> Flow:
     """θ and the derivatives of the loss that ``needs`` names, exact, over all the data, leaving no trace on the model.
 
@@ -140,6 +146,9 @@ def flow(
         offload: keep the sums of the derivatives on the host, for models whose θ, g and H·g do not fit on the device
             together.
         autocast: ``torch.bfloat16`` runs the model in mixed precision; sums are in float32 all the same.
+        batch_size: how many samples a batch has, a number or a function of the batch; read off inputs and target where
+            they agree, on their first axis or in lists of samples.
+        unknown: none; a word of another library is answered with the one meant.
 
     Raises:
         ValueError: for empty or one-shot data, a loss that is not one finite number, an unknown name.
@@ -150,6 +159,7 @@ def flow(
     >>> f.g["weight"].shape, f.samples
     (torch.Size([2, 3]), 4)
     """
+    check_options("flow", unknown, list(inspect.signature(flow).parameters)[:-1])
     source = FlowSource(
         data,
         loss,
@@ -163,6 +173,7 @@ def flow(
         max_memory,
         offload,
         autocast,
+        batch_size,
     )
     return flow_over(source, model, needs, parameters)
 

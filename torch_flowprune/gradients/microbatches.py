@@ -47,7 +47,7 @@ class MicroBatches:
             way_out = f"allow {readable(self.sums + peak.first)}, or keep the sums on the host with offload=True"
             raise ValueError(f"max_memory of {readable(self.limit)} is not enough: {needed}; {way_out}")
         if most < size and not self.checked:
-            self._check_mean(first(batch, max(2, most)), max(2, most))
+            self._check_mean(first(batch, size, max(2, most)), max(2, most))
             self.checked = True
         return list(parts(batch, size, most))
 
@@ -56,7 +56,7 @@ class MicroBatches:
         key = shapes(batch)
         if key not in self.costs:
             with untouched(self.derivatives.model, mode=self.derivatives.mode):
-                self.costs[key] = measured(lambda count: self._work(first(batch, count)), size)
+                self.costs[key] = measured(lambda count: self._work(first(batch, size, count)), size)
         return self.costs[key]
 
     def _work(self, batch: Batch) -> Grads:

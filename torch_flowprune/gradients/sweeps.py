@@ -46,6 +46,7 @@ class Sweeps:
         ranks: Ranks,
     ) -> None:
         self.mode, self.progress, self.max_samples = source.mode, source.progress, source.max_samples
+        self.batch_size = source.batch_size
         self.rewind, self.ranks = rewind, ranks
         self.names = list(targets)
         self.parameters = [target.parameter for target in targets.values()]
@@ -133,7 +134,7 @@ class Sweeps:
 
         Both sweeps read ahead alike: data and model may draw from one source of randomness.
         """
-        stream = sized(data, self.parameters[0].device, self.max_samples)
+        stream = sized(data, self.parameters[0].device, self.max_samples, self.batch_size)
         return list(islice(stream, 2)), stream
 
     def _first(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Unpack
+from typing_extensions import Never, Unpack
 
 from torch_flowprune.gradients import FlowOptions, FlowSource, flow_over
-from torch_flowprune.inputs import Closure, Loss, Pair, Pattern, parameters_of, unwrapped
+from torch_flowprune.inputs import BatchSize, Closure, Loss, Pair, Pattern, check_options, parameters_of, unwrapped
 from torch_flowprune.scoring import measures
 from torch_flowprune.scoring.candidates import targets_of
 from torch_flowprune.scoring.evaluation import evaluate
@@ -56,6 +57,8 @@ def scores(
     max_memory: int | str | None = None,
     offload: bool = False,
     autocast: torch.dtype | None = None,
+    batch_size: BatchSize | None = None,
+    **unknown: Never,
 ) -> Scores | dict[str, Scores]:
     """What removing each unit costs, by parameter name; the lowest would be pruned. The model is left as it was.
 
@@ -69,6 +72,8 @@ def scores(
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
         loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress, max_memory, offload, autocast:
             see :func:`~torch_flowprune.flow`.
+        batch_size: how many samples a batch has, see there.
+        unknown: none; a word of another library is answered with the one meant.
         scored_by: for channels: ``"producer"`` (the paper's), ``"group"``, ``"norm"`` or ``"scale"``, see
             :func:`~torch_flowprune.scoring.channel_candidates.channel_candidates`.
         generator: the source of randomness for ``random``; without it torch's global one is read and put back.
@@ -80,6 +85,7 @@ def scores(
     >>> scores(model, "magnitude")["0.weight"].shape
     torch.Size([6])
     """
+    check_options("scores", unknown, list(inspect.signature(scores).parameters)[:-1])
     source = FlowSource(
         data,
         loss,
@@ -93,6 +99,7 @@ def scores(
         max_memory,
         offload,
         autocast,
+        batch_size,
     )
     units = PrunableUnits(granularity, parameters, include, exclude, scored_by)
     wrapped, model = model, unwrapped(model)
