@@ -98,11 +98,21 @@ def distance(output, boxes):
 def test_lists_of_samples_weigh_by_their_entries_and_are_cut_in_them():
     model = Detector()
     found = fp.flow(model, [(IMAGES[:3], BOXES[:3]), (IMAGES[3:], BOXES[3:])], loss=distance, needs=("g", "g2_sample"))
-    single = [torch.autograd.grad(distance(model([i]), [b]), list(model.parameters())) for i, b in zip(IMAGES, BOXES)]
+    single = [
+        torch.autograd.grad(distance(model([i]), [b]), list(model.parameters()))
+        for i, b in zip(IMAGES, BOXES, strict=True)
+    ]
     for name, gradients in zip(("conv.weight", "conv.bias"), zip(*single, strict=True), strict=True):
         torch.testing.assert_close(found.g[name], torch.stack(gradients).mean(0))
         torch.testing.assert_close(found.g2_sample[name], torch.stack(gradients).square().mean(0))
-    assert fp.flow(model, (IMAGES, BOXES), loss=distance, needs=("g",), max_samples=3).samples == 3
+    assert fp.flow(model, [(IMAGES, BOXES)], loss=distance, needs=("g",), max_samples=3).samples == 3
+
+
+def test_lists_as_long_as_the_batch():
+    """Two inputs, two samples: whole tensors, cut each. Three images of three channels: the boxes tell."""
+    pair = [[torch.randn(2, 5), torch.randn(2, 7)], torch.zeros(2)]
+    assert [tuple(x.shape) for x in first(pair, 2, 1)[0]] == [(1, 5), (1, 7)]
+    assert first((IMAGES[:3], BOXES[:3]), 3, 2)[0] == IMAGES[:2]
 
 
 def test_cut_batches_are_those_samples():
