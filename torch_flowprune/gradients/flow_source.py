@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from torch_flowprune.gradients.loss_weights import check_reduction
 from torch_flowprune.gradients.memory_budget import Resources, in_bytes
 from torch_flowprune.inputs import BatchSize, Closure, Loss, Objective, check_batch_size, check_mode
 
@@ -27,6 +28,7 @@ class SweepOptions(TypedDict, total=False):
     offload: bool
     autocast: torch.dtype | None
     batch_size: BatchSize | None
+    reduction: str | None
 
 
 class LossOptions(SweepOptions, total=False):
@@ -63,11 +65,13 @@ class FlowSource:
     offload: bool = False
     autocast: torch.dtype | None = None
     batch_size: BatchSize | None = None
+    reduction: str | None = None
 
     def __post_init__(self) -> None:
         check_mode(self.mode)
         _check_count(self.max_samples)
         check_batch_size(self.batch_size)
+        check_reduction(self.reduction)
         _ = self.objective, self.resources  # both check their words
 
     @cached_property

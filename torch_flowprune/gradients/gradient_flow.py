@@ -114,6 +114,7 @@ def flow(
     offload: bool = False,
     autocast: torch.dtype | None = None,
     batch_size: BatchSize | None = None,
+    reduction: str | None = None,
     **unknown: Never,
 ) -> Flow:
     """θ and the derivatives of the loss that ``needs`` names, exact, over all the data, leaving no trace on the model.
@@ -128,7 +129,7 @@ def flow(
         data: an iterable of ``(input, target)`` or dict batches, or one batch. Batches are moved to the model's device.
             An input that is a tuple is spread over the model's arguments; a list is one argument, unless the model
             needs several. Of a dict the model gets what its signature takes.
-        loss: ``loss(output, target)``, a mean over the batch, of what the model returned; torch's own losses get the
+        loss: ``loss(output, target)`` of what the model returned; torch's own losses get the
             logits of a dict or an object that has ``logits`` or ``out``. Cross-entropy if left out, for targets that
             are classes, or the model's own for dict batches.
         needs: any of ``g``, ``g2``, ``g2_sample``, ``Hg``, ``gR``.
@@ -148,6 +149,11 @@ def flow(
         autocast: ``torch.bfloat16`` runs the model in mixed precision; sums are in float32 all the same.
         batch_size: how many samples a batch has, a number or a function of the batch; read off inputs and target where
             they agree, on their first axis or in lists of samples.
+        reduction: what the loss of a batch is: the ``"mean"`` over its samples, their ``"sum"``, or the mean over the
+            places of the target that are not ignored (``"token"``). The flow is that of the mean over all the data, and
+            so are batches weighed, and parts of one. None reads it off the loss: torch's cross-entropy is a mean over
+            places, by class weights where it has them; the loss that a language model returns is one over tokens, where
+            it is seen to be; a loss set to ``reduction="sum"`` is a sum; all others are taken for means over samples.
         unknown: none; a word of another library is answered with the one meant.
 
     Raises:
@@ -174,6 +180,7 @@ def flow(
         offload,
         autocast,
         batch_size,
+        reduction,
     )
     return flow_over(source, model, needs, parameters)
 

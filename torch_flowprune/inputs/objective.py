@@ -45,6 +45,11 @@ class Objective:
             "closure", self.closure, "closure(model, batch), such as lambda model, batch: model(batch).mean()"
         )
 
+    @property
+    def is_the_models(self) -> bool:
+        """Whether a dict batch uses the loss that the model itself returns, if it returns one."""
+        return self.loss is None and self.closure is None and self.temperature == 1.0
+
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         value = self.number(model, batch)
         if not value.requires_grad:
@@ -59,7 +64,7 @@ class Objective:
         value = self.closure(model, batch) if self.closure else self._value(model, batch)
         if not isinstance(value, Tensor) or value.numel() != 1:
             kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"the loss should be one number, got {kind}; use reduction='mean'")
+            raise ValueError(f"the loss should be one number, got {kind}; use reduction='mean' in it")
         return value.reshape(())
 
     def _value(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -74,7 +79,7 @@ class Objective:
 
     def _of_mapping(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         key = target_key(batch)
-        if self.loss is None and self.temperature == 1.0:
+        if self.is_the_models:
             output = call(model, batch)
             if (own := _own_loss(output)) is not None:
                 return own

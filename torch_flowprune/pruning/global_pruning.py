@@ -48,6 +48,7 @@ def global_prune(
     offload: bool = False,
     autocast: torch.dtype | None = None,
     batch_size: BatchSize | None = None,
+    reduction: str | None = None,
     scores: GivenScores | None = None,
     example_inputs: Any = None,
     scored_by: str = "producer",
@@ -79,7 +80,7 @@ def global_prune(
             ranked by scores over their mean, single weights as they are.
         data, loss, closure, theta0, max_samples, temperature, mode, progress, max_memory, offload, autocast: what the
             scores are taken over, and with what, see :func:`~torch_flowprune.flow`.
-        batch_size: how many samples a batch has, see there.
+        batch_size, reduction: how many samples a batch has, and what its loss is over them, see there.
         unknown: none; a word of another library is answered with the one meant.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
         min_keep: how many units every layer keeps at least: a number (int), a fraction of the layer (float), or a
@@ -131,6 +132,7 @@ def global_prune(
         offload,
         autocast,
         batch_size,
+        reduction,
     )
     own = scores.granularity if isinstance(scores, Scores) else "weight"
     units = PrunableUnits(granularity or own, parameters, include, exclude, scored_by)

@@ -58,6 +58,7 @@ def scores(
     offload: bool = False,
     autocast: torch.dtype | None = None,
     batch_size: BatchSize | None = None,
+    reduction: str | None = None,
     **unknown: Never,
 ) -> Scores | dict[str, Scores]:
     """What removing each unit costs, by parameter name; the lowest would be pruned. The model is left as it was.
@@ -72,7 +73,7 @@ def scores(
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
         loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress, max_memory, offload, autocast:
             see :func:`~torch_flowprune.flow`.
-        batch_size: how many samples a batch has, see there.
+        batch_size, reduction: how many samples a batch has, and what its loss is over them, see there.
         unknown: none; a word of another library is answered with the one meant.
         scored_by: for channels: ``"producer"`` (the paper's), ``"group"``, ``"norm"`` or ``"scale"``, see
             :func:`~torch_flowprune.scoring.channel_candidates.channel_candidates`.
@@ -100,6 +101,7 @@ def scores(
         offload,
         autocast,
         batch_size,
+        reduction,
     )
     units = PrunableUnits(granularity, parameters, include, exclude, scored_by)
     wrapped, model = model, unwrapped(model)
