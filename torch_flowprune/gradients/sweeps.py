@@ -105,8 +105,8 @@ class Sweeps:
                 losses.append(loss)
                 weights.append(of_batch)
         check_read(samples_, weights)
-        loss = finite_mean_loss(losses, weights)
-        count, total, mean_loss = self._over_ranks([g, product], samples_, sum(weights), loss)
+        mean_loss = finite_mean_loss(losses, weights)
+        count, total, mean_loss = self._over_ranks([g, product], samples_, sum(weights), mean_loss)
         g, product = scale(g, 1 / total), scale(product, 1 / total)
         lost = [
             torch.where(masks[name].to(gradient.device), 0, gradient - Hv)
@@ -164,7 +164,7 @@ class Sweeps:
     def _gradient(
         self, sums: Sums, whole: SizedBatch, parts: list[SizedBatch], micro: MicroBatches, graphs: Graphs | None
     ) -> Tensor:
-        """One batch's gradient into the sums, by its parts; or by the whole, and its graph kept for the second sweep."""
+        """One batch's gradient into the sums, by its parts; or by the whole, and its graph kept for a second sweep."""
         batch, size = whole
         keep = graphs is not None and graphs.active and len(parts) == 1 and graphs.expect(batch, size)
         # g goes through the operators that Hg will go through: kernels draw dropout in ways of their own
