@@ -309,7 +309,6 @@ IDS, MASK, SCALE = torch.randn(3, 4), torch.randn(3, 4), torch.rand(1)
     [
         (IDS, None),
         ((IDS, MASK), None),
-        ([IDS, MASK], None),
         ({"ids": IDS, "mask": MASK}, None),
         (UserDict(ids=IDS, mask=MASK, scale=SCALE), None),  # what Hugging Face's tokenizers return
         ((IDS, MASK), {"scale": SCALE}),

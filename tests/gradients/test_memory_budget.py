@@ -6,25 +6,15 @@ import cases
 import oracles
 import pytest
 import torch
+from budgets import images, least, wide_net
 from cases import CASES, every_case
 from torch import nn
 from torch.nn import functional as F
 
 import torch_flowprune as fp
-from torch_flowprune.gradients.memory_budget import Peak, in_bytes
+from torch_flowprune.gradients.memory_budget import Peak
 
 KINDS = ("g", "g2", "g2_sample", "Hg")
-
-
-def wide_net():
-    """Activations outweigh the weights, so that a budget bites."""
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).double().eval()
-
-
-def images(*sizes):
-    return [(torch.randn(size, 3, 16, 16, dtype=torch.float64), torch.arange(size) % 3) for size in sizes]
 
 
 def counting(seen):
@@ -40,16 +30,6 @@ def peak_of(work):
     with Peak() as memory:
         work()
     return memory.peak
-
-
-def least(model, data, **options):
-    """The smallest budget, as the error tells it."""
-    with pytest.raises(
-        ValueError,
-        match=r"max_memory of .* is not enough: the sums .* take .*, one sample .* besides; allow (.*), or keep",
-    ) as error:
-        fp.flow(model, data, max_memory=1, **options)
-    return in_bytes(str(error.value).split("allow ")[1].split(",")[0])
 
 
 @pytest.mark.parametrize("needs", [("g",), ("g", "g2"), KINDS])
@@ -145,8 +125,8 @@ def test_a_loss_that_is_no_mean_over_samples_cannot_be_cut(loss):
     budget = int(1.5 * least(model, data, needs=("g",)))
     with pytest.raises(
         ValueError,
-        match=r"max_memory= cuts batches, which needs a loss that is a mean over samples: that of .*; use "
-        r"reduction='mean'",
+        match=r"max_memory= cuts batches, which needs a loss that is a mean over samples or tokens, or a sum: that "
+        r"of .*; say what it is with reduction=",
     ):
         fp.flow(model, data, loss=loss, needs=("g",), max_memory=budget)
     fp.flow(model, data, loss=loss, needs=("g",), max_memory="1GB")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -12,9 +12,8 @@ from torch import nn
 from typing_extensions import Unpack
 
 from torch_flowprune.analysis.rank_correlation import laid_out, spearman
-from torch_flowprune.gradients import Flow, FlowOptions, FlowSource, flow_over
+from torch_flowprune.gradients import Flow, FlowOptions, FlowSource, LossWeights, flow_over
 from torch_flowprune.inputs import (
-    Objective,
     as_batches,
     check_options,
     from_options,
@@ -191,8 +190,8 @@ def compare(
     point = flow_over(source, model, tuple(needs), targets_of(found))
     scores = {name: evaluate(point, measure, found, units.granularity, generator) for name, measure in resolved.items()}
     unseen = data if held_out is None else held_out
-    evaluation = (unseen, Objective(source.loss, source.closure), source.mode)
-    before, samples = mean_loss(inner, *evaluation)
+    evaluation = replace(source, data=unseen, temperature=1.0)
+    before, samples = mean_loss(inner, evaluation)
     outcomes = tuple(
         _outcome(inner, name, sparsity, scores[name], point, found, allocation, before, evaluation)
         for name in scores
@@ -220,17 +219,20 @@ def _levels(sparsities: float | Sequence[float]) -> list[float]:
     return [fraction(sparsity) for sparsity in asked]
 
 
-def mean_loss(model: nn.Module, data: object, objective: Objective, mode: str = "eval") -> tuple[float, int]:
-    """The sample-weighted mean loss without gradients, and the number of samples; the model is left as it was."""
-    total, samples = 0.0, 0
+def mean_loss(model: nn.Module, source: FlowSource) -> tuple[float, int]:
+    """The mean loss over all the data without gradients, and the number of samples; the model is left as it was."""
+    total, whole, samples = 0.0, 0.0, 0
+    weights = LossWeights(model, source.objective, source.reduction)
     device = next(iter(parameters_of(model).values())).parameter.device
-    with untouched(model, data, mode), torch.no_grad():
-        for batch, size in sized(as_batches(data), device):
-            total += objective.number(model, batch).item() * size
+    with untouched(model, source.data, source.mode), torch.no_grad():
+        for batch, size in sized(as_batches(source.data), device, batch_size=source.batch_size):
             samples += size
+            if weight := weights(batch, size):
+                total += weights.mean(source.objective.number(model, batch), size).item() * weight
+                whole += weight
     if not samples:
         raise ValueError("the held-out data is empty: at least one batch is needed")
-    return total / samples, samples
+    return total / whole if whole else float("nan"), samples
 
 
 def _outcome(
@@ -242,11 +244,11 @@ def _outcome(
     found: Candidates,
     allocation: Allocation,
     before: float,
-    evaluation: tuple[object, Objective, str],
+    evaluation: FlowSource,
 ) -> Outcome:
     with restored(targets_of(found).values()):
         report = prune_to(model, found, scores, sparsity, point, allocation)
-        after, _ = mean_loss(model, *evaluation)
+        after, _ = mean_loss(model, evaluation)
     emptied = sum(layer.units == layer.pruned for layer in report.layers)
     assert report.predicted_loss_change is not None
     return Outcome(name, report.sparsity, after, after - before, report.predicted_loss_change, emptied)

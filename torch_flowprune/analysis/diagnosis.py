@@ -201,7 +201,7 @@ def _halves(model: nn.Module, source: FlowSource, needs: Sequence[str]) -> list[
     with untouched(unwrapped(model), source.data):
         first = list(islice(as_batches(source.data), 2))
     parts: tuple[Any, Any] | None = (
-        (_Every(source.data, 0), _Every(source.data, 1)) if len(first) > 1 else halves(first[0])
+        (_Every(source.data, 0), _Every(source.data, 1)) if len(first) > 1 else halves(first[0], source.batch_size)
     )
     if parts is None or not set(needs) - {"theta", "theta0", "generator"}:
         return []

@@ -112,7 +112,8 @@ def predict(
         masks: by parameter name, bool (True = kept) or packed; what the model has masked already counts as gone.
         data: what the two terms are taken over, see :func:`~torch_flowprune.flow`.
         options: of :func:`~torch_flowprune.flow`: ``loss``, ``closure``, ``max_samples``, ``temperature``, ``mode``,
-            ``progress``, ``max_memory``, ``offload``, ``autocast``.
+            ``progress``, ``max_memory``, ``offload``, ``autocast``, ``batch_size``,
+            ``reduction``.
 
     Raises:
         ValueError: for masks that do not fit, or data that cannot be used.

@@ -20,7 +20,7 @@ from torch_flowprune.channels.costs import costs_of
 from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
 from torch_flowprune.channels.rules import RULES, SPATIAL
 from torch_flowprune.channels.tracing import Block, Reading, read
-from torch_flowprune.inputs import parameters_of
+from torch_flowprune.inputs import arguments, parameters_of
 from torch_flowprune.masking import dense_copy
 from torch_flowprune.torch_internals import tree_map_only
 
@@ -70,12 +70,10 @@ def arguments_of(
             "example_inputs should be what the model is called with: a tensor, a tuple of arguments or a dict of "
             "them; got None"
         )
-    named = isinstance(example_inputs, Mapping)
-    several = isinstance(example_inputs, (tuple, list))
-    args = () if named else tuple(example_inputs) if several else (example_inputs,)
+    args, keywords = arguments(model, example_inputs)
     device = next((parameter.device for parameter in model.parameters()), None)
     place = partial(tree_map_only, Tensor, lambda tensor: tensor.to(device))
-    return place(args), place({**(example_inputs if named else {}), **(kwargs or {})})
+    return place(args), place({**keywords, **(kwargs or {})})
 
 
 def coupling_of(reading: Reading) -> Coupling:

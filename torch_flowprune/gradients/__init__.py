@@ -2,6 +2,7 @@
 
 from torch_flowprune.gradients.flow_source import FlowOptions, FlowSource, LossOptions, SweepOptions
 from torch_flowprune.gradients.gradient_flow import INGREDIENTS, Flow, flow, flow_over
+from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.sweeps import Sweeps
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "FlowOptions",
     "FlowSource",
     "LossOptions",
+    "LossWeights",
     "SweepOptions",
     "Sweeps",
     "flow",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.gradients.double_backward import check_twice
+from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.memory_budget import Resources
 from torch_flowprune.inputs import Batch, Objective, settle
 
@@ -31,6 +32,7 @@ class Derivatives:
         objective: Objective,
         mode: str,
         resources: Resources,
+        weights: LossWeights,
     ) -> None:
         self.model, self.parameters, self.objective, self.mode, self.resources = (
             model,
@@ -39,12 +41,18 @@ class Derivatives:
             mode,
             resources,
         )
+        self.weights = weights
         self.reached = [False] * len(self.parameters)
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, size: int) -> Tensor:
         settle(self.model, self.mode)
         with self.cast():
-            return self.objective(self.model, batch)
+            return self.weights.mean(self.objective(self.model, batch), size)
+
+    def weight(self, batch: Batch, size: int) -> float:
+        """What this batch counts for in a mean."""
+        with self.cast():
+            return self.weights(batch, size)
 
     def cast(self) -> AbstractContextManager[Any]:
         """The forward in the dtype asked for; the parameters and their gradients keep theirs."""

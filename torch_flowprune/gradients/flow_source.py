@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from torch_flowprune.gradients.loss_weights import check_reduction
 from torch_flowprune.gradients.memory_budget import Resources, in_bytes
-from torch_flowprune.inputs import Closure, Loss, Objective, check_mode
+from torch_flowprune.inputs import BatchSize, Closure, Loss, Objective, check_batch_size, check_mode
 
 
 class SweepOptions(TypedDict, total=False):
@@ -26,6 +27,8 @@ class SweepOptions(TypedDict, total=False):
     max_memory: int | str | None
     offload: bool
     autocast: torch.dtype | None
+    batch_size: BatchSize | None
+    reduction: str | None
 
 
 class LossOptions(SweepOptions, total=False):
@@ -61,10 +64,14 @@ class FlowSource:
     max_memory: int | str | None = None
     offload: bool = False
     autocast: torch.dtype | None = None
+    batch_size: BatchSize | None = None
+    reduction: str | None = None
 
     def __post_init__(self) -> None:
         check_mode(self.mode)
         _check_count(self.max_samples)
+        check_batch_size(self.batch_size)
+        check_reduction(self.reduction)
         _ = self.objective, self.resources  # both check their words
 
     @cached_property

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Never
 
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.sweeps import Sweeps
 from torch_flowprune.gradients.synflow import synaptic_gradient
 from torch_flowprune.inputs import (
+    BatchSize,
     Closure,
     Loss,
     Ranks,
     Target,
     as_batches,
+    check_options,
     example_of,
     original,
     parameters_of,
@@ -109,6 +113,9 @@ def flow(
     max_memory: int | str | None = None,
     offload: bool = False,
     autocast: torch.dtype | None = None,
+    batch_size: BatchSize | None = None,
+    reduction: str | None = None,
+    **unknown: Never,
 ) -> Flow:
     """θ and the derivatives of the loss that ``needs`` names, exact, over all the data, leaving no trace on the model.
 
@@ -120,8 +127,11 @@ def flow(
         model: any module; unwrapped if compiled or data-parallel. Of a ``DistributedDataParallel`` model every rank
             makes the same call with its own share of the data, and the flow is that over all of them.
         data: an iterable of ``(input, target)`` or dict batches, or one batch. Batches are moved to the model's device.
-        loss: ``loss(output, target)``, a mean over the batch; cross-entropy if left out, or the model's own for dict
-            batches.
+            An input that is a tuple is spread over the model's arguments; a list is one argument, unless the model
+            needs several. Of a dict the model gets what its signature takes.
+        loss: ``loss(output, target)`` of what the model returned; torch's own losses get the
+            logits of a dict or an object that has ``logits`` or ``out``. Cross-entropy if left out, for targets that
+            are classes, or the model's own for dict batches.
         needs: any of ``g``, ``g2``, ``g2_sample``, ``Hg``, ``gR``.
         closure: ``closure(model, batch) -> loss`` for anything else; ``loss`` and ``temperature`` are then yours.
         parameters: names of parameters to include even if they are frozen.
@@ -137,6 +147,14 @@ def flow(
         offload: keep the sums of the derivatives on the host, for models whose θ, g and H·g do not fit on the device
             together.
         autocast: ``torch.bfloat16`` runs the model in mixed precision; sums are in float32 all the same.
+        batch_size: how many samples a batch has, a number or a function of the batch; read off inputs and target where
+            they agree, on their first axis or in lists of samples.
+        reduction: what the loss of a batch is: the ``"mean"`` over its samples, their ``"sum"``, or the mean over the
+            places of the target that are not ignored (``"token"``). The flow is that of the mean over all the data, and
+            so are batches weighed, and parts of one. None reads it off the loss: torch's cross-entropy is a mean over
+            places, by class weights where it has them; the loss that a language model returns is one over tokens, where
+            it is seen to be; a loss set to ``reduction="sum"`` is a sum; all others are taken for means over samples.
+        unknown: none; a word of another library is answered with the one meant.
 
     Raises:
         ValueError: for empty or one-shot data, a loss that is not one finite number, an unknown name.
@@ -147,6 +165,7 @@ def flow(
     >>> f.g["weight"].shape, f.samples
     (torch.Size([2, 3]), 4)
     """
+    check_options("flow", unknown, list(inspect.signature(flow).parameters)[:-1])
     source = FlowSource(
         data,
         loss,
@@ -160,6 +179,8 @@ def flow(
         max_memory,
         offload,
         autocast,
+        batch_size,
+        reduction,
     )
     return flow_over(source, model, needs, parameters)
 

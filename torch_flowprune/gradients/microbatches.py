@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
 from torch_flowprune.gradients.double_backward import twice_differentiable
 from torch_flowprune.gradients.memory_budget import Cost, measured, readable
-from torch_flowprune.inputs import Batch, first, parts, shapes, untouched, wide_type
+from torch_flowprune.inputs import Batch, first, parts, shapes, spread, untouched, wide_type
 from torch_flowprune.torch_internals import AnyBatchNorm
 
 Part: TypeAlias = "tuple[Batch, int]"
@@ -24,7 +25,7 @@ class MicroBatches:
 
     def __init__(self, derivatives: Derivatives, wanted: set[str]) -> None:
         self.derivatives, self.second = derivatives, "Hg" in wanted
-        self.limit, self.costs, self.checked = derivatives.resources.max_memory, dict[Any, tuple[Cost, Cost]](), False
+        self.limit, self.costs = derivatives.resources.max_memory, dict[Any, tuple[Cost, Cost]]()
         each = sum(wide_type(parameter).itemsize * parameter.numel() for parameter in derivatives.parameters)
         kinds = len(wanted & {"g", "g2", "g2_sample", "Hg"}) + 1  # and a batch's own gradient, summed over its parts
         self.sums = 0 if derivatives.resources.offload else kinds * each
@@ -37,7 +38,7 @@ class MicroBatches:
     def of(self, batch: Batch, size: int) -> list[Part]:
         """The batch's parts with their sizes."""
         if self.limit is None:
-            return [(batch, size)]
+            return self._counting([(batch, size)])
         peak, _ = self.cost(batch, size)
         most = min(size, peak.samples(self.limit - self.sums))
         if not most:
@@ -46,24 +47,27 @@ class MicroBatches:
             )
             way_out = f"allow {readable(self.sums + peak.first)}, or keep the sums on the host with offload=True"
             raise ValueError(f"max_memory of {readable(self.limit)} is not enough: {needed}; {way_out}")
-        if most < size and not self.checked:
-            self._check_mean(first(batch, max(2, most)), max(2, most))
-            self.checked = True
-        return list(parts(batch, size, most))
+        if most < size:
+            self._check_mean(spread(batch, size, max(2, most)), max(2, most))
+        return self._counting(parts(batch, size, most))
+
+    def _counting(self, cut: Iterable[Part]) -> list[Part]:
+        """Without those that a loss has nothing of to take its mean over, which is nan then."""
+        return [(part, count) for part, count in cut if self.derivatives.weight(part, count)]
 
     def cost(self, batch: Batch, size: int) -> tuple[Cost, Cost]:
         """Of a batch of this shape: the peak, and what the graph of its gradient holds."""
         key = shapes(batch)
         if key not in self.costs:
             with untouched(self.derivatives.model, mode=self.derivatives.mode):
-                self.costs[key] = measured(lambda count: self._work(first(batch, count)), size)
+                self.costs[key] = measured(lambda count: self._work(first(batch, size, count), count), size)
         return self.costs[key]
 
-    def _work(self, batch: Batch) -> Grads:
+    def _work(self, batch: Batch, size: int) -> Grads:
         if not self.second:
-            return self.derivatives.gradient(self.derivatives.loss(batch))
+            return self.derivatives.gradient(self.derivatives.loss(batch, size))
         with twice_differentiable():
-            grads = self.derivatives.gradient(self.derivatives.loss(batch), create_graph=True)
+            grads = self.derivatives.gradient(self.derivatives.loss(batch, size), create_graph=True)
             self.derivatives.product(
                 grads,
                 [torch.zeros_like(p) if g is None else g.detach() for g, p in self._pairs(grads)],
@@ -75,10 +79,13 @@ class MicroBatches:
         return zip(grads, self.derivatives.parameters, strict=True)
 
     def _check_mean(self, batch: Batch, size: int) -> None:
-        """The same result from parts needs a loss that is a mean over samples."""
+        """The same result from parts needs a loss that is what its weights say: tried on samples from all the batch."""
         with untouched(self.derivatives.model), torch.no_grad():
-            value = self._number(batch)
-            mean = sum(self._number(part) * count for part, count in parts(batch, size, -(-size // 2))) / size
+            halves = self._counting(parts(batch, size, -(-size // 2)))
+            if not halves:
+                return
+            value, weights = self._number(batch, size), [self.derivatives.weight(*half) for half in halves]
+            mean = sum(self._number(*half) * w for half, w in zip(halves, weights, strict=True)) / sum(weights)
         tolerance = (
             2e-2
             if self.derivatives.resources.autocast or min(p.element_size() for p in self.derivatives.parameters) < 4
@@ -86,15 +93,16 @@ class MicroBatches:
         )
         if abs(value - mean) > tolerance * max(abs(value), abs(mean)):
             raise ValueError(
-                f"max_memory= cuts batches, which needs a loss that is a mean over samples: that of {size} samples "
-                f"is {value:.6g}, the mean over "
-                f"its halves {mean:.6g}; use reduction='mean' and no statistics over the batch, or smaller batches "
-                "without max_memory="
+                "max_memory= cuts batches, which needs a loss that is a mean over samples or tokens, or a sum: that of "
+                f"{size} samples is {value:.6g}, from its halves {mean:.6g}; say what it is with reduction=, use no "
+                "statistics over the batch, or smaller batches without max_memory="
             )
 
-    def _number(self, batch: Batch) -> float:
+    def _number(self, batch: Batch, size: int) -> float:
         with self.derivatives.cast():
-            return self.derivatives.objective.number(self.derivatives.model, batch).item()
+            return self.derivatives.weights.mean(
+                self.derivatives.objective.number(self.derivatives.model, batch), size
+            ).item()
 
 
 def _coupling(model: torch.nn.Module) -> str | None:
@@ -109,7 +117,7 @@ class Graphs:
 
     def __init__(self, micro: MicroBatches) -> None:
         self.micro, self.worst, self.held = micro, 0.0, 0.0
-        self.kept: deque[tuple[Grads, int, float]] = deque()
+        self.kept: deque[tuple[Grads, int, float, float]] = deque()
 
     @property
     def active(self) -> bool:
@@ -134,7 +142,7 @@ class Graphs:
 
     def add(self, grads: Grads, batch: Batch, size: int) -> None:
         held = self.micro.cost(batch, size)[1].of(size)
-        self.kept.append((grads, size, held))
+        self.kept.append((grads, size, held, self.micro.derivatives.weight(batch, size)))
         self.held += held
         self._drop()
 

@@ -15,10 +15,12 @@ from tqdm.auto import tqdm
 from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
 from torch_flowprune.gradients.double_backward import twice_differentiable
 from torch_flowprune.gradients.flow_source import FlowSource
+from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.microbatches import Graphs, MicroBatches
 from torch_flowprune.gradients.weighted_sums import (
     add_weighted,
     add_weighted_squares,
+    check_read,
     detached,
     dot_product,
     finite_mean_loss,
@@ -31,11 +33,9 @@ from torch_flowprune.inputs import Batch, Ranks, Restore, Target, samples, sized
 SizedBatch: TypeAlias = tuple[Batch, int]
 Sums: TypeAlias = dict[str, list[Tensor]]
 
-_EMPTY = "the data is empty: at least one batch is needed (an exhausted iterator? pass a list or a DataLoader)"
-
 
 class Sweeps:
-    """g, g2, g2_sample and Hg as sample-weighted means over batches, in float32 or better."""
+    """g, g2, g2_sample and Hg as weighted means over batches, in float32 or better."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Sweeps:
         rewind: Restore,
         ranks: Ranks,
     ) -> None:
-        self.mode, self.progress, self.max_samples = source.mode, source.progress, source.max_samples
+        self.source, self.mode, self.progress = source, source.mode, source.progress
         self.rewind, self.ranks = rewind, ranks
         self.names = list(targets)
         self.parameters = [target.parameter for target in targets.values()]
@@ -58,14 +58,14 @@ class Sweeps:
                 "offload=True keeps the sums on the host, where ranks do not add them up: score in one process"
             )
         self.offload, self.seen = source.offload, 0
-        self.derivatives = Derivatives(model, self.parameters, source.objective, source.mode, source.resources)
+        weights = LossWeights(model, source.objective, source.reduction)
+        self.derivatives = Derivatives(model, self.parameters, source.objective, source.mode, source.resources, weights)
 
     def run(self, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:
         """The wanted fields of a flow, with ``loss`` and ``samples``."""
         micro = MicroBatches(self.derivatives, wanted)
         head, stream = self._stream(data)
-        if not head:
-            raise ValueError(_EMPTY)
+        check_read(len(head))
         if "Hg" not in wanted:
             return self._first(chain(head, stream), wanted, _length(data), micro, None)
         if len(head) == 1 and self.ranks.alone and not self.offload and len(micro.of(*head[0])) == 1:
@@ -87,23 +87,27 @@ class Sweeps:
             v[name].to(p.device) if name in v else torch.zeros_like(wide(p.detach()))
             for name, p in zip(self.names, self.parameters, strict=True)
         ]
-        g, product, losses, sizes, slopes = self._zeros(), self._zeros(), [], [], []
+        g, product, samples_, losses, weights, slopes = self._zeros(), self._zeros(), 0, [], [], []
         micro = MicroBatches(self.derivatives, {"g", "Hg"})
         for batch, size in self._bar(chain(*self._stream(data)), _length(data), "prediction"):
-            of_parts = []
+            of_parts, of_batch = [], 0.0
             for part, count in micro.of(batch, size):
-                loss, grads, along = self._derivatives_along(part, vector)
-                add_weighted(g, grads, count)
-                add_weighted(product, along, count)
-                of_parts.append(torch.stack([loss.double(), dot_product(vector, grads)]) * (count / size))
-            loss, slope = torch.stack(of_parts).sum(0)
-            slopes.append(slope)
-            losses.append(loss)
-            sizes.append(size)
-        if not sizes:
-            raise ValueError(_EMPTY)
-        count, mean_loss = self._over_ranks([g, product], sum(sizes), finite_mean_loss(losses, sizes))
-        g, product = scale(g, 1 / count), scale(product, 1 / count)
+                weight = self.derivatives.weight(part, count)
+                loss, grads, along = self._derivatives_along(part, count, vector)
+                add_weighted(g, grads, weight)
+                add_weighted(product, along, weight)
+                of_parts.append(torch.stack([loss.double(), dot_product(vector, grads)]) * weight)
+                of_batch += weight
+            samples_ += size
+            if of_parts:
+                loss, slope = torch.stack(of_parts).sum(0) / of_batch
+                slopes.append(slope)
+                losses.append(loss)
+                weights.append(of_batch)
+        check_read(samples_, weights)
+        mean_loss = finite_mean_loss(losses, weights)
+        count, total, mean_loss = self._over_ranks([g, product], samples_, sum(weights), mean_loss)
+        g, product = scale(g, 1 / total), scale(product, 1 / total)
         lost = [
             torch.where(masks[name].to(gradient.device), 0, gradient - Hv)
             for name, gradient, Hv in zip(self.names, g, product, strict=True)
@@ -113,7 +117,7 @@ class Sweeps:
             "loss": mean_loss,
             "first_order": -dot_product(vector, g).item(),
             "curvature": dot_product(vector, product).item() / 2,
-            "standard_error": standard_error(torch.stack(slopes), sizes, self.ranks),
+            "standard_error": standard_error(torch.stack(slopes), weights, self.ranks),
             "gradient_norm": dot_product(g, g).item(),
             "gradient_norm_change": -2 * dot_product(product, g).item(),
             "gradient_norm_curvature": dot_product(product, product).item(),
@@ -121,10 +125,10 @@ class Sweeps:
             "samples": count,
         }
 
-    def _derivatives_along(self, batch: Batch, vector: Sequence[Tensor]) -> tuple[Tensor, Grads, Grads]:
+    def _derivatives_along(self, batch: Batch, size: int, vector: Sequence[Tensor]) -> tuple[Tensor, Grads, Grads]:
         """One batch's loss, gradient, and the gradient's derivative along a vector."""
         with twice_differentiable():
-            loss = self.derivatives.loss(batch)
+            loss = self.derivatives.loss(batch, size)
             grads = self.derivatives.gradient(loss, create_graph=True)
             return loss.detach(), detached(grads), self.derivatives.product(grads, vector)
 
@@ -133,7 +137,7 @@ class Sweeps:
 
         Both sweeps read ahead alike: data and model may draw from one source of randomness.
         """
-        stream = sized(data, self.parameters[0].device, self.max_samples)
+        stream = sized(data, self.parameters[0].device, self.source.max_samples, self.source.batch_size)
         return list(islice(stream, 2)), stream
 
     def _first(
@@ -145,41 +149,44 @@ class Sweeps:
         graphs: Graphs | None,
     ) -> dict[str, Any]:
         sums: Sums = {kind: self._zeros() for kind in ("g", "g2", "g2_sample") if kind in wanted}
-        losses, sizes = [], []
+        losses, weights, self.seen = [], [], 0
         for batch, size in self._bar(batches, length, "gradient"):
-            losses.append(self._gradient(sums, batch, size, micro, graphs))
-            sizes.append(size)
-        self.seen = sum(sizes)
+            self.seen += size
+            if parts := micro.of(batch, size):
+                losses.append(self._gradient(sums, (batch, size), parts, micro, graphs))
+                weights.append(self.derivatives.weight(batch, size))
+        check_read(self.seen, weights)
         self.derivatives.warn_unreached(self.names, stacklevel=5)
-        count, mean_loss = self._over_ranks(sums.values(), self.seen, finite_mean_loss(losses, sizes))
-        return self._fields({kind: scale(total, 1 / count) for kind, total in sums.items()}, mean_loss, count)
+        loss = finite_mean_loss(losses, weights)
+        count, whole, mean_loss = self._over_ranks(sums.values(), self.seen, sum(weights), loss)
+        return self._fields({kind: scale(total, 1 / whole) for kind, total in sums.items()}, mean_loss, count)
 
-    def _gradient(self, sums: Sums, batch: Batch, size: int, micro: MicroBatches, graphs: Graphs | None) -> Tensor:
-        """One batch's gradient into the sums, by its parts.
-
-        Or by the whole, and its graph kept for the second sweep.
-        """
-        parts = micro.of(batch, size)
+    def _gradient(
+        self, sums: Sums, whole: SizedBatch, parts: list[SizedBatch], micro: MicroBatches, graphs: Graphs | None
+    ) -> Tensor:
+        """One batch's gradient into the sums, by its parts; or by the whole, and its graph kept for a second sweep."""
+        batch, size = whole
         keep = graphs is not None and graphs.active and len(parts) == 1 and graphs.expect(batch, size)
         # g goes through the operators that Hg will go through: kernels draw dropout in ways of their own
         with twice_differentiable() if keep or (micro.second and self.mode == "train") else nullcontext():
             if len(parts) > 1:
-                loss, grads = self._of_parts(parts, size)
+                loss, grads = self._of_parts(parts)
             else:
-                loss = self.derivatives.loss(batch)
+                loss = self.derivatives.loss(*whole)
                 grads = self.derivatives.gradient(loss, create_graph=keep)
         if keep and graphs is not None:
             graphs.add(grads, batch, size)
         self._accumulate(sums, detached(grads), batch, size)
         return loss.detach()
 
-    def _of_parts(self, parts: Sequence[SizedBatch], size: int) -> tuple[Tensor, Grads]:
-        total, losses = self._zeros(), []
-        for part, count in parts:
-            loss = self.derivatives.loss(part)
-            add_weighted(total, self.derivatives.gradient(loss), count)
-            losses.append(loss.detach() * count)
-        return torch.stack(losses).sum() / size, list(scale(total, 1 / size))
+    def _of_parts(self, parts: Sequence[SizedBatch]) -> tuple[Tensor, Grads]:
+        total, losses, whole = self._zeros(), [], 0.0
+        for part in parts:
+            weight, loss = self.derivatives.weight(*part), self.derivatives.loss(*part)
+            add_weighted(total, self.derivatives.gradient(loss), weight)
+            losses.append(loss.detach() * weight)
+            whole += weight
+        return torch.stack(losses).sum() / whole, list(scale(total, 1 / whole))
 
     def _second(
         self,
@@ -190,33 +197,37 @@ class Sweeps:
         graphs: Graphs,
     ) -> dict[str, Tensor]:
         """H·g: each batch's gradient, differentiated along the mean gradient that the first sweep gave."""
-        along, total, count = list(first["g"].values()), self._zeros(), sum(size for _, size, _ in graphs.kept)
+        along, total, whole = list(first["g"].values()), self._zeros(), 0.0
+        count = sum(kept[1] for kept in graphs.kept)
         for batch, size in self._bar(
             _until(batches, self.seen - count if graphs.kept else sys.maxsize), length, "Hessian-gradient product"
         ):
-            for part, samples_ in micro.of(batch, size):
+            for part in micro.of(batch, size):
+                weight = self.derivatives.weight(*part)
+                whole += weight
                 with twice_differentiable() as weight_gradients:
-                    loss = self.derivatives.loss(part)
+                    loss = self.derivatives.loss(*part)
                     with weight_gradients.unread():
                         grads = self.derivatives.gradient(loss, create_graph=True)
-                    add_weighted(total, self.derivatives.product(grads, along), samples_)
+                    add_weighted(total, self.derivatives.product(grads, along), weight)
             count += size
         while graphs.kept:
-            grads, size, _ = graphs.kept.popleft()
-            add_weighted(total, self.derivatives.product(grads, along), size)
-        count, _ = self._over_ranks([total], count)
+            grads, _, _, weight = graphs.kept.popleft()
+            add_weighted(total, self.derivatives.product(grads, along), weight)
+            whole += weight
+        count, whole, _ = self._over_ranks([total], count, whole)
         if count != first["samples"]:
             raise ValueError(
                 f"the data gave {first['samples']} samples on the first sweep, {count} on the second: g and H need "
                 "the same data"
             )
-        return self._named(scale(total, 1 / count))
+        return self._named(scale(total, 1 / whole))
 
     def _single(self, sized_batch: SizedBatch, wanted: set[str]) -> dict[str, Any]:
         """One batch needs no second sweep: the graph of its gradient is differentiated again."""
         batch, size = sized_batch
         with twice_differentiable():
-            loss = self.derivatives.loss(batch)
+            loss = self.derivatives.loss(batch, size)
             grads = self.derivatives.gradient(loss, create_graph=True)
             values = detached(grads)
             g = add_weighted(self._zeros(), values, 1)
@@ -224,26 +235,32 @@ class Sweeps:
         self.derivatives.warn_unreached(self.names, stacklevel=5)
         sums: Sums = {kind: self._zeros() for kind in ("g2", "g2_sample") if kind in wanted}
         self._accumulate(sums, values, batch, size)
-        means: Sums = {"g": g, "Hg": product, **{kind: scale(total, 1 / size) for kind, total in sums.items()}}
+        whole = self.derivatives.weight(batch, size)
+        means: Sums = {"g": g, "Hg": product, **{kind: scale(total, 1 / whole) for kind, total in sums.items()}}
         return self._fields(means, finite_mean_loss([loss.detach()], [size]), size)
 
     def _accumulate(self, sums: Sums, grads: Grads, batch: Batch, size: int) -> None:
+        weight = self.derivatives.weight(batch, size)
         if "g" in sums:
-            add_weighted(sums["g"], grads, size)
+            add_weighted(sums["g"], grads, weight)
         if "g2" in sums:
-            add_weighted_squares(sums["g2"], grads, size)
+            add_weighted_squares(sums["g2"], grads, weight)
         if "g2_sample" in sums:
             for sample in samples(batch, size):
-                add_weighted_squares(sums["g2_sample"], self.derivatives.gradient(self.derivatives.loss(sample)), 1)
+                if weight := self.derivatives.weight(sample, 1):
+                    gradient = self.derivatives.gradient(self.derivatives.loss(sample, 1))
+                    add_weighted_squares(sums["g2_sample"], gradient, weight)
 
-    def _over_ranks(self, sums: Iterable[list[Tensor]], count: int, loss: float = 0.0) -> tuple[int, float]:
-        """Sums, number of samples and mean loss of all ranks together."""
+    def _over_ranks(
+        self, sums: Iterable[list[Tensor]], count: int, weight: float, loss: float = 0.0
+    ) -> tuple[int, float, float]:
+        """Sums, number of samples, their weight and mean loss of all ranks together."""
         for values in sums:
             self.ranks.sum(values)
-        totals = torch.tensor([count, loss * count], dtype=torch.float64, device=self.parameters[0].device)
+        totals = torch.tensor([count, weight, loss * weight], dtype=torch.float64, device=self.parameters[0].device)
         self.ranks.sum([totals])
-        samples, total = totals.tolist()
-        return int(samples), total / samples
+        samples, whole, total = totals.tolist()
+        return int(samples), whole, total / whole
 
     def _fields(self, means: Sums, loss: float, samples: int) -> dict[str, Any]:
         return {**{kind: self._named(mean) for kind, mean in means.items()}, "loss": loss, "samples": samples}

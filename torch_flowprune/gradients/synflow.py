@@ -14,7 +14,7 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from torch_flowprune.gradients.bilinear_operators import Bilinear, Gradients, convolution_of
-from torch_flowprune.inputs import Target, clear, logits_of
+from torch_flowprune.inputs import Target, arguments, clear, logits_of
 
 
 def synaptic_gradient(
@@ -33,7 +33,7 @@ def synaptic_gradient(
     masked = [value for value, target in zip(wrt, targets.values(), strict=True) if target.mask is not None]
     try:
         with narrow, _MaskedAlready(masked):
-            output = torch.func.functional_call(model, state, *_as_call(_ones(inputs, device)))
+            output = torch.func.functional_call(model, state, *arguments(model, _ones(inputs, device)))
     except RuntimeError as error:
         if "dtype" not in str(error):
             raise
@@ -109,17 +109,12 @@ def _ones(inputs: Any, device: torch.device) -> Any:
     if isinstance(inputs, Mapping):
         return {key: _ones(value, device) for key, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):
-        return tuple(_ones(value, device) for value in inputs)
+        ones = [_ones(value, device) for value in inputs]
+        return ones if isinstance(inputs, list) else tuple(ones)
     if isinstance(inputs, Tensor):
         dtype = torch.float64 if inputs.is_floating_point() else inputs.dtype
         return torch.ones(1, *inputs.shape[1:], dtype=dtype, device=device)
     return inputs
-
-
-def _as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, dict):
-        return (), inputs
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
 # Convolutions of a float64 network in float32, in which alone a CPU has fast ones: powers of two keep them in its

@@ -1,4 +1,4 @@
-"""Sums over samples, one tensor a parameter, and the sample-weighted means and errors taken from them."""
+"""Sums over samples, one tensor a parameter, and the weighted means and errors taken from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def zero_sums(parameters: Sequence[Tensor], *, on_host: bool) -> list[Tensor]:
     return [torch.zeros_like(value, dtype=wide_type(value), device=device) for value in map(Tensor.detach, parameters)]
 
 
-def add_weighted(total: list[Tensor], values: Sequence[Tensor | None], weight: int) -> list[Tensor]:
+def add_weighted(total: list[Tensor], values: Sequence[Tensor | None], weight: float) -> list[Tensor]:
     """``total``, which takes the values that many times."""
     if pairs := _pairs(total, values):
         into, added = zip(*pairs, strict=True)
@@ -26,7 +26,7 @@ def add_weighted(total: list[Tensor], values: Sequence[Tensor | None], weight: i
     return total
 
 
-def add_weighted_squares(total: list[Tensor], values: Grads, weight: int) -> None:
+def add_weighted_squares(total: list[Tensor], values: Grads, weight: float) -> None:
     """``total`` takes the squares of the values that many times."""
     if pairs := _pairs(total, values):
         into, squared = zip(*pairs, strict=True)
@@ -60,8 +60,18 @@ def dot_product(a: Sequence[Tensor], b: Sequence[Tensor | None]) -> Tensor:
     ).sum()
 
 
-def finite_mean_loss(losses: list[Tensor], sizes: list[int]) -> float:
-    """The sample-weighted mean, read from the device once; an infinite or nan loss is an error that names its batch."""
+def check_read(samples: int, weights: Sequence[float] = (1.0,)) -> None:
+    """An error for data without any sample, or without any that counts."""
+    if not samples:
+        raise ValueError(
+            "the data is empty: at least one batch is needed (an exhausted iterator? pass a list or a DataLoader)"
+        )
+    if not sum(weights):
+        raise ValueError("every target is ignored: there is nothing to take a mean loss over")
+
+
+def finite_mean_loss(losses: list[Tensor], weights: Sequence[float]) -> float:
+    """The weighted mean, read from the device once; an infinite or nan loss is an error that names its batch."""
     values: list[float] = torch.stack(losses).double().tolist()
     for index, value in enumerate(values):
         if not abs(value) < float("inf"):
@@ -69,15 +79,15 @@ def finite_mean_loss(losses: list[Tensor], sizes: list[int]) -> float:
                 f"the loss of batch {index} is {value}: scores would mean nothing (check the data, or try "
                 "mode='train' on an untrained model)"
             )
-    return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 
 
-def standard_error(values: Tensor, sizes: list[int], ranks: Ranks) -> float:
-    """Of the sample-weighted mean of a batch quantity, over the batches of all ranks; nan for one batch."""
-    weight = torch.tensor(sizes, dtype=torch.float64, device=values.device)
+def standard_error(values: Tensor, weights: Sequence[float], ranks: Ranks) -> float:
+    """Of the weighted mean of a batch quantity, over the batches of all ranks; nan for one batch."""
+    weight = torch.tensor(weights, dtype=torch.float64, device=values.device)
     moments = torch.stack(
         [
-            weight.new_tensor(len(sizes)),
+            weight.new_tensor(len(weights)),
             weight.sum(),
             (weight * values).sum(),
             *((weight**2 * values**i).sum() for i in range(3)),

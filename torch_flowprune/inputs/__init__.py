@@ -1,21 +1,22 @@
 """What the user hands in: a model and its parameters, data, a loss, processes; looked at without a trace."""
 
 from torch_flowprune.inputs.aliases import forms, own_names
-from torch_flowprune.inputs.batches import (
-    Batch,
-    as_batches,
-    class_balanced,
-    example_of,
+from torch_flowprune.inputs.arguments import arguments, call
+from torch_flowprune.inputs.batch_sizes import (
+    BatchSize,
+    check_batch_size,
     first,
+    first_axis,
     halves,
-    inputs_of,
+    in_two,
     parts,
     samples,
-    shapes,
     sized,
+    spread,
 )
+from torch_flowprune.inputs.batches import Batch, as_batches, class_balanced, example_of, inputs_of, shapes
 from torch_flowprune.inputs.names import is_mask, mask_of, masked_name, original, plain_name, without_wrappers
-from torch_flowprune.inputs.objective import Closure, Loss, Objective, call, logits_of
+from torch_flowprune.inputs.objective import Closure, Loss, Objective, logits_of
 from torch_flowprune.inputs.options import check_options, from_options
 from torch_flowprune.inputs.parameters import parameters_of, prunable, unwrapped, wide, wide_type
 from torch_flowprune.inputs.patterns import Pattern
@@ -27,6 +28,7 @@ from torch_flowprune.inputs.zeros import clear, flags, masked
 
 __all__ = [
     "Batch",
+    "BatchSize",
     "Closure",
     "Loss",
     "Objective",
@@ -35,8 +37,10 @@ __all__ = [
     "Ranks",
     "Restore",
     "Target",
+    "arguments",
     "as_batches",
     "call",
+    "check_batch_size",
     "check_mode",
     "check_options",
     "class_balanced",
@@ -45,10 +49,12 @@ __all__ = [
     "cpu_generator",
     "example_of",
     "first",
+    "first_axis",
     "flags",
     "forms",
     "from_options",
     "halves",
+    "in_two",
     "inputs_of",
     "is_mask",
     "logits_of",
@@ -67,6 +73,7 @@ __all__ = [
     "settle",
     "shapes",
     "sized",
+    "spread",
     "untouched",
     "unwrapped",
     "wide",

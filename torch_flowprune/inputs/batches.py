@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from copy import copy
 from typing import Any, TypeAlias
 
 import torch
@@ -40,55 +40,52 @@ def as_batches(data: object) -> Iterable[Batch]:
     return data
 
 
-def sized(
-    batches: Iterable[Batch], device: torch.device, max_samples: int | None = None
-) -> Iterator[tuple[Batch, int]]:
-    """Each batch on ``device`` with its number of samples, cut to exactly ``max_samples`` in all."""
-    remaining = max_samples
-    for batch in batches:
-        if remaining == 0:
-            return
-        size = _size_of(batch)
-        if remaining is not None and size > remaining:
-            batch, size = _slice(batch, size, 0, remaining), remaining  # noqa: PLW2901 - the rest of the loop sees the part
-        remaining = None if remaining is None else remaining - size
-        yield _map(lambda tensor: tensor.to(device, non_blocking=True), batch), size
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
 
 
-def _size_of(batch: Batch) -> int:
-    """The length of the first axis of the batch's first tensor that has one; 1 where there is none."""
-    return next((len(tensor) for tensor in _tensors(batch) if tensor.dim()), 1)
-
-
-def _slice(batch: Batch, size: int, start: int, end: int) -> Batch:
-    return _map(lambda tensor: tensor[start:end] if tensor.dim() and len(tensor) == size else tensor, batch)
-
-
-def _map(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    if isinstance(batch, Tensor):
+def mapped(function: Callable[[Any], Any], batch: Batch, is_leaf: Callable[[object], bool] = _is_tensor) -> Batch:
+    """A batch of the same form with ``function`` of each leaf: of each tensor, unless told otherwise."""
+    if is_leaf(batch):
         return function(batch)
     if isinstance(batch, Mapping):
-        return {key: _map(function, value) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_map(function, part) for part in batch))
+        return _like(batch, {key: mapped(function, value, is_leaf) for key, value in batch.items()})
     if isinstance(batch, (tuple, list)):
-        return type(batch)(_map(function, part) for part in batch)
+        values = [mapped(function, part, is_leaf) for part in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     return batch
 
 
-def _tensors(batch: Batch) -> Iterator[Tensor]:
+def _like(batch: Mapping[str, Any], values: dict[str, Any]) -> Mapping[str, Any]:
+    """A mapping of the batch's own kind, a tokenizer's say, where that can be made."""
+    if type(batch) is dict or not isinstance(batch, MutableMapping):
+        return values
+    same = copy(batch)
+    same.update(values)
+    return same
+
+
+def tensors_in(batch: Batch) -> Iterator[Tensor]:
+    """Every tensor of a batch, in order."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, (Mapping, tuple, list)):
         for part in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _tensors(part)
+            yield from tensors_in(part)
 
 
 def inputs_of(batch: Batch) -> Any:
-    """What of a batch the model is called with: all but the target."""
+    """What of a batch the model is called with: all but the target, which is the second of two."""
     if isinstance(batch, Mapping):
         return {key: value for key, value in batch.items() if key not in TARGET_KEYS}
-    return batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
+    if isinstance(batch, (tuple, list)):
+        return batch[0] if len(batch) in (1, 2) else tuple(batch)
+    return batch
+
+
+def target_key(batch: Mapping[str, Any]) -> str | None:
+    """The key that a dict batch has its target under."""
+    return next((key for key in TARGET_KEYS if key in batch), None)
 
 
 def example_of(data: object, example_inputs: Any, device: torch.device) -> Any:
@@ -104,7 +101,7 @@ def example_of(data: object, example_inputs: Any, device: torch.device) -> Any:
                 "224)"
             )
         example_inputs = inputs_of(next(iter(as_batches(data))))
-    return _map(lambda tensor: tensor.to(device), example_inputs)
+    return mapped(lambda tensor: tensor.to(device), example_inputs)
 
 
 def class_balanced(
@@ -136,6 +133,8 @@ def class_balanced(
     if per_class < 1:
         raise ValueError(f"per_class should be at least 1, got {per_class}")
     known = targets if targets is not None else getattr(dataset, "targets", None)
+    if known is not None and len(known := list(known)) != len(dataset):  # type: ignore[arg-type]  # it is map-style
+        raise ValueError(f"targets= should have an entry for each sample, got {len(known)} for {len(dataset)}")  # type: ignore[arg-type]
     labels = torch.as_tensor(list(known) if known is not None else [int(dataset[i][1]) for i in range(len(dataset))])  # type: ignore[arg-type]
     order = torch.arange(len(labels)) if generator is None else torch.randperm(len(labels), generator=generator)
     indices: list[int] = []
@@ -150,37 +149,6 @@ def class_balanced(
     return Subset(dataset, indices)
 
 
-def parts(batch: Batch, size: int, most: int) -> Iterator[tuple[Batch, int]]:
-    """A batch in pieces of at most ``most`` samples, as equal as they can be, each with its size."""
-    pieces = -(-size // most)
-    edges = [size * i // pieces for i in range(pieces + 1)]
-    for start, end in pairwise(edges):
-        yield _slice(batch, size, start, end), end - start
-
-
-def first(batch: Batch, count: int) -> Batch:
-    """A batch's first samples."""
-    return _slice(batch, _size_of(batch), 0, count)
-
-
 def shapes(batch: Batch) -> tuple[Any, ...]:
     """What the memory that one sample takes depends on: the shapes of the batch's tensors but for the first axis."""
-    return tuple((tensor.shape[1:], tensor.dtype) for tensor in _tensors(batch))
-
-
-def samples(batch: Batch, size: int) -> Iterator[Batch]:
-    """A batch's samples one by one, each as a batch of one."""
-    for part, _ in parts(batch, size, 1):
-        yield part
-
-
-def halves(batch: Batch) -> tuple[Batch, Batch] | None:
-    """A batch's even and odd samples; None for a batch of one."""
-    size = _size_of(batch)
-    if size < 2:
-        return None
-
-    def every(start: int) -> Batch:
-        return _map(lambda tensor: tensor[start::2] if tensor.dim() and len(tensor) == size else tensor, batch)
-
-    return every(0), every(1)
+    return tuple((tensor.shape[1:], tensor.dtype) for tensor in tensors_in(batch))

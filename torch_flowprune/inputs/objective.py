@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from torch_flowprune.inputs.batches import TARGET_KEYS, Batch
+from torch_flowprune.inputs.arguments import call, takes
+from torch_flowprune.inputs.batches import TARGET_KEYS, Batch, inputs_of, target_key
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 Closure: TypeAlias = Callable[[nn.Module, Batch], Tensor]
@@ -19,9 +22,11 @@ Closure: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 class Objective:
     """The scalar a flow differentiates: ``objective(model, batch)``.
 
-    ``closure`` has the last word. Otherwise the model's output on the batch's inputs, divided by ``temperature``, goes
-    into ``loss`` with the batch's target; a dict batch without ``loss`` uses the loss that the model itself returns
-    (Hugging Face's habit).
+    ``closure`` has the last word. Otherwise ``loss`` gets what the model returned on the batch's inputs, as it is, and
+    the batch's target. torch's own losses, which read tensors, get the logits of an output that has them (an
+    attribute or entry ``logits`` or ``out``); so does cross-entropy, which is taken where no loss is given. A dict
+    batch without ``loss`` uses the loss that the model itself returns (Hugging Face's habit). ``temperature`` divides
+    the logits.
     """
 
     loss: Loss | None = None
@@ -40,6 +45,11 @@ class Objective:
             "closure", self.closure, "closure(model, batch), such as lambda model, batch: model(batch).mean()"
         )
 
+    @property
+    def is_the_models(self) -> bool:
+        """Whether a dict batch uses the loss that the model itself returns, if it returns one."""
+        return self.loss is None and self.closure is None and self.temperature == 1.0
+
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         value = self.number(model, batch)
         if not value.requires_grad:
@@ -54,7 +64,7 @@ class Objective:
         value = self.closure(model, batch) if self.closure else self._value(model, batch)
         if not isinstance(value, Tensor) or value.numel() != 1:
             kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"the loss should be one number, got {kind}; use reduction='mean'")
+            raise ValueError(f"the loss should be one number, got {kind}; use reduction='mean' in it")
         return value.reshape(())
 
     def _value(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -68,32 +78,85 @@ class Objective:
         return self._compare(call(model, inputs), target)
 
     def _of_mapping(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        if self.loss is None and self.temperature == 1.0:
-            own = getattr(output := model(**batch), "loss", None)
-            if own is None and isinstance(output, Mapping):
-                own = output.get("loss")
-            if own is not None:
-                return own  # type: ignore[no-any-return]
-        key = next((key for key in TARGET_KEYS if key in batch), None)
+        key = target_key(batch)
+        if self.is_the_models:
+            output = call(model, batch)
+            if (own := _own_loss(output)) is not None:
+                return own
+            if key is not None and not takes(model, key):
+                return self._compare(output, batch[key])
         if key is None:
             raise ValueError(
                 f"a dict batch without a loss from the model needs its target under one of {TARGET_KEYS}, got keys "
-                f"{list(batch)}"
+                f"{list(batch)}; or pass closure="
             )
-        return self._compare(model(**{name: value for name, value in batch.items() if name != key}), batch[key])
+        return self._compare(call(model, inputs_of(batch)), batch[key])
 
     def _compare(self, output: Any, target: Any) -> Tensor:
-        logits = logits_of(output)
-        return (self.loss or functional.cross_entropy)(
-            logits if self.temperature == 1.0 else logits / self.temperature, target
+        if self.loss is None:
+            return cross_entropy(self._warmed(logits_of(output)), target)
+        if isinstance(output, Tensor) or self.temperature != 1.0 or _is_torchs(self.loss):
+            output = self._warmed(logits_of(output))
+        return self.loss(output, target)
+
+    def _warmed(self, logits: Tensor) -> Tensor:
+        return logits if self.temperature == 1.0 else logits / self.temperature
+
+
+def _own_loss(output: Any) -> Tensor | None:
+    own: Tensor | None = getattr(output, "loss", None)
+    return output.get("loss") if own is None and isinstance(output, Mapping) else own
+
+
+def _is_torchs(loss: Loss) -> bool:
+    """Whether a loss is one of torch's functions or modules, with some of its arguments set or not."""
+    while isinstance(loss, partial):
+        loss = loss.func
+    module = type(loss).__module__ if isinstance(loss, nn.Module) else getattr(loss, "__module__", None) or "torch"
+    return module.partition(".")[0] == "torch"
+
+
+def cross_entropy(logits: Tensor, target: Any) -> Tensor:
+    """The loss where none is given, of targets that it is meant for.
+
+    Raises:
+        ValueError: for targets that are neither class indices nor class probabilities.
+    """
+    if reason := _no_classes(logits, target):
+        raise ValueError(
+            f"no loss= is given, and the default is cross-entropy, which takes class indices or probabilities: {reason}"
         )
+    return functional.cross_entropy(logits, target)
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
-    """The model on inputs as data loaders give them: a tensor, a tuple of arguments or a dict of them."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+def _no_classes(logits: Tensor, target: Any) -> str | None:
+    """What makes targets no classes, with the way out."""
+    other = "pass loss=, such as torch.nn.functional.mse_loss or binary_cross_entropy_with_logits"
+    if not isinstance(target, Tensor):
+        return f"the target is {_describe(target)}; {other}, or closure="
+    classes = min(1, logits.dim() - 1)
+    if logits.dim() == 0 or logits.shape[classes] == 1:
+        return f"the model gives one number a sample (shape {tuple(logits.shape)}); {other}"
+    if target.is_floating_point():
+        return _no_probabilities(logits, target, classes, other)
+    if target.shape == logits.shape and target.dim() > 1:
+        return f"the targets are whole numbers, several a sample (shape {tuple(target.shape)}); {other}"
+    if target.dtype is not torch.long:
+        return f"the targets are {target.dtype}: make indices torch.long, or {other}"
+    return None
+
+
+def _no_probabilities(logits: Tensor, target: Tensor, classes: int, other: str) -> str | None:
+    if target.shape != logits.shape:
+        return (
+            f"the targets are {target.dtype} of shape {tuple(target.shape)}, the logits of shape "
+            f"{tuple(logits.shape)}: make class indices torch.long, or {other}"
+        )
+    tolerance = 1e-3 if target.dtype.itemsize >= 4 else 2e-2
+    sums = target.detach().sum(classes, dtype=torch.float32)
+    if bool((target.detach() >= 0).all()) and bool(((sums - 1).abs() <= tolerance).all()):
+        return None
+    return f"the targets are numbers that are negative or do not sum to 1 over the classes; {other}"
 
 
 def logits_of(output: Any) -> Tensor:
@@ -109,8 +172,8 @@ def logits_of(output: Any) -> Tensor:
         if isinstance(value, Tensor):
             return value
     raise TypeError(
-        f"the model returned {_describe(output)}, not logits: pass closure=lambda model, batch: ... that returns the "
-        "loss"
+        f"the model returned {_describe(output)}, not logits: pass loss= a function of your own, which gets it as it "
+        "is, or closure=lambda model, batch: ... that returns the loss"
     )
 
 
@@ -121,5 +184,7 @@ def _describe(value: object) -> str:
 
 
 def _check_function(name: str, value: object, form: str) -> None:
+    if isinstance(value, type):
+        raise TypeError(f"{name} should be a function, got the class {value.__name__}: make one, {value.__name__}()")
     if value is not None and not callable(value):
         raise TypeError(f"{name} should be a function, called as {form}; got {value!r}")

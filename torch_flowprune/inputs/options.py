@@ -8,6 +8,8 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_ELSEWHERE = {"data": "data", "loader": "data", "loss": "loss", "criterion": "loss", "ratio": "sparsity"}
+"""What words of other libraries have in them, and the word for it here."""
 
 
 def check_options(call: str, given: Collection[str], known: Collection[str]) -> None:
@@ -22,9 +24,16 @@ def check_options(call: str, given: Collection[str], known: Collection[str]) -> 
     """
     for word in given:
         if word not in known:
-            near = difflib.get_close_matches(word, known, n=1)
-            hint = f"did you mean {near[0]}=?" if near else f"besides its own arguments it takes {', '.join(known)}"
+            near = _nearest(word, known)
+            hint = f"did you mean {near}=?" if near else f"besides its own arguments it takes {', '.join(known)}"
             raise TypeError(f"{call} does not take {word}=: {hint}")
+
+
+def _nearest(word: str, known: Collection[str]) -> str | None:
+    """The word that is spelt alike, or that the same thing is called by here."""
+    alike = difflib.get_close_matches(word, known, n=1)
+    called = [own for part, own in _ELSEWHERE.items() if part in word.lower() and own in known]
+    return next(iter([*alike, *called]), None)
 
 
 def from_options(kind: type[T], options: Mapping[str, Any], **own: Any) -> T:

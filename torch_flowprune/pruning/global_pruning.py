@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Never
 
 from torch_flowprune.channels import Coupling
 from torch_flowprune.gradients import FlowSource
-from torch_flowprune.inputs import Closure, Loss, Pair, Pattern
+from torch_flowprune.inputs import BatchSize, Closure, Loss, Pair, Pattern, check_options
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.route import GivenScores, prune
 from torch_flowprune.scoring import Granularity, Measure, PrunableUnits, Scores, measures
@@ -46,12 +48,15 @@ def global_prune(
     max_memory: int | str | None = None,
     offload: bool = False,
     autocast: torch.dtype | None = None,
+    batch_size: BatchSize | None = None,
+    reduction: str | None = None,
     scores: GivenScores | None = None,
     example_inputs: Any = None,
     scored_by: str = "producer",
     coupling: Coupling | None = None,
     cost: str = "units",
     round_to: int = 1,
+    **unknown: Never,
 ) -> Report:
     """Prune the units of lowest score over the whole model, in place.
 
@@ -77,6 +82,8 @@ def global_prune(
             ranked by their ``magnitude`` or ``l1`` over the mean of their layer, all else as it is.
         data, loss, closure, theta0, max_samples, temperature, mode, progress, max_memory, offload, autocast: what the
             scores are taken over, and with what, see :func:`~torch_flowprune.flow`.
+        batch_size, reduction: how many samples a batch has, and what its loss is over them, see there.
+        unknown: none; a word of another library is answered with the one meant.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
         min_keep: how many units every layer keeps at least: a number (int), a fraction of the layer (float), or a
             mapping of name globs to these. One, for filters and channels, unless 0 is given.
@@ -114,6 +121,7 @@ def global_prune(
     >>> report.pruned, report.units
     (40, 80)
     """
+    check_options("global_prune", unknown, list(inspect.signature(global_prune).parameters)[:-1])
     source = FlowSource(
         data,
         loss,
@@ -127,6 +135,8 @@ def global_prune(
         max_memory,
         offload,
         autocast,
+        batch_size,
+        reduction,
     )
     own = scores.granularity if isinstance(scores, Scores) else "weight"
     units = PrunableUnits(granularity or own, parameters, include, exclude, scored_by, coupling)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.inputs import as_batches, call, inputs_of, sized, untouched, unwrapped
+from torch_flowprune.inputs import as_batches, call, first_axis, inputs_of, sized, untouched, unwrapped
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -54,7 +54,7 @@ def _forward_all(model: nn.Module, norms: list[nn.Module], data: object, max_sam
             norm.train()
             norm.reset_running_stats()  # type: ignore[operator]  # a batch norm has it
         with torch.no_grad():
-            for batch, size in sized(as_batches(data), device, max_samples):
+            for batch, size in sized(as_batches(data), device, max_samples, first_axis):
                 seen += size
                 for norm in norms:
                     norm.momentum = size / seen  # type: ignore[assignment]

@@ -136,8 +136,8 @@ def channel_candidates(
         coupling: of this model, read before or written by hand.
 
     Raises:
-        ValueError: for another ``scored_by``, a coupling that does not fit the model, or if no group can be pruned, with
-            the reasons.
+        ValueError: for another ``scored_by``, a coupling that does not fit the model, or if no group can be pruned,
+            with the reasons.
     """
     if scored_by not in SCORED_BY:
         raise ValueError(f"scored_by should be one of {', '.join(SCORED_BY)}, got {scored_by!r}")

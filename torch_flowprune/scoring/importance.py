@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Unpack
+from typing_extensions import Never, Unpack
 
 from torch_flowprune.channels import Coupling
 from torch_flowprune.gradients import FlowOptions, FlowSource, flow_over
-from torch_flowprune.inputs import Closure, Loss, Pair, Pattern, parameters_of, unwrapped
+from torch_flowprune.inputs import BatchSize, Closure, Loss, Pair, Pattern, check_options, parameters_of, unwrapped
 from torch_flowprune.scoring import measures
 from torch_flowprune.scoring.candidates import targets_of
 from torch_flowprune.scoring.evaluation import evaluate
@@ -58,6 +59,9 @@ def scores(
     max_memory: int | str | None = None,
     offload: bool = False,
     autocast: torch.dtype | None = None,
+    batch_size: BatchSize | None = None,
+    reduction: str | None = None,
+    **unknown: Never,
 ) -> Scores | dict[str, Scores]:
     """What removing each unit costs, by parameter name; the lowest would be pruned. The model is left as it was.
 
@@ -71,6 +75,8 @@ def scores(
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
         loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress, max_memory, offload, autocast:
             see :func:`~torch_flowprune.flow`.
+        batch_size, reduction: how many samples a batch has, and what its loss is over them, see there.
+        unknown: none; a word of another library is answered with the one meant.
         scored_by: for channels: ``"producer"`` (the paper's), ``"group"``, ``"norm"`` or ``"scale"``, see
             :func:`~torch_flowprune.scoring.channel_candidates.channel_candidates`.
         coupling: for channels, what :func:`~torch_flowprune.couple` gives, or written by hand: the model is not read
@@ -84,6 +90,7 @@ def scores(
     >>> scores(model, "magnitude")["0.weight"].shape
     torch.Size([6])
     """
+    check_options("scores", unknown, list(inspect.signature(scores).parameters)[:-1])
     source = FlowSource(
         data,
         loss,
@@ -97,6 +104,8 @@ def scores(
         max_memory,
         offload,
         autocast,
+        batch_size,
+        reduction,
     )
     units = PrunableUnits(granularity, parameters, include, exclude, scored_by, coupling)
     wrapped, model = model, unwrapped(model)

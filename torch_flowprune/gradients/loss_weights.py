@@ -1,0 +1,143 @@
+"""What the loss of a batch counts for in the mean over all the data: samples, or whatever else it is a mean over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from torch_flowprune.inputs import Batch, Loss, Objective, call, first, in_two, logits_of, untouched
+
+REDUCTIONS = ("mean", "sum", "token")
+_IGNORED = -100  # what torch's cross-entropy and all who build on it leave out
+
+
+def check_reduction(reduction: object) -> None:
+    """An error for a word that is none of :data:`REDUCTIONS`, or None."""
+    if reduction not in (None, *REDUCTIONS):
+        raise ValueError(f"reduction should be one of {REDUCTIONS}, or None to read it off the loss, got {reduction!r}")
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """How many places of a target torch's cross-entropy takes its mean over, each by the weight of its class."""
+
+    ignore_index: int = _IGNORED
+    weight: Tensor | None = None
+
+    def of(self, target: Any) -> float | None:
+        """None for what is no tensor."""
+        if not isinstance(target, Tensor):
+            return None
+        if target.is_floating_point():  # probabilities of classes
+            return target.numel() / target.shape[min(1, target.dim() - 1)]
+        kept = target[target != self.ignore_index]
+        return float(kept.numel() if self.weight is None else self.weight.to(kept.device)[kept].sum())
+
+
+class LossWeights:
+    """``weights(batch, size)``, by which means over batches and over parts of one are those over all of it.
+
+    ``reduction`` says what the loss of a batch is: a ``"mean"`` over its samples, their ``"sum"``, or a mean over the
+    places of the target that are not ignored (``"token"``). Where it is None torch's cross-entropy is known to be
+    the last, by class weights if it has them, and so is the loss that a language model itself returns, where it is
+    seen to be; the rest are means over samples.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, reduction: str | None = None) -> None:
+        self.model, self.objective, self.reduction = model, objective, reduction
+        self.sums = reduction == "sum" or (reduction is None and _setting(objective.loss, "reduction") == "sum")
+        self._count: Callable[[Batch], float | None] | None = None
+
+    def __call__(self, batch: Batch, size: int) -> float:
+        if self.sums or self.reduction == "mean":
+            return size
+        if self._count is None:
+            self._count = self._counting(batch, size)
+        count = self._count(batch)
+        return size if count is None else count
+
+    def mean(self, loss: Tensor, size: int) -> Tensor:
+        """The loss of a batch as a mean: a sum is divided by the number of samples."""
+        return loss / size if self.sums else loss
+
+    def _counting(self, batch: Batch, size: int) -> Callable[[Batch], float | None]:
+        """What is counted in each batch, decided on the first."""
+        own = isinstance(batch, Mapping) and self.objective.is_the_models
+        counted = None if own else self._by_settings()
+        if counted is None and self.reduction == "token":
+            counted = _Counted(_setting(self.objective.loss, "ignore_index", _IGNORED))
+        if own and (found := _language_model(self.model, _few(batch, size))) is not None:
+            return found
+        return lambda batch: None if counted is None else counted.of(in_two(batch)[1])
+
+    def _by_settings(self) -> _Counted | None:
+        """Of torch's cross-entropy, and of the default."""
+        loss = self.objective.loss
+        if self.objective.closure is not None or not (loss is None or _is_cross_entropy(loss)):
+            return None
+        return _Counted(_setting(loss, "ignore_index", _IGNORED), _setting(loss, "weight"))
+
+
+def _is_cross_entropy(loss: Loss) -> bool:
+    while isinstance(loss, partial):
+        loss = loss.func
+    return isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) or loss in (
+        functional.cross_entropy,
+        functional.nll_loss,
+    )
+
+
+def _setting(loss: Loss | None, name: str, default: Any = None) -> Any:
+    """A setting of a loss: an attribute of a module, or a keyword that is set beforehand."""
+    if isinstance(loss, partial):
+        return loss.keywords.get(name, _setting(loss.func, name, default))
+    return getattr(loss, name, default) if isinstance(loss, nn.Module) else default
+
+
+def _language_model(model: nn.Module, batch: Mapping[str, Any]) -> Callable[[Batch], float | None] | None:
+    """The counting of tokens of a model whose own loss is their mean; None where it is seen to be something else.
+
+    The loss is compared with the cross-entropy of the model's logits and the labels at each place, and at the next, as
+    causal models take it.
+    """
+    labels = in_two(batch)[1]
+    if not (isinstance(labels, Tensor) and labels.dim() == 2 and labels.dtype is torch.long):
+        return None
+    with untouched(model), torch.no_grad():
+        output = call(model, batch)
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    logits = logits_of(output)
+    if own is None:
+        return _at_each  # by the default
+    if logits.shape[:2] != labels.shape:
+        return None
+    here, after = _token_loss(logits, labels), _token_loss(logits[:, :-1], labels[:, 1:])
+    differences = [abs(float(own) - value) for value in (here, after)]
+    if not min(differences) <= (1e-4 if own.dtype.itemsize >= 4 else 2e-2) * abs(float(own)):
+        return None
+    return _at_the_next if differences[1] <= differences[0] else _at_each
+
+
+def _few(batch: Batch, size: int) -> Batch:
+    try:
+        return first(batch, size, 2)
+    except ValueError:  # one that cannot be cut
+        return batch
+
+
+def _token_loss(logits: Tensor, labels: Tensor) -> float:
+    return float(functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten()))
+
+
+def _at_each(batch: Batch) -> float | None:
+    return _Counted().of(in_two(batch)[1])
+
+
+def _at_the_next(batch: Batch) -> float | None:
+    return _Counted().of(in_two(batch)[1][:, 1:])

@@ -1,0 +1,164 @@
+"""How many samples a batch has, told or read off it, and a batch cut along them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from torch_flowprune.inputs.batches import Batch, inputs_of, mapped, target_key, tensors_in
+
+BatchSize: TypeAlias = int | Callable[[Batch], int]
+
+
+def check_batch_size(batch_size: object) -> None:
+    """An error for what is neither a whole number above 0 nor a function."""
+    if batch_size is not None and not callable(batch_size):
+        _whole(batch_size)
+
+
+def _whole(size: Any) -> int:
+    if not hasattr(size, "__index__") or isinstance(size, bool) or int(size) < 1:
+        raise ValueError(
+            f"batch_size should be a whole number of at least 1, or a function of a batch that gives one, got {size!r}"
+        )
+    return int(size)
+
+
+def size_of(batch: Batch, told: BatchSize | None = None) -> int:
+    """How many samples a batch has: what was told, else what inputs and target agree on.
+
+    Raises:
+        ValueError: where they do not.
+    """
+    if told is not None:
+        return _whole(told(batch) if callable(told) else told)
+    inputs, target = in_two(batch)
+    of_inputs, of_target = _readings(inputs, every=target is None), _readings(target)
+    agreed = of_inputs if target is None else of_inputs & of_target
+    if len(agreed) == 1:
+        return next(iter(agreed))
+    seen = f"{_shown(of_inputs)} in the inputs" + ("" if target is None else f", {_shown(of_target)} in the target")
+    raise ValueError(
+        f"how many samples a batch has cannot be told: {seen}; pass batch_size=, a number or a function of the batch"
+    )
+
+
+def first_axis(batch: Batch) -> int:
+    """The length of the first axis of the first tensor that has one; 1 where there is none."""
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), 1)
+
+
+def in_two(batch: Batch) -> tuple[Any, Any]:
+    """Inputs and target; all of the batch and None where they cannot be told apart."""
+    if isinstance(batch, Mapping):
+        key = target_key(batch)
+        return (batch, None) if key is None else (inputs_of(batch), batch[key])
+    if isinstance(batch, (tuple, list)):
+        return (batch[0], batch[1]) if len(batch) == 2 else (tuple(batch), None)
+    return batch, None
+
+
+def _readings(part: Any, *, every: bool = False) -> set[int]:
+    """The numbers of samples that inputs or a target may be: entries of a list, or places on the tensors' first axis.
+
+    That is the first tensor's, as others may be of another form (a mask that all samples share); with ``every`` all
+    have to agree, and those of a list in any case.
+    """
+    lengths = [len(tensor) for tensor in tensors_in(part) if tensor.dim()]
+    agreed = set(lengths if every or isinstance(part, list) else lengths[:1])
+    found = agreed if len(agreed) == 1 else set()
+    return found | {len(part)} if isinstance(part, list) else found
+
+
+def _shown(readings: Iterable[int]) -> str:
+    return " or ".join(map(str, sorted(readings))) or "no one length"
+
+
+def sized(
+    batches: Iterable[Batch],
+    device: torch.device,
+    max_samples: int | None = None,
+    batch_size: BatchSize | None = None,
+) -> Iterator[tuple[Batch, int]]:
+    """Each batch on ``device`` with its number of samples, cut to exactly ``max_samples`` in all."""
+    remaining = max_samples
+    for batch in batches:
+        if remaining == 0:
+            return
+        size = size_of(batch, batch_size)
+        if remaining is not None and size > remaining:
+            batch, size = _cut(batch, size, slice(0, remaining)), remaining  # noqa: PLW2901 - the rest of the loop sees the part
+        remaining = None if remaining is None else remaining - size
+        yield mapped(lambda tensor: tensor.to(device, non_blocking=True), batch), size
+
+
+def parts(batch: Batch, size: int, most: int) -> Iterator[tuple[Batch, int]]:
+    """A batch in pieces of at most ``most`` samples, as equal as they can be, each with its size."""
+    pieces = -(-size // most)
+    edges = [size * i // pieces for i in range(pieces + 1)]
+    for start, end in pairwise(edges):
+        yield (batch if pieces == 1 else _cut(batch, size, slice(start, end))), end - start
+
+
+def first(batch: Batch, size: int, count: int) -> Batch:
+    """A batch's first samples."""
+    return batch if count >= size else _cut(batch, size, slice(0, count))
+
+
+def spread(batch: Batch, size: int, count: int) -> Batch:
+    """So many samples from all over a batch."""
+    step = size // count
+    return _cut(batch, size, slice(0, step * count, step))
+
+
+def samples(batch: Batch, size: int) -> Iterator[Batch]:
+    """A batch's samples one by one, each as a batch of one."""
+    for part, _ in parts(batch, size, 1):
+        yield part
+
+
+def halves(batch: Batch, batch_size: BatchSize | None = None) -> tuple[Batch, Batch] | None:
+    """A batch's even and odd samples; None for a batch of one."""
+    size = size_of(batch, batch_size)
+    return None if size < 2 else (_cut(batch, size, slice(0, None, 2)), _cut(batch, size, slice(1, None, 2)))
+
+
+def _cut(batch: Batch, size: int, piece: slice) -> Batch:
+    """Some samples of a batch of so many: of what has that length, and only where inputs and target both have it.
+
+    Raises:
+        ValueError: where either has not.
+    """
+    in_lists = False
+    for part in in_two(batch):
+        if isinstance(part, list) or any(tensor.dim() for tensor in tensors_in(part)):
+            _check_can_cut(part, size)
+            in_lists = in_lists or _is_samples(part, size)
+
+    def is_leaf(value: object) -> bool:
+        listed = in_lists and value is not batch and isinstance(value, list) and len(value) == size
+        return listed or isinstance(value, Tensor)
+
+    return mapped(
+        lambda value: value[piece] if isinstance(value, list) or (value.dim() and len(value) == size) else value,
+        batch,
+        is_leaf,
+    )
+
+
+def _check_can_cut(part: Any, size: int) -> None:
+    if size not in _readings(part):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in list(tensors_in(part))[:3])
+        raise ValueError(
+            "max_samples=, max_memory=, halves and squares of sample gradients cut a batch, which should have its "
+            f"{size} samples along the first axis of inputs and target, or in lists; got tensors of shape {shapes}"
+        )
+
+
+def _is_samples(value: Any, size: int) -> bool:
+    """Whether a list has one entry a sample, as detectors take images, and is not one of whole tensors."""
+    return isinstance(value, list) and len(value) == size and {t.shape[:1] for t in tensors_in(value)} != {(size,)}
