@@ -162,8 +162,8 @@ def compare(
         generator: for ``random``.
         options: as :func:`~torch_flowprune.global_prune` takes them: which units (``granularity``, ``parameters``,
             ``include``, ``exclude``, ``scored_by``, ``coupling``), how sparsity is shared out (``scope``, ``min_keep``,
-            ``cost``), and what is differentiated (``loss``, ``closure``, ``mode``, ``max_memory``, ...). The loss on held-out data
-            is at temperature 1 and in the model's own precision.
+            ``cost``), and what is differentiated (``loss``, ``closure``, ``mode``, ``max_memory``, ...). The loss on
+            held-out data is at temperature 1 and in the model's own precision.
 
     Raises:
         ValueError, TypeError: for bad arguments, naming the way out.
