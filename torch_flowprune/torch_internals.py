@@ -51,6 +51,7 @@ __all__ = [
     "tree_map",
     "tree_map_only",
     "unsafe_view",
+    "version_of",
 ]
 
 # -- operators, as they run ------------------------------------------
@@ -102,6 +103,11 @@ foreach_mul_: Callable[..., None] = torch._foreach_mul_
 def storage_key(storage: torch.UntypedStorage) -> int:
     """What tells storages apart: each call of ``untyped_storage`` wraps one anew, and empty ones share a data_ptr."""
     return storage._cdata  # type: ignore[no-any-return]
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often the tensor has been written to."""
+    return tensor._version
 
 
 def has_hooks(tensor: Tensor) -> bool:

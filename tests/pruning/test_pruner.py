@@ -61,7 +61,7 @@ def test_steps_are_the_rounds_of_global_prune(schedule):
 @pytest.mark.parametrize("granularity", ["weight", "filter"])
 @QUIET
 def test_tracked_scores_are_the_moving_average(method, granularity):
-    """α·new + (1−α)·old over the minibatches, from zero, read off .grad: by hand."""
+    """α·new + (1−α)·old over the minibatches, over the weights' sum, read off .grad: by hand."""
     model, initial = cases.mlp(), CASES["mlp"].model(seed=5).state_dict()
     options = {"granularity": granularity, "normalize": None, "min_keep": 0}  # the scores as they are
     pruner = fp.Pruner(model, method, 0.5, alpha=0.8, theta0=initial, **options)
@@ -79,6 +79,7 @@ def test_tracked_scores_are_the_moving_average(method, granularity):
                 ]
                 average[name] = 0.8 * oracles.PAPER[method](*rows) + 0.2 * average.get(name, 0)
         optimizer.step()
+    average = {name: value / (1 - 0.2 ** len(BATCHES)) for name, value in average.items()}  # it began from zero
     for name, value in average.items():
         torch.testing.assert_close(pruner.tracked[name], value, rtol=1e-9, atol=1e-15)
     report = pruner.step()
@@ -145,19 +146,50 @@ def test_a_run_resumes_where_it_stopped():
     assert_same(masks(model), masks(other))
 
 
-def test_a_state_of_another_schedule():
-    state = fp.Pruner(cases.mlp(), sparsity=0.5, rounds=2).state_dict()
-    with pytest.raises(ValueError, match=r"this state is of a pruner with sparsities .*, and this one has \[0.6\]"):
-        fp.Pruner(cases.mlp(), sparsity=0.6).load_state_dict(state)
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ({"method": "magnitude"}, "this state is of a pruner by loss_preservation, and this one prunes by magnitude"),
+        ({"rounds": 1}, "this state is of a pruner with .*'rounds': 2.*, and this one has .*'rounds': 1"),
+        ({"schedule": "cubic"}, "this state is of a pruner with .*'exponential'.*, and this one has .*'cubic'"),
+        ({"sparsity": 0.6}, "this state is of a pruner with .*0.5.*, and this one has .*0.6"),
+        ({"granularity": "filter"}, "this state is of a pruner of weights, and this one prunes filters"),
+        (
+            {"include": "0"},
+            r"this state is of other layers: 2.weight \(.*\) and now not there, 4.weight .* and now not there",
+        ),
+    ],
+)
+@QUIET
+def test_a_state_of_another_pruner(words, text):
+    """And nothing of it is taken over."""
+    asked = {"method": "snip", "sparsity": 0.5, "rounds": 2}
+    state = fp.Pruner(cases.mlp(), **asked).state_dict()
+    fp.Pruner(cases.mlp(), **asked).load_state_dict(state)
+    pruner = fp.Pruner(cases.mlp(), **{**asked, **words})
+    before = pruner.state_dict()
+    with pytest.raises(ValueError, match=text):
+        pruner.load_state_dict({**state, "round": 1})
+    assert pruner.state_dict() == before
 
 
-def test_a_state_of_another_measure():
-    state = fp.Pruner(cases.mlp(), "snip", 0.5).state_dict()
-    fp.Pruner(cases.mlp(), "loss_preservation", 0.5).load_state_dict(state)
-    with pytest.raises(
-        ValueError, match="this state is of a pruner by loss_preservation, and this one prunes by magnitude"
-    ):
-        fp.Pruner(cases.mlp(), "magnitude", 0.5).load_state_dict(state)
+@pytest.mark.parametrize("round_", [-1, 3])
+def test_a_state_of_a_round_that_is_none(round_):
+    pruner = fp.Pruner(cases.mlp(), sparsity=0.5, rounds=2)
+    with pytest.raises(ValueError, match=f"the round of a state should be from 0 to 2, got {round_}"):
+        pruner.load_state_dict({**pruner.state_dict(), "round": round_})
+
+
+def test_a_state_of_a_generator_needs_one():
+    state = fp.Pruner(cases.mlp(), "random", 0.5, generator=torch.Generator().manual_seed(7)).state_dict()
+    with pytest.raises(ValueError, match="this state is of a pruner with a generator: give this one a generator="):
+        fp.Pruner(cases.mlp(), "random", 0.5).load_state_dict(state)
+    one, other = cases.mlp(), cases.mlp()
+    resumed = fp.Pruner(one, "random", 0.5, generator=torch.Generator())
+    resumed.load_state_dict(state)
+    resumed.step()
+    fp.Pruner(other, "random", 0.5, generator=torch.Generator().manual_seed(7)).step()
+    assert_same(masks(one), masks(other))
 
 
 @pytest.mark.parametrize(
@@ -165,6 +197,18 @@ def test_a_state_of_another_measure():
     [
         ({}, ValueError, "give sparsity=, the share of all prunable units that is gone after the last round"),
         ({"sparsity": 50}, ValueError, "sparsity=50 should be from 0.0 to 1.0; for 50 percent write 0.5"),
+        ({"sparsity": 0.5, "alpha": 0}, ValueError, "alpha should be above 0"),
+        ({"sparsity": 0.5, "amount": 3}, ValueError, "amount=3 should be alone"),
+        ({"amount": 0.2, "schedule": "cubic"}, ValueError, "amount=0.2 should be alone"),
+        ({"amount": 1.5}, ValueError, "amount=1.5 should be from 0.0 to 1.0"),
+        ({"amount": 100}, ValueError, "amount=100 units should go: expected 0 to 52"),
+        ({"amount": "much"}, TypeError, "amount should be a fraction of what is left"),
+        ({"sparsity": 0.5, "rounds": 0}, ValueError, "rounds should be a whole number of at least 1"),
+        ({"sparsity": 0.9, "min_keep": 0.5}, ValueError, "47 of 52 units should be gone, and at most 26 can"),
+        ({"sparsity": 0.5, "generator": 3}, TypeError, "generator should be a torch.Generator"),
+        ({"sparsity": 0.5, "theta0": 3}, TypeError, "theta0 should be tensors by parameter name"),
+        ({"sparsity": 0.5, "autocast": "bf16"}, ValueError, "autocast should be"),
+        ({"sparsity": 0.5, "closure": 3}, TypeError, "closure"),
         ({"sparsity": 0.5, "alpha": 2}, ValueError, "alpha=2 should be from 0.0 to 1.0"),
         ({"sparsity": 0.5, "method": "nope"}, ValueError, "unknown measure 'nope'"),
         ({"sparsity": 0.5, "schedule": [0.3, 0.2]}, ValueError, "should be rising sparsities, one a round"),
@@ -173,15 +217,106 @@ def test_a_state_of_another_measure():
         ({"sparsity": 0.5, "include": "nope"}, ValueError, "include='nope' matches no parameter"),
         ({"sparsity": 0.5, "granularity": "nope"}, ValueError, "unknown granularity 'nope'"),
         (
-            {"sparsity": 0.5, "amount": 3},
+            {"sparsity": 0.5, "wholly_else": 3},
             TypeError,
-            "Pruner does not take amount=: besides its own arguments it takes closure, ",
+            "Pruner does not take wholly_else=: besides its own arguments it takes closure, ",
         ),
     ],
 )
 def test_bad_arguments_fail_at_once(options, error, text):
     with pytest.raises(error, match=text):
         fp.Pruner(cases.mlp(), **options)
+
+
+def test_less_than_is_gone_is_said_in_the_constructor():
+    model = cases.mlp()
+    fp.global_prune(model, "magnitude", 0.6)
+    with pytest.raises(ValueError, match="the model is already at sparsity 0.5962"):
+        fp.Pruner(model, "magnitude", 0.5, rounds=2)
+
+
+@pytest.mark.parametrize(("amount", "left"), [(0.2, [42, 34, 27]), (10, [42, 32, 22]), (0, [52, 52, 52])])
+@QUIET
+def test_an_amount_goes_of_what_is_left_in_every_round(amount, left):
+    """The lottery ticket's 20 percent: as torch counts amounts, round(0.2 * left)."""
+    model = cases.mlp()
+    pruner = fp.Pruner(model, "magnitude", amount=amount, rounds=3)
+    seen = []
+    while not pruner.done:
+        report = pruner.step()
+        seen.append(report.units - report.pruned)
+    assert seen == left
+
+
+def test_n_m_blocks_are_one_round():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 4))
+    pruner = fp.Pruner(model, "magnitude", granularity="2:4")
+    assert pruner.step().sparsity == 0.5
+    assert pruner.done
+    for words in ({"rounds": 3}, {"sparsity": 0.75}, {"amount": 0.2}):
+        with pytest.raises(ValueError, match="granularity '2:4' is sparsity 0.5 in one round"):
+            fp.Pruner(model, "magnitude", granularity="2:4", **words)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.8, 0.3, 0.01])
+def test_what_is_tracked_are_scores(alpha):
+    """Of constant scores the average is the scores, however many minibatches there were."""
+    expected = fp.global_prune(cases.mlp(), "magnitude", 0.5).threshold
+    pruner = fp.Pruner(cases.mlp(), "magnitude", 0.5, alpha=alpha)
+    pruner.track()
+    pruner.track()
+    assert pruner.step().threshold == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("between", ["track", "step"])
+@QUIET
+def test_a_layer_added_or_resized_is_named(between):
+    model = torch.nn.Sequential(torch.nn.Linear(10, 20), torch.nn.Linear(20, 10))
+    pruner = fp.Pruner(model, "magnitude", 0.5)
+    pruner.track()
+    model[1] = torch.nn.Linear(20, 7)
+    model.append(torch.nn.Linear(7, 40))
+    text = r"3?.*2.weight was added; 1.weight has shape \(7, 20\) instead of \(10, 20\); shrink\(..., pruner=\) takes"
+    with pytest.raises(ValueError, match=text):
+        getattr(pruner, between)()
+    assert fp.masks(model) == {}
+    del model[1:]
+    with pytest.raises(ValueError, match=r"1.weight is gone"):
+        getattr(pruner, between)()
+
+
+def test_channels_are_found_with_the_first_data():
+    """As global_prune finds them: no example_inputs= where there are data."""
+    x, y = torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1])
+
+    def net():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+
+    pruner, model = fp.Pruner(net(), "snip", 0.5, granularity="channel"), net()
+    with pytest.raises(ValueError, match="channels are found with an example input, and none is known yet"):
+        pruner.next_sparsity  # noqa: B018 - it raises
+    report = pruner.step((x, y))
+    assert report.to_dict() == fp.global_prune(model, "snip", 0.5, granularity="channel", data=(x, y)).to_dict()
+    assert pruner.done
+    tracked = fp.Pruner(net(), "snip", 0.5, granularity="channel")
+    tracked.track((x, y))
+    assert tracked.step().pruned == 3
+
+
+def test_a_gradient_is_tracked_once():
+    """Those of a model that does not train stay, and would be read for ever."""
+    model = cases.mlp()
+    pruner = fp.Pruner(model, "taylor", 0.5)
+    x, y = BATCHES[0]
+    for _ in range(3):
+        model.zero_grad(set_to_none=True)
+        F.cross_entropy(model(x), y).backward()
+        pruner.track()
+    with pytest.raises(ValueError, match="every .grad is the one that was tracked last: call track"):
+        pruner.track()
+    F.cross_entropy(model(x), y).backward()  # gradients that accumulate are others
+    pruner.track()
 
 
 # compare

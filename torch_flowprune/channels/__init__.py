@@ -3,7 +3,7 @@
 from torch_flowprune.channels.costs import Costs, Kept, Size, costs_of
 from torch_flowprune.channels.coupling import couple, coupling_of, reading_of
 from torch_flowprune.channels.groups import MASKED, Coupling, Group, Slice, channel_masks, living_channels, rows
-from torch_flowprune.channels.shrinking import ShrinkError, shrink
+from torch_flowprune.channels.shrinking import ShrinkError, Surgery, is_left_behind, shrink
 from torch_flowprune.channels.tracing import canonical_names
 
 __all__ = [
@@ -15,11 +15,13 @@ __all__ = [
     "ShrinkError",
     "Size",
     "Slice",
+    "Surgery",
     "canonical_names",
     "channel_masks",
     "costs_of",
     "couple",
     "coupling_of",
+    "is_left_behind",
     "living_channels",
     "reading_of",
     "rows",

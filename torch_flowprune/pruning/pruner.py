@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,23 +10,31 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from torch_flowprune.channels import Coupling, Surgery, is_left_behind
 from torch_flowprune.gradients import Flow, FlowSource, LossOptions, flow_over
-from torch_flowprune.inputs import Batch, check_options, from_options, unwrapped, wide
+from torch_flowprune.inputs import Batch, check_options, from_options, parameters_of, unwrapped
 from torch_flowprune.masking import averaged_model, sync_masks
+from torch_flowprune.pruning.backward_gradients import BackwardGradients
+from torch_flowprune.pruning.pruner_state import check_words, saved_origins
 from torch_flowprune.pruning.report import Report
+from torch_flowprune.pruning.rounds import Rounds
 from torch_flowprune.pruning.route import prune
 from torch_flowprune.scoring import (
+    Candidate,
     Candidates,
     Measure,
+    Origin,
     PrunableUnits,
     Scores,
     UnitOptions,
+    changes,
+    counted_from,
     evaluate,
     label,
     measures,
     targets_of,
 )
-from torch_flowprune.selection import Allocation, AllocationOptions, Goal, Schedule, fraction, gone_share, steps
+from torch_flowprune.selection import Allocation, AllocationOptions, Goal, Schedule, fraction
 
 _FROM_BACKWARD = {"theta", "theta0", "g", "g2", "generator"}
 
@@ -43,16 +51,19 @@ class Pruner:
     Call :meth:`step` where a round ends: it prunes to the schedule's next sparsity, by scores taken over ``data``. Or
     call :meth:`track` after each ``loss.backward()``: the scores are then an exponential average over the minibatches
     since the last round, and cost no sweep. Everything that makes a run resumable is in :meth:`state_dict` (the masks
-    are in the model's own).
+    are in the model's own). Between rounds :func:`~torch_flowprune.shrink` makes the model smaller: with ``pruner=`` it
+    takes the pruner along, whose sparsities stay shares of the model that it began with.
 
     Args:
         model: the model that trains.
         method: a measure's name or function.
-        sparsity: the sparsity after the last round.
+        sparsity: the sparsity after the last round, of all units that the model has when the pruner is made.
+        amount: instead, what goes in every round of the units that are left: a share (float), or a number (int).
         rounds: how many rounds.
         schedule: a schedule's name, a function of ``(rounds, start, target)``, or the sparsities themselves, one a
             round.
-        alpha: the weight of the newest minibatch in the average; the paper's code has 0.8.
+        alpha: the weight of the newest minibatch in the average, above 0; the paper's code has 0.8. The average is over
+            the minibatches that there were, so after one of them it is that one's scores.
         theta0: the reference point, for measures that read it; the parameters as they are now if left out.
         generator: the source of randomness for ``random``.
         averages: averages of the model (EMA, SWA), brought in step with its masks after each round as
@@ -61,7 +72,8 @@ class Pruner:
             ...).
 
     Raises:
-        ValueError, TypeError: for bad arguments, at once and not in the first round.
+        ValueError, TypeError: for bad arguments, at once and not in the first round; for a sparsity that cannot be
+            reached too. (Channels without ``example_inputs`` or ``coupling`` are not known before the first data.)
 
     Source: the training protocol of Lubana & Dick 2021 (their ``track_importance`` works for some measures only; this
     for all).
@@ -84,6 +96,7 @@ class Pruner:
         method: str | Measure = "magnitude",
         sparsity: float | None = None,
         *,
+        amount: float | None = None,
         rounds: int | None = None,
         schedule: str | Schedule | Sequence[float] = "exponential",
         alpha: float = 0.8,
@@ -94,7 +107,8 @@ class Pruner:
     ) -> None:
         check_options("Pruner", options, PrunerOptions.__annotations__)
         self.model, self.method, self.measure = model, method, measures.resolve(method)
-        self.alpha, self.generator = fraction(alpha, "alpha"), generator
+        self.alpha, self.generator = _weight_of_newest(alpha), generator
+        _check_kinds(theta0, generator)
         self.averages = list(averages)
         self._check_averages()
         if theta0 is None and "theta0" in measures.needs(self.measure):
@@ -102,22 +116,31 @@ class Pruner:
         self.source = from_options(FlowSource, options, theta0=theta0)
         self.units = from_options(PrunableUnits, options)
         self.allocation = from_options(Allocation, options)
-        self.round = 0
+        self.asked = Rounds(sparsity, amount, rounds, schedule)
+        self.round = self.minibatches = 0
         self.tracked: dict[str, Tensor] = {}
-        self.goals = _goals(sparsity, rounds, schedule, start=gone_share(self._candidates(), self.allocation.cost))
+        self.goals: tuple[float, ...] = ()
+        self._origins: dict[str, Origin] = {}
+        self._gradients = BackwardGradients()
+        if self.units.granularity != "channel" or self.units.coupling or self.source.example_inputs is not None:
+            self._candidates()  # else the first data show the channels
 
     @property
     def done(self) -> bool:
         """Whether every round has been pruned."""
-        return self.round == len(self.goals)
+        return self.round == self.asked.count
 
     @property
     def next_sparsity(self) -> float:
         """What the next :meth:`step` prunes to.
 
         Raises:
-            ValueError: when all rounds are done.
+            ValueError: when all rounds are done; and before the first data, where they alone show what can be pruned.
         """
+        if not self.goals:
+            raise ValueError(
+                "channels are found with an example input, and none is known yet: pass example_inputs= or coupling="
+            )
         if self.done:
             raise ValueError(f"all {len(self.goals)} rounds are done: the model is at sparsity {self.goals[-1]:g}")
         return self.goals[self.round]
@@ -130,57 +153,75 @@ class Pruner:
         Hg need it.
 
         Raises:
-            ValueError: if a gradient is missing, or the measure needs a batch.
+            ValueError: if a gradient is missing or was tracked before, the measure needs a batch, or the model is
+                another than the pruner knows.
         """
-        found = self._candidates()
+        found = self._candidates(batch)
         scores = evaluate(self._point(found, batch), self.measure, found, self.units.granularity, self.generator)
+        self.minibatches += 1
+        weight = self.alpha / (1 - (1 - self.alpha) ** self.minibatches)  # an average from the first minibatch on
         for name, score in scores.items():
             old = self.tracked.get(name)
-            self.tracked[name] = score * self.alpha if old is None else torch.lerp(old, score, self.alpha)
+            self.tracked[name] = score if old is None else torch.lerp(old, score, weight)
 
     def step(self, data: object = None) -> Report:
         """Prune to the next sparsity by what was tracked, or else by scores over ``data``.
 
         Raises:
-            ValueError: when all rounds are done, or there is nothing to score from.
+            ValueError: when all rounds are done, there is nothing to score from, or the model is another than the
+                pruner knows.
         """
-        goal = Goal(self.next_sparsity)
+        found = self._candidates(data)
         self._check_averages()
-        tracked = None
+        goal, tracked = Goal(self.next_sparsity), None
         if self.tracked and data is None:
             tracked = Scores(self.tracked, measures.name_of(self.method), label(self.units.granularity))
         source = replace(self.source, data=data)
-        report = prune(self.model, self.measure, source, self.units, goal, self.allocation, tracked, self.generator)
+        report = prune(
+            self.model, self.measure, source, self.units, goal, self.allocation, tracked, self.generator, found
+        )
         sync_masks(self.model, *self.averages)
-        self.tracked = {}
+        self.tracked, self.minibatches = {}, 0
         self.round += 1
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """The round, the tracked average, the reference point and the generator's state: plain values and tensors."""
-        source = None if self.generator is None else self.generator.get_state()
-        method = measures.name_of(self.method)
-        state = {"method": method, "round": self.round, "goals": list(self.goals), "tracked": dict(self.tracked)}
-        return {**state, "theta0": self.source.theta0, "generator": source}
+        """Everything that makes a run resumable, as plain values and tensors.
+
+        The round, what was asked for, the tracked average, the reference point, the generator's state, and what
+        :func:`~torch_flowprune.shrink` has removed.
+        """
+        coupling = self.units.coupling if self._has_shrunk else None
+        return {
+            "method": measures.name_of(self.method),
+            "granularity": label(self.units.granularity),
+            "asked": self.asked.to_dict(),
+            "round": self.round,
+            "goals": list(self.goals),
+            "layers": {name: origin.to_dict() for name, origin in self._origins.items()},
+            "coupling": None if coupling is None else coupling.to_dict(),
+            "tracked": dict(self.tracked),
+            "minibatches": self.minibatches,
+            "theta0": self.source.theta0,
+            "generator": None if self.generator is None else self.generator.get_state(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state.
 
         Raises:
-            ValueError: if it is of another schedule or another measure.
+            ValueError: if it is of another measure, granularity, schedule or set of layers, or its round is not one of
+                this pruner's; nothing is then taken over.
         """
-        own = measures.name_of(self.method)
-        if state.get("method", own) != own:
-            raise ValueError(f"this state is of a pruner by {state['method']}, and this one prunes by {own}")
-        goals = tuple(state["goals"])
-        if len(goals) != len(self.goals) or goals[-1] != self.goals[-1]:
-            raise ValueError(
-                f"this state is of a pruner with sparsities {list(goals)}, and this one has {list(self.goals)}"
-            )
-        self.goals = goals  # those between were counted from where that run began
-        self.round, self.tracked = state["round"], dict(state["tracked"])
+        words = measures.name_of(self.method), label(self.units.granularity), self.asked
+        check_words(state, *words, random=self.generator is not None)
+        origins = saved_origins(state, self._origins, self.allocation.cost)
+        if state["coupling"] is not None:
+            self.units = replace(self.units, coupling=Coupling.from_dict(state["coupling"]))
+        self._origins, self.goals = origins, tuple(state["goals"])  # counted from where that run began
+        self.round, self.tracked, self.minibatches = state["round"], dict(state["tracked"]), state["minibatches"]
         self.source = replace(self.source, theta0=state["theta0"])
-        if self.generator is not None and state.get("generator") is not None:
+        if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"].cpu())
 
     def _check_averages(self) -> None:
@@ -188,8 +229,52 @@ class Pruner:
         for average in self.averages:
             averaged_model(self.model, average)
 
-    def _candidates(self) -> Candidates:
-        return self.units.of(unwrapped(self.model), self.source)
+    def following(self, model: nn.Module, surgery: Surgery) -> Callable[[nn.Module], None]:
+        """What makes this pruner go on with a smaller model: :func:`~torch_flowprune.shrink` calls it.
+
+        Raises:
+            ValueError: if it is a pruner of another model, or its units do not outlive the surgery.
+        """
+        if unwrapped(self.model) is not model:
+            raise ValueError("pruner= is of another model than the one to shrink: pass the pruner of this one")
+        found = {name: getattr(one, "left", one) for name, one in self._candidates().items()} if self._origins else {}
+        origins = {name: _after(self._origins[name], one, surgery) for name, one in found.items()}
+        coupling = None if self.units.coupling is None else surgery.coupling(self.units.coupling)
+        names = None if self.units.parameters is None else [one.targets[0].name for one in found.values()]
+        theta0 = None if self.source.theta0 is None else surgery.cut_all(self.source.theta0)
+
+        def go_on(small: nn.Module) -> None:
+            known = parameters_of(unwrapped(small))
+            pairs = None if names is None else [known[name].owners[0] for name in names]
+            self.model, self._origins = small, origins
+            self.units = replace(self.units, coupling=coupling, parameters=pairs)
+            self.source = replace(self.source, theta0=theta0)
+
+        return go_on
+
+    @property
+    def _has_shrunk(self) -> bool:
+        return any(origin.kept is not None for origin in self._origins.values())
+
+    def _candidates(self, data: object = None) -> Candidates:
+        """Those of the model as it is, which has to be the one that is known, counted as they were."""
+        inner = unwrapped(self.model)
+        if is_left_behind(inner):
+            raise ValueError(
+                "this pruner's model was left behind: shrink made a smaller one, and its optimizer went on with that; "
+                "pass pruner= to shrink too"
+            )
+        self.units = self.units.read(inner, self.source if data is None else replace(self.source, data=data))
+        found = self.units.of(inner, self.source)
+        if not self._origins:
+            self.goals = self.asked.goals(found, self.allocation)
+            self._origins = {name: Origin.of(one) for name, one in found.items()}
+        if differences := changes(found, self._origins):
+            raise ValueError(
+                f"the model is not the one that this pruner knows: {'; '.join(differences[:5])}; shrink(..., pruner=) "
+                "takes a pruner along, and for other layers make a new one"
+            )
+        return counted_from(self._origins, found)
 
     def _point(self, found: Candidates, batch: Batch) -> Flow:
         needs = measures.needs(self.measure)
@@ -201,34 +286,26 @@ class Pruner:
                 "call track(batch)"
             )
         point = flow_over(self.source, self.model, (), targets_of(found))
-        return _with_gradients(point, found) if {"g", "g2"} & set(needs) else point
+        return self._gradients.read(point, found) if {"g", "g2"} & set(needs) else point
 
 
-def _with_gradients(point: Flow, found: Candidates) -> Flow:
-    """The flow at one minibatch, with g read from ``.grad``."""
-    missing = [name for name, target in targets_of(found).items() if target.parameter.grad is None]
-    if missing:
-        raise ValueError(
-            f".grad of {', '.join(missing[:5])} is None: call track() after loss.backward() and before zero_grad()"
-        )
-    g = {name: wide(target.parameter.grad.detach()) for name, target in targets_of(found).items()}  # type: ignore[union-attr]
-    return Flow(theta=point.theta, theta0=point.theta0, g=g, g2={name: value.square() for name, value in g.items()})
+def _after(origin: Origin, one: Candidate, surgery: Surgery) -> Origin:
+    left = one.staying(surgery.keep)
+    flat = one.shape == (len(one),)  # a group of channels is as long as it has units
+    return origin.cut(left, (int(left.sum()),) if flat else surgery.shape(one.name, one.shape))
 
 
-def _goals(
-    sparsity: float | None, rounds: int | None, schedule: str | Schedule | Sequence[float], start: float
-) -> tuple[float, ...]:
-    if isinstance(schedule, Sequence) and not isinstance(schedule, str):
-        goals = [fraction(value) for value in schedule]
-        if not goals or sorted(goals) != goals or sparsity not in (None, goals[-1]) or rounds not in (None, len(goals)):
-            raise ValueError(
-                f"schedule={list(schedule)} should be rising sparsities, one a round, the last of them sparsity= "
-                "where that is given"
-            )
-        return tuple(goals)
-    if sparsity is None:
-        raise ValueError("give sparsity=, the share of all prunable units that is gone after the last round")
-    return tuple(steps(schedule, 1 if rounds is None else rounds, start, fraction(sparsity)))
+def _weight_of_newest(alpha: float) -> float:
+    if fraction(alpha, "alpha") == 0:
+        raise ValueError("alpha should be above 0: it is the weight of the newest minibatch, and nothing would be read")
+    return float(alpha)
+
+
+def _check_kinds(theta0: object, generator: object) -> None:
+    if not isinstance(theta0, Mapping | None):
+        raise TypeError(f"theta0 should be tensors by parameter name, such as a state dict, got {theta0!r}")
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(f"generator should be a torch.Generator, got {generator!r}")
 
 
 def _copied_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

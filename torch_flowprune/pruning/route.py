@@ -31,10 +31,11 @@ def prune(
     allocation: Allocation,
     scores: GivenScores | None = None,
     generator: torch.Generator | None = None,
+    found: Candidates | None = None,
 ) -> Report:
-    """Prune a model in place, by a measure over a flow or by scores at hand."""
+    """Prune a model in place, by a measure over a flow or by scores at hand; ``found`` are the units, where known."""
     wrapped, model, ranks = model, unwrapped(model), Ranks.of(model)
-    found = _with_scores(model, units, scores).of(model, source)
+    found = _with_scores(model, units, scores).of(model, source) if found is None else found
     fixed = None if scores is None else given(scores, found, units.granularity)
     plan = allocation.plan(found, goal, measures.name_of(measure) if fixed is None else fixed.method)
     goal.check_rounds(source.data, scored=scores is not None)

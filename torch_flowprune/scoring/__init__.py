@@ -18,6 +18,7 @@ from torch_flowprune.scoring.stacked_scores import (
     parts_of,
     stacks,
 )
+from torch_flowprune.scoring.survivors import Origin, changes, counted_from
 from torch_flowprune.scoring.unit_scores import Scores, given
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Granularity",
     "LayerScores",
     "Measure",
+    "Origin",
     "PrunableUnits",
     "ScoreOptions",
     "Scores",
@@ -39,6 +41,8 @@ __all__ = [
     "Weights",
     "alive",
     "bases",
+    "changes",
+    "counted_from",
     "evaluate",
     "given",
     "importance_scores",

@@ -74,6 +74,13 @@ class Candidate(Protocol):
     def kept_weights(self, kept_units: int) -> Tensor | int:
         """How many of them the model's masks keep, where they keep so many units."""
 
+    def staying(self, keep: Mapping[str, Mapping[int, Tensor]]) -> Tensor:
+        """Which units stay where these positions do, by tensor and axis: (units,) bool.
+
+        Raises:
+            ValueError: where parts of a unit would stay.
+        """
+
     def renewed(self, known: Mapping[str, Target]) -> Candidate:
         """The same with the masks that the model has now."""
 
@@ -145,6 +152,14 @@ class ParameterUnits:
         if self.weights == len(self):  # a unit is one weight
             return kept_units
         return self.weights if self.target.mask is None else torch.count_nonzero(self.target.mask)
+
+    def staying(self, keep: Mapping[str, Mapping[int, Tensor]]) -> Tensor:
+        if isinstance(self.units, Blocks):
+            raise ValueError("n:m blocks lie along an axis that shrink cuts, and do not stay blocks: shrink first")
+        positions = torch.ones(self.shape, dtype=torch.bool)
+        for axis, kept in keep.get(self.name, {}).items():
+            positions.index_fill_(axis, (~kept).nonzero().flatten(), False)
+        return alive(self.units, positions)
 
     def renewed(self, known: Mapping[str, Target]) -> ParameterUnits:
         return replace(self, target=known[self.name])

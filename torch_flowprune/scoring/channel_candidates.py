@@ -98,6 +98,16 @@ class GroupUnits:
             for part in self._owned
         )
 
+    def staying(self, keep: Mapping[str, Mapping[int, Tensor]]) -> Tensor:
+        whole = torch.ones(len(self), dtype=torch.bool)
+        cut = [keep[s.parameter][s.axis][s.index] for s in self.group.slices if s.axis in keep.get(s.parameter, {})]
+        stays = cut[0].all(-1) if cut else whole
+        if any(not torch.equal(part.all(-1), stays) or not torch.equal(part.any(-1), stays) for part in cut):
+            raise ValueError(
+                f"shrink cuts through channels of {self.name!r} as the pruner knows them: give both the same coupling="
+            )
+        return stays
+
     def renewed(self, known: Mapping[str, Target]) -> GroupUnits:
         return replace(self, members={name: known[name] for name in self.members})
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from typing_extensions import TypedDict
 
-from torch_flowprune.channels import Coupling
+from torch_flowprune.channels import Coupling, couple
 from torch_flowprune.gradients import FlowSource
 from torch_flowprune.inputs import Pair, Pattern, example_of, untouched
 from torch_flowprune.scoring.candidates import Candidates, label, parameter_candidates
@@ -45,22 +45,18 @@ class PrunableUnits:
     def __post_init__(self) -> None:
         if isinstance(self.parameters, Iterator):
             object.__setattr__(self, "parameters", list(self.parameters))  # read in every round
-        for word, given in (("scored_by", self.scored_by != "producer"), ("coupling", self.coupling is not None)):
-            if given and self.granularity != "channel":
-                value = f"={self.scored_by!r}" if word == "scored_by" else "="
-                raise ValueError(
-                    f"{word}{value} is for granularity='channel', got granularity={label(self.granularity)!r}"
-                )
+        units = label(self.granularity)
+        if units != "channel" and self.scored_by != "producer":
+            raise ValueError(f"scored_by={self.scored_by!r} is for granularity='channel', got granularity={units!r}")
+        if units != "channel" and self.coupling is not None:
+            raise ValueError(f"coupling= is for granularity='channel', got granularity={units!r}")
         if not isinstance(self.coupling, Coupling | None):
             raise TypeError(f"coupling should be what fp.couple gives, or written by hand, got {self.coupling!r}")
 
-    def of(self, model: nn.Module, source: FlowSource) -> Candidates:
-        """By name: the units of each parameter, or coupled channels, which an example input or a coupling shows."""
-        chosen = (self.parameters, self.include, self.exclude)
-        if self.granularity != "channel":
-            return parameter_candidates(model, self.granularity, *chosen)
-        if self.coupling is not None:
-            return channel_candidates(model, None, *chosen, self.scored_by, self.coupling)
+    def read(self, model: nn.Module, source: FlowSource) -> PrunableUnits:
+        """The same with the coupling of the model, where there are channels and none was given."""
+        if self.granularity != "channel" or self.coupling is not None:
+            return self
         if source.example_inputs is None and isinstance(source.data, Iterator):
             raise ValueError(
                 "channels are found with an example input, and taking one from this iterator would lose a batch: pass "
@@ -68,4 +64,11 @@ class PrunableUnits:
             )
         with untouched(model, source.data):
             example = example_of(source.data, source.example_inputs, next(model.parameters()).device)
-            return channel_candidates(model, example, *chosen, self.scored_by)
+            return replace(self, coupling=couple(model, example))
+
+    def of(self, model: nn.Module, source: FlowSource) -> Candidates:
+        """By name: the units of each parameter, or coupled channels, which an example input or a coupling shows."""
+        chosen = (self.parameters, self.include, self.exclude)
+        if self.granularity != "channel":
+            return parameter_candidates(model, self.granularity, *chosen)
+        return channel_candidates(model, None, *chosen, self.scored_by, self.read(model, source).coupling)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.channels.groups import Coupling
+from torch_flowprune.channels.groups import Coupling, Group, Slice
 from torch_flowprune.channels.tracing import Reading, canonical_names
+from torch_flowprune.inputs import plain_name
 
 
 class ShrinkError(RuntimeError):
@@ -28,6 +29,19 @@ class Surgery:
         for axis, kept in self.keep.get(name, {}).items():
             tensor = tensor.index_select(axis, kept.nonzero().flatten().to(tensor.device))
         return tensor
+
+    def cut_all(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of the model, pruned or not."""
+        return {key: self.cut(plain_name(key, state), value) for key, value in state.items()}
+
+    def coupling(self, coupling: Coupling) -> Coupling:
+        """That of the smaller model: its units under the positions that they have there. Costs are not known of it."""
+        groups = tuple(Group(group.name, tuple(map(self._slice, group.slices))) for group in coupling.groups)
+        return replace(coupling, groups=groups, costs=None)
+
+    def _slice(self, one: Slice) -> Slice:
+        kept = self.keep.get(one.parameter, {}).get(one.axis)
+        return one if kept is None else replace(one, index=(kept.cumsum(0) - 1)[one.index[kept[one.index].all(-1)]])
 
     def shape(self, name: str, old: Sequence[int]) -> tuple[int, ...]:
         axes = self.keep.get(name, {})

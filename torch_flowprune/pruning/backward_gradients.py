@@ -1,0 +1,49 @@
+"""The flow at one minibatch, with g read from ``.grad``, where the training's backward left it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from torch_flowprune.gradients import Flow
+from torch_flowprune.inputs import wide
+from torch_flowprune.scoring import Candidates, targets_of
+from torch_flowprune.torch_internals import version_of
+
+_HELD = 4
+"""How many gradients are held, the smallest, so that their addresses tell them apart from later ones."""
+
+
+class BackwardGradients:
+    """Reads gradients once each: those of a model that trains no more stay as they are, and would be read for ever."""
+
+    def __init__(self) -> None:
+        self._last: list[tuple[int, int]] = []
+        self._held: list[Tensor] = []
+
+    def read(self, point: Flow, found: Candidates) -> Flow:
+        """The flow with g.
+
+        Raises:
+            ValueError: for a parameter without a gradient, and where all are those that were read last.
+        """
+        given = {name: target.parameter.grad for name, target in targets_of(found).items()}
+        if missing := [name for name, gradient in given.items() if gradient is None]:
+            raise ValueError(
+                f".grad of {', '.join(missing[:5])} is None: call track() after loss.backward() and before zero_grad()"
+            )
+        gradients = {name: gradient.detach() for name, gradient in given.items() if gradient is not None}
+        self._remember([gradient for gradient in given.values() if gradient is not None])
+        g = {name: wide(gradient) for name, gradient in gradients.items()}
+        g2: Mapping[str, Tensor] = {name: value.square() for name, value in g.items()}
+        return Flow(theta=point.theta, theta0=point.theta0, g=g, g2=dict(g2))
+
+    def _remember(self, gradients: list[Tensor]) -> None:
+        now = [(id(gradient), version_of(gradient)) for gradient in gradients]
+        if now == self._last:
+            raise ValueError(
+                "every .grad is the one that was tracked last: call track() once after each loss.backward(); if "
+                "another model trains, such as one that shrink made, this pruner is not of that: shrink(..., pruner=)"
+            )
+        self._last, self._held = now, sorted(gradients, key=Tensor.numel)[:_HELD]

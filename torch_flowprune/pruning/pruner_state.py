@@ -1,0 +1,57 @@
+"""A saved pruner's state, held against the pruner that is to go on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch_flowprune.pruning.rounds import Rounds
+from torch_flowprune.scoring import Origin
+
+
+def check_words(state: Mapping[str, Any], method: str, granularity: str, asked: Rounds, *, random: bool) -> None:
+    """An error where a state is of a pruner that was made with other words.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    if state["method"] != method:
+        raise ValueError(f"this state is of a pruner by {state['method']}, and this one prunes by {method}")
+    if state["granularity"] != granularity:
+        raise ValueError(f"this state is of a pruner of {state['granularity']}s, and this one prunes {granularity}s")
+    if state["asked"] != asked.to_dict():
+        raise ValueError(f"this state is of a pruner with {state['asked']}, and this one has {asked.to_dict()}")
+    if not 0 <= state["round"] <= asked.count:
+        raise ValueError(f"the round of a state should be from 0 to {asked.count}, got {state['round']}")
+    if state["generator"] is not None and not random:
+        raise ValueError("this state is of a pruner with a generator: give this one a generator= to take its place")
+
+
+def saved_origins(state: Mapping[str, Any], known: Mapping[str, Origin], cost: str) -> dict[str, Origin]:
+    """The layers of a state, which are those known.
+
+    Raises:
+        ValueError: naming those that are not, or have another size now.
+    """
+    shrunk = any(layer["kept"] is not None for layer in state["layers"].values())
+    if shrunk and cost != "units":
+        raise ValueError(
+            f"this state is of a model that was shrunk, and does not hold what it cost: a target in {cost} cannot go "
+            "on; make a new pruner of the smaller model"
+        )
+    costs = None if shrunk else next((one.costs for one in known.values()), None)
+    origins = {name: Origin.from_dict(layer, costs) for name, layer in state["layers"].items()}
+    if known:
+        _check_layers({name: one.now for name, one in origins.items()}, {name: one.now for name, one in known.items()})
+    return origins
+
+
+def _check_layers(then: Mapping[str, tuple[int, ...]], now: Mapping[str, tuple[int, ...]]) -> None:
+    """A group of which a single channel is left is in no coupling that was read anew, for it cannot go."""
+    then = {name: shape for name, shape in then.items() if shape != (1,) or name in now}
+    if odd := [name for name in {**then, **now} if then.get(name) != now.get(name)]:
+        told = [f"{name} {then.get(name, 'not there')} and now {now.get(name, 'not there')}" for name in odd[:5]]
+        raise ValueError(
+            f"this state is of other layers: {', '.join(told)}; of a model that is shrunk, save the state after "
+            "shrink(..., pruner=)"
+        )

@@ -1,0 +1,149 @@
+"""Units counted as they were before `shrink` removed some: what is gone from the tensors is not alive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_flowprune.channels import Costs
+from torch_flowprune.inputs import Target
+from torch_flowprune.scoring.candidates import Candidate, Candidates
+from torch_flowprune.scoring.granularity import Blocks
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """What a candidate was when counting began, as plain values.
+
+    Attributes:
+        units: how many units it had.
+        shape, weight_shape, weights: as the candidate had them.
+        now: the shape that its tensors have since.
+        kept: which of the units these still have, (units,) bool; None: all.
+        costs: of the model as it was.
+    """
+
+    units: int
+    shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    weights: int
+    now: tuple[int, ...]
+    kept: Tensor | None = None
+    costs: Costs | None = None
+
+    @classmethod
+    def of(cls, one: Candidate) -> Origin:
+        return cls(len(one), one.shape, one.weight_shape, one.weights, one.shape, costs=one.costs)
+
+    def cut(self, left: Tensor, now: tuple[int, ...]) -> Origin:
+        """After a surgery that leaves these of the units it had last."""
+        kept = torch.ones(self.units, dtype=torch.bool) if self.kept is None else self.kept.clone()
+        kept[kept.clone()] = left.cpu()
+        return replace(self, kept=None if bool(kept.all()) else kept, now=now)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the costs, which are the model's."""
+        words = ("units", "shape", "weight_shape", "weights", "now", "kept")
+        return {word: list(value) if isinstance(value := getattr(self, word), tuple) else value for word in words}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], costs: Costs | None) -> Origin:
+        words: dict[str, Any] = {word: tuple(v) if isinstance(v, list) else v for word, v in data.items()}
+        return cls(**words, costs=costs)
+
+
+def changes(found: Candidates, origins: Mapping[str, Origin]) -> list[str]:
+    """How a model's candidates differ from what they are known to be, a text for each."""
+    added = [f"{name} was added" for name in found if name not in origins]
+    gone = [f"{name} is gone" for name in origins if name not in found]
+    resized = [
+        f"{name} has shape {one.shape} instead of {origins[name].now}"
+        for name, one in found.items()
+        if name in origins and one.shape != origins[name].now
+    ]
+    return [*added, *gone, *resized]
+
+
+def counted_from(origins: Mapping[str, Origin], found: Candidates) -> Candidates:
+    """The candidates of a model, counted as they were."""
+    if all((one.shape, one.weights) == (origins[name].shape, origins[name].weights) for name, one in found.items()):
+        return found
+    return {name: Survivors(one, origins[name]) for name, one in found.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Survivors:
+    """What is left of a candidate, under the numbers that its units began with."""
+
+    left: Candidate
+    origin: Origin
+
+    @property
+    def name(self) -> str:
+        return self.left.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.origin.shape
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return self.origin.weight_shape
+
+    @property
+    def structured(self) -> bool:
+        return self.left.structured
+
+    @property
+    def output_axis(self) -> int | None:
+        return self.left.output_axis
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return self.left.targets
+
+    @property
+    def blocks(self) -> Blocks | None:
+        return self.left.blocks
+
+    @property
+    def costs(self) -> Costs | None:
+        return self.origin.costs
+
+    @property
+    def weights(self) -> int:
+        return self.origin.weights
+
+    def __len__(self) -> int:
+        return self.origin.units
+
+    def rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Of a unit that is gone, those of another: a score that nobody reads, and finite."""
+        rows = self.left.rows(tensors)
+        return rows.index_select(0, (self._kept(rows.device).cumsum(0) - 1).clamp(min=0))
+
+    def alive(self) -> Tensor | None:
+        alive, kept = self.left.alive(), self._kept(self.targets[0].parameter.device).clone()
+        if alive is not None:
+            kept[kept.clone()] = alive
+        return kept
+
+    def masks(self, keep: Tensor) -> dict[str, Tensor]:
+        return self.left.masks(keep[self._kept(keep.device)])
+
+    def kept_weights(self, kept_units: int) -> Tensor | int:
+        return self.left.kept_weights(kept_units)
+
+    def staying(self, keep: Mapping[str, Mapping[int, Tensor]]) -> Tensor:
+        return self.left.staying(keep)
+
+    def renewed(self, known: Mapping[str, Target]) -> Survivors:
+        return replace(self, left=self.left.renewed(known))
+
+    def _kept(self, device: torch.device) -> Tensor:
+        kept = self.origin.kept
+        return torch.ones(len(self), dtype=torch.bool, device=device) if kept is None else kept.to(device)
