@@ -124,7 +124,7 @@ def test_table_dict_and_plot(tmp_path):
     drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
     assert all(
         f"<!-- {text} -->" in drawn
-        for text in ("magnitude", "grasp", "change of the held-out loss", "rank correlation of the scores")
+        for text in ("magnitude", "grasp", "change of the loss", "rank correlation of the scores")
     )
     assert f"<!-- {found.correlation['magnitude']['grasp']:.2f}".replace("-0", "−0") in drawn.replace("-0", "−0")
 
