@@ -124,7 +124,7 @@ def test_table_dict_and_plot(tmp_path):
     drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
     assert all(
         f"<!-- {text} -->" in drawn
-        for text in ("magnitude", "grasp", "change of the held-out loss", "rank correlation of the scores")
+        for text in ("magnitude", "grasp", "change of the loss", "rank correlation of the scores")
     )
     assert f"<!-- {found.correlation['magnitude']['grasp']:.2f}".replace("-0", "−0") in drawn.replace("-0", "−0")
 
@@ -165,3 +165,16 @@ def test_a_sparsity_below_what_the_model_has():
     fp.global_prune(model, "magnitude", 0.5)
     with pytest.raises(ValueError, match="already at sparsity 0.5"):
         fp.compare(model, ["magnitude"], [0.3], BATCHES)
+
+
+def test_only_data_that_the_scores_have_not_seen_are_called_held_out(tmp_path):
+    pytest.importorskip("matplotlib")
+    for held_out, words, axis in (
+        (None, "samples, which the scores have seen, before pruning", "change of the loss"),
+        (BATCHES, "held-out samples before pruning", "change of the held-out loss"),
+    ):
+        found = fp.compare(cases.cnn(), "magnitude", 0.5, BATCHES, held_out=held_out)
+        assert words in str(found).splitlines()[0]
+        assert found.to_dict()["held_out"] is (held_out is not None)
+        found.plot(tmp_path / "plot.svg")
+        assert f"<!-- {axis} -->" in (tmp_path / "plot.svg").read_text(encoding="utf-8")

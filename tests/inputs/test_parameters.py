@@ -39,6 +39,8 @@ DEFAULT = [
     "cross.k_proj_weight",
     "cross.v_proj_weight",
     "cross.out_proj.weight",
+    "rnn.weight_ih_l0",
+    "rnn.weight_hh_l0",
     "head.weight",
 ]
 
@@ -112,6 +114,8 @@ def test_include_and_exclude():
         "body.0.weight",
         "body.2.weight",
         "up.weight",
+        "rnn.weight_ih_l0",
+        "rnn.weight_hh_l0",
         "head.weight",
     ]
 

@@ -351,7 +351,7 @@ def test_compare_correlates_the_scores():
     assert found.correlation["taylor"]["snip"] == 1.0, "on single weights they are one"
     assert found.correlation["magnitude"]["snip"] == found.correlation["snip"]["magnitude"] < 1
     text = str(found)
-    assert text.startswith(f"loss {found.loss:.4g} on 12 held-out samples before pruning\n")
+    assert text.startswith(f"loss {found.loss:.4g} on 12 samples, which the scores have seen, before pruning\n")
     assert "rank correlation" in text
 
 

@@ -77,14 +77,16 @@ def test_text(report):
     assert text.startswith("gradient_norm_increase, filter: 4 of 8 units pruned (50.00%), 4 now\n")
     assert f"threshold score {report.threshold:.4g}\n" in text
     assert f"loss {report.loss:.4g} over 7 samples before pruning\n" in text
-    assert f"predicted change of the loss {report.predicted_loss_change:+.4g} (first order)\n" in text
+    assert f"predicted change of the loss {report.predicted_loss_change:+.4g} (first order, by the data that" in text
+    assert "fp.predict gives an error bar" in text
     assert f"predicted change of ‖g‖² {report.predicted_gradient_norm_change:+.4g} (first order)\n" in text
     assert text.endswith(report.table())
 
 
 def test_text_without_data():
     text = str(fp.global_prune(cases.mlp(), sparsity=0.0))
-    assert text.startswith("magnitude, weight: 0 of 52 units pruned (0.00%), 0 now\nparameter")
+    assert text.startswith("magnitude, weight: 0 of 52 units pruned (0.00%), 0 now\n0 of all ")
+    assert "weights of the model are masked (0.00%)\nparameter" in text
 
 
 def test_dict_is_json_and_whole(report):

@@ -47,7 +47,7 @@ class Outcome:
     Attributes:
         method: the measure's name.
         sparsity: the share of units gone; also where the target was a share of a cost.
-        loss: the mean loss on the held-out data with these masks.
+        loss: the mean loss with these masks.
         change: that minus the loss without them.
         predicted: −Σ θ·g over what goes, on the scoring data: the first-order change.
         emptied: how many layers have nothing left.
@@ -66,19 +66,22 @@ class Comparison:
     """What :func:`compare` found.
 
     Attributes:
-        loss: the loss on the held-out data before pruning.
+        loss: the loss before pruning.
         outcomes: one entry a measure and sparsity.
         correlation: Spearman's rank correlation of the scores of what is left, by pair of measures.
-        samples: how many held-out samples.
+        samples: how many samples the loss was measured on.
+        held_out: whether these were other data than the scores were taken over.
     """
 
     loss: float
     outcomes: tuple[Outcome, ...]
     correlation: dict[str, dict[str, float]]
     samples: int
+    held_out: bool = True
 
     def __str__(self) -> str:
-        opening = f"loss {self.loss:.4g} on {self.samples:,} held-out samples before pruning"
+        which = "held-out samples" if self.held_out else "samples, which the scores have seen,"
+        opening = f"loss {self.loss:.4g} on {self.samples:,} {which} before pruning"
         return f"{opening}\n{self.table()}\n\nrank correlation\n{self.correlation_table()}"
 
     def table(self) -> str:
@@ -118,7 +121,7 @@ class Comparison:
             points = [(outcome.sparsity, outcome.change) for outcome in self.outcomes if outcome.method == name]
             axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
         axes.axhline(0, color="grey", linewidth=0.8)
-        axes.set(xlabel="sparsity", ylabel="change of the held-out loss", yscale="symlog")
+        axes.set(xlabel="sparsity", ylabel=f"change of the {'held-out ' if self.held_out else ''}loss", yscale="symlog")
         axes.legend(frameon=False)
 
     def _draw_correlation(self, axes: Any) -> None:
@@ -199,7 +202,7 @@ def compare(
     )
     laid = {name: laid_out(living(values, found)) for name, values in scores.items()}
     correlation = {one: {other: spearman(laid[one], laid[other]) for other in laid} for one in laid}
-    return Comparison(before, outcomes, correlation, samples)
+    return Comparison(before, outcomes, correlation, samples, held_out is not None)
 
 
 def _resolved(methods: str | Measure | Sequence[str | Measure]) -> dict[str, Measure]:

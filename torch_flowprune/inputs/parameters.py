@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch_flowprune.inputs.names import mask_of, plain_name
 from torch_flowprune.inputs.patterns import Pattern, matching, of_pairs
 from torch_flowprune.inputs.target import DEFAULT_KINDS, Pair, Target, default_weights
+from torch_flowprune.inputs.uncovered import warn_uncovered
 from torch_flowprune.inputs.unprunable import computed
 from torch_flowprune.inputs.zeros import flags
 from torch_flowprune.torch_internals import inside_compiled
@@ -105,8 +106,8 @@ def prunable(
     Args:
         parameters: ``(module, name)`` pairs, as ``torch.nn.utils.prune`` takes them; exactly these.
         include: globs of parameter or module names, or module types. A glob picks among the weights pruned by default
-            (Linear, convolutions, attention projections); one that names none of those picks among all parameters. A
-            type picks the weights of its modules.
+            (of linear, bilinear, recurrent and attention layers and convolutions); one that names none of those picks
+            among all parameters. A type picks the weights of its modules.
         exclude: the same patterns, taken away.
 
     Raises:
@@ -123,6 +124,7 @@ def prunable(
     else:
         chosen = [target for target in targets if target.is_default]
         _warn_computed(model)
+        warn_uncovered(targets, stacklevel=7)
     if exclude is not None:
         gone = {id(target) for target in matching(targets, exclude, "exclude", default_first=False)}
         chosen = [target for target in chosen if id(target) not in gone]

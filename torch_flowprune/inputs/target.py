@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from torch_flowprune.inputs.names import plain_name
 from torch_flowprune.inputs.zeros import clear
 
 Pair: TypeAlias = tuple[nn.Module, str]
 _Habits: TypeAlias = tuple[tuple[str, ...], int]
 
-# Module kind -> the weights pruned unless told otherwise, and the axis of a weight that its outputs lie along.
+# Module kind -> the weights pruned unless told otherwise (or globs of their names), and the axis of a weight that its
+# outputs lie along.
 DEFAULT_KINDS: dict[type[nn.Module], _Habits] = {
     nn.Linear: (("weight",), 0),
     nn.Conv1d: (("weight",), 0),
@@ -22,6 +26,9 @@ DEFAULT_KINDS: dict[type[nn.Module], _Habits] = {
     nn.ConvTranspose1d: (("weight",), 1),
     nn.ConvTranspose2d: (("weight",), 1),
     nn.ConvTranspose3d: (("weight",), 1),
+    nn.Bilinear: (("weight",), 0),
+    nn.RNNBase: (("weight_ih_l*", "weight_hh_l*", "weight_hr_l*"), 0),
+    nn.RNNCellBase: (("weight_ih", "weight_hh"), 0),
     nn.MultiheadAttention: (("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"), 0),
 }
 
@@ -71,7 +78,16 @@ class Target:
 
 def default_weights(module: nn.Module) -> tuple[str, ...]:
     """The names of a module's weights that are pruned unless told otherwise."""
-    return _habits(module)[0]
+    return tuple(
+        name for pattern in _habits(module)[0] for name in (_named(module, pattern) if "*" in pattern else (pattern,))
+    )
+
+
+def _named(module: nn.Module, pattern: str) -> Iterator[str]:
+    """The weights of layers that number them, with those that a parametrization computes."""
+    for key in (*module._parameters, *getattr(module, "parametrizations", ())):
+        if fnmatchcase(name := plain_name(key, module._buffers), pattern):
+            yield name
 
 
 def _habits(module: nn.Module) -> _Habits:

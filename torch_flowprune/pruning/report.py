@@ -52,12 +52,15 @@ class Report:
         loss: the mean loss before the (last) prune, where data were read.
         samples: over how many samples.
         predicted_loss_change: −Σ θ·g over what went: the first-order change of the loss, summed over the rounds; None
-            where g is unknown.
+            where g is unknown. It is read off the data that chose what goes: where the same gradient made the
+            scores, it is nearer to 0 than the true change by construction. :func:`~torch_flowprune.predict` on other
+            data has an error bar.
         predicted_gradient_norm_change: −2 Σ θ·Hg over what went: the first-order change of ‖g‖²; None where Hg is
             unknown.
         dense: for channels, what the model costs with all of them; else None.
         left: for channels, what it costs once :func:`~torch_flowprune.shrink` has removed those that are gone; else
             None.
+        model_weights: all weights of the model, prunable or not.
     """
 
     method: str
@@ -71,6 +74,17 @@ class Report:
     predicted_gradient_norm_change: float | None = None
     dense: Size | None = None
     left: Size | None = None
+    model_weights: int = 0
+
+    @property
+    def weights_pruned(self) -> int:
+        """How many weights are zero by the masks, in all that was prunable."""
+        return sum(layer.weights_pruned for layer in self.layers)
+
+    @property
+    def model_sparsity(self) -> float:
+        """Those over all weights of the model, prunable or not."""
+        return self.weights_pruned / self.model_weights if self.model_weights else 0.0
 
     @property
     def units(self) -> int:
@@ -99,6 +113,11 @@ class Report:
                 f"({self.sparsity:.2%}), {self.newly_pruned:,} now"
             )
         ]
+        if self.model_weights:
+            lines.append(
+                f"{self.weights_pruned:,} of all {self.model_weights:,} weights of the model are masked "
+                f"({self.model_sparsity:.2%})"
+            )
         if self.dense is not None and self.left is not None:
             lines.append(
                 f"shrink leaves {_of(self.left.parameters, self.dense.parameters)} parameters, "
@@ -109,7 +128,10 @@ class Report:
         if self.loss is not None:
             lines.append(f"loss {self.loss:.4g} over {self.samples:,} samples before pruning")
         if self.predicted_loss_change is not None:
-            lines.append(f"predicted change of the loss {self.predicted_loss_change:+.4g} (first order)")
+            lines.append(
+                f"predicted change of the loss {self.predicted_loss_change:+.4g} (first order, by the data that "
+                "chose what goes: an optimist; fp.predict gives an error bar)"
+            )
         if self.predicted_gradient_norm_change is not None:
             lines.append(f"predicted change of ‖g‖² {self.predicted_gradient_norm_change:+.4g} (first order)")
         return "\n".join([*lines, self.table()])
@@ -125,7 +147,7 @@ class Report:
             self.pruned,
             self.newly_pruned,
             sum(x.weights for x in self.layers),
-            sum(x.weights_pruned for x in self.layers),
+            self.weights_pruned,
         )
         rows.append(_cells("total", "", total))
         widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
@@ -143,6 +165,8 @@ class Report:
             "pruned": self.pruned,
             "newly_pruned": self.newly_pruned,
             "sparsity": self.sparsity,
+            "weights_pruned": self.weights_pruned,
+            "model_sparsity": self.model_sparsity,
         }
         layers = [{**asdict(layer), "shape": list(layer.shape), "sparsity": layer.sparsity} for layer in self.layers]
         return {**asdict(self), **totals, "layers": layers}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.gradients import Flow
-from torch_flowprune.inputs import parameters_of
+from torch_flowprune.inputs import Target, parameters_of
 from torch_flowprune.masking import apply_masks
 from torch_flowprune.pruning.report import Layer, Report
 from torch_flowprune.scoring import Candidates, Scores, lefts
@@ -18,7 +18,10 @@ from torch_flowprune.selection import Choice, living_units, numbers
 
 def renewed(model: nn.Module, found: Candidates) -> Candidates:
     """The candidates with the masks that the model has now."""
-    known = parameters_of(model)
+    return _renewed(parameters_of(model), found)
+
+
+def _renewed(known: dict[str, Target], found: Candidates) -> Candidates:
     return {name: candidate.renewed(known) for name, candidate in found.items()}
 
 
@@ -30,7 +33,8 @@ def prune_once(model: nn.Module, found: Candidates, scores: Scores, choice: Choi
     masks = _merged([found[name].masks(choice.keeps[name]) for name in changed])
     loss, norm = _predicted(point, "g", -1, masks), _predicted(point, "Hg", -2, masks)
     apply_masks(model, masks, copy=False)
-    now = renewed(model, found)
+    known = parameters_of(model)
+    now = _renewed(known, found)
     kept = numbers([candidate.kept_weights(left) for candidate, left in zip(now.values(), after, strict=True)])
     layers = tuple(
         Layer(
@@ -59,6 +63,7 @@ def prune_once(model: nn.Module, found: Candidates, scores: Scores, choice: Choi
         norm,
         dense,
         small,
+        sum(target.parameter.numel() for target in known.values()),
     )
 
 
