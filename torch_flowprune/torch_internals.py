@@ -156,8 +156,11 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def tensor_name(hook: Any) -> str:
-    """The tensor that a hook of ``torch.nn.utils.prune`` masks; torch's own functions find hooks by it."""
-    return hook._tensor_name  # type: ignore[no-any-return]
+    """The tensor that a hook of ``torch.nn.utils.prune`` masks; torch's own functions find hooks by it.
+
+    Of any other hook an empty name.
+    """
+    return getattr(hook, "_tensor_name", "")
 
 
 def set_tensor_name(hook: Any, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Rows 3.13 and 3.14 of docs/explanation/host.md: modules, dtypes and parameters off the beaten track."""
+"""Rows 3.13, 3.14 and others of docs/explanation/host.md: modules, dtypes, parameters off the beaten track."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from hosts import assert_in_force, output, pruned, train
 from torch import nn
+from torch.nn.utils import prune
 
 import torch_flowprune as fp
 
@@ -108,3 +109,72 @@ def test_row_3_14_fp8():
     assert layer.weight_mask.sum() == 32
     assert layer.weight.dtype is torch.float8_e4m3fn
     assert not layer.weight.float()[~layer.weight_mask].any()
+
+
+def test_row_3_13_an_attribute_called_sparse_is_the_users_own():
+    class Own(nn.Linear):
+        sparse = True
+
+    layer = pruned(Own(8, 8))
+    with torch.no_grad():
+        layer.weight_orig[~layer.weight_mask] = torch.inf
+    assert layer.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float64])
+def test_row_3_13_methods_of_torch_on_top_of_a_masked_weight(dtype):
+    layer = nn.Linear(4, 4, dtype=dtype)
+    fp.magnitude_unstructured(layer, "weight", 4)
+    prune.custom_from_mask(layer, "weight", torch.eye(4) == 0)
+    assert layer.weight_mask.sum() in range(8, 13)
+    assert (layer.weight == 0).sum() == 16 - layer.weight_mask.sum()
+    assert layer.weight.dtype is dtype
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_row_3_13_a_sparse_weight_is_refused(layout):
+    layer = nn.Linear(8, 8)
+    layer.weight = nn.Parameter(getattr(layer.weight.detach(), layout)(), requires_grad=False)
+    for attempt in (
+        lambda: pruned(layer),
+        lambda: fp.apply_masks(layer, {"weight": torch.ones(8, 8, dtype=torch.bool)}),
+        lambda: fp.l1_unstructured(layer, "weight", 0.5),
+    ):
+        with pytest.raises(ValueError, match=r"'weight' is a sparse tensor \(torch.sparse_.*\.to_dense"):
+            attempt()
+    assert list(layer._buffers) == []
+
+
+def test_row_3_13_a_packed_mask_of_one_element():
+    layer, other = nn.PReLU(), nn.PReLU()
+    for kept in (True, False):
+        fp.apply_masks(layer, {"weight": torch.tensor([kept])})
+        fp.apply_masks(other, fp.masks(layer, packed=True))
+        assert other.weight_mask.tolist() == [kept]
+
+
+def test_row_3_13_masks_made_in_inference_mode_can_be_trained_with():
+    layers = [nn.Linear(8, 8), nn.Linear(8, 8)]
+    with torch.inference_mode():
+        pruned(layers[0])
+        fp.apply_masks(layers[1], {"weight": torch.eye(8) == 0}, copy=False)
+    for layer in layers:
+        train(layer, X)
+        assert_in_force(layer, lambda: layer(X))  # noqa: B023 - called at once
+
+
+GIVEN = {"shape": lambda: torch.ones(1, 1), "sparse": lambda: torch.ones(8, 8).to_sparse(), "none": lambda: None}
+
+
+@pytest.mark.parametrize("case", GIVEN)
+def test_row_2_7_what_does_not_fit_the_mask_is_refused_at_once(case):
+    layer = pruned(nn.Linear(8, 8))
+    expected, value = layer.weight.detach(), GIVEN[case]()
+    parameter = None if value is None else nn.Parameter(value, requires_grad=False)
+    with pytest.raises(ValueError, match=r"its mask is for a dense tensor of shape \(8, 8\), got"):
+        layer.register_parameter("weight", parameter)
+    if parameter is not None:
+        with pytest.raises(ValueError, match="fp.remove the masks first"):
+            layer.weight = parameter
+    assert torch.equal(layer.weight, expected)

@@ -43,7 +43,8 @@ def set_mask(target: Target, mask: Tensor | None, copy: bool = True) -> None:
     """
     own = mask
     if mask is not None and (copy or not _laid_alike(mask, target.parameter)):
-        own = torch.empty_like(target.parameter.detach(), dtype=torch.bool).copy_(mask)
+        with torch.inference_mode(False):  # a mask made inside could not be trained with
+            own = torch.empty_like(target.parameter.detach(), dtype=torch.bool).copy_(mask)
     for module, attribute in target.owners:
         if own is not None:
             put_on(module, attribute, own)
@@ -56,4 +57,5 @@ def _laid_alike(mask: Tensor, parameter: nn.Parameter) -> bool:
 
     In the same order, with no other tensor in its memory.
     """
-    return mask.stride() == parameter.stride() and mask.untyped_storage().nbytes() == mask.nbytes
+    alike = mask.stride() == parameter.stride() and mask.untyped_storage().nbytes() == mask.nbytes
+    return alike and not mask.is_inference()

@@ -21,6 +21,8 @@ def check_can_mask(target: Target | None, name: str) -> Target:
         raise ValueError(f"{name!r} has no shape yet (a lazy module): run one batch through the model first")
     if target.parameter.is_meta:
         raise ValueError(f"{name!r} is on the meta device and has no values: load or initialise the model first")
+    if target.parameter.layout is not torch.strided:
+        raise ValueError(f"{name!r} is a sparse tensor ({target.parameter.layout}): make it dense first (.to_dense())")
     if hasattr(target.parameter, "device_mesh"):
         raise ValueError(f"{name!r} is a sharded DTensor: prune first, then wrap the model with fully_shard")
     for module, attribute in target.owners:
@@ -42,6 +44,7 @@ def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
         raise ValueError(f"{name!r} is {reason}")
     mask = module._buffers.get(mask_of(attribute))
     if mask is None:
+        _check_plain(module, attribute, name)
         return
     if original(attribute) not in module._parameters:
         raise ValueError(
@@ -52,6 +55,15 @@ def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
         raise ValueError(
             f"the mask torch has put on {name!r} holds other values than 0 and 1, so it scales weights: prune.remove "
             "it first"
+        )
+
+
+def _check_plain(module: nn.Module, attribute: str, name: str) -> None:
+    """A mask takes the place of the parameter where it is read: it has to be what is read there."""
+    if getattr(module, attribute, None) is not module._parameters[attribute]:
+        raise ValueError(
+            f"{name!r} is not what {type(module).__name__} gives when it is asked for {attribute!r} (a __getattr__ of "
+            "its own?), so a mask would go past that: make it an ordinary parameter first, or pass exclude="
         )
 
 

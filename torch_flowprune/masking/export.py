@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch_flowprune.inputs import call, example_of, parameters_of, untouched, unwrapped
 from torch_flowprune.masking.dense import dense_copy
 from torch_flowprune.masking.hook import factors, permanent
+from torch_flowprune.masking.same_bits import same_bits
 from torch_flowprune.torch_internals import tree_leaves
 
 
@@ -52,7 +53,7 @@ def _check_tensors(model: nn.Module, dense: nn.Module) -> None:
     """Every parameter of the copy against what the model's owner of it reads; every buffer."""
     copies = dict(chain(dense.named_parameters(), dense.named_buffers()))
     for name, value in _read(model):
-        if name not in copies or not _same_bits(value, copies.pop(name)):
+        if name not in copies or not same_bits(value, copies.pop(name)):
             raise ValueError(_differs(name))
     if copies:
         raise ValueError(_differs(", ".join(list(copies)[:5])))
@@ -74,14 +75,6 @@ def _read(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         stale = target.mask is not None and attribute in module.__dict__  # torch's, until its next forward
         yield name, permanent(*factors(module, attribute)) if stale else getattr(module, attribute)
     yield from ((name, buffer) for name, buffer in model.named_buffers() if id(buffer) not in masks)
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype is other.dtype and torch.equal(_bits(one), _bits(other))
-
-
-def _bits(value: Tensor) -> Tensor:
-    return value.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _check_outputs(model: nn.Module, dense: nn.Module, example_inputs: Any) -> None:

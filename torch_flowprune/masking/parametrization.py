@@ -5,15 +5,22 @@ A subclass of the owner's, made once a class and set of names.
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
+from collections.abc import Iterable
+from functools import reduce
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from torch_flowprune.inputs import mask_of, masked, original
+from torch_flowprune.masking.class_chain import quiet_subclass, relaid, under_parametrizations
 from torch_flowprune.masking.quantization import qconfig
+from torch_flowprune.masking.same_bits import same_bits
 from torch_flowprune.masking.weight_standardization import MaskedKernel, standardises
-from torch_flowprune.torch_internals import FLAT_WEIGHTS, names_of_flat_weights
+from torch_flowprune.torch_internals import FLAT_WEIGHTS, names_of_flat_weights, tensor_name
 
 
 def masked_kind(kind: type[nn.Module]) -> tuple[type[nn.Module], tuple[str, ...]]:
@@ -25,17 +32,29 @@ def masked_kind(kind: type[nn.Module]) -> tuple[type[nn.Module], tuple[str, ...]
 def with_masked(kind: type[nn.Module], name: str) -> type[nn.Module]:
     """The class that masks ``name``, besides what ``kind`` masks already."""
     dense, names = masked_kind(kind)
-    return _masked_class(dense, tuple(sorted({*names, name})))
+    return _masking(kind, dense, tuple(sorted({*names, name})))
 
 
 def without_masked(kind: type[nn.Module], name: str) -> type[nn.Module]:
     """The class that masks what ``kind`` does, but for ``name``; the dense one where nothing is left."""
     dense, names = masked_kind(kind)
-    others = tuple(other for other in names if other != name)
-    return _masked_class(dense, others) if others else dense
+    return _masking(kind, dense, tuple(other for other in names if other != name))
 
 
-_made: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
+def _masking(kind: type[nn.Module], dense: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """``kind`` with these names masked. Whatever is laid over its class, parametrizations say, stays over it."""
+    base = under_parametrizations(dense)
+    old = own_class(kind) or base
+    return relaid(kind, old, _masked_class(base, names) if names else base)
+
+
+def own_class(kind: type[nn.Module]) -> type[nn.Module] | None:
+    """The class made here that ``kind`` is, or is laid over."""
+    return next((base for base in kind.__mro__ if "_masked_kind" in vars(base)), None)
+
+
+# As long as a module has it: a class keeps those below it alive, and a traced model has one of its own.
+_made: WeakValueDictionary[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = WeakValueDictionary()
 
 
 def _masked_class(dense: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
@@ -43,9 +62,10 @@ def _masked_class(dense: type[nn.Module], names: tuple[str, ...]) -> type[nn.Mod
 
     One and the same however often it is asked for.
     """
-    if (dense, names) not in _made:
-        _made[dense, names] = type(dense.__name__, (dense,), _namespace(dense, names))
-    return _made[dense, names]
+    made = _made.get((dense, names))
+    if made is None:
+        made = _made[dense, names] = quiet_subclass(dense, dense.__name__, _namespace(dense, names))
+    return made
 
 
 def _namespace(dense: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]:
@@ -58,13 +78,15 @@ def _namespace(dense: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]
         "__qualname__": dense.__qualname__,
     }
     namespace |= {
-        "__reduce_ex__": _reduce,
+        **_copying(dense),
         "register_parameter": _register_parameter,
         "_load_from_state_dict": _load_from_state_dict,
         "qconfig": qconfig,
     }
     if "weight" in names and standardises(dense):
         namespace |= {"forward": _forward_with_masked_kernel, "__call__": _call_with_masked_kernel}
+    if issubclass(dense, torch.fx.GraphModule):
+        namespace["recompile"] = _recompile
     if issubclass(dense, nn.RNNBase):
         namespace[FLAT_WEIGHTS] = property(_flat_weights, lambda module, weights: None)
     return namespace
@@ -76,7 +98,8 @@ def product(module: nn.Module, name: str) -> Tensor:
     Sparse gradients (``nn.Embedding(sparse=True)``) pass a true product only; replicas hold parameters as attributes.
     """
     value, mask = getattr(module, original(name)), getattr(module, mask_of(name))
-    return value * mask if getattr(module, "sparse", False) is True else masked(value, mask)
+    sparse = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
+    return value * mask if sparse else masked(value, mask)
 
 
 def _masked_property(name: str) -> property:
@@ -88,7 +111,7 @@ def _masked_property(name: str) -> property:
 
         Any other value would be lost in silence.
         """
-        if not (isinstance(value, Tensor) and torch.equal(value.nan_to_num(), get(module).nan_to_num())):
+        if not (isinstance(value, Tensor) and same_bits(value, get(module))):
             raise TypeError(
                 f"{name!r} is pruned, so it is computed from {original(name)} and {mask_of(name)}: set "
                 f"{original(name)} instead (also in functional_call)"
@@ -133,6 +156,7 @@ def _register_parameter(module: Any, name: str, parameter: nn.Parameter | None) 
     if name not in names:
         dense.register_parameter(module, name, parameter)
     elif original(name) in module._parameters:
+        _check_fits(module, name, parameter)
         module._parameters[original(name)] = parameter
     else:
         order = [
@@ -141,6 +165,17 @@ def _register_parameter(module: Any, name: str, parameter: nn.Parameter | None) 
         module.__class__ = without_masked(type(module), name)
         module.register_parameter(name, parameter)
         _reorder(module._parameters, order)
+
+
+def _check_fits(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+    """What takes the place of the values under a mask has their shape, and can be masked."""
+    shape = module._buffers[mask_of(name)].shape  # type: ignore[union-attr]
+    if parameter is None or parameter.shape != shape or parameter.layout is not torch.strided:
+        found = "None" if parameter is None else f"{tuple(parameter.shape)}, {parameter.layout}"
+        raise ValueError(
+            f"{name!r} is pruned, and its mask is for a dense tensor of shape {tuple(shape)}, got {found}: fp.remove "
+            "the masks first"
+        )
 
 
 def _load_from_state_dict(module: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -163,19 +198,67 @@ def _reorder(entries: dict[str, Any], order: list[str]) -> None:
     entries.update(items)
 
 
-def _reduce(module: Any, protocol: Any) -> Any:
-    """Copied and pickled as the dense class and the names of what is masked.
+def _copying(dense: type[nn.Module]) -> dict[str, Any]:
+    """How the class's modules are copied and pickled: as torch's are, or as the class itself says."""
+    own = dense.__reduce__ is not object.__reduce__ or dense.__reduce_ex__ is not object.__reduce_ex__
+    namespace: dict[str, Any] = {"__reduce_ex__": _reduce_as_dense if own else _reduce}
+    return {**namespace, "__deepcopy__": _deepcopy_as_dense} if hasattr(dense, "__deepcopy__") else namespace
 
-    The subclass itself has no importable name.
-    """
-    dense, names = type(module)._masked_kind
-    _, _, *state = super(_masked_class(dense, names), module).__reduce_ex__(protocol)
-    return (_rebuild, (dense, names), *state)
+
+def _reduce(module: Any, protocol: Any) -> Any:
+    """The dense class and the names of what is masked: the subclass itself has no importable name."""
+    kind: Any = type(module)
+    own: Any = own_class(kind)
+    reduced = super(own, module).__reduce_ex__(protocol)
+    return (_rebuild, kind._masked_kind, *reduced[2:]) if kind is own else reduced
 
 
 def _rebuild(dense: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
     kind = _masked_class(dense, names)
     return kind.__new__(kind)
+
+
+def _reduce_as_dense(module: Any, _protocol: Any) -> Any:
+    return (_remasked, _as_dense(module))
+
+
+def _deepcopy_as_dense(module: Any, memo: dict[int, Any]) -> nn.Module:
+    memo[id(module)] = twin = _remasked(*copy.deepcopy(_as_dense(module), memo))
+    return twin
+
+
+def _as_dense(module: Any) -> tuple[nn.Module, dict[str, Tensor], list[Any]]:
+    """The module as the dense one its class knows how to copy, with the same tensors; its masks, and their hooks."""
+    _, names = masked_kind(type(module))
+    dense = object.__new__(reduce(without_masked, names, type(module)))
+    parameters, buffers = dict(module._parameters), dict(module._buffers)
+    for name in names:
+        rename(parameters, original(name), name)
+    masks = {name: buffers.pop(mask_of(name)) for name in names}
+    hooks = [hook for hook in module._forward_pre_hooks.values() if tensor_name(hook) in names]
+    others = OrderedDict((key, hook) for key, hook in module._forward_pre_hooks.items() if hook not in hooks)
+    vars(dense).update(vars(module), _parameters=parameters, _buffers=buffers, _forward_pre_hooks=others)
+    return dense, masks, hooks
+
+
+def _remasked(module: nn.Module, masks: dict[str, Tensor], hooks: Iterable[Any]) -> nn.Module:
+    for name, mask in masks.items():
+        rename(module._parameters, name, original(name))
+        module._buffers[mask_of(name)] = mask
+        module.__class__ = with_masked(type(module), name)
+    for hook in hooks:
+        module.register_forward_pre_hook(hook)
+    return module
+
+
+def _recompile(module: Any) -> Any:
+    """A traced module writes its new code into its class: into the dense one, which outlives its masks."""
+    kind = type(module)
+    module.__class__ = reduce(without_masked, masked_kind(kind)[1], kind)
+    try:
+        return module.recompile()
+    finally:
+        module.__class__ = kind
 
 
 def rename(entries: dict[str, Any], old: str, new: str) -> None:
