@@ -21,6 +21,10 @@ def check_can_mask(target: Target | None, name: str) -> Target:
         raise ValueError(f"{name!r} has no shape yet (a lazy module): run one batch through the model first")
     if target.parameter.is_meta:
         raise ValueError(f"{name!r} is on the meta device and has no values: load or initialise the model first")
+    if target.parameter.layout is not torch.strided:
+        raise ValueError(
+            f"{name!r} is a sparse tensor ({target.parameter.layout}): prune it dense, and convert it then"
+        )
     if hasattr(target.parameter, "device_mesh"):
         raise ValueError(f"{name!r} is a sharded DTensor: prune first, then wrap the model with fully_shard")
     for module, attribute in target.owners:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.inputs import mask_of, masked, original
+from torch_flowprune.masking.replacement import fit_for_mask
 from torch_flowprune.masking.weight_standardization import MaskedKernel, has_own_forward
 from torch_flowprune.torch_internals import FLAT_WEIGHTS, names_of_flat_weights
 
@@ -122,7 +123,7 @@ def _register_parameter(module: Any, name: str, parameter: nn.Parameter | None) 
     if name not in names:
         dense.register_parameter(module, name, parameter)
     elif original(name) in module._parameters:
-        module._parameters[original(name)] = parameter
+        module._parameters[original(name)] = fit_for_mask(parameter, module._buffers[mask_of(name)], name)
     else:
         order = [
             name if key == original(name) else key for key in module.__dict__.pop("_parameters_before_removal", [])
