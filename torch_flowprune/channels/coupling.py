@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
 from torch_flowprune.channels.rules import RULES, SPATIAL
 from torch_flowprune.channels.tracing import Block, Reading, read
-from torch_flowprune.inputs import parameters_of
+from torch_flowprune.inputs import on_host, parameters_of
 from torch_flowprune.masking import dense_copy
 from torch_flowprune.torch_internals import tree_map_only
 
@@ -68,6 +68,7 @@ def arguments_of(
     return place(args), place({**(example_inputs if named else {}), **(kwargs or {})})
 
 
+@on_host()
 def coupling_of(reading: Reading) -> Coupling:
     """The classes of labels that are free, as groups of units that touch the same axes equally often.
 

@@ -136,8 +136,11 @@ def class_balanced(
     if per_class < 1:
         raise ValueError(f"per_class should be at least 1, got {per_class}")
     known = targets if targets is not None else getattr(dataset, "targets", None)
-    labels = torch.as_tensor(list(known) if known is not None else [int(dataset[i][1]) for i in range(len(dataset))])  # type: ignore[arg-type]
-    order = torch.arange(len(labels)) if generator is None else torch.randperm(len(labels), generator=generator)
+    classes = known if known is not None else [dataset[i][1] for i in range(len(dataset))]  # type: ignore[arg-type]
+    labels = torch.tensor([int(label) for label in classes], device="cpu")
+    order = torch.arange(len(labels), device="cpu")
+    if generator is not None:
+        order = torch.randperm(len(labels), generator=generator, device="cpu")
     indices: list[int] = []
     for label in labels.unique().tolist():
         members = order[labels[order] == label]

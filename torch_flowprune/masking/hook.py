@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from torch_flowprune.inputs import mask_of, original
+from torch_flowprune.inputs import lasting, mask_of, original
 from torch_flowprune.masking.mask_memory import remember
 from torch_flowprune.masking.parametrization import masked_kind, product, rename, with_masked, without_masked
 from torch_flowprune.masking.weight_standardization import has_own_forward, zeros_survive
@@ -43,7 +43,7 @@ class MaskHook(prune.PruningContainer):
         Methods that hold masks of their own share this one.
         """
         proposed: Tensor = prune.PruningContainer.compute_mask(self, t, default_mask)
-        mask = (proposed != 0) & (default_mask != 0)
+        mask = lasting((proposed != 0) & (default_mask != 0))
         for method in self:
             if isinstance(method, prune.CustomFromMask):
                 method.mask = mask
@@ -86,7 +86,7 @@ def make_permanent(module: nn.Module, name: str) -> None:
     """Zeros in the parameter in place of its mask. The hook stays: it may be what torch calls to have this done."""
     parameter: Any = module._parameters[original(name)]
     remember(parameter, module._buffers[mask_of(name)])
-    parameter.data = product(module, name).detach()
+    parameter.data = lasting(product(module, name).detach())
     _restore(module, name)
 
 

@@ -129,10 +129,15 @@ class Pruner:
         ``GradScaler`` is in use). With ``batch`` the flow is taken over it, which any measure allows; those that read
         Hg need it.
 
+        A minibatch whose gradients are not finite is left out: it is the overflow that a ``GradScaler`` skips too. A
+        layer without a gradient was not used in the batch, and counts with zeros.
+
         Raises:
-            ValueError: if a gradient is missing, or the measure needs a batch.
+            ValueError: if no gradient is there at all, or the measure needs a batch.
         """
         found = self._candidates()
+        if batch is None and self._reads_gradients() and _overflown(found):
+            return
         scores = evaluate(self._point(found, batch), self.measure, found, self.units.granularity, self.generator)
         for name, score in scores.items():
             old = self.tracked.get(name)
@@ -201,18 +206,30 @@ class Pruner:
                 "call track(batch)"
             )
         point = flow_over(self.source, self.model, (), targets_of(found))
-        return _with_gradients(point, found) if {"g", "g2"} & set(needs) else point
+        return _with_gradients(point, found) if self._reads_gradients() else point
+
+    def _reads_gradients(self) -> bool:
+        return not {"g", "g2"}.isdisjoint(measures.needs(self.measure))
 
 
 def _with_gradients(point: Flow, found: Candidates) -> Flow:
-    """The flow at one minibatch, with g read from ``.grad``."""
-    missing = [name for name, target in targets_of(found).items() if target.parameter.grad is None]
-    if missing:
+    """The flow at one minibatch, with g read from ``.grad``; zeros where a layer was not used."""
+    parameters = {name: target.parameter for name, target in targets_of(found).items()}
+    if all(parameter.grad is None for parameter in parameters.values()):
         raise ValueError(
-            f".grad of {', '.join(missing[:5])} is None: call track() after loss.backward() and before zero_grad()"
+            f".grad of {', '.join(list(parameters)[:5])} is None: call track() after loss.backward() and before "
+            "zero_grad()"
         )
-    g = {name: wide(target.parameter.grad.detach()) for name, target in targets_of(found).items()}  # type: ignore[union-attr]
+    grads = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in parameters.items()}
+    g = {name: wide(grad.detach()) for name, grad in grads.items()}
     return Flow(theta=point.theta, theta0=point.theta0, g=g, g2={name: value.square() for name, value in g.items()})
+
+
+def _overflown(found: Candidates) -> bool:
+    """Whether some gradient is not finite; asked of the devices once."""
+    grads = [target.parameter.grad for target in targets_of(found).values() if target.parameter.grad is not None]
+    finite = [grad.detach().isfinite().all() for grad in grads]
+    return bool(finite) and not torch.stack([flag.to(finite[0].device) for flag in finite]).all()
 
 
 def _goals(

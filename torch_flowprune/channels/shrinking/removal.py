@@ -230,7 +230,9 @@ def _kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Mo
             gone = s.index[~kept[group.name]].reshape(-1)
             if len(gone):
                 size = tensors[s.parameter].shape[s.axis]
-                left = out.setdefault(s.parameter, {}).setdefault(s.axis, torch.ones(size, dtype=torch.bool))
+                left = out.setdefault(s.parameter, {}).setdefault(
+                    s.axis, torch.ones(size, dtype=torch.bool, device="cpu")
+                )
                 left[gone] = False
                 if not left.any():
                     raise ShrinkError(
@@ -242,7 +244,7 @@ def _kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Mo
 
 def _dead_labels(reading: Reading, surgery: Surgery) -> Tensor:
     """(labels,) bool: True for every label that is joined to a position that goes."""
-    roots = torch.zeros(reading.axes.count, dtype=torch.bool)
+    roots = torch.zeros(reading.axes.count, dtype=torch.bool, device="cpu")
     for b in reading.axes.blocks:
         kept = surgery.keep.get(b.name, {}).get(b.axis)
         if kept is not None:
