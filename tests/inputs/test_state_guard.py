@@ -61,6 +61,47 @@ def build(pruned=False):
     return model
 
 
+class Expanded(nn.Module):
+    """Buffers of which one value is in many places; after them one that a failing restore would lose."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+        self.register_buffer("scale", torch.ones(1).expand(4))
+        self.register_buffer("table", torch.arange(3.0).view(3, 1).expand(3, 4))
+        self.register_buffer("shift", torch.zeros(4))
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.shift.add_(1)
+            self.table[:, :1].add_(1)
+        return self.fc(x) * self.scale + self.shift + self.table[0]
+
+
+def test_expanded_buffers_are_put_back():
+    model = Expanded()
+    before = {name: (buffer, buffer.clone(), buffer.stride()) for name, buffer in model.named_buffers()}
+    fp.scores(model, "loss_preservation", (torch.randn(6, 8), torch.arange(6) % 4))
+    assert [name for name, _ in model.named_buffers()] == list(before)
+    for name, (buffer, value, stride) in before.items():
+        assert getattr(model, name) is buffer
+        assert torch.equal(buffer, value)
+        assert buffer.stride() == stride
+
+
+def test_all_buffers_are_there_again_where_one_cannot_be_written():
+    model = Expanded()
+
+    def forward(x):
+        model._buffers["table"].data = torch.ones(2)  # another shape: its value cannot be copied back
+        return model.fc(x)
+
+    model.forward = forward
+    with pytest.raises(RuntimeError):
+        fp.scores(model, "loss_preservation", (torch.randn(6, 8), torch.arange(6) % 4))
+    assert list(model._buffers) == ["scale", "table", "shift"]
+
+
 def loader():
     x, y = torch.randn(10, 1, 4, 4, generator=torch.Generator().manual_seed(2)), torch.arange(10) % 3
     return DataLoader(TensorDataset(x, y), batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(3))

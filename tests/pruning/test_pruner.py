@@ -112,6 +112,67 @@ def test_tracking_without_a_gradient():
         fp.Pruner(cases.mlp(), "taylor", 0.5).track()
 
 
+def backward(model, batch, scale=1.0):
+    model.zero_grad()
+    (scale * F.cross_entropy(model(batch[0]), batch[1])).backward()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("method", ["taylor", "fisher"])
+def test_a_batch_that_overflows_is_left_out_of_the_average(method, value):
+    """The scaler skips its step; the average is that of the other batches, also where it comes first."""
+    model = cases.mlp()
+    tracking, oracle = (fp.Pruner(model, method, 0.5) for _ in range(2))
+    for batch, overflows in ((BATCHES[0], True), (BATCHES[0], False), (BATCHES[1], True), (BATCHES[2], False)):
+        backward(model, batch)
+        if overflows:
+            model[2].weight.grad[0, 0] = value
+        else:
+            oracle.track()
+        tracking.track()
+    assert_same(tracking.tracked, oracle.tracked)
+    assert tracking.tracked
+
+
+def test_a_loop_with_a_gradient_scaler():
+    model = cases.mlp().float()
+    pruner, optimizer = fp.Pruner(model, "loss_preservation", 0.5), torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler, tracked = torch.amp.GradScaler("cpu", init_scale=2.0**127), []
+    for _ in range(20):
+        optimizer.zero_grad()
+        scaler.scale(1e6 * F.cross_entropy(model(BATCHES[0][0].float()), BATCHES[0][1])).backward()
+        scaler.unscale_(optimizer)
+        pruner.track()
+        tracked.append(bool(pruner.tracked))
+        scaler.step(optimizer)
+        scaler.update()
+    assert tracked[0] is False
+    assert tracked[-1] is True
+
+
+def test_an_overflow_does_not_matter_to_what_reads_no_gradient():
+    model = cases.mlp()
+    pruner = fp.Pruner(model, "magnitude", 0.5)
+    backward(model, BATCHES[0], float("inf"))
+    pruner.track()
+    assert pruner.tracked
+
+
+def test_a_layer_that_a_batch_does_not_use_counts_with_zeros():
+    model = cases.mlp()
+    tracking, oracle = (fp.Pruner(model, "taylor", 0.5) for _ in range(2))
+    for batch in BATCHES:
+        backward(model, batch)
+        if batch is BATCHES[1]:
+            model[2].weight.grad.zero_()
+            oracle.track()
+            model[2].weight.grad = None
+        else:
+            oracle.track()
+        tracking.track()
+    assert_same(tracking.tracked, oracle.tracked)
+
+
 @QUIET
 def test_a_run_resumes_where_it_stopped():
     """Saved in the middle of a round and loaded into fresh objects, it ends with the same masks."""

@@ -6,9 +6,10 @@ import copy
 
 import pytest
 import torch
-from hosts import assert_in_force, hooks_of, pruned, train
+from hosts import assert_in_force, hooks_of, pruned, snapshot, train
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 import torch_flowprune as fp
 from torch_flowprune.inputs.parameters import parameters_of
@@ -176,6 +177,55 @@ def test_row_2_7_assigning_a_parameter_replaces_the_values_under_the_mask():
     layer.weight = nn.Parameter(torch.ones(8, 8))
     assert list(layer._parameters) == ["weight_orig", "bias"]
     assert torch.equal(layer.weight, layer.weight_mask.float())
+
+
+class Opaque(torch.Tensor):
+    """As quantised subclasses are: a tensor that does only what it is made for."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.where:
+            raise NotImplementedError(func)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+UNFIT = {
+    "shape that would be spread": (
+        lambda: torch.ones(1, 1),
+        r"should have its mask's shape \(8, 8\), got shape \(1, 1\)",
+    ),
+    "transposed": (lambda: torch.ones(8, 9), r"got shape \(8, 9\): fp.remove first"),
+    "quantised": (
+        lambda: torch.quantize_per_tensor(torch.ones(8, 8), 0.1, 0, torch.qint8),
+        "'weight' is pruned, and a quantised tensor cannot carry its mask",
+    ),
+    "sparse": (lambda: torch.eye(8).to_sparse_csr(), "a Tensor of layout torch.sparse_csr cannot carry its mask"),
+    "COO": (lambda: torch.eye(8).to_sparse(), "a Tensor of layout torch.sparse_coo cannot carry its mask"),
+    "subclass": (lambda: torch.ones(8, 8).as_subclass(Opaque), "cannot carry its mask: fp.remove first"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:.*quantiz")
+@pytest.mark.parametrize("kind", UNFIT)
+def test_row_2_7_assigning_what_does_not_fit_the_mask_is_refused(kind):
+    layer = pruned(nn.Linear(8, 8))
+    value, text = UNFIT[kind]
+    before = snapshot(layer)
+    with pytest.raises(ValueError, match=text):
+        layer.weight = nn.Parameter(value(), requires_grad=False)
+    with pytest.raises(ValueError, match="should have its mask's shape"):
+        layer.register_parameter("weight", None)
+    assert snapshot(layer) == before
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("convert", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+def test_row_2_7_a_sparse_weight_is_refused(convert):
+    layer = nn.Linear(8, 8)
+    layer.weight = nn.Parameter(convert(layer.weight.detach()), requires_grad=False)
+    with pytest.raises(ValueError, match="'weight' is a sparse tensor"):
+        fp.global_prune(layer, sparsity=0.5)
+    assert not prune.is_pruned(layer)
 
 
 def test_row_2_7_assigning_a_tensor_is_refused():

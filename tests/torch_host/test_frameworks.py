@@ -290,6 +290,23 @@ def test_row_7_12_autocast():
     torch.testing.assert_close(found.float(), model(X), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("method", ["loss_preservation", "grasp", "magnitude"])
+def test_row_7_12_an_autocast_around_the_call_does_not_count(method):
+    data = (X, torch.tensor([0, 1, 2]))
+    model = mlp()
+    expected = fp.scores(model, method, data)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fp.scores(model, method, data)
+    assert [score.tolist() for score in found.values()] == [score.tolist() for score in expected.values()]
+    inside = fp.scores(model, "snip", data, closure=_rounded)
+    assert inside["0.weight"].tolist() != fp.scores(model, "snip", data)["0.weight"].tolist(), "one inside does"
+
+
+def _rounded(model, batch):
+    with torch.autocast("cpu", torch.bfloat16):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
 def test_row_7_13_data_parallel_replicas():
     """No second GPU here: what DataParallel makes of a module on each device, by hand."""
     layer = pruned(nn.Linear(8, 8))
@@ -375,3 +392,56 @@ def test_row_7_16_second_derivatives_of_compiled_models(kind, counter):
     found = fp.scores(model, "grasp", (X, torch.tensor([0, 1, 2])))
     assert [score.tolist() for score in found.values()] == [score.tolist() for score in expected.values()]
     assert torch.equal(model(X), model(X)), "and it runs compiled as before"
+
+
+class Looks(nn.Module):
+    """Convolutions and a norm, for channels; large enough for a bracketed selection."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Linear(8 * 16, 4)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.norm(self.conv(x))).flatten(1))
+
+
+IMAGES = (torch.randn(6, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4)
+PRUNES = {
+    **{name: lambda model, name=name: fp.global_prune(model, name, 0.5, data=IMAGES)
+       for name in fp.MEASURES if "distance" not in name and name != "random"},
+    "random": lambda model: fp.global_prune(model, "random", 0.5, generator=torch.Generator("cpu").manual_seed(0)),
+    "filter": lambda model: fp.global_prune(model, "l1", 0.5, granularity="filter"),
+    "2:4": lambda model: fp.global_prune(model, granularity="2:4", include="fc"),
+    "channel": lambda model: fp.global_prune(model, "snip", 0.5, granularity="channel", data=IMAGES),
+    "rounds": lambda model: fp.global_prune(model, "snip", 0.5, rounds=3, data=IMAGES),
+    "cost": lambda model: fp.global_prune(
+        model, "l1", 0.3, granularity="channel", cost="flops", example_inputs=IMAGES[0]
+    ),
+    **{name: lambda model, name=name: fp.global_prune(model, sparsity=0.5, allocation=name)
+       for name in ("layer", "erk", "lamp", "row")},
+    "one tensor": lambda model: fp.l1_unstructured(model.fc, "weight", 0.5),
+    "shrink": lambda model: (
+        fp.global_prune(model, "l1", 0.5, granularity="channel", example_inputs=IMAGES[0]),
+        fp.shrink(model, IMAGES[0], inplace=True),
+    ),
+    "loaded": lambda model: fp.load_state_dict(pruned(model), fp.state_dict(model)),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::torch_flowprune.LayerCollapseWarning", "ignore::torch_flowprune.TiedScoresWarning")
+@pytest.mark.parametrize("how", PRUNES)
+def test_row_7_17_a_default_device_other_than_the_models(how):
+    """The meta device, which has no values, so that whatever lands on it by accident fails."""
+    torch.manual_seed(0)
+    model = Looks()
+    expected = copy.deepcopy(model)
+    PRUNES[how](expected)
+    before = torch.get_default_device()
+    torch.set_default_device("meta")
+    try:
+        PRUNES[how](model)
+    finally:
+        torch.set_default_device(before)
+    found = model.state_dict()
+    assert list(found) == list(expected.state_dict())
+    assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())

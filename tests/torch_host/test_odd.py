@@ -172,9 +172,9 @@ def test_row_2_7_what_does_not_fit_the_mask_is_refused_at_once(case):
     layer = pruned(nn.Linear(8, 8))
     expected, value = layer.weight.detach(), GIVEN[case]()
     parameter = None if value is None else nn.Parameter(value, requires_grad=False)
-    with pytest.raises(ValueError, match=r"its mask is for a dense tensor of shape \(8, 8\), got"):
+    with pytest.raises(ValueError, match="'weight' is pruned, "):
         layer.register_parameter("weight", parameter)
     if parameter is not None:
-        with pytest.raises(ValueError, match="fp.remove the masks first"):
+        with pytest.raises(ValueError, match="fp.remove first"):
             layer.weight = parameter
     assert torch.equal(layer.weight, expected)

@@ -194,3 +194,28 @@ def test_row_5_9_post_accumulate_hooks_and_siamese_use():
     (model(X) * model(X.flip(0))).sum().backward()
     assert len(seen) == 1
     assert not seen[0][~model.weight_mask].any()
+
+
+PRUNED_WITHOUT_GRAD = {
+    "global": lambda layer: fp.global_prune(layer, sparsity=0.5),
+    "filters": lambda layer: fp.global_prune(layer, sparsity=0.5, granularity="filter"),
+    "one tensor": lambda layer: fp.l1_unstructured(layer, "weight", 0.5),
+    "torch on top": lambda layer: prune.l1_unstructured(pruned(layer, 0.25), "weight", 0.25),
+    "masks": lambda layer: fp.apply_masks(layer, {"weight": torch.eye(8) > 0}),
+    "masks given away": lambda layer: fp.apply_masks(layer, {"weight": torch.eye(8) > 0}, copy=False),
+    "loaded": lambda layer: fp.load_state_dict(layer, fp.state_dict(pruned(nn.Linear(8, 8)))),
+    "averages": lambda layer: fp.sync_masks(pruned(nn.Linear(8, 8)), layer),
+    "removed": lambda layer: fp.remove(pruned(layer)),
+}
+
+
+@pytest.mark.parametrize("how", PRUNED_WITHOUT_GRAD)
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_row_5_11_pruned_in_inference_mode_then_trained(how, mode):
+    layer = nn.Linear(8, 8)
+    with mode():
+        PRUNED_WITHOUT_GRAD[how](layer)
+    assert (layer.weight == 0).any()
+    before = layer.weight.clone()
+    train(layer, X)
+    assert not torch.equal(layer.weight, before)

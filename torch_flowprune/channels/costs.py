@@ -18,6 +18,7 @@ from torch.fx import Node
 
 from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.tracing import Reading, Value, module_path, operator_name
+from torch_flowprune.inputs import on_host
 from torch_flowprune.torch_internals import schema_of
 
 Kept = Mapping[str, Tensor]
@@ -109,6 +110,7 @@ class Costs:
         sizes = self._sizes(terms, kept)
         return sum(term.count(sizes) for term in terms)
 
+    @on_host()
     def _sizes(self, terms: Iterable[Term], kept: Kept) -> dict[Extent, int]:
         known = {name: units.cpu() for name, units in {**self.kept, **kept}.items()}
         return {
@@ -116,6 +118,7 @@ class Costs:
         }
 
 
+@on_host()
 def costs_of(reading: Reading, coupling: Coupling, model: nn.Module, kept: Kept) -> Costs:
     """The costs of the model that was read; ``kept`` are the units its masks leave.
 

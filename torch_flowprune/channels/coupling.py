@@ -20,7 +20,7 @@ from torch_flowprune.channels.costs import costs_of
 from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
 from torch_flowprune.channels.rules import RULES, SPATIAL
 from torch_flowprune.channels.tracing import Block, Reading, read
-from torch_flowprune.inputs import arguments, parameters_of
+from torch_flowprune.inputs import arguments, on_host, parameters_of
 from torch_flowprune.masking import dense_copy
 from torch_flowprune.torch_internals import tree_map_only
 
@@ -76,6 +76,7 @@ def arguments_of(
     return place(args), place({**keywords, **(kwargs or {})})
 
 
+@on_host()
 def coupling_of(reading: Reading) -> Coupling:
     """The classes of labels that are free, as groups of units that touch the same axes equally often.
 

@@ -46,7 +46,7 @@ class Slice:
             raise ValueError(
                 f"role of {self.parameter!r} must be producer, affine, consumer or buffer, not {self.role!r}"
             )
-        index = torch.as_tensor(self.index, dtype=torch.long)
+        index = torch.as_tensor(self.index, dtype=torch.long, device=getattr(self.index, "device", "cpu"))
         if index.ndim not in (1, 2) or not index.numel() or int(index.min()) < 0:
             raise ValueError(
                 f"index of {self.parameter!r} should hold the positions of each unit, (units,) or (units, "
@@ -267,7 +267,7 @@ def living_channels(coupling: Coupling, masks: Mapping[str, Tensor]) -> dict[str
     """
     out = {}
     for group in coupling.groups:
-        kept = torch.zeros(group.size, dtype=torch.bool)
+        kept = torch.zeros(group.size, dtype=torch.bool, device="cpu")
         for s in group.slices:
             if s.role == "buffer" or (s.role == "consumer" and s.reads_zero):
                 continue

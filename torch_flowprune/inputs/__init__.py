@@ -21,10 +21,18 @@ from torch_flowprune.inputs.options import check_options, from_options
 from torch_flowprune.inputs.parameters import parameters_of, prunable, unwrapped, wide, wide_type
 from torch_flowprune.inputs.patterns import Pattern
 from torch_flowprune.inputs.processes import Ranks
-from torch_flowprune.inputs.state_guard import Restore, check_mode, cpu_generator, same_randomness, settle, untouched
+from torch_flowprune.inputs.state_guard import (
+    Restore,
+    check_mode,
+    cpu_generator,
+    on_host,
+    same_randomness,
+    settle,
+    untouched,
+)
 from torch_flowprune.inputs.target import Pair, Target
 from torch_flowprune.inputs.unprunable import computed, no_such_parameter
-from torch_flowprune.inputs.zeros import clear, flags, masked
+from torch_flowprune.inputs.zeros import clear, flags, lasting, masked
 
 __all__ = [
     "Batch",
@@ -57,11 +65,13 @@ __all__ = [
     "in_two",
     "inputs_of",
     "is_mask",
+    "lasting",
     "logits_of",
     "mask_of",
     "masked",
     "masked_name",
     "no_such_parameter",
+    "on_host",
     "original",
     "own_names",
     "parameters_of",

@@ -135,8 +135,11 @@ def class_balanced(
     known = targets if targets is not None else getattr(dataset, "targets", None)
     if known is not None and len(known := list(known)) != len(dataset):  # type: ignore[arg-type]  # it is map-style
         raise ValueError(f"targets= should have an entry for each sample, got {len(known)} for {len(dataset)}")  # type: ignore[arg-type]
-    labels = torch.as_tensor(list(known) if known is not None else [int(dataset[i][1]) for i in range(len(dataset))])  # type: ignore[arg-type]
-    order = torch.arange(len(labels)) if generator is None else torch.randperm(len(labels), generator=generator)
+    classes = known if known is not None else [dataset[i][1] for i in range(len(dataset))]  # type: ignore[arg-type]
+    labels = torch.tensor([int(label) for label in classes], device="cpu")
+    order = torch.arange(len(labels), device="cpu")
+    if generator is not None:
+        order = torch.randperm(len(labels), generator=generator, device="cpu")
     indices: list[int] = []
     for label in labels.unique().tolist():
         members = order[labels[order] == label]

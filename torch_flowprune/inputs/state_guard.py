@@ -22,7 +22,7 @@ def untouched(model: nn.Module, data: object = None, mode: str = "eval") -> Iter
 
     Kept: buffers (values, identity, order), train/eval flags module by module, ``requires_grad``, ``.grad``, and the
     state of every source of randomness (torch on each of the model's devices, ``random``, numpy, the generators of a
-    ``DataLoader``).
+    ``DataLoader``). Inside, the caller's autocast, inference mode and compiled code do not count.
 
     Yields:
         A function that puts randomness back to the state at entry, so that a second sweep sees the same shuffling and
@@ -38,8 +38,19 @@ def untouched(model: nn.Module, data: object = None, mode: str = "eval") -> Iter
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_uncompiled(model))
+        for kind in _autocasting(model):
+            stack.enter_context(torch.autocast(kind, enabled=False))
         settle(model, mode)
         yield rewind
+
+
+def _autocasting(model: nn.Module) -> list[str]:
+    """The kinds of device on which an autocast of the caller's is on: it would round what is scored.
+
+    The loss or the model may switch one on inside.
+    """
+    kinds = {"cpu"} | {parameter.device.type for parameter in model.parameters()} - {"meta"}
+    return [kind for kind in sorted(kinds) if torch.is_autocast_enabled(kind)]
 
 
 def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
@@ -48,6 +59,16 @@ def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
         eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
         return eager
     return nullcontext()
+
+
+@contextmanager
+def on_host() -> Iterator[None]:
+    """Tensors that are made inside are on the CPU, whatever the caller's default device: for bookkeeping.
+
+    Not around the model's own code, which may count on that default.
+    """
+    with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+        yield
 
 
 def check_mode(mode: str) -> None:
@@ -108,18 +129,28 @@ def _buffers(model: nn.Module) -> Restore:
     def restore() -> None:
         for module, buffers in kept:
             module._buffers.clear()
-            for key, buffer, value in buffers:
-                module._buffers[key] = buffer
-                if value is not None:
-                    with torch.no_grad():
-                        buffer.copy_(value)  # type: ignore[union-attr]
+            module._buffers.update((key, buffer) for key, buffer, _ in buffers)
+        with torch.no_grad():
+            for _, buffers in kept:
+                for _, buffer, value in buffers:
+                    if buffer is not None and value is not None:
+                        _apart(buffer).copy_(value)
 
     return restore
 
 
 def _copied_buffer(module: nn.Module, key: str, buffer: torch.Tensor | None) -> torch.Tensor | None:
     """A copy, except of pruning masks: they are large, and no forward writes them."""
-    return None if buffer is None or is_mask(key, module._parameters) else buffer.detach().clone()
+    return None if buffer is None or is_mask(key, module._parameters) else _apart(buffer.detach()).clone()
+
+
+def _apart(buffer: torch.Tensor) -> torch.Tensor:
+    """The buffer with each of its values once: an expanded tensor has one in many places, and takes no writes."""
+    if buffer.layout is torch.strided:
+        for axis, (size, stride) in enumerate(zip(buffer.shape, buffer.stride(), strict=True)):
+            if stride == 0 and size > 1:
+                buffer = buffer.narrow(axis, 0, 1)
+    return buffer
 
 
 def _modes(model: nn.Module) -> Restore:

@@ -13,6 +13,14 @@ def flags(mask: Tensor) -> Tensor:
     return mask if mask.dtype is torch.bool else mask != 0
 
 
+def lasting(value: Tensor) -> Tensor:
+    """A tensor for a model to keep: one made in inference mode no backward takes, and no optimizer moves."""
+    if not value.is_inference():
+        return value
+    with torch.inference_mode(False):
+        return value.clone()
+
+
 def masked(value: Tensor, mask: Tensor) -> Tensor:
     """``value`` where the mask is true, exactly 0 elsewhere.
 

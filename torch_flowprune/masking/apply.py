@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.inputs import Target, flags, parameters_of, unwrapped
+from torch_flowprune.inputs import Target, flags, lasting, parameters_of, unwrapped
 from torch_flowprune.masking.checks import all_fitting
 from torch_flowprune.masking.hook import put_on, take_off
 from torch_flowprune.masking.snapshots import all_or_nothing
@@ -43,8 +43,7 @@ def set_mask(target: Target, mask: Tensor | None, copy: bool = True) -> None:
     """
     own = mask
     if mask is not None and (copy or not _laid_alike(mask, target.parameter)):
-        with torch.inference_mode(False):  # a mask made inside could not be trained with
-            own = torch.empty_like(target.parameter.detach(), dtype=torch.bool).copy_(mask)
+        own = lasting(torch.empty_like(target.parameter.detach(), dtype=torch.bool).copy_(mask))
     for module, attribute in target.owners:
         if own is not None:
             put_on(module, attribute, own)
@@ -55,7 +54,7 @@ def set_mask(target: Target, mask: Tensor | None, copy: bool = True) -> None:
 def _laid_alike(mask: Tensor, parameter: nn.Parameter) -> bool:
     """Whether the mask can live beside the parameter as it is.
 
-    In the same order, with no other tensor in its memory.
+    In the same order, with no other tensor in its memory, and no tensor of inference mode.
     """
-    alike = mask.stride() == parameter.stride() and mask.untyped_storage().nbytes() == mask.nbytes
-    return alike and not mask.is_inference()
+    alone = mask.untyped_storage().nbytes() == mask.nbytes
+    return mask.stride() == parameter.stride() and alone and not mask.is_inference()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from torch_flowprune.inputs import mask_of, masked, original
+from torch_flowprune.inputs import lasting, mask_of, masked, original
 from torch_flowprune.masking.mask_memory import remember
 from torch_flowprune.masking.parametrization import masked_kind, product, rename, with_masked, without_masked
 from torch_flowprune.masking.weight_standardization import only_whole_filters, standardises
@@ -44,7 +44,7 @@ class MaskHook(prune.PruningContainer):
         Methods that hold masks of their own share this one.
         """
         proposed: Tensor = prune.PruningContainer.compute_mask(self, t, default_mask)
-        mask = (proposed != 0) & (default_mask != 0)
+        mask = lasting((proposed != 0) & (default_mask != 0))
         for method in self:
             if isinstance(method, prune.CustomFromMask):
                 method.mask = mask
@@ -115,7 +115,7 @@ def write(parameter: nn.Parameter, value: Tensor) -> None:
     if parameter.device.type == "cpu" and parameter.is_shared():
         parameter.detach().copy_(value)
     else:
-        parameter.data = value
+        parameter.data = lasting(value)
 
 
 def drop_hook(module: nn.Module, name: str) -> None:

@@ -38,13 +38,9 @@ class MaskMemory:
         self._names = {id(target.parameter): name for name, target in known.items()}
         self._parameters = weakref.WeakValueDictionary({name: target.parameter for name, target in known.items()})
         now = {name: target.mask for name, target in known.items() if target.mask is not None}
-        self.latest = {name: mask for name, mask in self.latest.items() if name in known} | now
-        for name, mask in self.latest.items():
-            if (shape := known[name].parameter.shape) != mask.shape:
-                raise ValueError(
-                    f"keep_zeros holds a mask of shape {tuple(mask.shape)} on {name!r}, which has been cut to "
-                    f"{tuple(shape)} since: shrink(..., optimizer=) takes it along"
-                )
+        shapes = {name: target.parameter.shape for name, target in known.items()}
+        fitting = {name: mask for name, mask in self.latest.items() if shapes.get(name) == mask.shape}
+        self.latest = fitting | now
         return known
 
     def take(self, parameter: nn.Parameter, mask: Tensor | None) -> None:

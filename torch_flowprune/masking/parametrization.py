@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch_flowprune.inputs import mask_of, masked, original
 from torch_flowprune.masking.class_chain import quiet_subclass, relaid, under_parametrizations
 from torch_flowprune.masking.quantization import qconfig
+from torch_flowprune.masking.replacement import fit_for_mask
 from torch_flowprune.masking.same_bits import same_bits
 from torch_flowprune.masking.weight_standardization import MaskedKernel, standardises
 from torch_flowprune.torch_internals import FLAT_WEIGHTS, names_of_flat_weights, tensor_name
@@ -156,8 +157,7 @@ def _register_parameter(module: Any, name: str, parameter: nn.Parameter | None) 
     if name not in names:
         dense.register_parameter(module, name, parameter)
     elif original(name) in module._parameters:
-        _check_fits(module, name, parameter)
-        module._parameters[original(name)] = parameter
+        module._parameters[original(name)] = fit_for_mask(parameter, module._buffers[mask_of(name)], name)
     else:
         order = [
             name if key == original(name) else key for key in module.__dict__.pop("_parameters_before_removal", [])
@@ -165,17 +165,6 @@ def _register_parameter(module: Any, name: str, parameter: nn.Parameter | None) 
         module.__class__ = without_masked(type(module), name)
         module.register_parameter(name, parameter)
         _reorder(module._parameters, order)
-
-
-def _check_fits(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-    """What takes the place of the values under a mask has their shape, and can be masked."""
-    shape = module._buffers[mask_of(name)].shape  # type: ignore[union-attr]
-    if parameter is None or parameter.shape != shape or parameter.layout is not torch.strided:
-        found = "None" if parameter is None else f"{tuple(parameter.shape)}, {parameter.layout}"
-        raise ValueError(
-            f"{name!r} is pruned, and its mask is for a dense tensor of shape {tuple(shape)}, got {found}: fp.remove "
-            "the masks first"
-        )
 
 
 def _load_from_state_dict(module: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

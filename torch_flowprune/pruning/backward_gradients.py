@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from torch_flowprune.gradients import Flow
@@ -23,18 +24,23 @@ class BackwardGradients:
         self._held: list[Tensor] = []
 
     def read(self, point: Flow, found: Candidates) -> Flow:
-        """The flow with g.
+        """The flow with g; zeros where a layer was not used in the batch.
 
         Raises:
-            ValueError: for a parameter without a gradient, and where all are those that were read last.
+            ValueError: where there is no gradient at all, and where all are those that were read last.
         """
-        given = {name: target.parameter.grad for name, target in targets_of(found).items()}
-        if missing := [name for name, gradient in given.items() if gradient is None]:
+        parameters = {name: target.parameter for name, target in targets_of(found).items()}
+        given = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+        if not given:
             raise ValueError(
-                f".grad of {', '.join(missing[:5])} is None: call track() after loss.backward() and before zero_grad()"
+                f".grad of {', '.join(list(parameters)[:5])} is None: call track() after loss.backward() and before "
+                "zero_grad()"
             )
-        gradients = {name: gradient.detach() for name, gradient in given.items() if gradient is not None}
-        self._remember([gradient for gradient in given.values() if gradient is not None])
+        self._remember(given)
+        gradients = {
+            name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach()
+            for name, parameter in parameters.items()
+        }
         g = {name: wide(gradient) for name, gradient in gradients.items()}
         g2: Mapping[str, Tensor] = {name: value.square() for name, value in g.items()}
         return Flow(theta=point.theta, theta0=point.theta0, g=g, g2=dict(g2))
@@ -47,3 +53,10 @@ class BackwardGradients:
                 "another model trains, such as one that shrink made, this pruner is not of that: shrink(..., pruner=)"
             )
         self._last, self._held = now, sorted(gradients, key=Tensor.numel)[:_HELD]
+
+
+def overflown(found: Candidates) -> bool:
+    """Whether some gradient is not finite; asked of the devices once."""
+    grads = [target.parameter.grad for target in targets_of(found).values() if target.parameter.grad is not None]
+    finite = [grad.detach().isfinite().all() for grad in grads]
+    return bool(finite) and not bool(torch.stack([flag.to(finite[0].device) for flag in finite]).all())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from torch_flowprune.inputs import Target, no_such_parameter, parameters_of, wide
+from torch_flowprune.inputs import Target, lasting, no_such_parameter, parameters_of, wide
 from torch_flowprune.masking import all_or_nothing, check_can_mask, put_on
 from torch_flowprune.scoring import Slices, Units, Weights, alive, measures
 from torch_flowprune.selection import lowest, to_prune
@@ -63,7 +63,7 @@ class MeasureMethod(prune.BasePruningMethod):
         target = _target_of(module, name)
         default = torch.ones_like(target.parameter, dtype=torch.bool) if target.mask is None else target.mask != 0
         scores = method._own_scores(target) if importance_scores is None else method._given(importance_scores, target)
-        mask = method._mask(scores, default)
+        mask = lasting(method._mask(scores, default))
         with all_or_nothing([target]):
             for owner, attribute in target.owners:
                 set_tensor_name(method, attribute)

@@ -14,7 +14,7 @@ from torch_flowprune.channels import Coupling, Surgery, is_left_behind
 from torch_flowprune.gradients import Flow, FlowSource, LossOptions, flow_over
 from torch_flowprune.inputs import Batch, check_options, from_options, parameters_of, unwrapped
 from torch_flowprune.masking import averaged_model, sync_masks
-from torch_flowprune.pruning.backward_gradients import BackwardGradients
+from torch_flowprune.pruning.backward_gradients import BackwardGradients, overflown
 from torch_flowprune.pruning.pruner_state import check_words, saved_origins
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.rounds import Rounds
@@ -152,11 +152,16 @@ class Pruner:
         ``GradScaler`` is in use). With ``batch`` the flow is taken over it, which any measure allows; those that read
         Hg need it.
 
+        A minibatch whose gradients are not finite is left out: it is the overflow that a ``GradScaler`` skips too. A
+        layer without a gradient was not used in the batch, and counts with zeros.
+
         Raises:
-            ValueError: if a gradient is missing or was tracked before, the measure needs a batch, or the model is
-                another than the pruner knows.
+            ValueError: if no gradient is there at all or all were tracked before, the measure needs a batch, or the
+                model is another than the pruner knows.
         """
         found = self._candidates(batch)
+        if batch is None and self._reads_gradients and overflown(found):
+            return
         scores = evaluate(self._point(found, batch), self.measure, found, self.units.granularity, self.generator)
         self.minibatches += 1
         weight = self.alpha / (1 - (1 - self.alpha) ** self.minibatches)  # an average from the first minibatch on
@@ -286,7 +291,11 @@ class Pruner:
                 "call track(batch)"
             )
         point = flow_over(self.source, self.model, (), targets_of(found))
-        return self._gradients.read(point, found) if {"g", "g2"} & set(needs) else point
+        return self._gradients.read(point, found) if self._reads_gradients else point
+
+    @property
+    def _reads_gradients(self) -> bool:
+        return not {"g", "g2"}.isdisjoint(measures.needs(self.measure))
 
 
 def _after(origin: Origin, one: Candidate, surgery: Surgery) -> Origin:

@@ -157,7 +157,7 @@ def random(theta: Rows, generator: torch.Generator) -> UnitScores:
     >>> random(torch.zeros(3, 2), torch.Generator().manual_seed(0)).shape
     torch.Size([3])
     """
-    return torch.rand(theta.shape[:-1], generator=generator).to(theta.device)
+    return torch.rand(theta.shape[:-1], generator=generator, device="cpu").to(theta.device)
 
 
 def synflow(theta: Rows, gR: Rows) -> UnitScores:

@@ -22,7 +22,7 @@ def living_units(candidates: Candidates) -> dict[str, Tensor]:
     """The units of each candidate that are left, as flags on the CPU."""
     flags = {name: candidate.alive() for name, candidate in candidates.items()}
     return {
-        name: torch.ones(len(candidates[name]), dtype=torch.bool) if alive is None else alive.cpu()
+        name: torch.ones(len(candidates[name]), dtype=torch.bool, device="cpu") if alive is None else alive.cpu()
         for name, alive in flags.items()
     }
 
@@ -99,7 +99,7 @@ class Budget:
         mistake.
         """
         back = [
-            {name: alive | (torch.arange(len(alive)) == (~alive).nonzero()[0])}
+            {name: alive | (torch.arange(len(alive), device="cpu") == (~alive).nonzero()[0])}
             for name, alive in units.items()
             if not alive.all()
         ]

@@ -135,8 +135,9 @@ def _cut_between(swept: Swept, k: int) -> Cut:
     gone[spared] = False
     lost = swept.places[gone]
     begins = bases([len(keep) for keep in swept.keep])
-    bounds = torch.searchsorted(lost, torch.tensor(begins)).tolist()
-    within = lost - torch.tensor(begins[:-1]).repeat_interleave(torch.tensor(bounds).diff())
+    starts = torch.tensor(begins, device="cpu")
+    places = torch.searchsorted(lost, starts)
+    within, bounds = lost - starts[:-1].repeat_interleave(places.diff()), places.tolist()
     for keep, first, last in zip(swept.keep, bounds, bounds[1:], strict=False):
         if first < last:
             keep.index_fill_(0, within[first:last].to(keep.device), False)

@@ -62,7 +62,9 @@ class Sample:
         """Room for the words of each part that hold scores between: four deviations above what was sampled, and one."""
         upto = torch.nn.functional.pad(((self.values > low) & (self.values < high)).cumsum(0), (1, 0))
         sampled = torch.tensor(
-            [[self.first[i] - (-end // self.step) for end in ends] for i, *ends in parts], dtype=torch.int64
+            [[self.first[i] - (-end // self.step) for end in ends] for i, *ends in parts],
+            dtype=torch.int64,
+            device="cpu",
         ).view(-1, 2)
         counts = upto[sampled].diff(dim=1)[:, 0].tolist()
         expected = [trust * self.step * (count + 4 * isqrt(count) + 4) for count in counts]
@@ -116,9 +118,10 @@ def sweep(laid: Sequence[Stack], sample: Sample, low: float, high: float, trust:
     _check_finite(laid, sums)
     flags = [layer for keep in keeps for layer in keep]
     counts = numbers([torch.count_nonzero(layer) for layer in flags])
-    noted, lengths = on_host(words)[:, 0], torch.tensor(rooms)
+    noted, lengths = on_host(words)[:, 0], torch.tensor(rooms, device="cpu")
     ends, begins = lengths.cumsum(0), bases([stack.units for stack in laid])
-    origins = torch.tensor([begins[i] + start for i, start, _ in parts]).repeat_interleave(lengths)
+    starts = torch.tensor([begins[i] + start for i, start, _ in parts], device="cpu")
+    origins = starts.repeat_interleave(lengths)
     real = (noted > 0).index_fill_(0, ends - lengths, True)
     return Swept(
         flags, counts, *_between(noted, real, origins, on_host(rows), low, high), complete=not noted[ends - 1].any()

@@ -156,10 +156,10 @@ def relative_error(a: Tensor, b: Tensor) -> float:
 
 def _shaken(model: nn.Module, surgery: Surgery) -> nn.Module:
     """Vectors (affine parameters, layer scales) and running statistics moved off their defaults; what goes is zero."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def uniform(t: Tensor, low: float, high: float) -> Tensor:
-        return (torch.rand(t.shape, generator=generator) * (high - low) + low).to(t)
+        return (torch.rand(t.shape, generator=generator, device="cpu") * (high - low) + low).to(t)
 
     with torch.no_grad():
         for name, p in model.named_parameters():

@@ -57,7 +57,9 @@ def kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Mod
             gone = s.index[~kept[group.name]].reshape(-1)
             if len(gone):
                 size = tensors[s.parameter].shape[s.axis]
-                left = out.setdefault(s.parameter, {}).setdefault(s.axis, torch.ones(size, dtype=torch.bool))
+                left = out.setdefault(s.parameter, {}).setdefault(
+                    s.axis, torch.ones(size, dtype=torch.bool, device="cpu")
+                )
                 left[gone] = False
                 if not left.any():
                     raise ShrinkError(
@@ -69,7 +71,7 @@ def kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Mod
 
 def dead_labels(reading: Reading, surgery: Surgery) -> Tensor:
     """(labels,) bool: True for every label that is joined to a position that goes."""
-    roots = torch.zeros(reading.axes.count, dtype=torch.bool)
+    roots = torch.zeros(reading.axes.count, dtype=torch.bool, device="cpu")
     for b in reading.axes.blocks:
         kept = surgery.keep.get(b.name, {}).get(b.axis)
         if kept is not None:

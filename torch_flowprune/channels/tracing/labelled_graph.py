@@ -19,6 +19,7 @@ from torch_flowprune.channels.tracing.label_propagation import Rule, Site, Walk
 from torch_flowprune.channels.tracing.labels import Axes, Solution, Value
 from torch_flowprune.channels.tracing.nodes import Traced
 from torch_flowprune.channels.tracing.recorder import recorded
+from torch_flowprune.inputs import on_host
 
 _ROUNDS = 10  # walks with different choices; the deepest nesting of choices seen in timm needed 4
 
@@ -133,6 +134,7 @@ def read(
     )
 
 
+@on_host()
 def _best_walk(
     traced: Mapping[str, Traced], names: Mapping[str, str], rules: Mapping[str, Rule], error: str
 ) -> tuple[Walk, Solution]:
