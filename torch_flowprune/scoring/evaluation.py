@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -19,12 +21,13 @@ def evaluate(
     point: Flow, measure: Measure, found: Candidates, granularity: Granularity, generator: torch.Generator | None = None
 ) -> Scores:
     """One measure over every candidate of a flow; every score is finite."""
-    needed = measures.needs(measure)
+    tensors = _tensors_of(point, measure)
     values = {}
     with cpu_generator(generator) as source:
         for name, candidate in found.items():
             arguments = {
-                kind: source if kind == "generator" else candidate.rows(point.tensors(kind)) for kind in needed
+                kind: source if kind == "generator" else candidate.rows(tensors[kind])
+                for kind in measures.needs(measure)
             }
             values[name] = _checked(measure(**arguments), len(candidate), measure, name)
     _all_finite(values, measure)
@@ -42,11 +45,17 @@ def on_access(
     needed, label_ = measures.needs(measure), measures.name_of(measure)
     if measure not in measures.MEASURES.values() or "generator" in needed:
         return evaluate(point, measure, found, granularity, generator)
+    tensors = _tensors_of(point, measure)
     values = {
-        name: Computed(name, label_, measure, needed, lambda kind, one=candidate: one.rows(point.tensors(kind)))  # type: ignore[misc]
+        name: Computed(name, label_, measure, needed, lambda kind, one=candidate: one.rows(tensors[kind]))  # type: ignore[misc]
         for name, candidate in found.items()
     }
     return Scores(values, label_, label(granularity))
+
+
+def _tensors_of(point: Flow, measure: Measure) -> dict[str, Mapping[str, Tensor]]:
+    """What a measure reads, taken once: each time, the flow looks at where all of its tensors are."""
+    return {kind: point.tensors(kind) for kind in measures.needs(measure) if kind != "generator"}
 
 
 def _checked(value: Tensor, units: int, measure: Measure, name: str) -> Tensor:
