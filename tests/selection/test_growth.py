@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,10 +28,11 @@ class Work:
     """What a call did: lines of this package that ran, turns of loops among them, and operators that torch ran."""
 
     lines: int = 0
-    operators: int = 0
+    operators: Counter[str] = field(default_factory=Counter)
 
     def is_in_proportion_to(self, less: Work, times: float) -> bool:
-        return self.lines <= times * SLACK * less.lines and self.operators <= times * SLACK * less.operators
+        most = times * SLACK
+        return self.lines <= most * less.lines and self.operators.total() <= most * less.operators.total()
 
 
 class Operators(TorchDispatchMode):
@@ -38,7 +41,7 @@ class Operators(TorchDispatchMode):
         self.work = work
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.work.operators += 1
+        self.work.operators[operator.overloadpacket.__name__] += 1
         return operator(*args, **(kwargs or {}))
 
 
@@ -59,10 +62,10 @@ def lines_counted(work: Work) -> Iterator[None]:
         sys.settrace(before)
 
 
-def work_of(call: Callable[[], object]) -> Work:
+def work_of(call: Callable[[nn.Module], object], model: nn.Module) -> Work:
     work = Work()
     with Operators(work), lines_counted(work):
-        call()
+        call(model)
     return work
 
 
@@ -74,14 +77,22 @@ def alternating_layers(n: int) -> nn.Module:
     return nn.Sequential(*[nn.Linear(4 + i % 2, 4, bias=False) for i in range(n)])
 
 
-LAYER_CASES: dict[str, Callable[[int], Callable[[], object]]] = {
-    "weights": lambda n: lambda: fp.global_prune(linear_layers(n), sparsity=0.5),
-    "weights in two rounds": lambda n: lambda: fp.global_prune(linear_layers(n), sparsity=0.5, rounds=2),
-    "scores": lambda n: lambda: fp.scores(linear_layers(n), "magnitude"),
+LAYER_CASES: dict[str, tuple[Callable[[int], nn.Module], Callable[[nn.Module], object]]] = {
+    "weights": (linear_layers, lambda model: fp.global_prune(model, sparsity=0.5)),
+    "weights in two rounds": (linear_layers, lambda model: fp.global_prune(model, sparsity=0.5, rounds=2)),
+    "scores": (linear_layers, lambda model: fp.scores(model, "magnitude")),
 }
 
 
 @pytest.mark.parametrize("case", LAYER_CASES)
 def test_ten_times_the_layers_are_ten_times_the_work(case: str) -> None:
-    few, many = (work_of(LAYER_CASES[case](n)) for n in (FEW, MANY))
+    build, call = LAYER_CASES[case]
+    few, many = (work_of(call, build(n)) for n in (FEW, MANY))
     assert many.is_in_proportion_to(few, MANY / FEW), (few, many)
+
+
+def test_each_measure_of_a_comparison_is_ranked_once() -> None:
+    methods = ("magnitude", "l1", "loss_preservation", "taylor")
+    batch = (torch.randn(4, 4), torch.randint(4, (4,)))
+    work = work_of(lambda model: fp.compare(model, methods, 0.5, batch), linear_layers(2))
+    assert work.operators["_unique2"] == len(methods)
