@@ -96,3 +96,15 @@ def test_each_measure_of_a_comparison_is_ranked_once() -> None:
     batch = (torch.randn(4, 4), torch.randint(4, (4,)))
     work = work_of(lambda model: fp.compare(model, methods, 0.5, batch), linear_layers(2))
     assert work.operators["_unique2"] == len(methods)
+
+
+@pytest.mark.parametrize("normalize", [None, "mean"])
+def test_a_budget_is_met_with_one_scoring_of_each_group(normalize: str | None) -> None:
+    def prune(model: nn.Module) -> object:
+        options = {"cost": "parameters", "normalize": normalize, "example_inputs": torch.ones(2, 4)}
+        return fp.global_prune(model, "magnitude", 0.5, granularity="channel", **options)
+
+    groups = 6
+    layers = [layer for _ in range(groups) for layer in (nn.Linear(4, 4), nn.Tanh())]
+    work = work_of(prune, nn.Sequential(*layers, nn.Linear(4, 2)))
+    assert work.operators["linalg_vector_norm"] == groups

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def evaluate(
                 for kind in measures.needs(measure)
             }
             values[name] = _checked(measure(**arguments), len(candidate), measure, name)
-    _all_finite(values, measure)
+    _check_finite({name: _extremes(value) for name, value in values.items()}, measures.name_of(measure))
     return Scores(values, measures.name_of(measure), label(granularity))
 
 
@@ -53,6 +53,17 @@ def on_access(
     return Scores(values, label_, label(granularity))
 
 
+def all_stored(scores: Scores, made: Callable[[str, Tensor], Tensor] = lambda _name, value: value) -> dict[str, Tensor]:
+    """Every score, or what is ``made`` of a layer's, to be read more than once; what is computed for it is finite."""
+    values, extremes = {}, {}
+    for name, value in scores.items():
+        if isinstance(scores.stored(name), Computed):
+            extremes[name] = _extremes(value)
+        values[name] = made(name, value)
+    _check_finite(extremes, scores.method)
+    return values
+
+
 def _tensors_of(point: Flow, measure: Measure) -> dict[str, Mapping[str, Tensor]]:
     """What a measure reads, taken once: each time, the flow looks at where all of its tensors are."""
     return {kind: point.tensors(kind) for kind in measures.needs(measure) if kind != "generator"}
@@ -68,16 +79,19 @@ def _checked(value: Tensor, units: int, measure: Measure, name: str) -> Tensor:
     return value
 
 
-def _all_finite(values: dict[str, Tensor], measure: Measure) -> None:
+def _check_finite(extremes: dict[str, Tensor], measure: str) -> None:
     """Checked together, with one synchronisation a device."""
-    bad = [name for name, finite in zip(values, _finite(values), strict=True) if not finite]
+    bad = [name for name, finite in zip(extremes, _finite(list(extremes.values())), strict=True) if not finite]
     if bad:
-        raise not_finite(measures.name_of(measure), bad)
+        raise not_finite(measure, bad)
 
 
-def _finite(values: dict[str, Tensor]) -> list[bool]:
-    """From the extremes, which nan and inf show in: one read of the scores."""
-    extremes = [torch.stack(value.aminmax()) if value.numel() else value.new_zeros(2) for value in values.values()]
+def _extremes(values: Tensor) -> Tensor:
+    """The lowest and the highest, which nan and inf show in: one read of the scores."""
+    return torch.stack(values.aminmax()) if values.numel() else values.new_zeros(2)
+
+
+def _finite(extremes: Sequence[Tensor]) -> list[bool]:
     by_device = {
         device: iter(
             torch.stack([pair.double() for pair in extremes if pair.device == device]).isfinite().all(-1).tolist()
