@@ -180,6 +180,25 @@ def test_one_score_that_is_not_finite_is_refused_before_anything_is_touched(valu
     assert list(model.state_dict()) == [f"{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"granularity": "filter"},
+        {"normalize": "max"},
+        {"allocation": "lamp"},
+        {"granularity": "channel", "cost": "flops", "normalize": None, "example_inputs": torch.ones(2, 5)},
+    ],
+    ids=["over the mean", "over the maximum", "lamp", "a budget"],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_that_are_stored_to_be_ranked_have_to_be_finite_too(value, options):
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 3))
+    model[2].weight.data[4, 3] = value
+    with pytest.raises(ValueError, match=r"the magnitude scores of 2.weight are not all finite"):
+        fp.global_prune(model, "magnitude", 0.5, **options)
+    assert not fp.masks(model)
+
+
 def test_finite_scores_whose_sum_overflows_are_ranked():
     model = nn.Linear(4, 4)
     nn.init.constant_(model.weight, 3e38)

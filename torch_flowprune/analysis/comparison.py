@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from torch_flowprune.analysis.rank_correlation import laid_out, spearman
+from torch_flowprune.analysis.rank_correlation import all_pairs, laid_out
 from torch_flowprune.gradients import Flow, FlowOptions, FlowSource, LossWeights, flow_over
 from torch_flowprune.inputs import (
     as_batches,
@@ -201,8 +201,7 @@ def compare(
         for sparsity in levels
     )
     laid = {name: laid_out(living(values, found)) for name, values in scores.items()}
-    correlation = {one: {other: spearman(laid[one], laid[other]) for other in laid} for one in laid}
-    return Comparison(before, outcomes, correlation, samples, held_out is not None)
+    return Comparison(before, outcomes, all_pairs(laid), samples, held_out is not None)
 
 
 def _resolved(methods: str | Measure | Sequence[str | Measure]) -> dict[str, Measure]:

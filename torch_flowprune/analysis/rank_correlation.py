@@ -16,10 +16,13 @@ def spearman(one: Tensor, other: Tensor) -> float:
     >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 4.0, 9.0]))
     1.0
     """
-    a, b = _ranks(one), _ranks(other)
-    a, b = a - a.mean(), b - b.mean()
-    scale = (a.square().sum() * b.square().sum()).sqrt()
-    return round(((a * b).sum() / scale).item(), 12) if scale else float("nan")
+    return _correlation(_centred_ranks(one), _centred_ranks(other))
+
+
+def all_pairs(values: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """:func:`spearman` of every pair; each side is ranked once."""
+    ranks = {name: _centred_ranks(value) for name, value in values.items()}
+    return {one: {other: _correlation(ranks[one], ranks[other]) for other in ranks} for one in ranks}
 
 
 def laid_out(scores: Mapping[str, Tensor]) -> Tensor:
@@ -28,7 +31,13 @@ def laid_out(scores: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([value.reshape(-1)[::stride].cpu() for value in scores.values()])
 
 
-def _ranks(values: Tensor) -> Tensor:
+def _correlation(a: Tensor, b: Tensor) -> float:
+    scale = (a.square().sum() * b.square().sum()).sqrt()
+    return round(((a * b).sum() / scale).item(), 12) if scale else float("nan")
+
+
+def _centred_ranks(values: Tensor) -> Tensor:
     _, place, counts = values.double().unique(return_inverse=True, return_counts=True)
-    ranks: Tensor = (counts.cumsum(0) - (counts - 1) / 2).double()
-    return ranks[place]
+    by_value: Tensor = (counts.cumsum(0) - (counts - 1) / 2).double()
+    ranks = by_value[place]
+    return ranks - ranks.mean()

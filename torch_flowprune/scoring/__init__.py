@@ -2,7 +2,7 @@
 
 from torch_flowprune.scoring import measures
 from torch_flowprune.scoring.candidates import Candidate, Candidates, label, lefts, living, targets_of
-from torch_flowprune.scoring.evaluation import evaluate, on_access
+from torch_flowprune.scoring.evaluation import all_stored, evaluate, on_access
 from torch_flowprune.scoring.granularity import Blocks, Granularity, Slices, Units, Weights, alive, parse_granularity
 from torch_flowprune.scoring.importance import ScoreOptions, importance_scores, scores
 from torch_flowprune.scoring.measures import MEASURES, Measure
@@ -40,6 +40,7 @@ __all__ = [
     "Units",
     "Weights",
     "alive",
+    "all_stored",
     "bases",
     "changes",
     "counted_from",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,15 +21,16 @@ def evaluate(
     point: Flow, measure: Measure, found: Candidates, granularity: Granularity, generator: torch.Generator | None = None
 ) -> Scores:
     """One measure over every candidate of a flow; every score is finite."""
-    needed = measures.needs(measure)
+    tensors = _tensors_of(point, measure)
     values = {}
     with cpu_generator(generator) as source:
         for name, candidate in found.items():
             arguments = {
-                kind: source if kind == "generator" else candidate.rows(point.tensors(kind)) for kind in needed
+                kind: source if kind == "generator" else candidate.rows(tensors[kind])
+                for kind in measures.needs(measure)
             }
             values[name] = _checked(measure(**arguments), len(candidate), measure, name)
-    _all_finite(values, measure)
+    _check_finite({name: _extremes(value) for name, value in values.items()}, measures.name_of(measure))
     return Scores(values, measures.name_of(measure), label(granularity))
 
 
@@ -42,11 +45,28 @@ def on_access(
     needed, label_ = measures.needs(measure), measures.name_of(measure)
     if measure not in measures.MEASURES.values() or "generator" in needed:
         return evaluate(point, measure, found, granularity, generator)
+    tensors = _tensors_of(point, measure)
     values = {
-        name: Computed(name, label_, measure, needed, lambda kind, one=candidate: one.rows(point.tensors(kind)))  # type: ignore[misc]
+        name: Computed(name, label_, measure, needed, lambda kind, one=candidate: one.rows(tensors[kind]))  # type: ignore[misc]
         for name, candidate in found.items()
     }
     return Scores(values, label_, label(granularity))
+
+
+def all_stored(scores: Scores, made: Callable[[str, Tensor], Tensor] = lambda _name, value: value) -> dict[str, Tensor]:
+    """Every score, or what is ``made`` of a layer's, to be read more than once; what is computed for it is finite."""
+    values, extremes = {}, {}
+    for name, value in scores.items():
+        if isinstance(scores.stored(name), Computed):
+            extremes[name] = _extremes(value)
+        values[name] = made(name, value)
+    _check_finite(extremes, scores.method)
+    return values
+
+
+def _tensors_of(point: Flow, measure: Measure) -> dict[str, Mapping[str, Tensor]]:
+    """What a measure reads, taken once: each time, the flow looks at where all of its tensors are."""
+    return {kind: point.tensors(kind) for kind in measures.needs(measure) if kind != "generator"}
 
 
 def _checked(value: Tensor, units: int, measure: Measure, name: str) -> Tensor:
@@ -59,16 +79,19 @@ def _checked(value: Tensor, units: int, measure: Measure, name: str) -> Tensor:
     return value
 
 
-def _all_finite(values: dict[str, Tensor], measure: Measure) -> None:
+def _check_finite(extremes: dict[str, Tensor], measure: str) -> None:
     """Checked together, with one synchronisation a device."""
-    bad = [name for name, finite in zip(values, _finite(values), strict=True) if not finite]
+    bad = [name for name, finite in zip(extremes, _finite(list(extremes.values())), strict=True) if not finite]
     if bad:
-        raise not_finite(measures.name_of(measure), bad)
+        raise not_finite(measure, bad)
 
 
-def _finite(values: dict[str, Tensor]) -> list[bool]:
-    """From the extremes, which nan and inf show in: one read of the scores."""
-    extremes = [torch.stack(value.aminmax()) if value.numel() else value.new_zeros(2) for value in values.values()]
+def _extremes(values: Tensor) -> Tensor:
+    """The lowest and the highest, which nan and inf show in: one read of the scores."""
+    return torch.stack(values.aminmax()) if values.numel() else values.new_zeros(2)
+
+
+def _finite(extremes: Sequence[Tensor]) -> list[bool]:
     by_device = {
         device: iter(
             torch.stack([pair.double() for pair in extremes if pair.device == device]).isfinite().all(-1).tolist()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_flowprune.scoring import Candidate, Candidates, LayerScores, Scores, lefts
+from torch_flowprune.scoring import Candidate, Candidates, LayerScores, Scores, all_stored, lefts
 from torch_flowprune.selection.comparable_scores import comparable
 from torch_flowprune.selection.lowest_k import Cut, lowest, lowest_in_blocks, with_floors
 from torch_flowprune.selection.plan import Plan, Pool, Pools
@@ -58,9 +58,14 @@ class _Ranking:
         self.found, self.plan = found, plan
         self.left = dict(zip(found, numbers(lefts(found)), strict=True))
         self.alive = {name: candidate.alive() for name, candidate in found.items()}
-        self.values: dict[str, LayerScores] = {name: scores.stored(name) for name in found}
-        if plan.comparable is not None:
-            self.values = {name: comparable(scores[name], self.alive[name], plan.comparable) for name in found}
+        self.values = self._to_rank(scores)
+
+    def _to_rank(self, scores: Scores) -> Mapping[str, LayerScores]:
+        """The scores as they are kept; stored where they are read more than once: by a bisection, or by layer first."""
+        normalizer = self.plan.comparable
+        if normalizer is not None:
+            return all_stored(scores, lambda name, value: comparable(value, self.alive[name], normalizer))
+        return all_stored(scores) if self.plan.spending is not None else {n: scores.stored(n) for n in self.found}
 
     def spent(self, round_: int) -> Pools:
         """The fewest steps that bring a budget down to its target."""

@@ -1,0 +1,110 @@
+"""Cost grows no faster than the work: counted at n and 10n, without a clock."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import torch_flowprune as fp
+
+PACKAGE = str(Path(fp.__file__).parent)
+FEW, MANY = 30, 300
+SLACK = 1.1
+
+
+@dataclass
+class Work:
+    """What a call did: lines of this package that ran, turns of loops among them, and operators that torch ran."""
+
+    lines: int = 0
+    operators: Counter[str] = field(default_factory=Counter)
+
+    def is_in_proportion_to(self, less: Work, times: float) -> bool:
+        most = times * SLACK
+        return self.lines <= most * less.lines and self.operators.total() <= most * less.operators.total()
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self.work = work
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.work.operators[operator.overloadpacket.__name__] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+@contextmanager
+def lines_counted(work: Work) -> Iterator[None]:
+    def line(_frame: FrameType, event: str, _value: Any) -> Any:
+        work.lines += event == "line"
+        return line
+
+    def call(frame: FrameType, _event: str, _value: Any) -> Any:
+        return line if frame.f_code.co_filename.startswith(PACKAGE) else None
+
+    before = sys.gettrace()
+    sys.settrace(call)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def work_of(call: Callable[[nn.Module], object], model: nn.Module) -> Work:
+    work = Work()
+    with Operators(work), lines_counted(work):
+        call(model)
+    return work
+
+
+def linear_layers(n: int) -> nn.Module:
+    return nn.Sequential(*[nn.Linear(4, 4, bias=False) for _ in range(n)])
+
+
+def alternating_layers(n: int) -> nn.Module:
+    return nn.Sequential(*[nn.Linear(4 + i % 2, 4, bias=False) for i in range(n)])
+
+
+LAYER_CASES: dict[str, tuple[Callable[[int], nn.Module], Callable[[nn.Module], object]]] = {
+    "weights": (linear_layers, lambda model: fp.global_prune(model, sparsity=0.5)),
+    "weights in two rounds": (linear_layers, lambda model: fp.global_prune(model, sparsity=0.5, rounds=2)),
+    "scores": (linear_layers, lambda model: fp.scores(model, "magnitude")),
+}
+
+
+@pytest.mark.parametrize("case", LAYER_CASES)
+def test_ten_times_the_layers_are_ten_times_the_work(case: str) -> None:
+    build, call = LAYER_CASES[case]
+    few, many = (work_of(call, build(n)) for n in (FEW, MANY))
+    assert many.is_in_proportion_to(few, MANY / FEW), (few, many)
+
+
+def test_each_measure_of_a_comparison_is_ranked_once() -> None:
+    methods = ("magnitude", "l1", "loss_preservation", "taylor")
+    batch = (torch.randn(4, 4), torch.randint(4, (4,)))
+    work = work_of(lambda model: fp.compare(model, methods, 0.5, batch), linear_layers(2))
+    assert work.operators["_unique2"] == len(methods)
+
+
+@pytest.mark.parametrize("normalize", [None, "mean"])
+def test_a_budget_is_met_with_one_scoring_of_each_group(normalize: str | None) -> None:
+    def prune(model: nn.Module) -> object:
+        options = {"cost": "parameters", "normalize": normalize, "example_inputs": torch.ones(2, 4)}
+        return fp.global_prune(model, "magnitude", 0.5, granularity="channel", **options)
+
+    groups = 6
+    layers = [layer for _ in range(groups) for layer in (nn.Linear(4, 4), nn.Tanh())]
+    work = work_of(prune, nn.Sequential(*layers, nn.Linear(4, 2)))
+    assert work.operators["linalg_vector_norm"] == groups
