@@ -1,0 +1,336 @@
+"""Which way of sharing out sparsity between layers leaves the better net, measured on three nets trained on CIFAR-10.
+
+    python -m benchmarks.accuracy.allocations --data DIR --work DIR [--nets resnet20 mobilenet vit]
+        [--out benchmarks/results/accuracy/allocations.json]
+
+``--data`` holds ``cifar10_jpeg.npz``; ``--work`` keeps checkpoints, scores and rows, so that a run that was stopped
+goes on where it was; several runs, one a net, may share it. Each net is trained once by a fast recipe and pruned in one
+step: channels and filters, by five measures, with every sharing of ``benchmarks/accuracy/sharing.py``. Loss and
+accuracy at once are those of ``--held-out`` test images, after ``--steps`` steps of tuning those of ``--tested``. A
+seed draws the training images that scores are taken over, and those that the net is tuned on, in their order;
+``magnitude`` reads no images, so at once it has one seed. Filters of the classifier stay: they are the classes.
+
+The images were stored as JPEG files, which is lossy: accuracies may differ a little from those on the original arrays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import torch_flowprune as fp
+from benchmarks.accuracy.images import Images, load
+from benchmarks.accuracy.nets import NETS, classifier
+from benchmarks.accuracy.sharing import SHARINGS
+from benchmarks.accuracy.training import RECIPES, Recipe, evaluate, train, tune, wait_while
+
+COMMAND = "python -m benchmarks.accuracy.allocations"
+OUT = Path("benchmarks/results/accuracy/allocations.json")
+MEASURES = ("magnitude", "loss_preservation", "taylor", "gradient_norm_preservation", "fisher")
+GRANULARITIES = ("channel", "filter")
+SPARSITIES = (0.5, 0.7, 0.3)
+SCORE_BATCH = 64
+WRITTEN_EVERY = 25
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prune: what is asked for, and by which draw of images."""
+
+    granularity: str
+    sparsity: float
+    measure: str
+    sharing: str
+    seed: int
+
+
+def at_once(seeds: int) -> list[Case]:
+    """Every case, the first seed first."""
+    every = product(range(seeds), GRANULARITIES, SPARSITIES, MEASURES, SHARINGS)
+    return [
+        Case(granularity, sparsity, measure, sharing, seed)
+        for seed, granularity, sparsity, measure, sharing in every
+        if seed == 0 or measure != "magnitude"
+    ]
+
+
+def tuned(seeds: int) -> list[Case]:
+    """In the order of what one wants to know first: half of the channels by every measure, then more of everything."""
+    plan = [
+        ("channel", 0.5, ("magnitude", "taylor", "loss_preservation"), 1),
+        ("channel", 0.7, ("magnitude", "taylor"), 1),
+        ("channel", 0.5, ("magnitude", "taylor", "loss_preservation"), seeds),
+        ("channel", 0.5, ("fisher", "gradient_norm_preservation"), 1),
+        ("filter", 0.5, ("magnitude", "taylor"), 1),
+        ("channel", 0.7, MEASURES, seeds),
+        ("channel", 0.5, MEASURES, seeds),
+        ("filter", 0.5, MEASURES, seeds),
+        ("channel", 0.3, MEASURES, seeds),
+        ("filter", 0.7, MEASURES, seeds),
+        ("filter", 0.3, MEASURES, seeds),
+    ]
+    cases = [
+        Case(granularity, sparsity, measure, sharing, seed)
+        for granularity, sparsity, measures, count in plan
+        for seed, measure, sharing in product(range(min(count, seeds)), measures, SHARINGS)
+    ]
+    return list(dict.fromkeys(cases))
+
+
+class Rows:
+    """Rows by stage and case, one line a row in a file that only grows."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.found: dict[tuple[str, Case], dict[str, Any]] = {}
+        for line in path.read_text().splitlines() if path.exists() else []:
+            row = json.loads(line)
+            self.found[row["stage"], Case(**row["case"])] = row["result"]
+
+    def add(self, stage: str, case: Case, result: dict[str, Any]) -> None:
+        self.found[stage, case] = result
+        with self.path.open("a") as file:
+            file.write(json.dumps({"stage": stage, "case": asdict(case), "result": result}) + "\n")
+
+    def same_masks(self, stage: str, case: Case, masks: str) -> dict[str, Any] | None:
+        """What is known of a case with the same masks, tuned on the same images."""
+        for (one, other), result in self.found.items():
+            if (one, other.seed, other.granularity, result["masks"]) == (stage, case.seed, case.granularity, masks):
+                return result
+        return None
+
+
+class Study:
+    """One trained net, and what pruning does to it."""
+
+    def __init__(self, name: str, options: argparse.Namespace):
+        self.name, self.options = name, options
+        self.recipe: Recipe = RECIPES[name]
+        self.images, self.test = (load(options.data, options.work, split) for split in ("train", "test"))
+        self.images = self.images.drawn(options.images, 0)
+        self.test = self.test.drawn(max(options.tested, options.held_out), 0)
+
+    def pause(self) -> None:
+        wait_while(self.options.pause_file)
+
+    @cached_property
+    def net(self) -> nn.Module:
+        torch.manual_seed(0)
+        net = NETS[self.name]().to(memory_format=torch.channels_last)
+        return train(net, self.images, self.recipe, self.options.work / f"{self.name}.pt", 0, self.pause)
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of all that changes a number: the trained weights, the images, the settings."""
+        digest = hashlib.sha256(json.dumps([settings(self.options), asdict(self.recipe)]).encode())
+        for value in (*self.net.state_dict().values(), self.images.labels, self.test.pixels):
+            digest.update(value.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    @property
+    def held_out(self) -> Images:
+        return self.test.part(slice(self.options.held_out))
+
+    def scores(self, granularity: str, measure: str, seed: int) -> fp.Scores:
+        """Computed once for all measures, then read back from a file."""
+        path = self.options.work / f"{self.name}-{self.identity}-{granularity}-{seed}"
+        if not (path / f"{MEASURES[-1]}.safetensors").exists():
+            path.mkdir(exist_ok=True)
+            scored = self.images.drawn(self.options.score_images, 100 + seed).batches(SCORE_BATCH)
+            exclude = None if granularity == "channel" else classifier(self.net)
+            found = fp.scores(
+                self.net, MEASURES, scored, loss=cross_entropy, granularity=granularity, exclude=exclude, progress=False
+            )
+            for name, one in found.items():
+                one.save(path / f"{name}.safetensors")
+        return fp.Scores.load(path / f"{measure}.safetensors")
+
+    def pruned(self, case: Case) -> tuple[nn.Module, fp.Report]:
+        sharing, net = SHARINGS[case.sharing], deepcopy(self.net)
+        report = fp.global_prune(
+            net,
+            scores=sharing.of(self.scores(case.granularity, case.measure, case.seed)),
+            sparsity=case.sparsity,
+            granularity=case.granularity,
+            min_keep=sharing.min_keep,
+            scope=sharing.scope,
+            example_inputs=self.test.pixels[:1] if case.granularity == "channel" else None,
+        )
+        return net, report
+
+    def prune(self, case: Case) -> dict[str, Any]:
+        net, report = self.pruned(case)
+        loss, accuracy = evaluate(net, self.held_out, self.recipe)
+        return {**what_went(net, report), "loss": loss, "accuracy": accuracy}
+
+    def prune_and_tune(self, case: Case, rows: Rows) -> dict[str, Any]:
+        net, _ = self.pruned(case)
+        masks = digest_of(net)
+        if (known := rows.same_masks("tuned", case, masks)) is not None:
+            return known
+        whole = net
+        if case.granularity == "channel":
+            with suppress(fp.ShrinkError):  # where a layer is empty, no smaller net can be built: its masks stay on
+                net = fp.shrink(net, self.test.pixels[:1])
+        tune(net, self.images, self.recipe, self.options.steps, case.seed, self.pause)
+        loss, accuracy = evaluate(net, self.test, self.recipe)
+        return {"masks": masks, "loss": loss, "accuracy": accuracy, "masked": net is whole}
+
+    def dense(self) -> dict[str, Any]:
+        """The net unpruned: as trained, on both sets of images, and after the same tuning."""
+        parts = {"held_out": self.held_out, "tested": self.test}
+        found = {part: evaluate(self.net, images, self.recipe) for part, images in parts.items()}
+        net = deepcopy(self.net)
+        tune(net, self.images, self.recipe, self.options.steps, 0, self.pause)
+        return {**found, "tuned": evaluate(net, self.test, self.recipe), "masks": "none"}
+
+    def run(self, rows: Rows) -> None:
+        """All that is not known yet: every case at once, then tuned ones."""
+        nothing = Case("none", 0.0, "none", "none", 0)
+        if ("dense", nothing) not in rows.found:
+            rows.add("dense", nothing, self.dense())
+        seeds = self.options.seeds
+        steps = [("at once", case) for case in at_once(seeds)] + [("tuned", case) for case in tuned(seeds)]
+        missing = [(stage, case) for stage, case in steps if (stage, case) not in rows.found]
+        for number, (stage, case) in enumerate(missing):
+            self.pause()
+            rows.add(stage, case, self.prune(case) if stage == "at once" else self.prune_and_tune(case, rows))
+            if number % WRITTEN_EVERY == 0:
+                write(self.options)
+
+
+def digest_of(net: nn.Module) -> str:
+    """The masks, as a few letters: two prunes that took the same are one."""
+    digest = hashlib.sha256()
+    for name, mask in sorted(fp.masks(net).items()):
+        digest.update(name.encode() + mask.numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def what_went(net: nn.Module, report: fp.Report) -> dict[str, Any]:
+    kept = [1 - layer.sparsity for layer in report.layers]
+    found = {
+        "masks": digest_of(net),
+        "gone": report.pruned,
+        "units": report.units,
+        "emptied": sum(share == 0 for share in kept),
+        "under_a_tenth": sum(share < 0.1 for share in kept),
+        "least_kept": min(kept),
+    }
+    if report.left is None or report.dense is None:
+        weights = sum(parameter.numel() for parameter in net.parameters())
+        zeros = sum(layer.weights_pruned for layer in report.layers)
+        return {**found, "parameters": 1 - zeros / weights, "flops": None}
+    left, dense = report.left, report.dense
+    return {**found, "parameters": left.parameters / dense.parameters, "flops": left.flops / dense.flops}
+
+
+# ------------------------------------------------------------------------------------------------- the record
+
+
+def settings(options: argparse.Namespace) -> dict[str, int]:
+    return {name: getattr(options, name) for name in ("images", "score_images", "held_out", "tested", "steps")}
+
+
+def write(options: argparse.Namespace) -> None:
+    """One file of what all runs in the work folder have found, of these settings."""
+    found = {"command": f"{COMMAND} --data DIR --work DIR", "commit": _commit(), "environment": environment()}
+    found |= {"settings": {**settings(options), "seeds": options.seeds, "score_batch": SCORE_BATCH}, "nets": {}}
+    for name in NETS:
+        note = options.work / f"{name}.rows.json"
+        if note.exists():
+            found["nets"][name] = _of_net(name, Rows(Path(json.loads(note.read_text()))))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    part = options.out.with_suffix(f".{os.getpid()}")
+    part.write_text(_lines(found) + "\n", encoding="utf-8")
+    part.replace(options.out)
+
+
+def _of_net(name: str, rows: Rows) -> dict[str, Any]:
+    dense = [result for (stage, _), result in rows.found.items() if stage == "dense"]
+    net: dict[str, Any] = {"recipe": asdict(RECIPES[name]), "dense": dense[0] if dense else None}
+    for stage in ("at once", "tuned"):
+        net[stage] = [
+            {**asdict(case), **{key: _rounded(value) for key, value in result.items()}}
+            for (one, case), result in rows.found.items()
+            if one == stage
+        ]
+    return net
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _lines(found: Any, depth: int = 0) -> str:
+    """JSON with one row a line."""
+    if depth < 4 and isinstance(found, dict):
+        inner = [f"{' ' * depth} {json.dumps(key)}: {_lines(value, depth + 1)}" for key, value in found.items()]
+        return "{\n" + ",\n".join(inner) + "\n" + " " * depth + "}"
+    if isinstance(found, list) and found and isinstance(found[0], dict):
+        return "[\n" + ",\n".join(" " * depth + " " + json.dumps(row) for row in found) + "\n" + " " * depth + "]"
+    return json.dumps(found)
+
+
+def environment() -> dict[str, Any]:
+    cpus = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in cpus if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Measure ways of sharing out sparsity.")
+    parser.add_argument("--data", type=Path, required=True, help="the folder of cifar10_jpeg.npz")
+    parser.add_argument("--work", type=Path, required=True, help="for checkpoints and rows")
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=50_000, help="training images")
+    parser.add_argument("--score-images", type=int, default=512, help="of the training images, for scores")
+    parser.add_argument("--held-out", type=int, default=1_000, help="test images for loss and accuracy at once")
+    parser.add_argument("--tested", type=int, default=4_000, help="test images for the accuracy after tuning")
+    parser.add_argument("--steps", type=int, default=100, help="of tuning")
+    parser.add_argument("--pause-file", type=Path, help="wait while this file exists")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    warnings.simplefilter("ignore")
+    options.work.mkdir(parents=True, exist_ok=True)
+    for name in options.nets:
+        study = Study(name, options)
+        rows = options.work / f"{name}-{study.identity}.jsonl"
+        (options.work / f"{name}.rows.json").write_text(json.dumps(str(rows)))
+        study.run(Rows(rows))
+    write(options)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
