@@ -23,6 +23,7 @@ import platform
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -61,37 +62,37 @@ class Case:
     seed: int
 
 
-def at_once(seeds: int) -> list[Case]:
-    """Every case, the first seed first."""
-    every = product(range(seeds), GRANULARITIES, SPARSITIES, MEASURES, SHARINGS)
-    return [
-        Case(granularity, sparsity, measure, sharing, seed)
-        for seed, granularity, sparsity, measure, sharing in every
-        if seed == 0 or measure != "magnitude"
-    ]
+def at_once(seed: int) -> list[tuple[str, Case]]:
+    """Every case of one draw of images."""
+    measures = [one for one in MEASURES if seed == 0 or one != "magnitude"]
+    every = product(GRANULARITIES, SPARSITIES, measures, SHARINGS)
+    return [("at once", Case(*one, seed)) for one in every]
 
 
-def tuned(seeds: int) -> list[Case]:
-    """In the order of what one wants to know first: half of the channels by every measure, then more of everything."""
-    plan = [
-        ("channel", 0.5, ("magnitude", "taylor", "loss_preservation"), 1),
-        ("channel", 0.7, ("magnitude", "taylor"), 1),
-        ("channel", 0.5, ("magnitude", "taylor", "loss_preservation"), seeds),
-        ("channel", 0.5, ("fisher", "gradient_norm_preservation"), 1),
-        ("filter", 0.5, ("magnitude", "taylor"), 1),
-        ("channel", 0.7, MEASURES, seeds),
-        ("channel", 0.5, MEASURES, seeds),
-        ("filter", 0.5, MEASURES, seeds),
-        ("channel", 0.3, MEASURES, seeds),
-        ("filter", 0.7, MEASURES, seeds),
-        ("filter", 0.3, MEASURES, seeds),
+def tuned(granularity: str, sparsity: float, measures: Sequence[str], seeds: int) -> list[tuple[str, Case]]:
+    every = product(range(seeds), measures, SHARINGS)
+    return [("tuned", Case(granularity, sparsity, measure, sharing, seed)) for seed, measure, sharing in every]
+
+
+def plan(seeds: int) -> list[tuple[str, Case]]:
+    """In the order of what one wants to know first: everything at once, half of the channels tuned, then the rest."""
+    one, few, some = min(1, seeds), ("magnitude", "taylor"), ("magnitude", "taylor", "loss_preservation")
+    steps = [
+        *at_once(0),
+        *tuned("channel", 0.5, some, one),
+        *tuned("channel", 0.7, few, one),
+        *tuned("channel", 0.5, MEASURES, one),
+        *tuned("filter", 0.5, few, one),
+        *tuned("channel", 0.5, some, seeds),
+        *(step for seed in range(1, seeds) for step in at_once(seed)),
+        *tuned("channel", 0.7, MEASURES, seeds),
+        *tuned("channel", 0.5, MEASURES, seeds),
+        *tuned("filter", 0.5, MEASURES, seeds),
+        *tuned("channel", 0.3, MEASURES, seeds),
+        *tuned("filter", 0.7, MEASURES, seeds),
+        *tuned("filter", 0.3, MEASURES, seeds),
     ]
-    cases = [
-        Case(granularity, sparsity, measure, sharing, seed)
-        for granularity, sparsity, measures, count in plan
-        for seed, measure, sharing in product(range(min(count, seeds)), measures, SHARINGS)
-    ]
-    return list(dict.fromkeys(cases))
+    return list(dict.fromkeys(steps))
 
 
 class Rows:
@@ -206,9 +207,7 @@ class Study:
         nothing = Case("none", 0.0, "none", "none", 0)
         if ("dense", nothing) not in rows.found:
             rows.add("dense", nothing, self.dense())
-        seeds = self.options.seeds
-        steps = [("at once", case) for case in at_once(seeds)] + [("tuned", case) for case in tuned(seeds)]
-        missing = [(stage, case) for stage, case in steps if (stage, case) not in rows.found]
+        missing = [step for step in plan(self.options.seeds) if step not in rows.found]
         for number, (stage, case) in enumerate(missing):
             self.pause()
             rows.add(stage, case, self.prune(case) if stage == "at once" else self.prune_and_tune(case, rows))
@@ -315,7 +314,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=50_000, help="training images")
     parser.add_argument("--score-images", type=int, default=512, help="of the training images, for scores")
     parser.add_argument("--held-out", type=int, default=1_000, help="test images for loss and accuracy at once")
-    parser.add_argument("--tested", type=int, default=4_000, help="test images for the accuracy after tuning")
+    parser.add_argument("--tested", type=int, default=3_000, help="test images for the accuracy after tuning")
     parser.add_argument("--steps", type=int, default=100, help="of tuning")
     parser.add_argument("--pause-file", type=Path, help="wait while this file exists")
     parser.add_argument("--out", type=Path, default=OUT)

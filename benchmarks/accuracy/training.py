@@ -25,6 +25,7 @@ class Recipe:
     bfloat16: bool = False
     decay: float = 5e-4
     batch: int = 128
+    tuning_batch: int = 64
     smoothing: float = 0.1
 
     def optimizer(self, net: nn.Module, rate: float) -> torch.optim.Optimizer:
@@ -35,8 +36,8 @@ class Recipe:
 
 RECIPES = {
     "resnet20": Recipe(epochs=5, rate=0.3, tuning_rate=0.02, bfloat16=True),
-    "mobilenet": Recipe(epochs=4, rate=0.2, tuning_rate=0.02),
-    "vit": Recipe(epochs=5, rate=1.5e-3, tuning_rate=3e-4, adam=True, bfloat16=True, decay=0.05),
+    "mobilenet": Recipe(epochs=3, rate=0.2, tuning_rate=0.02),
+    "vit": Recipe(epochs=3, rate=1.5e-3, tuning_rate=3e-4, adam=True, bfloat16=True, decay=0.05),
 }
 
 
@@ -92,7 +93,7 @@ def tune(
     chance = torch.Generator().manual_seed(seed)
     optimizer = recipe.optimizer(net, recipe.tuning_rate)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for index in torch.randint(len(images), (steps, recipe.batch), generator=chance):
+    for index in torch.randint(len(images), (steps, recipe.tuning_batch), generator=chance):
         pause()
         step(net.train(), (augmented(images.pixels[index], chance), images.labels[index]), recipe, optimizer)
         falling.step()

@@ -28,9 +28,10 @@ def benchmark(monkeypatch):
         )  # fmt: skip
 
     monkeypatch.setattr(found, "NETS", {"tiny": net})
+    monkeypatch.setattr(found, "MEASURES", ("magnitude", "taylor", "loss_preservation"))
     monkeypatch.setattr(found, "RECIPES", {"tiny": training.Recipe(epochs=3, rate=0.1, tuning_rate=0.01, batch=8)})
     monkeypatch.setattr(found, "load", lambda *_: images(torch.randn(32, 3, 8, 8), torch.randint(10, (32,))))
-    monkeypatch.setattr(found, "SHARINGS", {name: found.SHARINGS[name] for name in ("raw", "lamp", "equal")})
+    monkeypatch.setattr(found, "SHARINGS", {name: found.SHARINGS[name] for name in ("raw", "lamp")})
     return found
 
 
@@ -45,23 +46,28 @@ def test_every_case_is_measured_once_and_a_second_run_adds_nothing(benchmark, tm
     options = ["--data", "none", "--work", str(tmp_path), "--seeds", "1", "--steps", "1", "--out", str(out)]
     sizes = ["--images", "32", "--score-images", "8", "--held-out", "8", "--tested", "16"]
     benchmark.main([*options, *sizes])
-    net = json.loads(out.read_text())["nets"]["tiny"]
-    cases = 2 * 3 * 5 * len(benchmark.SHARINGS)
+    written = json.loads(out.read_text())
+    net = written["nets"]["tiny"]
+    cases = 2 * 3 * 3 * len(benchmark.SHARINGS)
     assert len(net["at once"]) == len(net["tuned"]) == cases
     for row in net["at once"]:
         assert row["units"] == 10
         assert row["gone"] == round(row["sparsity"] * 10)
         assert row["emptied"] == 0 or row["sharing"] == "raw"
+    page = importlib.import_module("benchmarks.accuracy.allocation_tables").page(written)
+    assert "## tiny" in page
+    assert "tiny, channel, 50%, accuracy after tuning" in page
     (rows,) = tmp_path.glob("*.jsonl")
     before = rows.read_text()
     benchmark.main([*options, *sizes])
     assert rows.read_text() == before
 
 
-def test_other_settings_are_another_file(benchmark, tmp_path):
-    options = ["--data", "none", "--work", str(tmp_path), "--seeds", "0", "--steps", "1", "--score-images", "8"]
+def test_other_settings_are_another_file(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "plan", lambda _: [])
+    options = ["--data", "none", "--work", str(tmp_path), "--steps", "1", "--tested", "8"]
     for held_out in ("4", "8"):
-        benchmark.main([*options, "--held-out", held_out, "--tested", "8", "--out", str(tmp_path / "found.json")])
+        benchmark.main([*options, "--held-out", held_out, "--out", str(tmp_path / "found.json")])
     assert len(list(tmp_path.glob("*.jsonl"))) == 2
 
 
