@@ -16,9 +16,10 @@ from benchmarks.accuracy.images import Images, augmented
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a net is trained, and how it is tuned after pruning."""
+    """How a net is trained, its learning rate rising for so many epochs first, and how it is tuned after pruning."""
 
     epochs: int
+    rising: float
     rate: float
     tuning_rate: float
     adam: bool = False
@@ -35,9 +36,9 @@ class Recipe:
 
 
 RECIPES = {
-    "resnet20": Recipe(epochs=5, rate=0.3, tuning_rate=0.02, bfloat16=True),
-    "mobilenet": Recipe(epochs=3, rate=0.2, tuning_rate=0.02),
-    "vit": Recipe(epochs=3, rate=1.5e-3, tuning_rate=3e-4, adam=True, bfloat16=True, decay=0.05),
+    "resnet20": Recipe(epochs=3, rising=1.25, rate=0.3, tuning_rate=0.02, bfloat16=True),
+    "mobilenet": Recipe(epochs=3, rising=0.75, rate=0.2, tuning_rate=0.02),
+    "vit": Recipe(epochs=3, rising=0.75, rate=1.5e-3, tuning_rate=3e-4, adam=True, bfloat16=True, decay=0.05),
 }
 
 
@@ -63,13 +64,13 @@ def train(
     steps = len(images) // recipe.batch
     optimizer = recipe.optimizer(net, recipe.rate)
     cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.rate, total_steps=recipe.epochs * steps, pct_start=0.25
+        optimizer, recipe.rate, total_steps=recipe.epochs * steps, pct_start=recipe.rising / recipe.epochs
     )
     state = torch.load(kept) if kept.exists() else {"epoch": 0}
     if state["epoch"]:
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
-        cycle.load_state_dict(state["cycle"])
+        cycle.last_epoch = state["epoch"] * steps
     for epoch in range(state["epoch"], recipe.epochs):
         started, losses = time.perf_counter(), []
         chance = torch.Generator().manual_seed(1000 * seed + epoch)

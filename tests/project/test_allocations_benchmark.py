@@ -29,7 +29,7 @@ def benchmark(monkeypatch):
 
     monkeypatch.setattr(found, "NETS", {"tiny": net})
     monkeypatch.setattr(found, "MEASURES", ("magnitude", "taylor", "loss_preservation"))
-    monkeypatch.setattr(found, "RECIPES", {"tiny": training.Recipe(epochs=3, rate=0.1, tuning_rate=0.01, batch=8)})
+    monkeypatch.setattr(found, "RECIPES", {"tiny": training.Recipe(epochs=3, rising=1, rate=0.1, tuning_rate=0.01, batch=8)})
     monkeypatch.setattr(found, "load", lambda *_: images(torch.randn(32, 3, 8, 8), torch.randint(10, (32,))))
     monkeypatch.setattr(found, "SHARINGS", {name: found.SHARINGS[name] for name in ("raw", "lamp")})
     return found
