@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,11 @@ def benchmark(monkeypatch):
 
     monkeypatch.setattr(found, "NETS", {"tiny": net})
     monkeypatch.setattr(found, "MEASURES", ("magnitude", "taylor", "loss_preservation"))
-    monkeypatch.setattr(found, "RECIPES", {"tiny": training.Recipe(epochs=3, rising=1, rate=0.1, tuning_rate=0.01, batch=8)})
-    monkeypatch.setattr(found, "load", lambda *_: images(torch.randn(32, 3, 8, 8), torch.randint(10, (32,))))
+    monkeypatch.setattr(
+        found, "RECIPES", {"tiny": training.Recipe(epochs=3, rising=1, rate=0.1, tuning_rate=0.01, batch=8)}
+    )
+    drawn = images(torch.randn(32, 3, 8, 8), torch.randint(10, (32,)))
+    monkeypatch.setattr(found, "load", lambda *_: drawn)
     monkeypatch.setattr(found, "SHARINGS", {name: found.SHARINGS[name] for name in ("raw", "lamp")})
     return found
 
@@ -84,3 +88,15 @@ def test_layers_of_another_scale_are_ranked_alike_and_zeros_stay(monkeypatch, na
     torch.testing.assert_close(transform(scores), transform(1000 * scores))
     assert transform(scores).argsort().tolist() == scores.argsort().tolist()
     assert not transform(torch.zeros(3)).any()
+
+
+def test_training_that_was_stopped_goes_on_as_if_it_had_not(benchmark, tmp_path):
+    training = importlib.import_module("benchmarks.accuracy.training")
+    images, recipe, start = benchmark.load(), benchmark.RECIPES["tiny"], benchmark.NETS["tiny"]()
+    whole, stopped, resumed = deepcopy(start), deepcopy(start), deepcopy(start)
+    training.train(whole, images, recipe, tmp_path / "whole.pt")
+    left = iter(range(5))  # an epoch has four steps
+    with pytest.raises(StopIteration):
+        training.train(stopped, images, recipe, tmp_path / "stopped.pt", pause=lambda: next(left))
+    training.train(resumed, images, recipe, tmp_path / "stopped.pt")
+    assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
