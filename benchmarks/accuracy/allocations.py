@@ -23,12 +23,14 @@ import platform
 import subprocess
 import sys
 import warnings
+from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +55,14 @@ WRITTEN_EVERY = 25
 
 @dataclass(frozen=True)
 class Case:
-    """One prune: what is asked for, and by which draw of images."""
+    """One prune: what is asked for, and by which draw of images; ``sparsity`` is a share of units, or of FLOPs."""
 
     granularity: str
     sparsity: float
     measure: str
     sharing: str
     seed: int
+    cost: str = "units"
 
 
 def at_once(seed: int) -> list[tuple[str, Case]]:
@@ -69,9 +72,11 @@ def at_once(seed: int) -> list[tuple[str, Case]]:
     return [("at once", Case(*one, seed)) for one in every]
 
 
-def tuned(granularity: str, sparsity: float, measures: Sequence[str], seeds: int) -> list[tuple[str, Case]]:
+def tuned(
+    granularity: str, sparsity: float, measures: Sequence[str], seeds: int, cost: str = "units"
+) -> list[tuple[str, Case]]:
     every = product(range(seeds), measures, SHARINGS)
-    return [("tuned", Case(granularity, sparsity, measure, sharing, seed)) for seed, measure, sharing in every]
+    return [("tuned", Case(granularity, sparsity, measure, sharing, seed, cost)) for seed, measure, sharing in every]
 
 
 def plan(seeds: int) -> list[tuple[str, Case]]:
@@ -79,10 +84,14 @@ def plan(seeds: int) -> list[tuple[str, Case]]:
     one, few, some = min(1, seeds), ("magnitude", "taylor"), ("magnitude", "taylor", "loss_preservation")
     steps = [
         *at_once(0),
+        *tuned("channel", 0.5, few, one),
+        *tuned("channel", 0.5, few, one, "flops"),
         *tuned("channel", 0.5, some, one),
+        *tuned("channel", 0.5, some, one, "flops"),
         *tuned("channel", 0.7, few, one),
         *tuned("channel", 0.5, MEASURES, one),
         *tuned("filter", 0.5, few, one),
+        *tuned("channel", 0.5, few, seeds, "flops"),
         *tuned("channel", 0.5, some, seeds),
         *(step for seed in range(1, seeds) for step in at_once(seed)),
         *tuned("channel", 0.7, MEASURES, seeds),
@@ -111,7 +120,7 @@ class Rows:
             file.write(json.dumps({"stage": stage, "case": asdict(case), "result": result}) + "\n")
 
     def same_masks(self, stage: str, case: Case, masks: str) -> dict[str, Any] | None:
-        """What is known of a case with the same masks, tuned on the same images."""
+        """What is known of a case with the same masks, and the same draw of images."""
         for (one, other), result in self.found.items():
             if (one, other.seed, other.granularity, result["masks"]) == (stage, case.seed, case.granularity, masks):
                 return result
@@ -164,11 +173,23 @@ class Study:
         return fp.Scores.load(path / f"{measure}.safetensors")
 
     def pruned(self, case: Case) -> tuple[nn.Module, fp.Report]:
+        if case.cost == "units" or SHARINGS[case.sharing].scope == "global":
+            return self.cut(case, case.sparsity, case.cost)
+        share = bisect_left(range(99), True, key=lambda share: self.meets(case, share / 100))
+        return self.cut(case, share / 100, "units")
+
+    def meets(self, case: Case, share: float) -> bool:
+        """Whether the target in FLOPs is met where every group loses this share of its units."""
+        left, dense = attrgetter("left", "dense")(self.cut(case, share, "units")[1])
+        return left.flops <= (1 - case.sparsity) * dense.flops
+
+    def cut(self, case: Case, sparsity: float, cost: str) -> tuple[nn.Module, fp.Report]:
         sharing, net = SHARINGS[case.sharing], deepcopy(self.net)
         report = fp.global_prune(
             net,
             scores=sharing.of(self.scores(case.granularity, case.measure, case.seed)),
-            sparsity=case.sparsity,
+            sparsity=sparsity,
+            cost=cost,
             granularity=case.granularity,
             min_keep=sharing.min_keep,
             scope=sharing.scope,
@@ -176,15 +197,18 @@ class Study:
         )
         return net, report
 
-    def prune(self, case: Case) -> dict[str, Any]:
+    def prune(self, case: Case, rows: Rows) -> dict[str, Any]:
         net, report = self.pruned(case)
+        went = what_went(net, report)
+        if (known := rows.same_masks("at once", case, went["masks"])) is not None:
+            return known
         loss, accuracy = evaluate(net, self.held_out, self.recipe)
-        return {**what_went(net, report), "loss": loss, "accuracy": accuracy}
+        return {**went, "loss": loss, "accuracy": accuracy}
 
     def prune_and_tune(self, case: Case, rows: Rows) -> dict[str, Any]:
-        net, _ = self.pruned(case)
-        masks = digest_of(net)
-        if (known := rows.same_masks("tuned", case, masks)) is not None:
+        net, report = self.pruned(case)
+        went = what_went(net, report)
+        if (known := rows.same_masks("tuned", case, went["masks"])) is not None:
             return known
         whole = net
         if case.granularity == "channel":
@@ -192,7 +216,7 @@ class Study:
                 net = fp.shrink(net, self.test.pixels[:1])
         tune(net, self.images, self.recipe, self.options.steps, case.seed, self.pause)
         loss, accuracy = evaluate(net, self.test, self.recipe)
-        return {"masks": masks, "loss": loss, "accuracy": accuracy, "masked": net is whole}
+        return {**went, "loss": loss, "accuracy": accuracy, "masked": net is whole}
 
     def dense(self) -> dict[str, Any]:
         """The net unpruned: as trained, on both sets of images, and after the same tuning."""
@@ -210,7 +234,7 @@ class Study:
         missing = [step for step in plan(self.options.seeds) if step not in rows.found]
         for number, (stage, case) in enumerate(missing):
             self.pause()
-            rows.add(stage, case, self.prune(case) if stage == "at once" else self.prune_and_tune(case, rows))
+            rows.add(stage, case, self.prune(case, rows) if stage == "at once" else self.prune_and_tune(case, rows))
             if number % WRITTEN_EVERY == 0:
                 write(self.options)
 
