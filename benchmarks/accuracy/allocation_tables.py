@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,9 @@ def table(rows: list[Row], sparsities: Iterable[float], cell: Callable[[list[Row
 def page(found: dict[str, Any]) -> str:
     lines = []
     for name, net in found["nets"].items():
-        dense = net["dense"]
-        said = f"accuracy {dense['tested'][1]:.1%}, after the same tuning {dense['tuned'][1]:.1%}" if dense else "-"
+        said = "; ".join(
+            f"accuracy {row['tested'][1]:.1%}, after the same tuning {row['tuned'][1]:.1%}" for row in net["dense"]
+        )
         lines += [f"## {name}", "", f"Dense: {said}.", ""]
         for granularity in GRANULARITIES:
             rows, tuned = (rows_of(net[stage], granularity=granularity) for stage in ("at once", "tuned"))
@@ -81,11 +83,11 @@ def page(found: dict[str, Any]) -> str:
                 if some := rows_of(rows, sparsity=sparsity):
                     lines += [f"{name}, {granularity}, {sparsity:.0%}, at once: loss / accuracy / least kept", ""]
                     lines += [*table(some, [sparsity], at_once), ""]
-            if rows:
-                lines += [f"{name}, {granularity}: parameters (and FLOPs) left", "", *table(rows, [0.5], left), ""]
-            for sparsity in SPARSITIES:
-                if some := rows_of(tuned, sparsity=sparsity):
-                    lines += [f"{name}, {granularity}, {sparsity:.0%}, accuracy after tuning", ""]
+                    lines += [f"{name}, {granularity}, {sparsity:.0%}: parameters (and FLOPs) left", ""]
+                    lines += [*table(some, [sparsity], left), ""]
+            for sparsity, cost in product(SPARSITIES, ("units", "flops")):
+                if some := rows_of(tuned, sparsity=sparsity, cost=cost):
+                    lines += [f"{name}, {granularity}, {sparsity:.0%} of {cost}, accuracy after tuning", ""]
                     lines += [*table(some, [sparsity], after_tuning), ""]
     return "\n".join(lines)
 

@@ -18,16 +18,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import platform
-import subprocess
 import sys
 import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from itertools import product
 from operator import attrgetter
@@ -41,6 +38,7 @@ from torch.nn.functional import cross_entropy
 import torch_flowprune as fp
 from benchmarks.accuracy.images import Images, load
 from benchmarks.accuracy.nets import NETS, classifier
+from benchmarks.accuracy.rows import Case, Rows, commit, environment, write_lines
 from benchmarks.accuracy.sharing import SHARINGS
 from benchmarks.accuracy.training import RECIPES, Recipe, evaluate, train, tune, wait_while
 
@@ -51,18 +49,6 @@ GRANULARITIES = ("channel", "filter")
 SPARSITIES = (0.5, 0.7, 0.3)
 SCORE_BATCH = 64
 WRITTEN_EVERY = 25
-
-
-@dataclass(frozen=True)
-class Case:
-    """One prune: what is asked for, and by which draw of images; ``sparsity`` is a share of units, or of FLOPs."""
-
-    granularity: str
-    sparsity: float
-    measure: str
-    sharing: str
-    seed: int
-    cost: str = "units"
 
 
 def at_once(seed: int) -> list[tuple[str, Case]]:
@@ -102,29 +88,6 @@ def plan(seeds: int) -> list[tuple[str, Case]]:
         *tuned("filter", 0.3, MEASURES, seeds),
     ]
     return list(dict.fromkeys(steps))
-
-
-class Rows:
-    """Rows by stage and case, one line a row in a file that only grows."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.found: dict[tuple[str, Case], dict[str, Any]] = {}
-        for line in path.read_text().splitlines() if path.exists() else []:
-            row = json.loads(line)
-            self.found[row["stage"], Case(**row["case"])] = row["result"]
-
-    def add(self, stage: str, case: Case, result: dict[str, Any]) -> None:
-        self.found[stage, case] = result
-        with self.path.open("a") as file:
-            file.write(json.dumps({"stage": stage, "case": asdict(case), "result": result}) + "\n")
-
-    def same_masks(self, stage: str, case: Case, masks: str) -> dict[str, Any] | None:
-        """What is known of a case with the same masks, and the same draw of images."""
-        for (one, other), result in self.found.items():
-            if (one, other.seed, other.granularity, result["masks"]) == (stage, case.seed, case.granularity, masks):
-                return result
-        return None
 
 
 class Study:
@@ -265,68 +228,22 @@ def what_went(net: nn.Module, report: fp.Report) -> dict[str, Any]:
     return {**found, "parameters": left.parameters / dense.parameters, "flops": left.flops / dense.flops}
 
 
-# ------------------------------------------------------------------------------------------------- the record
-
-
 def settings(options: argparse.Namespace) -> dict[str, int]:
     return {name: getattr(options, name) for name in ("images", "score_images", "held_out", "tested", "steps")}
 
 
 def write(options: argparse.Namespace) -> None:
     """One file of what all runs in the work folder have found, of these settings."""
-    found = {"command": f"{COMMAND} --data DIR --work DIR", "commit": _commit(), "environment": environment()}
+    found = {"command": f"{COMMAND} --data DIR --work DIR", "commit": commit(), "environment": environment()}
     found |= {"settings": {**settings(options), "seeds": options.seeds, "score_batch": SCORE_BATCH}, "nets": {}}
     for name in NETS:
         note = options.work / f"{name}.rows.json"
         if note.exists():
-            found["nets"][name] = _of_net(name, Rows(Path(json.loads(note.read_text()))))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    part = options.out.with_suffix(f".{os.getpid()}")
-    part.write_text(_lines(found) + "\n", encoding="utf-8")
-    part.replace(options.out)
-
-
-def _of_net(name: str, rows: Rows) -> dict[str, Any]:
-    dense = [result for (stage, _), result in rows.found.items() if stage == "dense"]
-    net: dict[str, Any] = {"recipe": asdict(RECIPES[name]), "dense": dense[0] if dense else None}
-    for stage in ("at once", "tuned"):
-        net[stage] = [
-            {**asdict(case), **{key: _rounded(value) for key, value in result.items()}}
-            for (one, case), result in rows.found.items()
-            if one == stage
-        ]
-    return net
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value
-
-
-def _lines(found: Any, depth: int = 0) -> str:
-    """JSON with one row a line."""
-    if depth < 4 and isinstance(found, dict):
-        inner = [f"{' ' * depth} {json.dumps(key)}: {_lines(value, depth + 1)}" for key, value in found.items()]
-        return "{\n" + ",\n".join(inner) + "\n" + " " * depth + "}"
-    if isinstance(found, list) and found and isinstance(found[0], dict):
-        return "[\n" + ",\n".join(" " * depth + " " + json.dumps(row) for row in found) + "\n" + " " * depth + "]"
-    return json.dumps(found)
-
-
-def environment() -> dict[str, Any]:
-    cpus = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in cpus if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+            by_stage = Rows(Path(json.loads(note.read_text()))).by_stage()
+            dense, once, after = (by_stage.get(stage, []) for stage in ("dense", "at once", "tuned"))
+            recipe = asdict(RECIPES[name])
+            found["nets"][name] = {"recipe": recipe, "dense": dense, "at once": once, "tuned": after}
+    write_lines(found, options.out)
 
 
 def main(arguments: list[str] | None = None) -> None:

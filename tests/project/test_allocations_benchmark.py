@@ -53,14 +53,15 @@ def test_every_case_is_measured_once_and_a_second_run_adds_nothing(benchmark, tm
     written = json.loads(out.read_text())
     net = written["nets"]["tiny"]
     cases = 2 * 3 * 3 * len(benchmark.SHARINGS)
-    assert len(net["at once"]) == len(net["tuned"]) == cases
+    assert len(net["at once"]) == cases
+    assert len(net["tuned"]) > cases
     for row in net["at once"]:
         assert row["units"] == 10
         assert row["gone"] == round(row["sparsity"] * 10)
         assert row["emptied"] == 0 or row["sharing"] == "raw"
     page = importlib.import_module("benchmarks.accuracy.allocation_tables").page(written)
     assert "## tiny" in page
-    assert "tiny, channel, 50%, accuracy after tuning" in page
+    assert "tiny, channel, 50% of flops, accuracy after tuning" in page
     (rows,) = tmp_path.glob("*.jsonl")
     before = rows.read_text()
     benchmark.main([*options, *sizes])
