@@ -235,7 +235,7 @@ def settings(options: argparse.Namespace) -> dict[str, int]:
 def write(options: argparse.Namespace) -> None:
     """One file of what all runs in the work folder have found, of these settings."""
     found = {"command": f"{COMMAND} --data DIR --work DIR", "commit": commit(), "environment": environment()}
-    found |= {"settings": {**settings(options), "seeds": options.seeds, "score_batch": SCORE_BATCH}, "nets": {}}
+    found |= {"settings": {**settings(options), "seeds_asked": options.seeds, "score_batch": SCORE_BATCH}, "nets": {}}
     for name in NETS:
         note = options.work / f"{name}.rows.json"
         if note.exists():
