@@ -1,1 +1,1 @@
-"""What each measure does to a trained net."""
+"""What pruning does to networks that have learned something."""

@@ -1,0 +1,96 @@
+"""The tables of ``benchmarks.accuracy.allocations``, made from its file.
+
+    python -m benchmarks.accuracy.allocation_tables [benchmarks/results/accuracy/allocations.json]
+
+A cell has the mean over the seeds found; after tuning ± is the spread (standard deviation) over seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy.allocations import GRANULARITIES, MEASURES, OUT
+from benchmarks.accuracy.sharing import SHARINGS
+
+Row = dict[str, Any]
+SPARSITIES = (0.3, 0.5, 0.7)
+
+
+def rows_of(rows: Iterable[Row], **asked: Any) -> list[Row]:
+    return [row for row in rows if all(row[key] == value for key, value in asked.items())]
+
+
+def mean(rows: list[Row], key: str) -> float | None:
+    values = [row[key] for row in rows if row[key] is not None]
+    return statistics.mean(values) if values else None
+
+
+def at_once(rows: list[Row]) -> str:
+    """Loss, accuracy, and the least share that any layer keeps."""
+    if not rows:
+        return "-"
+    emptied = max(row["emptied"] for row in rows)
+    least = f"**{emptied} empty**" if emptied else f"{min(row['least_kept'] for row in rows):.0%}"
+    return f"{mean(rows, 'loss'):.2f} / {mean(rows, 'accuracy'):.0%} / {least}"
+
+
+def after_tuning(rows: list[Row]) -> str:
+    if not rows:
+        return "-"
+    found = [row["accuracy"] for row in rows]
+    spread = f" ± {100 * statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    return f"{100 * statistics.mean(found):.1f}{spread}"
+
+
+def left(rows: list[Row]) -> str:
+    """The share of parameters, and of FLOPs, that is left."""
+    if not rows:
+        return "-"
+    flops = mean(rows, "flops")
+    return f"{mean(rows, 'parameters'):.0%}" + ("" if flops is None else f" / {flops:.0%}")
+
+
+def table(rows: list[Row], sparsities: Iterable[float], cell: Callable[[list[Row]], str]) -> list[str]:
+    """Allocations down, sparsities and measures across."""
+    across = [(sparsity, measure) for sparsity in sparsities for measure in MEASURES]
+    across = [one for one in across if rows_of(rows, sparsity=one[0], measure=one[1])]
+    lines = ["| allocation | " + " | ".join(f"{measure} {sparsity:.0%}" for sparsity, measure in across) + " |"]
+    lines.append("|---|" + "---:|" * len(across))
+    for sharing in SHARINGS:
+        cells = [
+            cell(rows_of(rows, sharing=sharing, sparsity=sparsity, measure=measure)) for sparsity, measure in across
+        ]
+        lines.append(f"| {sharing} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def page(found: dict[str, Any]) -> str:
+    lines = []
+    for name, net in found["nets"].items():
+        said = "; ".join(
+            f"accuracy {row['tested'][1]:.1%}, after the same tuning {row['tuned'][1]:.1%}" for row in net["dense"]
+        )
+        lines += [f"## {name}", "", f"Dense: {said}.", ""]
+        for granularity in GRANULARITIES:
+            rows, tuned = (rows_of(net[stage], granularity=granularity) for stage in ("at once", "tuned"))
+            for sparsity in SPARSITIES:
+                if some := rows_of(rows, sparsity=sparsity):
+                    lines += [f"{name}, {granularity}, {sparsity:.0%}, at once: loss / accuracy / least kept", ""]
+                    lines += [*table(some, [sparsity], at_once), ""]
+                    lines += [f"{name}, {granularity}, {sparsity:.0%}: parameters (and FLOPs) left", ""]
+                    lines += [*table(some, [sparsity], left), ""]
+            for sparsity, cost in product(SPARSITIES, ("units", "flops")):
+                if some := rows_of(tuned, sparsity=sparsity, cost=cost):
+                    lines += [f"{name}, {granularity}, {sparsity:.0%} of {cost}, accuracy after tuning", ""]
+                    lines += [*table(some, [sparsity], after_tuning), ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(page(json.loads(Path(sys.argv[1] if sys.argv[1:] else OUT).read_text())))
