@@ -1,6 +1,6 @@
 """The tables of ``benchmarks.accuracy.allocations``, made from its file.
 
-    python -m benchmarks.accuracy.allocation_tables [benchmarks/results/accuracy/allocations.json]
+    python -m benchmarks.accuracy.allocation_tables [benchmarks/results/accuracy/allocations.json] [--docs]
 
 A cell has the mean over the seeds found; after tuning ± is the spread (standard deviation) over seeds.
 """
@@ -17,8 +17,12 @@ from typing import Any
 
 from benchmarks.accuracy.allocations import GRANULARITIES, MEASURES, OUT
 from benchmarks.accuracy.sharing import SHARINGS
+from benchmarks.common.page import into_page
+from benchmarks.common.record import ROOT
 
 Row = dict[str, Any]
+GUIDE = ROOT / "docs" / "guide" / "allocation.md"
+MARKS = ("<!-- table of python -m benchmarks.accuracy.allocation_tables -->", "<!-- end of table -->")
 SPARSITIES = (0.3, 0.5, 0.7)
 
 
@@ -92,5 +96,33 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def guide(found: dict[str, Any]) -> str:
+    """The table of the guide: accuracy after tuning, at half of the channels and at half of the FLOPs."""
+    asked = [
+        (net, measure, cost)
+        for net in ("resnet20", "mobilenet")
+        for measure in ("magnitude", "taylor")
+        for cost in ("units", "flops")
+    ]
+    header = [f"{net}, {measure}, {'channels' if cost == 'units' else 'FLOPs'}" for net, measure, cost in asked]
+    lines = ["| shared out by | " + " | ".join(header) + " |", "|---|" + "---:|" * len(asked)]
+    for sharing in SHARINGS:
+        cells = []
+        for net, measure, cost in asked:
+            asks = {"granularity": "channel", "sparsity": 0.5, "sharing": sharing, "measure": measure, "cost": cost}
+            cells.append(after_tuning(rows_of(found["nets"][net]["tuned"], **asks)))
+        lines.append(f"| {sharing} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    docs = "--docs" in arguments
+    paths = [argument for argument in arguments if argument != "--docs"]
+    found = json.loads(Path(paths[0] if paths else OUT).read_text())
+    print(page(found))
+    if docs:
+        into_page(GUIDE, MARKS, guide(found))
+
+
 if __name__ == "__main__":
-    print(page(json.loads(Path(sys.argv[1] if sys.argv[1:] else OUT).read_text())))
+    main(sys.argv[1:])

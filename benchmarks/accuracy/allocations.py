@@ -156,6 +156,7 @@ class Study:
             granularity=case.granularity,
             min_keep=sharing.min_keep,
             scope=sharing.scope,
+            normalize=None,
             example_inputs=self.test.pixels[:1] if case.granularity == "channel" else None,
         )
         return net, report

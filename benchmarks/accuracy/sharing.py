@@ -45,7 +45,7 @@ class Sharing:
     """What ``fp.global_prune`` is given: scores transformed layer by layer, a floor, a scope."""
 
     transform: Transform = raw
-    min_keep: float | None = None
+    min_keep: float = 0
     scope: str = "global"
 
     def of(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ class Sharing:
 
 
 SHARINGS = {
-    "raw": Sharing(),
+    "raw": Sharing(min_keep=0),
     "raw, one stays": Sharing(min_keep=1),
     "raw, at most 90 %": Sharing(min_keep=0.1),
     "raw, at most 80 %": Sharing(min_keep=0.2),

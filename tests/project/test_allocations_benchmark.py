@@ -101,3 +101,10 @@ def test_training_that_was_stopped_goes_on_as_if_it_had_not(benchmark, tmp_path)
         training.train(stopped, images, recipe, tmp_path / "stopped.pt", pause=lambda: next(left))
     training.train(resumed, images, recipe, tmp_path / "stopped.pt")
     assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_the_guide_has_the_table_of_the_file(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    tables = importlib.import_module("benchmarks.accuracy.allocation_tables")
+    found = json.loads((tables.ROOT / tables.OUT).read_text())
+    assert tables.guide(found) in tables.GUIDE.read_text(encoding="utf-8")
