@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from torch_flowprune.gradients import Flow
@@ -22,8 +20,8 @@ class BackwardGradients:
         self._last: list[tuple[int, int]] = []
         self._held: list[Tensor] = []
 
-    def read(self, point: Flow, found: Candidates) -> Flow:
-        """The flow with g.
+    def read(self, point: Flow, found: Candidates, *, squares: bool) -> Flow:
+        """The flow with g, and with their squares where these are read.
 
         Raises:
             ValueError: for a parameter without a gradient, and where all are those that were read last.
@@ -36,8 +34,8 @@ class BackwardGradients:
         gradients = {name: gradient.detach() for name, gradient in given.items() if gradient is not None}
         self._remember([gradient for gradient in given.values() if gradient is not None])
         g = {name: wide(gradient) for name, gradient in gradients.items()}
-        g2: Mapping[str, Tensor] = {name: value.square() for name, value in g.items()}
-        return Flow(theta=point.theta, theta0=point.theta0, g=g, g2=dict(g2))
+        g2 = {name: value.square() for name, value in g.items()} if squares else None
+        return Flow(theta=point.theta, theta0=point.theta0, g=g, g2=g2)
 
     def _remember(self, gradients: list[Tensor]) -> None:
         now = [(id(gradient), version_of(gradient)) for gradient in gradients]
