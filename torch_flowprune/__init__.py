@@ -22,6 +22,7 @@ from torch_flowprune.pruning import (
     TiedScoresWarning,
     global_prune,
     recalibrate,
+    report,
 )
 from torch_flowprune.pruning import methods as _methods
 from torch_flowprune.pruning.methods import *  # noqa: F403
@@ -67,6 +68,7 @@ __all__ = [
     "predict",
     "recalibrate",
     "remove",
+    "report",
     "scores",
     "shrink",
     "state_dict",
