@@ -31,6 +31,7 @@ from torch_flowprune.pruning import (
     TiedScoresWarning,
     global_prune,
     recalibrate,
+    report,
 )
 from torch_flowprune.pruning import methods as _methods
 from torch_flowprune.pruning.methods import *  # noqa: F403
@@ -77,6 +78,7 @@ __all__ = [
     "predict",
     "recalibrate",
     "remove",
+    "report",
     "scores",
     "shrink",
     "state_dict",

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import torch_flowprune as fp
+from torch_flowprune.channels.shrinking.architecture import describe, rebuild
 
 X = torch.randn(32, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.arange(32) % 3
@@ -393,3 +394,14 @@ def test_shrinking_without_anything_to_hand_on_says_nothing():
         small = fp.shrink(model, X)
     assert fp.masks(small) == {}
     assert fp.masks(model), "the model is as it was"
+
+
+def test_a_smaller_model_with_masks_is_described_and_rebuilt():
+    model = half(net())
+    fp.global_prune(model, "magnitude", 0.9)
+    small = fp.shrink(model, X)
+    assert fp.masks(small)
+    again = rebuild(net(), describe(model, small))
+    fp.load_state_dict(again, fp.state_dict(small))
+    assert torch.equal(again(X), small(X))
+    assert fp.masks(again).keys() == fp.masks(small).keys()

@@ -1,6 +1,7 @@
 """Which channels live or die together, what they cost, and their physical removal."""
 
-from torch_flowprune.channels.costs import Costs, Kept, Size, costs_of
+from torch_flowprune.channels.costs import Costs, Kept, Size
+from torch_flowprune.channels.counting import costs_of
 from torch_flowprune.channels.coupling import couple, coupling_of, reading_of
 from torch_flowprune.channels.groups import MASKED, Coupling, Group, Slice, channel_masks, living_channels, rows
 from torch_flowprune.channels.shrinking import ShrinkError, Surgery, is_left_behind, shrink

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch_flowprune.channels.costs import Costs
+from torch_flowprune.channels.costs import Costs
 
 MASKED = ("producer", "affine", "consumer")
 
@@ -78,8 +77,11 @@ class Slice:
         return "buffer" if self.role == "buffer" else "parameter"
 
     def of(self, tensor: Tensor) -> Tensor:
-        """(units, elements): what the slice holds of its parameter."""
-        picked = tensor.index_select(self.axis, self.index.reshape(-1).to(tensor.device))
+        """(units, elements): what the slice holds of its parameter; a view where that is all of it, in order."""
+        places = self.index.reshape(-1)
+        if len(places) == tensor.shape[self.axis] and torch.equal(places, torch.arange(len(places))):
+            return tensor.movedim(self.axis, 0).reshape(len(self.index), -1)
+        picked = tensor.index_select(self.axis, places.to(tensor.device))
         return picked.movedim(self.axis, 0).reshape(len(self.index), -1)
 
 
@@ -231,7 +233,8 @@ def _positions_each(s: Slice) -> str:
 
 def rows(tensors: Mapping[str, Tensor], group: Group, roles: Collection[str] = ("producer",)) -> Tensor:
     """(units, elements): what the group's slices of the given roles hold, side by side along the last axis."""
-    return torch.cat([s.of(tensors[s.parameter]) for s in group.slices if s.role in roles], dim=-1)
+    parts = [s.of(tensors[s.parameter]) for s in group.slices if s.role in roles]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 def channel_masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

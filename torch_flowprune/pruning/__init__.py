@@ -1,6 +1,7 @@
 """The whole route in one call, in rounds, and as torch's pruning methods."""
 
 from torch_flowprune.pruning import methods
+from torch_flowprune.pruning.current_sparsity import report
 from torch_flowprune.pruning.global_pruning import global_prune
 from torch_flowprune.pruning.pruner import Pruner
 from torch_flowprune.pruning.recalibration import recalibrate
@@ -19,4 +20,5 @@ __all__ = [
     "methods",
     "prune_to",
     "recalibrate",
+    "report",
 ]

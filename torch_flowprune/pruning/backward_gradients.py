@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -23,8 +21,8 @@ class BackwardGradients:
         self._last: list[tuple[int, int]] = []
         self._held: list[Tensor] = []
 
-    def read(self, point: Flow, found: Candidates) -> Flow:
-        """The flow with g; zeros where a layer was not used in the batch.
+    def read(self, point: Flow, found: Candidates, *, squares: bool) -> Flow:
+        """The flow with g, and with their squares where these are read; zeros where a layer was not used in the batch.
 
         Raises:
             ValueError: where there is no gradient at all, and where all are those that were read last.
@@ -42,8 +40,8 @@ class BackwardGradients:
             for name, parameter in parameters.items()
         }
         g = {name: wide(gradient) for name, gradient in gradients.items()}
-        g2: Mapping[str, Tensor] = {name: value.square() for name, value in g.items()}
-        return Flow(theta=point.theta, theta0=point.theta0, g=g, g2=dict(g2))
+        g2 = {name: value.square() for name, value in g.items()} if squares else None
+        return Flow(theta=point.theta, theta0=point.theta0, g=g, g2=g2)
 
     def _remember(self, gradients: list[Tensor]) -> None:
         now = [(id(gradient), version_of(gradient)) for gradient in gradients]

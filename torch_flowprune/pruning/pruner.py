@@ -20,7 +20,6 @@ from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.rounds import Rounds
 from torch_flowprune.pruning.route import prune
 from torch_flowprune.scoring import (
-    Candidate,
     Candidates,
     Measure,
     Origin,
@@ -121,6 +120,7 @@ class Pruner:
         self.tracked: dict[str, Tensor] = {}
         self.goals: tuple[float, ...] = ()
         self._origins: dict[str, Origin] = {}
+        self._layers = self.units.layers(unwrapped(model))
         self._gradients = BackwardGradients()
         if self.units.granularity != "channel" or self.units.coupling or self.source.example_inputs is not None:
             self._candidates()  # else the first data show the channels
@@ -243,7 +243,7 @@ class Pruner:
         if unwrapped(self.model) is not model:
             raise ValueError("pruner= is of another model than the one to shrink: pass the pruner of this one")
         found = {name: getattr(one, "left", one) for name, one in self._candidates().items()} if self._origins else {}
-        origins = {name: _after(self._origins[name], one, surgery) for name, one in found.items()}
+        origins = {name: self._origins[name].after(one, surgery) for name, one in found.items()}
         coupling = None if self.units.coupling is None else surgery.coupling(self.units.coupling)
         names = None if self.units.parameters is None else [one.targets[0].name for one in found.values()]
         theta0 = None if self.source.theta0 is None else surgery.cut_all(self.source.theta0)
@@ -254,6 +254,7 @@ class Pruner:
             self.model, self._origins = small, origins
             self.units = replace(self.units, coupling=coupling, parameters=pairs)
             self.source = replace(self.source, theta0=theta0)
+            self._layers = self.units.layers(unwrapped(small))
 
         return go_on
 
@@ -269,16 +270,16 @@ class Pruner:
                 "this pruner's model was left behind: shrink made a smaller one, and its optimizer went on with that; "
                 "pass pruner= to shrink too"
             )
+        if differences := changes(self.units.layers(inner), self._layers):
+            raise ValueError(
+                f"the model is not the one that this pruner knows: {'; '.join(differences[:5])}; shrink(..., pruner=) "
+                "takes a pruner along, and for other layers make a new one"
+            )
         self.units = self.units.read(inner, self.source if data is None else replace(self.source, data=data))
         found = self.units.of(inner, self.source)
         if not self._origins:
             self.goals = self.asked.goals(found, self.allocation)
             self._origins = {name: Origin.of(one) for name, one in found.items()}
-        if differences := changes(found, self._origins):
-            raise ValueError(
-                f"the model is not the one that this pruner knows: {'; '.join(differences[:5])}; shrink(..., pruner=) "
-                "takes a pruner along, and for other layers make a new one"
-            )
         return counted_from(self._origins, found)
 
     def _point(self, found: Candidates, batch: Batch) -> Flow:
@@ -291,17 +292,11 @@ class Pruner:
                 "call track(batch)"
             )
         point = flow_over(self.source, self.model, (), targets_of(found))
-        return self._gradients.read(point, found) if self._reads_gradients else point
+        return self._gradients.read(point, found, squares="g2" in needs) if self._reads_gradients else point
 
     @property
     def _reads_gradients(self) -> bool:
         return not {"g", "g2"}.isdisjoint(measures.needs(self.measure))
-
-
-def _after(origin: Origin, one: Candidate, surgery: Surgery) -> Origin:
-    left = one.staying(surgery.keep)
-    flat = one.shape == (len(one),)  # a group of channels is as long as it has units
-    return origin.cut(left, (int(left.sum()),) if flat else surgery.shape(one.name, one.shape))
 
 
 def _weight_of_newest(alpha: float) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from torch_flowprune.channels import Size
 from torch_flowprune.gradients import Flow
 from torch_flowprune.inputs import Target, parameters_of
 from torch_flowprune.masking import apply_masks
@@ -35,22 +36,8 @@ def prune_once(model: nn.Module, found: Candidates, scores: Scores, choice: Choi
     apply_masks(model, masks, copy=False)
     known = parameters_of(model)
     now = _renewed(known, found)
-    kept = numbers([candidate.kept_weights(left) for candidate, left in zip(now.values(), after, strict=True)])
-    layers = tuple(
-        Layer(
-            name,
-            candidate.shape,
-            len(candidate),
-            len(candidate) - left,
-            was - left,
-            candidate.weights,
-            candidate.weights - weights,
-            choice.why[name],
-        )
-        for (name, candidate), was, left, weights in zip(now.items(), before, after, kept, strict=True)
-    )
-    costs = next((candidate.costs for candidate in now.values()), None)
-    dense, small = (None, None) if costs is None else (costs.dense, costs.of(living_units(now)))
+    layers = layers_of(now, before, after, choice.why)
+    dense, small = sizes_of(now)
     return Report(
         scores.method,
         scores.granularity,
@@ -65,6 +52,32 @@ def prune_once(model: nn.Module, found: Candidates, scores: Scores, choice: Choi
         small,
         sum(target.parameter.numel() for target in known.values()),
     )
+
+
+def layers_of(
+    now: Candidates, before: Sequence[int], after: Sequence[int], why: Mapping[str, str]
+) -> tuple[Layer, ...]:
+    """What a report says of each candidate, whose units left were so many before, and are so many now."""
+    kept = numbers([candidate.kept_weights(left) for candidate, left in zip(now.values(), after, strict=True)])
+    return tuple(
+        Layer(
+            name,
+            candidate.shape,
+            len(candidate),
+            len(candidate) - left,
+            was - left,
+            candidate.weights,
+            candidate.weights - weights,
+            why[name],
+        )
+        for (name, candidate), was, left, weights in zip(now.items(), before, after, kept, strict=True)
+    )
+
+
+def sizes_of(now: Candidates) -> tuple[Size | None, Size | None]:
+    """What the model costs with all units, and with those that are left, where that is known."""
+    costs = next((candidate.costs for candidate in now.values()), None)
+    return (None, None) if costs is None else (costs.dense, costs.of(living_units(now)))
 
 
 def _merged(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

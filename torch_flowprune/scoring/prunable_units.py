@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from typing_extensions import TypedDict
 
 from torch_flowprune.channels import Coupling, couple
 from torch_flowprune.gradients import FlowSource
-from torch_flowprune.inputs import Pair, Pattern, example_of, untouched
+from torch_flowprune.inputs import Pair, Pattern, example_of, prunable, untouched
 from torch_flowprune.scoring.candidates import Candidates, label, parameter_candidates
 from torch_flowprune.scoring.channel_candidates import channel_candidates
 from torch_flowprune.scoring.granularity import Granularity
@@ -52,6 +53,13 @@ class PrunableUnits:
             raise ValueError(f"coupling= is for granularity='channel', got granularity={units!r}")
         if not isinstance(self.coupling, Coupling | None):
             raise TypeError(f"coupling should be what fp.couple gives, or written by hand, got {self.coupling!r}")
+
+    def layers(self, model: nn.Module) -> dict[str, tuple[int, ...]]:
+        """The parameters that these words pick, and their shapes; what there is to warn of, :meth:`of` warns of."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picked = prunable(model, self.parameters, self.include, self.exclude)
+        return {target.name: tuple(target.parameter.shape) for target in picked}
 
     def read(self, model: nn.Module, source: FlowSource) -> PrunableUnits:
         """The same with the coupling of the model, where there are channels and none was given."""

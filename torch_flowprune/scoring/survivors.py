@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_flowprune.channels import Costs
+from torch_flowprune.channels import Costs, Surgery
 from torch_flowprune.inputs import Target
 from torch_flowprune.scoring.candidates import Candidate, Candidates
 from torch_flowprune.scoring.granularity import Blocks
@@ -39,10 +39,17 @@ class Origin:
     def of(cls, one: Candidate) -> Origin:
         return cls(len(one), one.shape, one.weight_shape, one.weights, one.shape, costs=one.costs)
 
-    def cut(self, left: Tensor, now: tuple[int, ...]) -> Origin:
-        """After a surgery that leaves these of the units it had last."""
+    def after(self, one: Candidate, surgery: Surgery) -> Origin:
+        """Once the candidate, which this is the origin of, has been cut.
+
+        Raises:
+            ValueError: where parts of its units would stay.
+        """
+        left = one.staying(surgery.keep)
         kept = torch.ones(self.units, dtype=torch.bool) if self.kept is None else self.kept.clone()
         kept[kept.clone()] = left.cpu()
+        flat = one.shape == (len(one),)  # a group of channels is as long as it has units
+        now = (int(left.sum()),) if flat else surgery.shape(one.name, one.shape)
         return replace(self, kept=None if bool(kept.all()) else kept, now=now)
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,16 +63,12 @@ class Origin:
         return cls(**words, costs=costs)
 
 
-def changes(found: Candidates, origins: Mapping[str, Origin]) -> list[str]:
-    """How a model's candidates differ from what they are known to be, a text for each."""
-    added = [f"{name} was added" for name in found if name not in origins]
-    gone = [f"{name} is gone" for name in origins if name not in found]
-    resized = [
-        f"{name} has shape {one.shape} instead of {origins[name].now}"
-        for name, one in found.items()
-        if name in origins and one.shape != origins[name].now
-    ]
-    return [*added, *gone, *resized]
+def changes(found: Mapping[str, tuple[int, ...]], known: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """How the shapes of a model's layers differ from what they are known to be, a text for each."""
+    added = [f"{name} was added" for name in found if name not in known]
+    gone = [f"{name} is gone" for name in known if name not in found]
+    shapes = [(name, shape, known[name]) for name, shape in found.items() if name in known]
+    return [*added, *gone, *(f"{name} has shape {now} instead of {then}" for name, now, then in shapes if now != then)]
 
 
 def counted_from(origins: Mapping[str, Origin], found: Candidates) -> Candidates:

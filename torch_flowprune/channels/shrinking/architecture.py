@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch_flowprune.channels.shrinking.exported_module import ExportedModule
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
 from torch_flowprune.channels.tracing import canonical_names
+from torch_flowprune.inputs import is_mask, plain_name
 
 
 def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
@@ -50,8 +51,11 @@ def rebuild(dense: nn.Module, description: Mapping[str, Any]) -> nn.Module:
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
+    """Under the names that they have without masks; these are no part of an architecture."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    yield from ((plain_name(key, buffers), value) for key, value in parameters.items())
+    yield from ((key, value) for key, value in buffers.items() if not is_mask(key, parameters))
 
 
 def _is_size(value: Any) -> bool:

@@ -1,0 +1,65 @@
+"""A report of a model as it is, whoever pruned it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from torch_flowprune.channels import Coupling
+from torch_flowprune.gradients import FlowSource
+from torch_flowprune.inputs import Pair, Pattern, Target, parameters_of, unwrapped
+from torch_flowprune.pruning.report import Report
+from torch_flowprune.pruning.single_round import layers_of, sizes_of
+from torch_flowprune.scoring import Granularity, PrunableUnits, label, lefts
+from torch_flowprune.selection import numbers
+
+
+def report(
+    model: nn.Module,
+    *,
+    granularity: Granularity = "weight",
+    parameters: Iterable[Pair] | None = None,
+    include: Pattern | Sequence[Pattern] | None = None,
+    exclude: Pattern | Sequence[Pattern] | None = None,
+    example_inputs: Any = None,
+    coupling: Coupling | None = None,
+) -> Report:
+    """How sparse a model is, layer by layer: one that was loaded, or that others pruned. It is left as it was.
+
+    A unit is gone where its layer's mask leaves nothing of it, and in a layer without a mask, where all of it is
+    exactly zero.
+
+    Args:
+        model: any module, pruned by this package, by torch, or made of zeros.
+        granularity: what is counted: ``"weight"``, ``"filter"``, ``"n:m"`` or ``"channel"``.
+        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
+        example_inputs, coupling: for channels, an example of what the model is called with, or what
+            :func:`~torch_flowprune.couple` gives.
+
+    Raises:
+        ValueError, TypeError: for bad arguments, as :func:`~torch_flowprune.global_prune` has them.
+
+    >>> import torch, torch_flowprune as fp
+    >>> layer = nn.Linear(4, 2)
+    >>> pruned = fp.global_prune(layer, sparsity=0.25)
+    >>> loaded = fp.load_state_dict(nn.Linear(4, 2), fp.state_dict(layer))
+    >>> report(loaded).sparsity
+    0.25
+    """
+    inner = unwrapped(model)
+    units = PrunableUnits(granularity, parameters, include, exclude, coupling=coupling)
+    found = units.of(inner, FlowSource(example_inputs=example_inputs))
+    known = {name: _with_zeros(target) for name, target in parameters_of(inner).items()}
+    found = {name: candidate.renewed(known) for name, candidate in found.items()}
+    left = numbers(lefts(found))
+    layers = layers_of(found, left, left, dict.fromkeys(found, ""))
+    dense, small = sizes_of(found)
+    whole = sum(target.parameter.numel() for target in known.values())
+    return Report("as it is", label(granularity), layers, dense=dense, left=small, model_weights=whole)
+
+
+def _with_zeros(target: Target) -> Target:
+    return target if target.mask is not None else replace(target, mask=target.parameter.detach() != 0)
