@@ -244,3 +244,62 @@ def test_gradients_that_are_not_finite():
         ValueError, match="the scores of 'weight' are not all finite: its weights or gradients hold nan or inf"
     ):
         fp.taylor_unstructured(module, "weight", 0.5)
+
+
+def with_nan():
+    module = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.arange(1.0, 17).view(4, 4))
+        module.weight[0, 3] = module.weight[2, 2] = float("nan")
+    return module
+
+
+NAN = {
+    "global_unstructured": lambda m: prune.global_unstructured([(m, "weight")], fp.MagnitudeUnstructured, amount=3),
+    "given to global_unstructured": lambda m: prune.global_unstructured(
+        [(m, "weight")], fp.TaylorUnstructured, {(m, "weight"): m.weight.detach()}, amount=3
+    ),
+    "compute_mask": lambda m: fp.L1Structured(1).compute_mask(m.weight.detach(), torch.ones(4, 4)),
+    "compute_mask of scores": lambda m: fp.FisherUnstructured(1).compute_mask(m.weight.detach(), torch.ones(4, 4)),
+}
+
+
+@pytest.mark.parametrize("call", NAN.values(), ids=NAN)
+def test_nan_is_refused_through_torchs_own_entry_too(call):
+    module = with_nan()
+    with pytest.raises(ValueError, match=r"what \w+ ranks by is nan in places, where no order can be told"):
+        call(module)
+    assert "weight" in module._parameters
+    assert not prune.is_pruned(module)
+
+
+def test_nan_under_the_mask_is_no_matter():
+    module, mask = with_nan(), torch.ones(4, 4)
+    mask[0, 3] = mask[2, 2] = 0
+    found = fp.MagnitudeUnstructured(2).compute_mask(module.weight.detach(), mask)
+    assert (found == 0).nonzero().tolist() == [[0, 0], [0, 1], [0, 3], [2, 2]]
+
+
+@pytest.mark.parametrize("base", [prune.L1Unstructured, fp.MagnitudeUnstructured, fp.TaylorStructured])
+def test_a_subclass_chooses_by_its_own_compute_mask(base):
+    class FirstRow(base):
+        def compute_mask(self, t, default_mask):
+            mask = default_mask.clone()
+            mask[0] = 0
+            return mask
+
+    module = nn.Linear(3, 3)
+    FirstRow.apply(module, "weight", 1)
+    assert torch.equal(module.weight == 0, torch.tensor([[True] * 3, [False] * 3, [False] * 3]))
+
+
+def test_the_way_out_names_the_axis_of_the_outputs():
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ConvTranspose2d(4, 4, 1), nn.Flatten(), nn.LazyLinear(3))
+    batch = (torch.randn(5, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1]))
+    model(batch[0])
+    with pytest.raises(ValueError, match=r"importance_scores=scores\['layer.weight'\], dim=1; or prune"):
+        fp.GradientNormIncreaseStructured.apply(model[1], "weight", 2)
+    scores = fp.scores(model, "gradient_norm_increase", batch, granularity="filter")["1.weight"]
+    fp.GradientNormIncreaseStructured.apply(model[1], "weight", 2, importance_scores=scores, dim=1)
+    gone = (~model[1].weight_mask).all(dim=0).flatten()
+    assert sorted(gone.nonzero().flatten().tolist()) == sorted(scores.argsort()[:2].tolist())

@@ -169,6 +169,42 @@ def test_row_3_10_a_buffer_with_the_name_of_a_mask():
     assert snapshot(layer) == before
 
 
+class Method(nn.Linear):
+    """A module with a method of that name."""
+
+    def weight_mask(self):
+        return None
+
+
+def with_own(name, value):
+    layer = nn.Linear(8, 8)
+    setattr(layer, name, value)
+    return layer
+
+
+OWN = {
+    "parameter weight_orig": lambda: with_own("weight_orig", nn.Parameter(torch.ones(8, 8))),
+    "tensor weight_orig": lambda: with_own("weight_orig", torch.ones(8, 8)),
+    "module weight_orig": lambda: with_own("weight_orig", nn.Identity()),
+    "parameter weight_mask": lambda: with_own("weight_mask", nn.Parameter(torch.ones(8, 8))),
+    "tensor weight_mask": lambda: with_own("weight_mask", torch.ones(8, 8)),
+    "None weight_mask": lambda: with_own("weight_mask", None),
+    "module weight_mask": lambda: with_own("weight_mask", nn.Identity()),
+    "method weight_mask": lambda: Method(8, 8),
+}
+
+
+@pytest.mark.parametrize("build", OWN.values(), ids=OWN)
+def test_row_3_10_anything_with_the_name_of_a_mask_or_an_original(build):
+    layer = build()
+    before, kind = dict(layer.__dict__), type(layer)
+    for attempt in (lambda: fp.l1_unstructured(layer, "weight", 0.5), lambda: fp.global_prune(layer, sparsity=0.5)):
+        with pytest.raises(ValueError, match=r"already has an? .* 'weight_(orig|mask)' of its own, the name a mask"):
+            attempt()
+    assert type(layer) is kind
+    assert dict(layer.__dict__) == before
+
+
 class Fixed(prune.BasePruningMethod):
     """A user's method on torch's base class that returns what it is told to."""
 

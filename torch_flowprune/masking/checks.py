@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Mapping
+=======
+from typing import Any
+>>>>>>> w-inputs2
 
 import torch
 from torch import Tensor, nn
@@ -42,15 +46,13 @@ def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
         )
     if reason := computed(module, attribute):
         raise ValueError(f"{name!r} is {reason}")
+    if attribute in module._parameters:
+        for key in (original(attribute), mask_of(attribute)):
+            _check_free(module, key)
     mask = module._buffers.get(mask_of(attribute))
     if mask is None:
         _check_plain(module, attribute, name)
         return
-    if original(attribute) not in module._parameters:
-        raise ValueError(
-            f"{type(module).__name__} already has a buffer {mask_of(attribute)!r} of its own, the name a mask "
-            "needs: rename it"
-        )
     if mask.dtype is not torch.bool and not ((mask == 0) | (mask == 1)).all():
         raise ValueError(
             f"the mask torch has put on {name!r} holds other values than 0 and 1, so it scales weights: prune.remove "
@@ -58,6 +60,7 @@ def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
         )
 
 
+<<<<<<< HEAD
 def _check_plain(module: nn.Module, attribute: str, name: str) -> None:
     """A mask takes the place of the parameter where it is read: it has to be what is read there."""
     if getattr(module, attribute, None) is not module._parameters[attribute]:
@@ -68,6 +71,25 @@ def _check_plain(module: nn.Module, attribute: str, name: str) -> None:
 
 
 def _fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
+=======
+def _check_free(module: nn.Module, key: str) -> None:
+    """An error where a tensor that nothing has pruned leaves no place for its original and its mask."""
+    registries: dict[str, dict[str, Any]] = {
+        "a buffer": module._buffers,
+        "a parameter": module._parameters,
+        "a module": module._modules,
+        "an attribute": module.__dict__,
+    }
+    found = next((kind for kind, known in registries.items() if key in known), None)
+    if found or hasattr(type(module), key):
+        kind = found or "an attribute"
+        raise ValueError(
+            f"{type(module).__name__} already has {kind} {key!r} of its own, the name a mask needs: rename it"
+        )
+
+
+def fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
+>>>>>>> w-inputs2
     """The mask as bool, of the parameter's shape, on its device.
 
     An error says why it cannot be put on the parameter.

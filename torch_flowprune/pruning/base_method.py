@@ -62,16 +62,33 @@ class MeasureMethod(prune.BasePruningMethod):
         method = cls(*args, **kwargs)
         target = _target_of(module, name)
         default = torch.ones_like(target.parameter, dtype=torch.bool) if target.mask is None else target.mask != 0
+<<<<<<< HEAD
         scores = method._own_scores(target) if importance_scores is None else method._given(importance_scores, target)
         mask = lasting(method._mask(scores, default))
+=======
+        mask = method._chosen(target, importance_scores, default)
+>>>>>>> w-inputs2
         with all_or_nothing([target]):
             for owner, attribute in target.owners:
                 set_tensor_name(method, attribute)
                 put_on(owner, attribute, mask).add_pruning_method(method)
         return method
 
+    def _chosen(self, target: Target, importance_scores: Tensor | None, default: Tensor) -> Tensor:
+        """By a subclass's own ``compute_mask``, torch's way to write a method, where there is one."""
+        if type(self).compute_mask is not MeasureMethod.compute_mask:
+            given = target.theta if importance_scores is None else importance_scores.detach().to(default.device)
+            return (self.compute_mask(given, default.to(target.parameter.dtype)) != 0) & default
+        scores = self._own_scores(target) if importance_scores is None else self._given(importance_scores, target)
+        return self._mask(scores, default)
+
     def _mask(self, scores: Tensor, default_mask: Tensor) -> Tensor:
         left = alive(self.units, default_mask)
+        if (scores if left is None else scores[left]).isnan().any():
+            raise ValueError(
+                f"what {type(self).__name__} ranks by is nan in places, where no order can be told: its scores, or the "
+                "weights they are read off, hold nan"
+            )
         (keep,) = lowest([scores], to_prune(self.amount, int(torch.count_nonzero(left))), [left]).keep
         return ((default_mask != 0) & self.units.mask(keep, default_mask.shape)).to(default_mask.dtype)
 
@@ -87,12 +104,14 @@ class MeasureMethod(prune.BasePruningMethod):
     def _own_scores(self, target: Target) -> Tensor:
         """The measure on what the module itself holds: the masked weight and ``.grad``."""
         if missing := self.reads() - {"theta", "g", "generator"}:
-            raise ValueError(self._way_out(f"needs {', '.join(sorted(missing))}, which a module does not hold"))
+            raise ValueError(self._way_out(f"needs {', '.join(sorted(missing))}, which a module does not hold", target))
         values = {"theta": target.theta}
         if "g" in self.reads():
             if target.parameter.grad is None:
                 raise ValueError(
-                    self._way_out(f"reads .grad, and that of {target.name!r} is None: run loss.backward() first")
+                    self._way_out(
+                        f"reads .grad, and that of {target.name!r} is None: run loss.backward() first", target
+                    )
                 )
             values["g"] = target.parameter.grad
         scores = self._evaluate(values)
@@ -116,12 +135,13 @@ class MeasureMethod(prune.BasePruningMethod):
             raise ValueError(f"importance_scores of {target.name!r} hold nan: no order can be told")
         return value
 
-    def _way_out(self, reason: str) -> str:
+    def _way_out(self, reason: str, target: Target | None = None) -> str:
+        axis = "" if isinstance(self.units, Weights) or target is None or not target.output_axis else ", dim=1"
         name, kind = measures.name_of(type(self).measure), "weight" if isinstance(self.units, Weights) else "filter"
         return (
             f"{type(self).__name__} {reason}. Compute scores first: scores = fp.scores(model, {name!r}, data=loader, "
             f"granularity={kind!r}), "
-            "then pass importance_scores=scores['layer.weight']; or prune the whole model: "
+            f"then pass importance_scores=scores['layer.weight']{axis}; or prune the whole model: "
             f"fp.global_prune(model, {name!r}, sparsity, granularity={kind!r}, data=loader)"
         )
 

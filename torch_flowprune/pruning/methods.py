@@ -6,8 +6,9 @@ Every measure has a class and a function for single weights (``LossPreservationU
 hook. The contract they share:
 
 - ``amount`` is torch's: a float is a fraction of what is left, an int a number of units.
-- ``importance_scores`` are used as given: signed, the lowest go. Unstructured methods take one score a weight;
-  structured ones one score a slice, or one a weight, which are then summed over the slice.
+- ``importance_scores`` are used as given: signed, the lowest go; nan is refused. Unstructured methods take one score a
+  weight; structured ones one score a slice, or one a weight, which are then summed over the slice. (Given through
+  ``prune.global_unstructured``, measures of ``theta`` alone take them for weights: torch does not say which they are.)
 - Without scores a measure of ``theta`` reads the masked weight, and one of ``g`` the parameter's ``.grad``; one that
   needs more (``Hg``, ``g2``, ``gR``, ``theta0``) raises an error that shows the call which computes scores.
 - Every owner of a tied parameter gets the mask.
