@@ -22,6 +22,7 @@ __all__ = [
     "FLAT_WEIGHTS",
     "HARDSIGMOIDS",
     "NAMES_OF_WRAPPED",
+    "NO_TORCH_FUNCTION",
     "AnyBatchNorm",
     "AnyConvolution",
     "AnyStatisticsNorm",
@@ -40,6 +41,7 @@ __all__ = [
     "in_function_transform",
     "inside_compiled",
     "is_compiled",
+    "is_read_as_a_graph",
     "list_flat_weights",
     "names_of_flat_weights",
     "runs_step_hooks",
@@ -76,6 +78,15 @@ BelowAutograd: Any = torch._C._AutoDispatchBelowAutograd
 def in_function_transform() -> bool:
     """Whether ``torch.func`` (grad, vmap, ...) is at work, under which no autograd function of ours may run."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_read_as_a_graph() -> bool:
+    """Whether somebody reads a graph off the code that runs: the compiler, an exporter, a trace, a transform."""
+    return torch.compiler.is_compiling() or bool(torch._C._is_tracing()) or in_function_transform()
+
+
+# What a subclass of tensors says to be none to torch's functions: its operators run, and give plain tensors.
+NO_TORCH_FUNCTION: Any = torch._C._disabled_torch_function_impl
 
 
 def schema_of(target: Any) -> Any:

@@ -156,6 +156,33 @@ def test_compiled_code_is_noticed_in_place_too():
     assert not internals.is_compiled(compiled._orig_mod)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
+def test_who_reads_a_graph_is_noticed():
+    seen = []
+
+    class Reading(nn.Module):
+        def forward(self, x):
+            seen.append(internals.is_read_as_a_graph())
+            return x + 1
+
+    model, x = Reading(), torch.ones(2)
+    model(x)
+    assert seen.pop() is False
+    torch.jit.trace(model, x, check_trace=False)
+    assert seen.pop() is True
+    torch.func.vmap(model)(x)
+    assert seen.pop() is True
+    torch.export.export(model, (x,), strict=False)
+    assert seen.pop() is True
+
+
+def test_a_subclass_without_functions_computes_plain_tensors():
+    class Own(Tensor):
+        __torch_function__ = internals.NO_TORCH_FUNCTION
+
+    assert type(torch.ones(2).as_subclass(Own) * 2) is Tensor
+
+
 def test_the_names_that_wrappers_give():
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 

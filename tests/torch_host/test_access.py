@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import torch
@@ -160,16 +161,122 @@ def test_row_2_6_recurrent_layers(kind):
         assert all(isinstance(weight, nn.Parameter) for weight in layer._flat_weights)
 
 
-def test_row_2_7_edits_of_a_masked_weight_go_to_weight_orig():
+def merged(layer):
+    """As adapters do it: peft, loralib."""
+    layer.weight.data += torch.ones(8, 8)
+
+
+def added_under_no_grad(layer):
+    with torch.no_grad():
+        layer.weight += 1
+
+
+def assigned(layer):
+    layer.weight.data = layer.weight.data.clone() + 1
+
+
+def cleared_in_part(layer):
+    layer.weight.data[1:3].zero_()
+    layer.weight.data[:, [1, 2]] = 4
+    layer.weight.data.view(-1)[:4].fill_(5)
+    layer.weight.data.T[7].mul_(3)
+    layer.weight.data.chunk(2)[1].add_(1)
+    layer.weight.detach().unbind()[3].neg_()
+
+
+WRITES = {
+    "mul_": lambda layer: layer.weight.data.mul_(2),
+    "chained": lambda layer: layer.weight.data.mul_(2).add_(1).clamp_(-1, 1),
+    "copy_": lambda layer: layer.weight.data.copy_(torch.arange(64).view(8, 8)),
+    "merged": merged,
+    "under no_grad": added_under_no_grad,
+    "assigned": assigned,
+    "in part": cleared_in_part,
+    "reset": lambda layer: layer.reset_parameters(),
+    **{name: lambda layer, name=name: getattr(nn.init, name)(layer.weight)
+       for name in ("normal_", "kaiming_uniform_", "xavier_normal_", "orthogonal_", "zeros_")},
+    "sparse_": lambda layer: nn.init.sparse_(layer.weight, 0.3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", WRITES)
+def test_row_2_7_writes_reach_the_parameter_under_the_mask(how):
+    """What a dense layer would have, masked: the oracle is that layer."""
     layer = pruned(nn.Linear(8, 8))
-    before = layer.weight.clone()
+    mask = layer.weight_mask
+    dense = nn.Linear(8, 8)
     with torch.no_grad():
-        layer.weight.fill_(1.0)  # an edit of the product that was just computed: lost, as in torch
-    layer.reset_parameters()
-    assert torch.equal(layer.weight, before)
+        dense.weight.copy_(layer.weight_orig)
+    for one in (layer, dense):
+        torch.manual_seed(1)
+        WRITES[how](one)
+    assert torch.equal(layer.weight, dense.weight * mask)
+    assert layer.weight_mask is mask
+    if how != "assigned":  # of what was read, which has zeros
+        assert torch.equal(layer.weight_orig, dense.weight)
+
+
+def test_row_2_7_what_was_written_to_shows_it():
+    layer = pruned(nn.Linear(8, 8))
+    weight = layer.weight
     with torch.no_grad():
-        layer.weight_orig.fill_(1.0)
-    assert torch.equal(layer.weight, layer.weight_mask.float())
+        assert weight.fill_(2) is weight
+    assert torch.equal(weight, layer.weight)
+    assert torch.equal(weight, 2.0 * layer.weight_mask)
+
+
+def test_row_2_7_a_write_under_autograd_is_an_error_as_of_a_dense_weight():
+    layer = pruned(nn.Linear(8, 8))
+    before = layer.weight_orig.clone()
+    for weight in (layer.weight, nn.Linear(8, 8).weight):
+        with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
+            weight.mul_(2)
+    loss = layer(TOKENS).sum() + (used := layer.weight).square().sum()
+    with torch.no_grad():
+        used.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    assert torch.equal(layer.weight_orig, 2 * before)
+
+
+def test_row_2_7_data_of_another_shape_is_refused():
+    layer = pruned(nn.Linear(8, 8))
+    before = snapshot(layer)
+    with pytest.raises(ValueError, match=r"should have its mask's shape \(8, 8\), got \(8, 1\)"):
+        layer.weight.data = torch.ones(8, 1)
+    assert snapshot(layer) == before
+
+
+def test_row_2_7_a_part_that_is_laid_out_otherwise_is_refused():
+    layer = pruned(nn.Linear(8, 8))
+    with torch.no_grad():
+        layer.weight_orig.data = layer.weight_orig.t().contiguous().t()  # and the mask by rows, so the product by rows
+        with pytest.raises(RuntimeError, match="this part of a pruned weight cannot be written to"):
+            layer.weight.data.reshape(-1).zero_()
+        layer.weight.data.zero_()
+    assert not layer.weight_orig.any()
+
+
+def test_row_2_7_what_is_computed_from_a_masked_weight_is_plain():
+    layer = pruned(nn.Linear(8, 8))
+    weight = layer.weight
+    for value in (weight * 2, weight.clone(), weight.detach().clone(), copy.deepcopy(weight.detach())):
+        assert type(value) is torch.Tensor
+    stored = io.BytesIO()
+    torch.save(weight.detach(), stored)
+    stored.seek(0)
+    assert type(torch.load(stored, weights_only=True)) is torch.Tensor
+    assert type(weight[:, [0]]) is torch.Tensor, "a copy: nothing to write to"
+
+
+def test_row_2_7_out_and_functions_that_write_are_lost():
+    """What row 2.7 says of them; ``nn.init.eye_`` is one."""
+    layer = pruned(nn.Linear(8, 8))
+    before = layer.weight_orig.clone()
+    with torch.no_grad():
+        torch.relu_(layer.weight)
+        nn.init.eye_(layer.weight)
+    assert torch.equal(layer.weight_orig, before)
 
 
 def test_row_2_7_assigning_a_parameter_replaces_the_values_under_the_mask():

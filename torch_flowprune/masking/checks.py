@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from collections.abc import Mapping
-=======
 from typing import Any
->>>>>>> w-inputs2
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +57,6 @@ def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
         )
 
 
-<<<<<<< HEAD
 def _check_plain(module: nn.Module, attribute: str, name: str) -> None:
     """A mask takes the place of the parameter where it is read: it has to be what is read there."""
     if getattr(module, attribute, None) is not module._parameters[attribute]:
@@ -70,8 +66,6 @@ def _check_plain(module: nn.Module, attribute: str, name: str) -> None:
         )
 
 
-def _fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
-=======
 def _check_free(module: nn.Module, key: str) -> None:
     """An error where a tensor that nothing has pruned leaves no place for its original and its mask."""
     registries: dict[str, dict[str, Any]] = {
@@ -88,8 +82,7 @@ def _check_free(module: nn.Module, key: str) -> None:
         )
 
 
-def fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
->>>>>>> w-inputs2
+def _fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
     """The mask as bool, of the parameter's shape, on its device.
 
     An error says why it cannot be put on the parameter.

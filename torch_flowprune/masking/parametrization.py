@@ -21,6 +21,7 @@ from torch_flowprune.masking.quantization import qconfig
 from torch_flowprune.masking.replacement import fit_for_mask
 from torch_flowprune.masking.same_bits import same_bits
 from torch_flowprune.masking.weight_standardization import MaskedKernel, standardises
+from torch_flowprune.masking.written_through import written_through
 from torch_flowprune.torch_internals import FLAT_WEIGHTS, names_of_flat_weights, tensor_name
 
 
@@ -105,7 +106,7 @@ def product(module: nn.Module, name: str) -> Tensor:
 
 def _masked_property(name: str) -> property:
     def get(module: nn.Module) -> Tensor:
-        return product(module, name)
+        return written_through(product(module, name), getattr(module, original(name)), getattr(module, mask_of(name)))
 
     def accept(module: nn.Module, value: object) -> None:
         """Torch's ``apply`` assigns the product, which this module computes itself.

@@ -62,12 +62,7 @@ class MeasureMethod(prune.BasePruningMethod):
         method = cls(*args, **kwargs)
         target = _target_of(module, name)
         default = torch.ones_like(target.parameter, dtype=torch.bool) if target.mask is None else target.mask != 0
-<<<<<<< HEAD
-        scores = method._own_scores(target) if importance_scores is None else method._given(importance_scores, target)
-        mask = lasting(method._mask(scores, default))
-=======
-        mask = method._chosen(target, importance_scores, default)
->>>>>>> w-inputs2
+        mask = lasting(method._chosen(target, importance_scores, default))
         with all_or_nothing([target]):
             for owner, attribute in target.owners:
                 set_tensor_name(method, attribute)

@@ -1,0 +1,202 @@
+"""The masked weight as its module hands it out: what is written to it is written to the parameter under the mask.
+
+A plain product would take such writes (``weight.data.mul_``, ``nn.init``, an adapter that is merged) and be forgotten
+with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, wraps
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_flowprune.inputs import masked
+from torch_flowprune.torch_internals import NO_TORCH_FUNCTION, is_read_as_a_graph
+
+# In place, and not of the values: of the graph, the memory, or the shape, which the product has for itself.
+_NOT_OF_VALUES = (
+    "as_strided_",
+    "detach_",
+    "rename_",
+    "requires_grad_",
+    "resize_",
+    "resize_as_",
+    "retain_grad_",
+    "set_",
+    "share_memory_",
+    "sparse_resize_",
+    "sparse_resize_and_clear_",
+    "squeeze_",
+    "swapaxes_",
+    "swapdims_",
+    "t_",
+    "transpose_",
+    "unsqueeze_",
+)
+_OPERATORS = (
+    "add",
+    "and",
+    "floordiv",
+    "lshift",
+    "mod",
+    "mul",
+    "or",
+    "pow",
+    "rshift",
+    "sub",
+    "truediv",
+    "xor",
+)
+_WRITES = [name for name in dir(Tensor) if name.endswith("_") and name[0] != "_" and name not in _NOT_OF_VALUES]
+_WRITES += [f"__i{name}__" for name in _OPERATORS if hasattr(Tensor, f"__i{name}__")] + ["__setitem__"]
+_PARTS = (
+    "__getitem__",
+    "chunk",
+    "detach",
+    "diagonal",
+    "expand",
+    "flatten",
+    "movedim",
+    "moveaxis",
+    "narrow",
+    "permute",
+    "reshape",
+    "reshape_as",
+    "select",
+    "split",
+    "squeeze",
+    "swapaxes",
+    "swapdims",
+    "t",
+    "tensor_split",
+    "transpose",
+    "unbind",
+    "unflatten",
+    "unfold",
+    "unsqueeze",
+    "view",
+    "view_as",
+)
+
+
+class MaskedWeight(Tensor):
+    """A tensor like any other, but for writes; and what is computed from it is a plain one."""
+
+    __torch_function__ = NO_TORCH_FUNCTION
+    _parameter: Tensor
+    _mask: Tensor
+    _part: Callable[[Tensor], Tensor]
+
+    @property
+    def data(self) -> Tensor:
+        """As any tensor's: the same values, out of sight of autograd."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        if getattr(value, "_parameter", None) is self._parameter:
+            return  # what `weight.data += 1` assigns: it is written already
+        if value.shape != self.shape:
+            raise ValueError(
+                f"the data of a pruned weight should have its mask's shape {tuple(self.shape)}, got "
+                f"{tuple(value.shape)}: fp.remove first"
+            )
+        with torch.no_grad():
+            self._target().copy_(value)
+        _refresh(self)
+
+    def _target(self) -> Tensor:
+        """The part of the parameter that this is of."""
+        part = self._part(self._parameter)
+        if part.untyped_storage().data_ptr() != self._parameter.untyped_storage().data_ptr():
+            raise RuntimeError(
+                "this part of a pruned weight cannot be written to, as its parameter lies in memory in another order: "
+                "write to weight_orig"
+            )
+        return part
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        copied: Tensor = self.as_subclass(Tensor).__deepcopy__(memo)
+        return copied
+
+
+def written_through(value: Tensor, parameter: Tensor, mask: Tensor) -> Tensor:
+    """A masked weight that hands writes on to its parameter; the plain product where a graph is read off the code."""
+    if type(value) is not Tensor or is_read_as_a_graph():
+        return value
+    return _with_source(value, parameter, mask, _whole)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _with_source(value: Tensor, parameter: Tensor, mask: Tensor, part: Callable[[Tensor], Tensor]) -> MaskedWeight:
+    found = value.as_subclass(MaskedWeight)
+    found._parameter, found._mask, found._part = parameter, mask, part
+    return found
+
+
+def _refresh(weight: MaskedWeight) -> None:
+    with torch.no_grad():
+        new = masked(weight._part(weight._parameter), weight._part(weight._mask))
+        Tensor.copy_(weight, new)
+
+
+def _writing(name: str) -> Callable[..., Any]:
+    """A method that writes: as it is of a dense parameter, with torch's error where that is a leaf under autograd."""
+
+    @wraps(getattr(Tensor, name))
+    def write(self: MaskedWeight, *args: Any, **kwargs: Any) -> MaskedWeight:
+        getattr(self._target(), name)(*args, **kwargs)
+        _refresh(self)
+        return self
+
+    return write
+
+
+def _reading_a_part(name: str) -> Callable[..., Any]:
+    """A method that gives views: writes to those are writes to the same part of the parameter."""
+    method = getattr(Tensor, name)
+
+    @wraps(method)
+    def read(self: MaskedWeight, *args: Any, **kwargs: Any) -> Any:
+        found = method(self, *args, **kwargs)
+
+        def part(tensor: Tensor) -> Any:
+            return method(self._part(tensor), *args, **kwargs)
+
+        if isinstance(found, Tensor):
+            return _as_part(self, found, part)
+        return type(found)(_as_part(self, one, partial(_item, part, i)) for i, one in enumerate(found))
+
+    return read
+
+
+def _item(parts: Callable[[Tensor], Any], i: int, tensor: Tensor) -> Tensor:
+    item: Tensor = getitem(parts(tensor), i)
+    return item
+
+
+def _as_part(weight: MaskedWeight, found: Tensor, part: Callable[[Tensor], Tensor]) -> Tensor:
+    if found.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr():
+        return found  # a copy, as an index by numbers gives
+    return _with_source(found, weight._parameter, weight._mask, part)
+
+
+for _name in _WRITES:
+    setattr(MaskedWeight, _name, _writing(_name))
+for _name in _PARTS:
+    setattr(MaskedWeight, _name, _reading_a_part(_name))
+for _name, _view in {
+    "T": lambda weight: weight.permute(*reversed(range(weight.dim()))),
+    "mT": lambda weight: weight.transpose(-2, -1),
+}.items():
+    setattr(MaskedWeight, _name, property(_view))
