@@ -2,7 +2,17 @@
 
 from torch_flowprune.channels.costs import Costs, Kept, Size, costs_of
 from torch_flowprune.channels.coupling import couple, coupling_of, reading_of
-from torch_flowprune.channels.groups import MASKED, Coupling, Group, Slice, channel_masks, living_channels, rows
+from torch_flowprune.channels.groups import (
+    MASKED,
+    Coupling,
+    Group,
+    Slice,
+    channel_masks,
+    clear_removed,
+    living_channels,
+    living_channels_of,
+    rows,
+)
 from torch_flowprune.channels.shrinking import ShrinkError, shrink
 from torch_flowprune.channels.tracing import canonical_names
 
@@ -17,10 +27,12 @@ __all__ = [
     "Slice",
     "canonical_names",
     "channel_masks",
+    "clear_removed",
     "costs_of",
     "couple",
     "coupling_of",
     "living_channels",
+    "living_channels_of",
     "reading_of",
     "rows",
     "shrink",
