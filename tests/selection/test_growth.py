@@ -17,6 +17,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_flowprune as fp
+from torch_flowprune.scoring.candidates import masks_of
+from torch_flowprune.scoring.channel_candidates import channel_candidates
 
 PACKAGE = str(Path(fp.__file__).parent)
 FEW, MANY = 30, 300
@@ -108,3 +110,30 @@ def test_a_budget_is_met_with_one_scoring_of_each_group(normalize: str | None) -
     layers = [layer for _ in range(groups) for layer in (nn.Linear(4, 4), nn.Tanh())]
     work = work_of(prune, nn.Sequential(*layers, nn.Linear(4, 2)))
     assert work.operators["linalg_vector_norm"] == groups
+
+
+class Concatenating(nn.Module):
+    """Every layer reads all that came before it, as DenseNet's do."""
+
+    def __init__(self, depth: int, width: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(width * (i + 1), width) for i in range(depth)])
+        self.head = nn.Linear(width * (depth + 1), 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.cat([x, torch.relu(layer(x))], 1)
+        return self.head(x)
+
+
+def test_masks_of_concatenations_are_made_once_a_parameter_and_take_time_by_the_slice() -> None:
+    works, slices = [], []
+    for depth in (4, 16):
+        model = Concatenating(depth)
+        found = channel_candidates(model, torch.ones(2, 3))
+        keeps = dict.fromkeys(found, torch.tensor([False, True, True]))
+        work = work_of(lambda _, found=found, keeps=keeps: masks_of(found, keeps), model)  # type: ignore[misc]
+        assert work.operators["ones_like"] == len(masks_of(found, keeps)) == 2 * depth + 1
+        works.append(work)
+        slices.append(sum(len(units.group.slices) for units in found.values()))  # type: ignore[attr-defined]
+    assert works[1].is_in_proportion_to(works[0], slices[1] / slices[0]), (works, slices)

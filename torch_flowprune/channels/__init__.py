@@ -3,7 +3,17 @@
 from torch_flowprune.channels.costs import Costs, Kept, Size
 from torch_flowprune.channels.counting import costs_of
 from torch_flowprune.channels.coupling import couple, coupling_of, reading_of
-from torch_flowprune.channels.groups import MASKED, Coupling, Group, Slice, channel_masks, living_channels, rows
+from torch_flowprune.channels.groups import (
+    MASKED,
+    Coupling,
+    Group,
+    Slice,
+    channel_masks,
+    clear_removed,
+    living_channels,
+    living_channels_of,
+    rows,
+)
 from torch_flowprune.channels.shrinking import ShrinkError, Surgery, is_left_behind, shrink
 from torch_flowprune.channels.tracing import canonical_names
 
@@ -19,11 +29,13 @@ __all__ = [
     "Surgery",
     "canonical_names",
     "channel_masks",
+    "clear_removed",
     "costs_of",
     "couple",
     "coupling_of",
     "is_left_behind",
     "living_channels",
+    "living_channels_of",
     "reading_of",
     "rows",
     "shrink",

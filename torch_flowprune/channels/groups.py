@@ -6,9 +6,11 @@ JSON, scored by its ``rows``, and turned into ``masks``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -142,8 +144,8 @@ class Coupling:
     costs: Costs | None = None
 
     def __post_init__(self) -> None:
-        names = [group.name for group in self.groups]
-        if twice := {name for name in names if names.count(name) > 1}:
+        counts = Counter(group.name for group in self.groups)
+        if twice := {name for name, count in counts.items() if count > 1}:
             raise ValueError(f"several groups are called {min(twice)!r}: expected a name of its own for each")
         self._check_disjoint()
 
@@ -178,10 +180,13 @@ class Coupling:
                     part.check_fits(tensors, group.name)
 
     def __getitem__(self, name: str) -> Group:
-        for group in self.groups:
-            if group.name == name:
-                return group
+        if name in self._by_name:
+            return self._by_name[name]
         raise KeyError(f"no group {name!r}; there are {', '.join(g.name for g in self.groups) or 'none'}")
+
+    @cached_property
+    def _by_name(self) -> dict[str, Group]:
+        return {group.name: group for group in self.groups}
 
     def share(self) -> float:
         """Removable output channels of linear layers and convolutions / all of them."""
@@ -253,13 +258,20 @@ def channel_masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mappi
                 f"keep[{name!r}] has shape {tuple(kept.shape)}: expected one flag for each of the group's "
                 f"{coupling[name].size} units"
             )
-        for s in coupling[name].slices:
-            gone = s.index[~kept.cpu()].reshape(-1)
-            if s.role in MASKED and len(gone):
-                tensor = tensors[s.parameter]
-                mask = out.setdefault(s.parameter, torch.ones_like(tensor, dtype=torch.bool))
-                mask.index_fill_(s.axis, gone.to(mask.device), False)
+        clear_removed(out, coupling[name], kept, tensors)
     return out
+
+
+def clear_removed(masks: dict[str, Tensor], group: Group, kept: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """Clear the removed units of one group from masks by parameter name; a parameter that loses its first gets one."""
+    removed = ~kept.cpu()
+    for s in group.slices:
+        gone = s.index[removed].reshape(-1)
+        if s.role in MASKED and len(gone):
+            if s.parameter not in masks:
+                masks[s.parameter] = torch.ones_like(tensors[s.parameter], dtype=torch.bool)
+            mask = masks[s.parameter]
+            mask.index_fill_(s.axis, gone.to(mask.device), False)
 
 
 def living_channels(coupling: Coupling, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -268,13 +280,15 @@ def living_channels(coupling: Coupling, masks: Mapping[str, Tensor]) -> dict[str
     All of its producers and all that is added to it or scales it has to be masked, and its consumers' columns, except
     where they read exact zeros.
     """
-    out = {}
-    for group in coupling.groups:
-        kept = torch.zeros(group.size, dtype=torch.bool, device="cpu")
-        for s in group.slices:
-            if s.role == "buffer" or (s.role == "consumer" and s.reads_zero):
-                continue
-            mask = masks.get(s.parameter)
-            kept |= s.of(mask.cpu()).any(-1) if mask is not None else True
-        out[group.name] = kept
-    return out
+    return {group.name: living_channels_of(group, masks) for group in coupling.groups}
+
+
+def living_channels_of(group: Group, masks: Mapping[str, Tensor]) -> Tensor:
+    """:func:`living_channels` of one group."""
+    kept = torch.zeros(group.size, dtype=torch.bool, device="cpu")
+    for s in group.slices:
+        if s.role == "buffer" or (s.role == "consumer" and s.reads_zero):
+            continue
+        mask = masks.get(s.parameter)
+        kept |= s.of(mask.cpu()).any(-1) if mask is not None else True
+    return kept

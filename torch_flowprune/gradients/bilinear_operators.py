@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from torch_flowprune.torch_internals import (
+    NO_TORCH_FUNCTION,
     batch_norm_backward,
     convolution_backward,
     in_function_transform,
@@ -170,12 +171,17 @@ def _plain(*tensors: Tensor | None) -> bool:
     """
     operands = [tensor for tensor in tensors if tensor is not None]
     return (
-        all(type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided for tensor in operands)
+        all(_is_ordinary(tensor) and tensor.layout is torch.strided for tensor in operands)
         and operands[0].is_floating_point()
         and len({tensor.dtype for tensor in operands}) == 1
         and not torch.is_autocast_enabled(operands[0].device.type)
         and not in_function_transform()
     )
+
+
+def _is_ordinary(tensor: Tensor) -> bool:
+    """Of a class that leaves torch's functions as they are: a parameter's, a masked weight's."""
+    return type(tensor) is Tensor or type(tensor).__torch_function__ is NO_TORCH_FUNCTION
 
 
 _CONVOLUTION_CALLS: dict[Any, AsCall] = {

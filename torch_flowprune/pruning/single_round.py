@@ -13,7 +13,7 @@ from torch_flowprune.gradients import Flow
 from torch_flowprune.inputs import Target, parameters_of
 from torch_flowprune.masking import apply_masks
 from torch_flowprune.pruning.report import Layer, Report
-from torch_flowprune.scoring import Candidates, Scores, lefts
+from torch_flowprune.scoring import Candidates, Scores, lefts, masks_of
 from torch_flowprune.selection import Choice, living_units, numbers
 
 
@@ -31,7 +31,7 @@ def prune_once(model: nn.Module, found: Candidates, scores: Scores, choice: Choi
     before = numbers(lefts(found))
     after = [choice.kept[name] for name in found]
     changed = [name for name, was, now in zip(found, before, after, strict=True) if now < was]
-    masks = _merged([found[name].masks(choice.keeps[name]) for name in changed])
+    masks = masks_of(found, {name: choice.keeps[name] for name in changed})
     loss, norm = _predicted(point, "g", -1, masks), _predicted(point, "Hg", -2, masks)
     apply_masks(model, masks, copy=False)
     known = parameters_of(model)
@@ -78,14 +78,6 @@ def sizes_of(now: Candidates) -> tuple[Size | None, Size | None]:
     """What the model costs with all units, and with those that are left, where that is known."""
     costs = next((candidate.costs for candidate in now.values()), None)
     return (None, None) if costs is None else (costs.dense, costs.of(living_units(now)))
-
-
-def _merged(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One mask a parameter: what any part removes is removed."""
-    masks: dict[str, Tensor] = {}
-    for part in parts:
-        masks |= {name: mask & masks[name] if name in masks else mask for name, mask in part.items()}
-    return masks
 
 
 def _predicted(point: Flow, kind: str, factor: int, masks: dict[str, Tensor]) -> float | None:

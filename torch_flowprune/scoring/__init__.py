@@ -1,7 +1,7 @@
 """What removing a unit costs: the measures, the units, their scores."""
 
 from torch_flowprune.scoring import measures
-from torch_flowprune.scoring.candidates import Candidate, Candidates, label, lefts, living, targets_of
+from torch_flowprune.scoring.candidates import Candidate, Candidates, label, lefts, living, masks_of, targets_of
 from torch_flowprune.scoring.evaluation import all_stored, evaluate, on_access
 from torch_flowprune.scoring.granularity import Blocks, Granularity, Slices, Units, Weights, alive, parse_granularity
 from torch_flowprune.scoring.importance import ScoreOptions, importance_scores, scores
@@ -50,6 +50,7 @@ __all__ = [
     "label",
     "lefts",
     "living",
+    "masks_of",
     "measures",
     "not_finite",
     "notes",

@@ -64,8 +64,8 @@ class Candidate(Protocol):
     def alive(self) -> Tensor | None:
         """Which units are left; None: all."""
 
-    def masks(self, keep: Tensor) -> dict[str, Tensor]:
-        """One kept/removed flag a unit as masks by parameter name."""
+    def clear_removed(self, masks: dict[str, Tensor], keep: Tensor) -> None:
+        """What units without a flag hold, cleared from masks by parameter name; a parameter without one gets one."""
 
     @property
     def weights(self) -> int:
@@ -141,8 +141,8 @@ class ParameterUnits:
     def alive(self) -> Tensor | None:
         return None if self.target.mask is None else alive(self.units, self.target.mask)
 
-    def masks(self, keep: Tensor) -> dict[str, Tensor]:
-        return {self.name: self.units.mask(keep, self.target.parameter.shape)}
+    def clear_removed(self, masks: dict[str, Tensor], keep: Tensor) -> None:
+        masks[self.name] = self.units.mask(keep, self.target.parameter.shape)
 
     @property
     def weights(self) -> int:
@@ -194,6 +194,14 @@ def parameter_candidates(
 def targets_of(candidates: Candidates) -> dict[str, Target]:
     """Every parameter that candidates read or mask, once, by name."""
     return {target.name: target for candidate in candidates.values() for target in candidate.targets}
+
+
+def masks_of(candidates: Candidates, keeps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One mask a parameter from one flag a unit, of the candidates that have flags: what any removes is removed."""
+    masks: dict[str, Tensor] = {}
+    for name, keep in keeps.items():
+        candidates[name].clear_removed(masks, keep)
+    return masks
 
 
 def lefts(candidates: Candidates) -> list[Tensor | int]:

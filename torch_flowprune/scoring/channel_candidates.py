@@ -15,12 +15,13 @@ from torch_flowprune.channels import (
     Coupling,
     Group,
     Slice,
-    channel_masks,
+    clear_removed,
     couple,
     living_channels,
+    living_channels_of,
     rows,
 )
-from torch_flowprune.inputs import Pair, Pattern, Target, parameters_of, prunable
+from torch_flowprune.inputs import Pair, Pattern, Target, flags, parameters_of, prunable
 from torch_flowprune.masking import check_can_mask, masks
 from torch_flowprune.scoring.candidates import Candidates
 from torch_flowprune.scoring.granularity import Blocks
@@ -80,14 +81,14 @@ class GroupUnits:
         return rows(tensors, replace(self.group, slices=self.scored), MASKED)
 
     def alive(self) -> Tensor | None:
-        known = {name: target.mask != 0 for name, target in self.members.items() if target.mask is not None}
+        known = {name: flags(target.mask) for name, target in self.members.items() if target.mask is not None}
         if not known:
             return None
-        return living_channels(self._alone, known)[self.name].to(self.targets[0].parameter.device)
+        return living_channels_of(self.group, known).to(self.targets[0].parameter.device)
 
-    def masks(self, keep: Tensor) -> dict[str, Tensor]:
-        return channel_masks(
-            self._alone, {self.name: keep}, {name: target.parameter.detach() for name, target in self.members.items()}
+    def clear_removed(self, masks: dict[str, Tensor], keep: Tensor) -> None:
+        clear_removed(
+            masks, self.group, keep, {name: target.parameter.detach() for name, target in self.members.items()}
         )
 
     def kept_weights(self, kept_units: int) -> Tensor | int:  # noqa: ARG002 - a channel has several weights, and single ones may be gone
@@ -110,10 +111,6 @@ class GroupUnits:
 
     def renewed(self, known: Mapping[str, Target]) -> GroupUnits:
         return replace(self, members={name: known[name] for name in self.members})
-
-    @property
-    def _alone(self) -> Coupling:
-        return Coupling((self.group,))
 
     @property
     def _owned(self) -> tuple[Slice, ...]:

@@ -135,8 +135,8 @@ class Survivors:
             kept[kept.clone()] = alive
         return kept
 
-    def masks(self, keep: Tensor) -> dict[str, Tensor]:
-        return self.left.masks(keep[self._kept(keep.device)])
+    def clear_removed(self, masks: dict[str, Tensor], keep: Tensor) -> None:
+        self.left.clear_removed(masks, keep[self._kept(keep.device)])
 
     def kept_weights(self, kept_units: int) -> Tensor | int:
         return self.left.kept_weights(kept_units)
