@@ -22,7 +22,11 @@ class HeldZeros:
     masks: Mapping[str, Tensor]
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        for name, target in parameters_of(self.model).items():
+        self.write(parameters_of(self.model), optimizer)
+
+    def write(self, targets: Mapping[str, Target], optimizer: torch.optim.Optimizer) -> None:
+        """Once, into these parameters of the model."""
+        for name, target in targets.items():
             mask = self.masks.get(name) if target.mask is None else target.mask
             if mask is not None:
                 _zero(target, mask, optimizer)
@@ -80,7 +84,7 @@ def keep_zeros(
             )
 
     zeros = HeldZeros(inner, held)
-    zeros(optimizer)
+    zeros.write(known, optimizer)
     _HELD.setdefault(optimizer, WeakSet()).add(zeros)
     return optimizer.register_step_post_hook(zeros)
 
