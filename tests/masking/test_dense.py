@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import torch_flowprune as fp
-from torch_flowprune.inputs import parameters_of
+from torch_flowprune.inputs import parameters, parameters_of
 from torch_flowprune.masking import dense_copy, snapshots, write_zeros
 
 
@@ -23,7 +23,9 @@ def walks(monkeypatch):
             seen.append(module)
         return walk(module, memo, prefix, remove_duplicate)
 
+    own = parameters.walk
     monkeypatch.setattr(nn.Module, "named_modules", counted)
+    monkeypatch.setattr(parameters, "walk", lambda module: [seen.append(module), own(module)][1])
     return seen
 
 
