@@ -49,7 +49,7 @@ def wide_type(value: Tensor) -> torch.dtype:
 def parameters_of(model: nn.Module) -> dict[str, Target]:
     """Every parameter of the model once, by its name in the unpruned model, in model order."""
     targets: dict[int, Target] = {}
-    for path, plain, module in walk(model):
+    for path, plain, module in _modules(model):
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 target = _target(path, plain, module, key, parameter)
@@ -58,19 +58,15 @@ def parameters_of(model: nn.Module) -> dict[str, Target]:
     return {target.name: target for target in targets.values()}
 
 
-def walk(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Every module under each of its paths, and the path without the names of wrappers on the way."""
-    return _below(model, "", "", ())
-
-
-def _below(
-    module: nn.Module, path: str, plain: str, above: tuple[nn.Module, ...]
+def _modules(
+    module: nn.Module, path: str = "", plain: str = "", above: tuple[nn.Module, ...] = ()
 ) -> Iterator[tuple[str, str, nn.Module]]:
+    """Every module under each of its paths, and the path without the names of wrappers on the way."""
     yield path, plain, module
     inner, above = _inside(module), (*above, module)
     for name, child in module._modules.items():
         if child is not None and not any(child is one for one in above):
-            yield from _below(child, _join(path, name), plain if child is inner else _join(plain, name), above)
+            yield from _modules(child, _join(path, name), plain if child is inner else _join(plain, name), above)
 
 
 def _join(path: str, name: str) -> str:

@@ -18,11 +18,10 @@ class MaskMemory:
     and so does that of a parameter which has another shape since (the model was shrunk).
     """
 
-    def __init__(self, model: nn.Module, latest: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         self.model = unwrapped(model)
-        self.latest = dict(latest or {})
-        self._names: dict[int, str] = {}
-        self._parameters: weakref.WeakValueDictionary[str, nn.Parameter] = weakref.WeakValueDictionary()
+        self.latest = dict(masks)
+        self.look()
         _memories.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -32,8 +31,7 @@ class MaskMemory:
         """Take in the masks that there are now; returns the model's parameters."""
         known = parameters_of(self.model)
         self._names = {id(target.parameter): name for name, target in known.items()}
-        self._parameters.clear()
-        self._parameters.update({name: target.parameter for name, target in known.items()})
+        self._parameters = weakref.WeakValueDictionary({name: target.parameter for name, target in known.items()})
         now = {name: target.mask for name, target in known.items() if target.mask is not None}
         shapes = {name: target.parameter.shape for name, target in known.items()}
         fitting = {name: mask for name, mask in self.latest.items() if shapes.get(name) == mask.shape}

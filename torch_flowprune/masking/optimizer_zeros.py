@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from torch_flowprune.inputs import Target, clear, own_names
+from torch_flowprune.inputs import clear, own_names, parameters_of, unwrapped
 from torch_flowprune.masking.mask_memory import MaskMemory
 from torch_flowprune.torch_internals import runs_step_hooks
 
@@ -52,16 +52,15 @@ def keep_zeros(model: nn.Module, optimizer: Any, masks: Mapping[str, Tensor] | N
     """
     if not callable(getattr(optimizer, "step", None)):
         raise TypeError(f"expected an optimizer or a wrapper around one, got {type(optimizer).__name__}")
-    chain, memory = _chain(optimizer), MaskMemory(model)
-    known = memory.look()
-    memory.latest = _checked(known, masks or {}) | memory.latest
-    hold = _HoldZeros(memory, chain)
-    hold.hold(known)
+    chain = _chain(optimizer)
+    hold = _HoldZeros(MaskMemory(model, _checked(model, masks or {})), chain)
+    hold()
     return _after_each_step(chain, hold)
 
 
-def _checked(known: Mapping[str, Target], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _checked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """By the model's own names."""
+    known = parameters_of(unwrapped(model))
     names = own_names(known, masks)
     for given, mask in masks.items():
         if names[given] not in known or known[names[given]].parameter.shape != mask.shape:
@@ -78,11 +77,7 @@ class _HoldZeros:
         self.memory, self.optimizers = memory, optimizers
 
     def __call__(self, *_: Any) -> None:
-        self.hold(self.memory.look())
-
-    def hold(self, known: Mapping[str, Target]) -> None:
-        """Zeros, now."""
-        for name, target in known.items():
+        for name, target in self.memory.look().items():
             mask = self.memory.latest.get(name)
             if mask is not None:
                 self._zero(target.parameter, mask)
