@@ -55,7 +55,7 @@ def test_of_two_masked_tensors_the_other_stays_masked():
         fp.magnitude_unstructured(layer, name, 0.5)
     by_hand(layer, "weight")
     assert list(layer._parameters) == ["weight", "bias_orig"]
-    assert (type(layer.bias), type(layer.weight)) == (torch.Tensor, nn.Parameter)
+    assert (isinstance(layer.bias, nn.Parameter), type(layer.weight)) == (False, nn.Parameter)
     prune.remove(layer, "bias")
     assert list(layer._parameters) == ["weight", "bias"]
     assert type(layer) is nn.Linear
