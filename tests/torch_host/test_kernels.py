@@ -182,6 +182,21 @@ def test_row_3_7_what_cannot_be_run_is_not_judged():
     fp.global_prune(nn.Sequential(nn.Linear(3, 6), Parent()), sparsity=0.5, example_inputs=IMAGES)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated", "ignore:.*torch.jit.* is not supported")
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda part: torch.compile(part, backend="eager")])
+def test_row_3_7_a_model_with_compiled_parts_is_not_tried(compiled):
+    model = nn.Sequential(compiled(nn.Linear(8, 8)), StandardisedLinear(8, 8))
+    with pytest.warns(UserWarning, match=LOST.format("1.weight")):  # which is tried alone
+        fp.global_prune(model, sparsity=0.5, include="1", example_inputs=ROWS)
+
+
+def test_row_3_7_a_model_without_modes_is_not_tried():
+    model = torch.export.export(nn.Sequential(nn.Linear(8, 8)), (ROWS,)).module()
+    expected = model(ROWS)
+    fp.global_prune(model, sparsity=0.5, include="*weight", example_inputs=ROWS)
+    assert not torch.equal(model(ROWS), expected)
+
+
 def test_row_3_7_an_error_made_of_the_warning_leaves_the_model_as_it_was():
     layer = ByKeyword(4, 4, 3)
     before = snapshot(layer)

@@ -57,8 +57,9 @@ def lost_zeros(
     """
     pruned = {name: target for name, target in targets.items() if target.mask is not None}
     kernels = _Kernels({id(target.parameter): name for name, target in pruned.items()})
-    if run is not None and not any(map(is_compiled, model.modules())):
-        with untouched(model, data), as_it_was(model.modules()):
+    if run is not None and not any(map(_is_fixed, model.modules())):
+        # an exported model, say, has no modes to be put into
+        with suppress(Exception), untouched(model, data), as_it_was(model.modules()):
             kernels.see(run, [target.parameter for target in pruned.values()])
     for name, target in pruned.items():
         if name not in kernels.left and _may_be_tried_alone(target):
@@ -107,6 +108,11 @@ class _Kernels(TorchFunctionMode):
             if node is not None and len(nodes) < _MOST_STEPS:
                 nodes.extend(before for before, _ in node.next_functions)
         return None
+
+
+def _is_fixed(module: nn.Module) -> bool:
+    """Whether a module is compiled: it would be compiled anew for a trial, or shows no operator at all."""
+    return is_compiled(module) or isinstance(module, torch.jit.ScriptModule)
 
 
 def _may_be_tried_alone(target: Target) -> bool:
