@@ -82,6 +82,14 @@ def alternating_layers(n: int) -> nn.Module:
 LAYER_CASES: dict[str, tuple[Callable[[int], nn.Module], Callable[[nn.Module], object]]] = {
     "weights": (linear_layers, lambda model: fp.global_prune(model, sparsity=0.5)),
     "weights in two rounds": (linear_layers, lambda model: fp.global_prune(model, sparsity=0.5, rounds=2)),
+    "filters over their mean": (
+        alternating_layers,
+        lambda model: fp.global_prune(model, sparsity=0.5, granularity="filter"),
+    ),
+    "filters of two alternating shapes": (
+        alternating_layers,
+        lambda model: fp.global_prune(model, sparsity=0.05, granularity="filter", normalize=None),
+    ),
     "scores": (linear_layers, lambda model: fp.scores(model, "magnitude")),
 }
 
@@ -89,6 +97,7 @@ LAYER_CASES: dict[str, tuple[Callable[[int], nn.Module], Callable[[nn.Module], o
 @pytest.mark.parametrize("case", LAYER_CASES)
 def test_ten_times_the_layers_are_ten_times_the_work(case: str) -> None:
     build, call = LAYER_CASES[case]
+    torch.manual_seed(0)
     few, many = (work_of(call, build(n)) for n in (FEW, MANY))
     assert many.is_in_proportion_to(few, MANY / FEW), (few, many)
 

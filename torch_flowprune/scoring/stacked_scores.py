@@ -7,6 +7,7 @@ case of a measure that returns what it is given.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -162,12 +163,12 @@ class Stack:
 
     def _pieces(self, start: int, stop: int, step: int) -> Iterator[tuple[int, slice]]:
         """The range by layer; a step goes on over borders."""
-        begin = 0
-        for i, end in enumerate(self.ends):
+        last = min(bisect_left(self.ends, stop), len(self.ends) - 1)
+        for i in range(bisect_right(self.ends, start), last + 1):
+            begin, end = self.ends[i] - self.layers[i].units, self.ends[i]
             first = start + -(-max(0, begin - start) // step) * step
             if first < min(stop, end):
                 yield i, slice(first - begin, min(stop, end) - begin, step)
-            begin = end
 
 
 def stacks(scores: Sequence[LayerScores], alive: Sequence[Tensor | None]) -> list[Stack]:
@@ -221,7 +222,9 @@ def notes(
 
     Taken part by part it would lie where the scores of the next part have to go.
     """
-    split = [[room for (j, _, _), room in zip(parts, rooms, strict=True) if j == i] for i in range(len(laid))]
+    split: list[list[int]] = [[] for _ in laid]
+    for (i, _, _), room in zip(parts, rooms, strict=True):
+        split[i].append(room)
     by_stack = [
         torch.empty(sum(own), width, dtype=dtype, device=stack.device) for own, stack in zip(split, laid, strict=True)
     ]

@@ -96,10 +96,9 @@ def with_floors(
         below = [i for i, kept in zip(free, cut.kept, strict=True) if counts[i] - kept > removable[i]]
         if not below:
             return _joined_cuts(cuts, free, cut)
-        for i in below:
-            cuts[i] = lowest([scores[i]], removable[i], [alive[i]])
-            free.remove(i)
-            k -= removable[i]
+        cuts |= {i: lowest([scores[i]], removable[i], [alive[i]]) for i in below}
+        free = [i for i in free if i not in cuts]
+        k -= sum(removable[i] for i in below)
 
 
 def _joined_cuts(floored: dict[int, Cut], free: Sequence[int], rest: Cut) -> Cut:
