@@ -16,6 +16,7 @@ from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
 from torch_flowprune.gradients.double_backward import twice_differentiable
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.microbatches import Graphs, MicroBatches
+from torch_flowprune.gradients.same_data import check_same_losses
 from torch_flowprune.gradients.weighted_sums import (
     add_weighted,
     add_weighted_squares,
@@ -57,7 +58,7 @@ class Sweeps:
             raise ValueError(
                 "offload=True keeps the sums on the host, where ranks do not add them up: score in one process"
             )
-        self.offload, self.seen = source.offload, 0
+        self.offload, self.seen, self.losses = source.offload, 0, list[Tensor]()
         self.derivatives = Derivatives(model, self.parameters, source.objective, source.mode, source.resources)
 
     def run(self, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:
@@ -149,7 +150,7 @@ class Sweeps:
         for batch, size in self._bar(batches, length, "gradient"):
             losses.append(self._gradient(sums, batch, size, micro, graphs))
             sizes.append(size)
-        self.seen = sum(sizes)
+        self.seen, self.losses = sum(sizes), losses
         self.derivatives.warn_unreached(self.names, stacklevel=5)
         count, mean_loss = self._over_ranks(sums.values(), self.seen, finite_mean_loss(losses, sizes))
         return self._fields({kind: scale(total, 1 / count) for kind, total in sums.items()}, mean_loss, count)
@@ -191,26 +192,36 @@ class Sweeps:
     ) -> dict[str, Tensor]:
         """H·g: each batch's gradient, differentiated along the mean gradient that the first sweep gave."""
         along, total, count = list(first["g"].values()), self._zeros(), sum(size for _, size, _ in graphs.kept)
+        losses: list[Tensor] = []
         for batch, size in self._bar(
             _until(batches, self.seen - count if graphs.kept else sys.maxsize), length, "Hessian-gradient product"
         ):
+            losses.append(along[0].new_zeros((), dtype=torch.float64, device=self.parameters[0].device))
             for part, samples_ in micro.of(batch, size):
                 with twice_differentiable() as weight_gradients:
                     loss = self.derivatives.loss(part)
                     with weight_gradients.unread():
                         grads = self.derivatives.gradient(loss, create_graph=True)
                     add_weighted(total, self.derivatives.product(grads, along), samples_)
+                losses[-1] += loss.detach() * (samples_ / size)
             count += size
         while graphs.kept:
             grads, size, _ = graphs.kept.popleft()
-            add_weighted(total, self.derivatives.product(grads, along), size)
+            with twice_differentiable():  # checkpointed blocks run again
+                add_weighted(total, self.derivatives.product(grads, along), size)
         count, _ = self._over_ranks([total], count)
         if count != first["samples"]:
             raise ValueError(
                 f"the data gave {first['samples']} samples on the first sweep, {count} on the second: g and H need "
                 "the same data"
             )
+        self._check_losses(losses)
         return self._named(scale(total, 1 / count))
+
+    def _check_losses(self, losses: list[Tensor]) -> None:
+        """An error on every rank, where a batch of one of them was another."""
+        narrowest = max((p.dtype for p in self.parameters), key=lambda dtype: torch.finfo(dtype).eps)
+        check_same_losses(self.losses, losses, self.derivatives.resources.autocast or narrowest, self.ranks)
 
     def _single(self, sized_batch: SizedBatch, wanted: set[str]) -> dict[str, Any]:
         """One batch needs no second sweep: the graph of its gradient is differentiated again."""

@@ -14,6 +14,7 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from torch_flowprune.gradients.bilinear_operators import Bilinear, Gradients, convolution_of
+from torch_flowprune.gradients.one_sample_norms import sound_norms
 from torch_flowprune.inputs import Target, clear, logits_of
 
 
@@ -32,7 +33,7 @@ def synaptic_gradient(
     narrow = narrow_convolutions() if _is_convolutional(model) else nullcontext()
     masked = [value for value, target in zip(wrt, targets.values(), strict=True) if target.mask is not None]
     try:
-        with narrow, _MaskedAlready(masked):
+        with narrow, sound_norms(device), _MaskedAlready(masked):
             output = torch.func.functional_call(model, state, *_as_call(_ones(inputs, device)))
     except RuntimeError as error:
         if "dtype" not in str(error):
