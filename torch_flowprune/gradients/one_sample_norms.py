@@ -51,14 +51,16 @@ class _OneLayout(TorchFunctionMode):
 
 
 def _laid_out_as(x: Tensor) -> Callable[[Tensor], Tensor]:
-    layout = torch.empty_like(x, device="meta")  # not the input itself, which would then live as long as the graph
+    if x.is_contiguous():
+        return _contiguous
+    strides = torch.empty_like(x, device="meta").stride()  # of an expanded input, those of its values written out
 
     def laid_out(grad: Tensor) -> Tensor:
-        return grad.new_empty_strided(layout.shape, layout.stride()).copy_(grad)
+        return grad if grad.stride() == strides else grad.new_empty_strided(grad.shape, strides).copy_(grad)
 
     return laid_out
 
 
 def _contiguous(grad: Tensor) -> Tensor:
-    """As instance norm makes its input."""
+    """As most inputs are, and as instance norm makes its own."""
     return grad.contiguous()
