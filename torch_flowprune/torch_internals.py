@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 __all__ = [
     "FLAT_WEIGHTS",
     "HARDSIGMOIDS",
+    "HARDSIGMOID_IN_PLACE",
     "NAMES_OF_WRAPPED",
     "NO_TORCH_FUNCTION",
     "AnyBatchNorm",
@@ -31,11 +32,13 @@ __all__ = [
     "batch_norm_backward",
     "code_of_call",
     "convolution_backward",
+    "differentiate",
     "foreach_add_",
     "foreach_addcmul_",
     "foreach_copy_",
     "foreach_mul_",
     "forget_flat_size",
+    "fused_weight_norm",
     "has_hooks",
     "has_loading_hooks",
     "in_function_transform",
@@ -95,7 +98,11 @@ def schema_of(target: Any) -> Any:
 
 
 # All that ``hardsigmoid`` is called by: ``nn.Hardsigmoid`` and others go past the public function.
-HARDSIGMOIDS: tuple[Any, ...] = (functional.hardsigmoid, torch._C._nn.hardsigmoid, torch._C._nn.hardsigmoid_)
+HARDSIGMOIDS: tuple[Any, ...] = (functional.hardsigmoid, torch._C._nn.hardsigmoid)
+HARDSIGMOID_IN_PLACE: Any = torch._C._nn.hardsigmoid_
+
+# What ``torch.nn.utils.weight_norm`` and the parametrization of this name compute weights by.
+fused_weight_norm: Callable[..., Tensor] = torch._weight_norm
 
 # Derivatives by themselves, which autograd else takes of the forward, and a view that autograd takes for a new tensor.
 convolution_backward: Callable[..., Any] = torch.ops.aten.convolution_backward
@@ -107,6 +114,26 @@ foreach_add_: Callable[..., None] = torch._foreach_add_
 foreach_addcmul_: Callable[..., None] = torch._foreach_addcmul_
 foreach_copy_: Callable[..., None] = torch._foreach_copy_
 foreach_mul_: Callable[..., None] = torch._foreach_mul_
+
+
+def differentiate(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+    retain_graph: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """``torch.autograd.grad`` with modes left on: that one is an operator too, and modes are off inside operators.
+
+    A block that is checkpointed runs again inside, and has to run as it did the first time.
+    """
+    engine = torch.autograd.Variable._execution_engine
+    kept = retain_graph or create_graph
+    return engine.run_backward(
+        tuple(outputs), tuple(vectors), kept, create_graph, tuple(inputs), True, accumulate_grad=False
+    )
+
 
 # -- tensors ------------------------------------------
 

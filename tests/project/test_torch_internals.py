@@ -58,7 +58,7 @@ def test_a_function_transform_is_noticed():
     assert seen == [False, True]
 
 
-@pytest.mark.parametrize("hardsigmoid", internals.HARDSIGMOIDS)
+@pytest.mark.parametrize("hardsigmoid", [*internals.HARDSIGMOIDS, internals.HARDSIGMOID_IN_PLACE])
 def test_each_hardsigmoid_is_one(hardsigmoid):
     x = torch.linspace(-4, 4, 9)
     torch.testing.assert_close(hardsigmoid(x.clone()), nn.functional.relu6(x + 3) / 6)

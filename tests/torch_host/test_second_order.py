@@ -10,6 +10,7 @@ import torch
 from hosts import pruned
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import torch_flowprune as fp
 from torch_flowprune.inputs.parameters import parameters_of
@@ -194,3 +195,35 @@ def test_row_9_10_masked_entries_have_no_gradient():
     gone = parameters_of(model)["weight"].mask == 0
     assert not found.g["weight"][gone].any()
     assert not found.Hg["weight"][gone].any()
+
+
+class Transposed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm2d(4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.out(self.norm(x).flatten(2).transpose(1, 2)).tanh()
+
+
+def test_row_9_11_norms_of_one_sample():
+    model = Transposed().double()
+    ones = [(image, torch.zeros(1)) for image in IMAGES.split(1)]
+    found, whole = (fp.flow(model, data, loss=square) for data in (ones, (IMAGES, torch.zeros(2))))
+    for kind in ("g", "Hg"):
+        torch.testing.assert_close(found.tensors(kind), whole.tensors(kind))
+
+
+def test_row_9_12_weight_norm():
+    assert_hg_is_right(
+        nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Tanh()).double(), TOKENS
+    )
+
+
+class Checkpointed(nn.Sequential):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+def test_row_9_13_checkpointed_blocks():
+    assert_hg_is_right(Checkpointed(nn.Linear(8, 8), nn.Hardswish(), nn.Linear(8, 8)).double(), TOKENS)

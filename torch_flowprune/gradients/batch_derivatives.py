@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch_flowprune.gradients.double_backward import check_twice
 from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.memory_budget import Resources
+from torch_flowprune.gradients.one_sample_norms import sound_norms
 from torch_flowprune.inputs import Batch, Objective, settle
+from torch_flowprune.torch_internals import differentiate
 
 Grads: TypeAlias = "list[Tensor | None]"
 Take: TypeAlias = "Callable[[Sequence[Tensor | None]], Grads]"
@@ -46,7 +48,7 @@ class Derivatives:
 
     def loss(self, batch: Batch, size: int) -> Tensor:
         settle(self.model, self.mode)
-        with self.cast():
+        with self.cast(), sound_norms(self.parameters[0].device):
             return self.weights.mean(self.objective(self.model, batch), size)
 
     def weight(self, batch: Batch, size: int) -> float:
@@ -60,8 +62,9 @@ class Derivatives:
         return nullcontext() if dtype is None else torch.autocast(self.parameters[0].device.type, dtype)
 
     def gradient(self, loss: Tensor, *, create_graph: bool = False) -> Grads:
-        with self._taken(enabled=not create_graph) as take:
-            grads = take(torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True))
+        with self._taken(enabled=not create_graph) as take, _no_reentrant_checkpoints():
+            ones = [torch.ones_like(loss)]
+            grads = take(differentiate([loss], self.parameters, ones, create_graph=create_graph))
         self.reached = [seen or grad is not None for seen, grad in zip(self.reached, grads, strict=True)]
         return grads
 
@@ -78,9 +81,7 @@ class Derivatives:
         try:
             check_twice(outputs)
             with self._taken(enabled=True) as take:
-                return take(
-                    torch.autograd.grad(outputs, self.parameters, vectors, allow_unused=True, retain_graph=retain_graph)
-                )
+                return take(differentiate(outputs, self.parameters, vectors, retain_graph=retain_graph))
         except RuntimeError as error:
             if not any(text in str(error) for text in ("derivative for", "double backward", "once_differentiable")):
                 raise
@@ -121,3 +122,17 @@ class Derivatives:
             warnings.warn(
                 f"the loss does not reach {listed}: their gradient counts as 0", UserWarning, stacklevel=stacklevel
             )
+
+
+@contextmanager
+def _no_reentrant_checkpoints() -> Iterator[None]:
+    """Their error speaks of calls that the user has not made."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_reentrant=True" not in str(error):
+            raise
+        raise RuntimeError(
+            "the model checkpoints activations with use_reentrant=True, through which no gradients by name can be "
+            "taken: use use_reentrant=False, or switch checkpointing off while scoring"
+        ) from error

@@ -50,8 +50,10 @@ def convolution_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return call(*args, **kwargs) if call else None
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> BilinearCall | None:
-    if not (_plain(input, weight, bias) and input.dim() >= 2 == weight.dim()):
+def _linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None
+) -> BilinearCall | None:
+    if out is not None or not (_plain(input, weight, bias) and input.dim() >= 2 == weight.dim()):
         return None
     return Bilinear(_linear_product, _linear_transposes), input, weight, bias
 
@@ -159,6 +161,8 @@ def _normalized(mean: Tensor, var: Tensor, eps: float, linear: Bilinear | None =
         return _aten.native_batch_norm(x, w, b, mean, var, False, 0.0, eps)[0]  # type: ignore[no-any-return]
 
     def transposes(dy: Tensor, x: Tensor, w: Tensor, wanted: Wanted) -> Gradients:
+        if len(x) == 1:  # in two layouts torch's own is wrong (see one_sample_norms)
+            dy, x = dy.contiguous(), x.contiguous()
         return batch_norm_backward(dy, x, w, mean, var, None, None, False, eps, wanted)  # type: ignore[no-any-return]
 
     return Bilinear(product, transposes, linear)

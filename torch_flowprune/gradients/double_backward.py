@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,14 +18,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from torch_flowprune.gradients.bilinear_operators import BILINEAR_CALLS, Bilinear, BilinearCall, Gradients, Wanted
-from torch_flowprune.torch_internals import HARDSIGMOIDS, has_hooks
+from torch_flowprune.torch_internals import HARDSIGMOID_IN_PLACE, HARDSIGMOIDS, fused_weight_norm, has_hooks
 
 
 @contextmanager
 def twice_differentiable() -> Iterator[WeightGradients]:
     """Inside, a forward uses operators that have second derivatives: plain attention, relu6 for hardsigmoid.
 
-    Convolutions, linear layers and batch norms in eval mode go through :class:`_Product`.
+    Of weight norm torch has one, and it is wrong: the plain formula takes its place. Convolutions, linear layers and
+    batch norms in eval mode go through :class:`_Product`.
     """
     weight_gradients = WeightGradients()
     with sdpa_kernel(SDPBackend.MATH), _Substitutes(weight_gradients):
@@ -133,12 +135,24 @@ class _Substitutes(TorchFunctionMode):
         return _Product.apply(*substituted, self.weight_gradients)
 
 
-def _hardsigmoid(input: Tensor, *_: Any, **__: Any) -> Tensor:
+def _hardsigmoid(input: Tensor, inplace: bool = False, *, out: Tensor | None = None) -> Tensor | None:
     """The ``relu6(x + 3) / 6`` that it is defined to be: equal values, and a second derivative that torch knows."""
-    return functional.relu6(input + 3) / 6
+    if out is not None:
+        return None
+    value = functional.relu6(input + 3) / 6
+    return input.copy_(value) if inplace else value
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """``g v / ‖v‖``, with the norm over all axes but one (-1: over all), as torch's own is differentiated wrongly."""
+    axes = [axis for axis in range(v.dim()) if axis != dim]
+    norm: Tensor = torch.linalg.vector_norm(v, dim=axes, keepdim=dim != -1)
+    return v * (g / norm)
 
 
 _SUBSTITUTES: dict[Any, Callable[..., Tensor | BilinearCall | None]] = {
     **dict.fromkeys(HARDSIGMOIDS, _hardsigmoid),
+    HARDSIGMOID_IN_PLACE: partial(_hardsigmoid, inplace=True),
+    fused_weight_norm: _weight_norm,
     **BILINEAR_CALLS,
 }

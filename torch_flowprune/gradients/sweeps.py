@@ -17,6 +17,7 @@ from torch_flowprune.gradients.double_backward import twice_differentiable
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.microbatches import Graphs, MicroBatches
+from torch_flowprune.gradients.same_data import check_same_losses
 from torch_flowprune.gradients.weighted_sums import (
     add_weighted,
     add_weighted_squares,
@@ -57,7 +58,7 @@ class Sweeps:
             raise ValueError(
                 "offload=True keeps the sums on the host, where ranks do not add them up: score in one process"
             )
-        self.offload, self.seen = source.offload, 0
+        self.offload, self.seen, self.losses = source.offload, 0, list[Tensor]()
         weights = LossWeights(model, source.objective, source.reduction)
         self.derivatives = Derivatives(model, self.parameters, source.objective, source.mode, source.resources, weights)
 
@@ -155,6 +156,7 @@ class Sweeps:
             if parts := micro.of(batch, size):
                 losses.append(self._gradient(sums, (batch, size), parts, micro, graphs))
                 weights.append(self.derivatives.weight(batch, size))
+        self.losses = losses
         check_read(self.seen, weights)
         self.derivatives.warn_unreached(self.names, stacklevel=5)
         loss = finite_mean_loss(losses, weights)
@@ -198,22 +200,28 @@ class Sweeps:
     ) -> dict[str, Tensor]:
         """H·g: each batch's gradient, differentiated along the mean gradient that the first sweep gave."""
         along, total, whole = list(first["g"].values()), self._zeros(), 0.0
-        count = sum(kept[1] for kept in graphs.kept)
+        losses, count = list[Tensor](), sum(kept[1] for kept in graphs.kept)
         for batch, size in self._bar(
             _until(batches, self.seen - count if graphs.kept else sys.maxsize), length, "Hessian-gradient product"
         ):
+            of_parts, of_batch = [], 0.0
             for part in micro.of(batch, size):
                 weight = self.derivatives.weight(*part)
-                whole += weight
+                of_batch += weight
                 with twice_differentiable() as weight_gradients:
                     loss = self.derivatives.loss(*part)
                     with weight_gradients.unread():
                         grads = self.derivatives.gradient(loss, create_graph=True)
                     add_weighted(total, self.derivatives.product(grads, along), weight)
+                of_parts.append(loss.detach().double() * weight)
+            if of_parts:
+                losses.append(torch.stack(of_parts).sum() / of_batch)
+            whole += of_batch
             count += size
         while graphs.kept:
             grads, _, _, weight = graphs.kept.popleft()
-            add_weighted(total, self.derivatives.product(grads, along), weight)
+            with twice_differentiable():  # checkpointed blocks run again
+                add_weighted(total, self.derivatives.product(grads, along), weight)
             whole += weight
         count, whole, _ = self._over_ranks([total], count, whole)
         if count != first["samples"]:
@@ -221,7 +229,13 @@ class Sweeps:
                 f"the data gave {first['samples']} samples on the first sweep, {count} on the second: g and H need "
                 "the same data"
             )
+        self._check_losses(losses)
         return self._named(scale(total, 1 / whole))
+
+    def _check_losses(self, losses: list[Tensor]) -> None:
+        """An error on every rank, where a batch of one of them was another."""
+        narrowest = max((p.dtype for p in self.parameters), key=lambda dtype: torch.finfo(dtype).eps)
+        check_same_losses(self.losses, losses, self.derivatives.resources.autocast or narrowest, self.ranks)
 
     def _single(self, sized_batch: SizedBatch, wanted: set[str]) -> dict[str, Any]:
         """One batch needs no second sweep: the graph of its gradient is differentiated again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from math import frexp
@@ -14,6 +14,7 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from torch_flowprune.gradients.bilinear_operators import Bilinear, Gradients, convolution_of
+from torch_flowprune.gradients.one_sample_norms import sound_norms
 from torch_flowprune.inputs import Target, arguments, clear, logits_of
 
 
@@ -30,9 +31,11 @@ def synaptic_gradient(
     wrt = [state[keys[id(target.parameter)]].requires_grad_() for target in targets.values()]
     device = next(iter(targets.values())).parameter.device
     narrow = narrow_convolutions() if _is_convolutional(model) else nullcontext()
-    masked = [value for value, target in zip(wrt, targets.values(), strict=True) if target.mask is not None]
+    masked = {
+        id(value): target.mask for value, target in zip(wrt, targets.values(), strict=True) if target.mask is not None
+    }
     try:
-        with narrow, _MaskedAlready(masked):
+        with narrow, sound_norms(device), _MaskedAlready(masked):
             output = torch.func.functional_call(model, state, *arguments(model, _ones(inputs, device)))
     except RuntimeError as error:
         if "dtype" not in str(error):
@@ -71,18 +74,20 @@ def _gradient_of(target: Target, value: Tensor, grad: Tensor | None) -> Tensor:
 
 
 class _MaskedAlready(TorchFunctionMode):
-    """Inside, values that hold zeros where they are masked are not masked again on access.
+    """Inside, values that hold zeros where they are masked are not masked again on access, by this very mask.
 
-    Of weights this takes as long as scoring them.
+    Of weights this takes as long as scoring them. A selection that the model itself makes is another.
     """
 
-    def __init__(self, values: Sequence[Tensor]) -> None:
+    def __init__(self, masks: Mapping[int, Tensor]) -> None:
         super().__init__()
-        self.done = {id(value) for value in values}
+        self.masks = masks
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.where and len(args) == 3 and id(args[1]) in self.done:
-            return args[1]
+        if func is torch.where and len(args) == 3 and (mask := self.masks.get(id(args[1]))) is not None:
+            condition, value, _ = args
+            if condition.data_ptr() == mask.data_ptr() and condition.shape == mask.shape:
+                return value
         return func(*args, **(kwargs or {}))
 
 

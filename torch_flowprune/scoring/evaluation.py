@@ -21,17 +21,22 @@ def evaluate(
     point: Flow, measure: Measure, found: Candidates, granularity: Granularity, generator: torch.Generator | None = None
 ) -> Scores:
     """One measure over every candidate of a flow; every score is finite."""
-    tensors = _tensors_of(point, measure)
+    tensors, ours = _tensors_of(point, measure), measure in measures.MEASURES.values()
     values = {}
     with cpu_generator(generator) as source:
         for name, candidate in found.items():
             arguments = {
-                kind: source if kind == "generator" else candidate.rows(tensors[kind])
+                kind: source if kind == "generator" else _handed_out(candidate.rows(tensors[kind]), shared=ours)
                 for kind in measures.needs(measure)
             }
             values[name] = _checked(measure(**arguments), len(candidate), measure, name)
     _check_finite({name: _extremes(value) for name, value in values.items()}, measures.name_of(measure))
     return Scores(values, measures.name_of(measure), label(granularity))
+
+
+def _handed_out(rows: Tensor, *, shared: bool) -> Tensor:
+    """Copied for a function of a user, who may write in place: θ shares its storage with the model."""
+    return rows if shared else rows.clone()
 
 
 def on_access(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from numbers import Integral, Real
 from operator import index
-from typing import SupportsFloat, TypeAlias
+from typing import Any, SupportsFloat, TypeAlias
 
 Schedule: TypeAlias = Callable[[int, float, float], list[float]]
 
@@ -24,6 +24,7 @@ def to_prune(amount: SupportsFloat, left: int) -> int:
     >>> to_prune(0.25, 8), to_prune(3, 8)
     (2, 3)
     """
+    amount = plain_number(amount)
     if isinstance(amount, bool) or not isinstance(amount, Real):
         raise TypeError(
             f"amount should be a fraction of what is left (float) or a number of units (int), got {amount!r}"
@@ -43,12 +44,30 @@ def fraction(value: SupportsFloat, argument: str = "sparsity") -> float:
     >>> fraction(0.9)
     0.9
     """
+    value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{argument} should be a number from 0.0 to 1.0, got {value!r}")
     if not 0 <= float(value) <= 1:
         hint = f"; for {value} percent write {float(value) / 100:g}" if 1 < float(value) <= 100 else ""
         raise ValueError(f"{argument}={value} should be from 0.0 to 1.0{hint}")
     return float(value)
+
+
+def plain_number(value: Any) -> Any:
+    """A number of Python, of a tensor or array that holds one, or of numpy; anything else as it is.
+
+    float32 numbers are what they were written as: 0.1, not 0.10000000149.
+
+    >>> import torch
+    >>> plain_number(torch.tensor(0.1)), plain_number(3), plain_number("3")
+    (0.1, 3, '3')
+    """
+    if not hasattr(value, "dtype") or getattr(value, "ndim", 1) != 0:
+        return value
+    number = value.item()
+    if not isinstance(number, float) or value.dtype.itemsize > 4:
+        return number
+    return float(f"{number:.7g}" if value.dtype.itemsize == 4 else f"{number:.3g}")
 
 
 def linear(rounds: int, start: float, target: float) -> list[float]:

@@ -1,0 +1,42 @@
+"""Two sweeps over one data: each batch's loss of the second is that of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torch_flowprune.inputs import Ranks
+
+
+def check_same_losses(first: Sequence[Tensor], second: Sequence[Tensor], dtype: torch.dtype, ranks: Ranks) -> None:
+    """An error on every rank, where a batch of one of them was another."""
+    index, before, after = first_difference(first, second, dtype)
+    anywhere = torch.tensor([float(index >= 0)], device=first[0].device)
+    ranks.sum([anywhere])
+    if anywhere.item():
+        found = f"of batch {index} was {before:.6g} on the first sweep, {after:.6g} on the second"
+        raise ValueError(
+            f"the loss {found if index >= 0 else 'on another rank changed between the sweeps'}: g and H need the "
+            "same data, and these draw from a source that is not put back (a generator of the data set's own, "
+            "persistent workers); score on batches in a list, or take a loader that gives the same ones each time"
+        )
+
+
+def first_difference(first: Sequence[Tensor], second: Sequence[Tensor], dtype: torch.dtype) -> tuple[int, float, float]:
+    """The first batch whose losses differ by more than rounding in this dtype, and both; -1 where none does.
+
+    The sweeps compute by operators that are equal, and round in ways of their own: half the digits are held against
+    each other, of the loss or, where it is nearly 0, of the mean loss.
+    """
+    count = min(len(first), len(second))
+    if not count:
+        return -1, 0.0, 0.0
+    before, after = torch.stack([*first[:count]]).double(), torch.stack([*second[:count]]).double()
+    size = before.abs().clamp(min=before.abs().mean().item())
+    differs = ~((after - before).abs() <= size * torch.finfo(dtype).eps ** 0.5)
+    if not differs.any():
+        return -1, 0.0, 0.0
+    index = int(differs.int().argmax())
+    return index, before[index].item(), after[index].item()
