@@ -94,6 +94,16 @@ def test_row_7_5_fully_shard_then_prune_is_refused(mesh):
 
 
 @needs_streams
+@pytest.mark.parametrize("needs", [("g",), ("Hg",), ("gR",)])
+def test_a_flow_of_shards_is_refused(mesh, needs):
+    """It would be zeros, behind the warning that the loss does not reach them."""
+    model = sharded(mlp(), mesh)
+    with pytest.raises(ValueError, match=r"'0.weight' is a shard \(a DTensor\).*score before fully_shard"):
+        fp.flow(model, (X, torch.zeros(len(X), dtype=torch.long)), needs=needs, example_inputs=X)
+    assert set(fp.flow(model, needs=()).theta) == {name for name, _ in model.named_parameters()}
+
+
+@needs_streams
 @pytest.mark.filterwarnings("ignore")
 def test_row_7_6_a_second_round_and_remove_after_sharding_are_refused(mesh):
     model = sharded(pruned(), mesh)

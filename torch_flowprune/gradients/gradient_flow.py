@@ -195,6 +195,7 @@ def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parame
     )
     if not wanted:
         return point
+    _check_whole(targets)
     with untouched(model, source.data, source.mode) as rewind:
         for target in targets.values():
             target.parameter.requires_grad_(True)
@@ -231,6 +232,15 @@ def _differentiable(model: nn.Module, also: Iterable[str], wanted: set[str]) -> 
         for name, target in known.items()
         if name in also or (target.parameter.requires_grad and target.parameter.is_floating_point())
     }
+
+
+def _check_whole(targets: Mapping[str, Target]) -> None:
+    sharded = [name for name, target in targets.items() if hasattr(target.parameter, "device_mesh")]
+    if sharded:
+        raise ValueError(
+            f"{sharded[0]!r} is a shard (a DTensor), and derivatives are taken of whole parameters: score before "
+            "fully_shard or parallelize_module, or a copy of the full state dict"
+        )
 
 
 def _reference(state: Mapping[str, Tensor] | None, targets: dict[str, Target]) -> Named | None:
