@@ -8,7 +8,7 @@ from cases import CASES
 from torch import nn
 
 import torch_flowprune as fp
-from torch_flowprune.inputs.batch_sizes import first, halves, parts, size_of, spread
+from torch_flowprune.inputs.batch_sizes import first, halves, parts, size_of, spread_out
 
 X, Y = torch.randn(6, 4), torch.randint(3, (6,))
 IMAGES = [torch.randn(3, 8 + i, 9) for i in range(4)]
@@ -124,7 +124,7 @@ def test_cut_batches_are_those_samples():
     even, odd = halves((IMAGES, BOXES))
     assert (even[0], odd[1]) == (IMAGES[::2], BOXES[1::2])
     torch.testing.assert_close(first((X, Y), 6, 2)[0], X[:2])
-    torch.testing.assert_close(spread((X, Y), 6, 2)[0], X[[0, 3]])
+    torch.testing.assert_close(spread_out((X, Y), 6, 2)[0], X[[0, 3]])
 
 
 @pytest.mark.parametrize(

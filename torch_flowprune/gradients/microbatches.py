@@ -11,7 +11,7 @@ import torch
 from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
 from torch_flowprune.gradients.double_backward import twice_differentiable
 from torch_flowprune.gradients.memory_budget import Cost, measured, readable
-from torch_flowprune.inputs import Batch, first, parts, shapes, spread, untouched, wide_type
+from torch_flowprune.inputs import Batch, first, parts, shapes, spread_out, untouched, wide_type
 from torch_flowprune.torch_internals import AnyBatchNorm
 
 Part: TypeAlias = "tuple[Batch, int]"
@@ -48,7 +48,7 @@ class MicroBatches:
             way_out = f"allow {readable(self.sums + peak.first)}, or keep the sums on the host with offload=True"
             raise ValueError(f"max_memory of {readable(self.limit)} is not enough: {needed}; {way_out}")
         if most < size:
-            self._check_mean(spread(batch, size, max(2, most)), max(2, most))
+            self._check_mean(spread_out(batch, size, max(2, most)), max(2, most))
         return self._counting(parts(batch, size, most))
 
     def _counting(self, cut: Iterable[Part]) -> list[Part]:

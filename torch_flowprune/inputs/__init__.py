@@ -12,7 +12,7 @@ from torch_flowprune.inputs.batch_sizes import (
     parts,
     samples,
     sized,
-    spread,
+    spread_out,
 )
 from torch_flowprune.inputs.batches import Batch, as_batches, class_balanced, example_of, inputs_of, shapes
 from torch_flowprune.inputs.names import is_mask, mask_of, masked_name, original, plain_name, without_wrappers
@@ -83,7 +83,7 @@ __all__ = [
     "settle",
     "shapes",
     "sized",
-    "spread",
+    "spread_out",
     "untouched",
     "unwrapped",
     "wide",

@@ -17,10 +17,10 @@ BatchSize: TypeAlias = int | Callable[[Batch], int]
 def check_batch_size(batch_size: object) -> None:
     """An error for what is neither a whole number above 0 nor a function."""
     if batch_size is not None and not callable(batch_size):
-        _whole(batch_size)
+        _whole_size(batch_size)
 
 
-def _whole(size: Any) -> int:
+def _whole_size(size: Any) -> int:
     if not hasattr(size, "__index__") or isinstance(size, bool) or int(size) < 1:
         raise ValueError(
             f"batch_size should be a whole number of at least 1, or a function of a batch that gives one, got {size!r}"
@@ -35,7 +35,7 @@ def size_of(batch: Batch, told: BatchSize | None = None) -> int:
         ValueError: where they do not.
     """
     if told is not None:
-        return _whole(told(batch) if callable(told) else told)
+        return _whole_size(told(batch) if callable(told) else told)
     inputs, target = in_two(batch)
     of_inputs, of_target = _readings(inputs, every=target is None), _readings(target)
     agreed = of_inputs if target is None else of_inputs & of_target
@@ -109,7 +109,7 @@ def first(batch: Batch, size: int, count: int) -> Batch:
     return batch if count >= size else _cut(batch, size, slice(0, count))
 
 
-def spread(batch: Batch, size: int, count: int) -> Batch:
+def spread_out(batch: Batch, size: int, count: int) -> Batch:
     """So many samples from all over a batch."""
     step = size // count
     return _cut(batch, size, slice(0, step * count, step))

@@ -79,11 +79,13 @@ class Target:
 def default_weights(module: nn.Module) -> tuple[str, ...]:
     """The names of a module's weights that are pruned unless told otherwise."""
     return tuple(
-        name for pattern in _habits(module)[0] for name in (_named(module, pattern) if "*" in pattern else (pattern,))
+        name
+        for pattern in _habits(module)[0]
+        for name in (_numbered_weights(module, pattern) if "*" in pattern else (pattern,))
     )
 
 
-def _named(module: nn.Module, pattern: str) -> Iterator[str]:
+def _numbered_weights(module: nn.Module, pattern: str) -> Iterator[str]:
     """The weights of layers that number them, with those that a parametrization computes."""
     for key in (*module._parameters, *getattr(module, "parametrizations", ())):
         if fnmatchcase(name := plain_name(key, module._buffers), pattern):

@@ -26,7 +26,7 @@ from torch_flowprune.masking.weight_standardization import CONVOLUTIONS, standar
 from torch_flowprune.torch_internals import is_compiled
 
 _TRANSPOSED = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
-_OPERATORS = (*CONVOLUTIONS, *_TRANSPOSED, functional.linear)
+_KERNEL_CALLS = (*CONVOLUTIONS, *_TRANSPOSED, functional.linear)
 _MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _MOST_STEPS = 100  # from a kernel back to its parameter: a weight is standardised in under ten
 
@@ -86,7 +86,7 @@ class _Kernels(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
-        if func in _OPERATORS:
+        if func in _KERNEL_CALLS:
             self._look_at(args[1] if len(args) > 1 else options.get("weight"))
         return func(*args, **options)
 

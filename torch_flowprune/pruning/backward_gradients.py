@@ -10,7 +10,7 @@ from torch_flowprune.inputs import wide
 from torch_flowprune.scoring import Candidates, targets_of
 from torch_flowprune.torch_internals import version_of
 
-_HELD = 4
+_FEW_HELD = 4
 """How many gradients are held, the smallest, so that their addresses tell them apart from later ones."""
 
 
@@ -50,7 +50,7 @@ class BackwardGradients:
                 "every .grad is the one that was tracked last: call track() once after each loss.backward(); if "
                 "another model trains, such as one that shrink made, this pruner is not of that: shrink(..., pruner=)"
             )
-        self._last, self._held = now, sorted(gradients, key=Tensor.numel)[:_HELD]
+        self._last, self._held = now, sorted(gradients, key=Tensor.numel)[:_FEW_HELD]
 
 
 def overflown(found: Candidates) -> bool:

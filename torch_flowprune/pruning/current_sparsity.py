@@ -52,7 +52,7 @@ def report(
     inner = unwrapped(model)
     units = PrunableUnits(granularity, parameters, include, exclude, coupling=coupling)
     found = units.of(inner, FlowSource(example_inputs=example_inputs))
-    known = {name: _with_zeros(target) for name, target in parameters_of(inner).items()}
+    known = {name: _zeroed(target) for name, target in parameters_of(inner).items()}
     found = {name: candidate.renewed(known) for name, candidate in found.items()}
     left = numbers(lefts(found))
     layers = layers_of(found, left, left, dict.fromkeys(found, ""))
@@ -61,5 +61,5 @@ def report(
     return Report("as it is", label(granularity), layers, dense=dense, left=small, model_weights=whole)
 
 
-def _with_zeros(target: Target) -> Target:
+def _zeroed(target: Target) -> Target:
     return target if target.mask is not None else replace(target, mask=target.parameter.detach() != 0)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from torch_flowprune.channels import Coupling, Surgery, is_left_behind
+from torch_flowprune.channels import Coupling, Surgery
 from torch_flowprune.gradients import Flow, FlowSource, LossOptions, flow_over
 from torch_flowprune.inputs import Batch, check_options, from_options, parameters_of, unwrapped
 from torch_flowprune.masking import averaged_model, sync_masks
 from torch_flowprune.pruning.backward_gradients import BackwardGradients, overflown
+from torch_flowprune.pruning.pruner_checks import check_is_known, check_kinds, weight_of_newest
 from torch_flowprune.pruning.pruner_state import check_words, saved_origins
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.rounds import Rounds
@@ -26,14 +27,13 @@ from torch_flowprune.scoring import (
     PrunableUnits,
     Scores,
     UnitOptions,
-    changes,
     counted_from,
     evaluate,
     label,
     measures,
     targets_of,
 )
-from torch_flowprune.selection import Allocation, AllocationOptions, Goal, Schedule, fraction
+from torch_flowprune.selection import Allocation, AllocationOptions, Goal, Schedule
 
 _FROM_BACKWARD = {"theta", "theta0", "g", "g2", "generator"}
 
@@ -106,8 +106,8 @@ class Pruner:
     ) -> None:
         check_options("Pruner", options, PrunerOptions.__annotations__)
         self.model, self.method, self.measure = model, method, measures.resolve(method)
-        self.alpha, self.generator = _weight_of_newest(alpha), generator
-        _check_kinds(theta0, generator)
+        self.alpha, self.generator = weight_of_newest(alpha), generator
+        check_kinds(theta0, generator)
         self.averages = list(averages)
         self._check_averages()
         if theta0 is None and "theta0" in measures.needs(self.measure):
@@ -265,16 +265,7 @@ class Pruner:
     def _candidates(self, data: object = None) -> Candidates:
         """Those of the model as it is, which has to be the one that is known, counted as they were."""
         inner = unwrapped(self.model)
-        if is_left_behind(inner):
-            raise ValueError(
-                "this pruner's model was left behind: shrink made a smaller one, and its optimizer went on with that; "
-                "pass pruner= to shrink too"
-            )
-        if differences := changes(self.units.layers(inner), self._layers):
-            raise ValueError(
-                f"the model is not the one that this pruner knows: {'; '.join(differences[:5])}; shrink(..., pruner=) "
-                "takes a pruner along, and for other layers make a new one"
-            )
+        check_is_known(inner, self.units, self._layers)
         self.units = self.units.read(inner, self.source if data is None else replace(self.source, data=data))
         found = self.units.of(inner, self.source)
         if not self._origins:
@@ -297,19 +288,6 @@ class Pruner:
     @property
     def _reads_gradients(self) -> bool:
         return not {"g", "g2"}.isdisjoint(measures.needs(self.measure))
-
-
-def _weight_of_newest(alpha: float) -> float:
-    if fraction(alpha, "alpha") == 0:
-        raise ValueError("alpha should be above 0: it is the weight of the newest minibatch, and nothing would be read")
-    return float(alpha)
-
-
-def _check_kinds(theta0: object, generator: object) -> None:
-    if not isinstance(theta0, Mapping | None):
-        raise TypeError(f"theta0 should be tensors by parameter name, such as a state dict, got {theta0!r}")
-    if not isinstance(generator, torch.Generator | None):
-        raise TypeError(f"generator should be a torch.Generator, got {generator!r}")
 
 
 def _copied_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

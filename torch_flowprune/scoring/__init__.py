@@ -14,8 +14,8 @@ from torch_flowprune.scoring.stacked_scores import (
     bases,
     not_finite,
     notes,
-    on_host,
     parts_of,
+    read_on_host,
     stacks,
 )
 from torch_flowprune.scoring.survivors import Origin, changes, counted_from
@@ -55,9 +55,9 @@ __all__ = [
     "not_finite",
     "notes",
     "on_access",
-    "on_host",
     "parse_granularity",
     "parts_of",
+    "read_on_host",
     "scores",
     "stacks",
     "targets_of",

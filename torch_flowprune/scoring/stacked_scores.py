@@ -192,7 +192,7 @@ def part_size(units: int) -> int:
     return max(_PART >> 7, min(_PART, units // 32 // WORD * WORD))
 
 
-def on_host(tensors: Sequence[Tensor]) -> Tensor:
+def read_on_host(tensors: Sequence[Tensor]) -> Tensor:
     """Small tensors end to end on the CPU, with one transfer for neighbours on one device."""
     if len(tensors) == 1:
         return tensors[0].cpu()

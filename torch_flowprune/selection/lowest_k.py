@@ -16,7 +16,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from torch_flowprune.scoring import LayerScores, Stack, bases, notes, on_host, parts_of, stacks
+from torch_flowprune.scoring import LayerScores, Stack, bases, notes, parts_of, read_on_host, stacks
 from torch_flowprune.selection.sampled_bracket import Sample, Swept, numbers, sweep
 
 
@@ -156,7 +156,7 @@ def _cut_ties(laid: Sequence[Stack], dtype: torch.dtype, k: int, value: float) -
         values = read(*part)
         count[0, 0].copy_(torch.count_nonzero(values < value))
         count[0, 1].copy_(torch.count_nonzero(values == value))
-    lower, equal = on_host(counts).T.tolist()
+    lower, equal = read_on_host(counts).T.tolist()
     rest = k - sum(lower)
     if not 0 < rest <= sum(equal):
         return None

@@ -9,7 +9,7 @@ from math import gcd, inf, isqrt
 import torch
 from torch import Tensor
 
-from torch_flowprune.scoring import WORD, Stack, bases, not_finite, notes, on_host, parts_of
+from torch_flowprune.scoring import WORD, Stack, bases, not_finite, notes, parts_of, read_on_host
 
 _SMALLEST_SAMPLE = 1 << 14
 
@@ -48,7 +48,7 @@ class Sample:
         narrow = all(values.dtype in (torch.float32, torch.bfloat16, torch.float16) for values in taken)
         dtype = torch.float32 if narrow else torch.float64
         values = [stack.comparable(some, dtype, 0, stack.units, step) for stack, some in zip(laid, taken, strict=True)]
-        return cls(on_host(values), bases(list(map(len, values))), step, dtype)
+        return cls(read_on_host(values), bases(list(map(len, values))), step, dtype)
 
     def bracket(self, share: float, trust: int) -> tuple[float, float]:
         """Three standard deviations of the sample's rank to either side of the share that goes, times ``trust``."""
@@ -115,16 +115,19 @@ def sweep(laid: Sequence[Stack], sample: Sample, low: float, high: float, trust:
         if candidates is not None:
             some_rows.masked_fill_(~candidates.view(-1, WORD)[some_words[:, 0]], torch.nan)
         laid[i].put(keeps[i], start, stop, above)
-    _check_finite(laid, sums)
+    _check_no_nan(laid, sums)
     flags = [layer for keep in keeps for layer in keep]
     counts = numbers([torch.count_nonzero(layer) for layer in flags])
-    noted, lengths = on_host(words)[:, 0], torch.tensor(rooms, device="cpu")
+    noted, lengths = read_on_host(words)[:, 0], torch.tensor(rooms, device="cpu")
     ends, begins = lengths.cumsum(0), bases([stack.units for stack in laid])
     starts = torch.tensor([begins[i] + start for i, start, _ in parts], device="cpu")
     origins = starts.repeat_interleave(lengths)
     real = (noted > 0).index_fill_(0, ends - lengths, True)
     return Swept(
-        flags, counts, *_between(noted, real, origins, on_host(rows), low, high), complete=not noted[ends - 1].any()
+        flags,
+        counts,
+        *_between(noted, real, origins, read_on_host(rows), low, high),
+        complete=not noted[ends - 1].any(),
     )
 
 
@@ -137,10 +140,10 @@ def _between(
     return origins[word] + words[word] * WORD + at % WORD, rows.view(-1)[at]
 
 
-def _check_finite(laid: Sequence[Stack], sums: Sequence[Tensor]) -> None:
+def _check_no_nan(laid: Sequence[Stack], sums: Sequence[Tensor]) -> None:
     """From the sums, which nan and inf show in; where one overflowed, each layer is looked at."""
     checked = [total for stack, total in zip(laid, sums, strict=True) if stack.to_check]
-    if not checked or on_host(checked).isfinite().all():
+    if not checked or read_on_host(checked).isfinite().all():
         return
     layers = [layer for stack in laid if stack.to_check for layer in stack.layers]
     bad = [layer for layer in layers if not layer.all().isfinite().all()]

@@ -73,7 +73,7 @@ class Handover:
         optimizers = [] if optimizer is None else list(_with_inner(_listed(optimizer)))
         names = {parameter: name for name, parameter in before.items()}
         for one in optimizers:
-            _check_owner(one, names)
+            _check_is_its_model(one, names)
         states = {
             (id(one), name): cut_state(one, parameter, names, surgery)
             for one in optimizers
@@ -152,7 +152,7 @@ def _held(optimizer: Optimizer) -> Iterator[Any]:
         yield from group["params"]
 
 
-def _check_owner(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> None:
+def _check_is_its_model(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> None:
     if not any(parameter in names for parameter in _held(optimizer)):
         raise ValueError(
             f"optimizer= has a {type(optimizer).__name__} without any parameter of this model: it trains another, such "

@@ -34,7 +34,7 @@ def cut_state(
         return _flat_state(optimizer, state, names, surgery)
     if (name := names[parameter]) not in surgery.keep:
         return dict(state)
-    found = {key: _cut(value, parameter, name, surgery) for key, value in state.items()}
+    found = {key: _cut_state(value, parameter, name, surgery) for key, value in state.items()}
     if unclear := [key for key, value in found.items() if value is NotImplemented]:
         raise ShrinkError(
             f"{type(optimizer).__name__} keeps {', '.join(map(repr, unclear))} of {name!r}, of which nobody tells what "
@@ -43,7 +43,7 @@ def cut_state(
     return found
 
 
-def _cut(value: Any, parameter: nn.Parameter, name: str, surgery: Surgery) -> Any:
+def _cut_state(value: Any, parameter: nn.Parameter, name: str, surgery: Surgery) -> Any:
     """A value of the state after the cut; NotImplemented where it is not clear what goes."""
     if not isinstance(value, Tensor):
         held = any(isinstance(leaf, Tensor) and leaf.numel() > 1 for leaf in tree_leaves(value))
@@ -53,7 +53,7 @@ def _cut(value: Any, parameter: nn.Parameter, name: str, surgery: Surgery) -> An
     if value.numel() <= 1:
         return value
     ways = {tuple(map(id, way)): way for way in _ways(value, parameter, surgery.keep[name])}
-    return _along(value, *ways.values()) if len(ways) == 1 else NotImplemented
+    return _cut_along(value, *ways.values()) if len(ways) == 1 else NotImplemented
 
 
 def _ways(value: Tensor, parameter: nn.Parameter, keep: Mapping[int, Tensor]) -> Iterator[_Way]:
@@ -68,7 +68,7 @@ def _ways(value: Tensor, parameter: nn.Parameter, keep: Mapping[int, Tensor]) ->
             yield tuple(keep.get(axis) for axis in axes)
 
 
-def _along(value: Tensor, way: _Way) -> Tensor:
+def _cut_along(value: Tensor, way: _Way) -> Tensor:
     for axis, kept in enumerate(way):
         if kept is not None:
             value = value.index_select(axis, kept.nonzero().flatten().to(value.device))
