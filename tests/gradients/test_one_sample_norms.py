@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import torch_flowprune as fp
 from torch_flowprune.gradients.double_backward import twice_differentiable
-from torch_flowprune.gradients.one_sample_norms import layouts_are_mixed_up, sound_norms
+from torch_flowprune.gradients.one_sample_norms import _layouts_are_mixed_up, sound_norms
 
 CPU = torch.device("cpu")
 MEAN, VAR = torch.tensor([0.5, -1.0, 2.0]).double(), torch.tensor([0.5, 2.0, 1.5]).double()
@@ -92,7 +92,7 @@ def test_every_layout(norm, count, ours):
     assert_derivatives(norm, context, count, [(0, 1, 2, 3), (0, 2, 3, 1), (2, 0, 3, 1)])
 
 
-@pytest.mark.skipif(not layouts_are_mixed_up(), reason="this torch has not the fault")
+@pytest.mark.skipif(not _layouts_are_mixed_up(), reason="this torch has not the fault")
 def test_the_probe_finds_the_fault_of_this_torch():
     """Plain torch is wrong where the probe says so: else the guard would be for nothing."""
     with pytest.raises(AssertionError):

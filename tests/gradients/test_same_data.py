@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import torch_flowprune as fp
-from torch_flowprune.gradients.same_data import first_difference
+from torch_flowprune.gradients.same_data import _first_difference
 
 
 class Augmented(Dataset):
@@ -68,4 +68,4 @@ def losses(*values):
     ],
 )
 def test_more_than_rounding(first, second, dtype, expected):
-    assert first_difference(losses(*first), losses(*second), dtype)[0] == expected
+    assert _first_difference(losses(*first), losses(*second), dtype)[0] == expected

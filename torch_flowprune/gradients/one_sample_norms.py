@@ -25,11 +25,11 @@ _INSTANCE_NORMS = (functional.instance_norm, torch.instance_norm)
 
 def sound_norms(device: torch.device) -> AbstractContextManager[Any]:
     """Inside, norms of a forward get the gradient of their output in the layout of their input, where it matters."""
-    return _OneLayout() if device.type == "cpu" and layouts_are_mixed_up() else nullcontext()
+    return _OneLayout() if device.type == "cpu" and _layouts_are_mixed_up() else nullcontext()
 
 
 @cache
-def layouts_are_mixed_up() -> bool:
+def _layouts_are_mixed_up() -> bool:
     """Whether this torch has the fault: asked once, of nine places in two channels."""
     x = torch.arange(18.0, device="cpu").view(1, 2, 3, 3)
     w, zeros = torch.ones(2, device="cpu"), torch.zeros(2, device="cpu")

@@ -12,7 +12,7 @@ from torch_flowprune.inputs import Ranks
 
 def check_same_losses(first: Sequence[Tensor], second: Sequence[Tensor], dtype: torch.dtype, ranks: Ranks) -> None:
     """An error on every rank, where a batch of one of them was another."""
-    index, before, after = first_difference(first, second, dtype)
+    index, before, after = _first_difference(first, second, dtype)
     anywhere = torch.tensor([float(index >= 0)], device=first[0].device)
     ranks.sum([anywhere])
     if anywhere.item():
@@ -24,7 +24,9 @@ def check_same_losses(first: Sequence[Tensor], second: Sequence[Tensor], dtype: 
         )
 
 
-def first_difference(first: Sequence[Tensor], second: Sequence[Tensor], dtype: torch.dtype) -> tuple[int, float, float]:
+def _first_difference(
+    first: Sequence[Tensor], second: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[int, float, float]:
     """The first batch whose losses differ by more than rounding in this dtype, and both; -1 where none does.
 
     The sweeps compute by operators that are equal, and round in ways of their own: half the digits are held against

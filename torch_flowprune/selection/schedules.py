@@ -24,7 +24,7 @@ def to_prune(amount: SupportsFloat, left: int) -> int:
     >>> to_prune(0.25, 8), to_prune(3, 8)
     (2, 3)
     """
-    amount = plain_number(amount)
+    amount = _plain_number(amount)
     if isinstance(amount, bool) or not isinstance(amount, Real):
         raise TypeError(
             f"amount should be a fraction of what is left (float) or a number of units (int), got {amount!r}"
@@ -44,7 +44,7 @@ def fraction(value: SupportsFloat, argument: str = "sparsity") -> float:
     >>> fraction(0.9)
     0.9
     """
-    value = plain_number(value)
+    value = _plain_number(value)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{argument} should be a number from 0.0 to 1.0, got {value!r}")
     if not 0 <= float(value) <= 1:
@@ -53,13 +53,13 @@ def fraction(value: SupportsFloat, argument: str = "sparsity") -> float:
     return float(value)
 
 
-def plain_number(value: Any) -> Any:
+def _plain_number(value: Any) -> Any:
     """A number of Python, of a tensor or array that holds one, or of numpy; anything else as it is.
 
     float32 numbers are what they were written as: 0.1, not 0.10000000149.
 
     >>> import torch
-    >>> plain_number(torch.tensor(0.1)), plain_number(3), plain_number("3")
+    >>> _plain_number(torch.tensor(0.1)), _plain_number(3), _plain_number("3")
     (0.1, 3, '3')
     """
     if not hasattr(value, "dtype") or getattr(value, "ndim", 1) != 0:
