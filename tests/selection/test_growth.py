@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import torch_flowprune as fp
 from torch_flowprune.scoring.candidates import masks_of
 from torch_flowprune.scoring.channel_candidates import channel_candidates
+from torch_flowprune.selection.lowest_k import lowest, lowest_of_each
 
 PACKAGE = str(Path(fp.__file__).parent)
 FEW, MANY = 30, 300
@@ -90,6 +91,10 @@ LAYER_CASES: dict[str, tuple[Callable[[int], nn.Module], Callable[[nn.Module], o
         alternating_layers,
         lambda model: fp.global_prune(model, sparsity=0.05, granularity="filter", normalize=None),
     ),
+    "every layer by itself": (
+        alternating_layers,
+        lambda model: fp.global_prune(model, sparsity=0.5, scope="layer"),
+    ),
     "scores": (linear_layers, lambda model: fp.scores(model, "magnitude")),
 }
 
@@ -100,6 +105,25 @@ def test_ten_times_the_layers_are_ten_times_the_work(case: str) -> None:
     torch.manual_seed(0)
     few, many = (work_of(call, build(n)) for n in (FEW, MANY))
     assert many.is_in_proportion_to(few, MANY / FEW), (few, many)
+
+
+def test_layers_of_one_size_are_selected_together() -> None:
+    work = work_of(lambda model: fp.global_prune(model, sparsity=0.5, scope="layer"), linear_layers(40))
+    assert work.operators["nonzero_static"] == 0, "a sweep of its own for every layer"
+    assert work.operators["cumsum"] <= 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64])
+def test_layers_cut_together_are_cut_as_each_alone(dtype: torch.dtype) -> None:
+    source = torch.Generator().manual_seed(0)
+    scores = [torch.randint(-3, 3, (9,), generator=source).to(dtype) for _ in range(60)]
+    alive = [None if i % 3 else torch.rand(9, generator=source) > 0.3 for i in range(60)]
+    counts = [9 if flags is None else int(flags.sum()) for flags in alive]
+    ks = [(0, count, count // 2)[i % 4 % 3] for i, count in enumerate(counts)]
+    for found, one, k, flags in zip(lowest_of_each(scores, ks, alive), scores, ks, alive, strict=True):
+        expected = lowest([one], k, [flags])
+        assert torch.equal(found.keep[0], expected.keep[0])
+        assert (found.kept, found.threshold, found.tied) == (expected.kept, expected.threshold, expected.tied)
 
 
 def test_each_measure_of_a_comparison_is_ranked_once() -> None:

@@ -8,7 +8,7 @@ from torch_flowprune.masking.dense import dense_copy, remove, write_zeros
 from torch_flowprune.masking.export import export_ready
 from torch_flowprune.masking.hook import put_on
 from torch_flowprune.masking.kernels_used import LostZeros, lost_zeros
-from torch_flowprune.masking.optimizer_zeros import held_by, keep_zeros
+from torch_flowprune.masking.optimizer_zeros import held_by, holders, keep_zeros
 from torch_flowprune.masking.snapshots import all_or_nothing, restored
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "dense_copy",
     "export_ready",
     "held_by",
+    "holders",
     "keep_zeros",
     "load_state_dict",
     "lost_zeros",

@@ -26,6 +26,11 @@ def held_by(optimizer: Any, model: nn.Module) -> list[MaskMemory]:
     return [memory for memory in _HELD.get(optimizer, ()) if memory.model is model]
 
 
+def holders(model: nn.Module) -> set[Any]:
+    """The optimizers, and wrappers of them, whose steps hold zeros of a model."""
+    return {one for one, memories in _HELD.items() if any(memory.model is model for memory in memories)}
+
+
 def keep_zeros(model: nn.Module, optimizer: Any, masks: Mapping[str, Tensor] | None = None) -> RemovableHandle:
     """Hold pruned entries at exactly 0, in the parameters and in the optimizer's state, now and after every step.
 

@@ -30,7 +30,7 @@ def evaluate(
                 for kind in measures.needs(measure)
             }
             values[name] = _checked(measure(**arguments), len(candidate), measure, name)
-    _check_finite({name: _extremes(value) for name, value in values.items()}, measures.name_of(measure))
+    _check_extremes({name: _extremes(value) for name, value in values.items()}, measures.name_of(measure))
     return Scores(values, measures.name_of(measure), label(granularity))
 
 
@@ -65,7 +65,7 @@ def all_stored(scores: Scores, made: Callable[[str, Tensor], Tensor] = lambda _n
         if isinstance(scores.stored(name), Computed):
             extremes[name] = _extremes(value)
         values[name] = made(name, value)
-    _check_finite(extremes, scores.method)
+    _check_extremes(extremes, scores.method)
     return values
 
 
@@ -84,7 +84,7 @@ def _checked(value: Tensor, units: int, measure: Measure, name: str) -> Tensor:
     return value
 
 
-def _check_finite(extremes: dict[str, Tensor], measure: str) -> None:
+def _check_extremes(extremes: dict[str, Tensor], measure: str) -> None:
     """Checked together, with one synchronisation a device."""
     bad = [name for name, finite in zip(extremes, _finite(list(extremes.values())), strict=True) if not finite]
     if bad:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_flowprune.scoring import Candidate, Candidates, LayerScores, Scores, all_stored, lefts
 from torch_flowprune.selection.comparable_scores import comparable
-from torch_flowprune.selection.lowest_k import Cut, lowest, lowest_in_blocks, with_floors
+from torch_flowprune.selection.lowest_k import Cut, lowest, lowest_in_blocks, lowest_of_each, with_floors
 from torch_flowprune.selection.plan import Plan, Pool, Pools
 from torch_flowprune.selection.rounding import rounded
 from torch_flowprune.selection.sampled_bracket import numbers
@@ -77,11 +77,11 @@ class _Ranking:
 
     def cut(self, pools: Pools) -> Choice:
         """The lowest of each pool go; then every layer's width is rounded, if the plan says so."""
-        cuts = [(pool.names, self._lowest(pool)) for pool in pools]
+        cuts = self._cuts(pools)
         kept = {name: count for names, cut in cuts for name, count in zip(names, cut.kept, strict=True)}
         if self.plan.round_to > 1:
             kept = rounded(kept, self.left, self.plan.bounds.least, self.plan.round_to)
-            cuts = [((name,), self._lowest(self._down_to(name, count))) for name, count in kept.items()]
+            cuts = self._cuts([self._down_to(name, count) for name, count in kept.items()])
         keeps = {name: keep for names, cut in cuts for name, keep in zip(names, cut.keep, strict=True)}
         thresholds = [cut.threshold for _, cut in cuts if cut.threshold is not None]
         tied = sum(cut.tied for _, cut in cuts)
@@ -107,6 +107,20 @@ class _Ranking:
 
     def _down_to(self, name: str, count: int) -> Pool:
         return Pool((name,), self.plan.bounds.units[name] - count)
+
+    def _cuts(self, pools: Pools) -> list[tuple[tuple[str, ...], Cut]]:
+        """The lowest of each pool; layers that are a pool each, and stay above their floors, are cut together."""
+        bounds = self.plan.bounds
+        more: dict[tuple[str, ...], int] = {}
+        for pool in pools:
+            if len(pool.names) == 1 and pool.gone <= bounds.most(pool.names[0], self.left[pool.names[0]]):
+                more[pool.names] = pool.gone - bounds.units[pool.names[0]] + self.left[pool.names[0]]
+        names = [names[0] for names in more]
+        each = lowest_of_each(
+            [self.values[name] for name in names], list(more.values()), [self.alive[name] for name in names]
+        )
+        together = dict(zip(more, each, strict=True))
+        return [(pool.names, together.get(pool.names) or self._lowest(pool)) for pool in pools]
 
     def _lowest(self, pool: Pool) -> Cut:
         values, alive = [self.values[name] for name in pool.names], [self.alive[name] for name in pool.names]

@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 
 from torch_flowprune.scoring import LayerScores, Stack, bases, notes, parts_of, read_on_host, stacks
-from torch_flowprune.selection.sampled_bracket import Sample, Swept, numbers, sweep
+from torch_flowprune.selection.sampled_bracket import NARROW, Sample, Swept, numbers, sweep
+
+_SMALL = 1 << 16
+"""Units of a layer up to which what a cut costs is its operators, not its units."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,43 @@ def lowest(scores: Sequence[LayerScores], k: int, alive: Sequence[Tensor | None]
         trust *= 8
 
 
+def lowest_of_each(scores: Sequence[LayerScores], ks: Sequence[int], alive: Sequence[Tensor | None]) -> list[Cut]:
+    """Of each layer the k lowest, as :func:`lowest` of that layer alone; small layers of one size are cut together."""
+    laid = [stacks([one], [flags])[0] for one, flags in zip(scores, alive, strict=True)]
+    alike: dict[object, list[int]] = {}
+    for i, stack in enumerate(laid):
+        alike.setdefault((stack.layers[0].kind, stack.units) if 0 < stack.units <= _SMALL else i, []).append(i)
+    cuts: dict[int, Cut] = {}
+    for members in alike.values():
+        together = max(1, _SMALL // max(1, laid[members[0]].units))
+        for begin in range(0, len(members), together):
+            some = members[begin : begin + together]
+            cut = _cut_together([laid[i] for i in some], [ks[i] for i in some]) if len(some) > 1 else None
+            cuts |= zip(some, cut or [lowest([scores[i]], ks[i], [alive[i]]) for i in some], strict=True)
+    return [cuts[i] for i in range(len(scores))]
+
+
+def _cut_together(laid: Sequence[Stack], ks: Sequence[int]) -> list[Cut] | None:
+    """Layers as the rows of one tensor; None where one of them has an error to tell."""
+    values = torch.stack([stack.scores(0, stack.units) for stack in laid])
+    values = values.to(torch.float32 if values.dtype in NARROW else torch.float64)
+    left = torch.stack([stack.all_candidates()[0] for stack in laid])
+    candidates, told = torch.stack([left.sum(-1), values.isfinite().all(-1)]).tolist()
+    if not all(told) or not all(0 <= k <= count for k, count in zip(ks, candidates, strict=True)):
+        return None
+    values = torch.where(left, values, torch.nan)
+    highest = torch.stack([row.kthvalue(max(k, 1)).values for row, k in zip(values, ks, strict=True)])[:, None]
+    wanted = torch.tensor(ks, device=values.device)[:, None]
+    equal, lower = values == highest, values < highest
+    rest = (wanted - lower.sum(-1, keepdim=True)).clamp(min=0)
+    gone = (lower | (equal & (equal.cumsum(-1) <= rest))) & (wanted > 0)
+    thresholds, tied = highest[:, 0].tolist(), (equal.sum(-1) - rest[:, 0]).tolist()
+    return [
+        Cut([row.clone()], [count - k], threshold if k else None, ties if k else 0)
+        for row, count, k, threshold, ties in zip(left & ~gone, candidates, ks, thresholds, tied, strict=True)
+    ]
+
+
 def with_floors(
     scores: Sequence[LayerScores], k: int, floors: Sequence[int], alive: Sequence[Tensor | None] | None = None
 ) -> Cut:
@@ -96,7 +136,8 @@ def with_floors(
         below = [i for i, kept in zip(free, cut.kept, strict=True) if counts[i] - kept > removable[i]]
         if not below:
             return _joined_cuts(cuts, free, cut)
-        cuts |= {i: lowest([scores[i]], removable[i], [alive[i]]) for i in below}
+        each = lowest_of_each([scores[i] for i in below], [removable[i] for i in below], [alive[i] for i in below])
+        cuts |= zip(below, each, strict=True)
         free = [i for i in free if i not in cuts]
         k -= sum(removable[i] for i in below)
 

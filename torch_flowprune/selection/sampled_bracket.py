@@ -11,6 +11,8 @@ from torch import Tensor
 
 from torch_flowprune.scoring import WORD, Stack, bases, not_finite, notes, parts_of, read_on_host
 
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
+"""What float32 holds exactly; whole numbers it holds only to 2^24."""
 _SMALLEST_SAMPLE = 1 << 14
 
 
@@ -44,8 +46,7 @@ class Sample:
         while gcd(step, 210) > 1:
             step += 1
         taken = [stack.scores(0, stack.units, step) for stack in laid]
-        # float32 holds half precision exactly, whole numbers only to 2^24
-        narrow = all(values.dtype in (torch.float32, torch.bfloat16, torch.float16) for values in taken)
+        narrow = all(values.dtype in NARROW for values in taken)
         dtype = torch.float32 if narrow else torch.float64
         values = [stack.comparable(some, dtype, 0, stack.units, step) for stack, some in zip(laid, taken, strict=True)]
         return cls(read_on_host(values), bases(list(map(len, values))), step, dtype)

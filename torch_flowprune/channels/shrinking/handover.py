@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch_flowprune.channels.shrinking.optimizer_state import cut_state
 from torch_flowprune.channels.shrinking.surgery import Surgery
 from torch_flowprune.inputs import parameters_of, unwrapped
-from torch_flowprune.masking import held_by
+from torch_flowprune.masking import held_by, holders
 from torch_flowprune.torch_internals import forget_flat_size
 
 Optimizers: TypeAlias = Optimizer | Iterable[Optimizer]
@@ -84,6 +84,16 @@ class Handover:
         if optimizers:
             _warn_untrained(before, optimizers)
         return cls(model, before, surgery, optimizers, states, go_on)
+
+    def warn_left_behind(self) -> None:
+        """An optimizer whose zeros are held, and which was not given, goes on with parameters that nothing reads."""
+        if left := holders(unwrapped(self.model)) - set(self.optimizers):
+            warnings.warn(
+                f"keep_zeros holds zeros of this model for {len(left)} optimizer(s) that shrink was not given: each goes "
+                "on with the parameters that the model had, and trains nothing; pass all of them, optimizer=",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def to(self, small: nn.Module) -> None:
         """The smaller model takes over."""

@@ -66,7 +66,8 @@ def shrink(
         ValueError: if a coupling does not fit the model, or an optimizer or a pruner is of another.
 
     Warns:
-        UserWarning: where parameters that train are in none of the optimizers given.
+        UserWarning: where parameters that train are in none of the optimizers given, and ``inplace`` where one whose
+            zeros are held was not given.
 
     >>> import torch, torch_flowprune as fp
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -94,6 +95,7 @@ def shrink(
     apply_masks(small, {name: mask for name, mask in left.items() if name in dict(small.named_parameters())})
     handover = Handover.planned(model, surgery, optimizer, pruner)
     if inplace:
+        handover.warn_left_behind()
         write_zeros(remove(model), given)
         small = operated(model, surgery)
         apply_masks(small, left)
