@@ -202,6 +202,7 @@ def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parame
         if "gR" in wanted:
             example = example_of(source.data, source.example_inputs, next(model.parameters()).device)
             point = replace(point, gR=synaptic_gradient(model, targets, point.theta, example))
+            rewind()  # the example may have drawn from the loader, whose order both sweeps share
         if wanted - {"gR"}:
             sweeps = Sweeps(model, targets, source, rewind, ranks)
             point = replace(point, **sweeps.run(as_batches(source.data), wanted))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,11 @@ def check_same_losses(first: Sequence[Tensor], second: Sequence[Tensor], dtype: 
             "same data, and these draw from a source that is not put back (a generator of the data set's own, "
             "persistent workers); score on batches in a list, or take a loader that gives the same ones each time"
         )
+
+
+def narrowest_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The one with the fewest digits."""
+    return max((tensor.dtype for tensor in tensors), key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _first_difference(

@@ -10,14 +10,14 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
+from torch_flowprune.gradients.batch_streams import SizedBatch, length_of, until, with_progress
 from torch_flowprune.gradients.double_backward import twice_differentiable
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.microbatches import Graphs, MicroBatches
-from torch_flowprune.gradients.same_data import check_same_losses
+from torch_flowprune.gradients.same_data import check_same_losses, narrowest_dtype
 from torch_flowprune.gradients.weighted_sums import (
     add_weighted,
     add_weighted_squares,
@@ -31,7 +31,6 @@ from torch_flowprune.gradients.weighted_sums import (
 )
 from torch_flowprune.inputs import Batch, Ranks, Restore, Target, samples, sized, wide
 
-SizedBatch: TypeAlias = tuple[Batch, int]
 Sums: TypeAlias = dict[str, list[Tensor]]
 
 
@@ -68,7 +67,7 @@ class Sweeps:
         head, stream = self._stream(data)
         check_read(len(head))
         if "Hg" not in wanted:
-            return self._first(chain(head, stream), wanted, _length(data), micro, None)
+            return self._first(chain(head, stream), wanted, length_of(data), micro, None)
         if len(head) == 1 and self.ranks.alone and not self.offload and len(micro.of(*head[0])) == 1:
             return self._single(head[0], wanted)
         if isinstance(data, Iterator) and (len(head) > 1 or self.mode == "train"):
@@ -77,10 +76,10 @@ class Sweeps:
                 "DataLoader"
             )
         graphs = Graphs(micro)
-        fields = self._first(chain(head, stream), wanted, _length(data), micro, graphs)
+        fields = self._first(chain(head, stream), wanted, length_of(data), micro, graphs)
         self.rewind()
         again = iter(head) if isinstance(data, Iterator) else chain(*self._stream(data))
-        return {**fields, "Hg": self._second(again, fields, _length(data), micro, graphs)}
+        return {**fields, "Hg": self._second(again, fields, length_of(data), micro, graphs)}
 
     def along(self, v: Mapping[str, Tensor], masks: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Any]:
         """The loss, ‖g‖², and their expansions in θ − v, in one sweep: the fields of a ``Prediction``."""
@@ -90,7 +89,7 @@ class Sweeps:
         ]
         g, product, samples_, losses, weights, slopes = self._zeros(), self._zeros(), 0, [], [], []
         micro = MicroBatches(self.derivatives, {"g", "Hg"})
-        for batch, size in self._bar(chain(*self._stream(data)), _length(data), "prediction"):
+        for batch, size in self._shown(chain(*self._stream(data)), length_of(data), "prediction"):
             of_parts, of_batch = [], 0.0
             for part, count in micro.of(batch, size):
                 weight = self.derivatives.weight(part, count)
@@ -151,7 +150,7 @@ class Sweeps:
     ) -> dict[str, Any]:
         sums: Sums = {kind: self._zeros() for kind in ("g", "g2", "g2_sample") if kind in wanted}
         losses, weights, self.seen = [], [], 0
-        for batch, size in self._bar(batches, length, "gradient"):
+        for batch, size in self._shown(batches, length, "gradient"):
             self.seen += size
             if parts := micro.of(batch, size):
                 losses.append(self._gradient(sums, (batch, size), parts, micro, graphs))
@@ -201,8 +200,8 @@ class Sweeps:
         """H·g: each batch's gradient, differentiated along the mean gradient that the first sweep gave."""
         along, total, whole = list(first["g"].values()), self._zeros(), 0.0
         losses, count = list[Tensor](), sum(kept[1] for kept in graphs.kept)
-        for batch, size in self._bar(
-            _until(batches, self.seen - count if graphs.kept else sys.maxsize), length, "Hessian-gradient product"
+        for batch, size in self._shown(
+            until(batches, self.seen - count if graphs.kept else sys.maxsize), length, "Hessian-gradient product"
         ):
             of_parts, of_batch = [], 0.0
             for part in micro.of(batch, size):
@@ -233,9 +232,9 @@ class Sweeps:
         return self._named(scale(total, 1 / whole))
 
     def _check_losses(self, losses: list[Tensor]) -> None:
-        """An error on every rank, where a batch of one of them was another."""
-        narrowest = max((p.dtype for p in self.parameters), key=lambda dtype: torch.finfo(dtype).eps)
-        check_same_losses(self.losses, losses, self.derivatives.resources.autocast or narrowest, self.ranks)
+        if self.mode == "eval":  # in train mode a model may move by itself: power iteration, statistics
+            autocast = self.derivatives.resources.autocast
+            check_same_losses(self.losses, losses, autocast or narrowest_dtype(self.parameters), self.ranks)
 
     def _single(self, sized_batch: SizedBatch, wanted: set[str]) -> dict[str, Any]:
         """One batch needs no second sweep: the graph of its gradient is differentiated again."""
@@ -285,28 +284,5 @@ class Sweeps:
     def _named(self, values: Iterable[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self.names, values, strict=True))
 
-    def _bar(self, batches: Iterable[SizedBatch], total: int | None, name: str) -> Iterable[SizedBatch]:
-        bar: Iterable[SizedBatch] = tqdm(
-            batches,
-            desc=name,
-            total=total,
-            unit="batch",
-            leave=False,
-            delay=0 if self.progress else 2,
-            disable=self.progress is False,
-        )
-        return bar
-
-
-def _until(batches: Iterator[SizedBatch], samples_left: int) -> Iterator[SizedBatch]:
-    """Batches up to so many samples: those behind have their graphs kept."""
-    while samples_left > 0 and (sized_batch := next(batches, None)):
-        yield sized_batch
-        samples_left -= sized_batch[1]
-
-
-def _length(data: object) -> int | None:
-    try:
-        return len(data)  # type: ignore[arg-type]
-    except TypeError:
-        return None
+    def _shown(self, batches: Iterable[SizedBatch], total: int | None, name: str) -> Iterable[SizedBatch]:
+        return with_progress(batches, total, name, self.progress)

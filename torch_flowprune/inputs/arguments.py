@@ -24,12 +24,12 @@ def arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str,
     (a ``DataLoader`` makes lists of a dataset's tuples). Of a mapping the model gets what its signature takes.
     """
     if isinstance(inputs, Mapping):
-        return (), taken(model, inputs)
+        return (), _taken(model, inputs)
     spread = isinstance(inputs, tuple) or (isinstance(inputs, list) and _needs_several(model))
     return (tuple(inputs) if spread else (inputs,)), {}
 
 
-def taken(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+def _taken(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     """What of a mapping the model's signature takes: all of it where it takes any keyword.
 
     Raises:

@@ -128,8 +128,9 @@ def _buffers(model: nn.Module) -> Restore:
 
     def restore() -> None:
         for module, buffers in kept:
-            module._buffers.clear()
-            module._buffers.update((key, buffer) for key, buffer, _ in buffers)
+            if not isinstance(module, torch.jit.ScriptModule):  # its registry is fixed
+                module._buffers.clear()
+                module._buffers.update((key, buffer) for key, buffer, _ in buffers)
         with torch.no_grad():
             for _, buffers in kept:
                 for _, buffer, value in buffers:

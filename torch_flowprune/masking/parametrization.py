@@ -46,11 +46,11 @@ def without_masked(kind: type[nn.Module], name: str) -> type[nn.Module]:
 def _masking(kind: type[nn.Module], dense: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """``kind`` with these names masked. Whatever is laid over its class, parametrizations say, stays over it."""
     base = under_parametrizations(dense)
-    old = own_class(kind) or base
+    old = _own_class(kind) or base
     return relaid(kind, old, _masked_class(base, names) if names else base)
 
 
-def own_class(kind: type[nn.Module]) -> type[nn.Module] | None:
+def _own_class(kind: type[nn.Module]) -> type[nn.Module] | None:
     """The class made here that ``kind`` is, or is laid over."""
     return next((base for base in kind.__mro__ if "_masked_kind" in vars(base)), None)
 
@@ -198,7 +198,7 @@ def _copying(dense: type[nn.Module]) -> dict[str, Any]:
 def _reduce(module: Any, protocol: Any) -> Any:
     """The dense class and the names of what is masked: the subclass itself has no importable name."""
     kind: Any = type(module)
-    own: Any = own_class(kind)
+    own: Any = _own_class(kind)
     reduced = super(own, module).__reduce_ex__(protocol)
     return (_rebuild, kind._masked_kind, *reduced[2:]) if kind is own else reduced
 

@@ -1,4 +1,4 @@
-"""Units counted as they were before `shrink` removed some: what is gone from the tensors is not alive."""
+"""Units counted as they were before ``shrink`` removed some: what is gone from the tensors is not alive."""
 
 from __future__ import annotations
 

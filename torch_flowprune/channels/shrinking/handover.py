@@ -89,8 +89,8 @@ class Handover:
         """An optimizer whose zeros are held, and which was not given, goes on with parameters that nothing reads."""
         if left := holders(unwrapped(self.model)) - set(self.optimizers):
             warnings.warn(
-                f"keep_zeros holds zeros of this model for {len(left)} optimizer(s) that shrink was not given: each goes "
-                "on with the parameters that the model had, and trains nothing; pass all of them, optimizer=",
+                f"keep_zeros holds zeros of this model for {len(left)} optimizer(s) that shrink was not given: each "
+                "goes on with the parameters that the model had, and trains nothing; pass all of them, optimizer=",
                 UserWarning,
                 stacklevel=3,
             )
@@ -119,7 +119,7 @@ class Handover:
         vars(new).update({key: cut(value) for key, value in vars(old).items()})
 
     def _train(self, optimizer: Optimizer, after: Mapping[str, nn.Parameter], small: nn.Module) -> None:
-        """New parameters in the groups themselves, which schedulers and `LBFGS` hold; those that are gone drop out."""
+        """New parameters in the groups themselves, which schedulers and LBFGS hold; those that are gone drop out."""
         names = {parameter: name for name, parameter in self.before.items()}
 
         def heirs(parameters: Iterable[Any]) -> Iterator[Any]:

@@ -23,7 +23,7 @@ def cut_state(
     """The state of one parameter after the cut.
 
     Tensors of the parameter's shape (momentum) are cut like it; those that lack some of its axes, or have one position
-    there (factored second moments), along the others; numbers stay. `LBFGS` keeps its history of all parameters with
+    there (factored second moments), along the others; numbers stay. ``LBFGS`` keeps its history of all parameters with
     the first, laid end to end.
 
     Raises:
@@ -78,7 +78,7 @@ def _cut_along(value: Tensor, way: _Way) -> Tensor:
 def _flat_state(
     optimizer: Optimizer, state: Mapping[str, Any], names: Mapping[nn.Parameter, str], surgery: Surgery
 ) -> dict[str, Any]:
-    """`LBFGS`: gradients and steps of all parameters as vectors."""
+    """``LBFGS``: gradients and steps of all parameters as vectors."""
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
     sizes = [one.numel() for one in parameters]
 

@@ -1,7 +1,7 @@
 """Dead channels physically removed: the same classes, smaller tensors, and outputs that are proved equal.
 
-`shrink` slices parameters, buffers and optimizer state, and sets the attributes that state sizes (`out_channels`,
-`num_heads`).
+``shrink`` slices parameters, buffers and optimizer state, and sets the attributes that state sizes (``out_channels``,
+``num_heads``).
 The result is run against the masked model before anything is handed out: in float64, in eval and in train mode, with
 affine parameters and running statistics shaken, so that defaults of zero and one hide nothing. If the two differ, the
 model is left as it was.
