@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from torch_flowprune.scoring import stacks
 from torch_flowprune.selection import lowest_k as selection
 from torch_flowprune.selection.lowest_k import lowest, lowest_in_blocks, with_floors
 
@@ -243,6 +244,19 @@ def test_a_misleading_sample_does_not_matter(monkeypatch, name, sizes, sparse):
         expected = left.clone()
         expected[order[:k]] = False
         assert torch.equal(torch.cat(lowest(scores, k, alive).keep), expected), k
+
+
+def test_a_value_is_where_the_cut_lies_only_if_one_of_its_ties_goes():
+    """Else the highest that went is another score, and the bracket has to be looked for elsewhere."""
+    laid = stacks([torch.tensor([3.0, 1.0, 3.0]), torch.tensor([2.0, 5.0])], [None, None])
+    found = [selection._cut_ties(laid, torch.float32, k, 3.0) for k in range(1, 6)]
+    assert [cut and (cut.threshold, cut.tied, cut.kept) for cut in found] == [
+        None,
+        None,
+        (3.0, 1, [1, 1]),
+        (3.0, 0, [0, 1]),
+        None,
+    ]
 
 
 def test_the_bracket_spares_the_sort(monkeypatch):
