@@ -106,6 +106,10 @@ def test_floors_protect_the_best_of_each_layer(case, data):
         with_floors(scores, removable + 1, floors, alive)
 
 
+def test_ties_are_counted_with_floors_too():
+    assert with_floors([torch.zeros(4), torch.zeros(2)], 2, [1, 1]).tied == 4
+
+
 @examples
 @given(st.integers(1, 6), st.integers(1, 5), st.data())
 def test_blocks_lose_their_own_lowest(blocks, m, data):
