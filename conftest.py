@@ -2,9 +2,13 @@
 
 import os
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 # No deadlines: a busy machine is not a fault. In CI the examples are the same in every run, and more of them.
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=200, print_blob=True)
+# Once a mutant: fewer examples, and the first that fails will do.
+settings.register_profile(
+    "mutation", deadline=None, derandomize=True, max_examples=30, phases=(Phase.explicit, Phase.generate), database=None
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "local"))

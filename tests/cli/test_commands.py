@@ -68,7 +68,7 @@ def zeros(model):
         ("--sparsity", "0.5"),
         ("--sparsity", "0.3", "--method", "synflow", "--min-keep", "4"),
         ("--sparsity", "0.3", "--method", "random", "--scope", "layer"),
-        ("--sparsity", "0.5", "--method", "taylor", "--granularity", "filter", "--min-keep", "1", "--data"),
+        ("--sparsity", "0.5", "--method", "taylor", "--granularity", "filter", "--min-keep", "0.1", "--data"),
         (
             "--sparsity",
             "0.5",

@@ -53,6 +53,32 @@ def test_computed_scores_are_cut_as_stored_ones(k, alive):
     assert found.tied == lowest(scores, k, left).tied
 
 
+TIED = {
+    "all alike": lambda n: torch.full((n,), 0.5),
+    "two values": lambda n: (torch.arange(n) % 3 == 0).float(),
+    "mostly one": lambda n: torch.where(torch.arange(n) % 7 == 3, torch.arange(n) - 20.0, 0.5),
+    "half precision": lambda n: (torch.arange(n) % 2).bfloat16(),
+    "whole numbers that float32 cannot hold": lambda n: 16777216 + torch.arange(n) % 2,
+}
+
+
+@pytest.mark.usefixtures("_parts")
+@pytest.mark.parametrize("name", TIED)
+@pytest.mark.parametrize("alive", [False, True], ids=["all alive", "some gone"])
+def test_ties_over_several_parts_and_layers_go_in_model_order(name, alive):
+    """Whatever the sample says of where the k-th lies, which is little: for every k."""
+    scores = [part.clone() for part in TIED[name](90).split([13, 1, 40, 36])]
+    left = list((torch.rand(90) < 0.7).split([13, 1, 40, 36])) if alive else None
+    flat, candidates = torch.cat(scores).double(), torch.cat(left) if alive else torch.ones(90).bool()
+    for k in range(int(candidates.sum()) + 1):
+        found = lowest(scores, k, left)
+        keep = torch.cat(found.keep)
+        assert keep.tolist() == torch.cat(oracles.lowest(scores, k, left)).tolist(), k
+        gone = flat[candidates & ~keep]
+        assert found.threshold == (gone.max().item() if k else None), k
+        assert found.tied == (int((flat[keep] == found.threshold).sum()) if k else 0), k
+
+
 @pytest.mark.usefixtures("_parts")
 def test_each_layer_has_flags_in_memory_of_its_own():
     scores = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (30, 17, 64)]

@@ -81,7 +81,9 @@ class Slice:
     def of(self, tensor: Tensor) -> Tensor:
         """(units, elements): what the slice holds of its parameter; a view where that is all of it, in order."""
         places = self.index.reshape(-1)
-        if len(places) == tensor.shape[self.axis] and torch.equal(places, torch.arange(len(places))):
+        if len(places) == tensor.shape[self.axis] and torch.equal(
+            places, torch.arange(len(places), device=places.device)
+        ):
             return tensor.movedim(self.axis, 0).reshape(len(self.index), -1)
         picked = tensor.index_select(self.axis, places.to(tensor.device))
         return picked.movedim(self.axis, 0).reshape(len(self.index), -1)

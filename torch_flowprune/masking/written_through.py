@@ -150,10 +150,13 @@ def _refresh(weight: MaskedWeight) -> None:
         Tensor.copy_(weight, new)
 
 
+_NAMES = ("__name__", "__qualname__")  # not torch's docstrings: their examples would run as this package's
+
+
 def _writing(name: str) -> Callable[..., Any]:
     """A method that writes: as it is of a dense parameter, with torch's error where that is a leaf under autograd."""
 
-    @wraps(getattr(Tensor, name))
+    @wraps(getattr(Tensor, name), assigned=_NAMES)
     def write(self: MaskedWeight, *args: Any, **kwargs: Any) -> MaskedWeight:
         getattr(self._target(), name)(*args, **kwargs)
         _refresh(self)
@@ -166,7 +169,7 @@ def _reading_a_part(name: str) -> Callable[..., Any]:
     """A method that gives views: writes to those are writes to the same part of the parameter."""
     method = getattr(Tensor, name)
 
-    @wraps(method)
+    @wraps(method, assigned=_NAMES)
     def read(self: MaskedWeight, *args: Any, **kwargs: Any) -> Any:
         found = method(self, *args, **kwargs)
 
