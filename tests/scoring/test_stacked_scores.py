@@ -212,9 +212,10 @@ def test_one_score_that_is_not_finite_is_refused_before_anything_is_touched(valu
         {"granularity": "filter"},
         {"normalize": "max"},
         {"allocation": "lamp"},
+        {"allocation": "row"},
         {"granularity": "channel", "cost": "flops", "normalize": None, "example_inputs": torch.ones(2, 5)},
     ],
-    ids=["over the mean", "over the maximum", "lamp", "a budget"],
+    ids=["over the mean", "over the maximum", "lamp", "rows", "a budget"],
 )
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_scores_that_are_stored_to_be_ranked_have_to_be_finite_too(value, options):
@@ -223,6 +224,15 @@ def test_scores_that_are_stored_to_be_ranked_have_to_be_finite_too(value, option
     with pytest.raises(ValueError, match=r"the magnitude scores of 2.weight are not all finite"):
         fp.global_prune(model, "magnitude", 0.5, **options)
     assert not fp.masks(model)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_of_blocks_have_to_be_finite_too(value):
+    layer = nn.Linear(8, 4)
+    layer.weight.data[0, 0] = value
+    with pytest.raises(ValueError, match=r"the magnitude scores of weight are not all finite"):
+        fp.global_prune(layer, "magnitude", granularity="2:4")
+    assert not fp.masks(layer)
 
 
 def test_finite_scores_whose_sum_overflows_are_ranked():

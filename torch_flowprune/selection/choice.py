@@ -38,7 +38,7 @@ class Choice:
 def choose(found: Candidates, scores: Scores, plan: Plan, round_: int) -> Choice:
     """The units that stay in a round of a plan."""
     if plan.blocks is not None:
-        keeps = {name: _keep_in_blocks(candidate, scores[name]) for name, candidate in found.items()}
+        keeps = all_stored(scores, lambda name, value: _keep_in_blocks(found[name], value))
         return Choice(keeps, counted(keeps), None, 0, dict.fromkeys(found, plan.why))
     ranking = _Ranking(found, scores, plan)
     if plan.by_row:
@@ -58,7 +58,7 @@ class _Ranking:
         self.found, self.plan = found, plan
         self.left = dict(zip(found, numbers(lefts(found)), strict=True))
         self.alive = {name: candidate.alive() for name, candidate in found.items()}
-        self.values = self._to_rank(scores)
+        self.scores, self.values = scores, self._to_rank(scores)
 
     def _to_rank(self, scores: Scores) -> Mapping[str, LayerScores]:
         """The scores as they are kept; stored where they are read more than once: by a bisection, or by layer first."""
@@ -95,15 +95,9 @@ class _Ranking:
 
     def by_row(self, pools: Pools) -> Choice:
         """The lowest of every output go."""
-        keeps = {}
-        for pool in pools:
-            (name,) = pool.names
-            keeps[name] = _keep_in_rows(self.found[name], self._stored(name), pool.gone)
+        gone = {pool.names[0]: pool.gone for pool in pools}
+        keeps = all_stored(self.scores, lambda name, value: _keep_in_rows(self.found[name], value, gone[name]))
         return Choice(keeps, counted(keeps), None, 0, dict.fromkeys(keeps, self.plan.why))
-
-    def _stored(self, name: str) -> Tensor:
-        values = self.values[name]
-        return values if isinstance(values, Tensor) else values.all()
 
     def _down_to(self, name: str, count: int) -> Pool:
         return Pool((name,), self.plan.bounds.units[name] - count)
