@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it writes loads back, and what goes wrong says so in one line."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -278,6 +279,24 @@ def test_the_demos_prediction_is_the_reports():
     dense = demo.point(model, train)
     report = fp.global_prune(model, "taylor", 0.3, data=train)
     assert demo.first_order(dense, demo.point(model, train)) == pytest.approx(report.predicted_loss_change, rel=1e-4)
+
+
+def test_a_terminal_that_lacks_a_sign_and_a_pipe_that_is_closed_lose_no_file(tmp_path):
+    for number, (encoding, tail) in enumerate((("ascii", "| cat"), ("utf-8", "| true"))):
+        out = tmp_path / f"{number}.safetensors"
+        command = f"{sys.executable} -m torch_flowprune prune {' '.join(MODEL)} --sparsity 0.3 --out {out} {tail}"
+        environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUNBUFFERED": "1"}
+        done = subprocess.run(command, check=False, shell=True, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert out.exists(), done.stderr
+
+
+def test_an_output_that_is_a_folder_is_told_before_anything_is_computed(tmp_path, capsys):
+    (tmp_path / "out.safetensors").mkdir()
+    assert main(["prune", *MODEL, "--sparsity", "0.5", "--out", str(tmp_path / "out.safetensors")]) == 2
+    out, err = capsys.readouterr()
+    assert "out.safetensors: this is a folder; expected the name of a file" in err
+    assert not out
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Scores as a value: what they are, many from one flow, saved, loaded, printed, and what they refuse."""
 
 import math
+from functools import partial
 
 import cases
 import oracles
@@ -201,12 +202,26 @@ def test_random_repeats_with_a_seed_or_a_generator():
         fp.scores(model, "random", generator=3)
 
 
-def test_distance_without_a_reference_point():
+@pytest.mark.parametrize(
+    "call",
+    [fp.scores, partial(fp.global_prune, sparsity=0.5), fp.diagnose],
+    ids=["scores", "global_prune", "diagnose"],
+)
+def test_distance_without_a_reference_point(call):
+    model = cases.mlp()
     with pytest.raises(
         ValueError,
         match=r"reads theta0, the parameters at a reference point: pass theta0=, a state dict taken at initialisation",
     ):
-        fp.scores(cases.mlp(), "distance_biased_loss_preservation", CASES["mlp"].batch(3))
+        call(model, method="distance_biased_loss_preservation", data=_Unread())
+    assert not fp.masks(model)
+
+
+class _Unread(list):
+    """Data that nobody may read: what is missing is said before."""
+
+    def __iter__(self):
+        raise AssertionError("the data were read first")
 
 
 def test_gradient_measures_without_data():

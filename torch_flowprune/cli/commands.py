@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -15,6 +16,9 @@ _FAULTS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, or 2 for an error that the user can mend."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a sign that the terminal cannot show is no reason to write nothing
     chosen = parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _one_line  # type: ignore[assignment]

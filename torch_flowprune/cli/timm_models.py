@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +43,28 @@ def prune_timm(chosen: argparse.Namespace) -> None:
         "normalize": _NORMALIZE.get(chosen.normalize, chosen.normalize)
     }
     report = fp.global_prune(model, **scored, **chooses, **_sources(chosen, model, scored=given is not None))
-    print(report)
     _check_alive(report, allowed=chosen.allow_collapse)
+    written = _write(model, report, chosen)  # before it is told: a reader of the table may close the pipe
+    print(report)
+    print(written or "nothing was written: --out FILE.safetensors keeps the pruned weights")
+
+
+def _write(model: nn.Module, report: fp.Report, chosen: argparse.Namespace) -> str:
+    """What was asked for, to files; returns how the model is loaded."""
     if chosen.out:
         _save_dense(model, chosen.out, report)
-        print(f"{chosen.out} written: load it with {_loading(chosen)}")
     if chosen.report:
         chosen.report.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
     if chosen.plot:
         report.plot(chosen.plot)
-    if not (chosen.out or chosen.report or chosen.plot):
-        print("nothing was written: --out FILE.safetensors keeps the pruned weights")
+    others = [f"{path} written" for path in (chosen.report, chosen.plot) if path]
+    return "; ".join([f"{chosen.out} written: load it with {_loading(chosen)}"] * bool(chosen.out) + others)
 
 
 def _check_alive(report: fp.Report, *, allowed: bool) -> None:
     empty = [layer.name for layer in report.layers if layer.units and layer.pruned == layer.units]
     if empty and not allowed:
+        print(report)
         raise ValueError(
             f"nothing is left of {', '.join(empty[:5])}: the model is dead, and was not written; prune less, share "
             "sparsity out with --allocation layer or erk, or pass --allow-collapse to write it all the same"
@@ -77,9 +84,10 @@ def score(chosen: argparse.Namespace) -> None:
         exclude=chosen.exclude,
         **_sources(chosen, model),
     )
-    print(found)
     if chosen.out:
         found.save(chosen.out)
+    print(found)
+    if chosen.out:
         print(f"{chosen.out} written: prune with prune {chosen.name} --scores {chosen.out} --sparsity ...")
 
 
@@ -91,6 +99,10 @@ def check_output(option: str, path: Path | None, suffixes: tuple[str, ...]) -> N
         raise ValueError(f"{option} {path}: expected a file name that ends in {' or '.join(suffixes)}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{option} {path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"{option} {path}: this is a folder; expected the name of a file")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(f"{option} {path}: it cannot be written here; choose another folder, or another file")
 
 
 def load_model(chosen: argparse.Namespace) -> nn.Module:

@@ -189,6 +189,11 @@ def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parame
     """:func:`flow` with its words as one value, which the calls that take a flow hand on."""
     ranks, model = Ranks.of(model), unwrapped(model)
     wanted = _derivatives_in(needs)
+    if "theta0" in needs and source.theta0 is None:
+        raise ValueError(
+            "this measure reads theta0, the parameters at a reference point: pass theta0=, a state dict taken at "
+            "initialisation"
+        )
     targets = _differentiable(model, parameters, wanted)
     point = Flow(
         theta={name: wide(target.theta) for name, target in targets.items()}, theta0=_reference(source.theta0, targets)

@@ -118,11 +118,6 @@ def scores(
         )
     chosen = units.of(model, source)
     needs = {kind for measure in resolved for kind in measures.needs(measure)}
-    if "theta0" in needs and theta0 is None:
-        raise ValueError(
-            "this measure reads theta0, the parameters at a reference point: pass theta0=, a state dict taken at "
-            "initialisation"
-        )
     point = flow_over(source, wrapped, tuple(needs), targets_of(chosen))
     found = {
         name: evaluate(point, measure, chosen, granularity, generator)
