@@ -298,6 +298,11 @@ def test_output_axes():
     assert axes == {name: int(name == "up.weight") for name in DEFAULT}
 
 
+def test_the_entries_of_a_bias_are_its_filters_whatever_the_layer():
+    for layer in (nn.Conv2d(4, 6, 3), nn.ConvTranspose2d(4, 6, 3)):
+        assert fp.global_prune(layer, "l1", 0.5, include="bias", granularity="filter").pruned == 3
+
+
 @pytest.mark.parametrize("which", [("embed",), ("decode",), ("embed", "decode")])
 def test_a_tied_parameter_masked_by_torch(which):
     """Torch masks one owner, or each differently: what any of them removed counts as removed, once."""

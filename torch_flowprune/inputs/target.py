@@ -66,9 +66,9 @@ class Target:
     def output_axis(self) -> int:
         """The axis that the owner's outputs lie along.
 
-        1 for transposed convolutions and transformers' ``Conv1D``, else 0.
+        1 for the weights of transposed convolutions and transformers' ``Conv1D``, else 0.
         """
-        return _habits(self.owners[0][0])[1]
+        return _habits(self.owners[0][0])[1] if self.parameter.dim() > 1 else 0
 
     @property
     def is_default(self) -> bool:
