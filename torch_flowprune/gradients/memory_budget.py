@@ -62,12 +62,19 @@ class Peak(OperatorMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for storage in _storages((args, kwargs)):
-            self._known.add(storage_key(storage))
+            self._was_there(storage)
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):
             if storage_key(storage) not in self._known:
                 self._made(storage)
         return result
+
+    def _was_there(self, storage: torch.UntypedStorage) -> None:
+        """Until it is freed: what is made at its address then is new."""
+        key = storage_key(storage)
+        if key not in self._known:
+            self._known.add(key)
+            weakref.finalize(storage, self._known.discard, key)
 
     def _made(self, storage: torch.UntypedStorage) -> None:
         key, size = storage_key(storage), storage.nbytes()
