@@ -32,6 +32,17 @@ def peak_of(work):
     return memory.peak
 
 
+def test_what_is_made_where_a_freed_tensor_was_counts():
+    """An address known of a tensor from before is forgotten with it: another one there is new."""
+    before = torch.ones(1000)
+    with Peak() as memory:
+        made = before + 1
+        assert len(memory._known) == 2
+        del before
+        assert len(memory._known) == 1
+    assert memory.live == made.nbytes
+
+
 @pytest.mark.parametrize("needs", [("g",), ("g", "g2"), KINDS])
 @pytest.mark.parametrize("sizes", [(16,), (16, 7, 1)], ids=["one batch", "several"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 3.0])

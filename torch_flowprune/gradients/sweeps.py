@@ -108,21 +108,29 @@ class Sweeps:
         mean_loss = finite_mean_loss(losses, weights)
         count, total, mean_loss = self._over_ranks([g, product], samples_, sum(weights), mean_loss)
         g, product = scale(g, 1 / total), scale(product, 1 / total)
+        return {
+            "loss": mean_loss,
+            "standard_error": standard_error(torch.stack(slopes), weights, self.ranks),
+            "samples": count,
+            **self._expansions(g, product, vector, masks),
+        }
+
+    def _expansions(
+        self, g: list[Tensor], product: list[Tensor], v: list[Tensor], masks: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        """Of the loss and of ‖g‖² in θ − v, from g and H·v."""
         lost = [
             torch.where(masks[name].to(gradient.device), 0, gradient - Hv)
             for name, gradient, Hv in zip(self.names, g, product, strict=True)
             if name in masks
         ]
         return {
-            "loss": mean_loss,
-            "first_order": -dot_product(vector, g).item(),
-            "curvature": dot_product(vector, product).item() / 2,
-            "standard_error": standard_error(torch.stack(slopes), weights, self.ranks),
+            "first_order": -dot_product(v, g).item(),
+            "curvature": dot_product(v, product).item() / 2,
             "gradient_norm": dot_product(g, g).item(),
             "gradient_norm_change": -2 * dot_product(product, g).item(),
             "gradient_norm_curvature": dot_product(product, product).item(),
             "gradient_norm_lost": dot_product(lost, lost).item(),
-            "samples": count,
         }
 
     def _derivatives_along(self, batch: Batch, size: int, vector: Sequence[Tensor]) -> tuple[Tensor, Grads, Grads]:
