@@ -271,6 +271,17 @@ def test_an_output_in_which_no_tensors_are_found_is_refused() -> None:
         recorded(twin(Wrapped(lambda net, x: x)), (torch.randn(2, 3),), {}, False)
 
 
+def test_an_output_that_neither_way_can_read_is_named() -> None:
+    """A tensor from outside leaves it to the export, whose own words are of pytrees."""
+
+    class Wrapped(Net):
+        def forward(self, x: Tensor) -> Any:
+            return type("Output", (), {"logits": super().forward(x)})()
+
+    with pytest.raises(UnrecordableError, match=r"the model gives a Output, in which no tensors are found"):
+        trace(Wrapped(OUTSIDE["a tensor of the program"]).eval(), (torch.randn(2, 3),), {}, False)
+
+
 def test_what_can_not_be_recorded_is_exported() -> None:
     graph = trace(Net(OUTSIDE["a tensor of the program"]).eval(), (torch.randn(2, 3),), {}, False)
     assert graph.program is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ from torch.fx import Node
 from torch_flowprune.channels.tracing.label_propagation import Rule, Site, Walk
 from torch_flowprune.channels.tracing.labels import Axes, Solution, Value
 from torch_flowprune.channels.tracing.nodes import Traced
-from torch_flowprune.channels.tracing.recorder import recorded
+from torch_flowprune.channels.tracing.recorder import UnrecordableError, no_tensors_in, recorded
 from torch_flowprune.inputs import on_host
 
 _ROUNDS = 10  # walks with different choices; the deepest nesting of choices seen in timm needed 4
@@ -62,6 +63,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], tr
         try:
             return export(model, args, kwargs, training)
         except Exception as error:
+            if opaque := re.search(r"Found <class '(?:\w+\.)*(\w+)'> in output", str(error)):
+                raise UnrecordableError(no_tensors_in(opaque[1])) from error
             raise error from why
 
 

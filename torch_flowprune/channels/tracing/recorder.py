@@ -159,11 +159,7 @@ class _Recorder(OperatorMode):
         leaves = tree_leaves(outputs)
         for leaf in leaves:
             if not isinstance(leaf, (Tensor, bool, int, float, str, type(None))):
-                raise self.refuse(
-                    f"the model gives a {type(leaf).__name__}, in which no tensors are found: let it give tensors, "
-                    "in tuples, lists or dicts "
-                    "(a Transformers model that gives its cache: use_cache=False)"
-                )
+                raise self.refuse(no_tensors_in(type(leaf).__name__))
         self.graph.output([self.node_of(leaf) for leaf in leaves if isinstance(leaf, Tensor)])
         if self.refused:
             raise UnrecordableError(self.refused)
@@ -192,6 +188,14 @@ class _Closed(TorchFunctionMode):
         if func in _READERS:
             raise self.recorder.refuse(f"{func.__name__} hands out values")
         return func(*args, **(kwargs or {}))
+
+
+def no_tensors_in(kind: str) -> str:
+    """What is wrong with a model that gives this kind of value."""
+    return (
+        f"the model gives a {kind}, in which no tensors are found: let it give tensors, in tuples, lists or dicts (a "
+        "Transformers model that gives its cache: use_cache=False)"
+    )
 
 
 def _reads_values(func: Any, args: Any) -> bool:
