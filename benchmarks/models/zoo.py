@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torchvision import models
 from tqdm import tqdm
 
-from torch_flowprune.inputs.batches import inputs_of
-from torch_flowprune.inputs.objective import Objective, call
+from torch_flowprune.inputs.data.batches import inputs_of
+from torch_flowprune.inputs.data.objective import Objective, call
 
 CLASSES = 10
 SIZES = (64, 96, 128, 192, 224, 256)

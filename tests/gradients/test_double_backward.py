@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import torch_flowprune as fp
-from torch_flowprune.gradients.double_backward import _SUBSTITUTES, WeightGradients, twice_differentiable
+from torch_flowprune.gradients.operators.double_backward import _SUBSTITUTES, WeightGradients, twice_differentiable
 
 DOUBLE = {"dtype": torch.float64, "requires_grad": True}
 

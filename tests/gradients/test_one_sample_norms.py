@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import torch_flowprune as fp
-from torch_flowprune.gradients.double_backward import twice_differentiable
-from torch_flowprune.gradients.one_sample_norms import _layouts_are_mixed_up, sound_norms
+from torch_flowprune.gradients.operators.double_backward import twice_differentiable
+from torch_flowprune.gradients.operators.one_sample_norms import _layouts_are_mixed_up, sound_norms
 
 CPU = torch.device("cpu")
 MEAN, VAR = torch.tensor([0.5, -1.0, 2.0]).double(), torch.tensor([0.5, 2.0, 1.5]).double()

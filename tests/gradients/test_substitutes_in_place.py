@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import torch_flowprune as fp
-from torch_flowprune.gradients.double_backward import _SUBSTITUTES, twice_differentiable
+from torch_flowprune.gradients.operators.double_backward import _SUBSTITUTES, twice_differentiable
 from torch_flowprune.torch_internals import HARDSIGMOID_IN_PLACE
 
 SIXTH = 1e-7  # torch's own float64 gradient of hardsigmoid, which g is taken by, multiplies by a float32 sixth

@@ -8,7 +8,7 @@ from cases import CASES
 from torch import nn
 
 import torch_flowprune as fp
-from torch_flowprune.inputs.batch_sizes import first, halves, parts, size_of, spread_out
+from torch_flowprune.inputs.data.batch_sizes import first, halves, parts, size_of, spread_out
 
 X, Y = torch.randn(6, 4), torch.randint(3, (6,))
 IMAGES = [torch.randn(3, 8 + i, 9) for i in range(4)]

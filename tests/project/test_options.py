@@ -14,7 +14,7 @@ from torch_flowprune.analysis.comparison import CompareOptions
 from torch_flowprune.analysis.diagnosis import DiagnoseOptions
 from torch_flowprune.gradients import FlowOptions, FlowSource, LossOptions
 from torch_flowprune.inputs.options import check_options
-from torch_flowprune.pruning.pruner import PrunerOptions
+from torch_flowprune.pruning.training.pruner import PrunerOptions
 from torch_flowprune.scoring import PrunableUnits, ScoreOptions, UnitOptions
 from torch_flowprune.selection import Allocation, AllocationOptions
 

@@ -10,10 +10,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.gradients.double_backward import check_twice
 from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.memory_budget import Resources
-from torch_flowprune.gradients.one_sample_norms import sound_norms
+from torch_flowprune.gradients.operators import check_twice, sound_norms
 from torch_flowprune.inputs import Batch, Objective, settle
 from torch_flowprune.torch_internals import differentiate
 

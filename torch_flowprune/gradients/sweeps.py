@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
 from torch_flowprune.gradients.batch_streams import SizedBatch, length_of, until, with_progress
-from torch_flowprune.gradients.double_backward import twice_differentiable
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.microbatches import Graphs, MicroBatches
+from torch_flowprune.gradients.operators import twice_differentiable
 from torch_flowprune.gradients.same_data import check_same_losses, narrowest_dtype
 from torch_flowprune.gradients.weighted_sums import (
     add_weighted,

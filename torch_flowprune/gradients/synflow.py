@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-from torch_flowprune.gradients.bilinear_operators import Bilinear, Gradients, convolution_of
-from torch_flowprune.gradients.one_sample_norms import sound_norms
+from torch_flowprune.gradients.operators import Bilinear, Gradients, convolution_of, sound_norms
 from torch_flowprune.inputs import Target, arguments, clear, logits_of
 
 

@@ -1,22 +1,31 @@
 """What the user hands in: a model and its parameters, data, a loss, processes; looked at without a trace."""
 
 from torch_flowprune.inputs.aliases import forms, own_names
-from torch_flowprune.inputs.arguments import arguments, call
-from torch_flowprune.inputs.batch_sizes import (
+from torch_flowprune.inputs.data import (
+    Batch,
     BatchSize,
+    Closure,
+    Loss,
+    Objective,
+    arguments,
+    as_batches,
+    call,
     check_batch_size,
+    class_balanced,
+    example_of,
     first,
     first_axis,
     halves,
     in_two,
+    inputs_of,
+    logits_of,
     parts,
     samples,
+    shapes,
     sized,
     spread_out,
 )
-from torch_flowprune.inputs.batches import Batch, as_batches, class_balanced, example_of, inputs_of, shapes
 from torch_flowprune.inputs.names import is_mask, mask_of, masked_name, original, plain_name, without_wrappers
-from torch_flowprune.inputs.objective import Closure, Loss, Objective, logits_of
 from torch_flowprune.inputs.options import check_options, from_options
 from torch_flowprune.inputs.parameters import parameters_of, prunable, unwrapped, wide, wide_type
 from torch_flowprune.inputs.patterns import Pattern

@@ -2,11 +2,11 @@
 
 from torch_flowprune.masking.apply import apply_masks
 from torch_flowprune.masking.averages import averaged_model, sync_masks
+from torch_flowprune.masking.carrier import put_on
 from torch_flowprune.masking.checkpoint import load_state_dict, masks, state_dict
 from torch_flowprune.masking.checks import all_fitting, check_can_mask
 from torch_flowprune.masking.dense import dense_copy, remove, write_zeros
 from torch_flowprune.masking.export import export_ready
-from torch_flowprune.masking.hook import put_on
 from torch_flowprune.masking.kernels_used import LostZeros, lost_zeros
 from torch_flowprune.masking.optimizer_zeros import held_by, holders, keep_zeros
 from torch_flowprune.masking.snapshots import all_or_nothing, restored

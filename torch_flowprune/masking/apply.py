@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.inputs import Target, flags, lasting, parameters_of, unwrapped
+from torch_flowprune.masking.carrier import put_on, take_off
 from torch_flowprune.masking.checks import all_fitting
-from torch_flowprune.masking.hook import put_on, take_off
 from torch_flowprune.masking.snapshots import all_or_nothing
 
 

@@ -20,8 +20,8 @@ from torch_flowprune.inputs import (
     without_wrappers,
 )
 from torch_flowprune.masking.apply import set_mask
+from torch_flowprune.masking.carrier import values_intact_on_error
 from torch_flowprune.masking.checks import check_can_mask
-from torch_flowprune.masking.own_loaders import values_intact_on_error
 from torch_flowprune.masking.packed_bits import pack, unpack
 from torch_flowprune.masking.snapshots import intact_on_error
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from torch_flowprune.inputs import Pair, clear, parameters_of
-from torch_flowprune.masking.checkpoint import masks_on
-from torch_flowprune.masking.hook import (
+from torch_flowprune.masking.carrier import (
     check_removable,
     drop_hook,
     factors,
@@ -19,6 +18,7 @@ from torch_flowprune.masking.hook import (
     undress,
     write,
 )
+from torch_flowprune.masking.checkpoint import masks_on
 from torch_flowprune.masking.mask_memory import remember
 from torch_flowprune.masking.snapshots import intact_on_error
 

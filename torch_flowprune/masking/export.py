@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.inputs import call, example_of, parameters_of, untouched, unwrapped
+from torch_flowprune.masking.carrier import factors, permanent, same_bits
 from torch_flowprune.masking.dense import dense_copy
-from torch_flowprune.masking.hook import factors, permanent
-from torch_flowprune.masking.same_bits import same_bits
 from torch_flowprune.torch_internals import tree_leaves
 
 

@@ -20,9 +20,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from torch_flowprune.inputs import Target, original, untouched
-from torch_flowprune.masking.parametrization import masked_kind
+from torch_flowprune.masking.carrier import CONVOLUTIONS, masked_kind, standardises
 from torch_flowprune.masking.snapshots import as_it_was
-from torch_flowprune.masking.weight_standardization import CONVOLUTIONS, standardises
 from torch_flowprune.torch_internals import is_compiled
 
 _TRANSPOSED = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from torch import nn
 
 from torch_flowprune.inputs import Target
-from torch_flowprune.masking.hook import pruning_hooks
+from torch_flowprune.masking.carrier import pruning_hooks
 
 
 def all_or_nothing(targets: Iterable[Target]) -> AbstractContextManager[None]:

@@ -3,11 +3,11 @@
 from torch_flowprune.pruning import methods
 from torch_flowprune.pruning.current_sparsity import report
 from torch_flowprune.pruning.global_pruning import global_prune
-from torch_flowprune.pruning.pruner import Pruner
 from torch_flowprune.pruning.recalibration import recalibrate
 from torch_flowprune.pruning.report import Layer, Report, blank_figure
 from torch_flowprune.pruning.report_warnings import LayerCollapseWarning, TiedScoresWarning
 from torch_flowprune.pruning.route import prune_to
+from torch_flowprune.pruning.training import Pruner
 
 __all__ = [
     "Layer",

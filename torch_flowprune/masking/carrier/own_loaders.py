@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.masking.parametrization import masked_kind
+from torch_flowprune.masking.carrier.parametrization import masked_kind
 from torch_flowprune.torch_internals import has_loading_hooks
 
 _TRUSTED = ("torch", "torch_flowprune")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch_flowprune.pruning.rounds import Rounds
+from torch_flowprune.pruning.training.rounds import Rounds
 from torch_flowprune.scoring import Origin
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from torch_flowprune.inputs.batches import Batch, inputs_of, mapped, target_key, tensors_in
+from torch_flowprune.inputs.data.batches import Batch, inputs_of, mapped, target_key, tensors_in
 
 BatchSize: TypeAlias = int | Callable[[Batch], int]
 

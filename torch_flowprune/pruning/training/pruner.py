@@ -14,12 +14,12 @@ from torch_flowprune.channels import Coupling, Surgery
 from torch_flowprune.gradients import Flow, FlowSource, LossOptions, flow_over
 from torch_flowprune.inputs import Batch, check_options, from_options, parameters_of, unwrapped
 from torch_flowprune.masking import averaged_model, sync_masks
-from torch_flowprune.pruning.backward_gradients import BackwardGradients, overflown
-from torch_flowprune.pruning.pruner_checks import check_is_known, check_kinds, weight_of_newest
-from torch_flowprune.pruning.pruner_state import check_words, saved_origins
 from torch_flowprune.pruning.report import Report
-from torch_flowprune.pruning.rounds import Rounds
 from torch_flowprune.pruning.route import prune
+from torch_flowprune.pruning.training.backward_gradients import BackwardGradients, overflown
+from torch_flowprune.pruning.training.pruner_checks import check_is_known, check_kinds, weight_of_newest
+from torch_flowprune.pruning.training.pruner_state import check_words, saved_origins
+from torch_flowprune.pruning.training.rounds import Rounds
 from torch_flowprune.scoring import (
     Candidates,
     Measure,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from torch_flowprune.inputs.arguments import call, takes
-from torch_flowprune.inputs.batches import TARGET_KEYS, Batch, inputs_of, target_key
+from torch_flowprune.inputs.data.arguments import call, takes
+from torch_flowprune.inputs.data.batches import TARGET_KEYS, Batch, inputs_of, target_key
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 Closure: TypeAlias = Callable[[nn.Module, Batch], Tensor]

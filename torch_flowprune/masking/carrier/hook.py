@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from torch_flowprune.inputs import lasting, mask_of, masked, original
+from torch_flowprune.masking.carrier.parametrization import masked_kind, product, rename, with_masked, without_masked
+from torch_flowprune.masking.carrier.weight_standardization import only_whole_filters, standardises
 from torch_flowprune.masking.mask_memory import remember
-from torch_flowprune.masking.parametrization import masked_kind, product, rename, with_masked, without_masked
-from torch_flowprune.masking.weight_standardization import only_whole_filters, standardises
 from torch_flowprune.torch_internals import list_flat_weights, set_tensor_name, tensor_name
 
 

@@ -17,7 +17,13 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from torch_flowprune.gradients.bilinear_operators import BILINEAR_CALLS, Bilinear, BilinearCall, Gradients, Wanted
+from torch_flowprune.gradients.operators.bilinear_operators import (
+    BILINEAR_CALLS,
+    Bilinear,
+    BilinearCall,
+    Gradients,
+    Wanted,
+)
 from torch_flowprune.torch_internals import HARDSIGMOID_IN_PLACE, HARDSIGMOIDS, fused_weight_norm, has_hooks
 
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.inputs import mask_of, masked, original
-from torch_flowprune.masking.class_chain import quiet_subclass, relaid, under_parametrizations
-from torch_flowprune.masking.quantization import qconfig
-from torch_flowprune.masking.replacement import fit_for_mask
-from torch_flowprune.masking.same_bits import same_bits
-from torch_flowprune.masking.weight_standardization import MaskedKernel, standardises
-from torch_flowprune.masking.written_through import written_through
+from torch_flowprune.masking.carrier.class_chain import quiet_subclass, relaid, under_parametrizations
+from torch_flowprune.masking.carrier.quantization import qconfig
+from torch_flowprune.masking.carrier.replacement import fit_for_mask
+from torch_flowprune.masking.carrier.same_bits import same_bits
+from torch_flowprune.masking.carrier.weight_standardization import MaskedKernel, standardises
+from torch_flowprune.masking.carrier.written_through import written_through
 from torch_flowprune.torch_internals import FLAT_WEIGHTS, names_of_flat_weights, tensor_name
 
 

@@ -1,0 +1,42 @@
+"""Batches, how a model is called with them, and the loss on one."""
+
+from torch_flowprune.inputs.data.arguments import arguments, call
+from torch_flowprune.inputs.data.batch_sizes import (
+    BatchSize,
+    check_batch_size,
+    first,
+    first_axis,
+    halves,
+    in_two,
+    parts,
+    samples,
+    sized,
+    spread_out,
+)
+from torch_flowprune.inputs.data.batches import Batch, as_batches, class_balanced, example_of, inputs_of, shapes
+from torch_flowprune.inputs.data.objective import Closure, Loss, Objective, logits_of
+
+__all__ = [
+    "Batch",
+    "BatchSize",
+    "Closure",
+    "Loss",
+    "Objective",
+    "arguments",
+    "as_batches",
+    "call",
+    "check_batch_size",
+    "class_balanced",
+    "example_of",
+    "first",
+    "first_axis",
+    "halves",
+    "in_two",
+    "inputs_of",
+    "logits_of",
+    "parts",
+    "samples",
+    "shapes",
+    "sized",
+    "spread_out",
+]
