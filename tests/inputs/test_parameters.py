@@ -1,13 +1,14 @@
 """Which parameters are pruned: by default, by pair, by glob, by type; each once, under its dense name."""
 
 import re
+import warnings
 
 import cases
 import pytest
 import torch
 from cases import CASES, every_case
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, prune
 
 import torch_flowprune as fp
 from torch_flowprune.inputs import clear, masked, parameters_of, prunable, wide
@@ -346,3 +347,40 @@ def test_clearing_by_bits_selects_whatever_the_values(dtype, mask_dtype):
             if dtype.is_complex
             else not found.signbit()[~kept].any()
         )
+
+
+def computed_net(kind):
+    make = {"hook": nn.utils.weight_norm, "parametrized": parametrizations.weight_norm}[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.Sequential(make(nn.Linear(4, 4)), nn.Linear(4, 2), nn.Sequential(make(nn.Linear(2, 2))))
+
+
+@pytest.mark.parametrize("kind", ["hook", "parametrized"])
+@pytest.mark.parametrize("include", ["0", ["1", "0"], "0*", "2.*"])
+def test_a_layer_whose_weight_is_computed_is_not_named_by_what_stands_beside_it(kind, include):
+    """Its bias, or the factors of its weight, were pruned in the weight's place."""
+    remover = {"hook": "remove_weight_norm", "parametrized": "remove_parametrizations"}[kind]
+    with pytest.raises(ValueError, match=f"picks no weight: .*{remover} first; or name a parameter in full"):
+        names(computed_net(kind), include=include)
+
+
+@pytest.mark.parametrize("kind", ["hook", "parametrized"])
+def test_a_type_all_of_whose_weights_are_computed_is_answered_with_the_reason(kind):
+    with pytest.raises(ValueError, match=r"no weight.*: 'weight' of .* is .* first"):
+        names(nn.Sequential(computed_net(kind)[0]), include=nn.Linear)
+
+
+@pytest.mark.parametrize("kind", ["hook", "parametrized"])
+@pytest.mark.parametrize("include", ["*", nn.Linear, ["1", "*"]])
+def test_others_are_pruned_and_a_word_says_that_it_stays_dense(kind, include):
+    with pytest.warns(UserWarning, match=r"0\.weight is .* first; it stays dense"):
+        assert names(computed_net(kind), include=include) == ["1.weight"]
+
+
+@pytest.mark.parametrize("kind", ["hook", "parametrized"])
+def test_what_stands_beside_a_computed_weight_can_be_named_in_full(kind):
+    assert names(computed_net(kind), include="*.bias") == ["0.bias", "1.bias", "2.0.bias"]
+    assert names(computed_net(kind), include="0.bias") == ["0.bias"]
+    factor = {"hook": "0.weight_v", "parametrized": "0.parametrizations.weight.original1"}[kind]
+    assert names(computed_net(kind), include=factor) == [factor]

@@ -462,6 +462,15 @@ def test_scores_from_anywhere(shaped, by_pair):
     assert report.method == "given scores"
 
 
+@pytest.mark.parametrize("options", [{"include": nn.Linear}, {"include": "0"}, {}])
+def test_scores_of_a_parameter_that_is_not_there_are_refused_however_the_others_are_picked(options):
+    model = cases.mlp()
+    scores = {**fp.scores(model), "9.weight": torch.rand(3)}
+    with pytest.raises(ValueError, match="scores= has entries for parameters this model does not have: 9.weight"):
+        fp.global_prune(model, scores=scores, sparsity=0.5, **options)
+    assert fp.masks(model) == {}
+
+
 def test_infinite_scores_protect_and_condemn():
     model = cases.mlp()
     scores = dict(fp.scores(model))

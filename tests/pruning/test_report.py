@@ -133,3 +133,30 @@ def test_reports_compare_by_value():
     one, two = (fp.global_prune(cases.mlp(), sparsity=0.5) for _ in range(2))
     assert one == two
     assert one != fp.global_prune(nn.Linear(4, 4), sparsity=0.5)
+
+
+@pytest.mark.parametrize("options", [{"granularity": "2:4"}, {"granularity": "1:4"}, {"allocation": "row"}])
+def test_ties_in_blocks_and_outputs_are_told(options):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    for layer in model:
+        nn.init.ones_(layer.weight)
+    with pytest.warns(fp.TiedScoresWarning, match="units that stay have exactly the score of the last that went: mod"):
+        report = fp.global_prune(model, sparsity=0.5 if "allocation" in options else None, **options)
+    assert report.threshold is None
+    assert report.tied == 128 - report.pruned
+
+
+def test_ties_in_blocks_are_counted_block_by_block():
+    """Two of four go; in the second block the order decides one of them, in the third nothing is left to decide."""
+    model = nn.Linear(12, 1, bias=False)
+    model.weight.data = torch.tensor([[1.0, 2, 3, 4, 5, 7, 7, 8, 1, 1, 2, 2]])
+    with pytest.warns(fp.TiedScoresWarning):
+        assert fp.global_prune(model, granularity="2:4").tied == 1
+
+
+def test_ties_of_an_earlier_round_are_told():
+    model = nn.Linear(8, 8, bias=False)
+    model.weight.data = torch.cat([torch.ones(4, 8), torch.arange(2.0, 34).view(4, 8)])
+    with pytest.warns(fp.TiedScoresWarning, match="last that went, 1: model order"):
+        report = fp.global_prune(model, sparsity=0.6, rounds=2, schedule="linear")
+    assert report.tied == 13

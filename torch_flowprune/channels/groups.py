@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from torch_flowprune.channels.costs import Costs
+from torch_flowprune.inputs import ComparedByValue
 
 MASKED = ("producer", "affine", "consumer")
 
@@ -130,7 +131,7 @@ class Frozen:
 
 
 @dataclass(frozen=True, eq=False)
-class Coupling:
+class Coupling(ComparedByValue):
     """What may be removed of a model, and what not: a plain value, to print, to draw, to store, or to write by hand.
 
     Attributes:

@@ -17,6 +17,7 @@ from torch_flowprune.gradients.synflow import synaptic_gradient
 from torch_flowprune.inputs import (
     BatchSize,
     Closure,
+    ComparedByValue,
     Loss,
     Ranks,
     Target,
@@ -37,8 +38,8 @@ INGREDIENTS = ("theta", "theta0", "generator", *_DERIVATIVES)
 """What a measure may read: what is at hand, and what a flow computes."""
 
 
-@dataclass(frozen=True)
-class Flow:
+@dataclass(frozen=True, eq=False)
+class Flow(ComparedByValue):
     """One point of the gradient flow dθ/dt = −g: tensors by parameter name, or None where not asked for.
 
     Everything is float32 or better, shaped like its parameter, on the parameter's device (on the host if offloaded;
@@ -70,6 +71,9 @@ class Flow:
 
     def tensors(self, kind: str) -> Mapping[str, Tensor]:
         """The tensors of one kind (``"g"``) by parameter name, or an error that says how to get what is missing."""
+        if kind not in INGREDIENTS or kind == "generator":
+            known = ", ".join(sorted({*INGREDIENTS} - {"generator"}))
+            raise ValueError(f"a flow has no {kind!r}: it has {known}")
         values: Named | None = getattr(self, kind)
         if values is None:
             raise ValueError(

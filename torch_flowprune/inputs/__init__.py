@@ -25,6 +25,7 @@ from torch_flowprune.inputs.data import (
     sized,
     spread_out,
 )
+from torch_flowprune.inputs.equality import ComparedByValue, same_values
 from torch_flowprune.inputs.names import is_mask, mask_of, masked_name, original, plain_name, without_wrappers
 from torch_flowprune.inputs.options import check_options, from_options
 from torch_flowprune.inputs.parameters import parameters_of, prunable, unwrapped, wide, wide_type
@@ -47,6 +48,7 @@ __all__ = [
     "Batch",
     "BatchSize",
     "Closure",
+    "ComparedByValue",
     "Loss",
     "Objective",
     "Pair",
@@ -88,6 +90,7 @@ __all__ = [
     "plain_name",
     "prunable",
     "same_randomness",
+    "same_values",
     "samples",
     "settle",
     "shapes",

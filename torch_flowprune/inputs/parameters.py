@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.inputs.names import mask_of, plain_name
-from torch_flowprune.inputs.patterns import Pattern, matching, of_pairs
+from torch_flowprune.inputs.patterns import Pattern, each, matching, names_module, of_pairs
 from torch_flowprune.inputs.target import DEFAULT_KINDS, Pair, Target, default_weights
 from torch_flowprune.inputs.uncovered import warn_uncovered
 from torch_flowprune.inputs.unprunable import computed
@@ -121,6 +121,7 @@ def prunable(
         chosen = of_pairs(targets, parameters)
     elif include is not None:
         chosen = matching(targets, include, "include")
+        _warn_computed(model, each(include))
     else:
         chosen = [target for target in targets if target.is_default]
         _warn_computed(model)
@@ -142,9 +143,10 @@ def _nothing_left(targets: list[Target]) -> str:
     )
 
 
-def _warn_computed(model: nn.Module) -> None:
+def _warn_computed(model: nn.Module, patterns: Sequence[Pattern] = ("*",)) -> None:
     """A layer that looks like the others, but has no weight to put a mask on."""
     for path, module in model.named_modules():
         for name in default_weights(module):
-            if reason := computed(module, name):
+            reason = computed(module, name)
+            if reason and any(names_module(pattern, path, module) for pattern in patterns):
                 warnings.warn(f"{path}.{name} is {reason}; it stays dense".lstrip("."), UserWarning, stacklevel=5)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torch_flowprune.inputs.aliases import forms
 from torch_flowprune.inputs.target import Pair, Target
-from torch_flowprune.inputs.unprunable import no_such_parameter
+from torch_flowprune.inputs.unprunable import computed_weights, no_such_parameter
 
 Pattern: TypeAlias = str | type[nn.Module]
 
@@ -47,20 +47,52 @@ def matching(
 ) -> list[Target]:
     """The parameters that any of the patterns names, in model order.
 
-    With ``default_first`` a glob that names some of the weights pruned by default names only those.
+    With ``default_first`` a glob that names some of the weights pruned by default names only those, and a layer whose
+    weight is computed from other parameters is not named by them.
     """
     chosen: set[str] = set()
-    for pattern in (
-        [patterns] if isinstance(patterns, (str, type)) or not isinstance(patterns, Iterable) else list(patterns)
-    ):
+    for pattern in each(patterns):
         matches = [target for target in targets if _matches(target, pattern, argument)]
         if not matches:
             raise ValueError(_no_match(targets, pattern, argument))
+        if default_first:
+            matches = _without_computed(matches, pattern, argument)
         preferred = (
             [target for target in matches if target.is_default] if default_first and isinstance(pattern, str) else []
         )
         chosen.update(target.name for target in preferred or matches)
     return [target for target in targets if target.name in chosen]
+
+
+def each(patterns: Pattern | Sequence[Pattern]) -> list[Pattern]:
+    """One pattern, or several, as a list."""
+    return [patterns] if isinstance(patterns, (str, type)) or not isinstance(patterns, Iterable) else list(patterns)
+
+
+def names_module(pattern: Pattern, path: str, module: nn.Module) -> bool:
+    """Whether a pattern picks a layer by its name, its type, or the name of its weight."""
+    if isinstance(pattern, str):
+        return any(fnmatchcase(name, form) for form in forms(pattern) for name in (path, f"{path}.weight"))
+    return isinstance(pattern, type) and isinstance(module, pattern)
+
+
+def _without_computed(matches: list[Target], pattern: Pattern, argument: str) -> list[Target]:
+    """Without what stands beside a computed weight: a bias, or a factor of the weight, that was not named itself."""
+    meant = [target for target in matches if _is_named(target, pattern) or not _of_computed(target)]
+    if not meant:
+        reason = ", ".join(_of_computed(matches[0]))
+        raise ValueError(f"{argument}={pattern!r} picks no weight: {reason}; or name a parameter in full")
+    return meant
+
+
+def _is_named(target: Target, pattern: Pattern) -> bool:
+    """Whether the end of a glob is a parameter's own name: ``"*.bias"``."""
+    return isinstance(pattern, str) and any(attribute == pattern.rpartition(".")[2] for _, attribute in target.owners)
+
+
+def _of_computed(target: Target) -> list[str]:
+    """Why the weight beside this parameter, or made from it, cannot be pruned; empty where it can."""
+    return [reason for module, _ in target.owners for reason in computed_weights(module)]
 
 
 def _matches(target: Target, pattern: object, argument: str) -> bool:
@@ -78,7 +110,9 @@ def _names(target: Target) -> list[str]:
 
 def _no_match(targets: list[Target], pattern: Pattern, argument: str) -> str:
     if isinstance(pattern, type):
-        return f"{argument}=: no weight of a {pattern.__name__} in this model"
+        owners = [module for target in targets for module, _ in target.owners if isinstance(module, pattern)]
+        reasons = "".join(f": {reason}" for reason in dict.fromkeys(r for m in owners for r in computed_weights(m)))
+        return f"{argument}=: no weight of a {pattern.__name__} in this model{reasons}"
     names = {name for target in targets for name in _names(target)}
     near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
     return f"{argument}={pattern!r} matches no parameter; " + (

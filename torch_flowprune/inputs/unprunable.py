@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from torch_flowprune.inputs.names import plain_name
-from torch_flowprune.inputs.target import Pair
+from torch_flowprune.inputs.target import Pair, default_weights
 
 
 def no_such_parameter(pair: Pair) -> str:
@@ -31,6 +31,14 @@ def no_such_parameter(pair: Pair) -> str:
             f"{name!r} of {type(module).__name__} is a buffer: only parameters can be pruned; its parameters are {own}"
         )
     return f"{type(module).__name__} has no parameter {name!r}; its parameters are {own or 'none'}"
+
+
+def computed_weights(module: nn.Module) -> list[str]:
+    """What is said of the weights that a layer computes, or that a parametrization computes of its own parameters."""
+    if isinstance(module, parametrize.ParametrizationList):
+        return ["the weight made from it is parametrized: torch.nn.utils.parametrize.remove_parametrizations first"]
+    reasons = {name: computed(module, name) for name in default_weights(module)}
+    return [f"{name!r} of {type(module).__name__} is {reason}" for name, reason in reasons.items() if reason]
 
 
 def computed(module: nn.Module, name: str) -> str | None:

@@ -47,8 +47,10 @@ class Report:
         method: the measure's name.
         granularity: what a unit is.
         layers: one entry a parameter, in model order.
-        threshold: the highest score that went in the last round; None where nothing did.
-        tied: how many units stay although their score equals the threshold: among equals, model order decided.
+        threshold: the highest score that went in the last round; None where nothing did, and where each block or output
+            has its own.
+        tied: how many units stayed, in the round where most did, although their score equals the last that went (of
+            their block, or output): among equals, model order decided.
         loss: the mean loss before the (last) prune, where data were read.
         samples: over how many samples.
         predicted_loss_change: −Σ θ·g over what went: the first-order change of the loss, summed over the rounds; None

@@ -20,17 +20,22 @@ class TiedScoresWarning(UserWarning):
     """
 
 
-def warn_of(report: Report, stacklevel: int) -> None:
-    """Warn of what a report shows."""
+def warn_of_ties(report: Report, stacklevel: int) -> None:
+    """Warn where the order of the model decided what stays, in one round."""
     if report.tied > report.units // 100:
-        same = f"{report.tied:,} units that stay have exactly the score of the last that went, {report.threshold:.3g}"
-        text = f"{same}: model order decided, not the measure"
+        same = f"{report.tied:,} units that stay have exactly the score of the last that went"
+        which = "" if report.threshold is None else f", {report.threshold:.3g}"
+        text = f"{same}{which}: model order decided, not the measure"
         zero = (
             "; a zero-initialised branch or head gives its layers no gradient: train a little first, or pass exclude="
             if report.threshold == 0
             else ""
         )
         warnings.warn(text + zero, TiedScoresWarning, stacklevel=stacklevel)
+
+
+def warn_of_collapse(report: Report, stacklevel: int) -> None:
+    """Warn of layers that have nothing left, or nearly."""
     empty = [
         layer.name for layer in report.layers if layer.units and layer.pruned == layer.units and layer.newly_pruned
     ]

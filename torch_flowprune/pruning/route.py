@@ -13,7 +13,7 @@ from torch_flowprune.gradients import Flow, FlowSource, flow_over
 from torch_flowprune.inputs import Pair, Ranks, own_names, parameters_of, unwrapped
 from torch_flowprune.masking import all_or_nothing, lost_zeros
 from torch_flowprune.pruning.report import Report
-from torch_flowprune.pruning.report_warnings import warn_of, warn_of_lost_zeros
+from torch_flowprune.pruning.report_warnings import warn_of_collapse, warn_of_lost_zeros, warn_of_ties
 from torch_flowprune.pruning.single_round import joined, prune_once, renewed
 from torch_flowprune.pruning.trial import trial_of
 from torch_flowprune.scoring import Candidates, Measure, PrunableUnits, Scores, given, measures, on_access, targets_of
@@ -52,7 +52,8 @@ def prune(
             reports.append(prune_once(model, found, current, choice, point))
         report = joined(reports)
         # inside: where warnings are errors, they leave the model as it was
-        warn_of(report, stacklevel=4)
+        warn_of_ties(max(reports, key=lambda report: report.tied), stacklevel=4)
+        warn_of_collapse(report, stacklevel=4)
         warn_of_lost_zeros(lost_zeros(model, parameters_of(model), trial_of(model, source), source.data), stacklevel=4)
     return report
 
@@ -67,13 +68,14 @@ def prune_to(
 
 def _with_scores(model: nn.Module, units: PrunableUnits, scores: Mapping[Any, Tensor] | None) -> PrunableUnits:
     """With scores given and no other choice made, those that have scores."""
-    if scores is None or units.granularity == "channel" or units.parameters is not None or units.include is not None:
+    if scores is None or units.granularity == "channel":
         return units
-    return replace(units, parameters=_scored_pairs(model, scores))
+    pairs = _scored_pairs(model, scores)
+    return units if units.parameters is not None or units.include is not None else replace(units, parameters=pairs)
 
 
 def _scored_pairs(model: nn.Module, scores: Mapping[Any, Tensor]) -> Iterable[Pair]:
-    """The pairs that scores are of."""
+    """The pairs that scores are of, each of a parameter of this model."""
     if not scores:
         raise ValueError("scores= is empty: expected scores by parameter name, as fp.scores returns them")
     known = parameters_of(model)

@@ -96,10 +96,11 @@ def _predicted(point: Flow, kind: str, factor: int, masks: dict[str, Tensor]) ->
 
 
 def joined(reports: Sequence[Report]) -> Report:
-    """The rounds as one: the last one's state, everything that went, the predictions summed."""
+    """The rounds as one: the last one's state, everything that went, the most ties, the predictions summed."""
     last = reports[-1]
     newly = [sum(report.layers[i].newly_pruned for report in reports) for i in range(len(last.layers))]
     layers = tuple(replace(layer, newly_pruned=count) for layer, count in zip(last.layers, newly, strict=True))
     changes = [(report.predicted_loss_change, report.predicted_gradient_norm_change) for report in reports]
     loss, norm = (None if values[0] is None else sum(values) for values in zip(*changes, strict=True))
-    return replace(last, layers=layers, predicted_loss_change=loss, predicted_gradient_norm_change=norm)
+    ties = max(report.tied for report in reports)
+    return replace(last, layers=layers, tied=ties, predicted_loss_change=loss, predicted_gradient_norm_change=norm)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_flowprune.inputs import own_names
+from torch_flowprune.inputs import own_names, same_values
 from torch_flowprune.scoring.candidates import Candidate, Candidates, label
 from torch_flowprune.scoring.granularity import Granularity
 from torch_flowprune.scoring.stacked_scores import Computed, LayerScores
@@ -42,6 +42,14 @@ class Scores(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Scores):
+            return False
+        alike = (self.method, self.granularity) == (other.method, other.granularity)
+        return alike and same_values(dict(self), dict(other))
 
     def __str__(self) -> str:
         width = max(map(len, self._values), default=9)

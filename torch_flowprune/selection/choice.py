@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,14 @@ from torch import Tensor
 
 from torch_flowprune.scoring import Candidate, Candidates, LayerScores, Scores, all_stored, lefts
 from torch_flowprune.selection.comparable_scores import comparable
-from torch_flowprune.selection.lowest_k import Cut, lowest, lowest_in_blocks, lowest_of_each, with_floors
+from torch_flowprune.selection.lowest_k import (
+    Cut,
+    lowest,
+    lowest_in_blocks,
+    lowest_of_each,
+    tied_in_blocks,
+    with_floors,
+)
 from torch_flowprune.selection.plan import Plan, Pool, Pools
 from torch_flowprune.selection.rounding import rounded
 from torch_flowprune.selection.sampled_bracket import numbers
@@ -23,8 +30,8 @@ class Choice:
     Attributes:
         keeps: one flag a unit, by candidate.
         kept: how many units.
-        threshold: the highest score that went; None where nothing did.
-        tied: how many units that stay tie with it.
+        threshold: the highest score that went; None where nothing did, and where each block or output has its own.
+        tied: how many units that stay tie with the last that went, of all, or of their block or output.
         why: what decided how many each layer keeps.
     """
 
@@ -38,8 +45,7 @@ class Choice:
 def choose(found: Candidates, scores: Scores, plan: Plan, round_: int) -> Choice:
     """The units that stay in a round of a plan."""
     if plan.blocks is not None:
-        keeps = all_stored(scores, lambda name, value: _keep_in_blocks(found[name], value))
-        return Choice(keeps, counted(keeps), None, 0, dict.fromkeys(found, plan.why))
+        return _of_parts(scores, plan.why, lambda name, value: _cut_blocks(found[name], value))
     ranking = _Ranking(found, scores, plan)
     if plan.by_row:
         return ranking.by_row(plan.rounds[round_])
@@ -96,8 +102,7 @@ class _Ranking:
     def by_row(self, pools: Pools) -> Choice:
         """The lowest of every output go."""
         gone = {pool.names[0]: pool.gone for pool in pools}
-        keeps = all_stored(self.scores, lambda name, value: _keep_in_rows(self.found[name], value, gone[name]))
-        return Choice(keeps, counted(keeps), None, 0, dict.fromkeys(keeps, self.plan.why))
+        return _of_parts(self.scores, self.plan.why, lambda name, value: _cut_rows(self.found[name], value, gone[name]))
 
     def _down_to(self, name: str, count: int) -> Pool:
         return Pool((name,), self.plan.bounds.units[name] - count)
@@ -133,14 +138,28 @@ class _Ranking:
         return {name: held.get(name, self.plan.why + rounding) for name in self.found}
 
 
-def _keep_in_blocks(candidate: Candidate, scores: Tensor) -> Tensor:
+def _of_parts(scores: Scores, why: str, cut: Callable[[str, Tensor], tuple[Tensor, int]]) -> Choice:
+    """A choice made in each block, or each output, by itself: what stays of each layer, and how many of it tie."""
+    ties = []
+
+    def kept(name: str, value: Tensor) -> Tensor:
+        keep, tied = cut(name, value)
+        ties.append(tied)
+        return keep
+
+    keeps = all_stored(scores, kept)
+    return Choice(keeps, counted(keeps), None, sum(ties), dict.fromkeys(keeps, why))
+
+
+def _cut_blocks(candidate: Candidate, scores: Tensor) -> tuple[Tensor, int]:
     blocks, left = candidate.blocks, candidate.alive()
     assert blocks is not None
-    shaped = None if left is None else left.view(-1, blocks.m)
-    return lowest_in_blocks(scores.view(-1, blocks.m), blocks.m - blocks.n, shaped).flatten()
+    shaped, alive = scores.view(-1, blocks.m), None if left is None else left.view(-1, blocks.m)
+    keep = lowest_in_blocks(shaped, blocks.m - blocks.n, alive)
+    return keep.flatten(), tied_in_blocks(shaped, keep, alive)
 
 
-def _keep_in_rows(candidate: Candidate, scores: Tensor, gone: int) -> Tensor:
+def _cut_rows(candidate: Candidate, scores: Tensor, gone: int) -> tuple[Tensor, int]:
     """Scores of single weights with the outputs first, cut row by row, and back in the weights' order."""
     axis, left = candidate.output_axis, candidate.alive()
     assert axis is not None
@@ -148,6 +167,7 @@ def _keep_in_rows(candidate: Candidate, scores: Tensor, gone: int) -> Tensor:
     def rows(values: Tensor) -> Tensor:
         return values.view(candidate.shape).movedim(axis, 0).flatten(1)
 
-    kept = lowest_in_blocks(rows(scores), gone, None if left is None else rows(left))
+    shaped, alive = rows(scores), None if left is None else rows(left)
+    keep = lowest_in_blocks(shaped, gone, alive)
     moved = torch.empty(candidate.shape, device="meta").movedim(axis, 0).shape
-    return kept.view(moved).movedim(0, axis).reshape(-1)
+    return keep.view(moved).movedim(0, axis).reshape(-1), tied_in_blocks(shaped, keep, alive)

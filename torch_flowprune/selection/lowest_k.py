@@ -160,6 +160,13 @@ def lowest_in_blocks(scores: Tensor, k: int, alive: Tensor | None = None) -> Ten
     return keep if alive is None else keep & alive
 
 
+def tied_in_blocks(scores: Tensor, keep: Tensor, alive: Tensor | None = None) -> int:
+    """How many units stay although their score equals the highest that went from their row."""
+    gone = ~keep if alive is None else ~keep & alive
+    highest = scores.masked_fill(~gone, -inf).amax(-1, keepdim=True)
+    return int(torch.count_nonzero(keep & (scores == highest) & gone.any(-1, keepdim=True)))
+
+
 def _count_candidates(laid: Sequence[Stack]) -> list[int]:
     """How many candidates each layer has."""
     pairs = [(layer, alive) for stack in laid for layer, alive in zip(stack.layers, stack.alive, strict=True)]
