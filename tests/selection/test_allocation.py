@@ -1,6 +1,6 @@
 """How sparsity is shared out: every allocation counts exactly, keeps its bounds and nests; rules by their formulas."""
 
-import itertools
+from itertools import pairwise, product
 
 import cases
 import pytest
@@ -85,6 +85,79 @@ def test_rounds_nest_and_end_where_one_call_does(name, granularity):
     assert report.pruned == same.pruned
     if name in ("global", "layer", "er", "erk", "function", "capped", "kept"):
         assert all(torch.equal(mask, fp.masks(once)[key]) for key, mask in fp.masks(rounds).items())
+
+
+GIVEN = {
+    "more than early rounds take": {"2*": 0.7},
+    "two layers": {"0": 0.25, "2*": 0.8},
+    "nothing of one": {"0": 0.0},
+    "almost all of one": {"2": 0.95},
+}
+
+
+def rounds_of(kind, sparsity, rounds, schedule, **options):
+    """After each round: what is gone of each layer, and the masks."""
+    model, gone, masks = net(), [], []
+    if kind == "pruner":
+        pruner = fp.Pruner(model, "magnitude", sparsity, rounds=rounds, schedule=schedule, **options)
+        while not pruner.done:
+            goal, report = pruner.next_sparsity, pruner.step()
+            assert options.get("round_to") or report.pruned == round(goal * report.units)
+            gone.append([layer.pruned for layer in report.layers])
+            masks.append({name: mask.clone() for name, mask in fp.masks(model).items()})
+    else:
+        report = fp.global_prune(model, "magnitude", sparsity, rounds=rounds, schedule=schedule, **options)
+        gone.append([layer.pruned for layer in report.layers])
+    assert all(
+        torch.equal(after[name] & mask, after[name]) for now, after in pairwise(masks) for name, mask in now.items()
+    )
+    return report, gone
+
+
+@pytest.mark.parametrize("kind", ["pruner", "rounds of one call"])
+@pytest.mark.parametrize("allocation", GIVEN.values(), ids=GIVEN)
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    sparsity=st.floats(0.5, 0.7),
+    rounds=st.integers(1, 6),
+    schedule=st.sampled_from(["linear", "exponential", "cubic", "paper"]),
+    granularity=st.sampled_from(["weight", "filter"]),
+)
+def test_shares_of_layers_follow_the_schedule_as_the_total_does(
+    kind, allocation, sparsity, rounds, schedule, granularity
+):
+    """After every round a layer has come as much of its way as the model has."""
+    options = {"granularity": granularity, "allocation": allocation}
+    report, gone = rounds_of(kind, sparsity, rounds, schedule, **options)
+    assert report.pruned == round(sparsity * report.units)
+    for pattern, share in allocation.items():
+        i = next(i for i, layer in enumerate(report.layers) if layer.name.startswith(pattern[0]))
+        assert gone[-1][i] == round(share * report.layers[i].units)
+        for counts in gone:
+            assert abs(counts[i] - gone[-1][i] * sum(counts) / report.pruned) <= len(gone)
+
+
+@pytest.mark.parametrize("allocation", [{"0": 0.25, "2": 0.5}, {"0": 0.25, "2": 0.5, "5": 0.75}], ids=["two", "all"])
+def test_a_pruner_takes_shares_without_a_total(allocation):
+    _, gone = rounds_of("pruner", None, 3, "linear", granularity="filter", allocation=allocation)
+    assert gone == [[1, 3, 4 * ("5" in allocation)], [2, 7, 8 * ("5" in allocation)], [3, 10, 12 * ("5" in allocation)]]
+
+
+@pytest.mark.parametrize("kind", ["pruner", "rounds of one call"])
+@pytest.mark.parametrize("name", [*ALLOCATIONS, *GIVEN])
+@pytest.mark.parametrize(("rounds", "schedule"), [(4, "linear"), (7, "cubic")])
+def test_rounds_smaller_than_a_multiple_end_as_near_as_one_call_does(kind, name, rounds, schedule):
+    """A width rounded down has lost more than its round asks for, and the next round waits for the schedule."""
+    options = {"granularity": "filter", "round_to": 4} | ALLOCATIONS.get(name, {"allocation": GIVEN.get(name)})
+    report, gone = rounds_of(kind, 0.5, rounds, schedule, **options)
+    assert abs(report.pruned - report.units / 2) <= 4
+    for counts in gone:
+        widths = [layer.units - count for layer, count in zip(report.layers, counts, strict=True)]
+        assert all(width % 4 == 0 for width in widths)
+    model = net()
+    fp.global_prune(model, "magnitude", 0.5, **options)
+    with pytest.raises(ValueError, match="is already at sparsity|takes .* units from the layers it names"):
+        fp.global_prune(model, "magnitude", 0.1, **options)
 
 
 @pytest.mark.parametrize("name", [name for name in ALLOCATIONS if name != "kept"])
@@ -196,7 +269,7 @@ def test_widths_are_multiples_as_near_as_may_be(data):
         name: [n for n in range(1, count + 1) if n % multiple == 0 or n == count] for name, count in left.items()
     }
     assert all(made[name] in allowed[name] for name in left)
-    best = min(abs(sum(pick) - sum(kept.values())) for pick in itertools.product(*allowed.values()))
+    best = min(abs(sum(pick) - sum(kept.values())) for pick in product(*allowed.values()))
     assert abs(sum(made.values()) - sum(kept.values())) <= best + multiple * len(left) / 2
 
 
@@ -247,6 +320,29 @@ def test_a_cost_is_met_by_every_allocation(allocation, cost):
     torch.testing.assert_close(small(X), model(X), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["pruner", "rounds of one call"])
+@pytest.mark.parametrize("allocation", ["layer", "erk", "global"])
+@pytest.mark.parametrize("round_to", [1, 4, 8])
+@pytest.mark.parametrize(("rounds", "schedule"), [(3, "cubic"), (10, "linear")])
+def test_a_cost_is_met_in_rounds_smaller_than_a_step(kind, allocation, round_to, rounds, schedule):
+    """Widths overshoot a round's target by up to a multiple each, and the next round waits for the schedule."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3)).eval()
+    options = {"granularity": "channel", "example_inputs": torch.randn(2, 3, 16, 16), "cost": "flops"}
+    options |= {"allocation": allocation, "round_to": round_to}
+    if kind == "pruner":
+        pruner = fp.Pruner(model, "magnitude", 0.5, rounds=rounds, schedule=schedule, **options)
+        while not pruner.done:
+            report = pruner.step()
+    else:
+        report = fp.global_prune(model, "magnitude", 0.5, rounds=rounds, schedule=schedule, **options)
+    assert report.left.flops <= 0.5 * report.dense.flops
+    assert fp.global_prune(model, "magnitude", 0.5, **options).newly_pruned == 0
+    if round_to < 8:  # of so small a net a step of eight everywhere is most of what went
+        with pytest.raises(ValueError, match=r"what is pruned stays pruned: sparsity=0\.01 is lower"):
+            fp.global_prune(model, "magnitude", 0.01, **options)
+
+
 def test_equal_fractions_meet_a_target_of_flops():
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3)).eval()
     x = torch.randn(2, 3, 16, 16)
@@ -269,7 +365,7 @@ def test_equal_fractions_meet_a_target_of_flops():
         ({"max_sparsity": 1.5}, "max_sparsity should be a fraction of a layer's units"),
         ({"max_sparsity": {"9*": 0.5}}, "max_sparsity: '9\\*' matches no layer that is pruned; .*0.weight"),
         ({"max_sparsity": 0.3}, "24 of 48 units should be gone, and at most .* can: max_sparsity= keep"),
-        ({"allocation": {"2": 0.5, "0": 0.5, "5": 0.5}}, "gives every layer its sparsity: leave sparsity="),
+        ({"allocation": {"2": 0.5, "0": 0.5, "5": 0.25}}, "gives every layer its sparsity, 0.4167 in all: leave"),
         ({"allocation": lambda layers, sparsity: {}}, "the allocation gave no sparsity for 0.weight, 2.weight"),
         ({"allocation": lambda layers, s: {one.name: 2.0 for one in layers}}, "gave 2.0 for '0.weight': expected"),
         ({"allocation": "row"}, "allocation='row' is for single weights"),

@@ -89,6 +89,11 @@ class Allocation:
         """A name, a mapping or a function."""
         return self.scope if self.allocation is None else self.allocation
 
+    @property
+    def is_given(self) -> bool:
+        """Whether it names sparsities itself, so that none of the whole is needed."""
+        return isinstance(self.rule, Mapping)
+
     def _normalizer(self, method: str, *, structured: bool) -> str | None:
         """What scores go through before they are ranked.
 
@@ -110,7 +115,7 @@ class Allocation:
             return self._of_blocks(found, goal, blocks)
         self._check_units(found)
         bounds = bounds_of(found, self.min_keep, self.max_sparsity, keep_one=self.cost != "units")
-        layers = Layers(found, bounds)
+        layers = Layers(found, bounds, self.round_to)
         normalizer = self._normalizer(method, structured=all(candidate.structured for candidate in found.values()))
         comparable = None if normalizer is None else NORMALIZERS[normalizer]
         made = partial(Plan, self._why(normalizer), bounds, comparable=comparable, round_to=self.round_to)
@@ -146,7 +151,7 @@ class Allocation:
 
     def _rounds(self, goal: Goal, layers: Layers) -> tuple[Pools, ...]:
         rule = self.rule
-        if rule in ("global", "lamp"):
+        if self._is_ranking:
             return layers.ranked(goal)
         if rule == "layer":
             return layers.each(dict.fromkeys(layers.units, goal))
@@ -160,10 +165,32 @@ class Allocation:
                 f"cost={self.cost!r} finds how much goes from each layer, and so does allocation={self.rule!r}: give "
                 "one of the two"
             )
-        gone_after = _within(budget, found, goal)
-        if self.rule in ("global", "lamp"):
+        gone_after = self._within(budget, found, goal)
+        if self._is_ranking:
             return Spending(budget, gone_after, layers.one_pool, layers.removable)
         return Spending(budget, gone_after, layers.at(_function(self.rule)), lambda left: layers.total)
+
+    @property
+    def _is_ranking(self) -> bool:
+        return self.rule in ("global", "lamp")
+
+    @property
+    def _step(self) -> int | None:
+        """How many units more of every layer go at once at the most; None: one ranking takes them one by one.
+
+        A width that was rounded up is, for one unit more, rounded down.
+        """
+        return None if self._is_ranking and self.round_to == 1 else 2 * self.round_to - 1
+
+    def _within(self, budget: Budget, found: Candidates, goal: Goal) -> tuple[int, ...]:
+        """All layers, down to a share of what the model costs, round by round."""
+        units, total = living_units(found), budget.total
+        gone = total - budget.left(units)
+        wanted = goal.gone(total, total - gone, partial(rounded_up, total=total))
+        if wanted < gone and budget.is_overdrawn(units, total - wanted, self._step):
+            raise goal.too_low(f"the model is already at sparsity {gone / total:.4g} of its {budget.cost}")
+        budget.check_reachable(units, total - wanted)
+        return goal.path(total, gone, max(wanted, gone))
 
 
 def _function(rule: SharedOut) -> ShareRule:
@@ -179,17 +206,6 @@ def gone_share(found: Candidates, cost: str = "units") -> float:
         return 1 - budget.left(living_units(found)) / budget.total
     total = sum(map(len, found.values()))
     return 1 - sum(numbers(lefts(found))) / total if total else 0.0
-
-
-def _within(budget: Budget, found: Candidates, goal: Goal) -> tuple[int, ...]:
-    """All layers, down to a share of what the model costs, round by round."""
-    units, total = living_units(found), budget.total
-    gone = total - budget.left(units)
-    wanted = goal.gone(total, total - gone, partial(rounded_up, total=total))
-    if wanted < gone and budget.is_overdrawn(units, total - wanted):
-        raise goal.too_low(f"the model is already at sparsity {gone / total:.4g} of its {budget.cost}")
-    budget.check_reachable(units, total - wanted)
-    return goal.path(total, gone, max(wanted, gone))
 
 
 def _blocks(found: Candidates) -> Blocks | None:

@@ -92,12 +92,14 @@ class Budget:
                 f"stays is in {largest}; print(fp.couple(model, example_inputs)) lists what cannot be removed, and why"
             )
 
-    def is_overdrawn(self, units: Kept, allowed: int) -> bool:
-        """Whether more has gone than was needed: whichever unit came back, the model would cost less than is allowed.
+    def is_overdrawn(self, units: Kept, allowed: int, step: int | None = None) -> bool:
+        """Whether more has gone than was needed: with the last step taken back the model costs no more than allowed.
 
-        Whole channels overshoot a target by less than the last that went, and to ask for the same target again is no
-        mistake.
+        A step is one unit, whichever; or so many of every candidate. Whole channels overshoot a target by less than
+        the last step, and to ask for the same target again is no mistake.
         """
+        if step is not None:
+            return self.left({name: alive | ((~alive).cumsum(0) <= step) for name, alive in units.items()}) <= allowed
         back = [
             {name: alive | (torch.arange(len(alive), device="cpu") == (~alive).nonzero()[0])}
             for name, alive in units.items()

@@ -113,7 +113,7 @@ class _Ranking:
         more: dict[tuple[str, ...], int] = {}
         for pool in pools:
             if len(pool.names) == 1 and pool.gone <= bounds.most(pool.names[0], self.left[pool.names[0]]):
-                more[pool.names] = pool.gone - bounds.units[pool.names[0]] + self.left[pool.names[0]]
+                more[pool.names] = self._more(pool)
         names = [names[0] for names in more]
         each = lowest_of_each(
             [self.values[name] for name in names], list(more.values()), [self.alive[name] for name in names]
@@ -123,9 +123,12 @@ class _Ranking:
 
     def _lowest(self, pool: Pool) -> Cut:
         values, alive = [self.values[name] for name in pool.names], [self.alive[name] for name in pool.names]
-        more = pool.gone - sum(self.plan.bounds.units[name] - self.left[name] for name in pool.names)
-        floors = [self.plan.bounds.least[name] for name in pool.names]
+        floors, more = [self.plan.bounds.least[name] for name in pool.names], self._more(pool)
         return with_floors(values, more, floors, alive) if any(floors) else lowest(values, more, alive)
+
+    def _more(self, pool: Pool) -> int:
+        """How many go besides those that are gone; none where rounded widths have taken more than that already."""
+        return max(0, pool.gone - sum(self.plan.bounds.units[name] - self.left[name] for name in pool.names))
 
     def _why(self, kept: Mapping[str, int]) -> dict[str, str]:
         bounds = self.plan.bounds

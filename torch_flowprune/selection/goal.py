@@ -13,12 +13,21 @@ from torch_flowprune.selection.schedules import Schedule, fraction, steps, to_pr
 
 @dataclass(frozen=True)
 class Goal:
-    """A target, of all units or of what is left, and the rounds that lead to it."""
+    """A target, of all units or of what is left, and the rounds that lead to it.
+
+    ``final`` is the sparsity that calls like this one end at, where this is not the last of them.
+    """
 
     sparsity: float | None = None
     amount: float | None = None
     rounds: int = 1
     schedule: str | Schedule = "exponential"
+    final: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no total is given."""
+        return self.sparsity is None and self.amount is None
 
     def gone(self, total: int, left: int, counted: Callable[[float], int] | None = None) -> int:
         """How many of ``total`` are gone after the call; ``counted`` says how many a sparsity is of them."""
@@ -37,6 +46,10 @@ class Goal:
         start, end = (gone / total, goal / total) if total else (0.0, 0.0)
         shares = steps(self.schedule, self.rounds, start, end)
         return (*(max(gone, round(share * total)) for share in shares[:-1]), goal)
+
+    def end(self, total: int, wanted: int) -> int:
+        """How many are gone in the end, where ``wanted`` are after this call."""
+        return wanted if self.final is None else max(wanted, round(self.final * total))
 
     def too_low(self, already: str) -> ValueError:
         """What is said where more is gone than was asked for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
 
@@ -17,8 +17,8 @@ from torch_flowprune.selection.sampled_bracket import numbers
 class Layers:
     """What may go, by name, as it is before the first round."""
 
-    def __init__(self, found: Candidates, bounds: Bounds) -> None:
-        self.found, self.bounds, self.units = found, bounds, bounds.units
+    def __init__(self, found: Candidates, bounds: Bounds, round_to: int = 1) -> None:
+        self.found, self.bounds, self.units, self.round_to = found, bounds, bounds.units, round_to
         self.left = dict(zip(found, numbers(lefts(found)), strict=True))
         self.total = sum(self.units.values())
 
@@ -60,27 +60,45 @@ class Layers:
         )
 
     def given(self, sparsities: Mapping[str, float], goal: Goal) -> tuple[Pools, ...]:
-        """Some layers to sparsities of their own; the others make up for the rest, or stay where no total is given."""
-        named = self.each({name: replace(goal, sparsity=share, amount=None) for name, share in sparsities.items()})
-        rest = tuple(name for name in self.units if name not in sparsities)
-        total = None if goal.sparsity is None and goal.amount is None else self._wanted(goal)
-        if not rest and total is not None:
-            raise ValueError("allocation= gives every layer its sparsity: leave sparsity= and amount= out")
-        return tuple([*pools, *more] for pools, more in zip(named, self._others(rest, named, total, goal), strict=True))
+        """Some layers to sparsities of their own; the others make up for the rest, or stay where no total is given.
 
-    def _others(self, rest: tuple[str, ...], named: tuple[Pools, ...], total: int | None, goal: Goal) -> list[Pools]:
+        All of them get there together: after a round each has come as much of its way as the total has.
+        """
+        rest = tuple(name for name in self.units if name not in sparsities)
+        pools = [*((name,) for name in sparsities), *([rest] if rest else [])]
+        start = [sum(self.units[name] - self.left[name] for name in names) for names in pools]
+        end = self._ends(sparsities, rest, goal)
+        gone, last = sum(start), sum(end)
+        wanted = last if goal.is_open else min(max(gone, self._wanted(goal)), last)
+        rounds = [start]
+        for total in goal.path(self.total, gone, wanted):
+            way = (total - gone) / (last - gone) if last > gone else 1.0
+            shares = [first + (final - first) * way for first, final in zip(start, end, strict=True)]
+            rounds.append(counted_exactly(shares, total, rounds[-1], end))
+        return tuple([Pool(*pool) for pool in zip(pools, counts, strict=True)] for counts in rounds[1:])
+
+    def _ends(self, sparsities: Mapping[str, float], rest: tuple[str, ...], goal: Goal) -> list[int]:
+        """How many are gone in the end of each layer that a mapping names, and of all others together."""
+        goals = {name: replace(goal, sparsity=share, amount=None, rounds=1) for name, share in sparsities.items()}
+        named = [self._path(one, name)[-1] for name, one in goals.items()]
         left = {name: self.left[name] for name in rest}
-        units, gone = sum(self.units[name] for name in rest), sum(self.units[name] - left[name] for name in rest)
-        if total is None or not rest:
-            return [[Pool((name,), self.units[name] - left[name]) for name in rest] for _ in named]
-        taken = sum(pool.gone for pool in named[-1])
-        if total - taken < gone:
+        gone, taken = sum(self.units[name] - left[name] for name in rest), sum(named)
+        total = taken + gone if goal.is_open else goal.end(self.total, self._wanted(goal))
+        if not rest:
+            if abs(total - taken) > self._slack(sparsities):
+                raise ValueError(
+                    f"allocation= gives every layer its sparsity, {taken / self.total:.4g} in all: leave sparsity= "
+                    "and amount= out"
+                )
+            return named
+        if gone - (total - taken) > self._slack(rest):
             raise ValueError(
                 f"allocation= takes {taken:,} units from the layers it names, and {total:,} should be gone in all, "
                 f"{gone:,} of them elsewhere already: raise sparsity=, or lower what it names"
             )
-        self.bounds.check_total(total - taken, left)
-        return [[Pool(rest, after)] for after in goal.path(units, gone, total - taken)]
+        others = max(gone, total - taken)
+        self.bounds.check_total(others, left)
+        return [*named, others]
 
     def ruled(self, rule: ShareRule, goal: Goal) -> tuple[Pools, ...]:
         """Every layer its share by a rule, and exactly so many in all."""
@@ -110,6 +128,10 @@ class Layers:
             raise ValueError(f"the allocation gave {given[odd[0]]!r} for {odd[0]!r}: expected a sparsity from 0 to 1")
         return {name: given[name] * self.units[name] for name in self.units}
 
+    def _slack(self, names: Collection[str]) -> int:
+        """How many units more than were asked for may be gone, as widths were rounded down."""
+        return (self.round_to - 1) * len(names)
+
     def _wanted(self, goal: Goal) -> int:
         return goal.gone(self.total, sum(self.left.values()))
 
@@ -119,9 +141,10 @@ class Layers:
         total = sum(self.units[one] for one in left)
         gone = total - sum(left.values())
         wanted = goal.gone(total, total - gone)
-        if wanted < gone:
+        if gone - wanted > self._slack(left):
             where = "the model" if name is None else repr(name)
             raise goal.too_low(f"{where} is already at sparsity {gone / total:.4g}")
+        wanted = max(wanted, gone)
         if name is not None and self.bounds.word[name] == "one unit a layer":
             wanted = min(wanted, self.bounds.most(name, left[name]))  # equal fractions, but nothing is emptied
         self.bounds.check_total(wanted, left)

@@ -65,3 +65,8 @@ class Plan:
     blocks: Blocks | None = None
     by_row: bool = False
     round_to: int = 1
+
+    @property
+    def sparsity(self) -> float:
+        """After the last round, of all units; of a plan that has its pools."""
+        return sum(pool.gone for pool in self.rounds[-1]) / sum(self.bounds.units.values())

@@ -178,7 +178,7 @@ class Pruner:
         """
         found = self._candidates(data)
         self._check_averages()
-        goal, tracked = Goal(self.next_sparsity), None
+        goal, tracked = Goal(self.next_sparsity, final=self.goals[-1]), None
         if self.tracked and data is None:
             tracked = Scores(self.tracked, measures.name_of(self.method), label(self.units.granularity))
         source = replace(self.source, data=data)

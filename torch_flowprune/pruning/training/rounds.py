@@ -77,15 +77,16 @@ class Rounds:
         return goals
 
     def _scheduled(self, found: Candidates, allocation: Allocation) -> tuple[float, ...]:
-        if self.sparsity is None:
+        if self.sparsity is None and not allocation.is_given:
             raise ValueError(
                 "give sparsity=, the share of all prunable units that is gone after the last round, or amount=, what "
                 "goes of those that are left in every round"
             )
-        allocation.plan(found, Goal(self.sparsity))
-        start = min(gone_share(found, allocation.cost), fraction(self.sparsity))  # whole channels overshoot a cost
+        plan = allocation.plan(found, Goal(self.sparsity))
+        target = plan.sparsity if self.sparsity is None else fraction(self.sparsity)
+        start = min(gone_share(found, allocation.cost), target)  # whole channels overshoot a cost
         assert isinstance(self.schedule, str) or callable(self.schedule)
-        return tuple(steps(self.schedule, self.count, start, fraction(self.sparsity)))
+        return tuple(steps(self.schedule, self.count, start, target))
 
     def _shares(self, found: Candidates, cost: str) -> tuple[float, ...]:
         """Round by round what is left, in whole units, or in what the cost counts."""
