@@ -130,6 +130,8 @@ def predict(
     ranks, model = Ranks.of(model), unwrapped(model)
     known = {name: target for name, target in parameters_of(model).items() if target.parameter.is_floating_point()}
     kept = all_fitting(known, masks)
+    if not kept:
+        raise ValueError("masks= is empty: expected masks by parameter name, of the cut to predict")
     removed = {name: torch.where(mask, 0, known[name].theta) for name, mask in kept.items()}
     total = sum(float(wide(known[name].theta).square().sum(dtype=torch.float64)) for name in removed)
     with untouched(model, data, source.mode) as rewind:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from torch_flowprune.channels.costs import Costs
-from torch_flowprune.inputs import ComparedByValue
+from torch_flowprune.inputs import ComparedByValue, flags
 
 MASKED = ("producer", "affine", "consumer")
 
@@ -246,7 +246,7 @@ def rows(tensors: Mapping[str, Tensor], group: Group, roles: Collection[str] = (
 
 
 def channel_masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """keep: group name -> (units,) bool. Gives parameter name -> bool mask, for the parameters that lose something.
+    """keep: group name -> (units,) flags. Gives parameter name -> bool mask, for the parameters that lose something.
 
     All of a removed unit's parameters are masked, the consumers' columns too: whatever an activation or a norm makes
     of a channel of zeros (a sigmoid's 0.5, a running mean's shift) is then multiplied by zero, in eval and in train
@@ -267,7 +267,7 @@ def channel_masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mappi
 
 def clear_removed(masks: dict[str, Tensor], group: Group, kept: Tensor, tensors: Mapping[str, Tensor]) -> None:
     """Clear the removed units of one group from masks by parameter name; a parameter that loses its first gets one."""
-    removed = ~kept.cpu()
+    removed = ~flags(kept).cpu()
     for s in group.slices:
         gone = s.index[removed].reshape(-1)
         if s.role in MASKED and len(gone):

@@ -22,6 +22,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], *, copy: bool = T
 
     Raises:
         ValueError: for an unknown name, a mask of another shape or dtype, or a parameter that cannot carry a mask.
+        TypeError: for a mask that is no tensor.
 
     >>> layer = nn.Linear(2, 2)
     >>> apply_masks(layer, {"weight": torch.tensor([[True, False], [True, True]])})

@@ -183,11 +183,15 @@ def _metadata(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
 def _check_entries(own: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     missing, unexpected = sorted(own.keys() - values.keys()), sorted(values.keys() - own.keys())
     shapes = [
-        f"{name}: {tuple(values[name].shape)} for {tuple(own[name].shape)}"
+        f"{name}: {_shape(values[name])} for {_shape(own[name])}"
         for name in own.keys() & values.keys()
-        if isinstance(own[name], Tensor) and own[name].shape != values[name].shape
+        if isinstance(own[name], Tensor) and _shape(own[name]) != _shape(values[name])
     ]
     faults = [f"{kind} {', '.join(names[:5])}" + (" ..." if len(names) > 5 else "") for kind, names in
               (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)) if names]  # fmt: skip
     if faults:
         raise ValueError(f"the state dict does not fit the model, and nothing was loaded: {'; '.join(faults)}")
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

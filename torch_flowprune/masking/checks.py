@@ -89,6 +89,10 @@ def _fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
     """
     target = check_can_mask(target, name)
     shape = target.parameter.shape
+    if not isinstance(mask, Tensor):
+        raise TypeError(
+            f"the mask of {name!r} should be a bool tensor (True = kept), got {type(mask).__name__}: torch.tensor(mask)"
+        )
     if mask.dtype is torch.uint8 and (mask.shape != shape or shape == (1,)):  # one entry and its byte have one shape
         mask = unpack(mask, shape)
     if mask.dtype is not torch.bool:

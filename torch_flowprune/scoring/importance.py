@@ -138,6 +138,8 @@ def importance_scores(
     >>> importance_scores(model)[(model, "weight")].shape
     torch.Size([2, 3])
     """
+    if not isinstance(method, str) and isinstance(method, Sequence):
+        raise TypeError(f"importance_scores takes one measure, got {list(method)!r}: call it once for each")
     if options.get("granularity", "weight") != "weight":
         raise ValueError("prune.global_unstructured prunes single weights: leave granularity= out")
     if options.get("parameters") is not None:
