@@ -60,10 +60,10 @@ def lowest(scores: Sequence[LayerScores], k: int, alive: Sequence[Tensor | None]
     if k == 0:
         return Cut([flags for stack in laid for flags in stack.all_candidates()], counts)
     sample = Sample.of(laid)
-    trust = 1
+    width = room = 1
     while True:
-        low, high = sample.bracket(k / candidates, trust)
-        swept = sweep(laid, sample, low, high, trust)
+        low, high = sample.bracket(k / candidates, width)
+        swept = sweep(laid, sample, low, high, room)
         under = candidates - sum(swept.above)
         if swept.complete and under < k <= under + len(swept.values):
             return _cut_between(swept, k - under)
@@ -72,7 +72,15 @@ def lowest(scores: Sequence[LayerScores], k: int, alive: Sequence[Tensor | None]
             return cut
         if swept.complete and (low, high) == (-inf, inf):
             raise ValueError("the scores hold nan: no order can be told")
-        trust *= 8
+        if swept.complete or k <= under:
+            width = _more(width)
+        else:  # the bracket may well hold: what a retry needs besides stays small
+            room = _more(room)
+
+
+def _more(times: int) -> int:
+    """Twice, which nearly always suffices, then by eights."""
+    return 2 if times == 1 else 8 * times
 
 
 def lowest_of_each(scores: Sequence[LayerScores], ks: Sequence[int], alive: Sequence[Tensor | None]) -> list[Cut]:

@@ -51,16 +51,20 @@ class Sample:
         values = [stack.comparable(some, dtype, 0, stack.units, step) for stack, some in zip(laid, taken, strict=True)]
         return cls(read_on_host(values), bases(list(map(len, values))), step, dtype)
 
-    def bracket(self, share: float, trust: int) -> tuple[float, float]:
-        """Three standard deviations of the sample's rank to either side of the share that goes, times ``trust``."""
+    def bracket(self, share: float, width: int) -> tuple[float, float]:
+        """Three standard deviations of the sample's rank to either side of the share that goes, times ``width``."""
         size = len(self.values) - int(torch.count_nonzero(self.values.isnan()))
-        rank, margin = int(share * size), trust * (int(3 * (size * share * (1 - share)) ** 0.5) + 2)
+        rank, margin = int(share * size), width * (int(3 * (size * share * (1 - share)) ** 0.5) + 2)
         low = self.values.kthvalue(rank - margin + 1).values.item() if rank >= margin else -inf  # nan counts as highest
         high = self.values.kthvalue(rank + margin + 1).values.item() if rank + margin < size else inf
         return low, high
 
-    def rooms(self, parts: Sequence[tuple[int, int, int]], low: float, high: float, trust: int) -> list[int]:
-        """Room for the words of each part that hold scores between: four deviations above what was sampled, and one."""
+    def rooms(self, parts: Sequence[tuple[int, int, int]], low: float, high: float, room: int) -> list[int]:
+        """Room for the words of each part that hold scores between: ``room`` times what may be there, and one more.
+
+        Of a part in which the sample met ``count`` of them there may be as many as would give such a sample at four
+        standard deviations: count + 8 + 4 √(count + 4) of Poisson's law.
+        """
         upto = torch.nn.functional.pad(((self.values > low) & (self.values < high)).cumsum(0), (1, 0))
         sampled = torch.tensor(
             [[self.first[i] - (-end // self.step) for end in ends] for i, *ends in parts],
@@ -68,9 +72,9 @@ class Sample:
             device="cpu",
         ).view(-1, 2)
         counts = upto[sampled].diff(dim=1)[:, 0].tolist()
-        expected = [trust * self.step * (count + 4 * isqrt(count) + 4) for count in counts]
+        expected = [room * self.step * (count + 8 + 4 * isqrt(count + 4)) for count in counts]
         return [
-            1 + min(-(-(stop - start) // WORD), room) for (_, start, stop), room in zip(parts, expected, strict=True)
+            1 + min(-(-(stop - start) // WORD), most) for (_, start, stop), most in zip(parts, expected, strict=True)
         ]
 
 
@@ -93,11 +97,11 @@ class Swept:
     complete: bool
 
 
-def sweep(laid: Sequence[Stack], sample: Sample, low: float, high: float, trust: int) -> Swept:
+def sweep(laid: Sequence[Stack], sample: Sample, low: float, high: float, room: int) -> Swept:
     """One pass; the host waits for it at its end, and not before."""
     parts = parts_of(laid)
     keeps = [stack.flags() for stack in laid]
-    rooms = sample.rooms(parts, low, high, trust)
+    rooms = sample.rooms(parts, low, high, room)
     words, word_parts = notes(laid, parts, rooms, 1, torch.int64)
     rows, row_parts = notes(laid, parts, rooms, WORD, sample.dtype)
     sums, sum_parts = notes(laid, parts, [1] * len(parts), 1, sample.dtype)
