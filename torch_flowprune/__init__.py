@@ -34,6 +34,7 @@ from torch_flowprune.pruning import (
     report,
 )
 from torch_flowprune.pruning import methods as _methods
+from torch_flowprune.pruning import regularizers as regularizers  # a module: fp.regularizers.GroupLasso
 from torch_flowprune.pruning.methods import *  # noqa: F403
 from torch_flowprune.scoring import MEASURES, Blocks, Scores, Slices, Weights, importance_scores, scores
 from torch_flowprune.selection import SCHEDULES

@@ -1,6 +1,6 @@
 """The whole route in one call, in rounds, and as torch's pruning methods."""
 
-from torch_flowprune.pruning import methods
+from torch_flowprune.pruning import methods, regularizers
 from torch_flowprune.pruning.current_sparsity import report
 from torch_flowprune.pruning.global_pruning import global_prune
 from torch_flowprune.pruning.recalibration import recalibrate
@@ -20,5 +20,6 @@ __all__ = [
     "methods",
     "prune_to",
     "recalibrate",
+    "regularizers",
     "report",
 ]
