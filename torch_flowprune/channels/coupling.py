@@ -20,7 +20,7 @@ from torch_flowprune.channels.counting import costs_of
 from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
 from torch_flowprune.channels.rules import RULES, SPATIAL
 from torch_flowprune.channels.tracing import Block, Reading, read
-from torch_flowprune.inputs import arguments, on_host, parameters_of
+from torch_flowprune.inputs import arguments, on_host, parameters_of, without_cache
 from torch_flowprune.masking import dense_copy
 from torch_flowprune.torch_internals import tree_map_only
 
@@ -62,6 +62,8 @@ def arguments_of(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Example inputs as users have them (a tensor, a tuple, a tokenizer's dict) as a call, on the model's device.
 
+    A language model is called without its cache, unless that is asked for: nothing that it hands out there is a result.
+
     Raises:
         TypeError: for none.
     """
@@ -73,7 +75,7 @@ def arguments_of(
     args, keywords = arguments(model, example_inputs)
     device = next((parameter.device for parameter in model.parameters()), None)
     place = partial(tree_map_only, Tensor, lambda tensor: tensor.to(device))
-    return place(args), place({**keywords, **(kwargs or {})})
+    return place(args), place({**without_cache(model, args), **keywords, **(kwargs or {})})
 
 
 @on_host()

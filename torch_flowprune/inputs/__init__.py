@@ -24,6 +24,7 @@ from torch_flowprune.inputs.data import (
     shapes,
     sized,
     spread_out,
+    without_cache,
 )
 from torch_flowprune.inputs.equality import ComparedByValue, same_values
 from torch_flowprune.inputs.names import is_mask, mask_of, masked_name, original, plain_name, without_wrappers
@@ -100,5 +101,6 @@ __all__ = [
     "unwrapped",
     "wide",
     "wide_type",
+    "without_cache",
     "without_wrappers",
 ]

@@ -1,6 +1,6 @@
 """Batches, how a model is called with them, and the loss on one."""
 
-from torch_flowprune.inputs.data.arguments import arguments, call
+from torch_flowprune.inputs.data.arguments import arguments, call, without_cache
 from torch_flowprune.inputs.data.batch_sizes import (
     BatchSize,
     check_batch_size,
@@ -39,4 +39,5 @@ __all__ = [
     "shapes",
     "sized",
     "spread_out",
+    "without_cache",
 ]

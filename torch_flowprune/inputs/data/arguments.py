@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+_CACHE = "use_cache"
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -36,7 +37,7 @@ def _taken(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: where that is nothing.
     """
     parameters = _signature(model)
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters) or not parameters:
+    if _takes_any(model) or not parameters:
         return dict(batch)
     names = [parameter.name for parameter in parameters]
     if found := {key: value for key, value in batch.items() if key in names}:
@@ -50,6 +51,26 @@ def _taken(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
 def takes(model: nn.Module, key: str) -> bool:
     """Whether the model has an argument of that name."""
     return any(parameter.name == key for parameter in _signature(model))
+
+
+def without_cache(model: nn.Module, args: Sequence[Any] = ()) -> dict[str, bool]:
+    """The keyword that keeps a language model from handing out its keys and values, where the model knows it.
+
+    What is handed out is read by the model's next call alone, so nothing of it is a result; and a wrapper that takes
+    any keyword has it from the one model inside.
+
+    >>> without_cache(nn.Linear(1, 1))
+    {}
+    """
+    inner = model
+    while not takes(inner, _CACHE) and _takes_any(inner) and len(children := list(inner.children())) == 1:
+        inner = children[0]
+    given = [p.name for p in _signature(model) if p.kind in _POSITIONAL][: len(args)]
+    return {_CACHE: False} if takes(inner, _CACHE) and _CACHE not in given else {}
+
+
+def _takes_any(model: nn.Module) -> bool:
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in _signature(model))
 
 
 def _needs_several(model: nn.Module) -> bool:

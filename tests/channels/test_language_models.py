@@ -1,0 +1,80 @@
+"""Language models as they come: the inputs are a tokenizer's, the cache is on, and text is generated afterwards."""
+
+import pytest
+import torch
+from language_models import ALL, CAUSAL, TWO_STACKS, build, generated, inputs, logits
+from torch import nn
+
+import torch_flowprune as fp
+
+OFTEN = ("Llama", "GPT2", "T5", "Bert", "CLIP")
+AS_GRAPHS = {"Olmo2": "*v_proj"}
+"""A norm over all heads holds these; parts of the values' heads go by a graph in the module's place, without a cache."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in ALL]
+)
+def test_pruned_shrunk_and_asked_for_text(name):
+    model, given = build(name), inputs(name)
+    before = sum(parameter.numel() for parameter in model.parameters())
+    units = {"granularity": "channel", "example_inputs": given, "exclude": AS_GRAPHS.get(name)}
+    report = fp.global_prune(model, "magnitude", 0.3, **units)
+    assert report.pruned == round(0.3 * report.units)
+    small = fp.shrink(model, given)
+    assert sum(parameter.numel() for parameter in small.parameters()) < before
+    for samples, length in ((2, 7), (3, 9), (1, 6)):
+        other = inputs(name, samples, length)
+        assert (logits(small, other) - logits(model, other)).abs().max() < 1e-5
+    if name in {**CAUSAL, **TWO_STACKS}:
+        assert torch.equal(generated(small, given), generated(model, given))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_padded_texts_in_training(attention):
+    model = build("Llama", attn_implementation=attention).train()
+    given = {**inputs("Llama"), "attention_mask": torch.tensor([[1] * 7, [0, 0, 1, 1, 1, 1, 1]])}
+    fp.global_prune(model, "magnitude", 0.3, granularity="channel", example_inputs=given)
+    assert (logits(fp.shrink(model, given), given) - logits(model, given)).abs().max() < 1e-5
+
+
+def test_a_batch_with_labels_is_an_example_too():
+    model = build("Llama")
+    given = inputs("Llama")
+    batch = {**given, "labels": given["input_ids"]}
+    report = fp.global_prune(model, "taylor", 0.3, granularity="channel", data=[batch])
+    assert report.pruned == round(0.3 * report.units)
+
+
+def test_keys_and_values_are_no_outputs():
+    """Read with the cache on, a key's channel would be something that the model hands out, and stay."""
+    model, given = build("Llama"), inputs("Llama")
+    groups = [group.name for group in fp.couple(model, given).groups]
+    assert [name for name in groups if "q_proj" in name] == [
+        f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2)
+    ]
+    assert groups == [group.name for group in fp.couple(model, (given["input_ids"],)).groups]
+
+
+def test_who_asks_for_the_cache_is_told():
+    model = build("Llama")
+    with pytest.raises(RuntimeError, match="the model gives a DynamicCache"):
+        fp.couple(model, {**inputs("Llama"), "use_cache": True})
+
+
+class Wrapper(nn.Module):
+    """Hands on what it is given, as adapters of language models do."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+def test_a_wrapper_that_hands_on_what_it_is_given():
+    model, given = Wrapper(Wrapper(build("Llama"))), inputs("Llama")
+    fp.global_prune(model, "magnitude", 0.3, granularity="channel", example_inputs=given)
+    small = fp.shrink(model, given)
+    assert (logits(small, given) - logits(model, given)).abs().max() < 1e-5
