@@ -9,7 +9,7 @@ import torch_flowprune as fp
 
 OFTEN = ("Llama", "GPT2", "T5", "Bert", "CLIP")
 AS_GRAPHS = {"Olmo2": "*v_proj"}
-"""A norm over all heads holds these; parts of the values' heads go by a graph in the module's place, without a cache."""
+"""A norm over all heads holds these; parts of the values' heads would go by a graph, which knows no cache."""
 
 
 @pytest.mark.parametrize(
