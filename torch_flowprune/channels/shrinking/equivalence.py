@@ -52,7 +52,7 @@ class Trial:
             self.args, self.kwargs = tree_map(partial(_cast, dtype=dtype), (args, dict(kwargs)))
             self.tolerance = max(tolerance or 0.0, _TOLERANCE[dtype])
             try:
-                self.expected = _finite(self.outputs(self.model))
+                self.expected = _all_finite(self.outputs(self.model))
             except Exception as e:  # noqa: BLE001 - a model whose code insists on its own precision
                 error = e
             else:
@@ -137,7 +137,7 @@ class _NoDropout(TorchFunctionMode):
         return func(*args, **options)
 
 
-def _finite(outputs: list[Tensor]) -> list[Tensor]:
+def _all_finite(outputs: list[Tensor]) -> list[Tensor]:
     """Nothing can be held against nan: a mask of the lowest float64 is -inf where the code goes on in float32."""
     if all(bool(output.isfinite().all()) for output in outputs):
         return outputs
