@@ -4,6 +4,7 @@ from torch_flowprune.pruning import methods, regularizers
 from torch_flowprune.pruning.current_sparsity import report
 from torch_flowprune.pruning.global_pruning import global_prune
 from torch_flowprune.pruning.recalibration import recalibrate
+from torch_flowprune.pruning.reconstruction import LayerReconstruction, Reconstruction, reconstruct
 from torch_flowprune.pruning.report import Layer, Report, blank_figure
 from torch_flowprune.pruning.report_warnings import LayerCollapseWarning, TiedScoresWarning
 from torch_flowprune.pruning.route import prune_to
@@ -12,7 +13,9 @@ from torch_flowprune.pruning.training import Pruner
 __all__ = [
     "Layer",
     "LayerCollapseWarning",
+    "LayerReconstruction",
     "Pruner",
+    "Reconstruction",
     "Report",
     "TiedScoresWarning",
     "blank_figure",
@@ -20,6 +23,7 @@ __all__ = [
     "methods",
     "prune_to",
     "recalibrate",
+    "reconstruct",
     "regularizers",
     "report",
 ]
