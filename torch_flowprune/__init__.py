@@ -10,7 +10,19 @@ from torch_flowprune.analysis import (
     diagnose,
     predict,
 )
-from torch_flowprune.channels import Coupling, Group, ShrinkError, Size, Slice, couple, shrink
+from torch_flowprune.channels import (
+    Coupling,
+    Group,
+    ShrinkError,
+    Size,
+    Slice,
+    couple,
+    describe,
+    load_shrunk,
+    rebuild,
+    save_shrunk,
+    shrink,
+)
 from torch_flowprune.gradients import Flow, flow
 from torch_flowprune.inputs import class_balanced
 from torch_flowprune.masking import (
@@ -73,19 +85,23 @@ __all__ = [
     "class_balanced",
     "compare",
     "couple",
+    "describe",
     "diagnose",
     "export_ready",
     "flow",
     "global_prune",
     "importance_scores",
     "keep_zeros",
+    "load_shrunk",
     "load_state_dict",
     "masks",
     "predict",
+    "rebuild",
     "recalibrate",
     "reconstruct",
     "remove",
     "report",
+    "save_shrunk",
     "scores",
     "shrink",
     "state_dict",

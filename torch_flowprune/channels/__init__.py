@@ -14,7 +14,16 @@ from torch_flowprune.channels.groups import (
     living_channels_of,
     rows,
 )
-from torch_flowprune.channels.shrinking import ShrinkError, Surgery, is_left_behind, shrink
+from torch_flowprune.channels.shrinking import (
+    ShrinkError,
+    Surgery,
+    describe,
+    is_left_behind,
+    load_shrunk,
+    rebuild,
+    save_shrunk,
+    shrink,
+)
 from torch_flowprune.channels.tracing import canonical_names
 
 __all__ = [
@@ -33,10 +42,14 @@ __all__ = [
     "costs_of",
     "couple",
     "coupling_of",
+    "describe",
     "is_left_behind",
     "living_channels",
     "living_channels_of",
+    "load_shrunk",
     "reading_of",
+    "rebuild",
     "rows",
+    "save_shrunk",
     "shrink",
 ]

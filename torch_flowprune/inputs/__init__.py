@@ -42,6 +42,7 @@ from torch_flowprune.inputs.state_guard import (
     untouched,
 )
 from torch_flowprune.inputs.target import Pair, Target
+from torch_flowprune.inputs.tensor_files import read_tensors, write_tensors
 from torch_flowprune.inputs.unprunable import computed, no_such_parameter
 from torch_flowprune.inputs.zeros import clear, flags, lasting, masked
 
@@ -90,6 +91,7 @@ __all__ = [
     "parts",
     "plain_name",
     "prunable",
+    "read_tensors",
     "same_randomness",
     "same_values",
     "samples",
@@ -103,4 +105,5 @@ __all__ = [
     "wide_type",
     "without_cache",
     "without_wrappers",
+    "write_tensors",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_flowprune.inputs import own_names, same_values
+from torch_flowprune.inputs import own_names, read_tensors, same_values, write_tensors
 from torch_flowprune.scoring.candidates import Candidate, Candidates, label
 from torch_flowprune.scoring.granularity import Granularity
 from torch_flowprune.scoring.stacked_scores import Computed, LayerScores
@@ -68,33 +67,22 @@ class Scores(Mapping[str, Tensor]):
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file; the measure and the granularity travel in its metadata."""
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.items()}
-        _safetensors().save_file(
-            tensors,
-            path,
-            {
-                "torch_flowprune": json.dumps(
-                    {"method": self.method, "granularity": self.granularity, "names": list(self)}
-                )
-            },
-        )
+        about = {"method": self.method, "granularity": self.granularity, "names": list(self)}
+        write_tensors(path, dict(self), about)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Scores:
         """Read what :meth:`save` wrote.
 
         Raises:
-            ValueError: for a file of another kind.
+            ValueError: for a file of another kind, or a damaged one.
         """
-        library = _safetensors()
-        try:
-            with library.safe_open(path, "pt") as file:
-                known = json.loads((file.metadata() or {})["torch_flowprune"])
-                return cls(
-                    {name: file.get_tensor(name) for name in known["names"]}, known["method"], known["granularity"]
-                )
-        except (KeyError, library.SafetensorError) as error:
-            raise ValueError(f"{path} holds no scores: expected a file written by Scores.save") from error
+        tensors, about = read_tensors(path, "scores", "Scores.save")
+        words, names = [about.get("method"), about.get("granularity")], about.get("names")
+        known = isinstance(names, list) and all(isinstance(name, str) and name in tensors for name in names)
+        if not known or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"{path} holds no scores: expected a file written by Scores.save")
+        return cls({name: tensors[name] for name in about["names"]}, about["method"], about["granularity"])
 
 
 def given(scores: Mapping[Any, Tensor], found: Candidates, granularity: Granularity) -> Scores:
@@ -133,19 +121,3 @@ def _as_units(value: Tensor, candidate: Candidate) -> Tensor:
     ):  # the sum is nan where a score is (or where both infinities are), and quick
         raise ValueError(f"the scores of {name!r} hold nan: no order can be told")
     return laid.detach().to(candidate.targets[0].parameter.device)
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "scores are saved as safetensors: pip install safetensors (or torch-flowprune[io])"
-        ) from error
-    import types
-
-    return types.SimpleNamespace(
-        save_file=safetensors.torch.save_file,
-        safe_open=safetensors.safe_open,
-        SafetensorError=safetensors.SafetensorError,
-    )

@@ -1,7 +1,18 @@
 """Dead channels removed, and the outputs proved equal."""
 
+from torch_flowprune.channels.shrinking.architecture import describe, rebuild
 from torch_flowprune.channels.shrinking.handover import is_left_behind
 from torch_flowprune.channels.shrinking.removal import shrink
+from torch_flowprune.channels.shrinking.shrunk_files import load_shrunk, save_shrunk
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery
 
-__all__ = ["ShrinkError", "Surgery", "is_left_behind", "shrink"]
+__all__ = [
+    "ShrinkError",
+    "Surgery",
+    "describe",
+    "is_left_behind",
+    "load_shrunk",
+    "rebuild",
+    "save_shrunk",
+    "shrink",
+]

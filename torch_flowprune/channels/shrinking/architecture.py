@@ -2,56 +2,141 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels.shrinking.exported_module import ExportedModule
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
 from torch_flowprune.channels.tracing import canonical_names
 from torch_flowprune.inputs import is_mask, plain_name
+from torch_flowprune.masking import remove
+
+_PARTS_OF_DESCRIPTION: dict[str, type[Any]] = {"shapes": dict, "attributes": dict, "values": dict, "identities": list}
 
 
 def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
-    """The architecture of ``small`` as a change of ``dense``, for JSON: the shapes and attributes that differ."""
-    if any(isinstance(m, ExportedModule) for m in small.modules()):
-        raise ShrinkError(
-            "an exported graph has no dense constructor to be rebuilt from; save it with torch.save or torch.export"
-        )
-    tensors, attributes = dict(_named_tensors(dense)), dict[str, dict[str, Any]]()
-    shapes = {n: list(t.shape) for n, t in _named_tensors(small) if t.shape != tensors[n].shape}
-    for path, module in small.named_modules():
-        old = vars(dense.get_submodule(path))
-        changed = {k: v for k, v in vars(module).items() if _is_size(v) and _is_size(old.get(k)) and v != old[k]}
-        if changed:
-            attributes[path] = changed
-    return {"shapes": shapes, "attributes": attributes}
+    """The architecture of ``small`` as a change of ``dense``, for JSON; :func:`rebuild` makes the one of the other.
+
+    Either may wear masks: these are no part of an architecture.
+
+    Returns:
+        The ``shapes`` of tensors and the ``attributes`` of modules that differ, the ``values`` of buffers that differ
+        in size and are in no state dict, and the ``identities`` that stand where a module was.
+
+    Raises:
+        ShrinkError: where a module of ``small`` is none that ``dense`` has: it was replaced by its exported graph, or
+            is of another model.
+
+    >>> dense, small = nn.Linear(4, 3), nn.Linear(4, 2)
+    >>> describe(dense, small)["attributes"]
+    {'': {'out_features': 2}}
+    """
+    _check_same_modules(dense, small)
+    tensors, loaded = dict(named_tensors(dense)), small.state_dict().keys()
+    new = {name: tensor for name, tensor in named_tensors(small) if tensor.shape != tensors[name].shape}
+    before, attributes = sizes_by_module(dense), sizes_by_module(small)
+    changed = {path: differing(before.get(path, {}), values) for path, values in attributes.items()}
+    beside = {name: tensor for name, tensor in new.items() if not {name, f"{name}_orig"} & loaded}
+    return {
+        "shapes": {name: list(tensor.shape) for name, tensor in new.items()},
+        "attributes": {path: values for path, values in changed.items() if values},
+        "values": {name: tensor.tolist() for name, tensor in beside.items()},
+        "identities": [path for path in identities(small) if not isinstance(dense.get_submodule(path), nn.Identity)],
+    }
 
 
 def rebuild(dense: nn.Module, description: Mapping[str, Any]) -> nn.Module:
-    """``dense`` (changed in place) with the sizes of a description; ``load_state_dict`` then fills it."""
+    """``dense`` with the sizes of a description; :func:`~torch_flowprune.load_state_dict` then fills it.
+
+    Args:
+        dense: a model as the one described was before it was shrunk; changed in place, and without masks afterwards.
+        description: what :func:`describe` gave, from JSON or not.
+
+    Returns:
+        The model; the tensors that changed size hold zeros.
+
+    Raises:
+        ValueError: for a description that is damaged, or of another model; nothing is changed then.
+
+    >>> small = nn.Linear(4, 2)
+    >>> again = rebuild(nn.Linear(4, 3), describe(nn.Linear(4, 3), small))
+    >>> again.load_state_dict(small.state_dict()), again.out_features
+    (<All keys matched successfully>, 2)
+    """
+    _check_fits_description(dense, description)
+    remove(dense)
     names = canonical_names(dense)
     new: dict[str, Tensor] = {}
-    for name in description["shapes"]:
+    for name, shape in description["shapes"].items():
         path, _, leaf = name.rpartition(".")
         module = dense.get_submodule(path)
         held = module._parameters if leaf in module._parameters else module._buffers
         old = held[leaf]
         assert old is not None
         if names[name] not in new:
-            empty = old.detach().new_zeros(description["shapes"][name])
+            values = description.get("values", {}).get(name)
+            empty = old.detach().new_zeros(shape) if values is None else old.new_tensor(values)
             new[names[name]] = nn.Parameter(empty, old.requires_grad) if isinstance(old, nn.Parameter) else empty
         held[leaf] = new[names[name]]  # type: ignore[assignment]
-    for path, values in description["attributes"].items():
+    for path, attributes in description["attributes"].items():
         module = dense.get_submodule(path)
-        for name, value in values.items():
+        for name, value in attributes.items():
             setattr(module, name, type(getattr(module, name))(value))
+    for path in description.get("identities", ()):
+        dense.set_submodule(path, nn.Identity())
     return dense
 
 
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Under the names that they have without masks; these are no part of an architecture."""
+def sizes_by_module(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Module path -> attribute -> value, of the numbers and tuples of whole numbers that modules hold."""
+    return {path: {k: v for k, v in vars(m).items() if _is_size(v)} for path, m in model.named_modules()}
+
+
+def identities(model: nn.Module) -> list[str]:
+    """The paths of modules that hand on what they are given."""
+    return [path for path, module in model.named_modules() if isinstance(module, nn.Identity)]
+
+
+def check_describable(model: nn.Module) -> None:
+    """An error where a model holds a graph in a module's place.
+
+    Raises:
+        ShrinkError: naming it.
+    """
+    if graphs := [path for path, module in model.named_modules() if isinstance(module, ExportedModule)]:
+        raise ShrinkError(
+            "an exported graph has no dense constructor to be rebuilt from; save it with torch.save or torch.export "
+            f"(here {', '.join(path or 'the model itself' for path in graphs[:5])})"
+        )
+
+
+def _check_same_modules(dense: nn.Module, small: nn.Module) -> None:
+    check_describable(small)
+    known = {path: _class_of(module) for path, module in dense.named_modules()}
+    for path, module in small.named_modules():
+        if not isinstance(module, nn.Identity) and known.get(path) != _class_of(module):
+            raise ShrinkError(
+                f"the smaller model has a {type(module).__name__} at {path!r}, and the dense one "
+                f"{known[path][1] if path in known else 'nothing'}: describe a model beside the one it was shrunk from"
+            )
+
+
+def _class_of(module: nn.Module) -> tuple[str, str]:
+    """A class by its name, under which a masked module goes too."""
+    return type(module).__module__, type(module).__qualname__
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of one module that are others now."""
+    return {name: value for name, value in now.items() if name in before and value != before[name]}
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A model's tensors, tied ones by every name, under the names that they have without masks."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = dict(model.named_buffers(remove_duplicate=False))
     yield from ((plain_name(key, buffers), value) for key, value in parameters.items())
@@ -61,4 +146,71 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _is_size(value: Any) -> bool:
     if type(value) in (tuple, list):
         return all(type(v) is int for v in value)
-    return type(value) is int
+    return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
+def _check_fits_description(dense: nn.Module, description: Mapping[str, Any]) -> None:
+    """That every part of a description fits the model."""
+    _check_parts(description)
+    tensors, modules = dict(named_tensors(dense)), dict(dense.named_modules())
+    for name, shape in description["shapes"].items():
+        if name not in tensors:
+            raise ValueError(f"the description has a tensor {name!r}, and the model has none of that name")
+        if not _is_shape(shape, tensors[name]):
+            raise ValueError(
+                f"the description gives {name!r} the shape {shape!r}: expected at most {list(tensors[name].shape)}, "
+                "that of the dense model, on every axis"
+            )
+    for name, values in description.get("values", {}).items():
+        if name not in description["shapes"] or not _holds(values, description["shapes"][name]):
+            raise ValueError(f"the description gives {name!r} values that do not fill its shape")
+    for path in [*description["attributes"], *description.get("identities", ())]:
+        if path not in modules:
+            raise ValueError(f"the description has a module {path!r}, and the model has none there")
+    for path, values in description["attributes"].items():
+        _check_attributes(path, modules[path], values)
+
+
+def _check_parts(description: Any) -> None:
+    known = isinstance(description, Mapping) and {"shapes", "attributes"} <= set(description) <= set(
+        _PARTS_OF_DESCRIPTION
+    )
+    if not known or not all(is_part(value, _PARTS_OF_DESCRIPTION[part]) for part, value in description.items()):
+        raise ValueError(
+            f"a description should hold {', '.join(_PARTS_OF_DESCRIPTION)}, as fp.describe gives it: got {description!r}"
+        )
+
+
+def is_part(value: Any, kind: type[Any]) -> bool:
+    """Whether a value is a list of names, or has such for keys."""
+    return isinstance(value, kind) and all(isinstance(name, str) for name in value)
+
+
+def _is_shape(shape: Any, tensor: Tensor) -> bool:
+    whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+    return whole and len(shape) == tensor.ndim and all(n <= m for n, m in zip(shape, tensor.shape, strict=True))
+
+
+def _holds(values: Any, shape: Any) -> bool:
+    try:
+        return bool(list(torch.as_tensor(values, device="cpu").shape) == shape)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def _check_attributes(path: str, module: nn.Module, values: Any) -> None:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"the description should give the attributes of {path!r} by name, got {values!r}")
+    for name, value in values.items():
+        old = vars(module).get(name)
+        if not (_is_size(old) and _is_size(value) and _alike(old, value)):
+            raise ValueError(
+                f"the description sets {name!r} of {path or 'the model'!r} to {value!r}: expected a size that a "
+                f"{type(module).__name__} states, and a value of its kind (it is {old!r})"
+            )
+
+
+def _alike(old: Any, value: Any) -> bool:
+    if isinstance(old, (tuple, list)):
+        return isinstance(value, (tuple, list)) and len(old) == len(value)
+    return isinstance(value, int) if isinstance(old, int) else isinstance(value, (int, float))

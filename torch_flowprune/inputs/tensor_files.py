@@ -1,0 +1,83 @@
+"""Tensors in a safetensors file, and with them what they are: JSON in the metadata, which no damage passes unseen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+from torch import Tensor
+
+_ABOUT, _DIGEST = "torch_flowprune", "torch_flowprune_sha256"
+
+
+def write_tensors(path: str | PathLike[str], tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write a safetensors file, every tensor by itself, wherever they are and whatever memory they share.
+
+    Raises:
+        ImportError: without safetensors.
+    """
+    text = json.dumps(about)
+    _safetensors().torch.save_file(
+        {name: _by_itself(tensor) for name, tensor in tensors.items()},
+        path,
+        {"format": "pt", _ABOUT: text, _DIGEST: _digest(text)},
+    )
+
+
+def read_tensors(path: str | PathLike[str], what: str, writer: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file, on the host, and what was written of them.
+
+    Args:
+        path: the file.
+        what: what it should hold, for the error.
+        writer: the call that writes such files, for the error.
+
+    Raises:
+        ValueError: for a file of another kind, or a damaged one.
+    """
+    library = _safetensors()
+    try:
+        with library.safe_open(path, "pt") as file:
+            text, digest = _words(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (KeyError, library.SafetensorError) as error:
+        raise ValueError(f"{path} holds no {what}: expected a file written by {writer}") from error
+    if digest not in ("", _digest(text)):
+        raise ValueError(f"{path} is damaged: what it says of its {what} is not what {writer} wrote")
+    if not isinstance(about := _parsed(text), dict):
+        raise ValueError(f"{path} holds no {what}: expected a file written by {writer}")
+    return tensors, about
+
+
+def _words(metadata: Mapping[str, str]) -> tuple[str, str]:
+    return metadata[_ABOUT], metadata.get(_DIGEST, "")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None
+
+
+def _by_itself(tensor: Tensor) -> Tensor:
+    """On the host, in memory of its own."""
+    alone = tensor.detach().cpu().contiguous()
+    return alone if alone.untyped_storage().nbytes() == alone.nbytes else alone.clone()
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            "files are written and read as safetensors: pip install safetensors (or torch-flowprune[io])"
+        ) from error
+    return safetensors
