@@ -15,7 +15,7 @@ from torch_flowprune.channels.tracing import canonical_names
 from torch_flowprune.inputs import is_mask, plain_name
 from torch_flowprune.masking import remove
 
-_PARTS_OF_DESCRIPTION: dict[str, type[Any]] = {"shapes": dict, "attributes": dict, "values": dict, "identities": list}
+_DESCRIBED: dict[str, type[Any]] = {"shapes": dict, "attributes": dict, "values": dict, "identities": list}
 
 
 def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
@@ -172,12 +172,10 @@ def _check_fits_description(dense: nn.Module, description: Mapping[str, Any]) ->
 
 
 def _check_parts(description: Any) -> None:
-    known = isinstance(description, Mapping) and {"shapes", "attributes"} <= set(description) <= set(
-        _PARTS_OF_DESCRIPTION
-    )
-    if not known or not all(is_part(value, _PARTS_OF_DESCRIPTION[part]) for part, value in description.items()):
+    known = isinstance(description, Mapping) and {"shapes", "attributes"} <= set(description) <= set(_DESCRIBED)
+    if not known or not all(is_part(value, _DESCRIBED[part]) for part, value in description.items()):
         raise ValueError(
-            f"a description should hold {', '.join(_PARTS_OF_DESCRIPTION)}, as fp.describe gives it: got {description!r}"
+            f"a description should hold {', '.join(_DESCRIBED)}, as fp.describe gives it: got {description!r}"
         )
 
 
