@@ -23,6 +23,7 @@ from torch_flowprune.channels import (
     save_shrunk,
     shrink,
 )
+from torch_flowprune.checkpoints import prune_checkpoint
 from torch_flowprune.gradients import Flow, flow
 from torch_flowprune.inputs import class_balanced
 from torch_flowprune.masking import (
@@ -96,6 +97,7 @@ __all__ = [
     "load_state_dict",
     "masks",
     "predict",
+    "prune_checkpoint",
     "rebuild",
     "recalibrate",
     "reconstruct",

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch_flowprune as fp
+from torch_flowprune.cli import checkpoint_command as files
 from torch_flowprune.cli import demo
 from torch_flowprune.cli import timm_models as zoo
 from torch_flowprune.selection import COSTS
@@ -26,7 +27,14 @@ def parser() -> argparse.ArgumentParser:
     _score(
         commands.add_parser("score", help="score the units of any timm model, and write the scores for prune --scores")
     )
+    _prune_checkpoint(commands.add_parser("prune-checkpoint", help="prune a folder of safetensors, without a model"))
     return whole
+
+
+def _prune_checkpoint(command: argparse.ArgumentParser) -> None:
+    files.add_arguments(command, share, _number)
+    _traceback(command)
+    command.set_defaults(run=files.prune_files)
 
 
 def _demo(command: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``python -m torch_flowprune demo | prune | score``."""
+"""The command line: ``python -m torch_flowprune demo | prune | score | prune-checkpoint``."""
 
 from __future__ import annotations
 

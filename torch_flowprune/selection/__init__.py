@@ -7,6 +7,7 @@ from torch_flowprune.selection.choice import Choice, choose, counted
 from torch_flowprune.selection.goal import Goal
 from torch_flowprune.selection.layer_shares import LayerUnits
 from torch_flowprune.selection.lowest_k import lowest
+from torch_flowprune.selection.plan import Plan, Pool
 from torch_flowprune.selection.sampled_bracket import numbers
 from torch_flowprune.selection.schedules import SCHEDULES, Schedule, fraction, steps, to_prune
 
@@ -19,6 +20,8 @@ __all__ = [
     "Goal",
     "LayerUnits",
     "PerLayer",
+    "Plan",
+    "Pool",
     "Schedule",
     "SharedOut",
     "choose",
