@@ -20,7 +20,7 @@ from torch_flowprune.checkpoints.pruned_copy import write_pruned
 from torch_flowprune.checkpoints.shards import FLOATS, CheckpointFolder
 from torch_flowprune.checkpoints.stored_units import Patterns, StoredUnits
 from torch_flowprune.checkpoints.unfinished import Unfinished, check_target
-from torch_flowprune.pruning import Layer, Report, warn_of
+from torch_flowprune.pruning import Layer, Report, warn_of_collapse, warn_of_ties
 from torch_flowprune.selection import Allocation, Goal, PerLayer, Plan, SharedOut
 
 _MAGNITUDES = ("magnitude", "l2", "l1")
@@ -69,7 +69,7 @@ def prune_checkpoint(
         threads: how many shards are worked on side by side (by default 4, or as many as there are processors).
 
     Returns:
-        What was removed, where.
+        What was removed, where. Ties are counted where whole tensors are ranked, not by row or block.
 
     Raises:
         ValueError, TypeError: for bad arguments, quantised weights, weights that are not finite, damaged files.
@@ -92,7 +92,7 @@ def prune_checkpoint(
     opened, out = CheckpointFolder.open(Path(source)), Path(target)
     check_target(out)
     given = None if scores is None else CheckpointFolder.open(Path(scores), "scores")
-    _check_words(method, granularity, scored=given is not None)
+    _check_readable(method, granularity, scored=given is not None)
     units = StoredUnits.of(opened, given, granularity, include, exclude, order)
     plan = _plan(units, Goal(sparsity), Allocation(allocation, "global", None, min_keep, max_sparsity))
     _check_room(opened, out)
@@ -105,11 +105,12 @@ def prune_checkpoint(
             pass
     _carry_over(opened, kept)
     kept.finish()
-    warn_of(report, stacklevel=3)
+    warn_of_ties(report, stacklevel=3)
+    warn_of_collapse(report, stacklevel=3)
     return report
 
 
-def _check_words(method: str, granularity: str, *, scored: bool) -> None:
+def _check_readable(method: str, granularity: str, *, scored: bool) -> None:
     if not scored and method not in _MAGNITUDES:
         raise ValueError(
             f"method={method!r} reads more than files hold: expected 'magnitude', or scores=, a folder of safetensors "

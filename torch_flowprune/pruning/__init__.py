@@ -6,7 +6,12 @@ from torch_flowprune.pruning.global_pruning import global_prune
 from torch_flowprune.pruning.recalibration import recalibrate
 from torch_flowprune.pruning.reconstruction import LayerReconstruction, Reconstruction, reconstruct
 from torch_flowprune.pruning.report import Layer, Report, blank_figure
-from torch_flowprune.pruning.report_warnings import LayerCollapseWarning, TiedScoresWarning, warn_of
+from torch_flowprune.pruning.report_warnings import (
+    LayerCollapseWarning,
+    TiedScoresWarning,
+    warn_of_collapse,
+    warn_of_ties,
+)
 from torch_flowprune.pruning.route import prune_to
 from torch_flowprune.pruning.training import Pruner
 
@@ -26,5 +31,6 @@ __all__ = [
     "reconstruct",
     "regularizers",
     "report",
-    "warn_of",
+    "warn_of_collapse",
+    "warn_of_ties",
 ]
