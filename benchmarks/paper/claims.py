@@ -35,6 +35,7 @@ from benchmarks.paper.experiment import (
     point,
     pruned,
     scores_of,
+    settled,
     snapshots,
     train,
 )
@@ -162,13 +163,16 @@ def convergence(data: Data, setting: Setting, seed: int) -> Iterator[Part]:
 def _converges(
     model: nn.Module, name: str, scores: fp.Scores, data: Data, setting: Setting, seed: int, epoch: int
 ) -> list[Row]:
-    validation, cut = data.validation.batches(1000), pruned(model, scores, setting.goal)
-    losses, trained = [evaluate(cut, validation)], []
+    """Evaluated with batch norm's statistics taken anew, and with the running averages that training leaves behind."""
+    cut, trained = pruned(model, scores, setting.goal), []
+    parts = {"validation": data.validation.batches(1000), "test": data.test.batches(1000)}
+    found: Row = {"validation": [evaluate(settled(cut, data), parts["validation"])], "validation_lagging": []}
     for loss in train(cut, data, setting, range(epoch, epoch + setting.epochs), seed):
         trained.append(loss)
-        losses.append(evaluate(cut, validation))
-    test = evaluate(cut, data.test.batches(1000))
-    return [{"method": name, "sparsity": setting.goal, "train": trained, "validation": losses, "test": test}]
+        found["validation"].append(evaluate(settled(cut, data), parts["validation"]))
+        found["validation_lagging"].append(evaluate(cut, parts["validation"]))
+    found |= {"test": evaluate(settled(cut, data), parts["test"]), "test_lagging": evaluate(cut, parts["test"])}
+    return [{"method": name, "sparsity": setting.goal, "train": trained, **found}]
 
 
 EXPERIMENTS: dict[str, Callable[[Data, Setting, int], Iterator[Part]]] = {
@@ -198,20 +202,22 @@ def main(arguments: list[str] | None = None) -> None:
     if setting.data != "digits" and not options.data:
         parser.error(f"--setting {options.setting} needs --data, a folder with train/ and test/")
     data = load("digits" if setting.data == "digits" else options.data, size=setting.size, subset=setting.subset)
-    found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
-    found |= {
-        "experiment": options.experiment,
-        "name": options.setting,
-        "setting": asdict(setting),
-        "environment": {**environment(), "threads": options.threads},
-    }
-    parts = found.setdefault("parts", {})
+    wanted = {"experiment": options.experiment, "name": options.setting, "setting": asdict(setting)}
+    wanted = json.loads(json.dumps({**wanted, "data": data.digest()}))
+    found: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {**wanted}
+    if other := [key for key, value in wanted.items() if found.get(key) != value]:
+        parser.error(f"{options.out} holds rows of another {', '.join(other)}: give another --out, or delete it")
+    found["environment"] = {**environment(), "threads": options.threads}
+    runs = found.setdefault("runs", [])  # each part is of one of them
+    runs.append({"command": " ".join(sys.argv[1:] if arguments is None else arguments), **found["environment"]})
+    parts, made_by = found.setdefault("parts", {}), found.setdefault("run_of_part", {})
     for seed in tqdm(options.seeds, desc=f"{options.experiment} {options.setting}", unit="seed"):
         if f"{seed}/done" in parts:
             continue
         for name, rows in EXPERIMENTS[options.experiment](data, setting, seed):
             if f"{seed}/{name}" not in parts:
                 parts[f"{seed}/{name}"] = rows()
+                made_by[f"{seed}/{name}"] = len(runs) - 1
                 _write(options.out, found)
         parts[f"{seed}/done"] = []
         _write(options.out, found)

@@ -59,6 +59,13 @@ class Data:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.train.images.shape[1:])
 
+    def digest(self) -> str:
+        """What names these images and their split: a run on others is another run."""
+        found = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            found.update(split.images.cpu().contiguous().numpy().tobytes() + split.labels.cpu().numpy().tobytes())
+        return found.hexdigest()[:16]
+
     def to(self, device: str | torch.device) -> Data:
         return replace(
             self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)

@@ -115,7 +115,7 @@ class Run:
 
     def __init__(self, config: Config, data: Data, folder: Path, *, device: str = "cpu", progress: bool = True) -> None:
         self.config, self.folder, self.device, self.progress = config, folder, device, progress
-        self.data = data.to(device)
+        self.data, self.digest = data.to(device), data.digest()
         torch.manual_seed(config.seed)
         self.model = models.build(config.model, data.classes, config.width).to(device)
         if config.pretrained:
@@ -244,7 +244,7 @@ class Run:
             self.best = {"epoch": self.epoch, "validation_accuracy": accuracy, "state": state}
 
     def _finish(self) -> dict[str, Any]:
-        """The only look at the test images, with the model that the validation images chose."""
+        """The only look at the test images: with the last model, and with the one that the validation images chose."""
         result = self.folder / "result.json"
         if not result.exists():
             torch.save(self.best["state"], self.folder / "pruned.pt")
@@ -252,14 +252,22 @@ class Run:
         return dict(json.loads(result.read_text(encoding="utf-8")))
 
     def _found(self) -> dict[str, Any]:
+        last, _ = self._evaluate(self.data.test)
         fp.load_state_dict(self.model, self.best["state"])
         accuracy, loss = self._evaluate(self.data.test)
         splits = {name: len(getattr(self.data, name)) for name in ("train", "validation", "test")}
         return {
             "config": asdict(self.config),
-            "data": {"name": self.data.name, "classes": self.data.classes, "shape": list(self.data.shape), **splits},
+            "data": {
+                "name": self.data.name,
+                "classes": self.data.classes,
+                "shape": list(self.data.shape),
+                **splits,
+                "digest": self.digest,
+            },
             "environment": {**environment(), "threads": torch.get_num_threads(), "device": self.device},
             "test": {
+                "last_epoch_accuracy": last,
                 "accuracy": accuracy,
                 "loss": loss,
                 "chosen_epoch": self.best["epoch"],
@@ -306,6 +314,7 @@ class Run:
         """Written beside the old one and moved into its place: an interruption leaves one of the two whole."""
         state = {
             "config": asdict(self.config),
+            "data": self.digest,
             "epoch": self.epoch,
             "model": fp.state_dict(self.model),
             "optimizer": self.optimizer.state_dict(),
@@ -320,19 +329,14 @@ class Run:
         (self.folder / "new.pt").replace(self.folder / "checkpoint.pt")
 
     def _resume(self) -> None:
-        kept = self.folder / "checkpoint.pt"
+        kept, result = self.folder / "checkpoint.pt", self.folder / "result.json"
+        if result.exists():
+            done = json.loads(result.read_text(encoding="utf-8"))
+            self._check_is_this_run(done["config"], done["data"].get("digest"))
         if not kept.exists():
             return
         state = torch.load(kept, map_location=self.device, weights_only=True)
-        if state["config"] != asdict(self.config):
-            other = [
-                field.name
-                for field in fields(Config)
-                if state["config"].get(field.name) != getattr(self.config, field.name)
-            ]
-            raise ValueError(
-                f"{self.folder} holds a run with another {', '.join(other)}: give another --out, or delete it"
-            )
+        self._check_is_this_run(state["config"], state.get("data"))
         fp.load_state_dict(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.pruner is not None:
@@ -344,6 +348,17 @@ class Run:
             state["rounds"],
             state["best"],
         )
+
+    def _check_is_this_run(self, config: dict[str, Any], digest: str | None) -> None:
+        """The folder's run has this configuration, and these images in this split."""
+        ours = json.loads(json.dumps(asdict(self.config)))
+        theirs = json.loads(json.dumps(config))
+        other = [field.name for field in fields(Config) if theirs.get(field.name) != ours[field.name]]
+        other += ["data, subset, size or validation share"] if digest != self.digest else []
+        if other:
+            raise ValueError(
+                f"{self.folder} holds a run with another {', '.join(other)}: give another --out, or delete it"
+            )
 
     def _bar(self, batches: Iterator[Batch], total: int) -> Iterator[Batch]:
         bar: Iterator[Batch] = iter(

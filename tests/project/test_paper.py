@@ -5,6 +5,7 @@ import json
 import math
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,7 @@ def test_a_masked_network_is_counted_as_the_narrower_one(paper, name):
 
 
 def test_a_resnet_keeps_the_channels_that_a_shortcut_brings(paper):
-    """Fault 11: zeroed filters of a second convolution cost nothing, and the addition keeps its width."""
+    """Fault 11: what is counted can be built. A filter before an addition stays while the shortcut has its channel."""
     model = paper.models.build("resnet20", width=0.5)
     dense = paper.size.size(model, (3, 8, 8))
     block = model.features[3]
@@ -138,8 +139,12 @@ def test_a_resnet_keeps_the_channels_that_a_shortcut_brings(paper):
     fp.apply_masks(model, {"features.3.conv2.weight": keep.view(-1, 1, 1, 1).expand(block.conv2.weight.shape)})
     paper.protocol.mask_followers(model)
     cut = paper.size.size(model, (3, 8, 8))
-    assert dense.parameters - cut.parameters == 6 * 8 * 9 + 2 * 6
-    assert dense.macs - cut.macs == 6 * 8 * 9 * 64
+    assert cut == dense
+    fp.apply_masks(model, {"features.3.conv1.weight": keep.view(-1, 1, 1, 1).expand(block.conv1.weight.shape)})
+    paper.protocol.mask_followers(model)
+    inside = paper.size.size(model, (3, 8, 8))
+    assert dense.parameters - inside.parameters == 6 * (8 * 9 + 2) + 6 * 8 * 9
+    assert dense.macs - inside.macs == 2 * 6 * 8 * 9 * 64
 
 
 def test_nothing_comes_out_of_a_pruned_channel(paper):
@@ -311,7 +316,7 @@ def test_fault_5_a_reloaded_network_is_the_one_that_was_saved(paper, tiny, tiny_
     )
 
 
-def test_fault_11_validation_chooses_and_the_test_images_are_looked_at_once(paper, tiny, tmp_path, monkeypatch):
+def test_fault_11_validation_chooses_and_the_test_images_are_looked_at_at_the_end(paper, tiny, tmp_path, monkeypatch):
     seen = []
     evaluate = paper.protocol.Run._evaluate
     monkeypatch.setattr(
@@ -320,7 +325,8 @@ def test_fault_11_validation_chooses_and_the_test_images_are_looked_at_once(pape
         lambda self, split: seen.append(split is self.data.test) or evaluate(self, split),
     )
     found = run(paper, tiny, tmp_path)
-    assert seen == [False] * 5 + [True]
+    assert seen == [False] * 5 + [True, True], "with the last model, and with the one that was chosen"
+    assert 0 <= found["test"]["last_epoch_accuracy"] <= 1
     after = [entry for entry in found["history"] if entry["epoch"] >= 2]
     assert found["test"]["validation_accuracy"] == max(entry["validation_accuracy"] for entry in after)
 
@@ -448,6 +454,34 @@ def test_a_folder_of_another_run_is_refused(paper, tiny, tmp_path):
     run(paper, tiny, tmp_path, until=1)
     with pytest.raises(ValueError, match="holds a run with another seed, batch: give another --out, or delete it"):
         run(paper, tiny, tmp_path, seed=1, batch=20)
+
+
+def test_a_run_on_other_images_is_another_run(paper, tiny, tmp_path):
+    """A subset, a size, a split: it went on from the checkpoint, or gave the old result out again."""
+    run(paper, tiny, tmp_path / "stopped", until=1)
+    run(paper, tiny, tmp_path / "done")
+    (tmp_path / "done" / "checkpoint.pt").unlink()
+    other = paper.data.load("digits", subset=190, size=8)
+    for folder in ("stopped", "done"):
+        with pytest.raises(ValueError, match="holds a run with another data, subset, size or validation share: give"):
+            run(paper, other, tmp_path / folder)
+
+
+def test_rows_of_another_setting_or_other_images_are_not_mixed(paper, small, tmp_path, monkeypatch, capsys):
+    out = ["--seeds", "0", "--out", str(tmp_path / "out.json")]
+    paper.claims.main(["norms", *out])
+    before = (tmp_path / "out.json").read_text()
+    for what in ("experiment", "setting"):
+        monkeypatch.setitem(
+            paper.experiment.SETTINGS, "digits", replace(small, lr=0.1 if what == "setting" else small.lr)
+        )
+        with pytest.raises(SystemExit):
+            paper.claims.main(["stability" if what == "experiment" else "norms", *out])
+        assert f"holds rows of another {what}: give another --out, or delete it" in capsys.readouterr().err
+    assert (tmp_path / "out.json").read_text() == before
+    found = json.loads(before)
+    assert found["runs"][0]["command"].startswith("norms --seeds 0")
+    assert set(found["run_of_part"].values()) == {0}
 
 
 def test_fault_12_scoring_leaves_the_network_training(paper, tiny, tmp_path):
