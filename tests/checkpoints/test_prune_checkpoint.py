@@ -387,3 +387,21 @@ def test_one_file_without_an_index(tmp_path):
     safetensors.save_file(model.state_dict(), tmp_path / "one" / "model.safetensors")
     quietly(fp.prune_checkpoint, tmp_path / "one", tmp_path / "out", sparsity=0.5, order=model)
     quietly(same_zeros, model, tmp_path / "out", sparsity=0.5)
+
+
+def test_memory_does_not_grow_with_the_files(tmp_path):
+    """128 MB of weights, of which never more than a few parts are held."""
+    (tmp_path / "large").mkdir()
+    weights = {f"layers.{i}.weight": torch.randn(4096, 4096).to(HALF) for i in range(4)}
+    safetensors.save_file(weights, tmp_path / "large" / "model.safetensors")
+    program = f"""
+import resource
+import torch_flowprune as fp
+import torch._dynamo  # what the first call imports of torch is none of the weights
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+fp.prune_checkpoint({str(tmp_path / "large")!r}, {str(tmp_path / "out")!r}, sparsity=0.5)
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 64

@@ -26,6 +26,7 @@ def run(rank: int, path: str) -> None:
             wrap_then_prune,
             random_with_a_seed_a_rank,
             scores_over_all_data,
+            a_comparison_over_all_data,
             attention_trains,
         ):
             torch.manual_seed(0)
@@ -86,6 +87,21 @@ def scores_over_all_data(rank: int) -> None:
     data = (inputs(rank)[:, 0], torch.tensor([0, 1, 2, 3]))
     fp.global_prune(wrapped, "loss_preservation", sparsity=0.5, data=[data])
     agree(model)
+
+
+def a_comparison_over_all_data(rank: int) -> None:
+    """Loss and outcomes are those of one process with the data of both; random scores are the first rank's."""
+    wrapped, labels = DistributedDataParallel(mlp()), torch.tensor([0, 1, 2, 3])
+    batch = (inputs(rank)[:, 0], labels)
+    found = fp.compare(wrapped, ["taylor", "random"], 0.5, [batch], generator=torch.Generator().manual_seed(rank))
+    both = [(inputs(one)[:, 0], labels) for one in range(2)]
+    alone = fp.compare(wrapped.module, ["taylor"], 0.5, both)
+    assert found.samples == alone.samples == 8
+    assert abs(found.loss - alone.loss) < 1e-6
+    assert abs(found.outcomes[0].loss - alone.outcomes[0].loss) < 1e-6
+    there = [None, None]
+    distributed.all_gather_object(there, [outcome.loss for outcome in found.outcomes])
+    assert there[0] == there[1]
 
 
 def attention_trains(rank: int) -> None:

@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from torch_flowprune.analysis.rank_correlation import all_pairs, laid_out
 from torch_flowprune.gradients import Flow, FlowOptions, FlowSource, LossWeights, flow_over
 from torch_flowprune.inputs import (
+    Ranks,
     as_batches,
     check_options,
     from_options,
@@ -156,7 +157,8 @@ def compare(
     All scores come from one flow over ``data``.
 
     Args:
-        model: any module; left as it was.
+        model: any module; left as it was. Of a ``DistributedDataParallel`` model every rank makes the same call, and
+            scores and losses are over the data of all.
         methods: names or functions, or one of them.
         sparsities: in (0, 1], above what the model already has.
         data: what the scores are taken over, re-iterable.
@@ -177,7 +179,7 @@ def compare(
     >>> len(found.outcomes), found.correlation["snip"]["snip"]
     (4, 1.0)
     """
-    inner = unwrapped(model)
+    ranks, inner = Ranks.of(model), unwrapped(model)
     resolved = _resolved(methods)
     levels = _levels(sparsities)
     if isinstance(data, Iterator) or isinstance(held_out, Iterator):
@@ -192,11 +194,13 @@ def compare(
     needs = {"g", *(kind for measure in resolved.values() for kind in measures.needs(measure))}
     point = flow_over(source, model, tuple(needs), targets_of(found))
     scores = {name: evaluate(point, measure, found, units.granularity, generator) for name, measure in resolved.items()}
+    for of_measure in scores.values():
+        ranks.agree(of_measure.values())  # a random one has a seed a rank
     unseen = data if held_out is None else held_out
     evaluation = replace(source, data=unseen, temperature=1.0)
-    before, samples = mean_loss(inner, evaluation)
+    before, samples = mean_loss(inner, evaluation, ranks)
     outcomes = tuple(
-        _outcome(inner, name, sparsity, scores[name], point, found, allocation, before, evaluation)
+        _outcome(inner, name, sparsity, scores[name], point, found, allocation, before, evaluation, ranks)
         for name in scores
         for sparsity in levels
     )
@@ -221,8 +225,8 @@ def _levels(sparsities: float | Sequence[float]) -> list[float]:
     return [fraction(sparsity) for sparsity in asked]
 
 
-def mean_loss(model: nn.Module, source: FlowSource) -> tuple[float, int]:
-    """The mean loss over all the data without gradients, and the number of samples; the model is left as it was."""
+def mean_loss(model: nn.Module, source: FlowSource, ranks: Ranks) -> tuple[float, int]:
+    """The mean loss over all the data of all ranks, and the number of samples; the model is left as it was."""
     total, whole, samples = 0.0, 0.0, 0
     weights = LossWeights(model, source.objective, source.reduction)
     device = next(iter(parameters_of(model).values())).parameter.device
@@ -232,6 +236,9 @@ def mean_loss(model: nn.Module, source: FlowSource) -> tuple[float, int]:
             if weight := weights(batch, size):
                 total += weights.mean(source.objective.number(model, batch), size).item() * weight
                 whole += weight
+    sums = torch.tensor([total, whole, samples], dtype=torch.float64, device=device)
+    ranks.sum([sums])
+    total, whole, samples = sums[0].item(), sums[1].item(), int(sums[2])
     if not samples:
         raise ValueError("the held-out data is empty: at least one batch is needed")
     return total / whole if whole else float("nan"), samples
@@ -247,10 +254,11 @@ def _outcome(
     allocation: Allocation,
     before: float,
     evaluation: FlowSource,
+    ranks: Ranks,
 ) -> Outcome:
     with restored(targets_of(found).values()):
         report = prune_to(model, found, scores, sparsity, point, allocation)
-        after, _ = mean_loss(model, evaluation)
+        after, _ = mean_loss(model, evaluation, ranks)
     emptied = sum(layer.units == layer.pruned for layer in report.layers)
     assert report.predicted_loss_change is not None
     return Outcome(name, report.sparsity, after, after - before, report.predicted_loss_change, emptied)

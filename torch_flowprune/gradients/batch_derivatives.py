@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.memory_budget import Resources
-from torch_flowprune.gradients.operators import check_twice, sound_norms
+from torch_flowprune.gradients.operators import check_twice, no_lost_graph, sound_norms
 from torch_flowprune.inputs import Batch, Objective, settle
 from torch_flowprune.torch_internals import differentiate
 
@@ -61,7 +61,8 @@ class Derivatives:
         return nullcontext() if dtype is None else torch.autocast(self.parameters[0].device.type, dtype)
 
     def gradient(self, loss: Tensor, *, create_graph: bool = False) -> Grads:
-        with self._taken(enabled=not create_graph) as take, _no_reentrant_checkpoints():
+        watched = no_lost_graph(loss) if create_graph else nullcontext()
+        with self._taken(enabled=not create_graph) as take, _no_reentrant_checkpoints(), watched:
             ones = [torch.ones_like(loss)]
             grads = take(differentiate([loss], self.parameters, ones, create_graph=create_graph))
         self.reached = [seen or grad is not None for seen, grad in zip(self.reached, grads, strict=True)]

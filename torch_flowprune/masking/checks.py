@@ -25,7 +25,10 @@ def check_can_mask(target: Target | None, name: str) -> Target:
     if target.parameter.layout is not torch.strided:
         raise ValueError(f"{name!r} is a sparse tensor ({target.parameter.layout}): make it dense first (.to_dense())")
     if hasattr(target.parameter, "device_mesh"):
-        raise ValueError(f"{name!r} is a sharded DTensor: prune first, then wrap the model with fully_shard")
+        raise ValueError(
+            f"{name!r} is a sharded DTensor: prune first, then wrap the model with fully_shard, which takes masks "
+            "along; parallelize_module does not: fp.remove them before it"
+        )
     for module, attribute in target.owners:
         _check_owner(module, attribute, name)
     return target

@@ -2,6 +2,15 @@
 
 from torch_flowprune.gradients.operators.bilinear_operators import Bilinear, Gradients, convolution_of
 from torch_flowprune.gradients.operators.double_backward import check_twice, twice_differentiable
+from torch_flowprune.gradients.operators.lost_graphs import no_lost_graph
 from torch_flowprune.gradients.operators.one_sample_norms import sound_norms
 
-__all__ = ["Bilinear", "Gradients", "check_twice", "convolution_of", "sound_norms", "twice_differentiable"]
+__all__ = [
+    "Bilinear",
+    "Gradients",
+    "check_twice",
+    "convolution_of",
+    "no_lost_graph",
+    "sound_norms",
+    "twice_differentiable",
+]
