@@ -118,7 +118,12 @@ def run(options: argparse.Namespace, seed: int) -> tuple[dict[str, float], list[
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", fp.TiedScoresWarning)
                 fp.global_prune(
-                    pruned, scores=found[method], sparsity=sparsity, granularity=granularity, min_keep=MIN_KEEP
+                    pruned,
+                    scores=found[method],
+                    sparsity=sparsity,
+                    granularity=granularity,
+                    min_keep=MIN_KEEP,
+                    normalize=None,
                 )
             case = {"seed": seed, "method": method, "granularity": granularity, "sparsity": sparsity}
             rows.append(

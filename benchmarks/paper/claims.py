@@ -156,15 +156,15 @@ def convergence(data: Data, setting: Setting, seed: int) -> Iterator[Part]:
     for epoch, model in snapshots(data, setting, seed, setting.starts).items():
         if epoch in setting.starts:
             scores = scores_of(model, batches, seed, "filter")
-            for name in experiment.TRAINED:
-                yield f"{epoch}/{name}", partial(_converges, model, name, scores[name], data, setting, seed, epoch)
+            cuts = {name: pruned(model, scores[name], setting.goal) for name in experiment.TRAINED}
+            cuts["magnitude, by mean"] = pruned(model, scores["magnitude"], setting.goal, normalize="mean")
+            for name, cut in cuts.items():
+                yield f"{epoch}/{name}", partial(_converges, cut, name, data, setting, seed, epoch)
 
 
-def _converges(
-    model: nn.Module, name: str, scores: fp.Scores, data: Data, setting: Setting, seed: int, epoch: int
-) -> list[Row]:
+def _converges(cut: nn.Module, name: str, data: Data, setting: Setting, seed: int, epoch: int) -> list[Row]:
     """Evaluated with batch norm's statistics taken anew, and with the running averages that training leaves behind."""
-    cut, trained = pruned(model, scores, setting.goal), []
+    trained: list[float] = []
     parts = {"validation": data.validation.batches(1000), "test": data.test.batches(1000)}
     found: Row = {"validation": [evaluate(settled(cut, data), parts["validation"])], "validation_lagging": []}
     for loss in train(cut, data, setting, range(epoch, epoch + setting.epochs), seed):

@@ -153,8 +153,8 @@ def label(name: str, temperature: float) -> str:
     return f"{name} T={temperature:g}" if name.startswith("gradient_norm") else name
 
 
-def pruned(model: nn.Module, scores: fp.Scores, sparsity: float) -> nn.Module:
-    """A copy without the lowest units; a filter's batch norm goes with it."""
+def pruned(model: nn.Module, scores: fp.Scores, sparsity: float, normalize: str | None = None) -> nn.Module:
+    """A copy without the lowest units, ranked as the paper ranks them; a filter's batch norm goes with it."""
     model = copy.deepcopy(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -165,6 +165,7 @@ def pruned(model: nn.Module, scores: fp.Scores, sparsity: float) -> nn.Module:
             granularity=scores.granularity,
             parameters=_owners(model, scores),
             min_keep=1,
+            normalize=normalize,
         )
     if scores.granularity == "filter":
         mask_followers(model)

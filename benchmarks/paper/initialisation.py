@@ -137,7 +137,7 @@ def _cut(
     how |= {"method": "synflow", "rounds": ROUNDS} if scores is None else {"scores": scores}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        report = fp.global_prune(model, sparsity=sparsity, **how)
+        report = fp.global_prune(model, sparsity=sparsity, normalize=None, min_keep=0, **how)
     if granularity == "filter" and isinstance(model, models.Classifier):
         mask_followers(model)
     return model, report

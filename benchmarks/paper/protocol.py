@@ -306,6 +306,7 @@ class Run:
             parameters=models.prunable(self.model),
             temperature=config.temperature_of_scores,
             min_keep=config.min_keep,
+            normalize=None,  # the paper's ranking: scores as they are
             generator=torch.Generator().manual_seed(config.seed),
             progress=False,
         )

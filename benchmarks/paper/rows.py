@@ -13,6 +13,7 @@ from typing import Any
 Row = dict[str, Any]
 Value = Callable[[Row], float]
 SHORT = {
+    "magnitude, by mean": "magnitude, over its layer's mean",
     "gradient_norm_increase T=1": "increase, T=1", "gradient_norm_increase T=200": "increase, T=200",
     "gradient_norm_preservation T=1": "preservation, T=1", "gradient_norm_preservation T=200": "preservation, T=200",
     "gradient_norm_increase": "increase, T=200", "gradient_norm_preservation": "preservation, T=1", "none": "unpruned",
@@ -20,6 +21,7 @@ SHORT = {
 ORDER = (
     "none",
     "magnitude",
+    "magnitude, by mean",
     "l1",
     "loss_preservation",
     "taylor",

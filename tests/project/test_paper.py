@@ -556,6 +556,7 @@ def test_the_experiments_run_and_go_on_where_they_stopped(paper, small, experime
     rows = [row for part in both.values() for row in part]
     assert {row["method"] for row in rows} <= {
         "magnitude",
+        "magnitude, by mean",
         "gradient_norm_increase T=200",
         "none",
         "synflow, 20 rounds",
