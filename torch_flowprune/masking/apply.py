@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch_flowprune.inputs import Target, flags, lasting, parameters_of, unwrapped
 from torch_flowprune.masking.carrier import put_on, take_off
 from torch_flowprune.masking.checks import all_fitting
+from torch_flowprune.masking.pretrained_files import guard_saving
 from torch_flowprune.masking.snapshots import all_or_nothing
 
 
@@ -35,6 +36,8 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], *, copy: bool = T
         for name, mask in checked.items():
             old = known[name].mask
             set_mask(known[name], mask if old is None else mask & flags(old), copy=copy and old is None)
+    if checked:
+        guard_saving(model)
 
 
 def set_mask(target: Target, mask: Tensor | None, copy: bool = True) -> None:

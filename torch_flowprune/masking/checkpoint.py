@@ -23,6 +23,7 @@ from torch_flowprune.masking.apply import set_mask
 from torch_flowprune.masking.carrier import values_intact_on_error
 from torch_flowprune.masking.checks import check_can_mask
 from torch_flowprune.masking.packed_bits import pack, unpack
+from torch_flowprune.masking.pretrained_files import guard_saving, with_zeros
 from torch_flowprune.masking.snapshots import intact_on_error
 
 
@@ -74,18 +75,10 @@ def state_dict(model: nn.Module, *, dense: bool = False) -> dict[str, Any]:
     inner = unwrapped(model)
     state = inner.state_dict()
     if dense:
-        values = _with_zeros(parameters_of(inner), state)
+        values = with_zeros(state)
     else:
         values = {name: pack(value) if is_mask(name, state) else value for name, value in state.items()}
     return _with_metadata(values, getattr(state, "_metadata", None))
-
-
-def _with_zeros(known: Mapping[str, Target], state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state under the names of the unpruned model: one tensor a parameter, by however many names."""
-    names = {name: target.name for target in known.values() for name in target.names if target.mask is not None}
-    zeroed = {name: target.theta for name, target in known.items() if target.mask is not None}
-    plain = {plain_name(name, state): value for name, value in state.items() if not is_mask(name, state)}
-    return {name: zeroed[names[name]] if name in names else value for name, value in plain.items()}
 
 
 def _with_metadata(values: Mapping[str, Any], metadata: Mapping[str, Any] | None) -> OrderedDict[str, Any]:
@@ -128,6 +121,7 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
         if masks_in_state:
             for name, target in known.items():
                 set_mask(target, wanted.get(name))
+            guard_saving(inner)
         own = inner.state_dict()
         loaded = {key: own[key] if is_mask(key, own) else values[plain_name(key, own)] for key in own}
         inner.load_state_dict(_with_metadata(loaded, _metadata(state, own)))

@@ -20,6 +20,7 @@ from torch_flowprune.masking.carrier import (
 )
 from torch_flowprune.masking.checkpoint import masks_on
 from torch_flowprune.masking.mask_memory import remember
+from torch_flowprune.masking.pretrained_files import unguard_saving
 from torch_flowprune.masking.snapshots import intact_on_error
 
 
@@ -48,6 +49,7 @@ def remove(model: nn.Module) -> nn.Module:
     for module, name in tensors:
         permanent(*factors(module, name))  # can it be? One after the other: together they are as large as the model
     _make_permanent(tensors)
+    unguard_saving(model)
     return model
 
 
