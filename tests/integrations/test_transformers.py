@@ -161,7 +161,11 @@ def trainer(folder, callbacks, **words):
         str(folder), report_to="none", use_cpu=True, disable_tqdm=True, logging_strategy="no", **{**settings, **words}
     )
     return transformers.Trainer(
-        build("Llama", attention_dropout=0.1), args, train_dataset=Texts(), eval_dataset=Texts(), callbacks=list(callbacks)
+        build("Llama", attention_dropout=0.1),
+        args,
+        train_dataset=Texts(),
+        eval_dataset=Texts(),
+        callbacks=list(callbacks),
     )
 
 

@@ -122,7 +122,7 @@ class FlowPruningCallback(TrainerCallback):  # type: ignore[misc]  # transformer
         resume_from: str | Path | None = None,
         **options: Any,
     ) -> None:
-        _check_words(every_n_steps, every_n_epochs, at_end, options)
+        _check_callback(every_n_steps, every_n_epochs, at_end, options)
         needs = set(measures.needs(measures.resolve(method)))
         if data is None and "Hg" in needs:
             raise ValueError(
@@ -193,7 +193,7 @@ class FlowPruningCallback(TrainerCallback):  # type: ignore[misc]  # transformer
         return max(round(steps * (self.every_n_epochs or 1)), 1)
 
 
-def _check_words(steps: int | None, epochs: float | None, at_end: str, options: Mapping[str, Any]) -> None:
+def _check_callback(steps: int | None, epochs: float | None, at_end: str, options: Mapping[str, Any]) -> None:
     if steps is not None and epochs is not None:
         raise ValueError("give every_n_steps= or every_n_epochs=, not both")
     if any(count is not None and not count > 0 for count in (steps, epochs)):

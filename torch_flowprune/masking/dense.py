@@ -42,14 +42,15 @@ def remove(model: nn.Module) -> nn.Module:
     >>> remove(layer).weight[0, 1].item()
     0.0
     """
-    pruned = {path: (module, names) for path, module in model.named_modules() if (names := pruned_names(module))}
+    modules = dict(model.named_modules())
+    pruned = {path: (module, names) for path, module in modules.items() if (names := pruned_names(module))}
     for path, (module, _) in pruned.items():
         check_removable(module, path)
     tensors = [(module, name) for module, names in pruned.values() for name in names]
     for module, name in tensors:
         permanent(*factors(module, name))  # can it be? One after the other: together they are as large as the model
     _make_permanent(tensors)
-    unguard_saving(model)
+    unguard_saving(modules.values())
     return model
 
 

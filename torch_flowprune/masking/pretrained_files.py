@@ -7,7 +7,7 @@ the model itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -42,17 +42,17 @@ def guard_saving(model: nn.Module) -> None:
     """From here on, what in this model saves itself by ``save_pretrained`` writes dense names."""
     for module in model.modules():
         if callable(getattr(type(module), _METHOD, None)) and _METHOD not in vars(module):
-            vars(module)[_METHOD] = partial(save_with_zeros, module)
+            vars(module)[_METHOD] = partial(_save_with_zeros, module)
 
 
-def unguard_saving(model: nn.Module) -> None:
+def unguard_saving(modules: Iterable[nn.Module]) -> None:
     """As before :func:`guard_saving`."""
-    for module in model.modules():
-        if getattr(vars(module).get(_METHOD), "func", None) is save_with_zeros:
+    for module in modules:
+        if getattr(vars(module).get(_METHOD), "func", None) is _save_with_zeros:
             del vars(module)[_METHOD]
 
 
-def save_with_zeros(model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+def _save_with_zeros(model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
     """The model's own ``save_pretrained`` on a dense state; its masks, packed, go into a file beside."""
     if isinstance(kwargs.get(_STATE), Mapping):
         kwargs[_STATE] = with_zeros(kwargs[_STATE])
