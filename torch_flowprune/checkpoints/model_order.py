@@ -30,8 +30,8 @@ def in_model_order(folder: CheckpointFolder, order: nn.Module | Iterable[str] | 
 
 
 def _first(order: Iterable[str], names: list[str]) -> list[str]:
-    known = [name for name in order if name in names]
-    return [*dict.fromkeys(known), *(name for name in names if name not in set(known))]
+    held = set(names)
+    return list(dict.fromkeys([*(name for name in order if name in held), *names]))
 
 
 def _in_number_order(names: Iterable[str]) -> list[str]:
