@@ -20,9 +20,10 @@ class TiedScoresWarning(UserWarning):
     """
 
 
-def warn_of_ties(report: Report, stacklevel: int) -> None:
-    """Warn where the order of the model decided what stays, in one round."""
-    if report.tied > report.units // 100:
+def warn_of_ties(rounds: Sequence[Report], stacklevel: int) -> None:
+    """Warn where the order of the model decided what stays, of the round where it did most."""
+    report = max(rounds, key=lambda report: _decided_by_order(report, rounds[-1]))
+    if _decided_by_order(report, rounds[-1]) > report.units // 100:
         same = f"{report.tied:,} units that stay have exactly the score of the last that went"
         which = "" if report.threshold is None else f", {report.threshold:.3g}"
         text = f"{same}{which}: model order decided, not the measure"
@@ -32,6 +33,12 @@ def warn_of_ties(report: Report, stacklevel: int) -> None:
             else ""
         )
         warnings.warn(text + zero, TiedScoresWarning, stacklevel=stacklevel)
+
+
+def _decided_by_order(report: Report, last: Report) -> int:
+    """Its ties; those of units that score nothing are not counted where later rounds remove them as well."""
+    later = last.pruned - report.pruned
+    return 0 if report.threshold == 0 and report.tied <= later else report.tied
 
 
 def warn_of_collapse(report: Report, stacklevel: int) -> None:

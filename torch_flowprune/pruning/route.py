@@ -52,7 +52,7 @@ def prune(
             reports.append(prune_once(model, found, current, choice, point))
         report = joined(reports)
         # inside: where warnings are errors, they leave the model as it was
-        warn_of_ties(max(reports, key=lambda report: report.tied), stacklevel=4)
+        warn_of_ties(reports, stacklevel=4)
         warn_of_collapse(report, stacklevel=4)
         warn_of_lost_zeros(lost_zeros(model, parameters_of(model), trial_of(model, source), source.data), stacklevel=4)
     return report
