@@ -105,7 +105,7 @@ def prune_checkpoint(
             pass
     _carry_over(opened, kept)
     kept.finish()
-    warn_of_ties(report, stacklevel=3)
+    warn_of_ties([report], stacklevel=3)
     warn_of_collapse(report, stacklevel=3)
     return report
 
