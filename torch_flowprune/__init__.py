@@ -47,6 +47,7 @@ from torch_flowprune.pruning import (
     global_prune,
     recalibrate,
     reconstruct,
+    regrow,
     report,
 )
 from torch_flowprune.pruning import methods as _methods
@@ -101,6 +102,7 @@ __all__ = [
     "rebuild",
     "recalibrate",
     "reconstruct",
+    "regrow",
     "remove",
     "report",
     "save_shrunk",

@@ -84,8 +84,14 @@ def in_function_transform() -> bool:
 
 
 def is_read_as_a_graph() -> bool:
-    """Whether somebody reads a graph off the code that runs: the compiler, an exporter, a trace, a transform."""
-    return torch.compiler.is_compiling() or bool(torch._C._is_tracing()) or in_function_transform()
+    """Whether somebody reads a graph off the code that runs: a compiler, a trace, a mode, derivatives forward."""
+    return (
+        torch.compiler.is_compiling()
+        or bool(torch._C._len_torch_dispatch_stack())
+        or in_function_transform()
+        or bool(torch._C._is_tracing())
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 # What a subclass of tensors says to be none to torch's functions: its operators run, and give plain tensors.

@@ -66,6 +66,7 @@ class FlowSource:
     autocast: torch.dtype | None = None
     batch_size: BatchSize | None = None
     reduction: str | None = None
+    under_masks: bool = False
 
     def __post_init__(self) -> None:
         check_mode(self.mode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,8 @@ from torch_flowprune.inputs import (
     as_batches,
     check_options,
     example_of,
+    gradients_under_masks,
+    is_computed_on_access,
     original,
     parameters_of,
     untouched,
@@ -119,6 +122,7 @@ def flow(
     autocast: torch.dtype | None = None,
     batch_size: BatchSize | None = None,
     reduction: str | None = None,
+    under_masks: bool = False,
     **unknown: Never,
 ) -> Flow:
     """θ and the derivatives of the loss that ``needs`` names, exact, over all the data, leaving no trace on the model.
@@ -158,6 +162,8 @@ def flow(
             so are batches weighed, and parts of one. None reads it off the loss: torch's cross-entropy is a mean over
             places, by class weights where it has them; the loss that a language model returns is one over tokens, where
             it is seen to be; a loss set to ``reduction="sum"`` is a sum; all others are taken for means over samples.
+        under_masks: of a pruned model, derivatives by what is pruned too: the slope of the loss along a weight that is
+            0 now, by which :func:`~torch_flowprune.regrow` chooses. Without it they are 0 there.
         unknown: none; a word of another library is answered with the one meant.
 
     Raises:
@@ -185,6 +191,7 @@ def flow(
         autocast,
         batch_size,
         reduction,
+        under_masks,
     )
     return flow_over(source, model, needs, parameters)
 
@@ -205,7 +212,10 @@ def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parame
     if not wanted:
         return point
     _check_whole(targets)
-    with untouched(model, source.data, source.mode) as rewind:
+    if source.under_masks:
+        _check_opens(targets, wanted)
+    opened = gradients_under_masks() if source.under_masks else nullcontext()
+    with untouched(model, source.data, source.mode) as rewind, opened:
         for target in targets.values():
             target.parameter.requires_grad_(True)
         if "gR" in wanted:
@@ -251,6 +261,18 @@ def _check_whole(targets: Mapping[str, Target]) -> None:
             f"{sharded[0]!r} is a shard (a DTensor), and derivatives are taken of whole parameters: score before "
             "fully_shard or parallelize_module, or a copy of the full state dict"
         )
+
+
+def _check_opens(targets: Mapping[str, Target], wanted: set[str]) -> None:
+    """Masks that let a gradient through are computed where the weight is read; torch's own are not."""
+    if "gR" in wanted:
+        raise ValueError("gR has no values under the masks: leave it out of needs=, or leave under_masks= out")
+    for name, target in targets.items():
+        if target.mask is not None and not all(is_computed_on_access(*owner) for owner in target.owners):
+            raise ValueError(
+                f"the mask of {name!r} is one of torch's own, under which there is no gradient: "
+                "fp.apply_masks(model, fp.masks(model)) makes the masks this package's"
+            )
 
 
 def _reference(state: Mapping[str, Tensor] | None, targets: dict[str, Target]) -> Named | None:

@@ -41,10 +41,10 @@ from torch_flowprune.inputs.state_guard import (
     settle,
     untouched,
 )
-from torch_flowprune.inputs.target import Pair, Target
+from torch_flowprune.inputs.target import Pair, Target, is_computed_on_access
 from torch_flowprune.inputs.tensor_files import read_tensors, write_tensors
 from torch_flowprune.inputs.unprunable import computed, no_such_parameter
-from torch_flowprune.inputs.zeros import clear, flags, lasting, masked
+from torch_flowprune.inputs.zeros import clear, flags, gradients_under_masks, lasting, masked
 
 __all__ = [
     "Batch",
@@ -74,9 +74,11 @@ __all__ = [
     "flags",
     "forms",
     "from_options",
+    "gradients_under_masks",
     "halves",
     "in_two",
     "inputs_of",
+    "is_computed_on_access",
     "is_mask",
     "lasting",
     "logits_of",

@@ -76,6 +76,11 @@ class Target:
         return any(attribute in default_weights(module) for module, attribute in self.owners)
 
 
+def is_computed_on_access(module: nn.Module, name: str) -> bool:
+    """Whether a pruned tensor is computed whenever it is read, which its class sees to; torch's hook caches it."""
+    return isinstance(getattr(type(module), name, None), property)
+
+
 def default_weights(module: nn.Module) -> tuple[str, ...]:
     """The names of a module's weights that are pruned unless told otherwise."""
     return tuple(

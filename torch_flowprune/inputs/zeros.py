@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from torch_flowprune.torch_internals import is_read_as_a_graph
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -24,10 +30,72 @@ def lasting(value: Tensor) -> Tensor:
 def masked(value: Tensor, mask: Tensor) -> Tensor:
     """``value`` where the mask is true, exactly 0 elsewhere.
 
-    A selection, not a product: 0·inf would be nan. On 2 cores 4 M weights take 2.5 ms, the product with a float mask
-    0.7 ms and with a bool mask 1.1 ms: under 1 % of a training step of the same model.
+    A selection, not a product: 0·inf would be nan. Bits times 0 or 1, forward and backward, take a third of the time of
+    ``torch.where`` for 4 M weights, and as long for few (``docs/architecture.md``); who reads a graph off the code
+    finds ``torch.where``, and so does who differentiates forward.
     """
-    return torch.where(flags(mask), value, 0)
+    kept = flags(mask)
+    tracked = value.requires_grad and torch.is_grad_enabled()
+    if _open and tracked:
+        return _Opened.apply(value, kept)  # type: ignore[no-any-return]
+    if is_read_as_a_graph() or not _has_bits(value, kept):
+        return torch.where(kept, value, 0)
+    if tracked:
+        return _Masked.apply(value, kept)  # type: ignore[no-any-return]
+    return _bits_kept(value, kept)
+
+
+@contextmanager
+def gradients_under_masks() -> Iterator[None]:
+    """Inside, a masked value hands its gradient on to all of what it was made of, under the mask too."""
+    _open.append(True)
+    try:
+        yield
+    finally:
+        _open.pop()
+
+
+_open: list[bool] = []
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _has_bits(value: Tensor, kept: Tensor) -> bool:
+    """Whether the value is a plain tensor of numbers that are as wide as whole ones, and as they lie in memory."""
+    plain = type(value) in _PLAIN and type(kept) in _PLAIN and value.layout is torch.strided
+    lazy = value.is_complex() or value.is_neg() or value.is_quantized
+    return plain and not lazy and value.shape == kept.shape and value.dtype.itemsize in _INTEGERS
+
+
+def _bits_kept(value: Tensor, kept: Tensor) -> Tensor:
+    """No view of whole numbers: a gradient may be one that users detach in place."""
+    bits, new = _INTEGERS[value.dtype.itemsize], torch.empty_like(value)
+    torch.mul(value.view(bits), kept, out=new.view(bits))
+    return new
+
+
+class _Masked(torch.autograd.Function):
+    """Bits kept, as often as it is differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, kept: Tensor) -> Tensor:
+        ctx.save_for_backward(kept)
+        return _bits_kept(value, kept)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return masked(gradient, *ctx.saved_tensors), None
+
+
+class _Opened(_Masked):
+    """The same values, and the gradient that they had without the mask."""
+
+    @staticmethod
+    def forward(_ctx: Any, value: Tensor, kept: Tensor) -> Tensor:
+        return masked(value.detach(), kept)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Any:
+        return gradient, None
 
 
 def clear(value: Tensor, mask: Tensor) -> Tensor:

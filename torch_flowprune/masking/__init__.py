@@ -8,7 +8,7 @@ from torch_flowprune.masking.checks import all_fitting, check_can_mask
 from torch_flowprune.masking.dense import dense_copy, remove, write_zeros
 from torch_flowprune.masking.export import export_ready
 from torch_flowprune.masking.kernels_used import LostZeros, lost_zeros
-from torch_flowprune.masking.optimizer_zeros import held_by, holders, keep_zeros
+from torch_flowprune.masking.optimizer_zeros import held_by, holders, keep_zeros, zero_grown
 from torch_flowprune.masking.pretrained_files import MASKS_FILE
 from torch_flowprune.masking.snapshots import all_or_nothing, restored
 
@@ -35,4 +35,5 @@ __all__ = [
     "state_dict",
     "sync_masks",
     "write_zeros",
+    "zero_grown",
 ]

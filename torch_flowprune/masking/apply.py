@@ -14,12 +14,13 @@ from torch_flowprune.masking.pretrained_files import guard_saving
 from torch_flowprune.masking.snapshots import all_or_nothing
 
 
-def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], *, copy: bool = True) -> None:
+def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], *, replace: bool = False, copy: bool = True) -> None:
     """Put masks on a model, by parameter name: bool (True = kept), or packed as ``fp.masks(packed=True)`` gives them.
 
-    A parameter already pruned keeps only what both masks keep. All or nothing: everything is checked first, and an
-    error on the way takes back what was done. With ``copy=False`` the masks are given away: the model keeps them
-    themselves where they fit.
+    A parameter already pruned keeps only what both masks keep; with ``replace=True`` these masks are all that there is,
+    and what they keep comes back, with the values that lay under the old ones. All or nothing: everything is checked
+    first, and an error on the way takes back what was done. With ``copy=False`` the masks are given away: the model
+    keeps them themselves where they fit.
 
     Raises:
         ValueError: for an unknown name, a mask of another shape or dtype, or a parameter that cannot carry a mask.
@@ -29,12 +30,15 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], *, copy: bool = T
     >>> apply_masks(layer, {"weight": torch.tensor([[True, False], [True, True]])})
     >>> int((layer.weight == 0).sum())
     1
+    >>> apply_masks(layer, {"weight": torch.tensor([[True, True], [False, False]])}, replace=True)
+    >>> int((layer.weight == 0).sum())
+    2
     """
     known = parameters_of(unwrapped(model))
     checked = all_fitting(known, masks)
     with all_or_nothing(known[name] for name in checked):
         for name, mask in checked.items():
-            old = known[name].mask
+            old = None if replace else known[name].mask
             set_mask(known[name], mask if old is None else mask & flags(old), copy=copy and old is None)
     if checked:
         guard_saving(model)

@@ -89,12 +89,13 @@ def _with_metadata(values: Mapping[str, Any], metadata: Mapping[str, Any] | None
     return state
 
 
-def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
+def load_state_dict(model: nn.Module, state: Mapping[str, Any], *, lift_masks: bool = False) -> nn.Module:
     """Load a state dict of any kind into a model of any kind, all of it or nothing.
 
     A pruned state (this package's with packed masks, or torch's with ``weight_mask`` of any dtype) makes the model
     pruned in just that way, whatever it was before. A dense state sets the weights and leaves the model's masks where
-    they are: the way to rewind a pruned model to its initialisation. A state of the model inside ``torch.compile`` or
+    they are: the way to rewind a pruned model to its initialisation. With ``lift_masks=True`` it takes them off, so
+    that the model is dense afterwards. A state of the model inside ``torch.compile`` or
     data parallelism fits it outside, and the other way round; a tied weight may be there under any of its names.
 
     Returns:
@@ -118,7 +119,7 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any]) -> nn.Module:
     _check_entries(expected, values)
     wanted = _wanted(known, masks_in_state)
     with values_intact_on_error(inner), intact_on_error(inner.modules()):
-        if masks_in_state:
+        if masks_in_state or lift_masks:
             for name, target in known.items():
                 set_mask(target, wanted.get(name))
             guard_saving(inner)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -101,10 +101,24 @@ class _HoldZeros:
     def _zero(self, parameter: nn.Parameter, mask: Tensor) -> None:
         held = _laid_as(mask, parameter)
         clear(_local(parameter), held)
-        for optimizer in self.optimizers:
-            for key, value in getattr(optimizer, "state", {}).get(parameter, {}).items():
-                if key != "step" and _has_numbers_like(mask, value):
-                    clear(_local(value), held)
+        for state in _states_like(mask, parameter, self.optimizers):
+            clear(_local(state), held)
+
+
+def zero_grown(parameter: nn.Parameter, grown: Tensor, optimizers: Iterable[Any]) -> None:
+    """Zeros in a parameter, and in what optimizers remember of it, where it has grown."""
+    stays = ~grown
+    clear(parameter, stays)
+    for state in _states_like(stays, parameter, [one for given in optimizers for one in _chain(given)]):
+        clear(state, stays)
+
+
+def _states_like(mask: Tensor, parameter: nn.Parameter, optimizers: Iterable[Any]) -> Iterator[Tensor]:
+    """What optimizers keep of each entry of a parameter."""
+    for optimizer in optimizers:
+        for key, value in getattr(optimizer, "state", {}).get(parameter, {}).items():
+            if key != "step" and _has_numbers_like(mask, value):
+                yield value
 
 
 def _has_numbers_like(mask: Tensor, value: object) -> bool:

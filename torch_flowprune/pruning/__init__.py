@@ -5,6 +5,7 @@ from torch_flowprune.pruning.current_sparsity import report
 from torch_flowprune.pruning.global_pruning import global_prune
 from torch_flowprune.pruning.recalibration import recalibrate
 from torch_flowprune.pruning.reconstruction import LayerReconstruction, Reconstruction, reconstruct
+from torch_flowprune.pruning.regrowth import regrow
 from torch_flowprune.pruning.report import Layer, Report, blank_figure
 from torch_flowprune.pruning.report_warnings import (
     LayerCollapseWarning,
@@ -29,6 +30,7 @@ __all__ = [
     "prune_to",
     "recalibrate",
     "reconstruct",
+    "regrow",
     "regularizers",
     "report",
     "warn_of_collapse",

@@ -95,18 +95,30 @@ def _namespace(dense: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]
 
 
 def product(module: nn.Module, name: str) -> Tensor:
-    """The masked tensor.
+    """The masked tensor, plain."""
+    return _product(module, *_value_and_mask(module, original(name), mask_of(name)))
 
-    Sparse gradients (``nn.Embedding(sparse=True)``) pass a true product only; replicas hold parameters as attributes.
-    """
-    value, mask = getattr(module, original(name)), getattr(module, mask_of(name))
+
+def _product(module: nn.Module, value: Tensor, mask: Tensor) -> Tensor:
+    """Sparse gradients (``nn.Embedding(sparse=True)``) pass a true product only."""
     sparse = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
     return value * mask if sparse else masked(value, mask)
 
 
+def _value_and_mask(module: nn.Module, value: str, mask: str) -> tuple[Tensor, Tensor]:
+    """Straight from the registries, which takes an eighth of the time; replicas hold parameters as attributes."""
+    try:
+        return module._parameters[value], module._buffers[mask]  # type: ignore[return-value]
+    except KeyError:
+        return getattr(module, value), getattr(module, mask)
+
+
 def _masked_property(name: str) -> property:
+    keys = original(name), mask_of(name)
+
     def get(module: nn.Module) -> Tensor:
-        return written_through(product(module, name), getattr(module, original(name)), getattr(module, mask_of(name)))
+        value, mask = _value_and_mask(module, *keys)
+        return written_through(_product(module, value, mask), value, mask)
 
     def accept(module: nn.Module, value: object) -> None:
         """Torch's ``apply`` assigns the product, which this module computes itself.

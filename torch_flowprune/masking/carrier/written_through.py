@@ -87,9 +87,7 @@ class MaskedWeight(Tensor):
     """A tensor like any other, but for writes; and what is computed from it is a plain one."""
 
     __torch_function__ = NO_TORCH_FUNCTION
-    _parameter: Tensor
-    _mask: Tensor
-    _part: Callable[[Tensor], Tensor]
+    _source: tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]
 
     @property
     def data(self) -> Tensor:
@@ -98,7 +96,7 @@ class MaskedWeight(Tensor):
 
     @data.setter
     def data(self, value: Tensor) -> None:
-        if getattr(value, "_parameter", None) is self._parameter:
+        if isinstance(value, MaskedWeight) and value._source[0] is self._source[0]:
             return  # what `weight.data += 1` assigns: it is written already
         if value.shape != self.shape:
             raise ValueError(
@@ -111,8 +109,9 @@ class MaskedWeight(Tensor):
 
     def _target(self) -> Tensor:
         """The part of the parameter that this is of."""
-        part = self._part(self._parameter)
-        if part.untyped_storage().data_ptr() != self._parameter.untyped_storage().data_ptr():
+        parameter, _, part_of = self._source
+        part = part_of(parameter)
+        if part.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr():
             raise RuntimeError(
                 "this part of a pruned weight cannot be written to, as its parameter lies in memory in another order: "
                 "write to weight_orig"
@@ -140,14 +139,14 @@ def _whole(tensor: Tensor) -> Tensor:
 
 def _with_source(value: Tensor, parameter: Tensor, mask: Tensor, part: Callable[[Tensor], Tensor]) -> MaskedWeight:
     found = value.as_subclass(MaskedWeight)
-    found._parameter, found._mask, found._part = parameter, mask, part
+    found._source = parameter, mask, part
     return found
 
 
 def _refresh(weight: MaskedWeight) -> None:
+    parameter, mask, part = weight._source
     with torch.no_grad():
-        new = masked(weight._part(weight._parameter), weight._part(weight._mask))
-        Tensor.copy_(weight, new)
+        Tensor.copy_(weight, masked(part(parameter), part(mask)))
 
 
 _NAMES = ("__name__", "__qualname__")  # not torch's docstrings: their examples would run as this package's
@@ -171,10 +170,10 @@ def _reading_a_part(name: str) -> Callable[..., Any]:
 
     @wraps(method, assigned=_NAMES)
     def read(self: MaskedWeight, *args: Any, **kwargs: Any) -> Any:
-        found = method(self, *args, **kwargs)
+        found, part_of = method(self, *args, **kwargs), self._source[2]
 
         def part(tensor: Tensor) -> Any:
-            return method(self._part(tensor), *args, **kwargs)
+            return method(part_of(tensor), *args, **kwargs)
 
         if isinstance(found, Tensor):
             return _as_part(self, found, part)
@@ -191,7 +190,8 @@ def _item(parts: Callable[[Tensor], Any], i: int, tensor: Tensor) -> Tensor:
 def _as_part(weight: MaskedWeight, found: Tensor, part: Callable[[Tensor], Tensor]) -> Tensor:
     if found.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr():
         return found  # a copy, as an index by numbers gives
-    return _with_source(found, weight._parameter, weight._mask, part)
+    parameter, mask, _ = weight._source
+    return _with_source(found, parameter, mask, part)
 
 
 for _name in _WRITES:

@@ -1,0 +1,148 @@
+"""Weights that come back: what dynamic sparse training grows where it has pruned."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Never
+
+from torch_flowprune.gradients import FlowSource, flow_over
+from torch_flowprune.inputs import Closure, Loss, Ranks, Target, check_options, own_names, parameters_of, unwrapped
+from torch_flowprune.masking import all_or_nothing, apply_masks, check_can_mask, zero_grown
+from torch_flowprune.scoring import Candidates, Measure, PrunableUnits, evaluate, measures
+from torch_flowprune.selection import lowest, to_prune
+
+
+def _gradient_size(g: Tensor) -> Tensor:
+    """|g|, the slope of the loss along a weight that is 0 now: what RigL grows by (Evci et al., ICML 2020)."""
+    return g.abs().sum(-1)
+
+
+_WORDS: dict[str, Measure] = {"gradient": _gradient_size, "random": measures.random}
+
+
+def regrow(
+    model: nn.Module,
+    fraction: float | Mapping[str, float],
+    by: str | Measure = "gradient",
+    data: object = None,
+    *,
+    optimizer: Any = None,
+    loss: Loss | None = None,
+    closure: Closure | None = None,
+    max_samples: int | None = None,
+    mode: str = "eval",
+    generator: torch.Generator | None = None,
+    **unknown: Never,
+) -> dict[str, int]:
+    """Let pruned weights come back, exactly as many as are asked for, each with the value 0.
+
+    What dynamic sparse training does after it has dropped weights: by the gradient that they would have (RigL), or at
+    random (SET). Of each layer its own share grows, the highest first, of equal ones the first. Filters come back
+    with ``fp.apply_masks(model, masks, replace=True)``.
+
+    Args:
+        model: a model with masks on single weights; all of it grows, or nothing.
+        fraction: how much comes back of what is pruned in each layer: a fraction (float) or a number (int), or
+            either by parameter name.
+        by: ``"gradient"``, ``"random"``, or a function such as a measure is (``lambda g: ...``), whose highest grow.
+            It is given one row a weight: ``g``, ``Hg`` and the like as ``fp.flow(under_masks=True)`` has them, and
+            ``theta``, which is 0 where a weight is pruned.
+        data, loss, closure, max_samples, mode: what the gradient is taken over, as for :func:`~torch_flowprune.flow`.
+        optimizer: one, or several, that go on training the model: what they remember of the weights that grow
+            (momentum, squares) becomes 0.
+        generator: the source of randomness for ``"random"``.
+        unknown: none; a word of another library is answered with the one meant.
+
+    Returns:
+        How many weights came back, by parameter name.
+
+    Raises:
+        ValueError, TypeError: for bad arguments, a model that is not pruned, more than is pruned, scores that are not
+            finite. The model is then as it was.
+
+    >>> import torch_flowprune as fp
+    >>> layer, batch = nn.Linear(8, 4), (torch.randn(16, 8), torch.randint(4, (16,)))
+    >>> report = fp.global_prune(layer, "magnitude", sparsity=0.75)
+    >>> regrow(layer, 0.25, by="gradient", data=batch)
+    {'weight': 6}
+    """
+    check_options("regrow", unknown, list(inspect.signature(regrow).parameters)[:-1])
+    source = FlowSource(data, loss, closure, max_samples=max_samples, mode=mode, under_masks=True)
+    measure = _WORDS[by] if isinstance(by, str) and by in _WORDS else measures.resolve(by)
+    optimizers = _optimizers(optimizer)
+    inner = unwrapped(model)
+    pruned, counts = _counts(parameters_of(inner), fraction)
+    found = PrunableUnits(parameters=[target.owners[0] for target in pruned.values()]).of(inner, source)
+    grown = _highest(model, found, measure, source, counts, generator)
+    with all_or_nothing(pruned.values()):
+        masks = {name: (target.mask != 0) | grown[name] for name, target in pruned.items()}
+        apply_masks(inner, masks, replace=True, copy=False)
+    for name, target in pruned.items():
+        zero_grown(target.parameter, grown[name], optimizers)
+    return counts
+
+
+def _optimizers(given: Any) -> list[Any]:
+    several = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    if odd := [one for one in several if not callable(getattr(one, "step", None))]:
+        raise TypeError(f"optimizer= should be an optimizer, or a list of them, got {type(odd[0]).__name__}")
+    return several
+
+
+def _counts(
+    known: Mapping[str, Target], fraction: float | Mapping[str, float]
+) -> tuple[dict[str, Target], dict[str, int]]:
+    """Which parameters grow, and by how many weights."""
+    pruned = {name: target for name, target in known.items() if target.mask is not None}
+    if not pruned:
+        raise ValueError("nothing can come back, as the model has no masks: prune it first")
+    if isinstance(fraction, Mapping):
+        names = own_names(known, fraction)
+        if odd := [given for given, name in names.items() if name not in pruned]:
+            raise ValueError(f"fraction= names {', '.join(odd[:5])}, and no such parameter of the model is pruned")
+        asked = {names[given]: amount for given, amount in fraction.items()}
+    else:
+        asked = dict.fromkeys(pruned, fraction)
+    counts = {name: _count(asked[name], check_can_mask(pruned[name], name), name) for name in asked}
+    return {name: pruned[name] for name in counts}, counts
+
+
+def _count(amount: float, target: Target, name: str) -> int:
+    assert target.mask is not None
+    gone = int((target.mask == 0).sum())
+    try:
+        return to_prune(amount, gone)
+    except ValueError as error:
+        raise ValueError(
+            f"of the {gone} weights of {name!r} that are pruned {amount!r} cannot come back: expected a fraction from "
+            "0 to 1 (float), or a number of them (int)"
+        ) from error
+
+
+def _highest(
+    model: nn.Module,
+    found: Candidates,
+    measure: Measure,
+    source: FlowSource,
+    counts: Mapping[str, int],
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    """Which weights grow: of those that are pruned the highest, on all ranks the same."""
+    point = flow_over(source, model, measures.needs(measure), list(counts))
+    scores = evaluate(point, measure, found, "weight", generator)
+    grown = {}
+    for name, count in counts.items():
+        mask = found[name].targets[0].mask
+        assert mask is not None
+        gone = (mask == 0).reshape(-1)
+        (stays,) = lowest([-scores[name]], count, [gone]).keep
+        grown[name] = (gone & ~stays).view(mask.shape)
+    ranks = Ranks.of(model)
+    if not ranks.alone:
+        ranks.agree(grown.values())
+    return grown
