@@ -15,7 +15,8 @@ from transformers import AutoConfig, TrainerCallback
 
 from torch_flowprune.channels import describe, load_shrunk, save_shrunk, shrink
 from torch_flowprune.inputs import parameters_of, read_tensors
-from torch_flowprune.masking import MASKS_FILE, apply_masks, remove, set_mask
+from torch_flowprune.integrations.refitted_config import refitted_config
+from torch_flowprune.masking import MASKS_FILE, apply_masks, masks, remove, set_mask
 from torch_flowprune.pruning import Pruner, Report
 from torch_flowprune.scoring import Measure, measures
 
@@ -28,8 +29,9 @@ def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> N
     """Write a pruned or shrunk model into a folder that :func:`from_pretrained` reads.
 
     A model with masks, or one whose config says its sizes, goes the way of its own ``save_pretrained``: dense names
-    with zeros, the masks beside them, and ``AutoModel.from_pretrained`` reads it too. A shrunk model of other sizes
-    than any config says is written with its architecture, by :func:`~torch_flowprune.save_shrunk`: there ``AutoModel``
+    with zeros, the masks beside them, and ``AutoModel.from_pretrained`` reads it too. So it does a shrunk
+    model whose MLPs gave up equally much (``scope="layer"``, heads left out), where a config says such sizes: that is found, and
+    written. Any other is written with its architecture, by :func:`~torch_flowprune.save_shrunk`: there ``AutoModel``
     raises.
 
     Args:
@@ -40,8 +42,13 @@ def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> N
     Raises:
         ShrinkError: where a module was replaced by its exported graph.
     """
-    if _is_as_its_config_says(model):
-        model.save_pretrained(save_directory, **options)
+    config = model.config if _is_as_its_config_says(model) else None if masks(model) else refitted_config(model)
+    if config is not None:
+        own, model.config = model.config, config
+        try:
+            model.save_pretrained(save_directory, **options)
+        finally:
+            model.config = own
         return
     folder = Path(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
