@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torch_flowprune.channels import ShrinkError, describe
 
-_TOLERANCE = 1e-4
+_ALIKE_WITHIN = 1e-4
 
 
 def refitted_config(model: Any) -> Any | None:
@@ -86,4 +86,4 @@ def _computes_the_same(model: Any, config: Any) -> bool:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    return bool(one.shape == other.shape and (one - other).abs().max() <= _TOLERANCE * one.abs().max())
+    return bool(one.shape == other.shape and (one - other).abs().max() <= _ALIKE_WITHIN * one.abs().max())

@@ -29,8 +29,8 @@ def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> N
     """Write a pruned or shrunk model into a folder that :func:`from_pretrained` reads.
 
     A model with masks, or one whose config says its sizes, goes the way of its own ``save_pretrained``: dense names
-    with zeros, the masks beside them, and ``AutoModel.from_pretrained`` reads it too. So it does a shrunk
-    model whose MLPs gave up equally much (``scope="layer"``, heads left out), where a config says such sizes: that is found, and
+    with zeros, the masks beside them, and ``AutoModel.from_pretrained`` reads it too. So it does a shrunk model whose
+    MLPs gave up equally much (``scope="layer"``, heads left out), where a config says such sizes: that is found, and
     written. Any other is written with its architecture, by :func:`~torch_flowprune.save_shrunk`: there ``AutoModel``
     raises.
 
