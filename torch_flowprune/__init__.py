@@ -13,6 +13,7 @@ from torch_flowprune.analysis import (
 from torch_flowprune.channels import (
     Coupling,
     Group,
+    LatencyTable,
     ShrinkError,
     Size,
     Slice,
@@ -67,6 +68,7 @@ __all__ = [
     "Diagnosis",
     "Flow",
     "Group",
+    "LatencyTable",
     "Layer",
     "LayerCollapseWarning",
     "LayerDiagnosis",

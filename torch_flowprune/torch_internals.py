@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
@@ -28,6 +29,7 @@ __all__ = [
     "AnyConvolution",
     "AnyStatisticsNorm",
     "BelowAutograd",
+    "MemoryWeakRef",
     "OperatorMode",
     "batch_norm_backward",
     "code_of_call",
@@ -60,6 +62,20 @@ __all__ = [
 ]
 
 # -- operators, as they run ------------------------------------------
+
+
+class MemoryWeakRef(StorageWeakRef):
+    """Tells whether a tensor's memory is still there, without holding it.
+
+    Of torch's own its compiler may make one without a content, which then complains when it goes.
+    """
+
+    def __init__(self, memory: torch.UntypedStorage) -> None:
+        super().__init__(memory)  # type: ignore[no-untyped-call]
+
+    def __del__(self) -> None:
+        if "_free_weak_ref" in vars(self):
+            super().__del__()  # type: ignore[no-untyped-call]
 
 
 class OperatorMode(TorchDispatchMode):

@@ -250,7 +250,10 @@ def test_fixed_scores_a_comparison_and_a_pruner_take_a_cost_too():
             {"sparsity": 0.5, "granularity": "filter"},
             "it removes whole channels only: pass granularity='channel', or leave cost= out",
         ),
-        ({"sparsity": 0.5, "cost": "macs"}, "cost should be one of units, parameters, flops, got 'macs'"),
+        (
+            {"sparsity": 0.5, "cost": "macs"},
+            "cost should be one of units, parameters, flops, memory, latency, or a LatencyTable",
+        ),
         ({"sparsity": 1.5}, r"sparsity=1\.5 should be from 0\.0 to 1\.0"),
         ({}, "give sparsity= .* or amount="),
     ],

@@ -108,6 +108,7 @@ def test_the_pages_made_from_a_result_say_what_it_says(monkeypatch):
     keys = [*(row["key"] for row in found["results"]), *(key.strip() for key in missing)]
     assert load("benchmarks.models.families").page(found["environment"], found["results"], keys) == text
     assert load("benchmarks.cost.latency").report(kept("cost/latency.json")) in page("docs/guide/structured.md")
+    assert load("benchmarks.cost.targets").report(kept("cost/targets.json")) in page("docs/guide/allocation.md")
     for name in ("calls_resnet50", "calls_vit_base_patch16_224"):
         assert load("benchmarks.cost.calls").report(kept(f"cost/{name}.json")) in page("benchmarks/README.md")
 
@@ -255,3 +256,17 @@ def test_latency_quick_measures_speed_and_memory_before_and_after(tmp_path):
     assert all(small["seconds"][kind]["runs"] == 3 for kind in ("dense", "masked", "shrunk"))
     assert min(small["memory"][kind]["peak"] for kind in ("dense", "shrunk")) > 0
     assert "| small | 27% | 26% |" in done.stdout
+
+
+def test_targets_quick_holds_what_was_foretold_against_the_shrunk_model(tmp_path):
+    out = tmp_path / "targets.json"
+    command = [sys.executable, "-m", "benchmarks.cost.targets", "--quick", "--out", out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["model"], row["allocation"]) for row in rows] == [("small", "global"), ("small", "layer")]
+    for row in rows:
+        (dense, small), (held, less) = row["bytes_foretold"], row["bytes_taken"]
+        assert small <= 0.7 * dense
+        assert (held >= dense, less >= small) == (True, True)
+        assert min(*row["ms_foretold"], *row["ms_taken"]) > 0

@@ -1,8 +1,9 @@
 """Which channels live or die together, what they cost, and their physical removal."""
 
-from torch_flowprune.channels.costs import Costs, Kept, Size
+from torch_flowprune.channels.costs import Costs, Size
 from torch_flowprune.channels.counting import costs_of
 from torch_flowprune.channels.coupling import couple, coupling_of, reading_of
+from torch_flowprune.channels.extents import Kept
 from torch_flowprune.channels.groups import (
     MASKED,
     Coupling,
@@ -14,6 +15,7 @@ from torch_flowprune.channels.groups import (
     living_channels_of,
     rows,
 )
+from torch_flowprune.channels.latency_table import LatencyTable
 from torch_flowprune.channels.shrinking import (
     ShrinkError,
     Surgery,
@@ -32,6 +34,7 @@ __all__ = [
     "Coupling",
     "Group",
     "Kept",
+    "LatencyTable",
     "ShrinkError",
     "Size",
     "Slice",

@@ -1,20 +1,18 @@
-"""What a model costs as a function of the units that stay: parameters and operations, as values.
+"""What a model costs as a function of the units that stay: parameters, operations, memory, and what it runs, as values.
 
 Each count is a product of dimensions: a parameter's own, or those that an operator runs over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from torch import Tensor
 
-from torch_flowprune.inputs import on_host
-
-Kept = Mapping[str, Tensor]
+from torch_flowprune.channels.extents import Extent, Kept, Term, extent_sizes
+from torch_flowprune.channels.operators import Call, Holding, Operator, most_held
 
 
 @dataclass(frozen=True)
@@ -32,79 +30,73 @@ class Size:
 
 
 @dataclass(frozen=True, eq=False)
-class Extent:
-    """The positions of one dimension: ``fixed`` stay whatever goes; of the groups, how many each unit owns."""
-
-    fixed: int
-    owned: Mapping[str, Tensor]
-
-    def size(self, kept: Kept) -> int:
-        return self.fixed + sum(int(positions[kept[name]].sum()) for name, positions in self.owned.items())
-
-
-@dataclass(frozen=True, eq=False)
-class Term:
-    """A product of dimensions: the elements of one parameter, or the operations of one operator."""
-
-    name: str
-    factor: int
-    extents: tuple[Extent, ...]
-
-    def count(self, sizes: Mapping[Extent, int]) -> int:
-        return self.factor * prod(sizes[extent] for extent in self.extents)
-
-
-@dataclass(frozen=True, eq=False)
 class Costs:
-    """Parameters and FLOPs of a model as functions of the units that stay.
+    """Parameters, FLOPs and memory of a model as functions of the units that stay, and the operators it then runs.
 
     Attributes:
         parameters, flops: the terms whose sums they are.
         kept: which units of each group of the coupling the model's masks keep: group name -> (units,) bool.
+        operators: what one forward pass on the example inputs runs, in order; without views, which take no time.
+        holdings: the tensors that it holds meanwhile.
+        device: that the model is on.
     """
 
     parameters: tuple[Term, ...]
     flops: tuple[Term, ...]
     kept: Kept
+    operators: tuple[Operator, ...] = ()
+    holdings: tuple[Holding, ...] = ()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def of(self, kept: Kept) -> Size:
         """What ``shrink`` leaves where these units stay; of groups not named, those that the model's masks keep."""
         return Size(self._sum(self.parameters, kept), self._sum(self.flops, kept))
 
     def count(self, cost: str, kept: Kept) -> int:
-        """One of the two, by name."""
+        """One of them, by name."""
+        if cost == "memory":
+            return most_held(self.holdings, self._sizes(self._held, kept))
         return self._sum(self._terms(cost), kept)
+
+    def calls(self, kept: Kept) -> list[Call]:
+        """The operators with the sizes that they have where these units stay."""
+        sizes = self._sizes(self._run, kept)
+        return [operator.at(sizes) for operator in self.operators]
 
     @property
     def dense(self) -> Size:
         """What the model costs with all units."""
-        return self.of(self._all)
-
-    def total(self, cost: str) -> int:
-        """One of the two with all units."""
-        return self.count(cost, self._all)
+        return self.of(self.all)
 
     @property
-    def _all(self) -> Kept:
+    def all(self) -> Kept:
+        """All units of all groups."""
         return {name: torch.ones_like(kept) for name, kept in self.kept.items()}
 
     def largest(self, cost: str, kept: Kept, most: int = 3) -> list[tuple[str, int]]:
         """The names and counts of the largest terms."""
-        sizes = self._sizes(self._terms(cost), kept)
-        counts = [(term.name, term.count(sizes)) for term in self._terms(cost)]
-        return sorted(counts, key=lambda pair: -pair[1])[:most]
+        terms = self._terms(cost)
+        sizes = self._sizes(_extents_of(terms), kept)
+        return sorted(((term.name, term.count(sizes)) for term in terms), key=lambda pair: -pair[1])[:most]
 
     def _terms(self, cost: str) -> tuple[Term, ...]:
-        return self.parameters if cost == "parameters" else self.flops
+        return self.flops if cost == "flops" else self.parameters
 
-    def _sum(self, terms: Iterable[Term], kept: Kept) -> int:
-        terms = tuple(terms)
-        sizes = self._sizes(terms, kept)
+    def _sum(self, terms: tuple[Term, ...], kept: Kept) -> int:
+        sizes = self._sizes(_extents_of(terms), kept)
         return sum(term.count(sizes) for term in terms)
 
-    @on_host()
-    def _sizes(self, terms: Iterable[Term], kept: Kept) -> dict[Extent, int]:
-        known = {name: units.cpu() for name, units in {**self.kept, **kept}.items()}
-        return {
-            extent: extent.size(known) for extent in dict.fromkeys(extent for term in terms for extent in term.extents)
-        }
+    def _sizes(self, extents: Iterable[Extent], kept: Kept) -> dict[Extent, int]:
+        return extent_sizes(extents, {**self.kept, **kept})
+
+    @cached_property
+    def _held(self) -> tuple[Extent, ...]:
+        return tuple(dict.fromkeys(extent for holding in self.holdings for extent in holding.operand.extents))
+
+    @cached_property
+    def _run(self) -> tuple[Extent, ...]:
+        return tuple(dict.fromkeys(extent for operator in self.operators for extent in operator.extents()))
+
+
+def _extents_of(terms: Iterable[Term]) -> Iterable[Extent]:
+    return (extent for term in terms for extent in term.extents)

@@ -7,21 +7,20 @@ model follow from which units stay.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from torch_flowprune.channels.costs import Costs, Extent, Kept, Term
+from torch_flowprune.channels.costs import Costs
+from torch_flowprune.channels.extents import Kept, Term
 from torch_flowprune.channels.groups import Coupling
+from torch_flowprune.channels.ruler import Dims, Ruler
+from torch_flowprune.channels.running import holdings_of, operators_of
 from torch_flowprune.channels.tracing import Reading, Value, module_path, operator_name
 from torch_flowprune.inputs import on_host
 from torch_flowprune.torch_internals import schema_of
-
-Dims = Sequence[Tensor]
 
 
 @on_host()
@@ -32,11 +31,13 @@ def costs_of(reading: Reading, coupling: Coupling, model: nn.Module, kept: Kept)
     products, attention and recurrent layers, in one forward pass in eval mode on the inputs that the model was read
     with; nothing for elementwise operators.
     """
-    ruler = _Ruler(reading, coupling)
+    ruler = Ruler(reading, coupling)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     parameters = tuple(
         ruler.term(name, _dims_of_parameter(reading.named.get(name), value)) for name, value in model.named_parameters()
     )
-    return Costs(parameters, tuple(ruler.operations()), kept)
+    flops = tuple(_operations(reading, ruler))
+    return Costs(parameters, flops, kept, operators_of(reading, ruler), holdings_of(reading, ruler, model), device)
 
 
 def _dims_of_parameter(value: Value | None, parameter: Tensor) -> Dims:
@@ -44,51 +45,12 @@ def _dims_of_parameter(value: Value | None, parameter: Tensor) -> Dims:
     return [torch.zeros(size, dtype=torch.long) for size in parameter.shape] if value is None else value.dims
 
 
-@dataclass(eq=False)
-class _Ruler:
-    """Measures dimensions of a graph in units of a coupling."""
-
-    reading: Reading
-    coupling: Coupling
-    extents: dict[bytes, Extent] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Class of labels -> number of its group, number of its unit; -1 where nothing can go."""
-        self.group, self.unit = (torch.full((self.reading.axes.count,), -1) for _ in range(2))
-        starts = {(block.name, block.axis): block.start for block in self.reading.axes.blocks}
-        for number, group in enumerate(self.coupling.groups):
-            first = group.slices[0]
-            roots = self.reading.solution.root[starts[first.parameter, first.axis] + first.index[:, 0]]
-            self.group[roots], self.unit[roots] = number, torch.arange(group.size)
-
-    def term(self, name: str, dims: Dims, factor: int = 1) -> Term:
-        found = [self.extent(labels) for labels in dims]
-        return Term(
-            name, factor * prod(one.fixed for one in found if not one.owned), tuple(one for one in found if one.owned)
-        )
-
-    def extent(self, labels: Tensor) -> Extent:
-        """Equal dimensions share one, so that it is measured once."""
-        roots = self.reading.solution.root[labels]
-        key = roots.numpy().tobytes()
-        if key not in self.extents:
-            self.extents[key] = self._measured(roots)
-        return self.extents[key]
-
-    def _measured(self, roots: Tensor) -> Extent:
-        group, unit = self.group[roots], self.unit[roots]
-        owned = {}
-        for number in group[group >= 0].unique().tolist():
-            owner = self.coupling.groups[number]
-            owned[owner.name] = unit[group == number].bincount(minlength=owner.size)
-        return Extent(int((group < 0).sum()), owned)
-
-    def operations(self) -> Iterator[Term]:
-        for node in self.reading.traced["eval"].graph.nodes:
-            count = _COUNTED.get(operator_name(node)) if node.op == "call_function" else None
-            if count is not None:
-                for dims in count(self.reading.values[node], _operands_of(node, self.reading)):
-                    yield self.term(module_path(node) or operator_name(node), dims, 2)
+def _operations(reading: Reading, ruler: Ruler) -> Iterator[Term]:
+    for node in reading.traced["eval"].graph.nodes:
+        count = _COUNTED.get(operator_name(node)) if node.op == "call_function" else None
+        if count is not None:
+            for dims in count(reading.values[node], _operands_of(node, reading)):
+                yield ruler.term(module_path(node) or operator_name(node), dims, 2)
 
 
 # -- what an operator runs over ------------------------------------------

@@ -108,7 +108,8 @@ def _prune(command: argparse.ArgumentParser) -> None:
         "--cost",
         default="units",
         choices=COSTS,
-        help="what --sparsity is a share of; parameters and flops: of the model, with channels (default: units)",
+        help="what --sparsity is a share of; all but units: of what shrink leaves of the model, with channels "
+        "(default: units)",
     )
     command.add_argument(
         "--scores",

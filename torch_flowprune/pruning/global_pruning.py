@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Never
 
-from torch_flowprune.channels import Coupling
+from torch_flowprune.channels import Coupling, LatencyTable
 from torch_flowprune.gradients import FlowSource
 from torch_flowprune.inputs import BatchSize, Closure, Loss, Pair, Pattern, check_options
 from torch_flowprune.pruning.report import Report
@@ -54,7 +54,7 @@ def global_prune(
     example_inputs: Any = None,
     scored_by: str = "producer",
     coupling: Coupling | None = None,
-    cost: str = "units",
+    cost: str | LatencyTable = "units",
     round_to: int = 1,
     **unknown: Never,
 ) -> Report:
@@ -99,9 +99,10 @@ def global_prune(
             ``"scale"``.
         coupling: for channels, what :func:`~torch_flowprune.couple` gives, or written by hand: the model is not read
             again, and needs no ``example_inputs``.
-        cost: what ``sparsity`` and ``amount`` are shares of: ``"units"``, or for channels the ``"parameters"`` or
-            ``"flops"`` of the whole model. The units of lowest score then go, as few as bring what ``shrink`` leaves
-            down to the target; every group keeps one.
+        cost: what ``sparsity`` and ``amount`` are shares of: ``"units"``, or for channels the ``"parameters"``,
+            ``"flops"``, ``"memory"`` or ``"latency"`` of the whole model, see :doc:`/guide/allocation`; a
+            :class:`LatencyTable` keeps what was measured. The units of lowest score then go, as few as bring what
+            ``shrink`` leaves down to the target; every group keeps one.
         round_to: for filters and channels, what the number that a layer keeps is a multiple of (8 for tensor cores).
             The count is then met as nearly as the multiple allows.
 

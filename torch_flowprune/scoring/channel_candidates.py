@@ -151,7 +151,8 @@ def channel_candidates(
     known = parameters_of(model)
     coupling = couple(model, example_inputs) if coupling is None else coupling
     coupling.check_fits({**dict(model.named_buffers()), **{name: target.parameter for name, target in known.items()}})
-    costs = coupling.costs and replace(coupling.costs, kept=living_channels(coupling, masks(model)))
+    device = next(iter(known.values())).parameter.device
+    costs = coupling.costs and replace(coupling.costs, kept=living_channels(coupling, masks(model)), device=device)
     chosen = {target.name for target in prunable(model, parameters, include, exclude)}
     candidates: Candidates = {}
     for group in coupling.groups:

@@ -1,12 +1,13 @@
 """How much is removed from which layers, and which units."""
 
-from torch_flowprune.selection.allocation import Allocation, AllocationOptions, SharedOut, gone_share
+from torch_flowprune.selection.allocation import Allocation, AllocationOptions, SharedOut, gone_share, total_of
 from torch_flowprune.selection.bounds import PerLayer
-from torch_flowprune.selection.budget import COSTS, living_units
+from torch_flowprune.selection.budget import living_units
 from torch_flowprune.selection.choice import Choice, choose, counted
 from torch_flowprune.selection.goal import Goal
 from torch_flowprune.selection.layer_shares import LayerUnits
 from torch_flowprune.selection.lowest_k import lowest
+from torch_flowprune.selection.meters import COSTS
 from torch_flowprune.selection.plan import Plan, Pool
 from torch_flowprune.selection.sampled_bracket import numbers
 from torch_flowprune.selection.schedules import SCHEDULES, Schedule, fraction, steps, to_prune
@@ -33,4 +34,5 @@ __all__ = [
     "numbers",
     "steps",
     "to_prune",
+    "total_of",
 ]

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from typing_extensions import TypedDict
 
+from torch_flowprune.channels import LatencyTable
 from torch_flowprune.scoring import Blocks, Candidates, lefts
 from torch_flowprune.selection.bounds import PerLayer, bounds_of, by_layer, check_number
 from torch_flowprune.selection.budget import Budget, living_units
@@ -16,6 +17,7 @@ from torch_flowprune.selection.comparable_scores import NORMALIZERS
 from torch_flowprune.selection.goal import Goal, rounded_up
 from torch_flowprune.selection.layer_shares import SHARE_RULES, ShareRule
 from torch_flowprune.selection.layers import Layers
+from torch_flowprune.selection.meters import COSTS
 from torch_flowprune.selection.plan import Plan, Pool, Pools, Spending
 from torch_flowprune.selection.sampled_bracket import numbers
 
@@ -35,7 +37,7 @@ class AllocationOptions(TypedDict, total=False):
     min_keep: PerLayer | None
     max_sparsity: PerLayer | None
     round_to: int
-    cost: str
+    cost: str | LatencyTable
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ class Allocation:
     min_keep: PerLayer | None = None
     max_sparsity: PerLayer | None = None
     round_to: int = 1
-    cost: str = "units"
+    cost: str | LatencyTable = "units"
 
     def __post_init__(self) -> None:
+        self._check_cost()
         if self.scope not in ("global", "layer", "row"):
             raise ValueError(
                 "scope should be 'global' (one ranking over all layers), 'layer' (each to the same sparsity) or 'row' "
@@ -70,6 +73,13 @@ class Allocation:
             raise ValueError(f"normalize should be 'mean', 'max', 'l2', 'default' or None, got {self.normalize!r}")
         if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
             raise ValueError(f"round_to should be a whole number of at least 1, such as 8, got {self.round_to!r}")
+
+    def _check_cost(self) -> None:
+        """Of a latency one table, for all rounds."""
+        if not isinstance(self.cost, LatencyTable) and self.cost not in COSTS:
+            raise ValueError(f"cost should be one of {', '.join(COSTS)}, or a LatencyTable, got {self.cost!r}")
+        if self.cost == "latency":
+            object.__setattr__(self, "cost", LatencyTable())
 
     def _check_rule(self) -> None:
         rule = self.rule
@@ -88,6 +98,11 @@ class Allocation:
     def rule(self) -> SharedOut:
         """A name, a mapping or a function."""
         return self.scope if self.allocation is None else self.allocation
+
+    @property
+    def cost_name(self) -> str:
+        """The word for what a target is a share of."""
+        return self.cost if isinstance(self.cost, str) else "latency"
 
     @property
     def is_given(self) -> bool:
@@ -162,8 +177,8 @@ class Allocation:
     def _spending(self, budget: Budget, found: Candidates, goal: Goal, layers: Layers) -> Spending:
         if isinstance(self.rule, Mapping) or self.rule == "row":
             raise ValueError(
-                f"cost={self.cost!r} finds how much goes from each layer, and so does allocation={self.rule!r}: give "
-                "one of the two"
+                f"cost={self.cost_name!r} finds how much goes from each layer, and so does allocation={self.rule!r}: "
+                "give one of the two"
             )
         gone_after = self._within(budget, found, goal)
         if self._is_ranking:
@@ -180,7 +195,8 @@ class Allocation:
 
         A width that was rounded up is, for one unit more, rounded down.
         """
-        return None if self._is_ranking and self.round_to == 1 else 2 * self.round_to - 1
+        by_one = self._is_ranking and self.round_to == 1 and isinstance(self.cost, str)
+        return None if by_one else 2 * self.round_to - 1
 
     def _within(self, budget: Budget, found: Candidates, goal: Goal) -> tuple[int, ...]:
         """All layers, down to a share of what the model costs, round by round."""
@@ -188,7 +204,7 @@ class Allocation:
         gone = total - budget.left(units)
         wanted = goal.gone(total, total - gone, partial(rounded_up, total=total))
         if wanted < gone and budget.is_overdrawn(units, total - wanted, self._step):
-            raise goal.too_low(f"the model is already at sparsity {gone / total:.4g} of its {budget.cost}")
+            raise goal.too_low(f"the model is already at sparsity {gone / total:.4g} of its {budget.meter.name}")
         budget.check_reachable(units, total - wanted)
         return goal.path(total, gone, max(wanted, gone))
 
@@ -200,7 +216,13 @@ def _function(rule: SharedOut) -> ShareRule:
     return rule
 
 
-def gone_share(found: Candidates, cost: str = "units") -> float:
+def total_of(found: Candidates, cost: str | LatencyTable) -> int:
+    """What ``cost`` counts, with all units."""
+    budget = Budget.of(found, cost)
+    return sum(map(len, found.values())) if budget is None else budget.total
+
+
+def gone_share(found: Candidates, cost: str | LatencyTable = "units") -> float:
     """The share that is gone already, of what ``cost`` counts."""
     if (budget := Budget.of(found, cost)) is not None:
         return 1 - budget.left(living_units(found)) / budget.total

@@ -1,6 +1,6 @@
 """Targets in what a user pays for.
 
-As few units go as bring the model's parameters, or its FLOPs, down to an allowance.
+As few units go as bring the model's parameters, FLOPs, memory or latency down to an allowance.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from torch_flowprune.channels import Costs, Kept
+from torch_flowprune.channels import Costs, Kept, LatencyTable
 from torch_flowprune.scoring import Candidates
-
-COSTS = ("units", "parameters", "flops")
+from torch_flowprune.selection.meters import Meter, meter_of
 
 
 def living_units(candidates: Candidates) -> dict[str, Tensor]:
@@ -33,47 +33,49 @@ class Budget:
 
     Attributes:
         costs: of the whole model.
-        cost: which of them is meant: ``"parameters"`` or ``"flops"``.
+        meter: which of them is meant.
         least: how many units each candidate keeps in any case.
     """
 
     costs: Costs
-    cost: str
+    meter: Meter
     least: Mapping[str, int]
 
     @classmethod
-    def of(cls, candidates: Candidates, cost: str, least: Mapping[str, int] | None = None) -> Budget | None:
+    def of(
+        cls, candidates: Candidates, cost: str | LatencyTable, least: Mapping[str, int] | None = None
+    ) -> Budget | None:
         """None where the target is a number of units.
 
         Raises:
             ValueError: for an unknown cost, and for units that cannot be removed physically.
         """
-        if cost not in COSTS:
-            raise ValueError(f"cost should be one of {', '.join(COSTS)}, got {cost!r}")
         if cost == "units":
             return None
+        meter = meter_of(cost)
         costs = next((candidate.costs for candidate in candidates.values()), None)
         if costs is None:
             raise ValueError(
-                f"cost={cost!r} counts what shrink leaves of the model, and it removes whole channels only: "
+                f"cost={meter.name!r} counts what shrink leaves of the model, and it removes whole channels only: "
                 "pass granularity='channel', or leave cost= out (sparsity is then the share of all units); a coupling "
                 "written by hand counts no costs, one that fp.couple reads does"
             )
-        if not costs.total(cost):
+        made = cls(costs, meter, least or {})
+        if not made.total:
             raise ValueError(
-                f"the model has no {cost} that are counted: convolutions, matrix products and attention are; leave "
-                "cost= out"
+                f"the model has no {meter.name} that are counted: convolutions, matrix products and attention are; "
+                "leave cost= out"
             )
-        return cls(costs, cost, least or {})
+        return made
 
-    @property
+    @cached_property
     def total(self) -> int:
         """With all units."""
-        return self.costs.total(self.cost)
+        return self.left(self.costs.all)
 
     def left(self, kept: Kept) -> int:
         """With these."""
-        return self.costs.count(self.cost, kept)
+        return self.meter.of(self.costs, kept)
 
     def check_reachable(self, units: Kept, allowed: int) -> None:
         """An error if the model costs more than is allowed even with the least of its living units.
@@ -83,9 +85,9 @@ class Budget:
         """
         bare = {name: alive & (alive.cumsum(0) <= self.least.get(name, 0)) for name, alive in units.items()}
         if (least := self.left(bare)) > allowed:
-            largest = ", ".join(f"{name} ({count:,})" for name, count in self.costs.largest(self.cost, bare))
+            largest = ", ".join(self.meter.largest(self.costs, bare))
             raise ValueError(
-                f"at most {1 - least / self.total:.1%} of the model's {self.total:,} {self.cost} can go, and "
+                f"at most {1 - least / self.total:.1%} of the model's {self.meter.text(self.total)} can go, and "
                 f"{1 - allowed / self.total:.1%} should: "
                 "each group of channels keeps one at least (min_keep= may ask for more), and what is not coupled "
                 "stays whole. Most of what "

@@ -3,7 +3,7 @@
 from torch_flowprune.channels.tracing.label_propagation import Walk, flat
 from torch_flowprune.channels.tracing.labelled_graph import Reading, canonical_names, export, read, twin
 from torch_flowprune.channels.tracing.labels import Block, Value
-from torch_flowprune.channels.tracing.nodes import concrete, module_path, operator_name
+from torch_flowprune.channels.tracing.nodes import concrete, module_path, operator_name, sharing
 
 __all__ = [
     "Block",
@@ -17,5 +17,6 @@ __all__ = [
     "module_path",
     "operator_name",
     "read",
+    "sharing",
     "twin",
 ]

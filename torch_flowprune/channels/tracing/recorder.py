@@ -21,7 +21,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_flowprune.channels.tracing.nodes import Traced
 from torch_flowprune.inputs import same_randomness, settle
-from torch_flowprune.torch_internals import BelowAutograd, OperatorMode, schema_of, tree_leaves, tree_map_only
+from torch_flowprune.torch_internals import (
+    BelowAutograd,
+    MemoryWeakRef,
+    OperatorMode,
+    schema_of,
+    tree_leaves,
+    tree_map_only,
+)
 
 _READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 """What hands out a tensor's content without an operator that a dispatch mode would see."""
@@ -77,6 +84,7 @@ class _Recorder(OperatorMode):
         self.sources: dict[Node, tuple[str, str]] = {}
         self.nodes: Any = WeakTensorKeyDictionary()
         self.kept: set[int] = set()  # memory that may be read, but not be written to: the model goes on with it
+        self.held: dict[Node, Any] = {}  # whose memory, made by an operator, is still there
         self.modules = [""]
         self.refused = ""
 
@@ -123,6 +131,7 @@ class _Recorder(OperatorMode):
         if func.overloadpacket.__name__ in _LITERALS and args[0] not in self.nodes:
             self.placeholder("literal", args[0])
         self.check(func, args, kwargs)
+        freed = [held for held, memory in self.held.items() if memory.expired()]
         node = self.graph.create_node(
             "call_function",
             func,
@@ -130,8 +139,11 @@ class _Recorder(OperatorMode):
             {name: self.node_of(value) for name, value in kwargs.items()},
         )
         node.meta["nn_module_stack"] = {"": (self.modules[-1], None)}
+        for held in freed:
+            del self.held[held]
+            held.meta["freed_before"] = node
         result = func(*args, **kwargs)
-        self.note(node, result)
+        self.note(node, result, {_memory_of(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)})
         return result
 
     def check(self, func: Any, args: Any, kwargs: Any) -> None:
@@ -143,17 +155,28 @@ class _Recorder(OperatorMode):
         ):
             raise self.refuse(f"{func} writes to a parameter or to a tensor that the model holds")
 
-    def note(self, node: Node, result: Any) -> None:
+    def note(self, node: Node, result: Any, read: set[int]) -> None:
         if isinstance(result, Tensor):
+            self.hold(node, result, read)
             self.nodes[result], node.meta["val"] = node, _without_content(result)
         elif isinstance(result, (list, tuple)):
-            node.meta["val"] = [_without_content(item) if isinstance(item, Tensor) else None for item in result]
+            without = [_without_content(item) if isinstance(item, Tensor) else None for item in result]
+            node.meta |= {"val": without, "fresh": False}
             for i, item in enumerate(result):
                 if isinstance(item, Tensor):
-                    self.nodes[item] = picked = self.graph.call_function(operator.getitem, (node, i))
+                    picked = self.graph.call_function(operator.getitem, (node, i))
+                    node.meta["fresh"] |= self.hold(picked, item, read)
+                    self.nodes[item] = picked
                     picked.meta |= {"val": node.meta["val"][i], "nn_module_stack": node.meta["nn_module_stack"]}
         elif result is not None:
             raise self.refuse(f"{node.target} reads a number off a tensor")
+
+    def hold(self, node: Node, result: Tensor, read: set[int]) -> bool:
+        """Note whether a result is in memory of its own, none that was read, and follow that until it is let go."""
+        node.meta["fresh"] = fresh = _memory_of(result) not in read
+        if fresh:
+            self.held[node] = MemoryWeakRef(result.untyped_storage())
+        return fresh
 
     def end(self, outputs: Any) -> None:
         leaves = tree_leaves(outputs)
@@ -225,8 +248,8 @@ def _memory_of(tensor: Tensor) -> int:
 
 
 def _without_content(tensor: Tensor) -> Tensor:
-    """A tensor without content, so that the graph holds no memory."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    """A tensor without content, so that the graph holds no memory; laid out as this one where that has no gaps."""
+    return torch.empty_like(tensor, device="meta")
 
 
 def _held_besides(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

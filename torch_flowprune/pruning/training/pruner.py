@@ -220,7 +220,7 @@ class Pruner:
         """
         words = measures.name_of(self.method), label(self.units.granularity), self.asked
         check_words(state, *words, random=self.generator is not None)
-        origins = saved_origins(state, self._origins, self.allocation.cost)
+        origins = saved_origins(state, self._origins, self.allocation.cost_name)
         if state["coupling"] is not None:
             self.units = replace(self.units, coupling=Coupling.from_dict(state["coupling"]))
         self._origins, self.goals = origins, tuple(state["goals"])  # counted from where that run began

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch_flowprune.channels import LatencyTable
 from torch_flowprune.scoring import Candidates
-from torch_flowprune.selection import Allocation, Goal, Schedule, fraction, gone_share, steps, to_prune
+from torch_flowprune.selection import Allocation, Goal, Schedule, fraction, gone_share, steps, to_prune, total_of
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,10 @@ class Rounds:
         assert isinstance(self.schedule, str) or callable(self.schedule)
         return tuple(steps(self.schedule, self.count, start, target))
 
-    def _shares(self, found: Candidates, cost: str) -> tuple[float, ...]:
+    def _shares(self, found: Candidates, cost: str | LatencyTable) -> tuple[float, ...]:
         """Round by round what is left, in whole units, or in what the cost counts."""
         assert self.amount is not None
-        costs = next((one.costs for one in found.values()), None)
-        total = sum(map(len, found.values())) if cost == "units" or costs is None else costs.total(cost)
+        total = total_of(found, cost)
         left = total - round(gone_share(found, cost) * total)
         resumed, shares = left < total, []  # of a run that goes on less may be left than a number asks for
         for _ in range(self.count):

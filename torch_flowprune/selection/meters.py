@@ -1,0 +1,88 @@
+"""What a target is a share of, as values: a meter says how much of it a model costs where some of its units stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from torch_flowprune.channels import Costs, Kept, LatencyTable
+
+COSTS = ("units", "parameters", "flops", "memory", "latency")
+
+
+class Meter(Protocol):
+    """Measures a model in whole numbers."""
+
+    @property
+    def name(self) -> str:
+        """The word for what is measured."""
+
+    def of(self, costs: Costs, kept: Kept) -> int:
+        """How much the model costs with these units."""
+
+    def text(self, amount: int) -> str:
+        """An amount in words."""
+
+    def largest(self, costs: Costs, kept: Kept) -> list[str]:
+        """Where most of it is."""
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Parameters, FLOPs or bytes, as the model's costs count them."""
+
+    name: str
+
+    def of(self, costs: Costs, kept: Kept) -> int:
+        return costs.count(self.name, kept)
+
+    def text(self, amount: int) -> str:
+        return f"{amount:,} {'bytes of memory' if self.name == 'memory' else self.name}"
+
+    def largest(self, costs: Costs, kept: Kept) -> list[str]:
+        of = "parameters" if self.name == "memory" else self.name
+        return [f"{name} ({count:,}{f' {of}' * (of != self.name)})" for name, count in costs.largest(of, kept)]
+
+
+@dataclass(frozen=True, eq=False)
+class Clock:
+    """Nanoseconds by a table of operators."""
+
+    table: LatencyTable
+    name: str = "latency"
+
+    def of(self, costs: Costs, kept: Kept) -> int:
+        calls = costs.calls(_widened({**costs.kept, **kept}, self.table.multiple))
+        return round(1e6 * self.table.milliseconds(calls, costs.device))
+
+    def text(self, amount: int) -> str:
+        return f"{amount / 1e6:.4g} ms of latency"
+
+    def largest(self, costs: Costs, kept: Kept) -> list[str]:
+        calls = costs.calls(_widened({**costs.kept, **kept}, self.table.multiple))
+        taken = [
+            (self.table.milliseconds([call], costs.device), operator.name)
+            for call, operator in zip(calls, costs.operators, strict=True)
+        ]
+        return [f"{name} ({ms:.4g} ms)" for ms, name in sorted(taken, reverse=True)[:3]]
+
+
+def meter_of(cost: str | LatencyTable) -> Meter:
+    """By its word, or a table of one's own."""
+    return (
+        Clock(cost) if isinstance(cost, LatencyTable) else Clock(LatencyTable()) if cost == "latency" else Counter(cost)
+    )
+
+
+def _widened(kept: Kept, multiple: int) -> Mapping[str, Tensor]:
+    """Every width at the next multiple, finer where there are few units: of heads one by one."""
+    return {name: _at_a_multiple(alive, max(1, min(multiple, len(alive) // 16))) for name, alive in kept.items()}
+
+
+def _at_a_multiple(alive: Tensor, multiple: int) -> Tensor:
+    more = -int(torch.count_nonzero(alive)) % multiple
+    return alive | ((~alive).cumsum(0) <= more)
