@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_flowprune.channels.rules.views import dropped, replaced, spatial, unflatten, unsqueeze
-from torch_flowprune.channels.tracing import Value, Walk
+from torch_flowprune.channels.tracing import Value, Walk, concrete
 
 
 def cat(g: Walk, x: Sequence[Value], dim: int = 0) -> Value:
@@ -129,6 +129,15 @@ def embedding(g: Walk, weight: Value, indices: Value) -> Value:
     return Value((*indices.dims, weight.dims[1]), (*[False] * indices.ndim, weight.zero[1]))
 
 
+def embedding_bag(g: Walk, weight: Value, indices: Value) -> list[Value]:
+    """Sums, means or maxima of an embedding's rows; the other results say which rows they were."""
+    assert g.node is not None
+    out = embedding(g, weight, indices)
+    shapes = [concrete(v.shape) for v in g.node.meta["val"]]
+    bags = Value((g.axes.fixed(shapes[0][0]), out.dims[-1]), (True, out.zero[-1]))
+    return [bags, *(g.fixed(shape) for shape in shapes[1:])]
+
+
 def unfold(g: Walk, x: Value, dimension: int) -> Value:
     g.freeze(x.dims[dimension], "is cut into windows")
     fixed = g.fixed(g.out_shape)
@@ -157,6 +166,12 @@ def pixel_shuffle(g: Walk, x: Value, upscale_factor: int) -> Value:
     return spatial(g, replaced(x, -3, channels), 2)
 
 
+def channel_shuffle(g: Walk, x: Value, groups: int) -> Value:
+    """The same channels of every group may go."""
+    channels = unflatten(g, x.dims[1], [groups, x.shape[1] // groups], axis=1)[1]
+    return replaced(x, 1, channels.repeat_interleave(groups))
+
+
 def pixel_unshuffle(g: Walk, x: Value, downscale_factor: int) -> Value:
     return spatial(g, replaced(x, -3, x.dims[-3].repeat_interleave(downscale_factor**2)), 2)
 
@@ -181,6 +196,8 @@ CUT_RULES: dict[str, Callable[..., Any]] = {
     "unfold": unfold,
     "im2col": im2col,
     "col2im": col2im,
+    **dict.fromkeys(("embedding_bag", "_embedding_bag"), embedding_bag),
+    "channel_shuffle": channel_shuffle,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
 }
