@@ -108,7 +108,11 @@ def einsum(g: Walk, equation: str, tensors: Sequence[Value]) -> Any:
 
 def bilinear_layer(g: Walk, x: Value, input2: Value, weight: Value, bias: Value | None = None) -> Value:
     rest = list(range(x.ndim - 1))
-    terms = [(x, [*rest, "a"]), (input2, [*rest, "b"]), (weight, ["out", "a", "b"])]
+    terms: list[tuple[Value, Sequence[Hashable]]] = [
+        (x, [*rest, "a"]),
+        (input2, [*rest, "b"]),
+        (weight, ["out", "a", "b"]),
+    ]
     return _add_bias(g, _contraction(g, terms, [*rest, "out"]), bias, -1)
 
 

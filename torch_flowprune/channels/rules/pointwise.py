@@ -43,6 +43,10 @@ def sign_copied(g: Walk, x: Any, other: Any) -> Value:
     return broadcast(g, [x, other], _first_zero)
 
 
+def steps(g: Walk, x: Value, values: Value) -> Value:
+    return broadcast(g, [x, values], _never_zero)
+
+
 def hypotenuse(g: Walk, x: Value, other: Value) -> Value:
     return singular(g, added(g, [x, other]))
 

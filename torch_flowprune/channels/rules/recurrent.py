@@ -23,7 +23,7 @@ def _step(g: Walk, x: Value, state: Value, weights: Sequence[Value | None], gate
 
     weights: of the input, of the state, and a bias each.
     """
-    units = []
+    units: list[Tensor] = []
     for value, weight, bias in ((x, weights[0], weights[2]), (state, weights[1], weights[3])):
         assert weight is not None
         out = linear_layer(g.at_shape((*value.shape[:-1], weight.shape[0])), value, weight, bias)
@@ -95,9 +95,8 @@ class _Layers:
         units = _step(g, x, state, (w_ih, w_hh, b_ih, b_hh), self.gates)
         g.join(held.dims[-1], units)
         out = Value((*x.dims[:-1], units), (*[False] * (x.ndim - 1), held.zero[-1]))
-        if projection is None:
-            return out
-        out = linear_layer(g.at_shape((*x.shape[:-1], projection.shape[0])), out, projection)
+        if projection is not None:
+            out = linear_layer(g.at_shape((*x.shape[:-1], projection.shape[0])), out, projection)
         g.join(states[0].dims[-1], out.dims[-1])
         return out
 

@@ -56,6 +56,14 @@ def p_norm(g: Walk, x: Value, p: float = 2, dim: Any = None, keepdim: bool = Fal
     return vector_norm(g, x, 2 if p is None else p, dim, keepdim)
 
 
+def pairwise_distance(g: Walk, x: Value, x2: Value) -> Value:
+    for v in (x, x2):
+        g.freeze(v.dims[-1], "is added a small number to, channel by channel")
+    for labels in (*x.dims, *x2.dims):
+        g.freeze(labels, "is a row of distances")
+    return g.fixed(g.out_shape)
+
+
 def scan(g: Walk, x: Value, dim: int) -> Value:
     g.freeze(x.dims[dim], "is scanned in order")
     return x

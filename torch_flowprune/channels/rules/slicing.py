@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from torch_flowprune.channels.rules.views import dropped, replaced, spatial, unflatten, unsqueeze
 from torch_flowprune.channels.tracing import Value, Walk, concrete
@@ -99,6 +100,8 @@ def pad(g: Walk, x: Value, pad: Sequence[int], value: float | None = 0.0) -> Val
 
 def index(g: Walk, x: Value, indices: Sequence[Any]) -> Any:
     """Advanced indexing: the indexed dimensions stay, the others are untouched."""
+    if len(indices) == 1 and _is_mask(g):
+        return _by_mask(g, x, indices[0])
     used = [d for d, i in enumerate(indices) if i is not None]
     extra = max((indices[d].ndim for d in used), default=0)
     if not used or x.ndim - len(used) + extra != len(g.out_shape):
@@ -114,6 +117,23 @@ def index(g: Walk, x: Value, indices: Sequence[Any]) -> Any:
     new = [g.axes.fixed(s) for s in g.out_shape[len(before) : len(before) + extra]]
     dims = (*(x.dims[d] for d in before), *new, *(x.dims[d] for d in after))
     return Value(dims, (*(x.zero[d] for d in before), *[True] * extra, *(x.zero[d] for d in after)))
+
+
+def _is_mask(g: Walk) -> bool:
+    assert g.node is not None
+    given = g.node.args[1]
+    return (
+        isinstance(given, (list, tuple))
+        and isinstance(given[0], Node)
+        and given[0].meta["val"].dtype in (torch.bool, torch.uint8)
+    )
+
+
+def _by_mask(g: Walk, x: Value, mask: Value) -> Value:
+    """``x[mask]``: the dimensions of the mask become one."""
+    for labels in (*x.dims[: mask.ndim], *mask.dims):
+        g.freeze(labels, "is picked from by a mask")
+    return Value((g.axes.fixed(g.out_shape[0]), *x.dims[mask.ndim :]), (True, *x.zero[mask.ndim :]))
 
 
 def index_select(g: Walk, x: Value, dim: int, index: Value) -> Value:

@@ -56,6 +56,7 @@ from torch_flowprune.channels.rules.pointwise import (
     several_positions,
     sign_copied,
     singular,
+    steps,
     threshold,
     where,
 )
@@ -68,6 +69,7 @@ from torch_flowprune.channels.rules.reductions import (
     layer_norm,
     log_scan,
     p_norm,
+    pairwise_distance,
     pool,
     pool_with_places,
     resample,
@@ -89,13 +91,13 @@ _KEEPING = (
     "nan_to_num deg2rad rrelu erfinv atanh sgn frac imag special_erf"
 ).split()
 _MOVING = (
-    "sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli isfinite "
-    "signbit sinc i0 alpha_dropout feature_alpha_dropout special_expit"
+    "sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli "
+    "isfinite signbit sinc i0 alpha_dropout feature_alpha_dropout special_expit"
 ).split()
 _SINGULAR = ("log log2 log10 sqrt rsqrt reciprocal acos acosh logit special_logit lgamma digamma").split()
 _COMPARING = (
     "eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor isclose "
-    "logaddexp logaddexp2 heaviside"
+    "logaddexp logaddexp2"
 ).split()
 _POOLS = {f"{kind}{n}d": n for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool")}
 _POOLS_WITH_PLACES = {
@@ -173,10 +175,11 @@ RULES: dict[str, Callable[..., Any]] = {
     "cosine_similarity": similarity,
     "cdist": distances,
     "deform_conv2d": deformable_convolution,
+    "heaviside": steps,
+    "pairwise_distance": pairwise_distance,
     "copysign": sign_copied,
     "hypot": hypotenuse,
     "addcdiv": quotient_added,
-    "complex": add,
     "linalg_vector_norm": vector_norm,
     "norm": p_norm,
     "batch_norm": batch_norm,
