@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import json
 from collections import UserDict
 
@@ -47,8 +48,8 @@ def test_every_parameter_position_is_in_a_group_or_frozen_with_a_reason(name: st
 
 def test_an_operator_without_a_rule_is_listed_and_freezes() -> None:
     _, _, coupling = coupled(CASES["unknown operator"])
-    assert coupling.unknown == {"sort": 1}
-    assert any("without a rule (sort)" in f.reason for f in coupling.frozen)
+    assert coupling.unknown == {"renorm": 1}
+    assert any("without a rule (renorm)" in f.reason for f in coupling.frozen)
 
 
 def test_no_trace() -> None:
@@ -161,15 +162,18 @@ def test_written_by_hand() -> None:
 # -- written by hand ------------------------------------------
 
 
-class Sorted(nn.Module):
-    """Sorts its samples by position: an operator without a rule, that one who knows the model knows to be safe."""
+class Renormed(nn.Module):
+    """Keeps each channel's norm over the samples below one: an operator without a rule.
+
+    One who knows the model knows it to be safe.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.b(torch.relu(self.a(x)).sort(0).values)
+        return self.b(torch.renorm(torch.relu(self.a(x)), 2, 1, 1.0))
 
 
 def by_hand(**changes: object) -> Coupling:
@@ -184,7 +188,7 @@ def by_hand(**changes: object) -> Coupling:
 @pytest.mark.parametrize("index", [[0, 1, 2, 3], [[2], [0], [3], [1]]])
 def test_a_coupling_by_hand_scores_masks_and_shrinks_what_no_rule_knows(index: list) -> None:
     torch.manual_seed(0)
-    model, x = Sorted().double().eval(), torch.randn(5, 3, dtype=torch.float64)
+    model, x = Renormed().double().eval(), torch.randn(5, 3, dtype=torch.float64)
     assert couple(model, x).groups == ()
     order = torch.tensor(index)
     coupling = by_hand(
@@ -200,13 +204,13 @@ def test_a_coupling_by_hand_scores_masks_and_shrinks_what_no_rule_knows(index: l
     with torch.no_grad():
         for name, mask in given.items():
             parameters[name].mul_(mask)
-    assert type(small) is Sorted
+    assert type(small) is Renormed
     assert (small.a.out_features, small.b.in_features) == (2, 2)
     torch.testing.assert_close(small(x), model(x), rtol=1e-12, atol=1e-12)
 
 
 def test_a_coupling_by_hand_that_leaves_out_a_slice_is_found_out() -> None:
-    model, x = Sorted(), torch.randn(5, 3)
+    model, x = Renormed(), torch.randn(5, 3)
     parameters = dict(model.named_parameters())
     coupling = by_hand(columns=None)
     given = channel_masks(coupling, {"hidden": torch.tensor([True, False, True, True])}, parameters)
@@ -245,13 +249,13 @@ def test_a_coupling_by_hand_that_leaves_out_a_slice_is_found_out() -> None:
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_coupling_by_hand_is_said(wrong: object, text: str) -> None:
-    model = Sorted()
+    model = Renormed()
     with pytest.raises(ValueError, match=text):
         shrink(model, torch.randn(5, 3), coupling=wrong())  # type: ignore[operator]
 
 
 def test_masks_take_one_flag_a_unit() -> None:
-    parameters = dict(Sorted().named_parameters())
+    parameters = dict(Renormed().named_parameters())
     with pytest.raises(
         ValueError, match=r"keep\['hidden'\] has shape \(3,\): expected one flag for each of the group's 4 units"
     ):
@@ -358,7 +362,8 @@ def test_exporting_leaves_torchs_settings_as_they_were(fails: bool) -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_is_of_an_operator_that_has_the_arguments_it_needs(name: str) -> None:
-    packets = [getattr(torch.ops.aten, n) for n in (name, f"{name}_") if hasattr(torch.ops.aten, n)]
+    spaces = [torch.ops.aten, *([torch.ops.torchvision] if importlib.util.find_spec("torchvision") else [])]
+    packets = [getattr(space, n) for space in spaces for n in (name, f"{name}_") if hasattr(space, n)]
     given = [{"x", *(a.name for a in getattr(p, o)._schema.arguments)} for p in packets for o in p.overloads()]
     assert any(required_by(RULES[name]) <= names for names in given)
 

@@ -24,7 +24,8 @@ from torch_flowprune.channels.coupling import couple, coupling_of
 from torch_flowprune.channels.rules.table import RULES
 from torch_flowprune.channels.tracing.labelled_graph import export, read, trace, twin
 from torch_flowprune.channels.tracing.nodes import module_path, operator_name
-from torch_flowprune.channels.tracing.recorder import UnrecordableError, recorded
+from torch_flowprune.channels.tracing.paths import UnrecordableError
+from torch_flowprune.channels.tracing.recorder import recorded
 
 ELSEWHERE = torch.randn(4)
 
@@ -44,20 +45,20 @@ class Net(nn.Module):
 
 
 def traced(middle: Callable[[Net, Tensor], Any], training: bool = False) -> Any:
-    return recorded(twin(Net(middle)), (torch.randn(2, 3),), {}, training)
+    return recorded(twin(Net(middle)), (torch.randn(2, 3),), {}, training)[0]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_coupling_is_that_of_torch_export(name: str) -> None:
     model, x, found = coupled(CASES[name])
-    assert trace(model, (x,), {}, False).program is None
+    assert trace(model, (x,), {}, False)[0].program is None
     exported = coupling_of(read(model, (x,), {}, RULES, export(model, (x,), {}, False)))
     assert found.to_dict() == exported.to_dict()
     assert found.unknown == exported.unknown
 
 
 def test_the_graph_names_operators_as_they_were_called_modules_and_sizes() -> None:
-    traced = recorded(
+    traced, _ = recorded(
         twin(nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU()))), (torch.randn(2, 3),), {}, training=False
     )
     calls = [node for node in traced.graph.nodes if node.op == "call_function"]
@@ -73,7 +74,7 @@ def test_attention_of_torch_is_read_through_its_fast_path() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     names = {
         operator_name(n)
-        for n in trace(layer, (torch.randn(2, 5, 8),), {}, False).graph.nodes
+        for n in trace(layer, (torch.randn(2, 5, 8),), {}, False)[0].graph.nodes
         if n.op == "call_function"
     }
     assert "scaled_dot_product_attention" in names
@@ -147,7 +148,7 @@ def test_no_trace(fails: bool) -> None:
     hooks = [len(module._forward_hooks) for module in model.modules()]
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     if fails:
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(UnrecordableError, match="ZeroDivisionError"):
             couple(model, x)
     else:
         couple(model, x)
@@ -170,7 +171,7 @@ def grid(size: int) -> Tensor:
 def test_what_the_code_caches_for_the_whole_program_can_be_differentiated() -> None:
     grid.cache_clear()
     net, x = Net(lambda net, x: x * grid(4)), torch.randn(2, 3)
-    assert trace(net, (x,), {}, False).program is None
+    assert trace(net, (x,), {}, False)[0].program is None
     net(x).sum().backward()
 
 
@@ -192,19 +193,79 @@ def in_a_thread(net: Net, x: Tensor) -> Tensor:
     return out[0]
 
 
+LOGGED: list[float] = []
+
+
+def logged(net: Net, x: Tensor) -> Tensor:
+    LOGGED.append(float(x.abs().mean()))
+    return x
+
+
+def checked(net: Net, x: Tensor) -> Tensor:
+    if x.isnan().any():
+        raise ValueError
+    return x
+
+
 VALUES = {
-    "item": lambda net, x: x * x.sum().item(),
-    "if": lambda net, x: x if x.sum() > 0 else -x,
-    "equal": lambda net, x: x if torch.equal(x, x + 1) else -x,
-    "tolist": lambda net, x: x * x.sum().tolist(),
     "numpy": lambda net, x: x * float(x.numpy().sum()),
     "array": lambda net, x: x * float(np.asarray(x).sum()),
-    "nonzero": lambda net, x: x * len(x.nonzero()),
-    "where": lambda net, x: x * len(torch.where(x > 0)[0]),
-    "mask": lambda net, x: x * len(x[x > 0]),
-    "classes": lambda net, x: x * nn.functional.one_hot((x > 0).long()).shape[-1],
-    "caught by the code": guarded,
+    "many": lambda net, x: x * sum(number.item() for number in x.repeat(40, 1).flatten()),
 }
+READ = {
+    "kept for a log": (logged, 4),
+    "a check": (checked, 4),
+    "of the input": (lambda net, x: x * net.seen.sum().item(), 4),
+    "a size": (lambda net, x: x * torch.ones(int(net.seen.argmax()) + 1, 1)[:1], 4),
+    "a constant": (lambda net, x: x * net.constant.sum().item(), 4),
+    "multiplied with": (lambda net, x: x * x.sum().item(), 4),
+    "an average multiplied with": (lambda net, x: x * x.mean().item(), 0),
+    "a list": (lambda net, x: x * x[0].tolist()[0], 0),
+    "if, on the other path a softmax": (lambda net, x: x.softmax(-1) if x.sum() > 1e9 else x, 0),
+    "if, on this path a softmax": (lambda net, x: x.softmax(-1) if x.sum() < 1e9 else x, 0),
+    "a number that is far off": (lambda net, x: x.softmax(-1) if float(x.sum()) > 1e4 else x, 0),
+    "if, both paths alike": (lambda net, x: -x if x.sum() > 0 else x, 4),
+    "if in an if": (lambda net, x: (x.softmax(-1) if x.sum() > 1e9 else -x) if x.sum() > 1e8 else x, 0),
+    "where rows are not zero": (lambda net, x: x[net.seen[:, 0].nonzero()[:, 0]], 4),
+    "where channels are not zero": (lambda net, x: x * len(x.nonzero()), 0),
+    "rows that a mask picks": (lambda net, x: x[net.seen[:, 0] >= 0], 4),
+    "elements that a mask picks": (lambda net, x: x[x > -1e9][None, :1].expand(1, 4), 0),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_number_that_is_read_costs_what_it_guards(name: str) -> None:
+    f, units = READ[name]
+    torch.manual_seed(0)
+    net = Net(f).eval()
+    net.register_forward_pre_hook(lambda net, args: setattr(net, "seen", args[0].abs()))
+    assert [group.size for group in couple(net, torch.randn(2, 3)).groups] == ([units] if units else [])
+
+
+def test_a_number_that_is_handed_out_costs_what_it_is_taken_of() -> None:
+    class Averaged(Net):
+        def forward(self, x: Tensor) -> Any:
+            h = self.first(x)
+            return self.last(h), h.mean().item()
+
+    assert couple(Averaged(lambda net, x: x).eval(), torch.randn(2, 3)).groups == ()
+
+
+def test_a_layer_that_did_not_run_where_values_decide_is_asked_for() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 4)
+            self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, chosen = self.a(x), [int(i) for i in x[:, 0] > 1e9]
+            return torch.stack([self.experts[i](row) for i, row in zip(chosen, h, strict=True)])
+
+    with pytest.raises(UnrecordableError, match=r"values decide what runs .*give example_inputs on which all layers"):
+        couple(Experts(), torch.randn(2, 3))
+
+
 OUTSIDE = {
     "a tensor of the program": lambda net, x: x + ELSEWHERE,
     "another thread": in_a_thread,
@@ -221,7 +282,7 @@ WRITES = {
 @pytest.mark.parametrize("name", [*VALUES, *OUTSIDE, *WRITES])
 def test_no_graph_is_handed_out_where_values_decide(name: str) -> None:
     says = (
-        "depends on values|reads a number|hands out values"
+        "hands out values|reads more than .* numbers"
         if name in VALUES
         else "from outside"
         if name in OUTSIDE
@@ -283,11 +344,18 @@ def test_an_output_that_neither_way_can_read_is_named() -> None:
 
 
 def test_what_can_not_be_recorded_is_exported() -> None:
-    graph = trace(Net(OUTSIDE["a tensor of the program"]).eval(), (torch.randn(2, 3),), {}, False)
+    graph = trace(Net(OUTSIDE["a tensor of the program"]).eval(), (torch.randn(2, 3),), {}, False)[0]
     assert graph.program is not None
 
 
-def test_what_can_be_neither_says_what_export_says_and_what_the_recording_saw() -> None:
-    with pytest.raises(Exception, match="data-dependent") as raised:
-        couple(Net(VALUES["if"]).eval(), torch.randn(2, 3))
-    assert "is_nonzero.default reads a number off a tensor" in str(raised.value.__cause__)
+def test_what_can_be_read_neither_way_is_said_in_a_line_with_its_statement() -> None:
+    with pytest.raises(UnrecordableError, match=r"cannot be read off this model: numpy hands out values.*line \d+ of"):
+        couple(Net(VALUES["numpy"]).eval(), torch.randn(2, 3))
+
+
+def test_inputs_that_the_model_does_not_run_on_are_told_by_its_own_error() -> None:
+    with pytest.raises(
+        UnrecordableError, match=r"^the model does not run on the example inputs: RuntimeError: mat1"
+    ) as e:
+        couple(Net(lambda net, x: x).eval(), torch.randn(2, 7))
+    assert len(str(e.value).splitlines()) == 1

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from torch_flowprune.channels.coupling import couple
 from torch_flowprune.channels.groups import Coupling, channel_masks
@@ -236,6 +238,39 @@ def conv_net(*middle: nn.Module, width: int = 6) -> Model:
 
 IMAGE, TOKENS, ROW = (2, 3, 6, 6), (2, 5, 8), (3, 4)
 FIRST = {"0.weight": 6}
+
+
+def _places() -> Tensor:
+    return torch.tensor([0, 1, 2, 0, 1])
+
+
+def _thirds(h: Tensor) -> Tensor:
+    return torch.zeros_like(h[:, :3])
+
+
+def _between(f: Callable[[Tensor], Tensor]) -> Model:
+    """A function between a layer that makes channels and one that reads them."""
+    return Fn(lambda s, x: s.b(f(s.a(x))), a=nn.Linear(8, 6), b=nn.Linear(6, 3))
+
+
+def _recurrent(kind: str, units: int = 5, **options: Any) -> Model:
+    """A recurrent layer between two linear ones."""
+    layer = getattr(nn, kind)(6, units, batch_first=True, **options)
+    width = (options.get("proj_size") or units) * (2 if options.get("bidirectional") else 1)
+    return Fn(lambda s, x: s.b(s.r(s.a(x))[0]), a=nn.Linear(8, 6), r=layer, b=nn.Linear(width, 3))
+
+
+def _cell(kind: str) -> Model:
+    """A cell that is called step by step."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        state = None
+        for step in x.unbind(1):
+            state = s.r(step, state)
+        return s.b(state[0] if isinstance(state, tuple) else state)
+
+    return Fn(forward, r=getattr(nn, f"{kind}Cell")(8, 5), b=nn.Linear(5, 3))
+
 
 CASES: dict[str, Case] = {
     "linear": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), ROW, {"0.weight": 5}),
@@ -465,7 +500,7 @@ CASES: dict[str, Case] = {
         {},
     ),
     "unknown operator": Case(
-        lambda: Fn(lambda s, x: s.b(torch.relu(s.a(x)).sort(-1).values), a=nn.Linear(8, 6), b=nn.Linear(6, 3)),
+        lambda: Fn(lambda s, x: s.b(torch.relu(s.a(x)).renorm(2, 0, 1.0)), a=nn.Linear(8, 6), b=nn.Linear(6, 3)),
         TOKENS,
         {},
     ),
@@ -590,6 +625,130 @@ CASES: dict[str, Case] = {
         TOKENS,
         {"w": 6},
     ),
+    **{
+        f"{name} over tokens": Case(partial(_between, f), TOKENS, {"a.weight": 6})
+        for name, f in {
+            "max": lambda h: h.max(1, keepdim=True).values,
+            "median": lambda h: h.median(1).values[:, None],
+            "kthvalue": lambda h: h.kthvalue(2, 1).values[:, None],
+            "topk": lambda h: h.topk(3, 1).values,
+            "sort": lambda h: h.sort(1).values,
+            "cummax": lambda h: h.cummax(1).values,
+            "logsumexp": lambda h: h.logsumexp(1, keepdim=True),
+            "prod": lambda h: h.prod(1, keepdim=True),
+            "var_mean": lambda h: torch.cat(torch.var_mean(h, 1, keepdim=True), 1),
+            "diff": lambda h: h.diff(dim=1),
+            "fft": lambda h: torch.fft.irfft(torch.fft.rfft(h, dim=1), n=5, dim=1),
+            "fft of several": lambda h: torch.fft.fft2(h[..., None], dim=(1, 3)).real[..., 0],
+            "tril": lambda h: h.transpose(1, 2)[..., None].expand(-1, -1, -1, 5).tril().sum(-1).transpose(1, 2),
+            "gather": lambda h: h.gather(1, (torch.arange(2)[None, :, None].expand(2, 2, h.shape[-1]))),
+            "take_along_dim": lambda h: h.take_along_dim(torch.tensor([[[0], [2]], [[1], [3]]]), 1),
+            "scatter_add": lambda h: _thirds(h).scatter_add(1, _places()[None, :, None].expand_as(h), h),
+            "scatter_reduce": lambda h: _thirds(h).scatter_reduce(1, _places()[None, :, None].expand_as(h), h, "amax"),
+            "index_add": lambda h: _thirds(h).index_add(1, _places(), h),
+            "index_fill": lambda h: h.index_fill(1, torch.tensor([0, 2]), 1.0),
+            "index_put": lambda h: h.index_put((torch.tensor([0, 1]), torch.tensor([2, 3])), torch.ones_like(h[:, 0])),
+            "masked_scatter": lambda h: h.masked_scatter(torch.eye(5)[:, :1].bool().expand(2, 5, 1), h.cos()),
+            "rotation": lambda h: torch.rot90(h.unflatten(1, (1, 5)), 1, (1, 2)).flatten(1, 2),
+            "xlogy": lambda h: torch.xlogy(h, h.abs() + 1),
+            "copysign": lambda h: torch.copysign(h, h * 2),
+            "logaddexp": lambda h: torch.logaddexp(h, h * 2),
+            "sinc": torch.sinc,
+        }.items()
+    },
+    **{
+        f"{name} over channels": Case(partial(_between, f), TOKENS, {})
+        for name, f in {
+            "sort": lambda h: h.sort(-1).values,
+            "topk": lambda h: h.topk(6, -1).values,
+            "max": lambda h: h.max(-1, keepdim=True).values.expand(-1, -1, 6),
+            "fft": lambda h: torch.fft.fft(h).real,
+            "gather": lambda h: h.gather(2, torch.arange(6).flip(0).expand(2, 5, 6)),
+            "scatter_add": lambda h: torch.zeros_like(h).scatter_add(2, torch.arange(6).flip(0).expand(2, 5, 6), h),
+            "index_add": lambda h: torch.zeros_like(h).index_add(2, torch.arange(6).flip(0), h),
+            "diff": lambda h: h.diff(dim=2, prepend=h[..., :1]),
+            "hypot, which has no slope at zero,": lambda h: torch.hypot(h, h * 2),
+            "a logit": lambda h: torch.logit(h.tanh()),
+            "lgamma": lambda h: torch.lgamma(h),
+        }.items()
+    },
+    "distances between rows": Case(
+        lambda: Fn(lambda s, x: torch.cdist(s.a(x), s.b(x)) @ x, a=nn.Linear(8, 6), b=nn.Linear(8, 6)),
+        TOKENS,
+        {"a.weight": 6},
+    ),
+    "distances between rows that are moved": Case(
+        lambda: Fn(lambda s, x: torch.cdist(s.a(x), s.b(x).sigmoid()) @ x, a=nn.Linear(8, 6), b=nn.Linear(8, 6)),
+        TOKENS,
+        {},
+    ),
+    "cosine similarity over channels": Case(
+        lambda: Fn(
+            lambda s, x: s.c(F.cosine_similarity(s.a(x), s.b(x), -1)),
+            a=nn.Linear(8, 6),
+            b=nn.Linear(8, 6),
+            c=nn.Linear(5, 3),
+        ),
+        TOKENS,
+        {"a.weight": 6},
+    ),
+    "bilinear layer": Case(
+        lambda: Fn(
+            lambda s, x: s.c(s.b(s.a(x), s.d(x)).relu()),
+            a=nn.Linear(8, 6),
+            d=nn.Linear(8, 5),
+            b=nn.Bilinear(6, 5, 4),
+            c=nn.Linear(4, 3),
+        ),
+        TOKENS,
+        {"a.weight": 6, "d.weight": 5, "b.weight": 4},
+    ),
+    "unpooled": Case(
+        lambda: Fn(
+            lambda s, x: s.b(F.max_unpool2d(*F.max_pool2d(s.a(x), 2, return_indices=True), 2)),
+            a=nn.Conv2d(3, 6, 3, padding=1),
+            b=nn.Conv2d(6, 2, 1),
+        ),
+        IMAGE,
+        {"a.weight": 6},
+    ),
+    "torch's channel shuffle": Case(lambda: conv_net(nn.ChannelShuffle(2)), IMAGE, {"0.weight": 3}),
+    **{
+        f"{kind}, {layers} layers{', both directions' if both else ''}": Case(
+            partial(_recurrent, kind, num_layers=layers, bidirectional=both),
+            TOKENS,
+            {"a.weight": 6, "r.weight_ih_l0": 5},
+        )
+        for kind in ("LSTM", "GRU", "RNN")
+        for layers, both in ((1, False), (2, True))
+    },
+    "LSTM, projected": Case(
+        partial(_recurrent, "LSTM", units=8, proj_size=3, num_layers=2),
+        TOKENS,
+        {"a.weight": 6, "r.weight_ih_l0": 8, "r.weight_hr_l0": 3},
+    ),
+    "LSTM without biases": Case(partial(_recurrent, "LSTM", bias=False), TOKENS, {"a.weight": 6, "r.weight_ih_l0": 5}),
+    "LSTM that reads packed sequences": Case(
+        lambda: Fn(
+            lambda s, x: s.b(pad_packed_sequence(s.r(pack_padded_sequence(s.a(x), [5, 3], True))[0], True)[0]),
+            a=nn.Linear(8, 6),
+            r=nn.LSTM(6, 5, batch_first=True),
+            b=nn.Linear(5, 3),
+        ),
+        TOKENS,
+        {"a.weight": 6, "r.weight_ih_l0": 5},
+    ),
+    "LSTM that starts from what it is given": Case(
+        lambda: Fn(
+            lambda s, x: s.b(s.r(x, (s.h(x[:, 0])[None], s.h(x[:, 1])[None].sigmoid()))[0]),
+            h=nn.Linear(8, 5),
+            r=nn.LSTM(8, 5, batch_first=True),
+            b=nn.Linear(5, 3),
+        ),
+        TOKENS,
+        {"h.weight": 5},
+    ),
+    **{f"{kind}Cell": Case(partial(_cell, kind), TOKENS, {"r.weight_ih": 5}) for kind in ("LSTM", "GRU", "RNN")},
     "normalised dot product": Case(
         lambda: Fn(
             lambda s, x: (F.normalize(s.q(x), dim=-1) @ F.normalize(s.k(x), dim=-1).mT).softmax(-1) @ x,

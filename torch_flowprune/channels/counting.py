@@ -98,7 +98,8 @@ def _dims_of_einsum(_out: Value, given: Sequence[Any]) -> list[Dims]:
 
 def _dims_of_recurrent(_out: Value, given: Sequence[Any]) -> list[Dims]:
     """Every weight at every position of the sequence: of all layers, gates and directions, and projections."""
-    return [[*given[0].dims[:-1], *weight.dims] for weight in given[2] if weight.ndim == 2]
+    lists = [one for one in given if isinstance(one, (list, tuple))]
+    return [[*given[0].dims[:-1], *weight.dims] for one in lists for weight in one if weight.ndim == 2]
 
 
 def _dims_of_cell(_out: Value, given: Sequence[Any]) -> list[Dims]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -155,8 +156,12 @@ def channel_candidates(
     costs = coupling.costs and replace(coupling.costs, kept=living_channels(coupling, masks(model)), device=device)
     chosen = {target.name for target in prunable(model, parameters, include, exclude)}
     candidates: Candidates = {}
+    in_part = dict[str, tuple[list[str], list[str]]]()
     for group in coupling.groups:
-        if all(part.parameter in chosen for part in group.slices if part.role == "producer"):
+        picked, others = _producers_of(group, chosen)
+        if picked and others and (include is not None or parameters is not None):
+            in_part[group.name] = picked, others
+        if not others:
             members = {
                 part.parameter: check_can_mask(known[part.parameter], part.parameter)
                 for part in group.slices
@@ -164,8 +169,26 @@ def channel_candidates(
             }
             candidates[group.name] = GroupUnits(group, members, _scored(group, members, scored_by), costs)
     if not candidates:
-        raise ValueError(_nothing(coupling))
+        raise ValueError(_in_part(in_part) if in_part else _nothing(coupling))
+    if in_part:
+        warnings.warn(_in_part(in_part), UserWarning, stacklevel=2)
     return candidates
+
+
+def _producers_of(group: Group, chosen: Collection[str]) -> tuple[list[str], list[str]]:
+    """The parameters that produce a group's channels: those to prune, and the others."""
+    names = list(dict.fromkeys(part.parameter for part in group.slices if part.role == "producer"))
+    return [name for name in names if name in chosen], [name for name in names if name not in chosen]
+
+
+def _in_part(groups: Mapping[str, tuple[list[str], list[str]]]) -> str:
+    """Channels that were asked for without all that makes them."""
+    picked, others = next(iter(groups.values()))
+    more = f", and so on for {len(groups) - 1} groups more" if len(groups) > 1 else ""
+    return (
+        f"the channels of {', '.join(picked[:3])} are left out: they live and die with those of "
+        f"{', '.join(others[:5])}{' ...' if len(others) > 5 else ''}{more}; include these too"
+    )
 
 
 def _scored(group: Group, members: Mapping[str, Target], scored_by: str) -> tuple[Slice, ...]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+import torch
+
 from torch_flowprune.channels.rules.pointwise import added
 from torch_flowprune.channels.rules.reductions import softmax
-from torch_flowprune.channels.rules.views import broadcast, replaced, spatial
+from torch_flowprune.channels.rules.views import broadcast, dropped, replaced, spatial, transpose
 from torch_flowprune.channels.tracing import Value, Walk
 
 SPATIAL = "is space"
@@ -102,6 +104,59 @@ def einsum(g: Walk, equation: str, tensors: Sequence[Value]) -> Any:
     if any(len(set(names)) != len(names) for names in left.split(",")):
         return NotImplemented
     return _contraction(g, list(zip(tensors, left.split(","), strict=True)), out)
+
+
+def bilinear_layer(g: Walk, x: Value, input2: Value, weight: Value, bias: Value | None = None) -> Value:
+    rest = list(range(x.ndim - 1))
+    terms: list[tuple[Value, Sequence[Hashable]]] = [
+        (x, [*rest, "a"]),
+        (input2, [*rest, "b"]),
+        (weight, ["out", "a", "b"]),
+    ]
+    return _add_bias(g, _contraction(g, terms, [*rest, "out"]), bias, -1)
+
+
+def outer_product(g: Walk, x: Value, vec2: Value) -> Value:
+    return _contraction(g, [(x, ["n"]), (vec2, ["m"])], ["n", "m"])
+
+
+def similarity(g: Walk, x: Value, x2: Value, dim: int = 1) -> Value:
+    """Products and norms along one dimension: what is zero in both adds to none of them."""
+    shape = torch.broadcast_shapes(x.shape, x2.shape)
+    both = broadcast(g.at_shape(shape), [x, x2], all)
+    either = broadcast(g.at_shape(shape), [x, x2], any)
+    _may_lose(g, both, dim)
+    return dropped(either, [dim])
+
+
+def distances(g: Walk, x: Value, x2: Value) -> Value:
+    """Between all rows of two tensors: what is zero in both adds nothing."""
+    for v in (x, x2):
+        _may_lose(g, v, -1)
+    g.join(x.dims[-1], x2.dims[-1])
+    left, right = (Value((*v.dims[:-1], g.axes.fixed(1)), (*[False] * v.ndim,)) for v in (x, x2))
+    return broadcast(g, [left, transpose(g, right, -2, -1)], lambda held: False)
+
+
+def _may_lose(g: Walk, x: Value, dim: int) -> None:
+    if not x.zero[dim]:
+        g.freeze(x.dims[dim], "is summed over where a removed unit is not zero")
+
+
+def deformable_convolution(
+    g: Walk,
+    x: Value,
+    weight: Value,
+    offset: Value,
+    mask: Value,
+    bias: Value | None = None,
+    groups: int = 1,
+    offset_groups: int = 1,
+) -> Any:
+    """A convolution that reads where its offsets say, channel by channel."""
+    for labels in (*offset.dims, *mask.dims, *(x.dims[1:2] if offset_groups > 1 else ())):
+        g.freeze(labels, "is a grid of positions")
+    return convolution(g, x, weight, bias, groups)
 
 
 def convolution(g: Walk, x: Value, weight: Value, bias: Value | None = None, groups: int = 1) -> Any:

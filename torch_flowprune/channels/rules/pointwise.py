@@ -39,6 +39,23 @@ def divide(g: Walk, x: Any, other: Any) -> Value:
     return broadcast(g, [x, other], _first_zero)
 
 
+def sign_copied(g: Walk, x: Any, other: Any) -> Value:
+    return broadcast(g, [x, other], _first_zero)
+
+
+def steps(g: Walk, x: Value, values: Value) -> Value:
+    return broadcast(g, [x, values], _never_zero)
+
+
+def hypotenuse(g: Walk, x: Value, other: Value) -> Value:
+    return singular(g, added(g, [x, other]))
+
+
+def quotient_added(g: Walk, x: Value, tensor1: Value, tensor2: Value) -> Value:
+    _no_singularity(g, tensor2)
+    return broadcast(g, [x, tensor1, tensor2], lambda held: bool(held[0] and held[1]))
+
+
 def _first_zero(held: list[bool | None]) -> bool:
     return bool(held[0])
 

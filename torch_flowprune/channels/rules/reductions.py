@@ -7,12 +7,12 @@ from typing import Any
 
 from torch_flowprune.channels.rules.pointwise import singular
 from torch_flowprune.channels.rules.views import dropped, replaced, spatial, unflatten
-from torch_flowprune.channels.tracing import Value, Walk
+from torch_flowprune.channels.tracing import Value, Walk, concrete
 
 _STATISTICS = "is a dimension that statistics are taken over: removing a channel changes them, masking it does not"
 
 
-def _dims_of(x: Value, dim: Any) -> list[int]:
+def dims_of(x: Value, dim: Any) -> list[int]:
     if dim is None or dim == []:
         return list(range(x.ndim))
     return [d % max(x.ndim, 1) for d in ([dim] if isinstance(dim, int) else dim)]
@@ -28,20 +28,20 @@ def _kept_or_dropped(g: Walk, x: Value, dims: Sequence[int], keepdim: bool) -> V
 
 def statistic(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     """Mean, maximum: what is reduced stays; a row of zeros gives zero."""
-    dims = _dims_of(x, dim)
+    dims = dims_of(x, dim)
     for d in dims:
         g.freeze(x.dims[d], _STATISTICS)
     return _kept_or_dropped(g, x, dims, keepdim)
 
 
-def spread(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
-    """Variance and deviation; the latter has no slope at zero."""
+def singular_spread(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+    """A deviation, which has no slope where all is equal. A variance has one, and is a statistic like others."""
     return singular(g, statistic(g, x, dim, keepdim))
 
 
 def total(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     """Sum and norm: terms that are zero may go."""
-    dims = _dims_of(x, dim)
+    dims = dims_of(x, dim)
     for d in dims:
         if not x.zero[d]:
             g.freeze(x.dims[d], "is summed over where a removed unit is not zero")
@@ -54,6 +54,14 @@ def vector_norm(g: Walk, x: Value, ord: float = 2, dim: Any = None, keepdim: boo
 
 def p_norm(g: Walk, x: Value, p: float = 2, dim: Any = None, keepdim: bool = False) -> Value:
     return vector_norm(g, x, 2 if p is None else p, dim, keepdim)
+
+
+def pairwise_distance(g: Walk, x: Value, x2: Value) -> Value:
+    for v in (x, x2):
+        g.freeze(v.dims[-1], "is added a small number to, channel by channel")
+    for labels in (*x.dims, *x2.dims):
+        g.freeze(labels, "is a row of distances")
+    return g.fixed(g.out_shape)
 
 
 def scan(g: Walk, x: Value, dim: int) -> Value:
@@ -125,6 +133,17 @@ def layer_norm(
 def pool(count: int) -> Callable[..., Value]:
     def rule(g: Walk, x: Value) -> Value:
         return spatial(g, x, count)
+
+    return rule
+
+
+def pool_with_places(count: int) -> Callable[..., list[Value]]:
+    """The largest of a window, and where it was."""
+
+    def rule(g: Walk, x: Value) -> list[Value]:
+        assert g.node is not None
+        out = spatial(g.at_shape(concrete(g.node.meta["val"][0].shape)), x, count)
+        return [out, out.without_zero()]
 
     return rule
 

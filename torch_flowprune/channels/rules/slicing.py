@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from torch_flowprune.channels.rules.views import dropped, replaced, spatial, unflatten, unsqueeze
-from torch_flowprune.channels.tracing import Value, Walk
+from torch_flowprune.channels.tracing import Value, Walk, concrete
 
 
 def cat(g: Walk, x: Sequence[Value], dim: int = 0) -> Value:
@@ -99,6 +100,8 @@ def pad(g: Walk, x: Value, pad: Sequence[int], value: float | None = 0.0) -> Val
 
 def index(g: Walk, x: Value, indices: Sequence[Any]) -> Any:
     """Advanced indexing: the indexed dimensions stay, the others are untouched."""
+    if len(indices) == 1 and _is_mask(g):
+        return _by_mask(g, x, indices[0])
     used = [d for d, i in enumerate(indices) if i is not None]
     extra = max((indices[d].ndim for d in used), default=0)
     if not used or x.ndim - len(used) + extra != len(g.out_shape):
@@ -116,6 +119,23 @@ def index(g: Walk, x: Value, indices: Sequence[Any]) -> Any:
     return Value(dims, (*(x.zero[d] for d in before), *[True] * extra, *(x.zero[d] for d in after)))
 
 
+def _is_mask(g: Walk) -> bool:
+    assert g.node is not None
+    given = g.node.args[1]
+    return (
+        isinstance(given, (list, tuple))
+        and isinstance(given[0], Node)
+        and given[0].meta["val"].dtype in (torch.bool, torch.uint8)
+    )
+
+
+def _by_mask(g: Walk, x: Value, mask: Value) -> Value:
+    """``x[mask]``: the dimensions of the mask become one."""
+    for labels in (*x.dims[: mask.ndim], *mask.dims):
+        g.freeze(labels, "is picked from by a mask")
+    return Value((g.axes.fixed(g.out_shape[0]), *x.dims[mask.ndim :]), (True, *x.zero[mask.ndim :]))
+
+
 def index_select(g: Walk, x: Value, dim: int, index: Value) -> Value:
     g.freeze(x.dims[dim], "is indexed")
     for labels in index.dims:
@@ -127,6 +147,15 @@ def embedding(g: Walk, weight: Value, indices: Value) -> Value:
     g.freeze(weight.dims[0], "is indexed")
     g.role(weight.dims[1], "producer")
     return Value((*indices.dims, weight.dims[1]), (*[False] * indices.ndim, weight.zero[1]))
+
+
+def embedding_bag(g: Walk, weight: Value, indices: Value) -> list[Value]:
+    """Sums, means or maxima of an embedding's rows; the other results say which rows they were."""
+    assert g.node is not None
+    out = embedding(g, weight, indices)
+    shapes = [concrete(v.shape) for v in g.node.meta["val"]]
+    bags = Value((g.axes.fixed(shapes[0][0]), out.dims[-1]), (True, out.zero[-1]))
+    return [bags, *(g.fixed(shape) for shape in shapes[1:])]
 
 
 def unfold(g: Walk, x: Value, dimension: int) -> Value:
@@ -157,6 +186,12 @@ def pixel_shuffle(g: Walk, x: Value, upscale_factor: int) -> Value:
     return spatial(g, replaced(x, -3, channels), 2)
 
 
+def channel_shuffle(g: Walk, x: Value, groups: int) -> Value:
+    """The same channels of every group may go."""
+    channels = unflatten(g, x.dims[1], [groups, x.shape[1] // groups], axis=1)[1]
+    return replaced(x, 1, channels.repeat_interleave(groups))
+
+
 def pixel_unshuffle(g: Walk, x: Value, downscale_factor: int) -> Value:
     return spatial(g, replaced(x, -3, x.dims[-3].repeat_interleave(downscale_factor**2)), 2)
 
@@ -181,6 +216,8 @@ CUT_RULES: dict[str, Callable[..., Any]] = {
     "unfold": unfold,
     "im2col": im2col,
     "col2im": col2im,
+    **dict.fromkeys(("embedding_bag", "_embedding_bag"), embedding_bag),
+    "channel_shuffle": channel_shuffle,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
 }

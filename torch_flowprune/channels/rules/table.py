@@ -10,17 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch_flowprune.channels.rules.along import ALONG_RULES
 from torch_flowprune.channels.rules.matrix import (
     addmm,
     attention,
     baddbmm,
+    bilinear_layer,
     convolution,
+    deformable_convolution,
+    distances,
     einsum,
     inner_product,
     linear_layer,
     matmul,
     matrix_product,
     matrix_vector,
+    outer_product,
+    similarity,
     transposed_convolution,
 )
 from torch_flowprune.channels.rules.pointwise import (
@@ -35,6 +41,7 @@ from torch_flowprune.channels.rules.pointwise import (
     filled_like,
     glu,
     hardtanh,
+    hypotenuse,
     keeps,
     lerp,
     masked_fill,
@@ -45,11 +52,15 @@ from torch_flowprune.channels.rules.pointwise import (
     positions,
     power,
     prelu,
+    quotient_added,
     several_positions,
+    sign_copied,
     singular,
+    steps,
     threshold,
     where,
 )
+from torch_flowprune.channels.rules.recurrent import RECURRENT_RULES
 from torch_flowprune.channels.rules.reductions import (
     batch_norm,
     grid_sample,
@@ -58,15 +69,18 @@ from torch_flowprune.channels.rules.reductions import (
     layer_norm,
     log_scan,
     p_norm,
+    pairwise_distance,
     pool,
+    pool_with_places,
     resample,
     scan,
+    singular_spread,
     softmax,
-    spread,
     statistic,
     total,
     vector_norm,
 )
+from torch_flowprune.channels.rules.scattering import SCATTER_RULES
 from torch_flowprune.channels.rules.slicing import CUT_RULES
 from torch_flowprune.channels.rules.views import SHAPE_RULES
 
@@ -74,15 +88,20 @@ _KEEPING = (
     "relu relu6 gelu silu tanh hardswish leaky_relu elu selu celu mish abs neg sign sin tan atan asin sinh asinh erf "
     "expm1 log1p floor ceil round trunc square contiguous clone detach alias lift_fresh_copy lift_fresh to type_as "
     "_to_copy dropout feature_dropout native_dropout positive real conj resolve_conj resolve_neg hardshrink softshrink "
-    "nan_to_num deg2rad"
+    "nan_to_num deg2rad rrelu erfinv atanh sgn frac imag special_erf"
 ).split()
 _MOVING = (
-    "sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli"
+    "sigmoid hardsigmoid exp cos cosh softplus erfc log_sigmoid logical_not bitwise_not isnan isinf exp2 bernoulli "
+    "isfinite signbit sinc i0 alpha_dropout feature_alpha_dropout special_expit"
 ).split()
-_SINGULAR = ("log log2 log10 sqrt rsqrt reciprocal acos").split()
-_COMPARING = ("eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or isclose").split()
-_POOLS = {
-    f"{kind}{n}d": n for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
+_SINGULAR = ("log log2 log10 sqrt rsqrt reciprocal acos acosh logit special_logit lgamma digamma").split()
+_COMPARING = (
+    "eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor isclose "
+    "logaddexp logaddexp2"
+).split()
+_POOLS = {f"{kind}{n}d": n for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool")}
+_POOLS_WITH_PLACES = {
+    f"{kind}max_pool{n}d{end}": n for n in (1, 2, 3) for kind, end in (("", "_with_indices"), ("adaptive_", ""))
 }
 _UPSAMPLES = (
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
@@ -93,6 +112,9 @@ _UPSAMPLES = (
 RULES: dict[str, Callable[..., Any]] = {
     **SHAPE_RULES,
     **CUT_RULES,
+    **ALONG_RULES,
+    **SCATTER_RULES,
+    **RECURRENT_RULES,
     **dict.fromkeys(_KEEPING, keeps),
     **dict.fromkeys(_MOVING, moves),
     **dict.fromkeys(_SINGULAR, singular),
@@ -100,11 +122,12 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("add", "sub", "rsub", "subtract"), add),
     **dict.fromkeys(("maximum", "minimum", "fmax", "fmin"), add),
     **dict.fromkeys(("mul", "multiply"), multiply),
-    **dict.fromkeys(("div", "divide", "true_divide", "floor_divide", "remainder", "fmod"), divide),
+    **dict.fromkeys(("div", "divide", "true_divide", "floor_divide", "remainder", "fmod", "xlogy", "atan2"), divide),
     **{name: pool(n) for name, n in _POOLS.items()},
     **dict.fromkeys(_UPSAMPLES, resample),
-    **dict.fromkeys(("mean", "amax", "amin"), statistic),
-    **dict.fromkeys(("var", "std"), spread),
+    **{name: pool_with_places(n) for name, n in _POOLS_WITH_PLACES.items()},
+    **dict.fromkeys(("mean", "nanmean", "amax", "amin", "var", "prod", "all"), statistic),
+    **dict.fromkeys(("sum", "nansum", "any", "count_nonzero"), total),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), transposed_convolution),
     **dict.fromkeys(("mm", "bmm"), matrix_product),
@@ -146,7 +169,17 @@ RULES: dict[str, Callable[..., Any]] = {
     "lerp": lerp,
     "glu": glu,
     "copy": copy,
-    "sum": total,
+    "std": singular_spread,
+    "bilinear": bilinear_layer,
+    "outer": outer_product,
+    "cosine_similarity": similarity,
+    "cdist": distances,
+    "deform_conv2d": deformable_convolution,
+    "heaviside": steps,
+    "pairwise_distance": pairwise_distance,
+    "copysign": sign_copied,
+    "hypot": hypotenuse,
+    "addcdiv": quotient_added,
     "linalg_vector_norm": vector_norm,
     "norm": p_norm,
     "batch_norm": batch_norm,

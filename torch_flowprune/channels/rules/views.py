@@ -19,8 +19,10 @@ from torch.fx import Node
 from torch_flowprune.channels.tracing import Value, Walk, concrete, operator_name
 
 
-def reshape(g: Walk, x: Value) -> Value:
+def reshape(g: Walk, x: Value) -> Any:
     """Dimensions are matched in groups of equal product; each group is flattened, then unflattened."""
+    if 0 in x.shape:  # of nothing every product is the same
+        return NotImplemented
     dims: list[Tensor] = []
     zero: list[bool] = []
     for old, new in _runs_of_equal_product(x.shape, g.out_shape):

@@ -19,6 +19,8 @@ from torch_flowprune.channels.shrinking.surgery import Surgery
 from torch_flowprune.channels.tracing import Reading, flat, module_path, operator_name
 from torch_flowprune.torch_internals import AnyConvolution
 
+_WEIGHTS = ("weight_ih", "weight_hh")  # of the input and of the state, as all recurrent layers and cells call them
+
 Attributes = dict[str, dict[str, Any]]
 
 
@@ -96,6 +98,8 @@ def _sizes_of_layer(
     module: nn.Module, shapes: Mapping[str, tuple[int, ...]], count: Mapping[str, int]
 ) -> dict[str, Any]:
     """The attributes of a layer that its tensors' shapes determine."""
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return _sizes_of_recurrent(module, shapes)
     weight = shapes.get("weight") or shapes.get("running_mean") or ()
     if isinstance(module, AnyConvolution):
         groups = count.get("groups", module.groups)
@@ -109,6 +113,15 @@ def _sizes_of_layer(
     if len(weight) == 2:
         return {"out_features": weight[0], "in_features": weight[1]}
     return {}
+
+
+def _sizes_of_recurrent(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """A gate's rows stand under one another; the first layer's weights tell the sizes of all."""
+    of_input, of_state = (next(shape for name, shape in shapes.items() if name.startswith(kind)) for kind in _WEIGHTS)
+    gates = next(t for name, t in module.named_parameters() if name.startswith(_WEIGHTS[1])).shape[0]
+    width = int(getattr(module, "hidden_size", 0))
+    sizes = {"input_size": of_input[1], "hidden_size": of_state[0] * width // gates}
+    return sizes | ({"proj_size": of_state[1]} if getattr(module, "proj_size", 0) else {})
 
 
 def _matched_attributes(model: nn.Module, reading: Reading, dead: Tensor) -> Attributes:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch_flowprune.channels.groups import Coupling, Group, Slice
 from torch_flowprune.channels.tracing import Reading, canonical_names
 from torch_flowprune.inputs import plain_name
+from torch_flowprune.torch_internals import list_flat_weights
 
 
 class ShrinkError(RuntimeError):
@@ -91,6 +92,8 @@ def operated(model: nn.Module, surgery: Surgery) -> nn.Module:
                     if full not in new:
                         new[full] = _cut_tensor(surgery, full, tensor)
                     held[name] = new[full]
+        if isinstance(module, nn.RNNBase):
+            list_flat_weights(module)
     for path, values in surgery.attributes.items():
         for name, value in values.items():
             setattr(model.get_submodule(path), name, value)

@@ -140,6 +140,8 @@ class Walk:
             of, at = cast("tuple[Node, int]", node.args)
             source = self.values[of]
             return source[at] if isinstance(source, (list, tuple)) else source
+        if node.meta.get("unused") and getattr(node.meta.get("val"), "shape", None) == ():
+            return self.fixed(())  # a number for a log: taken of however many positions
         rule = rules.get(operator_name(node))
         if rule is None:
             return self._without_rule(node)

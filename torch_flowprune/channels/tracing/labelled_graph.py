@@ -6,7 +6,7 @@ import copy
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,10 @@ from torch.fx import Node
 from torch_flowprune.channels.tracing.label_propagation import Rule, Site, Walk
 from torch_flowprune.channels.tracing.labels import Axes, Solution, Value
 from torch_flowprune.channels.tracing.nodes import Traced
-from torch_flowprune.channels.tracing.recorder import UnrecordableError, no_tensors_in, recorded
-from torch_flowprune.inputs import on_host
+from torch_flowprune.channels.tracing.paths import UnrecordableError, paths_of
+from torch_flowprune.channels.tracing.recorder import no_tensors_in, recorded
+from torch_flowprune.inputs import on_host, same_randomness
+from torch_flowprune.torch_internals import tree_map_only
 
 _ROUNDS = 10  # walks with different choices; the deepest nesting of choices seen in timm needed 4
 
@@ -55,17 +57,37 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Traced:
-    """Recorded; what cannot be recorded, ``torch.export`` may know how to read, or else says what is wrong."""
+def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> list[Traced]:
+    """Recorded, path by path; what cannot be recorded, ``torch.export`` may know how to read.
+
+    Raises:
+        UnrecordableError: where neither reads it, or the model does not run on these inputs.
+    """
     try:
-        return recorded(twin(model), args, kwargs, training)
+        return paths_of(lambda answers: recorded(twin(model), args, kwargs, training, answers))
     except Exception as why:  # noqa: BLE001 - whatever the model's code raises when it is run
         try:
-            return export(model, args, kwargs, training)
-        except Exception as error:
-            if opaque := re.search(r"Found <class '(?:\w+\.)*(\w+)'> in output", str(error)):
-                raise UnrecordableError(no_tensors_in(opaque[1])) from error
-            raise error from why
+            return [export(model, args, kwargs, training)]
+        except Exception as error:  # noqa: BLE001 - what torch.export says is of itself, not of the model
+            raise UnrecordableError(_said_of(model, args, kwargs, why, error)) from why
+
+
+def _said_of(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], why: Exception, error: Exception
+) -> str:
+    """What is wrong with a model that neither way can read, in a line."""
+    if opaque := re.search(r"Found <class '(?:\w+\.)*(\w+)'> in output", str(error)):
+        return no_tensors_in(opaque[1])
+    if isinstance(why, UnrecordableError):
+        return f"the channels cannot be read off this model: {why}"
+    try:
+        copied = twin(model).eval()
+        with same_randomness(copied), torch.no_grad():
+            copied(*tree_map_only(Tensor, torch.clone, args), **tree_map_only(Tensor, torch.clone, dict(kwargs)))
+    except Exception as own:  # noqa: BLE001 - the model's own words
+        line = next(iter(str(own).splitlines()), "")
+        return f"the model does not run on the example inputs: {type(own).__name__}: {line}"
+    return f"the channels cannot be read off this model: its code fails when it is watched: {type(why).__name__}: {why}"
 
 
 def export(
@@ -112,15 +134,16 @@ def read(
 ) -> Reading:
     """Label the graph in eval mode (``evaluated``, if at hand), and in train mode where that uses more parameters."""
     names = canonical_names(model)
-    traced = {"eval": evaluated or trace(model, args, kwargs, False)}
+    traced = _named("eval", [evaluated] if evaluated else trace(model, args, kwargs, False))
     unused = _unused_parameters(model, traced.values(), names)
     error = ""
     if unused:
         try:
-            traced["train"] = trace(model, args, kwargs, True)
+            traced |= _named("train", trace(model, args, kwargs, True))
             unused = _unused_parameters(model, traced.values(), names)
         except Exception as e:  # noqa: BLE001 - whatever the training forward raises, what only training reads is then frozen
             error = f"its training graph, which reads further parameters, cannot be read: {type(e).__name__}"
+    _check_all_read(model, traced, unused)
     walk, solution = _best_walk(traced, names, rules, error)
     return Reading(
         traced,
@@ -135,6 +158,22 @@ def read(
         walk.unknown,
         unused,
     )
+
+
+def _named(mode: str, graphs: Sequence[Traced]) -> dict[str, Traced]:
+    """The graphs of one mode: that of the example under the mode's name, other paths with a number."""
+    return {f"{mode} {number}" if number else mode: graph for number, graph in enumerate(graphs)}
+
+
+def _check_all_read(model: nn.Module, traced: Mapping[str, Traced], unused: Sequence[str]) -> None:
+    """Where values decide what runs, a layer that did not run may run on other inputs, on channels that were cut."""
+    depends = next((graph.depends for graph in traced.values() if graph.depends), "")
+    layers = [name for name, p in model.named_parameters() if name in unused and p.ndim > 1]
+    if depends and layers:
+        raise UnrecordableError(
+            f"values decide what runs ({depends}), and on the example inputs {layers[0]} and {len(layers) - 1} more "
+            "did not: give example_inputs on which all layers run"
+        )
 
 
 @on_host()

@@ -28,11 +28,13 @@ class Traced:
         graph: with a placeholder for each tensor from outside.
         sources: placeholders that are state of the model, as (parameter or buffer, name).
         program: what ``torch.export`` gave, where it was asked.
+        depends: the statements that read numbers off tensors.
     """
 
     graph: Graph
     sources: Mapping[Node, tuple[str, str]]
     program: ExportedProgram | None = None
+    depends: str = ""
 
 
 def operator_name(node: Node) -> str:

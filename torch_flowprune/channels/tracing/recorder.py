@@ -2,15 +2,19 @@
 
 With autograd out of the way nothing comes before a dispatch mode: it sees the operators that the model called
 (``linear``, not the product it is made of), which are those of ``torch.export``, at the price of a forward. A graph is
-handed out only where it
-holds for any values: every tensor is accounted for, and no number was read off one. Else it is ``UnrecordableError``.
+handed out only where every
+tensor is accounted for, and what the code goes on with is left as it was. Numbers read off tensors are noted, and can
+be answered otherwise (``paths``).
 """
 
 from __future__ import annotations
 
 import operator
+import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_flowprune.channels.tracing.nodes import Traced
+from torch_flowprune.channels.tracing.paths import MOST_READ, Answers, Read, Recording, UnrecordableError
 from torch_flowprune.inputs import same_randomness, settle
 from torch_flowprune.torch_internals import (
     BelowAutograd,
@@ -37,27 +42,18 @@ _CONTAINERS = (dict, list, tuple)
 _LITERALS = ("lift_fresh", "lift_fresh_copy")
 """What ``torch.tensor`` passes the tensor to that it made of numbers."""
 
-_ATEN = torch.ops.aten
-_UNTAGGED = (
-    _ATEN.where.default,
-    _ATEN.nonzero_numpy.default,
-    _ATEN.repeat_interleave.self_Tensor,
-    _ATEN.tensor_split.tensor_indices_or_sections,
-)
-"""Made of operators whose results have a shape that depends on values, and not tagged as such themselves."""
 
-
-class UnrecordableError(RuntimeError):
-    """What was seen of the forward may not be what another input would show."""
-
-
-def recorded(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Traced:
+def recorded(
+    twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, answers: Answers | None = None
+) -> Recording:
     """The operators of one forward. twin: a copy of the model, thrown away afterwards, that shares the parameters.
+
+    answers: what the code is told in place of the numbers that it reads off tensors, by their number in order.
 
     Raises:
         UnrecordableError: where the graph would not hold for other values; besides, what the forward raises.
     """
-    recorder = _Recorder()
+    recorder = _Recorder(answers or {})
     settle(twin, "train" if training else "eval")
     with (
         same_randomness(twin),
@@ -72,14 +68,17 @@ def recorded(twin: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         with _Closed(recorder), recorder:
             outputs = twin(*args, **kwargs)
         recorder.end(outputs)
-    return Traced(recorder.graph, recorder.sources)
+    return Traced(
+        recorder.graph, recorder.sources, depends=", ".join({r.place for r in recorder.reads})
+    ), recorder.reads
 
 
 class _Recorder(OperatorMode):
     """A graph that grows by a node an operator."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: Answers) -> None:
         super().__init__()
+        self.answers, self.reads = answers, list[Read]()
         self.graph = Graph()
         self.sources: dict[Node, tuple[str, str]] = {}
         self.nodes: Any = WeakTensorKeyDictionary()
@@ -90,8 +89,8 @@ class _Recorder(OperatorMode):
 
     def refuse(self, why: str) -> UnrecordableError:
         """The error to raise; noted, as the model's code may catch it."""
-        self.refused = self.refused or why
-        return UnrecordableError(why)
+        self.refused = self.refused or f"{why}, at {place_in_code()}"
+        return UnrecordableError(self.refused)
 
     # Where tensors come from.
 
@@ -142,20 +141,17 @@ class _Recorder(OperatorMode):
         for held in freed:
             del self.held[held]
             held.meta["freed_before"] = node
-        result = func(*args, **kwargs)
-        self.note(node, result, {_memory_of(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)})
-        return result
+        read = {_memory_of(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        return self.note(node, func(*args, **kwargs), read)
 
     def check(self, func: Any, args: Any, kwargs: Any) -> None:
         """Before the operator runs: is what it does the same for all values, and the model left as it is?"""
-        if _reads_values(func, args):
-            raise self.refuse(f"{func} depends on values")
         if schema_of(func).is_mutable and any(
             _memory_of(tensor) in self.kept for tensor in _written(func, args, kwargs)
         ):
             raise self.refuse(f"{func} writes to a parameter or to a tensor that the model holds")
 
-    def note(self, node: Node, result: Any, read: set[int]) -> None:
+    def note(self, node: Node, result: Any, read: set[int]) -> Any:
         if isinstance(result, Tensor):
             self.hold(node, result, read)
             self.nodes[result], node.meta["val"] = node, _without_content(result)
@@ -169,7 +165,15 @@ class _Recorder(OperatorMode):
                     self.nodes[item] = picked
                     picked.meta |= {"val": node.meta["val"][i], "nn_module_stack": node.meta["nn_module_stack"]}
         elif result is not None:
-            raise self.refuse(f"{node.target} reads a number off a tensor")
+            return self.answer(node, result)
+        return result
+
+    def answer(self, node: Node, result: Any) -> Any:
+        """The code reads a number: it is told what it is, or another answer that is to be tried."""
+        if len(self.reads) == MOST_READ:
+            raise self.refuse(f"the code reads more than {MOST_READ} numbers off tensors")
+        self.reads.append(Read(node, result, place_in_code()))
+        return self.answers.get(len(self.reads) - 1, result)
 
     def hold(self, node: Node, result: Tensor, read: set[int]) -> bool:
         """Note whether a result is in memory of its own, none that was read, and follow that until it is let go."""
@@ -183,7 +187,7 @@ class _Recorder(OperatorMode):
         for leaf in leaves:
             if not isinstance(leaf, (Tensor, bool, int, float, str, type(None))):
                 raise self.refuse(no_tensors_in(type(leaf).__name__))
-        self.graph.output([self.node_of(leaf) for leaf in leaves if isinstance(leaf, Tensor)])
+        self.graph.output([self.node_of(leaf) for leaf in leaves if isinstance(leaf, (Tensor, bool, int, float))])
         if self.refused:
             raise UnrecordableError(self.refused)
 
@@ -208,9 +212,16 @@ class _Closed(TorchFunctionMode):
         self.recorder = recorder
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.tolist and args[0].numel() <= MOST_READ:
+            return _as_list(args[0])
         if func in _READERS:
             raise self.recorder.refuse(f"{func.__name__} hands out values")
         return func(*args, **(kwargs or {}))
+
+
+def _as_list(tensor: Tensor) -> Any:
+    """``tolist``, number by number."""
+    return tensor.item() if tensor.ndim == 0 else [_as_list(part) for part in tensor.unbind(0)]
 
 
 def no_tensors_in(kind: str) -> str:
@@ -221,18 +232,13 @@ def no_tensors_in(kind: str) -> str:
     )
 
 
-def _reads_values(func: Any, args: Any) -> bool:
-    """True where the shape of the result depends on values.
-
-    Of indices, where one is a mask, of classes, where their number is left open.
-    """
-    if func in _UNTAGGED:
-        return True
-    if func.overloadpacket is _ATEN.one_hot:
-        return tuple(args[1:]) in ((), (-1,))
-    if func.overloadpacket is _ATEN.index:
-        return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-    return torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags
+def place_in_code() -> str:
+    """The statement of the model's code that runs: the innermost that is neither torch's nor ours."""
+    own = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[2]}{os.sep}")
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith(own):
+            return f"line {frame.lineno} of {Path(frame.filename).name}" + (f": {frame.line}" if frame.line else "")
+    return "a line of torch"
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
