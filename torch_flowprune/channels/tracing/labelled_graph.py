@@ -61,14 +61,14 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], tr
         return recorded(twin(model), args, kwargs, training)
     except Exception as why:  # noqa: BLE001 - whatever the model's code raises when it is run
         try:
-            return export(model, args, kwargs, training)
+            return program_of(model, args, kwargs, training)
         except Exception as error:
             if opaque := re.search(r"Found <class '(?:\w+\.)*(\w+)'> in output", str(error)):
                 raise UnrecordableError(no_tensors_in(opaque[1])) from error
             raise error from why
 
 
-def export(
+def program_of(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None
 ) -> Traced:
     """As ``torch.export`` gives it. sizes: dynamic shapes, as it takes them."""
