@@ -25,9 +25,11 @@ from torch_flowprune.channels import (
     shrink,
 )
 from torch_flowprune.checkpoints import prune_checkpoint
+from torch_flowprune.exporting import Exported, export, load_pruned, save_pruned, to_semi_structured
 from torch_flowprune.gradients import Flow, flow
 from torch_flowprune.inputs import class_balanced
 from torch_flowprune.masking import (
+    accept_masks,
     apply_masks,
     export_ready,
     keep_zeros,
@@ -66,6 +68,7 @@ __all__ = [
     "Comparison",
     "Coupling",
     "Diagnosis",
+    "Exported",
     "Flow",
     "Group",
     "LatencyTable",
@@ -85,17 +88,20 @@ __all__ = [
     "Slices",
     "TiedScoresWarning",
     "Weights",
+    "accept_masks",
     "apply_masks",
     "class_balanced",
     "compare",
     "couple",
     "describe",
     "diagnose",
+    "export",
     "export_ready",
     "flow",
     "global_prune",
     "importance_scores",
     "keep_zeros",
+    "load_pruned",
     "load_shrunk",
     "load_state_dict",
     "masks",
@@ -107,10 +113,12 @@ __all__ = [
     "regrow",
     "remove",
     "report",
+    "save_pruned",
     "save_shrunk",
     "scores",
     "shrink",
     "state_dict",
     "sync_masks",
+    "to_semi_structured",
 ]
 __all__ += _methods.__all__

@@ -51,6 +51,7 @@ __all__ = [
     "names_of_flat_weights",
     "runs_step_hooks",
     "schema_of",
+    "semi_structured_sizes",
     "set_tensor_name",
     "storage_key",
     "tensor_name",
@@ -226,6 +227,19 @@ def tensor_name(hook: Any) -> str:
 def set_tensor_name(hook: Any, name: str) -> None:
     """Make a hook the one of this tensor, as torch's ``apply`` does."""
     hook._tensor_name = name
+
+
+# -- kernels for sparse tensors ------------------------------------------
+
+
+def semi_structured_sizes(dtype: torch.dtype) -> tuple[int, int] | None:
+    """What rows and columns of a 2:4 weight are multiples of, for the kernels that torch uses; None for no kernel."""
+    cutlass = torch.sparse.SparseSemiStructuredTensor._FORCE_CUTLASS
+    kind: Any = (
+        torch.sparse.SparseSemiStructuredTensorCUTLASS if cutlass else torch.sparse.SparseSemiStructuredTensorCUSPARSELT
+    )
+    found = kind._DTYPE_SHAPE_CONSTRAINTS.get(dtype)
+    return None if found is None else (found.sparse_min_rows, found.sparse_min_cols)
 
 
 # -- optimizers ------------------------------------------

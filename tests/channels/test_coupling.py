@@ -21,7 +21,7 @@ from torch_flowprune.channels.rules.table import RULES
 from torch_flowprune.channels.shrinking.removal import shrink
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
 from torch_flowprune.channels.tracing.label_propagation import required_by
-from torch_flowprune.channels.tracing.labelled_graph import export, read
+from torch_flowprune.channels.tracing.labelled_graph import program_of, read
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -355,7 +355,7 @@ def test_exporting_leaves_torchs_settings_as_they_were(fails: bool) -> None:
             return super().forward(x)
 
     with pytest.raises(RuntimeError, match="here") if fails else contextlib.nullcontext():
-        export(nn.Sequential(Looks(3, 4), nn.Linear(4, 2)), (torch.randn(2, 3),), {}, training=False)
+        program_of(nn.Sequential(Looks(3, 4), nn.Linear(4, 2)), (torch.randn(2, 3),), {}, training=False)
     assert seen[0]
     assert not config.do_not_emit_stack_traces
 

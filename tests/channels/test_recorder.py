@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from torch_flowprune.channels.coupling import couple, coupling_of
 from torch_flowprune.channels.rules.table import RULES
-from torch_flowprune.channels.tracing.labelled_graph import export, read, trace, twin
+from torch_flowprune.channels.tracing.labelled_graph import program_of, read, trace, twin
 from torch_flowprune.channels.tracing.nodes import module_path, operator_name
 from torch_flowprune.channels.tracing.paths import UnrecordableError
 from torch_flowprune.channels.tracing.recorder import recorded
@@ -52,7 +52,7 @@ def traced(middle: Callable[[Net, Tensor], Any], training: bool = False) -> Any:
 def test_the_coupling_is_that_of_torch_export(name: str) -> None:
     model, x, found = coupled(CASES[name])
     assert trace(model, (x,), {}, False)[0].program is None
-    exported = coupling_of(read(model, (x,), {}, RULES, export(model, (x,), {}, False)))
+    exported = coupling_of(read(model, (x,), {}, RULES, program_of(model, (x,), {}, False)))
     assert found.to_dict() == exported.to_dict()
     assert found.unknown == exported.unknown
 

@@ -3,15 +3,18 @@
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
 import torch_flowprune as fp
-from torch_flowprune.cli import demo
-from torch_flowprune.cli import timm_models as zoo
+from torch_flowprune.cli import demo, image_folder
+from torch_flowprune.cli.arguments import COMMANDS
 from torch_flowprune.cli.commands import main
 
 timm = pytest.importorskip("timm")
@@ -228,10 +231,10 @@ def test_the_command_line_takes_allocations(run, tmp_path):
 def test_synset_folders_get_imagenet_labels(tmp_path):
     for name in ("n01443537", "n01440764"):
         (tmp_path / name).mkdir()
-    labels = zoo._labels(tmp_path, timm.create_model("test_vit"))
+    labels = image_folder._labels("--data", tmp_path, timm.create_model("test_vit"))
     assert [labels(0), labels(1)] == [0, 1]
     (tmp_path / "n02102040").mkdir()
-    assert zoo._labels(tmp_path, timm.create_model("test_vit"))(2) == 217
+    assert image_folder._labels("--data", tmp_path, timm.create_model("test_vit"))(2) == 217
 
 
 # --- demo ------------------------------------------------------------------------------------------------------------
@@ -299,19 +302,117 @@ def test_an_output_that_is_a_folder_is_told_before_anything_is_computed(tmp_path
     assert not out
 
 
+# --- files of its own -------------------------------------------------------------------------------------------------
+
+
+def share_of_zeros(path):
+    from safetensors.torch import load_file
+
+    weights = [value for value in load_file(path).values() if value.dim() > 1]
+    return sum(int((value == 0).sum()) for value in weights) / sum(value.numel() for value in weights)
+
+
+def test_its_own_file_is_pruned_on_from_where_it_is(run, tmp_path):
+    first, second, third = (tmp_path / f"{number}.safetensors" for number in (1, 2, 3))
+    run("prune", *MODEL, "--method", "random", "--sparsity", 0.5, "--min-keep", 1, "--out", first)
+    again = ("prune", "test_efficientnet", "--num-classes", 2, "--method", "random", "--seed", 5, "--checkpoint")
+    text = run(*again, first, "--sparsity", 0.5, "--min-keep", 1, "--out", second)
+    assert "(50.00%), 0 now" in text
+    assert share_of_zeros(second) == share_of_zeros(first) == pytest.approx(0.5, abs=1e-3)
+    run(*again, second, "--sparsity", 0.6, "--min-keep", 1, "--out", third)
+    assert share_of_zeros(third) == pytest.approx(0.6, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["ours", "ours.pt", "torch's.pt"])
+def test_states_with_masks_are_read_with_them(kind, run, tmp_path):
+    from safetensors.torch import save_file
+    from torch.nn.utils import prune
+
+    model = timm.create_model("test_efficientnet", num_classes=2)
+    if kind == "torch's.pt":
+        layers = [
+            (module, "weight") for module in model.modules() if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))
+        ]
+        prune.global_unstructured(layers, prune.RandomUnstructured, amount=0.5)
+        path = tmp_path / "own.pt"
+        torch.save(model.state_dict(), path)
+    else:
+        fp.global_prune(model, "random", 0.5, min_keep=1)
+        path = tmp_path / ("own.pt" if kind == "ours.pt" else "own.safetensors")
+        (torch.save if kind == "ours.pt" else save_file)(fp.state_dict(model), path)
+    command = ("prune", "test_efficientnet", "--num-classes", 2, "--checkpoint", path, "--method", "random")
+    assert "(50.00%), 0 now" in run(*command, "--sparsity", 0.5, "--min-keep", 1)
+
+
+def test_a_shrunk_model_is_written_loaded_and_exported(run, tmp_path):
+    pytest.importorskip("onnxscript")
+    small, onnx = tmp_path / "small.safetensors", tmp_path / "small.onnx"
+    options = ("--granularity", "channel", "--cost", "flops", "--shrink", "--out", small, "--onnx", onnx)
+    text = run("prune", *MODEL, "--sparsity", 0.5, *options)
+    assert f"torch_flowprune.load_pruned(timm.create_model('test_efficientnet', num_classes=2), '{small}')" in text
+    model = fp.load_pruned(timm.create_model("test_efficientnet", num_classes=2), small)
+    whole = sum(value.numel() for value in timm.create_model("test_efficientnet", num_classes=2).parameters())
+    assert sum(value.numel() for value in model.parameters()) < whole
+    assert onnx.stat().st_size > 0
+    assert f"{onnx} (ONNX)" in text
+    command = ("prune", "test_efficientnet", "--num-classes", 2, "--checkpoint", small, "--sparsity", 0.25)
+    assert "25.00%" in run(*command)
+
+
+def test_models_of_standardised_kernels_are_written(run, tmp_path):
+    out = tmp_path / "out.safetensors"
+    text = run("prune", "nf_resnet26", "--random-init", "--num-classes", 2, "--sparsity", 0.3, "--out", out)
+    assert "load_pruned" in text
+    torch.manual_seed(0)
+    model = timm.create_model("nf_resnet26", num_classes=2)
+    fp.global_prune(model, "magnitude", 0.3)
+    again = fp.load_pruned(timm.create_model("nf_resnet26", num_classes=2), out)
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again.eval()(x), model.eval()(x))
+
+
+def test_the_same_command_writes_the_same_bytes(run, tmp_path):
+    written = set()
+    for number in range(8):
+        run("prune", *MODEL, "--sparsity", 0.5, "--out", tmp_path / f"{number}.safetensors")
+        written.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(written) == 1
+
+
+# --- compare and diagnose ---------------------------------------------------------------------------------------------
+
+
+def test_compare(run, pictures, tmp_path):
+    report, plot = tmp_path / "report.json", tmp_path / "plot.png"
+    options = ("--methods", "magnitude", "snip", "--sparsities", 0.3, 0.6, "--held-out", pictures)
+    text = run("compare", *MODEL, "--data", pictures, *options, "--report", report, "--plot", plot)
+    assert len(re.findall(r"^(?:magnitude|snip) +[36]0\.0%", text, re.MULTILINE)) == 4
+    assert "rank correlation" in text
+    assert len(json.loads(report.read_text())["outcomes"]) == 4
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_diagnose(run, pictures, tmp_path):
+    report, plot = tmp_path / "report.json", tmp_path / "plot.png"
+    text = run("diagnose", *MODEL, "--data", pictures, "--batch-size", 2, "--report", report, "--plot", plot)
+    assert "zeros and stability are of the loss_preservation scores" in text
+    assert json.loads(report.read_text())["samples"] == 8
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 ERRORS = [
     ("prune resnet81 --sparsity 0.5", "timm has no model 'resnet81'; nearest: resnet18", "timm.list_models()"),
-    ("prune MODEL", "--sparsity is missing: expected a share from 0 to 1, such as --sparsity 0.9"),
-    ("prune MODEL --sparsity 1.5", "argument --sparsity: expected a share from 0 to 1, such as 0.9, got '1.5'"),
-    ("prune MODEL --sparsity half", "expected a share from 0 to 1, such as 0.9, got 'half'"),
-    ("prune MODEL --sparsity nan", "expected a share from 0 to 1, such as 0.9, got 'nan'"),
+    ("prune MODEL", "--sparsity is missing: expected a fraction from 0 to 1, such as --sparsity 0.9"),
+    ("prune MODEL --sparsity 1.5", "argument --sparsity: expected a fraction from 0 to 1, such as 0.9, got '1.5'"),
+    ("prune MODEL --sparsity half", "expected a fraction from 0 to 1, such as 0.9, got 'half'"),
+    ("prune MODEL --sparsity nan", "expected a fraction from 0 to 1, such as 0.9, got 'nan'"),
     ("prune MODEL --sparsity 0.5 --rounds 0", "argument --rounds: expected a whole number of at least 1, got '0'"),
     ("prune MODEL --sparsity 0.5 --min-keep -1", "argument --min-keep: expected"),
     (
         "prune MODEL --sparsity 0.5 --data /no/such",
-        "--data /no/such: there is no such folder; expected one with a folder of pictures for each class",
+        "--data /no/such: there is no such folder; expected one with a folder of images for each class",
     ),
     (
         "prune MODEL --sparsity 0.5 --method snip",
@@ -357,7 +458,43 @@ ERRORS = [
     ("prune MODEL --sparsity 0.5 --plot p.txt", "--plot p.txt: expected a file name that ends in .png or .svg or .pdf"),
     ("demo --out demo.txt", "--out demo.txt: expected a file name that ends in .png or .svg or .pdf"),
     ("demo --granularity block", "argument --granularity: invalid choice: 'block'"),
-    ("", "the following arguments are required: command"),
+    ("prune MODEL --sparsity 50", "expected a fraction from 0 to 1, such as 0.9, got '50': write 0.5"),
+    ("prune MODEL --sparsity 90%", "got '90%': write 0.9"),
+    ("prune MODEL --sparsity 0,9", "got '0,9': write 0.9"),
+    ("prune MODEL --sparsity 0.5%", "got '0.5%': write 0.005"),
+    ("compare MODEL --sparsities 0.5 80", "got '80': write 0.8"),
+    ("prnue MODEL", "no command is called 'prnue': did you mean prune? The commands are demo, prune, score, compare"),
+    ("x", "no command is called 'x': The commands are demo"),
+    ("prune MODEL --sparsity 0.5 --mehtod l1", "prune does not take --mehtod l1: did you mean --method?"),
+    ("prune MODEL --sparsity 0.5 --zzz", "prune does not take --zzz: prune --help lists the options"),
+    ("prune test_efficientnett --sparsity 0.5", "timm has no model 'test_efficientnett'; nearest: test_efficientnet"),
+    ("prune test_efficientnet --random-init --sparsity 0.5 --device foo", "--device foo: there is no such device here"),
+    ("prune test_efficientnet --random-init --sparsity 0.5 --device cuda:99", "no such device here; expected cpu"),
+    (
+        "prune MODEL --sparsity 0.5 --seed 100000000000000000000000",
+        "expected a whole number from 0 to 9223372036854775807",
+    ),
+    ("prune MODEL --sparsity 0.5 --workers -1", "--workers: expected"),
+    (
+        "prune MODEL --sparsity 0.5 --rounds 1000000000",
+        "rounds=1000000000 are more than there are units to prune, 96,840: expected that many at most",
+    ),
+    ("prune MODEL --sparsity 0.5 --out /proc/x.safetensors", "/proc/x.safetensors: it cannot be written here"),
+    (f"prune MODEL --sparsity 0.5 --out {'x' * 300}.safetensors", "it cannot be written here (File name too long)"),
+    ("prune MODEL --sparsity 0.5 --onnx small.pt", "--onnx small.pt: expected a file name that ends in .onnx"),
+    ("prune MODEL --sparsity 0.5 --shrink", "the units are weights: expected --granularity channel"),
+    ("prune MODEL --sparsity 0.5 --scores SCORES --rounds 3", "rounds=3 scores anew before each round, and scores="),
+    ("compare MODEL", "compare measures a loss: expected --data DIR"),
+    ("diagnose MODEL", "diagnose measures a loss: expected --data DIR"),
+    ("compare MODEL --data PICTURES --held-out /no/such", "--held-out /no/such: there is no such folder"),
+    (
+        "prune MODEL --sparsity 0.5 --method snip --data DAMAGED",
+        "1.png of --data cannot be read (UnidentifiedImageError): mend it",
+    ),
+    (
+        "prune MODEL --sparsity 0.5 --method snip --data DAMAGED --workers 1",
+        "1.png of --data cannot be read (UnidentifiedImageError): mend it",
+    ),
 ]
 
 
@@ -367,10 +504,16 @@ ERRORS = [
 def test_errors_are_one_line_and_code_2(line, parts, capsys, pictures, tmp_path):
     from safetensors.torch import save_file
 
+    shutil.copytree(pictures, tmp_path / "damaged")
+    (tmp_path / "damaged" / "cats" / "1.png").write_text("junk")
+    fp.scores(timm.create_model("test_efficientnet", num_classes=2)).save(tmp_path / "s.safetensors")
+
     save_file({"stem.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     line = (
         line.replace("MODEL", " ".join(MODEL))
         .replace("PICTURES", str(pictures))
+        .replace("DAMAGED", str(tmp_path / "damaged"))
+        .replace("SCORES", str(tmp_path / "s.safetensors"))
         .replace("CHECKPOINT", str(tmp_path / "other.safetensors"))
     )
     try:
@@ -381,6 +524,7 @@ def test_errors_are_one_line_and_code_2(line, parts, capsys, pictures, tmp_path)
     assert code == 2
     assert all(part in text for part in parts), text
     assert "Traceback" not in text
+    assert len([line for line in text.splitlines() if not line.startswith(("usage", " "))]) == 1
 
 
 def test_an_unreachable_hub_names_the_ways_out(capsys, monkeypatch):
@@ -399,12 +543,58 @@ def test_an_unreachable_hub_names_the_ways_out(capsys, monkeypatch):
     assert "--random-init" in text
 
 
+def test_no_command_shows_help_with_an_example(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert "torch-flowprune prune resnet18 --sparsity 0.5 --out pruned.safetensors" in text
+    assert all(command in text for command in COMMANDS)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_an_interrupt_is_one_line_and_130(pictures, tmp_path):
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+        for number in range(500):
+            (tmp_path / name / f"{number}.png").symlink_to(pictures / name / "0.png")
+    words = [
+        "prune",
+        *MODEL,
+        "--sparsity",
+        "0.5",
+        "--method",
+        "fisher_sample",
+        "--rounds",
+        "50",
+        "--data",
+        str(tmp_path),
+    ]
+    code = (
+        f"import sys, timm; from torch_flowprune.cli import main; print('now', flush=True); sys.exit(main({words!r}))"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", code], **pipes)
+    assert process.stdout.readline() == "now\n"
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.strip() == "torch-flowprune prune: interrupted"
+
+
+def test_bars_are_for_terminals(run, pictures):
+    pytest.importorskip("sklearn")
+    text = run(
+        "demo", "--out", pictures.parent / "d.png", "--methods", "magnitude", "--sparsities", "0.5", "--epochs", 1
+    )
+    assert "it/s" not in text
+
+
 def test_traceback_on_request():
     with pytest.raises(ValueError, match="timm has no model"):
         main(["score", "resnet81", "--traceback"])
 
 
-@pytest.mark.parametrize("command", ["demo", "prune", "score"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -38,7 +38,7 @@ from torch_flowprune.scoring import (
 )
 from torch_flowprune.selection import Allocation, AllocationOptions, fraction
 
-DEFAULT = ("magnitude", "loss_preservation", "gradient_norm_preservation", "gradient_norm_increase", "random")
+DEFAULT_MEASURES = ("magnitude", "loss_preservation", "gradient_norm_preservation", "gradient_norm_increase", "random")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class CompareOptions(FlowOptions, UnitOptions, AllocationOptions, total=False):
 
 def compare(
     model: nn.Module,
-    methods: str | Measure | Sequence[str | Measure] = DEFAULT,
+    methods: str | Measure | Sequence[str | Measure] = DEFAULT_MEASURES,
     sparsities: float | Sequence[float] = (0.5, 0.75, 0.9),
     data: object = None,
     *,
@@ -212,7 +212,7 @@ def _resolved(methods: str | Measure | Sequence[str | Measure]) -> dict[str, Mea
     """The measures under the names they were asked by."""
     asked = [methods] if isinstance(methods, str) or callable(methods) else methods
     if not asked:
-        raise ValueError(f"methods= is empty: name at least one measure, such as {DEFAULT[0]!r}")
+        raise ValueError(f"methods= is empty: name at least one measure, such as {DEFAULT_MEASURES[0]!r}")
     return {
         method if isinstance(method, str) else measures.name_of(method): measures.resolve(method) for method in asked
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from os import PathLike
 from typing import Any, TypeAlias
 
 import torch
@@ -27,6 +28,7 @@ from torch_flowprune.inputs import (
     untouched,
     unwrapped,
 )
+from torch_flowprune.pruning import blank_figure
 from torch_flowprune.scoring import Measure, PrunableUnits, UnitOptions, evaluate, living, measures, targets_of
 
 Values: TypeAlias = "dict[str, Tensor]"
@@ -102,6 +104,26 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values that ``json`` writes."""
         return asdict(self)
+
+    def plot(self, path: str | PathLike[str]) -> None:
+        """Write to ``path``, layer by layer, how the norm moves, and how stable the scores are.
+
+        Raises:
+            ImportError: without matplotlib, an extra.
+        """
+        figure = blank_figure(11, 1.4 + 0.22 * len(self.layers))
+        rate, stable = figure.subplots(1, 2, sharey=True)
+        names = [layer.name for layer in self.layers]
+        relative = [layer.theta_norm_rate / layer.theta_norm if layer.theta_norm else 0.0 for layer in self.layers]
+        rate.barh(names, relative, color="#4477aa")
+        rate.axvline(0, color="grey", linewidth=0.8)
+        rate.set(xlabel="d‖θ‖²/dt over ‖θ‖²", title="how the norm moves")
+        stable.barh(names, [layer.stability or 0.0 for layer in self.layers], color="#ee6677")
+        stable.set(xlim=(min(0.0, *(layer.stability or 0.0 for layer in self.layers)), 1), xlabel="rank correlation")
+        stable.set_title(f"{self.method} scores on two halves of the data")
+        rate.invert_yaxis()
+        rate.tick_params(axis="y", labelsize=7)
+        figure.savefig(path, dpi=150)
 
 
 class DiagnoseOptions(SweepOptions, UnitOptions, total=False):

@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch_flowprune as fp
-from torch_flowprune.cli.timm_models import check_output
+from torch_flowprune.cli.argument_types import as_count, as_fraction, as_number
+from torch_flowprune.cli.option_groups import add_traceback
+from torch_flowprune.cli.output_files import check_output, tell
 
 
-def add_arguments(
-    command: argparse.ArgumentParser, share: Callable[[str], float], number: Callable[[str], int | float]
-) -> None:
+def add_checkpoint_options(command: argparse.ArgumentParser) -> None:
     """The options, which are those of :func:`~torch_flowprune.prune_checkpoint`."""
     option = command.add_argument
     option("source", type=Path, metavar="DIR", help="a folder of .safetensors files, with their index if several")
     option("--out", type=Path, required=True, metavar="DIR", help="a folder that is not there yet")
-    option("--sparsity", type=share, metavar="S", help="the share of the weights that goes, 0 to 1; not for n:m")
+    option(
+        "--sparsity",
+        type=as_fraction,
+        metavar="S",
+        help="the fraction of weights to prune, 0 to 1; not for n:m",
+    )
     option("--method", default="magnitude", metavar="NAME", help="magnitude; with --scores a name for the report")
     option("--scores", type=Path, metavar="DIR", help="a folder of safetensors with one score a weight")
     option("--granularity", default="weight", metavar="G", help="weight (the default), or n:m such as 2:4")
     option("--allocation", metavar="NAME", help="how sparsity is shared out: global (the default), layer, row, er, erk")
     option("--include", nargs="+", metavar="GLOB", help="prune only these tensors, by name: '*.mlp.*'")
     option("--exclude", nargs="+", metavar="GLOB", help="leave these tensors alone: 'lm_head*'")
-    option("--min-keep", type=number, metavar="K", help="weights that every tensor keeps: a number, or a share")
-    option("--max-sparsity", type=share, metavar="S", help="the largest share of any tensor that may go")
-    option("--threads", type=int, metavar="N", help="shards worked on side by side")
-    option("--report", type=Path, metavar="FILE.json", help="what went, tensor by tensor")
+    option("--min-keep", type=as_number, metavar="K", help="weights that every tensor keeps: a number, or a fraction")
+    option("--max-sparsity", type=as_fraction, metavar="S", help="the largest fraction of any tensor to prune")
+    option("--threads", type=as_count, metavar="N", help="shards worked on side by side")
+    option("--report", type=Path, metavar="FILE.json", help="what is pruned, tensor by tensor")
+    add_traceback(command)
+    command.set_defaults(run=_prune_files)
 
 
-def prune_files(chosen: argparse.Namespace) -> None:
+def _prune_files(chosen: argparse.Namespace) -> None:
     """Prune, print what went, write the report."""
     check_output("--report", chosen.report, (".json",))
     words = ("granularity", "allocation", "scores", "include", "exclude", "min_keep", "max_sparsity", "threads")
@@ -40,5 +46,5 @@ def prune_files(chosen: argparse.Namespace) -> None:
     )
     if chosen.report:
         chosen.report.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-    print(report)
-    print(f"{chosen.out} written")
+    tell(report)
+    tell(f"{chosen.out} written")

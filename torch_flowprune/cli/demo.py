@@ -16,6 +16,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 import torch_flowprune as fp
+from torch_flowprune.cli.output_files import tell
 
 Batches: TypeAlias = list[tuple[Tensor, Tensor]]
 
@@ -81,13 +82,13 @@ def _run(settings: Settings) -> list[Row]:
     theta0 = {name: value.clone() for name, value in model.state_dict().items()}
     fit(model, train, settings.epochs, learning_rate=0.1, seed=settings.seed)
     dense = point(model, train)
-    print(_opening(settings, model, dense, accuracy(model, test), time.perf_counter() - started))
+    tell(_opening(settings, model, dense, accuracy(model, test), time.perf_counter() - started))
     scores = fp.scores(
         model, list(settings.methods), train, granularity=settings.granularity, theta0=theta0, progress=False
     )
     cases = [(method, sparsity) for method in settings.methods for sparsity in settings.sparsities]
     rows = []
-    for method, sparsity in tqdm(cases, desc="prune", leave=False):
+    for method, sparsity in tqdm(cases, desc="prune", leave=False, disable=None):
         pruned, report, emptied = _pruned_copy(model, scores[method], sparsity)
         after, untuned = point(pruned, train), accuracy(pruned, test)
         changes = {
@@ -108,9 +109,9 @@ def _run(settings: Settings) -> list[Row]:
                 emptied=emptied,
             )
         )
-    print(table(rows))
     draw(rows, dense.loss, settings)
-    print(f"\n{settings.out} written; {time.perf_counter() - started:.0f} s in all")
+    tell(table(rows))
+    tell(f"\n{settings.out} written; {time.perf_counter() - started:.0f} s in all")
     return rows
 
 

@@ -15,7 +15,7 @@ SizedBatch: TypeAlias = tuple[Batch, int]
 def with_progress(
     batches: Iterable[SizedBatch], total: int | None, name: str, progress: bool | None
 ) -> Iterable[SizedBatch]:
-    """A bar: always, never, or (None) where it takes longer than two seconds."""
+    """A bar: always, never, or (None) on a terminal and where it takes longer than two seconds."""
     bar: Iterable[SizedBatch] = tqdm(
         batches,
         desc=name,
@@ -23,7 +23,7 @@ def with_progress(
         unit="batch",
         leave=False,
         delay=0 if progress else 2,
-        disable=progress is False,
+        disable=None if progress is None else not progress,
     )
     return bar
 

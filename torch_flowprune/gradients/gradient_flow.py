@@ -148,7 +148,7 @@ def flow(
         temperature: the output is divided by it before the loss.
         mode: "eval" (the paper's) or "train": batch norm and dropout while scoring.
         example_inputs: inputs that show the shape ``gR`` needs, where there is no data.
-        progress: True or False; None shows a bar once a sweep has taken two seconds.
+        progress: True or False; None shows a bar on a terminal, once a sweep has taken two seconds.
         max_memory: what a sweep may take besides model and data, in bytes or as ``"2GB"``: batches that would take more
             are run in parts, with the same result; where there is room, graphs are kept for the second sweep, which is
             then faster.

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,8 @@ _ABOUT, _DIGEST = "torch_flowprune", "torch_flowprune_sha256"
 def write_tensors(path: str | PathLike[str], tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write a safetensors file, every tensor by itself, wherever they are and whatever memory they share.
 
+    The same tensors and words give the same bytes.
+
     Raises:
         ImportError: without safetensors.
     """
@@ -25,6 +28,7 @@ def write_tensors(path: str | PathLike[str], tensors: Mapping[str, Tensor], abou
         path,
         {"format": "pt", _ABOUT: text, _DIGEST: _digest(text)},
     )
+    _sort_metadata(Path(path))
 
 
 def read_tensors(path: str | PathLike[str], what: str, writer: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -50,6 +54,17 @@ def read_tensors(path: str | PathLike[str], what: str, writer: str) -> tuple[dic
     if not isinstance(about := _parsed(text), dict):
         raise ValueError(f"{path} holds no {what}: expected a file written by {writer}")
     return tensors, about
+
+
+def _sort_metadata(path: Path) -> None:
+    """Entries of metadata stand in an order drawn at random: put it right, in the place that they take."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _words(metadata: Mapping[str, str]) -> tuple[str, str]:

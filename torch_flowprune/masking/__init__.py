@@ -1,5 +1,6 @@
 """Masks on a model and off it, and what has to keep step with them: checkpoints, optimizers, averages."""
 
+from torch_flowprune.masking.accepting import accept_masks
 from torch_flowprune.masking.apply import apply_masks, set_mask
 from torch_flowprune.masking.averages import averaged_model, sync_masks
 from torch_flowprune.masking.carrier import put_on
@@ -9,12 +10,14 @@ from torch_flowprune.masking.dense import dense_copy, remove, write_zeros
 from torch_flowprune.masking.export import export_ready
 from torch_flowprune.masking.kernels_used import LostZeros, lost_zeros
 from torch_flowprune.masking.optimizer_zeros import held_by, holders, keep_zeros, zero_grown
+from torch_flowprune.masking.packed_bits import pack, unpack
 from torch_flowprune.masking.pretrained_files import MASKS_FILE
 from torch_flowprune.masking.snapshots import all_or_nothing, restored
 
 __all__ = [
     "MASKS_FILE",
     "LostZeros",
+    "accept_masks",
     "all_fitting",
     "all_or_nothing",
     "apply_masks",
@@ -28,12 +31,14 @@ __all__ = [
     "load_state_dict",
     "lost_zeros",
     "masks",
+    "pack",
     "put_on",
     "remove",
     "restored",
     "set_mask",
     "state_dict",
     "sync_masks",
+    "unpack",
     "write_zeros",
     "zero_grown",
 ]

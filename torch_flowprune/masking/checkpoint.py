@@ -150,6 +150,11 @@ def _fill_tied(values: dict[str, Any], known: Mapping[str, Target], expected: Ma
                 values.setdefault(name, given[0])
 
 
+def wanted_masks(known: Mapping[str, Target], state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The masks that a state has, by the model's names for what they mask."""
+    return _wanted(known, {masked_name(key): value for key, value in state.items() if is_mask(key, state)})
+
+
 def _wanted(known: Mapping[str, Target], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The masks of a state by the model's names; of two of one tied weight, what either removes."""
     wanted: dict[str, Tensor] = {}

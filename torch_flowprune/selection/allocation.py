@@ -126,6 +126,7 @@ class Allocation:
         Raises:
             ValueError: if the goal cannot be met, with the numbers.
         """
+        goal.check_count(sum(map(len, found.values())))
         if (blocks := _blocks(found)) is not None:
             return self._of_blocks(found, goal, blocks)
         self._check_units(found)

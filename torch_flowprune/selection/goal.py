@@ -68,6 +68,13 @@ class Goal:
                 "rounds= out"
             )
 
+    def check_count(self, units: int) -> None:
+        """More rounds than there are units would take the time, and prune nothing in most of them."""
+        if self.rounds > max(units, 1):
+            raise ValueError(
+                f"rounds={self.rounds} are more than there are units to prune, {units:,}: expected that many at most"
+            )
+
     def check_rounds(self, data: object, *, scored: bool) -> None:
         """Several rounds score anew, which fixed scores and a one-shot iterator do not allow."""
         if self.rounds > 1 and scored:

@@ -22,7 +22,7 @@ from torch_flowprune.channels.shrinking.exported_module import (
 from torch_flowprune.channels.shrinking.module_sizes import attribute_plans, changed_sizes
 from torch_flowprune.channels.shrinking.running_modules import RunningModules
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, dead_labels, operated
-from torch_flowprune.channels.tracing import Reading, canonical_names, export, read, twin
+from torch_flowprune.channels.tracing import Reading, canonical_names, program_of, read, twin
 
 
 @dataclass
@@ -64,11 +64,10 @@ class Bench:
             module = self.dense.get_submodule(path)
             args, kwargs = self.calls[path] if path else (self.args, self.kwargs)
             try:
-                reading = read(
-                    module, args, kwargs, RULES, export(module, args, kwargs, False, free_sizes(module, args, kwargs))
-                )
+                program = program_of(module, args, kwargs, False, free_sizes(module, args, kwargs))
+                reading = read(module, args, kwargs, RULES, program)
             except Exception:  # noqa: BLE001 - code that fixes its sizes: the graph is then for the example's
-                reading = read(module, args, kwargs, RULES, export(module, args, kwargs, False))
+                reading = read(module, args, kwargs, RULES, program_of(module, args, kwargs, False))
             keep = {
                 n.removeprefix(f"{path}."): k
                 for n, k in self.surgery.keep.items()

@@ -67,7 +67,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], tr
         return paths_of(lambda answers: recorded(twin(model), args, kwargs, training, answers))
     except Exception as why:  # noqa: BLE001 - whatever the model's code raises when it is run
         try:
-            return [export(model, args, kwargs, training)]
+            return [program_of(model, args, kwargs, training)]
         except Exception as error:  # noqa: BLE001 - what torch.export says is of itself, not of the model
             raise UnrecordableError(_said_of(model, args, kwargs, why, error)) from why
 
@@ -90,7 +90,7 @@ def _said_of(
     return f"the channels cannot be read off this model: its code fails when it is watched: {type(why).__name__}: {why}"
 
 
-def export(
+def program_of(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None
 ) -> Traced:
     """As ``torch.export`` gives it. sizes: dynamic shapes, as it takes them."""

@@ -1,0 +1,53 @@
+"""What a word on the command line is read as."""
+
+from __future__ import annotations
+
+import argparse
+
+_LARGEST_SEED = 2**63 - 1
+_HUNDRED = 100
+
+
+def as_fraction(text: str) -> float:
+    """A number from 0 to 1; percent are answered with what to write."""
+    try:
+        value = float(text.strip().rstrip("%").replace(",", "."))
+    except ValueError:
+        value = float("nan")
+    if (text.strip() == text and text.endswith("%")) or "," in text or not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a fraction from 0 to 1, such as 0.9, got {text!r}{_hint(text, value)}"
+        )
+    return value
+
+
+def _hint(text: str, value: float) -> str:
+    percent = text.endswith("%") or value > 1
+    meant = value / _HUNDRED if percent else value
+    return f": write {meant:g}" if 0 <= meant <= 1 else ""
+
+
+def as_count(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def as_workers(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
+def as_seed(text: str) -> int:
+    """What torch's generators take."""
+    if not text.isdecimal() or int(text) > _LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {_LARGEST_SEED}, got {text!r}")
+    return int(text)
+
+
+def as_number(text: str) -> int | float:
+    """A whole number, or a fraction."""
+    return int(text) if text.isdecimal() else as_fraction(text)

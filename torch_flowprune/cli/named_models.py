@@ -1,0 +1,109 @@
+"""A model by its name, with its weights, on its device."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_flowprune.cli.checkpoints import from_checkpoint
+
+
+def load_model(chosen: argparse.Namespace) -> nn.Module:
+    """The timm model by its name, with pretrained weights, those of a checkpoint, or none; in eval mode."""
+    timm = _timm()
+    _check_name(timm, chosen.name)
+    device = _device(chosen.device)
+    torch.manual_seed(chosen.seed)
+    classes = {} if chosen.num_classes is None else {"num_classes": chosen.num_classes}
+    if chosen.random_init:
+        model = timm.create_model(chosen.name, pretrained=False, **classes)
+    elif chosen.checkpoint:
+        model = from_checkpoint(timm, chosen.name, chosen.checkpoint, classes)
+    else:
+        model = _pretrained(timm, chosen.name, classes)
+    return model.eval().to(device)  # type: ignore[no-any-return]
+
+
+def example_input(model: nn.Module, samples: int = 1) -> torch.Tensor:
+    """An input of the shape that the model was made for."""
+    from timm.data import resolve_data_config
+
+    size = resolve_data_config({}, model=model)["input_size"]
+    return torch.ones(samples, *size, device=next(model.parameters()).device)
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of this name, as far as it is there.
+
+    Raises:
+        ValueError: where it is not.
+    """
+    here = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        here.append("mps")
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except Exception as error:  # RuntimeError, AssertionError, NotImplementedError: each backend has its own
+        raise ValueError(
+            f"--device {name}: there is no such device here; expected {', '.join(['cpu', *here])}"
+        ) from error
+    return device
+
+
+def _check_name(timm: Any, name: str) -> None:
+    if ":" in name:  # hf-hub:owner/name and local-dir:path, which timm resolves
+        return
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise ValueError(
+            f"timm has no model {name!r}{hint}. `python -c 'import timm; print(timm.list_models())'` lists them all"
+        )
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
+        raise ValueError(f"timm has no weights called {name!r}: expected one of {', '.join(known)}") from error
+
+
+def _pretrained(timm: Any, name: str, classes: dict[str, int]) -> Any:
+    try:
+        with _quiet_hub():
+            return timm.create_model(name, pretrained=True, **classes)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OSError(
+            f"the pretrained weights of {name} could not be had: {reason} "
+            "Pass --random-init (no weights, to try a command) or --checkpoint FILE (weights you have), or try again "
+            "where the hub can be reached"
+        ) from error
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without a word on every retry: what could not be had is said once, at the end."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm", "httpx", "urllib3")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError("models come from timm: pip install 'torch-flowprune[demo]'") from error
+    return timm

@@ -1,0 +1,158 @@
+"""Options that several commands share, under a heading each."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch_flowprune as fp
+from torch_flowprune.cli.argument_types import as_count, as_fraction, as_number, as_seed, as_workers
+from torch_flowprune.selection import COSTS
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """Which model, with which weights, where."""
+    command.add_argument(
+        "name", metavar="NAME", help="a timm model: resnet18, vit_tiny_patch16_224.augreg_in21k_ft_in1k, ..."
+    )
+    group = command.add_argument_group("the model")
+    weights = group.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="weights to load instead of timm's pretrained ones; masks in it go on the model",
+    )
+    weights.add_argument(
+        "--random-init", action="store_true", help="no weights: the model as timm initialises it (see --seed)"
+    )
+    group.add_argument(
+        "--num-classes", type=as_count, metavar="N", help="a head for N classes instead of the model's own"
+    )
+    group.add_argument(
+        "--device", default=None, metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
+    )
+    group.add_argument(
+        "--seed",
+        type=as_seed,
+        default=0,
+        metavar="N",
+        help="of --random-init, the choice of samples and random (default: 0)",
+    )
+    add_traceback(command)
+
+
+def add_method(command: argparse.ArgumentParser, default: str = "magnitude") -> None:
+    """By which measure."""
+    command.add_argument(
+        "--method",
+        default=default,
+        metavar="NAME",
+        help=f"a measure (default: %(default)s); {', '.join(fp.MEASURES)}",
+    )
+
+
+def add_allocation(command: argparse.ArgumentParser) -> None:
+    """How much is pruned, and where."""
+    add = command.add_argument_group("how much is pruned, and where").add_argument
+    add(
+        "--sparsity",
+        type=as_fraction,
+        metavar="S",
+        help="the fraction of all prunable units that is pruned afterwards, 0 to 1; not for n:m",
+    )
+    add(
+        "--cost",
+        default="units",
+        choices=COSTS,
+        help="what --sparsity is a fraction of; all but units: of what shrink leaves of the model, with channels "
+        "(default: units)",
+    )
+    add(
+        "--scores",
+        type=Path,
+        metavar="FILE",
+        help="scores written by score --out: no data are read, and --method is not needed",
+    )
+    add(
+        "--scope",
+        default="global",
+        choices=("global", "layer"),
+        help="a shorter name for --allocation global and layer",
+    )
+    add(
+        "--allocation",
+        metavar="NAME",
+        help="how sparsity is shared out: global, layer, row, er, erk or lamp (default: global)",
+    )
+    add(
+        "--normalize",
+        choices=("default", "none", "mean", "max", "l2"),
+        default="default",
+        help="what a layer's scores are divided by before layers are ranked together",
+    )
+    add("--max-sparsity", type=as_fraction, metavar="S", help="the largest fraction of any layer that may be pruned")
+    add("--min-keep", type=as_number, metavar="K", help="units that every layer keeps: a number, or a fraction")
+    add("--round-to", type=as_count, default=1, metavar="N", help="layers keep a multiple of N filters or channels")
+    add("--allow-collapse", action="store_true", help="write a model of which a layer has nothing left all the same")
+    add(
+        "--rounds",
+        type=as_count,
+        default=1,
+        metavar="N",
+        help="prune in N steps, scoring anew before each (default: 1)",
+    )
+    add(
+        "--schedule",
+        default="exponential",
+        choices=list(fp.SCHEDULES),
+        help="the sparsity after each round (default: %(default)s)",
+    )
+
+
+def add_units(command: argparse.ArgumentParser) -> None:
+    """What may be pruned."""
+    add = command.add_argument_group("what may be pruned").add_argument
+    add("--granularity", metavar="G", help="what a unit is: weight (the default), filter, channel, or n:m such as 2:4")
+    add("--include", nargs="+", metavar="GLOB", help="prune only these parameters, by name: 'blocks.*.attn.qkv'")
+    add("--exclude", nargs="+", metavar="GLOB", help="leave these parameters alone: 'head*'")
+
+
+def add_data(command: argparse.ArgumentParser) -> None:
+    """What the scores are taken over."""
+    add = command.add_argument_group("what the scores are taken over").add_argument
+    add(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="images in one folder a class; timm's transforms for the model are used",
+    )
+    add("--samples", type=as_count, default=2560, metavar="N", help="images drawn (default: 2560, the paper's)")
+    add("--batch-size", type=as_count, default=64, metavar="N", help="(default: %(default)s)")
+    add("--workers", type=as_workers, default=0, metavar="N", help="processes that read images (default: %(default)s)")
+    add("--mode", default="eval", choices=("eval", "train"), help="batch norm and dropout meanwhile (default: eval)")
+    add(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="logits are divided by T; with 200 gradient_norm_increase is GraSP",
+    )
+    add(
+        "--theta0",
+        type=Path,
+        metavar="FILE",
+        help="a checkpoint at initialisation, for distance_biased_loss_preservation",
+    )
+
+
+def add_report(command: argparse.ArgumentParser) -> None:
+    """What is written of what was found."""
+    add = command.add_argument_group("what is written").add_argument
+    add("--report", type=Path, metavar="FILE.json", help="the figures")
+    add("--plot", type=Path, metavar="FILE.png", help="a picture of them")
+
+
+def add_traceback(command: argparse.ArgumentParser) -> None:
+    """For reports of faults."""
+    command.add_argument("--traceback", action="store_true", help="show where an error came from")

@@ -1,0 +1,98 @@
+"""The command ``prune``: a timm model in, a pruned one out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from torch import nn
+
+import torch_flowprune as fp
+from torch_flowprune.cli.checkpoints import existing
+from torch_flowprune.cli.named_models import example_input, load_model
+from torch_flowprune.cli.output_files import IMAGES, check_output, tell
+from torch_flowprune.cli.scoring_words import check_measures, source_of, units_of
+from torch_flowprune.selection import AllocationOptions
+
+_NORMALIZE = {"none": None}
+
+
+def run_prune(chosen: argparse.Namespace) -> None:
+    """Prune a timm model, write what was asked for, print what is pruned."""
+    _check_files(chosen)
+    given = None if chosen.scores is None else fp.Scores.load(existing("--scores", chosen.scores))
+    methods = [] if given else [chosen.method]
+    check_measures(chosen, methods)
+    _check_goal(chosen, given)
+    model = load_model(chosen)
+    scored = {"scores": given} if given else {"method": chosen.method, "schedule": chosen.schedule}
+    units = units_of(chosen) | ({"granularity": chosen.granularity} if given else {})
+    chooses = {name: getattr(chosen, name) for name in ("sparsity", "rounds", *AllocationOptions.__annotations__)} | {
+        "normalize": _NORMALIZE.get(chosen.normalize, chosen.normalize)
+    }
+    report = fp.global_prune(model, **scored, **units, **chooses, **source_of(chosen, model, methods))
+    _check_alive(report, allowed=chosen.allow_collapse)
+    written = _write(model, report, chosen)  # before it is told
+    tell(report)
+    tell("\n".join(written) or "nothing was written: --out FILE.safetensors keeps the pruned weights")
+
+
+def _check_files(chosen: argparse.Namespace) -> None:
+    check_output("--out", chosen.out, (".safetensors",))
+    check_output("--onnx", chosen.onnx, (".onnx",))
+    check_output("--report", chosen.report, (".json",))
+    check_output("--plot", chosen.plot, IMAGES)
+
+
+def _check_goal(chosen: argparse.Namespace, given: fp.Scores | None) -> None:
+    granularity = chosen.granularity or (given.granularity if given else "weight")
+    if chosen.sparsity is None and ":" not in granularity:
+        raise ValueError(
+            "--sparsity is missing: expected a fraction from 0 to 1, such as --sparsity 0.9 (only n:m granularity goes "
+            "without)"
+        )
+    if chosen.shrink and granularity != "channel":
+        raise ValueError(
+            f"--shrink removes whole channels, and the units are {granularity}s: expected --granularity channel"
+        )
+
+
+def _write(model: nn.Module, report: fp.Report, chosen: argparse.Namespace) -> list[str]:
+    """What was asked for, to files; returns a line on each."""
+    lines = []
+    shrunk = fp.shrink(model, example_input(model, 2)) if chosen.shrink else None
+    if chosen.out:
+        facts = {"method": report.method, "granularity": report.granularity, "sparsity": report.sparsity}
+        written = fp.save_pruned(model, chosen.out, shrunk=shrunk, **facts)
+        lines.append(f"{chosen.out} written: load it with {_loading(chosen, anywhere=written.loads_anywhere)}")
+    if chosen.onnx:
+        lines.append(f"{fp.export(model, example_input(model, 2), chosen.onnx, shrink=chosen.shrink)}")
+    if chosen.report:
+        _write_json(chosen.report, report.to_dict())
+        lines.append(f"{chosen.report} written")
+    if chosen.plot:
+        report.plot(chosen.plot)
+        lines.append(f"{chosen.plot} written")
+    return lines
+
+
+def _write_json(path: Path, values: object) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _check_alive(report: fp.Report, *, allowed: bool) -> None:
+    empty = [layer.name for layer in report.layers if layer.units and layer.pruned == layer.units]
+    if empty and not allowed:
+        tell(report)
+        raise ValueError(
+            f"nothing is left of {', '.join(empty[:5])}: the model is dead, and was not written; prune less, share "
+            "sparsity out with --allocation layer or erk, or pass --allow-collapse to write it all the same"
+        )
+
+
+def _loading(chosen: argparse.Namespace, *, anywhere: bool) -> str:
+    classes = "" if chosen.num_classes is None else f", num_classes={chosen.num_classes}"
+    if anywhere:
+        return f"timm.create_model({chosen.name!r}, checkpoint_path={str(chosen.out)!r}{classes})"
+    return f"torch_flowprune.load_pruned(timm.create_model({chosen.name!r}{classes}), {str(chosen.out)!r})"

@@ -1,0 +1,54 @@
+"""A model whose own ``load_state_dict`` takes pruned states: frameworks that resume by themselves call no other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from torch_flowprune.inputs import is_mask, parameters_of, unwrapped
+from torch_flowprune.masking.apply import set_mask
+from torch_flowprune.masking.checkpoint import wanted_masks
+from torch_flowprune.masking.snapshots import all_or_nothing
+
+
+def accept_masks(model: nn.Module) -> RemovableHandle:
+    """From now on the model's own ``load_state_dict`` puts the masks of a pruned state on before it loads the values.
+
+    For whatever loads states by itself: trainers that resume, savers, averages. The model is then pruned as the state
+    is, and in no other way. A state without masks is loaded as before, and so is any state after ``handle.remove()``.
+    Copies of the model take pruned states too.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The handle of the hook.
+
+    >>> import torch_flowprune as fp
+    >>> pruned, fresh = nn.Linear(4, 2), nn.Linear(4, 2)
+    >>> report = fp.global_prune(pruned, "magnitude", sparsity=0.5)
+    >>> handle = accept_masks(fresh)
+    >>> fresh.load_state_dict(pruned.state_dict())
+    <All keys matched successfully>
+    >>> int(fp.masks(fresh)["weight"].sum())
+    4
+    """
+    handle: RemovableHandle = unwrapped(model).register_load_state_dict_pre_hook(_put_on_masks_first)
+    return handle
+
+
+def _put_on_masks_first(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Torch's hook before a state is loaded: the masks go on, and in the state they are as the model has them."""
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    given = [key for key in own if is_mask(key, own)]
+    if not given:
+        return
+    known = parameters_of(module)
+    wanted = wanted_masks(known, own)
+    with all_or_nothing(known.values()):
+        for name, target in known.items():
+            set_mask(target, wanted.get(name))
+    masked = module.state_dict()
+    state.update({prefix + key: masked[key] for key in given if key in masked})
