@@ -24,7 +24,7 @@ from torch_flowprune.channels import (
     shrink,
 )
 from torch_flowprune.checkpoints import prune_checkpoint
-from torch_flowprune.gradients import Flow, flow
+from torch_flowprune.gradients import Flow, flow, hessian_vector
 from torch_flowprune.inputs import class_balanced
 from torch_flowprune.masking import (
     apply_masks,
@@ -91,6 +91,7 @@ __all__ = [
     "export_ready",
     "flow",
     "global_prune",
+    "hessian_vector",
     "importance_scores",
     "keep_zeros",
     "load_shrunk",

@@ -256,7 +256,7 @@ def test_after_data_that_raise():
 
 def test_a_failed_prune_leaves_what_scoring_does():
     model, data = build(), loader()
-    model.raise_at = int(model.calls) + 5  # in the second round
+    model.raise_at = int(model.calls) + 3
     before = trace(model, data)
     with pytest.raises(ArithmeticError):
         fp.global_prune(model, "grasp", 0.5, data=data, rounds=3)
