@@ -26,7 +26,7 @@ from torch_flowprune.channels import (
 )
 from torch_flowprune.checkpoints import prune_checkpoint
 from torch_flowprune.exporting import Exported, export, load_pruned, save_pruned, to_semi_structured
-from torch_flowprune.gradients import Flow, flow
+from torch_flowprune.gradients import Flow, flow, hessian_vector
 from torch_flowprune.inputs import class_balanced
 from torch_flowprune.masking import (
     accept_masks,
@@ -99,6 +99,7 @@ __all__ = [
     "export_ready",
     "flow",
     "global_prune",
+    "hessian_vector",
     "importance_scores",
     "keep_zeros",
     "load_pruned",

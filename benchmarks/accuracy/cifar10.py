@@ -188,10 +188,10 @@ def page(found: dict[str, Any]) -> str:
     cases = [(granularity, sparsity) for granularity, sparsities in SPARSITIES.items() for sparsity in sparsities]
     header = ["measure", *(f"{granularity}s {sparsity:.0%}" for granularity, sparsity in cases)]
 
+    run = [method for method in fp.MEASURES if any(row["method"] == method for row in found["rows"])]
+
     def by_measure(cell: Any) -> str:
-        return "\n".join(
-            table(header, [[f"`{method}`", *(cell(method, *case) for case in cases)] for method in fp.MEASURES])
-        )
+        return "\n".join(table(header, [[f"`{method}`", *(cell(method, *case) for case in cases)] for method in run]))
 
     def values(key: str, method: str, granularity: str, sparsity: float) -> list[float]:
         return [

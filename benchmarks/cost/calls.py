@@ -145,12 +145,12 @@ def scoring(model: nn.Module, data: Batches, rounds: int) -> dict[str, Any]:
     }
     for label, needs in flows.items():
         works[label] = lambda needs=needs: lambda: fp.flow(model, data, needs=needs, theta0=theta0, progress=False)  # type: ignore[misc]
-    together = tuple({need for needs in needed.values() for need in needs} - {"g2_sample"})
+    together = tuple({need for needs in needed.values() for need in needs} - {"g2_sample", "diagH"})
     works["all of these at once, but g2_sample"] = lambda: lambda: fp.flow(model, data, needs=together, progress=False)
     for work in works.values():
         work()()
     times = alternating(works, rounds)
-    everything = fp.flow(model, data, needs=(*together, "g2_sample"), theta0=theta0, progress=False)
+    everything = fp.flow(model, data, needs=(*together, "g2_sample", "diagH"), probes=2, theta0=theta0, progress=False)
     base = times["forward+backward"].median
     formulas = {granularity: _formulas(model, everything, granularity, rounds) for granularity in GRANULARITIES}
     return {

@@ -230,7 +230,7 @@ def products(name: str, rounds: int, folders: Folders) -> list[Row]:
 def together(name: str, rounds: int) -> list[Row]:
     """Every measure from one flow, against the dearest alone.
 
-    Without g2_sample, which takes the samples one by one, and with it.
+    Without g2_sample, which takes the samples one by one, and with it; without the inputs' moments and probes.
     """
     model, shape, size = model_of(name)
     data = data_of(shape, size, 2)
@@ -239,6 +239,8 @@ def together(name: str, rounds: int) -> list[Row]:
         "theta0",
         "generator",
         "g2_sample",
+        "x2",
+        "diagH",
     }
 
     def flow(*needs: str) -> Callable[[], object]:

@@ -145,7 +145,7 @@ def test_a_loss_that_is_no_mean_over_samples_cannot_be_cut(loss):
 
 def test_batch_norm_in_train_mode_cannot_be_cut():
     with pytest.raises(
-        ValueError, match=r"max_memory= cuts batches, and '1' takes its statistics over a whole one in mode='train'"
+        ValueError, match=r"max_memory= cuts batches, and '1' takes its statistics over a whole one .mode='train'"
     ):
         fp.flow(wide_net(), images(8), mode="train", max_memory="1GB")
 

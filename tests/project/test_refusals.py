@@ -35,7 +35,7 @@ REFUSED = {
     "a tensor that no flow has": (
         lambda model: fp.flow(model, BATCH).tensors("zz"),
         ValueError,
-        "a flow has no 'zz': it has Hg, g, g2",
+        "a flow has no 'zz': it has Hg, diagH, g, g2",
     ),
     "a state with an entry that is no tensor": (
         lambda model: fp.load_state_dict(model, {**net().state_dict(), "2.bias": None}),

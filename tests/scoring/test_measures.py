@@ -3,6 +3,7 @@
 import oracles
 import pytest
 import torch
+from torch import nn
 
 import torch_flowprune as fp
 from torch_flowprune.scoring import measures
@@ -15,7 +16,7 @@ def rows(name, *shape):
         kind: torch.randn(shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
         for i, kind in enumerate(measures.needs(name))
     }
-    return {kind: value.square() if kind.startswith("g2") else value for kind, value in values.items()}
+    return {kind: value.square() if kind.startswith(("g2", "x2")) else value for kind, value in values.items()}
 
 
 def test_every_formula_has_an_oracle():
@@ -60,9 +61,9 @@ def test_absolute_value_outside_is_not_additive(name):
     assert (fp.MEASURES[name](**arguments) < weights.view(4, 6).sum(-1) * 0.999).all()
 
 
-def test_only_the_signed_measure_gives_negative_scores():
+def test_only_the_signed_measures_give_negative_scores():
     signed = {name for name in FORMULAS if (fp.MEASURES[name](**rows(name, 50, 3)) < 0).any()}
-    assert signed == {"gradient_norm_increase"}
+    assert signed == {"gradient_norm_increase", "obd"}
 
 
 def test_on_single_weights_loss_preservation_is_taylor():
@@ -98,6 +99,8 @@ def test_aliases(alias, name):
         ("gradient_norm_increase", ("theta", "Hg")),
         ("fisher", ("theta", "g2")),
         ("fisher_sample", ("theta", "g2_sample")),
+        ("wanda", ("theta", "x2")),
+        ("obd", ("theta", "diagH")),
         ("random", ("theta", "generator")),
         ("synflow", ("theta", "gR")),
     ],
@@ -113,6 +116,21 @@ def test_a_users_function_is_a_measure():
     assert measures.resolve(mine) is mine
     assert measures.needs(mine) == ("g", "theta", "Hg"), "known names are read even where they have a default"
     assert measures.name_of(mine) == "mine"
+
+
+def test_a_measure_may_ask_whose_rows_it_gets():
+    """Layer-aware measures: by the name of a parameter, and its whole shape."""
+    model, seen = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 4)), {}
+
+    def by_fan_in(theta, name, shape, power=2):
+        seen[name] = shape
+        return theta.abs().sum(-1) / shape[1]
+
+    assert measures.needs(by_fan_in) == ("theta",)
+    found = fp.scores(model, by_fan_in)
+    assert seen == {"0.weight": (2, 3), "2.weight": (4, 2)}
+    torch.testing.assert_close(found["2.weight"], model[2].weight.detach().abs().flatten() / 2)
+    assert fp.global_prune(model, by_fan_in, 0.5).pruned == 7
 
 
 def test_a_callable_object_is_a_measure():

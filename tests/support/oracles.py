@@ -188,5 +188,14 @@ PAPER: dict[str, Callable[..., Tensor]] = {
     "fisher_sample": lambda theta, g2_sample: _by_filter(
         lambda t, q: sum(x * x * y for x, y in zip(t, q, strict=True)), theta, g2_sample
     ),
+    "wanda": lambda theta, x2: _by_filter(
+        lambda t, q: sum(abs(x) * y**0.5 for x, y in zip(t, q, strict=True)), theta, x2
+    ),
+    "reconstruction": lambda theta, x2: _by_filter(
+        lambda t, q: sum(x * x * y for x, y in zip(t, q, strict=True)), theta, x2
+    ),
+    "obd": lambda theta, diagH: _by_filter(
+        lambda t, q: sum(x * x * y / 2 for x, y in zip(t, q, strict=True)), theta, diagH
+    ),
     "synflow": lambda theta, gR: _by_filter(lambda t, d: sum(abs(x * y) for x, y in zip(t, d, strict=True)), theta, gR),
 }

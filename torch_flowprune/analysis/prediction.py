@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from torch_flowprune.gradients import FlowSource, LossOptions, Sweeps
+from torch_flowprune.gradients import FlowSource, LossOptions, Products, check_real
 from torch_flowprune.inputs import (
     Ranks,
     as_batches,
@@ -128,7 +128,9 @@ def predict(
     check_options("predict", options, LossOptions.__annotations__)
     source = from_options(FlowSource, options, data=data)
     ranks, model = Ranks.of(model), unwrapped(model)
-    known = {name: target for name, target in parameters_of(model).items() if target.parameter.is_floating_point()}
+    every = parameters_of(model)
+    check_real(every)
+    known = {name: target for name, target in every.items() if target.parameter.is_floating_point()}
     kept = all_fitting(known, masks)
     if not kept:
         raise ValueError("masks= is empty: expected masks by parameter name, of the cut to predict")
@@ -137,7 +139,7 @@ def predict(
     with untouched(model, data, source.mode) as rewind:
         for target in known.values():
             target.parameter.requires_grad_(True)
-        sweeps = Sweeps(model, known, source, rewind, ranks)
+        sweeps = Products(model, known, source, rewind, ranks)
         found = sweeps.along({name: wide(value) for name, value in removed.items()}, kept, as_batches(data))
     size = sum(float(wide(value).square().sum(dtype=torch.float64)) for value in removed.values())
     return Prediction(**found, removed_norm=(size / total) ** 0.5 if total else 0.0)

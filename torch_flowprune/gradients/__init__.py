@@ -1,9 +1,11 @@
 """The flow of a model over data: θ, g, H·g, squared gradients."""
 
+from torch_flowprune.gradients.differentiable import check_real
 from torch_flowprune.gradients.flow_source import FlowOptions, FlowSource, LossOptions, SweepOptions
 from torch_flowprune.gradients.gradient_flow import INGREDIENTS, Flow, flow, flow_over
+from torch_flowprune.gradients.hessian_vector import hessian_vector
 from torch_flowprune.gradients.loss_weights import LossWeights
-from torch_flowprune.gradients.sweeps import Sweeps
+from torch_flowprune.gradients.products import Products
 
 __all__ = [
     "INGREDIENTS",
@@ -12,8 +14,10 @@ __all__ = [
     "FlowSource",
     "LossOptions",
     "LossWeights",
+    "Products",
     "SweepOptions",
-    "Sweeps",
+    "check_real",
     "flow",
     "flow_over",
+    "hessian_vector",
 ]

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from torch_flowprune.gradients.checkpointing import no_reentrant_checkpoints
 from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.memory_budget import Resources
 from torch_flowprune.gradients.operators import check_twice, no_lost_graph, sound_norms
@@ -62,7 +63,7 @@ class Derivatives:
 
     def gradient(self, loss: Tensor, *, create_graph: bool = False) -> Grads:
         watched = no_lost_graph(loss) if create_graph else nullcontext()
-        with self._taken(enabled=not create_graph) as take, _no_reentrant_checkpoints(), watched:
+        with self._taken(enabled=not create_graph) as take, no_reentrant_checkpoints(), watched:
             ones = [torch.ones_like(loss)]
             grads = take(differentiate([loss], self.parameters, ones, create_graph=create_graph))
         self.reached = [seen or grad is not None for seen, grad in zip(self.reached, grads, strict=True)]
@@ -122,17 +123,3 @@ class Derivatives:
             warnings.warn(
                 f"the loss does not reach {listed}: their gradient counts as 0", UserWarning, stacklevel=stacklevel
             )
-
-
-@contextmanager
-def _no_reentrant_checkpoints() -> Iterator[None]:
-    """Their error speaks of calls that the user has not made."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "use_reentrant=True" not in str(error):
-            raise
-        raise RuntimeError(
-            "the model checkpoints activations with use_reentrant=True, through which no gradients by name can be "
-            "taken: use use_reentrant=False, or switch checkpointing off while scoring"
-        ) from error

@@ -29,6 +29,8 @@ class SweepOptions(TypedDict, total=False):
     autocast: torch.dtype | None
     batch_size: BatchSize | None
     reduction: str | None
+    check: bool | None
+    probes: int
 
 
 class LossOptions(SweepOptions, total=False):
@@ -66,11 +68,15 @@ class FlowSource:
     autocast: torch.dtype | None = None
     batch_size: BatchSize | None = None
     reduction: str | None = None
+    check: bool | None = None
+    probes: int = 32
     under_masks: bool = False
 
     def __post_init__(self) -> None:
         check_mode(self.mode)
         _check_count(self.max_samples)
+        if not isinstance(self.probes, int) or isinstance(self.probes, bool) or self.probes < 1:
+            raise ValueError(f"probes should be a whole number of at least 1, got {self.probes!r}")
         check_batch_size(self.batch_size)
         check_reduction(self.reduction)
         _ = self.objective, self.resources  # both check their words

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Never
 
+from torch_flowprune.gradients.differentiable import check_opens, differentiable
 from torch_flowprune.gradients.flow_source import FlowSource
-from torch_flowprune.gradients.sweeps import Sweeps
+from torch_flowprune.gradients.products import Products
 from torch_flowprune.gradients.synflow import synaptic_gradient
 from torch_flowprune.inputs import (
     BatchSize,
@@ -26,9 +27,8 @@ from torch_flowprune.inputs import (
     check_options,
     example_of,
     gradients_under_masks,
-    is_computed_on_access,
     original,
-    parameters_of,
+    settle,
     untouched,
     unwrapped,
     wide,
@@ -36,7 +36,7 @@ from torch_flowprune.inputs import (
 
 Named = dict[str, Tensor]
 
-_DERIVATIVES = ("g", "g2", "g2_sample", "Hg", "gR")
+_DERIVATIVES = ("g", "g2", "g2_sample", "Hg", "gR", "x2", "diagH")
 INGREDIENTS = ("theta", "theta0", "generator", *_DERIVATIVES)
 """What a measure may read: what is at hand, and what a flow computes."""
 
@@ -56,6 +56,10 @@ class Flow(ComparedByValue):
         g2: sample-weighted mean over batches of the squared batch gradients.
         g2_sample: mean over samples of the squared sample gradients.
         Hg: Hessian of the mean loss times g, over the same data.
+        x2: mean over samples and positions of the squared input that each weight multiplies (0 where that is padding),
+            of weights that products and convolutions have for an operand.
+        diagH: diagonal of the Hessian, the mean over probes of z·Hz for random signs z, drawn anew for each batch.
+        diagH_error: its standard error over the probes; nan for a single one.
         gR: gradient of the synaptic-flow objective, float64 (of a float32 net of convolutions, on a CPU, right to
             float32's digits).
         loss: the mean loss, or None where no data were read.
@@ -69,6 +73,9 @@ class Flow(ComparedByValue):
     g2_sample: Named | None = None
     Hg: Named | None = None
     gR: Named | None = None
+    x2: Named | None = None
+    diagH: Named | None = None
+    diagH_error: Named | None = None
     loss: float | None = None
     samples: int = 0
 
@@ -122,6 +129,8 @@ def flow(
     autocast: torch.dtype | None = None,
     batch_size: BatchSize | None = None,
     reduction: str | None = None,
+    check: bool | None = None,
+    probes: int = 32,
     under_masks: bool = False,
     **unknown: Never,
 ) -> Flow:
@@ -140,7 +149,7 @@ def flow(
         loss: ``loss(output, target)`` of what the model returned; torch's own losses get the
             logits of a dict or an object that has ``logits`` or ``out``. Cross-entropy if left out, for targets that
             are classes, or the model's own for dict batches.
-        needs: any of ``g``, ``g2``, ``g2_sample``, ``Hg``, ``gR``.
+        needs: any of ``g``, ``g2``, ``g2_sample``, ``Hg``, ``gR``, ``x2``, ``diagH``.
         closure: ``closure(model, batch) -> loss`` for anything else; ``loss`` and ``temperature`` are then yours.
         parameters: names of parameters to include even if they are frozen.
         theta0: a state dict of the reference point (the initialisation, for instance).
@@ -164,6 +173,10 @@ def flow(
             it is seen to be; a loss set to ``reduction="sum"`` is a sum; all others are taken for means over samples.
         under_masks: of a pruned model, derivatives by what is pruned too: the slope of the loss along a weight that is
             0 now, by which :func:`~torch_flowprune.regrow` chooses. Without it they are 0 there.
+        check: hold H·g against the change of g along g, on two samples in float64, and warn of the layers where they
+            differ: there an operator hides from autograd what its gradient depends on. None does so from 16 batches
+            on, where it costs little.
+        probes: how many random vectors ``diagH`` is estimated from, a product with H each; their seed is torch's.
         unknown: none; a word of another library is answered with the one meant.
 
     Raises:
@@ -191,6 +204,8 @@ def flow(
         autocast,
         batch_size,
         reduction,
+        check,
+        probes,
         under_masks,
     )
     return flow_over(source, model, needs, parameters)
@@ -198,34 +213,58 @@ def flow(
 
 def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parameters: Iterable[str] = ()) -> Flow:
     """:func:`flow` with its words as one value, which the calls that take a flow hand on."""
-    ranks, model = Ranks.of(model), unwrapped(model)
+    ranks, model, parameters = Ranks.of(model), unwrapped(model), list(parameters)
     wanted = _derivatives_in(needs)
     if "theta0" in needs and source.theta0 is None:
         raise ValueError(
             "this measure reads theta0, the parameters at a reference point: pass theta0=, a state dict taken at "
             "initialisation"
         )
-    targets = _differentiable(model, parameters, wanted)
+    targets = differentiable(model, parameters, wanted)
     point = Flow(
         theta={name: wide(target.theta) for name, target in targets.items()}, theta0=_reference(source.theta0, targets)
     )
     if not wanted:
         return point
-    _check_whole(targets)
     if source.under_masks:
-        _check_opens(targets, wanted)
+        check_opens(targets, wanted)
     opened = gradients_under_masks() if source.under_masks else nullcontext()
     with untouched(model, source.data, source.mode) as rewind, opened:
         for target in targets.values():
             target.parameter.requires_grad_(True)
         if "gR" in wanted:
+            settle(model, "eval")  # the objective has no batch to take statistics of
             example = example_of(source.data, source.example_inputs, next(model.parameters()).device)
             point = replace(point, gR=synaptic_gradient(model, targets, point.theta, example))
+            settle(model, source.mode)
             rewind()  # the example may have drawn from the loader, whose order both sweeps share
         if wanted - {"gR"}:
-            sweeps = Sweeps(model, targets, source, rewind, ranks)
-            point = replace(point, **sweeps.run(as_batches(source.data), wanted))
+            point = replace(point, **_swept(Products(model, targets, source, rewind, ranks), wanted - {"gR"}))
+    _check_met(point, parameters)
     return point
+
+
+def _swept(sweeps: Products, wanted: set[str]) -> dict[str, Any]:
+    """What the data give: the diagonal takes a sweep of its own."""
+    data, others = as_batches(sweeps.source.data), wanted - {"diagH"}
+    fields = sweeps.run(data, others) if others else {}
+    if "diagH" not in wanted:
+        return fields
+    if others:
+        if isinstance(data, Iterator):
+            raise ValueError(
+                "diagH takes a sweep of its own, and this iterator can be read only once: pass a list or a DataLoader"
+            )
+        sweeps.rewind()
+    return {**sweeps.diagonal(data, sweeps.source.probes), **fields}
+
+
+def _check_met(point: Flow, parameters: Sequence[str]) -> None:
+    if point.x2 is not None and (missing := [name for name in parameters if name not in point.x2]):
+        raise ValueError(
+            f"x2 of {', '.join(missing[:5])}: the model on these data has them in no product or convolution that runs "
+            "by itself, so what they multiply is not seen; leave them out with exclude=, or take another measure"
+        )
 
 
 def _derivatives_in(needs: Sequence[str]) -> set[str]:
@@ -235,44 +274,6 @@ def _derivatives_in(needs: Sequence[str]) -> set[str]:
         raise ValueError(f"needs= names {', '.join(map(repr, sorted(unknown)))}; a flow has {', '.join(_DERIVATIVES)}")
     wanted &= set(_DERIVATIVES)
     return wanted | {"g"} if "Hg" in wanted else wanted
-
-
-def _differentiable(model: nn.Module, also: Iterable[str], wanted: set[str]) -> dict[str, Target]:
-    known = parameters_of(model)
-    also = set(also)
-    if missing := also - set(known):
-        raise ValueError(f"no such parameter: {', '.join(sorted(missing))}")
-    if wanted and (odd := [name for name in also if not known[name].parameter.is_floating_point()]):
-        dtype = known[odd[0]].parameter.dtype
-        raise ValueError(
-            f"{', '.join(odd)}: derivatives are of real numbers, not {dtype}; use a measure of theta alone, or exclude="
-        )
-    return {
-        name: target
-        for name, target in known.items()
-        if name in also or (target.parameter.requires_grad and target.parameter.is_floating_point())
-    }
-
-
-def _check_whole(targets: Mapping[str, Target]) -> None:
-    sharded = [name for name, target in targets.items() if hasattr(target.parameter, "device_mesh")]
-    if sharded:
-        raise ValueError(
-            f"{sharded[0]!r} is a shard (a DTensor), and derivatives are taken of whole parameters: score before "
-            "fully_shard or parallelize_module, or a copy of the full state dict"
-        )
-
-
-def _check_opens(targets: Mapping[str, Target], wanted: set[str]) -> None:
-    """Masks that let a gradient through are computed where the weight is read; torch's own are not."""
-    if "gR" in wanted:
-        raise ValueError("gR has no values under the masks: leave it out of needs=, or leave under_masks= out")
-    for name, target in targets.items():
-        if target.mask is not None and not all(is_computed_on_access(*owner) for owner in target.owners):
-            raise ValueError(
-                f"the mask of {name!r} is one of torch's own, under which there is no gradient: "
-                "fp.apply_masks(model, fp.masks(model)) makes the masks this package's"
-            )
 
 
 def _reference(state: Mapping[str, Tensor] | None, targets: dict[str, Target]) -> Named | None:

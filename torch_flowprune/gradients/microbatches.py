@@ -29,10 +29,10 @@ class MicroBatches:
         each = sum(wide_type(parameter).itemsize * parameter.numel() for parameter in derivatives.parameters)
         kinds = len(wanted & {"g", "g2", "g2_sample", "Hg"}) + 1  # and a batch's own gradient, summed over its parts
         self.sums = 0 if derivatives.resources.offload else kinds * each
-        if self.limit is not None and derivatives.mode == "train" and (norm := _coupling(derivatives.model)):
+        if self.limit is not None and (norm := norm_over_batch(derivatives.model)):
             raise ValueError(
-                f"max_memory= cuts batches, and {norm!r} takes its statistics over a whole one in mode='train': "
-                "leave one of them out"
+                f"max_memory= cuts batches, and {norm!r} takes its statistics over a whole one (mode='train', or none "
+                "kept): leave one of them out"
             )
 
     def of(self, batch: Batch, size: int) -> list[Part]:
@@ -105,8 +105,16 @@ class MicroBatches:
             ).item()
 
 
-def _coupling(model: torch.nn.Module) -> str | None:
-    return next((name for name, module in model.named_modules() if isinstance(module, AnyBatchNorm)), None)
+def norm_over_batch(model: torch.nn.Module) -> str | None:
+    """A norm that takes its statistics over the batch, as the model is now: in train mode, or with none kept."""
+    return next(
+        (
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, AnyBatchNorm) and (module.training or module.running_mean is None)
+        ),
+        None,
+    )
 
 
 class Graphs:

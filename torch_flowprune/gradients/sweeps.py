@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
 from torch_flowprune.gradients.batch_streams import SizedBatch, length_of, until, with_progress
+from torch_flowprune.gradients.checkpointing import no_hidden_blocks
+from torch_flowprune.gradients.curvature_check import check_curvature, check_is_due
 from torch_flowprune.gradients.flow_source import FlowSource
+from torch_flowprune.gradients.input_moments import InputMoments
 from torch_flowprune.gradients.loss_weights import LossWeights
-from torch_flowprune.gradients.microbatches import Graphs, MicroBatches
+from torch_flowprune.gradients.microbatches import Graphs, MicroBatches, norm_over_batch
 from torch_flowprune.gradients.operators import twice_differentiable
 from torch_flowprune.gradients.same_data import check_same_losses, narrowest_dtype
 from torch_flowprune.gradients.weighted_sums import (
@@ -23,13 +26,24 @@ from torch_flowprune.gradients.weighted_sums import (
     add_weighted_squares,
     check_read,
     detached,
-    dot_product,
     finite_mean_loss,
+    over_ranks,
     scale,
-    standard_error,
+    taken,
     zero_sums,
 )
-from torch_flowprune.inputs import Batch, Ranks, Restore, Target, samples, sized, wide
+from torch_flowprune.inputs import (
+    Batch,
+    Ranks,
+    Restore,
+    Target,
+    in_dtype,
+    in_float32,
+    is_half,
+    same_randomness,
+    samples,
+    sized,
+)
 
 Sums: TypeAlias = dict[str, list[Tensor]]
 
@@ -46,6 +60,7 @@ class Sweeps:
         ranks: Ranks,
     ) -> None:
         self.source, self.mode, self.progress = source, source.mode, source.progress
+        self.model, self.half = model, is_half(model)
         self.rewind, self.ranks = rewind, ranks
         self.names = list(targets)
         self.parameters = [target.parameter for target in targets.values()]
@@ -59,17 +74,67 @@ class Sweeps:
             )
         self.offload, self.seen, self.losses = source.offload, 0, list[Tensor]()
         weights = LossWeights(model, source.objective, source.reduction)
+        self.targets = targets
+        self.moments: InputMoments | None = None
         self.derivatives = Derivatives(model, self.parameters, source.objective, source.mode, source.resources, weights)
 
     def run(self, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:
         """The wanted fields of a flow, with ``loss`` and ``samples``."""
+        with self._sound():
+            return self._run(data, wanted)
+
+    @contextmanager
+    def _sound(self) -> Iterator[None]:
+        """Around all runs of the model: in digits that do for derivatives, and with no block hidden from them."""
+        with in_float32(self.model), no_hidden_blocks():
+            yield
+
+    def _run(self, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:
         micro = MicroBatches(self.derivatives, wanted)
+        if "g2_sample" in wanted and (norm := norm_over_batch(self.model)):
+            raise ValueError(
+                f"g2_sample runs each sample alone, and {norm!r} takes its statistics over the whole batch: score in "
+                "mode='eval' with statistics that are kept, or by the batches' gradients (g2, 'fisher')"
+            )
         head, stream = self._stream(data)
         check_read(len(head))
+        self.moments = InputMoments(self.model, self.targets, self.source) if "x2" in wanted else None
+        if wanted == {"x2"}:
+            return self._forwards(chain(head, stream), length_of(data))
         if "Hg" not in wanted:
             return self._first(chain(head, stream), wanted, length_of(data), micro, None)
         if len(head) == 1 and self.ranks.alone and not self.offload and len(micro.of(*head[0])) == 1:
-            return self._single(head[0], wanted)
+            fields = self._single(next(self._observed(head)), wanted)
+        else:
+            fields = self._twice(data, head, stream, wanted, micro)
+        if check_is_due(self.source, len(self.losses), alone=self.ranks.alone):
+            check_curvature(self.derivatives, self.names, list(fields["g"].values()), *head[0], asked=self.source.check)
+        return fields
+
+    def _forwards(self, batches: Iterable[SizedBatch], length: int | None) -> dict[str, Any]:
+        """The second moments of inputs alone, which take no loss."""
+        self.seen = sum(size for _, size in self._shown(self._observed(batches), length, "forward"))
+        check_read(self.seen)
+        totals = [torch.tensor([float(self.seen)], device=self.parameters[0].device)]
+        self.ranks.sum(totals)
+        return {"x2": self.moments.means(self.ranks), "samples": int(totals[0])} if self.moments else {}
+
+    def _observed(self, batches: Iterable[SizedBatch]) -> Iterator[SizedBatch]:
+        """Batches on their way, after a forward of their own where second moments of inputs are wanted."""
+        for batch, size in batches:
+            if self.moments:
+                self.moments.add(batch)
+            yield batch, size
+
+    def _twice(
+        self,
+        data: Iterable[Batch],
+        head: list[SizedBatch],
+        stream: Iterator[SizedBatch],
+        wanted: set[str],
+        micro: MicroBatches,
+    ) -> dict[str, Any]:
+        """Everything in a first sweep, H·g in a second one over the same data."""
         if isinstance(data, Iterator) and (len(head) > 1 or self.mode == "train"):
             raise ValueError(
                 "H·g takes two sweeps over the data, and this iterator can be read only once: pass a list or a "
@@ -81,71 +146,14 @@ class Sweeps:
         again = iter(head) if isinstance(data, Iterator) else chain(*self._stream(data))
         return {**fields, "Hg": self._second(again, fields, length_of(data), micro, graphs)}
 
-    def along(self, v: Mapping[str, Tensor], masks: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Any]:
-        """The loss, ‖g‖², and their expansions in θ − v, in one sweep: the fields of a ``Prediction``."""
-        vector = [
-            v[name].to(p.device) if name in v else torch.zeros_like(wide(p.detach()))
-            for name, p in zip(self.names, self.parameters, strict=True)
-        ]
-        g, product, samples_, losses, weights, slopes = self._zeros(), self._zeros(), 0, [], [], []
-        micro = MicroBatches(self.derivatives, {"g", "Hg"})
-        for batch, size in self._shown(chain(*self._stream(data)), length_of(data), "prediction"):
-            of_parts, of_batch = [], 0.0
-            for part, count in micro.of(batch, size):
-                weight = self.derivatives.weight(part, count)
-                loss, grads, along = self._derivatives_along(part, count, vector)
-                add_weighted(g, grads, weight)
-                add_weighted(product, along, weight)
-                of_parts.append(torch.stack([loss.double(), dot_product(vector, grads)]) * weight)
-                of_batch += weight
-            samples_ += size
-            if of_parts:
-                loss, slope = torch.stack(of_parts).sum(0) / of_batch
-                slopes.append(slope)
-                losses.append(loss)
-                weights.append(of_batch)
-        check_read(samples_, weights)
-        mean_loss = finite_mean_loss(losses, weights)
-        count, total, mean_loss = self._over_ranks([g, product], samples_, sum(weights), mean_loss)
-        g, product = scale(g, 1 / total), scale(product, 1 / total)
-        return {
-            "loss": mean_loss,
-            "standard_error": standard_error(torch.stack(slopes), weights, self.ranks),
-            "samples": count,
-            **self._expansions(g, product, vector, masks),
-        }
-
-    def _expansions(
-        self, g: list[Tensor], product: list[Tensor], v: list[Tensor], masks: Mapping[str, Tensor]
-    ) -> dict[str, float]:
-        """Of the loss and of ‖g‖² in θ − v, from g and H·v."""
-        lost = [
-            torch.where(masks[name].to(gradient.device), 0, gradient - Hv)
-            for name, gradient, Hv in zip(self.names, g, product, strict=True)
-            if name in masks
-        ]
-        return {
-            "first_order": -dot_product(v, g).item(),
-            "curvature": dot_product(v, product).item() / 2,
-            "gradient_norm": dot_product(g, g).item(),
-            "gradient_norm_change": -2 * dot_product(product, g).item(),
-            "gradient_norm_curvature": dot_product(product, product).item(),
-            "gradient_norm_lost": dot_product(lost, lost).item(),
-        }
-
-    def _derivatives_along(self, batch: Batch, size: int, vector: Sequence[Tensor]) -> tuple[Tensor, Grads, Grads]:
-        """One batch's loss, gradient, and the gradient's derivative along a vector."""
-        with twice_differentiable():
-            loss = self.derivatives.loss(batch, size)
-            grads = self.derivatives.gradient(loss, create_graph=True)
-            return loss.detach(), detached(grads), self.derivatives.product(grads, vector)
-
     def _stream(self, data: Iterable[Batch]) -> tuple[list[SizedBatch], Iterator[SizedBatch]]:
         """The first two batches and the rest.
 
         Both sweeps read ahead alike: data and model may draw from one source of randomness.
         """
         stream = sized(data, self.parameters[0].device, self.source.max_samples, self.source.batch_size)
+        if self.half:
+            stream = ((in_dtype(batch, torch.float32, torch.float16), size) for batch, size in stream)
         return list(islice(stream, 2)), stream
 
     def _first(
@@ -158,7 +166,7 @@ class Sweeps:
     ) -> dict[str, Any]:
         sums: Sums = {kind: self._zeros() for kind in ("g", "g2", "g2_sample") if kind in wanted}
         losses, weights, self.seen = [], [], 0
-        for batch, size in self._shown(batches, length, "gradient"):
+        for batch, size in self._shown(self._observed(batches), length, "gradient"):
             self.seen += size
             if parts := micro.of(batch, size):
                 losses.append(self._gradient(sums, (batch, size), parts, micro, graphs))
@@ -167,7 +175,7 @@ class Sweeps:
         check_read(self.seen, weights)
         self.derivatives.warn_unreached(self.names, stacklevel=5)
         loss = finite_mean_loss(losses, weights)
-        count, whole, mean_loss = self._over_ranks(sums.values(), self.seen, sum(weights), loss)
+        count, whole, mean_loss = over_ranks(self.ranks, sums.values(), self.seen, sum(weights), loss)
         return self._fields({kind: scale(total, 1 / whole) for kind, total in sums.items()}, mean_loss, count)
 
     def _gradient(
@@ -230,19 +238,15 @@ class Sweeps:
             with twice_differentiable():  # checkpointed blocks run again
                 add_weighted(total, self.derivatives.product(grads, along), weight)
             whole += weight
-        count, whole, _ = self._over_ranks([total], count, whole)
+        count, whole, _ = over_ranks(self.ranks, [total], count, whole)
         if count != first["samples"]:
             raise ValueError(
                 f"the data gave {first['samples']} samples on the first sweep, {count} on the second: g and H need "
                 "the same data"
             )
-        self._check_losses(losses)
+        dtype = self.derivatives.resources.autocast or narrowest_dtype(self.parameters)
+        check_same_losses(self.losses, losses, dtype, self.ranks)
         return self._named(scale(total, 1 / whole))
-
-    def _check_losses(self, losses: list[Tensor]) -> None:
-        if self.mode == "eval":  # in train mode a model may move by itself: power iteration, statistics
-            autocast = self.derivatives.resources.autocast
-            check_same_losses(self.losses, losses, autocast or narrowest_dtype(self.parameters), self.ranks)
 
     def _single(self, sized_batch: SizedBatch, wanted: set[str]) -> dict[str, Any]:
         """One batch needs no second sweep: the graph of its gradient is differentiated again."""
@@ -251,14 +255,15 @@ class Sweeps:
             loss = self.derivatives.loss(batch, size)
             grads = self.derivatives.gradient(loss, create_graph=True)
             values = detached(grads)
-            g = add_weighted(self._zeros(), values, 1)
-            product = add_weighted(self._zeros(), self.derivatives.product(grads, g), 1)
+            g = taken(values, self.parameters)
+            product = taken(self.derivatives.product(grads, g), self.parameters, besides=g)
+        self.losses = [loss.detach()]
         self.derivatives.warn_unreached(self.names, stacklevel=5)
         sums: Sums = {kind: self._zeros() for kind in ("g2", "g2_sample") if kind in wanted}
         self._accumulate(sums, values, batch, size)
         whole = self.derivatives.weight(batch, size)
         means: Sums = {"g": g, "Hg": product, **{kind: scale(total, 1 / whole) for kind, total in sums.items()}}
-        return self._fields(means, finite_mean_loss([loss.detach()], [size]), size)
+        return self._fields(means, finite_mean_loss(self.losses, [size]), size)
 
     def _accumulate(self, sums: Sums, grads: Grads, batch: Batch, size: int) -> None:
         weight = self.derivatives.weight(batch, size)
@@ -267,24 +272,19 @@ class Sweeps:
         if "g2" in sums:
             add_weighted_squares(sums["g2"], grads, weight)
         if "g2_sample" in sums:
-            for sample in samples(batch, size):
-                if weight := self.derivatives.weight(sample, 1):
-                    gradient = self.derivatives.gradient(self.derivatives.loss(sample, 1))
-                    add_weighted_squares(sums["g2_sample"], gradient, weight)
+            with same_randomness(self.model):  # the second sweep draws for whole batches alone
+                self._add_sample_squares(sums["g2_sample"], batch, size)
 
-    def _over_ranks(
-        self, sums: Iterable[list[Tensor]], count: int, weight: float, loss: float = 0.0
-    ) -> tuple[int, float, float]:
-        """Sums, number of samples, their weight and mean loss of all ranks together."""
-        for values in sums:
-            self.ranks.sum(values)
-        totals = torch.tensor([count, weight, loss * weight], dtype=torch.float64, device=self.parameters[0].device)
-        self.ranks.sum([totals])
-        samples, whole, total = totals.tolist()
-        return int(samples), whole, total / whole
+    def _add_sample_squares(self, total: list[Tensor], batch: Batch, size: int) -> None:
+        for sample in samples(batch, size):
+            if weight := self.derivatives.weight(sample, 1):
+                gradient = self.derivatives.gradient(self.derivatives.loss(sample, 1))
+                add_weighted_squares(total, gradient, weight)
 
     def _fields(self, means: Sums, loss: float, samples: int) -> dict[str, Any]:
-        return {**{kind: self._named(mean) for kind, mean in means.items()}, "loss": loss, "samples": samples}
+        moments = {"x2": self.moments.means(self.ranks)} if self.moments else {}
+        named = {kind: self._named(mean) for kind, mean in means.items()}
+        return {**named, **moments, "loss": loss, "samples": samples}
 
     def _zeros(self) -> list[Tensor]:
         return zero_sums(self.parameters, on_host=self.offload)

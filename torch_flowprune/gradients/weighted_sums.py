@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from torch_flowprune.gradients.batch_derivatives import Grads
 from torch_flowprune.inputs import Ranks, wide, wide_type
-from torch_flowprune.torch_internals import foreach_add_, foreach_addcmul_, foreach_mul_
+from torch_flowprune.torch_internals import foreach_add_, foreach_addcmul_, foreach_mul_, storage_key
 
 
 def zero_sums(parameters: Sequence[Tensor], *, on_host: bool) -> list[Tensor]:
     """Sums of nothing, in float32 or better."""
     device = "cpu" if on_host else None
     return [torch.zeros_like(value, dtype=wide_type(value), device=device) for value in map(Tensor.detach, parameters)]
+
+
+def taken(grads: Grads, parameters: Sequence[Tensor], besides: Sequence[Tensor] = ()) -> list[Tensor]:
+    """Gradients as tensors of their own, in float32 or better: the engine's as they are, where nobody else has them."""
+    known = {storage_key(tensor.untyped_storage()) for tensor in (*parameters, *besides)}
+    own: list[Tensor] = []
+    for grad, total in zip(grads, map(_empty_sum, parameters), strict=True):
+        if grad is None:
+            value = total.zero_()
+        elif _is_apart(grad, total) and storage_key(grad.untyped_storage()) not in known:
+            value = grad.detach()
+        else:
+            value = total.copy_(grad.detach())
+        known.add(storage_key(value.untyped_storage()))
+        own.append(value)
+    return own
+
+
+def _empty_sum(parameter: Tensor) -> Tensor:
+    return torch.empty_like(parameter.detach(), dtype=wide_type(parameter))
+
+
+def _is_apart(grad: Tensor, like: Tensor) -> bool:
+    """Whether it is a tensor that has all its memory, laid out as this one."""
+    kinds = (grad.layout, grad.dtype, grad.stride()) == (like.layout, like.dtype, like.stride())
+    return kinds and grad.untyped_storage().nbytes() == grad.nbytes
 
 
 def add_weighted(total: list[Tensor], values: Sequence[Tensor | None], weight: float) -> list[Tensor]:
@@ -80,6 +106,20 @@ def finite_mean_loss(losses: list[Tensor], weights: Sequence[float]) -> float:
                 "mode='train' on an untrained model)"
             )
     return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+
+def over_ranks(
+    ranks: Ranks, sums: Iterable[list[Tensor]], count: int, weight: float, loss: float = 0.0
+) -> tuple[int, float, float]:
+    """Sums in place, and number of samples, their weight and mean loss, of all ranks together."""
+    device = torch.device("cpu")
+    for values in sums:
+        ranks.sum(values)
+        device = values[0].device
+    totals = torch.tensor([count, weight, loss * weight], dtype=torch.float64, device=device)
+    ranks.sum([totals])
+    samples, whole, total = totals.tolist()
+    return int(samples), whole, total / whole
 
 
 def standard_error(values: Tensor, weights: Sequence[float], ranks: Ranks) -> float:

@@ -16,6 +16,7 @@ from torch_flowprune.inputs.data import (
     first,
     first_axis,
     halves,
+    in_dtype,
     in_two,
     inputs_of,
     logits_of,
@@ -31,6 +32,7 @@ from torch_flowprune.inputs.names import is_mask, mask_of, masked_name, original
 from torch_flowprune.inputs.options import check_options, from_options
 from torch_flowprune.inputs.parameters import parameters_of, prunable, unwrapped, wide, wide_type
 from torch_flowprune.inputs.patterns import Pattern
+from torch_flowprune.inputs.precision import in_float32, is_half, widened
 from torch_flowprune.inputs.processes import Ranks
 from torch_flowprune.inputs.state_guard import (
     Restore,
@@ -76,9 +78,12 @@ __all__ = [
     "from_options",
     "gradients_under_masks",
     "halves",
+    "in_dtype",
+    "in_float32",
     "in_two",
     "inputs_of",
     "is_computed_on_access",
+    "is_half",
     "is_mask",
     "lasting",
     "logits_of",
@@ -105,6 +110,7 @@ __all__ = [
     "unwrapped",
     "wide",
     "wide_type",
+    "widened",
     "without_cache",
     "without_wrappers",
     "write_tensors",

@@ -25,15 +25,20 @@ def untouched(model: nn.Module, data: object = None, mode: str = "eval") -> Iter
     ``DataLoader``). Inside, the caller's autocast, inference mode and compiled code do not count.
 
     Yields:
-        A function that puts randomness back to the state at entry, so that a second sweep sees the same shuffling and
-        dropout.
+        A function that puts randomness and buffers back to the state at entry, so that a second sweep sees the same
+        shuffling, dropout and power iteration.
     """
     check_mode(mode)
-    rewind = _randomness(model, data)
+    draw_again, fill_again = _randomness(model, data), _buffers(model)
+
+    def rewind() -> None:
+        fill_again()
+        draw_again()
+
     with ExitStack() as stack:
-        stack.callback(rewind)
+        stack.callback(draw_again)
         stack.callback(_parameters(model))
-        stack.callback(_buffers(model))
+        stack.callback(fill_again)
         stack.callback(_modes(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

@@ -50,6 +50,8 @@ def global_prune(
     autocast: torch.dtype | None = None,
     batch_size: BatchSize | None = None,
     reduction: str | None = None,
+    check: bool | None = None,
+    probes: int = 32,
     scores: GivenScores | None = None,
     example_inputs: Any = None,
     scored_by: str = "producer",
@@ -83,6 +85,8 @@ def global_prune(
         data, loss, closure, theta0, max_samples, temperature, mode, progress, max_memory, offload, autocast: what the
             scores are taken over, and with what, see :func:`~torch_flowprune.flow`.
         batch_size, reduction: how many samples a batch has, and what its loss is over them, see there.
+        check: whether H·g is held against a difference of g on two samples, see there.
+        probes: of how many random probes ``obd`` reads the Hessian's diagonal, see there.
         unknown: none; a word of another library is answered with the one meant.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
         min_keep: how many units every layer keeps at least: a number (int), a fraction of the layer (float), or a
@@ -138,6 +142,8 @@ def global_prune(
         autocast,
         batch_size,
         reduction,
+        check,
+        probes,
     )
     own = scores.granularity if isinstance(scores, Scores) else "weight"
     units = PrunableUnits(granularity or own, parameters, include, exclude, scored_by, coupling)

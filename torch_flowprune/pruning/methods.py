@@ -141,6 +141,42 @@ class FisherSampleStructured(Structured):
     measure = measures.fisher_sample
 
 
+class WandaUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.wanda` goes, of single weights."""
+
+    measure = measures.wanda
+
+
+class WandaStructured(Structured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.wanda` goes, of slices along ``dim``."""
+
+    measure = measures.wanda
+
+
+class ReconstructionUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.reconstruction` goes, of single weights."""
+
+    measure = measures.reconstruction
+
+
+class ReconstructionStructured(Structured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.reconstruction` goes, of slices along ``dim``."""
+
+    measure = measures.reconstruction
+
+
+class ObdUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.obd` goes, of single weights."""
+
+    measure = measures.obd
+
+
+class ObdStructured(Structured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.obd` goes, of slices along ``dim``."""
+
+    measure = measures.obd
+
+
 class RandomUnstructured(Unstructured):
     """The lowest :func:`~torch_flowprune.scoring.measures.random` goes, of single weights."""
 
@@ -185,6 +221,12 @@ fisher_unstructured = unstructured(FisherUnstructured)
 fisher_structured = structured(FisherStructured)
 fisher_sample_unstructured = unstructured(FisherSampleUnstructured)
 fisher_sample_structured = structured(FisherSampleStructured)
+wanda_unstructured = unstructured(WandaUnstructured)
+wanda_structured = structured(WandaStructured)
+reconstruction_unstructured = unstructured(ReconstructionUnstructured)
+reconstruction_structured = structured(ReconstructionStructured)
+obd_unstructured = unstructured(ObdUnstructured)
+obd_structured = structured(ObdStructured)
 random_unstructured = unstructured(RandomUnstructured)
 random_structured = structured(RandomStructured)
 synflow_unstructured = unstructured(SynflowUnstructured)
@@ -209,12 +251,18 @@ __all__ = [
     "LossPreservationUnstructured",
     "MagnitudeStructured",
     "MagnitudeUnstructured",
+    "ObdStructured",
+    "ObdUnstructured",
     "RandomStructured",
     "RandomUnstructured",
+    "ReconstructionStructured",
+    "ReconstructionUnstructured",
     "SynflowStructured",
     "SynflowUnstructured",
     "TaylorStructured",
     "TaylorUnstructured",
+    "WandaStructured",
+    "WandaUnstructured",
     "biased_loss_preservation_structured",
     "biased_loss_preservation_unstructured",
     "distance_biased_loss_preservation_structured",
@@ -233,10 +281,16 @@ __all__ = [
     "loss_preservation_unstructured",
     "magnitude_structured",
     "magnitude_unstructured",
+    "obd_structured",
+    "obd_unstructured",
     "random_structured",
     "random_unstructured",
+    "reconstruction_structured",
+    "reconstruction_unstructured",
     "synflow_structured",
     "synflow_unstructured",
     "taylor_structured",
     "taylor_unstructured",
+    "wanda_structured",
+    "wanda_unstructured",
 ]

@@ -25,9 +25,10 @@ def evaluate(
     values = {}
     with cpu_generator(generator) as source:
         for name, candidate in found.items():
+            given = {"generator": source, "name": name, "shape": candidate.shape}
             arguments = {
-                kind: source if kind == "generator" else _handed_out(candidate.rows(tensors[kind]), shared=ours)
-                for kind in measures.needs(measure)
+                kind: given[kind] if kind in given else _handed_out(candidate.rows(tensors[kind]), shared=ours)
+                for kind in measures.asks(measure)
             }
             values[name] = _checked(measure(**arguments), len(candidate), measure, name)
     _check_extremes({name: _extremes(value) for name, value in values.items()}, measures.name_of(measure))

@@ -61,6 +61,8 @@ def scores(
     autocast: torch.dtype | None = None,
     batch_size: BatchSize | None = None,
     reduction: str | None = None,
+    check: bool | None = None,
+    probes: int = 32,
     **unknown: Never,
 ) -> Scores | dict[str, Scores]:
     """What removing each unit costs, by parameter name; the lowest would be pruned. The model is left as it was.
@@ -76,6 +78,8 @@ def scores(
         loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress, max_memory, offload, autocast:
             see :func:`~torch_flowprune.flow`.
         batch_size, reduction: how many samples a batch has, and what its loss is over them, see there.
+        check: whether H·g is held against a difference of g on two samples, see there.
+        probes: of how many random probes ``obd`` reads the Hessian's diagonal, see there.
         unknown: none; a word of another library is answered with the one meant.
         scored_by: for channels: ``"producer"`` (the paper's), ``"group"``, ``"norm"`` or ``"scale"``, see
             :func:`~torch_flowprune.scoring.channel_candidates.channel_candidates`.
@@ -106,6 +110,8 @@ def scores(
         autocast,
         batch_size,
         reduction,
+        check,
+        probes,
     )
     units = PrunableUnits(granularity, parameters, include, exclude, scored_by, coupling)
     wrapped, model = model, unwrapped(model)

@@ -9,16 +9,18 @@ name           value                                                            
 ``theta0``     the parameters at a reference point (initialisation)                   0
 ``generator``  the source of randomness                                               0
 ``gR``         gradient of the data-free synaptic-flow objective R                    0 (one backward pass)
+``x2``         mean over samples and positions of the squared input it meets     1 (forwards alone)
 ``g``          gradient of the loss, sample-weighted mean over the batches            1
 ``g2``         mean over batches of the *squared batch gradients*                     1
 ``g2_sample``  mean over samples of the *squared sample gradients*                    1
 ``Hg``         Hessian of the loss times its gradient                                 2 (1 if one batch)
+``diagH``      diagonal of the Hessian, estimated by probes                           1 (a product a probe)
 =============  =====================================================================  ==================
 
 Every tensor argument holds **rows**: a unit's elements along the last axis, shape ``(..., unit, element)``. The result
 holds one score per unit, shape ``(..., unit)``; the lowest scores are pruned and nothing takes their absolute value
 later. A single weight is a unit of one element. Any function of this shape, yours included, can be passed wherever a
-measure's name can.
+measure's name can; yours may ask for ``name`` and ``shape`` too, the parameter's.
 
 Where the absolute value stands, inside or outside the sum, is what tells several measures apart: read the formulas.
 """
@@ -173,6 +175,40 @@ def synflow(theta: Rows, gR: Rows) -> UnitScores:
     return (theta * gR).abs().sum(-1)
 
 
+def wanda(theta: Rows, x2: Rows) -> UnitScores:
+    """Σ|θ|·√E[x²]: each weight by the size of what it passes on. No labels, no backward.
+
+    With ``allocation="row"`` it is the published method. Source: Sun et al., ICLR 2024.
+
+    >>> wanda(torch.tensor([[1.0, -2.0]]), torch.tensor([[9.0, 4.0]]))
+    tensor([7.])
+    """
+    return (theta.abs() * x2.sqrt()).sum(-1)
+
+
+def reconstruction(theta: Rows, x2: Rows) -> UnitScores:
+    """Σ θ²·E[x²]: the diagonal of the error that removal makes in the layer's output, in the mean square.
+
+    Of several weights it leaves out how their inputs go together. Source: Dong et al., NeurIPS 2017.
+
+    >>> reconstruction(torch.tensor([[1.0, -2.0]]), torch.tensor([[9.0, 4.0]]))
+    tensor([25.])
+    """
+    return (theta.square() * x2).sum(-1)
+
+
+def obd(theta: Rows, diagH: Rows) -> UnitScores:
+    """½ Σ θ²·diag H: optimal brain damage, the second-order change of the loss at a minimum, signed.
+
+    The diagonal is estimated by random probes (``probes=``), with an error in the flow. Source: LeCun et al., NeurIPS
+    1989; the probes, Bekas et al. 2007.
+
+    >>> obd(torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, -1.0]]))
+    tensor([0.])
+    """
+    return (theta.square() * diagH).sum(-1) / 2
+
+
 MEASURES: dict[str, Measure] = {
     measure.__name__: measure
     for measure in (
@@ -186,10 +222,15 @@ MEASURES: dict[str, Measure] = {
         gradient_norm_preservation,
         fisher,
         fisher_sample,
+        wanda,
+        reconstruction,
+        obd,
         random,
         synflow,
     )
 }
+ABOUT_LAYERS = ("name", "shape")
+"""What a function of a user may ask for besides rows: whose they are."""
 ALIASES = {"l2": "magnitude", "snip": "loss_preservation", "tfo": "taylor", "grasp": "gradient_norm_increase"}
 
 
@@ -211,12 +252,11 @@ def resolve(method: str | Measure) -> Measure:
             f"method should be a measure's name or a function of rows, got {type(method).__name__}: "
             f"{reprlib.repr(method)}"
         )
-    unknown = [name for name in _ingredients_of(method) if name not in INGREDIENTS]
+    unknown = [name for name in asks(method) if name not in (*INGREDIENTS, *ABOUT_LAYERS)]
     if unknown:
         raise ValueError(
             f"the measure {name_of(method)!r} asks for {', '.join(map(repr, unknown))}; a measure's parameters are "
-            "named after "
-            f"what it reads: {', '.join(INGREDIENTS)} (give any other parameter a default)"
+            f"named after what it reads: {', '.join((*INGREDIENTS, *ABOUT_LAYERS))} (give any other a default)"
         )
     return method
 
@@ -227,7 +267,7 @@ def needs(method: str | Measure) -> tuple[str, ...]:
     >>> needs("gradient_norm_preservation")
     ('theta', 'Hg')
     """
-    return _ingredients_of(resolve(method))
+    return tuple(name for name in asks(resolve(method)) if name not in ABOUT_LAYERS)
 
 
 def name_of(measure: str | Measure) -> str:
@@ -251,7 +291,7 @@ def _by_name(name: str) -> Measure:
     raise ValueError(f"unknown measure {name!r}{hint} Known: {', '.join(names)}; or pass a function of rows")
 
 
-def _ingredients_of(measure: Measure) -> tuple[str, ...]:
+def asks(measure: Measure) -> tuple[str, ...]:
     """The parameters a measure must be given: those without a default, and known ones with one."""
     parameters = inspect.signature(measure).parameters.values()
     positional = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

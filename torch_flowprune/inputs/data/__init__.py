@@ -13,7 +13,15 @@ from torch_flowprune.inputs.data.batch_sizes import (
     sized,
     spread_out,
 )
-from torch_flowprune.inputs.data.batches import Batch, as_batches, class_balanced, example_of, inputs_of, shapes
+from torch_flowprune.inputs.data.batches import (
+    Batch,
+    as_batches,
+    class_balanced,
+    example_of,
+    in_dtype,
+    inputs_of,
+    shapes,
+)
 from torch_flowprune.inputs.data.objective import Closure, Loss, Objective, logits_of
 
 __all__ = [
@@ -31,6 +39,7 @@ __all__ = [
     "first",
     "first_axis",
     "halves",
+    "in_dtype",
     "in_two",
     "inputs_of",
     "logits_of",

@@ -65,6 +65,11 @@ def _like(batch: Mapping[str, Any], values: dict[str, Any]) -> Mapping[str, Any]
     return same
 
 
+def in_dtype(batch: Batch, dtype: torch.dtype, *narrow: torch.dtype) -> Batch:
+    """A batch whose tensors of the narrow dtypes are of this one."""
+    return mapped(lambda tensor: tensor.to(dtype) if tensor.dtype in narrow else tensor, batch)
+
+
 def tensors_in(batch: Batch) -> Iterator[Tensor]:
     """Every tensor of a batch, in order."""
     if isinstance(batch, Tensor):

@@ -1,0 +1,87 @@
+"""Operators that cannot be trusted twice are found by a difference of gradients."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import torch_flowprune as fp
+
+
+class Hidden(torch.autograd.Function):
+    """x², whose backward reads a detached x: right once, wrong twice."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.x = x.detach()
+        return x * x
+
+    @staticmethod
+    def backward(ctx, dy):
+        return 2 * ctx.x * dy
+
+
+class Square(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def net(function):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), Square(function), nn.Linear(6, 4))
+
+
+def batches(count, size=3):
+    torch.manual_seed(1)
+    return [(torch.randn(size, 5), torch.randint(4, (size,))) for _ in range(count)]
+
+
+WARNING = r"H·g is not how g changes along g: off by \d+%, most in .*weight"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_hidden_dependence_is_named(count):
+    with pytest.warns(UserWarning, match=WARNING):
+        fp.flow(net(Hidden.apply), batches(count), check=True)
+
+
+def test_by_default_where_it_costs_little():
+    with pytest.warns(UserWarning, match=WARNING):
+        fp.scores(net(Hidden.apply), "grasp", batches(16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fp.flow(net(Hidden.apply), batches(15))
+        fp.flow(net(Hidden.apply), batches(16), check=False)
+        fp.flow(net(Hidden.apply), batches(16), needs=("g",), check=True)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_sound_models_pass(mode, dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Hardswish(),
+        nn.Flatten(),
+        nn.Linear(128, 4),
+    ).to(dtype)
+    data = [(torch.randn(4, 2, 6, 6, dtype=dtype), torch.randint(4, (4,))) for _ in range(3)]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fp.flow(model, data, mode=mode, check=True)  # a warning would be an error
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(value.dtype is before[name].dtype for name, value in model.state_dict().items())
+
+
+def test_code_fixed_to_a_dtype_is_left_out_unless_asked_for():
+    model = net(lambda x: x.float() ** 2)
+    fp.flow(model, batches(16))
+    with pytest.raises(RuntimeError, match="check=True runs the model in float64, and it does not"):
+        fp.flow(model, batches(16), check=True)

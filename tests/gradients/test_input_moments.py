@@ -1,0 +1,158 @@
+"""E[x²] at each weight against hooks and unfolded inputs, and against what it is for: the error of an output."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import torch_flowprune as fp
+
+CONVOLUTIONS = {
+    "plain": nn.Conv2d(4, 6, 3),
+    "strided, padded, dilated": nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(1, 2)),
+    "grouped": nn.Conv2d(4, 6, 3, groups=2, padding=1),
+    "depthwise": nn.Conv2d(4, 8, 3, groups=4),
+    "same": nn.Conv2d(4, 6, 3, padding="same"),
+    "circular": nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
+    "one place": nn.Conv2d(4, 6, 1, bias=False),
+    "transposed": nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+}
+
+
+def errors(layer, inputs):
+    """By removing each weight alone: the mean square of the change of each output, summed over outputs, over θ²."""
+    weight, found = layer.weight, torch.zeros_like(layer.weight)
+    with torch.no_grad():
+        for index in range(weight.numel()):
+            value = weight.view(-1)[index].item()
+            change = total = count = 0
+            for x in inputs:
+                before = layer(x)
+                weight.view(-1)[index] = 0
+                change = layer(x) - before
+                weight.view(-1)[index] = value
+                total += change.square().sum().item()
+                count += change.numel() // change.shape[1]
+            found.view(-1)[index] = total / count / value**2
+    return found
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions(name):
+    torch.manual_seed(0)
+    layer = copy.deepcopy(CONVOLUTIONS[name]).double()
+    inputs = [torch.randn(size, 4, 7, 6, dtype=torch.float64) for size in (3, 2)]
+    found = fp.flow(layer, [(x, None) for x in inputs], needs=("x2",)).x2["weight"]
+    torch.testing.assert_close(found.expand_as(layer.weight), errors(layer, inputs).detach(), rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_linear_layers_in_a_sequence_by_a_hook(masked):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 3)).double()
+    if masked:
+        fp.global_prune(model, "magnitude", 0.4)
+    data, seen = [torch.randn(size, 7, 5, dtype=torch.float64) for size in (4, 2)], []
+    handle = model[2].register_forward_hook(lambda module, args, output: seen.append(args[0].detach().flatten(0, -2)))
+    for x in data:
+        model(x)
+    handle.remove()
+    found = fp.flow(model, [(x,) for x in data], needs=("x2",))
+    assert found.samples == 6
+    assert found.loss is None
+    torch.testing.assert_close(found.x2["2.weight"], torch.cat(seen).square().mean(0).expand(3, 6), rtol=1e-13, atol=0)
+    assert set(found.x2) == {"0.weight", "2.weight"}
+
+
+def attention():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+            self.out = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.out(self.attention(x, x.flip(1), x.flip(1), need_weights=False)[0].mean(1))
+
+    return Net().double()
+
+
+def test_parts_of_one_parameter():
+    """Attention's projection of queries, keys and values, of inputs that differ."""
+    torch.manual_seed(0)
+    model, x = attention(), torch.randn(3, 5, 6, dtype=torch.float64)
+    found = fp.flow(model, x, needs=("x2",)).x2
+    of_inputs = x.flatten(0, 1).square().mean(0)
+    torch.testing.assert_close(found["attention.in_proj_weight"], of_inputs.expand(18, 6), rtol=1e-13, atol=0)
+    assert {"attention.out_proj.weight", "out.weight"} < set(found)
+
+
+def test_a_weight_that_is_used_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(self.layer(x)[:, :1].expand(-1, 4))
+
+    model, x = Twice().double(), torch.randn(3, 4, dtype=torch.float64)
+    first, second = x, model.layer(x)[:, :1].expand(-1, 4).detach()
+    expected = torch.cat([first, second]).square().mean(0)
+    found = fp.flow(model, (x, torch.tensor([0, 1, 2])), needs=("x2",)).x2["layer.weight"]
+    torch.testing.assert_close(found, expected.expand(4, 4), rtol=1e-13, atol=0)
+
+
+def test_beside_other_derivatives_and_in_every_way_of_running():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(64, 3)
+    )
+    model.double()
+    data = [(torch.randn(n, 2, 6, 6, dtype=torch.float64), torch.randint(3, (n,))) for n in (3, 5, 2)]
+    alone = fp.flow(model, data, needs=("x2",)).x2
+    for options in ({}, {"max_memory": "1GB"}, {"offload": True}, {"mode": "train"}):
+        found = fp.flow(model, data, needs=("x2", "Hg", "g2"), **options)
+        expected = fp.flow(model, data, needs=("Hg",), **options)
+        torch.testing.assert_close(dict(found.Hg), dict(expected.Hg), rtol=1e-12, atol=1e-15)
+        if "mode" not in options:
+            torch.testing.assert_close(found.x2, alone, rtol=1e-13, atol=0)
+    single = fp.flow(model, data[0], needs=("x2", "Hg"))
+    assert single.x2.keys() == alone.keys()
+
+
+def test_the_published_method():
+    """Wanda compares the weights of each output by |θ|·‖x‖."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(8, 5).double(), torch.randn(20, 8, dtype=torch.float64)
+    fp.global_prune(model, "wanda", 0.5, allocation="row", data=x)
+    scores = (model.weight_orig.abs() * x.norm(dim=0)).detach()
+    expected = torch.ones(5, 8, dtype=torch.bool).scatter_(1, scores.argsort(1)[:, :4], False)
+    assert torch.equal(model.weight_mask.bool(), expected)
+
+
+def test_what_no_product_has_is_refused_by_name():
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 3))
+    tokens = torch.randint(7, (5, 3))
+    assert fp.scores(model, "wanda", tokens)["2.weight"].shape == (36,)
+    with pytest.raises(ValueError, match=r"x2 of 0.weight: the model on these data has them in no product"):
+        fp.scores(model, "wanda", tokens, include=["0", "2"])
+
+
+def test_nothing_is_left_behind():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2)), torch.randn(6, 4)
+    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    fp.scores(model, "reconstruction", x, mode="train")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_half_precision_is_squared_in_float32():
+    model, x = nn.Linear(4, 2).half(), torch.full((3, 4), 1e-4).half()
+    found = fp.flow(model, x, needs=("x2",)).x2["weight"]
+    torch.testing.assert_close(found, x.float().square().mean(0).expand(2, 4))
+    F.linear(x, model.weight)

@@ -1,0 +1,65 @@
+"""Which parameters a flow is taken over: what can be differentiated, and nothing left out without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from torch_flowprune.inputs import Target, is_computed_on_access, parameters_of
+
+
+def differentiable(model: nn.Module, also: Iterable[str], wanted: set[str]) -> dict[str, Target]:
+    """All that require a gradient and are numbers with a point, and those named besides.
+
+    Raises:
+        ValueError: for unknown names, and, where derivatives are wanted, for parameters that have none.
+    """
+    known, also = parameters_of(model), set(also)
+    if missing := also - set(known):
+        raise ValueError(f"no such parameter: {', '.join(sorted(missing))}")
+    if wanted:
+        check_real(known, also)
+    targets = {
+        name: target
+        for name, target in known.items()
+        if name in also or (target.parameter.requires_grad and target.parameter.is_floating_point())
+    }
+    if wanted:
+        _check_whole(targets)
+    return targets
+
+
+def check_real(known: Mapping[str, Target], also: Iterable[str] = ()) -> None:
+    """An error for complex parameters that require a gradient, and for any of ``also`` that have none."""
+    odd = [
+        name
+        for name, target in known.items()
+        if not target.parameter.is_floating_point() and (target.parameter.requires_grad or name in also)
+    ]
+    if odd:
+        raise ValueError(
+            f"{', '.join(odd)}: derivatives are of real numbers, not {known[odd[0]].parameter.dtype}; use a measure "
+            "of theta alone, exclude= it where it is scored, or requires_grad_(False) to take it for a constant"
+        )
+
+
+def _check_whole(targets: Mapping[str, Target]) -> None:
+    sharded = [name for name, target in targets.items() if hasattr(target.parameter, "device_mesh")]
+    if sharded:
+        raise ValueError(
+            f"{sharded[0]!r} is a shard (a DTensor), and derivatives are taken of whole parameters: score before "
+            "fully_shard or parallelize_module, or a copy of the full state dict"
+        )
+
+
+def check_opens(targets: Mapping[str, Target], wanted: set[str]) -> None:
+    """Masks that let a gradient through are computed where the weight is read; torch's own are not."""
+    if "gR" in wanted:
+        raise ValueError("gR has no values under the masks: leave it out of needs=, or leave under_masks= out")
+    for name, target in targets.items():
+        if target.mask is not None and not all(is_computed_on_access(*owner) for owner in target.owners):
+            raise ValueError(
+                f"the mask of {name!r} is one of torch's own, under which there is no gradient: "
+                "fp.apply_masks(model, fp.masks(model)) makes the masks this package's"
+            )

@@ -1,0 +1,74 @@
+"""The Hessian of the loss times any vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from torch_flowprune.gradients.differentiable import differentiable
+from torch_flowprune.gradients.flow_source import FlowSource, LossOptions
+from torch_flowprune.gradients.products import Products
+from torch_flowprune.inputs import (
+    Ranks,
+    as_batches,
+    check_options,
+    from_options,
+    original,
+    own_names,
+    parameters_of,
+    untouched,
+    unwrapped,
+)
+
+
+def hessian_vector(
+    model: nn.Module, data: object, v: Mapping[str, Tensor], **options: Unpack[LossOptions]
+) -> dict[str, Tensor]:
+    """H·v, exact, for the Hessian H of the mean loss over all the data; the model is left as it was.
+
+    One sweep of reverse over reverse. H is that over all parameters that require a gradient and those of ``v``.
+
+    Args:
+        model: any module, see :func:`~torch_flowprune.flow`.
+        data: what the loss is taken over, see there.
+        v: tensors by parameter name, in the parameters' shapes; a parameter without one counts as 0.
+        options: of :func:`~torch_flowprune.flow`: ``loss``, ``closure``, ``max_samples``, ``temperature``, ``mode``,
+            ``progress``, ``max_memory``, ``offload``, ``autocast``, ``batch_size``, ``reduction``.
+
+    Returns:
+        Tensors by name, one for every parameter that H is over, in float32 or better.
+
+    Raises:
+        ValueError: for names that the model does not have, and for shapes of another parameter.
+
+    >>> import torch
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> batch = torch.tensor([[1.0, 2.0]]), torch.zeros(1, 1)
+    >>> v = {"weight": torch.tensor([[1.0, 0.0]])}
+    >>> hessian_vector(model, batch, v, loss=nn.functional.mse_loss)["weight"]
+    tensor([[2., 4.]])
+    """
+    check_options("hessian_vector", options, LossOptions.__annotations__)
+    source = from_options(FlowSource, options, data=data)
+    ranks, model = Ranks.of(model), unwrapped(model)
+    named = _under_own_names(model, v)
+    targets = differentiable(model, named, {"Hg"})
+    for name, value in named.items():
+        if value.shape != targets[name].parameter.shape:
+            expected = tuple(targets[name].parameter.shape)
+            raise ValueError(f"v[{name!r}] should have the parameter's shape {expected}, got {tuple(value.shape)}")
+    with untouched(model, data, source.mode) as rewind:
+        for target in targets.values():
+            target.parameter.requires_grad_(True)
+        return Products(model, targets, source, rewind, ranks).times(named, as_batches(data))
+
+
+def _under_own_names(model: nn.Module, v: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By the names of the unpruned model; those of a pruned one are taken too."""
+    if not isinstance(v, Mapping):
+        raise TypeError(f"v should be a mapping of parameter names to tensors, got {type(v).__name__}")
+    known = parameters_of(model)
+    names, pruned = own_names(known, list(v)), {original(name): name for name in known}
+    return {pruned.get(names[key], names[key]): value for key, value in v.items()}

@@ -1,0 +1,187 @@
+"""Second moments of what each weight multiplies: E[x²], from forwards alone.
+
+Read where the operators run: a product or convolution that has a parameter, a view of one or its masked values for an
+operand says what its other operand is. So every layer is read that computes by such an operator, whatever its class.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torch_flowprune.gradients.flow_source import FlowSource
+from torch_flowprune.inputs import Batch, Ranks, Target, call, inputs_of, same_randomness, wide
+from torch_flowprune.torch_internals import OperatorMode, convolution_backward, storage_key
+
+
+class _Place(NamedTuple):
+    """Where an operand lies in a parameter: whose it is, and its shape, strides and offset there."""
+
+    name: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+class _Region(NamedTuple):
+    """Memory that holds a parameter's values in the parameter's own layout, or a part of them."""
+
+    name: str
+    start: int
+    size: int
+    shift: int
+
+
+class InputMoments:
+    """E[x²] at each weight, over samples and positions of the output: 0 where a weight meets padding, or nothing.
+
+    Only weights that products and convolutions have for an operand are read.
+    """
+
+    def __init__(self, model: nn.Module, targets: Mapping[str, Target], source: FlowSource) -> None:
+        self.model, self.source = model, source
+        self.parameters = {name: target.parameter for name, target in targets.items()}
+        self.sums: dict[_Place, Tensor] = {}
+        self.counts: dict[_Place, float] = {}
+
+    def add(self, batch: Batch) -> None:
+        """One more forward."""
+        closure, dtype = self.source.closure, self.source.autocast
+        kind = next(self.model.parameters()).device.type
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # it is one operator, in which no product can be seen
+        try:
+            with (
+                same_randomness(self.model),
+                torch.set_grad_enabled(closure is not None),
+                torch.autocast(kind, dtype, enabled=dtype is not None),
+                _Operands(self.parameters, self._note),
+            ):
+                closure(self.model, batch) if closure else call(self.model, inputs_of(batch))
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+    def means(self, ranks: Ranks) -> dict[str, Tensor]:
+        """By name, in the shape of the parameter; what was not seen in a product is left out."""
+        totals = {name: _zeros_like(self.parameters[name]) for name in self.parameters if self._read(name, ranks)}
+        for name, total in totals.items():
+            counts = torch.zeros_like(total)
+            for place, value in self.sums.items():
+                if place.name == name:
+                    _at(total, place).add_(value.to(total.dtype))
+                    _at(counts, place).add_(self.counts[place])
+            ranks.sum([total, counts])
+            total.div_(counts.clamp_(min=1))
+        return totals
+
+    def _read(self, name: str, ranks: Ranks) -> bool:
+        seen = torch.tensor([float(any(place.name == name for place in self.sums))])
+        ranks.sum([seen := seen.to(self.parameters[name].device)])
+        return bool(seen.item())
+
+    def _note(self, place: _Place, moment: Tensor, count: int) -> None:
+        self.counts[place] = self.counts.get(place, 0) + count
+        self.sums[place] = self.sums[place].add_(moment) if place in self.sums else moment.clone()
+
+
+def _zeros_like(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(wide(parameter.detach()))
+
+
+def _at(whole: Tensor, place: _Place) -> Tensor:
+    return whole.as_strided(place.shape, place.stride, place.offset)
+
+
+class _Operands(OperatorMode):
+    """Sees the products and convolutions of parameters, and of what is a parameter's values in its own layout."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], note: Callable[[_Place, Tensor, int], None]) -> None:
+        super().__init__()
+        self.note, self.regions = note, dict[int, list[_Region]]()
+        for name, parameter in parameters.items():
+            region = _Region(name, int(parameter.storage_offset()), parameter.numel(), 0)
+            self.regions.setdefault(storage_key(parameter.untyped_storage()), []).append(region)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (read := _PRODUCTS_READ.get(func)) is not None:
+            for operand, moment, count in read(result, *args):
+                if (place := self._place(operand())) is not None:
+                    self.note(place, moment(), count)
+        elif (copied := _COPIES.get(func)) is not None:
+            self._follow(args[copied], result)
+        return result
+
+    def _region(self, tensor: Tensor) -> _Region | None:
+        regions = self.regions.get(storage_key(tensor.untyped_storage()), ())
+        return next((r for r in regions if r.start <= tensor.storage_offset() < r.start + r.size), None)
+
+    def _place(self, tensor: Tensor) -> _Place | None:
+        region = self._region(tensor)
+        if region is None or 0 in tensor.stride():  # one weight in many places of a product
+            return None
+        offset = int(tensor.storage_offset()) - region.start + region.shift
+        return _Place(region.name, tuple(tensor.shape), tensor.stride(), offset)
+
+    def _follow(self, source: Any, result: Tensor) -> None:
+        """A copy, a cast, a selection by a mask: the values stay where they are in the layout."""
+        place = self._place(source) if isinstance(source, Tensor) else None
+        if place is None or (result.shape, result.stride()) != (source.shape, source.stride()):
+            return
+        storage = result.untyped_storage()
+        key = storage_key(storage)
+        self.regions[key] = [_Region(place.name, int(result.storage_offset()), result.numel(), place.offset)]
+        weakref.finalize(storage, self.regions.pop, key, None)
+
+
+def _product(_: Tensor, x: Tensor, w: Tensor) -> Any:
+    """X @ w, either of which may be the weight, with a first axis of several products or without."""
+    yield lambda: w, lambda: _squares(x).sum(-2).unsqueeze(-1), x.shape[-2]
+    yield lambda: x, lambda: _squares(w).sum(-1).unsqueeze(-2), w.shape[-1]
+
+
+def _added_product(y: Tensor, _: Tensor, x: Tensor, w: Tensor) -> Any:
+    return _product(y, x, w)
+
+
+def _convolved(
+    y: Tensor, x: Tensor, w: Tensor, _: Any, stride: Any, padding: Any, dilation: Any,
+    transposed: bool, more: Any, groups: int,
+) -> Any:  # fmt: skip
+    """The sum over a kernel's places at each offset is a gradient: of kernels of one channel each, for ones."""
+
+    def moment() -> Tensor:
+        squares = _squares(x).sum(0, keepdim=True)
+        channels, kernel = squares.shape[1], w.shape[2:]
+        ones = squares.new_ones((1, channels, *y.shape[2:]))
+        alone = squares.new_zeros((channels, 1, *kernel))
+        options = stride, padding, dilation, transposed, more, channels
+        sums: Tensor = convolution_backward(ones, squares, alone, [channels], *options, (False, True, False))[1]
+        if transposed:
+            return sums  # (in, 1, kernel) beside (in, out / groups, kernel)
+        by_group: Tensor = sums.view(groups, channels // groups, *kernel)
+        return by_group.repeat_interleave(len(w) // groups, 0) if groups > 1 else by_group
+
+    yield lambda: w, moment, y.numel() // y.shape[1]
+
+
+def _squares(x: Tensor) -> Tensor:
+    return wide(x.detach()).square()
+
+
+_PRODUCTS_READ: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.mm.default: _product,
+    torch.ops.aten.bmm.default: _product,
+    torch.ops.aten.addmm.default: _added_product,
+    torch.ops.aten.baddbmm.default: _added_product,
+    torch.ops.aten.convolution.default: _convolved,
+}
+_COPIES = {
+    torch.ops.aten.where.self: 1,
+    torch.ops.aten.clone.default: 0,
+    torch.ops.aten._to_copy.default: 0,
+}
