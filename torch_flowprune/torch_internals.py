@@ -55,6 +55,7 @@ __all__ = [
     "set_tensor_name",
     "storage_key",
     "tensor_name",
+    "to_copy",
     "tree_leaves",
     "tree_map",
     "tree_map_only",
@@ -131,6 +132,8 @@ fused_weight_norm: Callable[..., Tensor] = torch._weight_norm
 convolution_backward: Callable[..., Any] = torch.ops.aten.convolution_backward
 batch_norm_backward: Callable[..., Any] = torch.ops.aten.native_batch_norm_backward
 unsafe_view: Callable[..., Any] = torch.ops.aten._unsafe_view
+# What `.to(dtype)` is to a dispatch mode: the same values in another type.
+to_copy: Callable[..., Any] = torch.ops.aten._to_copy
 
 # One call for many tensors, as torch's optimizers make: on an accelerator the calls are what takes the time.
 foreach_add_: Callable[..., None] = torch._foreach_add_

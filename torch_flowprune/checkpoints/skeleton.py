@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from torch_flowprune.checkpoints.shards import FLOATS, StoredTensor
+from torch_flowprune.inputs import plain_name
 
 _TABLES = re.compile(r"embed|norm|(^|[._])(wte|wpe|ln|ln_\w+|bn\d*|shared)([._]|$)")
 _QUANTISED = re.compile(r"weight$|weight_packed$|blocks$")
@@ -52,7 +53,7 @@ def check_dense(tensors: Iterable[StoredTensor]) -> None:
     """An error where weights are stored in a form that hides their magnitudes, or with masks beside them."""
     held = {one.name: one for one in tensors}
     for name, one in held.items():
-        if name.endswith("_orig") and f"{name.removesuffix('_orig')}_mask" in held:
+        if plain_name(name, held) != name:
             raise ValueError(f"{name!r} has a mask beside it: fp.remove the masks before the model is saved")
         if one.kind not in FLOATS and len(one.shape) > 1 and _QUANTISED.search(name):
             raise ValueError(

@@ -17,7 +17,7 @@ def no_reentrant_checkpoints() -> Iterator[None]:
     except RuntimeError as error:
         if "use_reentrant=True" not in str(error):
             raise
-        raise RuntimeError(_text()) from error
+        raise _reentrant() from error
 
 
 @contextmanager
@@ -30,11 +30,11 @@ def no_hidden_blocks() -> Iterator[None]:
         except UserWarning as warning:
             if _HIDDEN not in str(warning):
                 raise
-            raise RuntimeError(_text()) from warning
+            raise _reentrant() from warning
 
 
-def _text() -> str:
-    return (
+def _reentrant() -> RuntimeError:
+    return RuntimeError(
         "the model checkpoints activations with use_reentrant=True, through which no gradients by name can be "
         "taken: use use_reentrant=False, or switch checkpointing off while scoring"
     )

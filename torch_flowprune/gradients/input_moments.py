@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.inputs import Batch, Ranks, Target, call, inputs_of, same_randomness, wide
-from torch_flowprune.torch_internals import OperatorMode, convolution_backward, storage_key
+from torch_flowprune.torch_internals import OperatorMode, convolution_backward, storage_key, to_copy
 
 
 class _Place(NamedTuple):
@@ -138,14 +138,14 @@ class _Operands(OperatorMode):
         weakref.finalize(storage, self.regions.pop, key, None)
 
 
-def _product(_: Tensor, x: Tensor, w: Tensor) -> Any:
+def _of_product(_: Tensor, x: Tensor, w: Tensor) -> Any:
     """X @ w, either of which may be the weight, with a first axis of several products or without."""
     yield lambda: w, lambda: _squares(x).sum(-2).unsqueeze(-1), x.shape[-2]
     yield lambda: x, lambda: _squares(w).sum(-1).unsqueeze(-2), w.shape[-1]
 
 
 def _added_product(y: Tensor, _: Tensor, x: Tensor, w: Tensor) -> Any:
-    return _product(y, x, w)
+    return _of_product(y, x, w)
 
 
 def _convolved(
@@ -174,8 +174,8 @@ def _squares(x: Tensor) -> Tensor:
 
 
 _PRODUCTS_READ: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.mm.default: _product,
-    torch.ops.aten.bmm.default: _product,
+    torch.ops.aten.mm.default: _of_product,
+    torch.ops.aten.bmm.default: _of_product,
     torch.ops.aten.addmm.default: _added_product,
     torch.ops.aten.baddbmm.default: _added_product,
     torch.ops.aten.convolution.default: _convolved,
@@ -183,5 +183,5 @@ _PRODUCTS_READ: dict[Any, Callable[..., Any]] = {
 _COPIES = {
     torch.ops.aten.where.self: 1,
     torch.ops.aten.clone.default: 0,
-    torch.ops.aten._to_copy.default: 0,
+    to_copy.default: 0,  # type: ignore[attr-defined]
 }

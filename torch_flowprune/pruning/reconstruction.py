@@ -164,11 +164,18 @@ def _rows(module: nn.Module, inputs: Tensor) -> Tensor:
     """What one row of the weight is multiplied with, one a row."""
     inputs = wide(inputs.detach())
     if isinstance(module, nn.Conv2d):
-        before = module._reversed_padding_repeated_twice  # whatever padding= says: "same" too
-        padded = pad(inputs, before)
+        padded = pad(inputs, [side for both in reversed(_padding(module)) for side in both])
         columns = unfold(padded, module.kernel_size, module.dilation, 0, module.stride)
         return columns.transpose(1, 2).flatten(0, 1)
     return inputs.flatten(0, -2)
+
+
+def _padding(module: nn.Conv2d) -> list[tuple[int, int]]:
+    """How many zeros a convolution puts before and behind each axis of an image."""
+    if module.padding == "same":
+        more = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return [(zeros // 2, zeros - zeros // 2) for zeros in more]
+    return [(0, 0)] * 2 if module.padding == "valid" else [(zeros, zeros) for zeros in module.padding]  # type: ignore[misc]
 
 
 def _reconstruct_layer(target: Target, bias: Target | None, moments: Tensor, damping: float) -> LayerReconstruction:

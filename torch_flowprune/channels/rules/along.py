@@ -22,7 +22,7 @@ def along(g: Walk, x: Value, dims: Sequence[int]) -> Value:
     return x
 
 
-def with_places(values: Value) -> list[Value]:
+def _with_places(values: Value) -> list[Value]:
     """Values, and where they were: an index, of which nothing says that it is zero."""
     return [values, values.without_zero()]
 
@@ -32,11 +32,11 @@ def reduced_with_places(g: Walk, x: Value, dim: Any = None, other: Any = None, k
     if other is not None:
         return added(g, [x, other])
     out = statistic(g, x, dim, keepdim)
-    return out if dim is None else with_places(out)
+    return out if dim is None else _with_places(out)
 
 
 def picked_with_places(g: Walk, x: Value, dim: int = -1, keepdim: bool = False) -> list[Value]:
-    return with_places(statistic(g, x, dim, keepdim))
+    return _with_places(statistic(g, x, dim, keepdim))
 
 
 def places(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
@@ -46,7 +46,7 @@ def places(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
 def ranked(g: Walk, x: Value, dim: int = -1) -> list[Value]:
     """sort, topk, cummax: as many as there are, or as are asked for."""
     assert g.node is not None
-    return with_places(along(g.at_shape(concrete(g.node.meta["val"][0].shape)), x, [dim]))
+    return _with_places(along(g.at_shape(concrete(g.node.meta["val"][0].shape)), x, [dim]))
 
 
 def order(g: Walk, x: Value, dim: int = -1) -> Value:

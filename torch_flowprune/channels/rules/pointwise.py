@@ -43,7 +43,7 @@ def sign_copied(g: Walk, x: Any, other: Any) -> Value:
     return broadcast(g, [x, other], _first_zero)
 
 
-def steps(g: Walk, x: Value, values: Value) -> Value:
+def step_functions(g: Walk, x: Value, values: Value) -> Value:
     return broadcast(g, [x, values], _never_zero)
 
 

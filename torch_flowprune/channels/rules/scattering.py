@@ -150,7 +150,7 @@ def places_of(g: Walk, x: Value) -> Any:
     return g.fixed(g.out_shape)
 
 
-def pack(g: Walk, x: Value, lengths: Value, batch_first: bool) -> list[Value]:
+def packed_sequence(g: Walk, x: Value, lengths: Value, batch_first: bool) -> list[Value]:
     """Sequences of several lengths as one row of steps."""
     assert g.node is not None
     data, sizes = (concrete(v.shape) for v in g.node.meta["val"])
@@ -159,7 +159,7 @@ def pack(g: Walk, x: Value, lengths: Value, batch_first: bool) -> list[Value]:
     return [Value((g.axes.fixed(data[0]), *x.dims[2:]), (True, *x.zero[2:])), g.fixed(sizes)]
 
 
-def unpack(g: Walk, x: Value, batch_sizes: Value, padding_value: float = 0.0) -> list[Value]:
+def padded_sequence(g: Walk, x: Value, batch_sizes: Value, padding_value: float = 0.0) -> list[Value]:
     assert g.node is not None
     padded, lengths = (concrete(v.shape) for v in g.node.meta["val"])
     g.freeze(x.dims[0], "is a sequence that is packed")
@@ -203,6 +203,6 @@ SCATTER_RULES: dict[str, Callable[..., Any]] = {
     "index_fill": index_filled,
     "masked_scatter": masked_scatter,
     "masked_select": masked_select,
-    "_pack_padded_sequence": pack,
-    "_pad_packed_sequence": unpack,
+    "_pack_padded_sequence": packed_sequence,
+    "_pad_packed_sequence": padded_sequence,
 }

@@ -56,7 +56,7 @@ from torch_flowprune.channels.rules.pointwise import (
     several_positions,
     sign_copied,
     singular,
-    steps,
+    step_functions,
     threshold,
     where,
 )
@@ -175,7 +175,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "cosine_similarity": similarity,
     "cdist": distances,
     "deform_conv2d": deformable_convolution,
-    "heaviside": steps,
+    "heaviside": step_functions,
     "pairwise_distance": pairwise_distance,
     "copysign": sign_copied,
     "hypot": hypotenuse,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_flowprune.channels.shrinking.exported_module import ExportedModule
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
 from torch_flowprune.channels.tracing import canonical_names
-from torch_flowprune.inputs import is_mask, plain_name
+from torch_flowprune.inputs import is_mask, original, plain_name
 from torch_flowprune.masking import remove
 
 _DESCRIBED: dict[str, type[Any]] = {"shapes": dict, "attributes": dict, "values": dict, "identities": list}
@@ -40,7 +40,7 @@ def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
     new = {name: tensor for name, tensor in named_tensors(small) if tensor.shape != tensors[name].shape}
     before, attributes = sizes_by_module(dense), sizes_by_module(small)
     changed = {path: differing(before.get(path, {}), values) for path, values in attributes.items()}
-    beside = {name: tensor for name, tensor in new.items() if not {name, f"{name}_orig"} & loaded}
+    beside = {name: tensor for name, tensor in new.items() if not {name, original(name)} & loaded}
     return {
         "shapes": {name: list(tensor.shape) for name, tensor in new.items()},
         "attributes": {path: values for path, values in changed.items() if values},

@@ -134,12 +134,12 @@ def read(
 ) -> Reading:
     """Label the graph in eval mode (``evaluated``, if at hand), and in train mode where that uses more parameters."""
     names = canonical_names(model)
-    traced = _named("eval", [evaluated] if evaluated else trace(model, args, kwargs, False))
+    traced = _by_path("eval", [evaluated] if evaluated else trace(model, args, kwargs, False))
     unused = _unused_parameters(model, traced.values(), names)
     error = ""
     if unused:
         try:
-            traced |= _named("train", trace(model, args, kwargs, True))
+            traced |= _by_path("train", trace(model, args, kwargs, True))
             unused = _unused_parameters(model, traced.values(), names)
         except Exception as e:  # noqa: BLE001 - whatever the training forward raises, what only training reads is then frozen
             error = f"its training graph, which reads further parameters, cannot be read: {type(e).__name__}"
@@ -160,7 +160,7 @@ def read(
     )
 
 
-def _named(mode: str, graphs: Sequence[Traced]) -> dict[str, Traced]:
+def _by_path(mode: str, graphs: Sequence[Traced]) -> dict[str, Traced]:
     """The graphs of one mode: that of the example under the mode's name, other paths with a number."""
     return {f"{mode} {number}" if number else mode: graph for number, graph in enumerate(graphs)}
 
@@ -171,8 +171,8 @@ def _check_all_read(model: nn.Module, traced: Mapping[str, Traced], unused: Sequ
     layers = [name for name, p in model.named_parameters() if name in unused and p.ndim > 1]
     if depends and layers:
         raise UnrecordableError(
-            f"values decide what runs ({depends}), and on the example inputs {layers[0]} and {len(layers) - 1} more "
-            "did not: give example_inputs on which all layers run"
+            f"values decide what runs ({depends}), and {layers[0]} and {len(layers) - 1} more did not run: give "
+            "example_inputs on which all layers run"
         )
 
 

@@ -89,7 +89,7 @@ class _Recorder(OperatorMode):
 
     def refuse(self, why: str) -> UnrecordableError:
         """The error to raise; noted, as the model's code may catch it."""
-        self.refused = self.refused or f"{why}, at {place_in_code()}"
+        self.refused = self.refused or f"{why}, at {_place_in_code()}"
         return UnrecordableError(self.refused)
 
     # Where tensors come from.
@@ -172,7 +172,7 @@ class _Recorder(OperatorMode):
         """The code reads a number: it is told what it is, or another answer that is to be tried."""
         if len(self.reads) == MOST_READ:
             raise self.refuse(f"the code reads more than {MOST_READ} numbers off tensors")
-        self.reads.append(Read(node, result, place_in_code()))
+        self.reads.append(Read(node, result, _place_in_code()))
         return self.answers.get(len(self.reads) - 1, result)
 
     def hold(self, node: Node, result: Tensor, read: set[int]) -> bool:
@@ -232,7 +232,7 @@ def no_tensors_in(kind: str) -> str:
     )
 
 
-def place_in_code() -> str:
+def _place_in_code() -> str:
     """The statement of the model's code that runs: the innermost that is neither torch's nor ours."""
     own = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[2]}{os.sep}")
     for frame in reversed(traceback.extract_stack()):
