@@ -79,7 +79,7 @@ class InputMoments:
         return totals
 
     def _read(self, name: str, ranks: Ranks) -> bool:
-        seen = torch.tensor([float(any(place.name == name for place in self.sums))])
+        seen = torch.tensor([float(any(place.name == name for place in self.sums))], device="cpu")
         ranks.sum([seen := seen.to(self.parameters[name].device)])
         return bool(seen.item())
 
