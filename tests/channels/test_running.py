@@ -69,7 +69,8 @@ def test_a_smaller_model_runs_and_holds_what_was_foretold(name):
     assert foretold == held or (foretold > held and name == COPIES_LESS)
 
 
-@pytest.mark.parametrize("name", CASES)
+# lengths of packed sequences are values, which no call by itself can make up
+@pytest.mark.parametrize("name", [name for name in CASES if name != "LSTM that reads packed sequences"])
 def test_every_call_can_be_run_by_itself_at_any_size(name):
     """Its operations add up to those of the smaller model, counted on a run of it."""
     model, x, _ = coupled(CASES[name])

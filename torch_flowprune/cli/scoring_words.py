@@ -15,7 +15,7 @@ from torch_flowprune.cli.image_folder import ImageOptions, image_loader
 from torch_flowprune.cli.named_models import example_input
 from torch_flowprune.scoring import measures, parse_granularity
 
-_OF_A_LOSS = {"g", "g2", "g2_sample", "Hg"}
+_OF_A_LOSS = {"g", "g2", "g2_sample", "Hg", "x2", "diagH"}
 
 
 def _needs_of(methods: list[str]) -> set[str]:
