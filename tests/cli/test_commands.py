@@ -572,11 +572,14 @@ def test_an_interrupt_is_one_line_and_130(pictures, tmp_path):
         f"import sys, timm; from torch_flowprune.cli import main; print('now', flush=True); sys.exit(main({words!r}))"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", code], **pipes)
-    assert process.stdout.readline() == "now\n"
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        try:
+            assert process.stdout.readline() == "now\n"
+            time.sleep(2)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # one that did not hear it would work on for minutes beside the other tests
     assert process.returncode == 130, err
     assert err.strip() == "torch-flowprune prune: interrupted"
 

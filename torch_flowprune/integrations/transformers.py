@@ -5,6 +5,7 @@ Imported on request: ``from torch_flowprune.integrations.transformers import Flo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,9 @@ def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> N
     folder = Path(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
     save_shrunk(model, folder / _WEIGHTS)
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
+    written = copy.deepcopy(model.config)
+    written.architectures = [type(model).__name__]
+    written.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
 
