@@ -569,7 +569,9 @@ def test_an_interrupt_is_one_line_and_130(pictures, tmp_path):
         str(tmp_path),
     ]
     code = (
-        f"import sys, timm; from torch_flowprune.cli import main; print('now', flush=True); sys.exit(main({words!r}))"
+        "import signal, sys, timm; from torch_flowprune.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it\n"
+        f"print('now', flush=True); sys.exit(main({words!r}))"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from rank_group import group_of_two
 from torch import Tensor, distributed, nn
 
 import torch_flowprune as fp
@@ -18,10 +19,7 @@ Y = torch.arange(8) % 4
 def run(rank: int, path: str) -> None:
     """All scenarios in one process group: starting processes is what takes the time."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    torch.set_num_threads(1)
-    store = distributed.FileStore(path, 2)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    try:
+    with group_of_two(rank, path):
         for scenario in (
             pruned_sharded_trained,
             saved_and_loaded_by_dcp,
@@ -31,8 +29,6 @@ def run(rank: int, path: str) -> None:
         ):
             scenario(rank, f"{path}.{scenario.__name__}")
             distributed.barrier()
-    finally:
-        distributed.destroy_process_group()
 
 
 def net() -> nn.Sequential:

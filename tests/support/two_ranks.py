@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from hosts import mlp, pruned, train
+from rank_group import group_of_two
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,10 +18,7 @@ def attention() -> nn.Module:
 
 def run(rank: int, path: str) -> None:
     """All scenarios in one process group: starting processes is what takes the time."""
-    torch.set_num_threads(1)
-    store = distributed.FileStore(path, 2)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    try:
+    with group_of_two(rank, path):
         for scenario in (
             prune_then_wrap,
             wrap_then_prune,
@@ -31,9 +29,6 @@ def run(rank: int, path: str) -> None:
         ):
             torch.manual_seed(0)
             scenario(rank)
-        distributed.barrier()  # a rank that leaves first would take the other down with it
-    finally:
-        distributed.destroy_process_group()
 
 
 def inputs(rank: int) -> torch.Tensor:

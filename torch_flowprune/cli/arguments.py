@@ -18,6 +18,7 @@ from torch_flowprune.cli.option_groups import (
     add_method,
     add_model,
     add_report,
+    add_rounds,
     add_traceback,
     add_units,
 )
@@ -97,6 +98,7 @@ def _prune(command: argparse.ArgumentParser) -> None:
     add_model(command)
     add_method(command)
     add_allocation(command)
+    add_rounds(command)
     add_units(command)
     add_data(command)
     written = command.add_argument_group("what is written")

@@ -95,6 +95,11 @@ def add_allocation(command: argparse.ArgumentParser) -> None:
     add("--min-keep", type=as_number, metavar="K", help="units that every layer keeps: a number, or a fraction")
     add("--round-to", type=as_count, default=1, metavar="N", help="layers keep a multiple of N filters or channels")
     add("--allow-collapse", action="store_true", help="write a model of which a layer has nothing left all the same")
+
+
+def add_rounds(command: argparse.ArgumentParser) -> None:
+    """In how many steps."""
+    add = command.add_argument_group("in how many steps").add_argument
     add(
         "--rounds",
         type=as_count,
