@@ -9,7 +9,7 @@ name           value                                                            
 ``theta0``     the parameters at a reference point (initialisation)                   0
 ``generator``  the source of randomness                                               0
 ``gR``         gradient of the data-free synaptic-flow objective R                    0 (one backward pass)
-``x2``         mean over samples and positions of the squared input it meets     1 (forwards alone)
+``x2``         mean over samples and positions of the squared input it meets          1 (forwards alone)
 ``g``          gradient of the loss, sample-weighted mean over the batches            1
 ``g2``         mean over batches of the *squared batch gradients*                     1
 ``g2_sample``  mean over samples of the *squared sample gradients*                    1
