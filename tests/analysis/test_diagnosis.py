@@ -57,15 +57,91 @@ def test_stability_is_the_correlation_of_two_halves(split):
     assert -1 <= found.total.stability <= 1
 
 
-@pytest.mark.parametrize(("limit", "each"), [(12, 6), (7, 3), (1, 1), (100, 8)])
-def test_the_halves_share_the_samples_that_the_diagnosis_may_read(limit, each):
-    """Each half reads half of ``max_samples``: stability is of as many samples as the scores, not of twice as many."""
+@pytest.mark.parametrize(("limit", "even", "odd"), [(12, 6, 6), (7, 4, 3), (3, 2, 1), (100, 8, 8)])
+def test_the_halves_share_the_samples_that_the_diagnosis_may_read(limit, even, odd):
+    """Each half has its share of ``max_samples``: stability is of as many samples as the scores are."""
     model, batches = cases.mlp(), CASES["mlp"].batches((2,) * 8)
     found = fp.diagnose(model, batches, method="taylor", max_samples=limit)
-    one, other = (fp.scores(model, "taylor", batches[start::2], max_samples=each) for start in (0, 1))
+    one, other = (
+        fp.scores(model, "taylor", batches[start::2], max_samples=each) for start, each in ((0, even), (1, odd))
+    )
     assert found.samples == min(limit, 16)
     for layer in found.layers:
         assert layer.stability == pytest.approx(spearman(one[layer.name], other[layer.name]), abs=1e-12)
+
+
+def test_one_sample_that_may_be_read_has_no_halves():
+    found = fp.diagnose(cases.mlp(), CASES["mlp"].batches((2,) * 8), method="taylor", max_samples=1)
+    assert (found.samples, found.total.stability) == (1, None)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 5}, {"max_samples": 4}, {"mode": "train"}], ids=str)
+@pytest.mark.parametrize("sizes", [(5,), (5, 5, 3)], ids=["one batch", "batches"])
+@pytest.mark.parametrize("method", ["grasp", "fisher", "fisher_sample", "synflow", "obd", "wanda"])
+def test_all_of_it_is_that_of_flows_over_the_data_and_its_halves(method, sizes, options):
+    """Whatever a measure reads: the two sweeps give what a flow over all, two over halves and a prediction give."""
+    model = cases.mlp() if method == "wanda" else cases.cnn()
+    case = CASES["mlp" if method == "wanda" else "cnn"]
+    batches = case.batches(sizes)
+    if "batch_size" in options and sizes != (5,):
+        pytest.skip("the batches are of several sizes")
+    if options.get("mode") == "train" and method == "fisher_sample":
+        pytest.skip("a norm takes its statistics over the batch")
+    name = next(name for name, value in model.named_parameters() if value.dim() > 1)
+    masks = {name: torch.rand(model.get_parameter(name).shape) < 0.5}
+    torch.manual_seed(3)
+    found = fp.diagnose(model, batches, masks=masks, method=method, include=[name], **options)
+    limit = options.get("max_samples", sum(sizes))
+    if len(batches) == 1:
+        x, y = (part[:limit] for part in batches[0])
+        pair = [[(x[start::2], y[start::2])] for start in (0, 1)]
+    else:
+        cut = [(x[:limit], y[:limit]) for x, y in batches][: 1 if limit < 5 else None]
+        pair = (
+            [cut[start::2] for start in (0, 1)]
+            if len(cut) > 1
+            else [[(cut[0][0][s::2], cut[0][1][s::2])] for s in (0, 1)]
+        )
+    kept = {key: value for key, value in options.items() if key == "mode"}
+    whole = fp.flow(model, batches, parameters=[name], **options)
+    assert found.layers[0].theta_Hg == pytest.approx(
+        float((whole.theta[name] * whole.Hg[name]).sum()), rel=1e-9, abs=1e-12
+    )
+    assert found.loss == pytest.approx(whole.loss, rel=1e-12)
+    prediction = fp.predict(model, masks, batches, **options)
+    for key, value in vars(prediction).items():
+        assert getattr(found.prediction, key) == pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True), key
+    if method not in ("obd", "synflow"):  # draws anew for each; of no data
+        one, other = (fp.scores(model, method, half, include=[name], **kept)[name] for half in pair)
+        assert found.layers[0].stability == pytest.approx(spearman(one, other), abs=1e-9)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("method", ["taylor", "grasp", "fisher"])
+def test_every_batch_is_read_twice(method, masked):
+    model, reads = cases.mlp(), []
+    batches = CASES["mlp"].batches((4, 4, 4))
+
+    def closure(model, batch):
+        reads.append(len(batch[0]))
+        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    masks = {"0.weight": torch.rand(5, 4) < 0.5} if masked else None
+    fp.diagnose(model, batches, masks=masks, method=method, closure=closure, check=False)
+    assert reads == [4] * 6
+
+
+def test_a_frozen_layer_is_in_the_prediction_and_not_in_the_flow():
+    """What a cut does is over all parameters; where the model stands, over those it trains."""
+    model, batches = cases.mlp(), CASES["mlp"].batches((4, 3))
+    model[2].weight.requires_grad_(False)
+    masks = {"2.weight": torch.rand(model[2].weight.shape) < 0.5}
+    found = fp.diagnose(model, batches, masks=masks, include=["0.weight"])
+    whole = fp.flow(model, batches)
+    assert found.layers[0].theta_Hg == pytest.approx(float((whole.theta["0.weight"] * whole.Hg["0.weight"]).sum()))
+    predicted = fp.predict(model, masks, batches)
+    assert found.prediction.curvature == pytest.approx(predicted.curvature, rel=1e-9)
+    assert not model[2].weight.requires_grad
 
 
 def test_halves_of_a_shuffled_loader_share_no_sample():

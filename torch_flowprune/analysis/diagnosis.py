@@ -6,8 +6,7 @@ How the norm of each layer moves, and how far its scores can be trusted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -15,17 +14,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from torch_flowprune.analysis.prediction import Prediction, predict
+from torch_flowprune.analysis.prediction import Prediction, cut_by, share_removed
 from torch_flowprune.analysis.rank_correlation import laid_out, spearman
-from torch_flowprune.gradients import Flow, FlowSource, SweepOptions, flow_over
+from torch_flowprune.gradients import Flow, FlowSource, ProposedCut, SweepOptions, halved_flow
 from torch_flowprune.inputs import (
-    Batch,
     Loss,
-    as_batches,
     check_options,
     from_options,
-    halves,
-    untouched,
+    parameters_of,
     unwrapped,
 )
 from torch_flowprune.pruning import blank_figure
@@ -181,54 +177,24 @@ def diagnose(
     source = from_options(FlowSource, options, data=data, loss=loss)
     units = from_options(PrunableUnits, options)
     found = units.of(unwrapped(model), source)
-    swept = {word: value for word, value in options.items() if word in SweepOptions.__annotations__}
-    proposed = None if masks is None else predict(model, masks, data, loss=loss, **swept)  # type: ignore[arg-type]
-    point = flow_over(source, model, (*measures.needs(measure), "g", "Hg"), targets_of(found))
+    known = parameters_of(unwrapped(model))
+    cut = ProposedCut() if masks is None else cut_by(known, masks)
+    flows = halved_flow(source, model, measures.needs(measure), list(targets_of(found)), cut)
 
     def scored(at: Flow) -> Values:
         return living(evaluate(at, measure, found, units.granularity, generator), found)
 
-    scores = scored(point)
-    needs = measures.needs(measure)
-    pair = [scored(flow_over(half, model, needs, targets_of(found))) for half in _halves(model, source, needs)]
-    layers = tuple(_layer(name, [name], point, scores, pair) for name in found)
-    assert point.loss is not None
+    scores, pair = scored(flows.whole), [scored(half) for half in flows.halves]
+    layers = tuple(_layer(name, [name], flows.whole, scores, pair) for name in found)
+    assert flows.whole.loss is not None
     return Diagnosis(
         measures.name_of(method),
         layers,
-        _layer("total", list(found), point, scores, pair),
-        point.loss,
-        point.samples,
-        proposed,
+        _layer("total", list(found), flows.whole, scores, pair),
+        flows.whole.loss,
+        flows.whole.samples,
+        Prediction(**flows.expansions, removed_norm=share_removed(known, cut)) if flows.expansions else None,
     )
-
-
-class _Every:
-    """Every second batch, as often as it is asked.
-
-    A loader's generator shows, so that both halves see one shuffling of it.
-    """
-
-    def __init__(self, data: object, start: int) -> None:
-        self.data, self.start = data, start
-        self.generator, self.sampler = getattr(data, "generator", None), getattr(data, "sampler", None)
-        self.batch_sampler = getattr(data, "batch_sampler", None)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return islice(as_batches(self.data), self.start, None, 2)
-
-
-def _halves(model: nn.Module, source: FlowSource, needs: Sequence[str]) -> list[FlowSource]:
-    """Two halves of the data, each with half of ``max_samples``; none where there is nothing to halve."""
-    with untouched(unwrapped(model), source.data):
-        first = list(islice(as_batches(source.data), 2))
-    parts: tuple[Any, Any] | None = (
-        (_Every(source.data, 0), _Every(source.data, 1)) if len(first) > 1 else halves(first[0], source.batch_size)
-    )
-    if parts is None or not set(needs) - {"theta", "theta0", "generator"}:
-        return []
-    limit = None if source.max_samples is None else max(1, source.max_samples // 2)
-    return [replace(source, data=part, max_samples=limit) for part in parts]
 
 
 def _layer(name: str, names: Sequence[str], point: Flow, scores: Values, pair: Sequence[Values]) -> LayerDiagnosis:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from torch_flowprune.gradients import FlowSource, LossOptions, Products, check_real
+from torch_flowprune.gradients import FlowSource, LossOptions, Products, ProposedCut, check_real
 from torch_flowprune.inputs import (
     Ranks,
+    Target,
     as_batches,
     check_options,
     from_options,
@@ -131,15 +132,31 @@ def predict(
     every = parameters_of(model)
     check_real(every)
     known = {name: target for name, target in every.items() if target.parameter.is_floating_point()}
-    kept = all_fitting(known, masks)
-    if not kept:
-        raise ValueError("masks= is empty: expected masks by parameter name, of the cut to predict")
-    removed = {name: torch.where(mask, 0, known[name].theta) for name, mask in kept.items()}
-    total = sum(float(wide(known[name].theta).square().sum(dtype=torch.float64)) for name in removed)
+    cut = cut_by(known, masks)
     with untouched(model, data, source.mode) as rewind:
         for target in known.values():
             target.parameter.requires_grad_(True)
-        sweeps = Products(model, known, source, rewind, ranks)
-        found = sweeps.along({name: wide(value) for name, value in removed.items()}, kept, as_batches(data))
-    size = sum(float(wide(value).square().sum(dtype=torch.float64)) for value in removed.values())
-    return Prediction(**found, removed_norm=(size / total) ** 0.5 if total else 0.0)
+        found = Products(model, known, source, rewind, ranks).along(cut.removed, cut.masks, as_batches(data))
+    return Prediction(**found, removed_norm=share_removed(known, cut))
+
+
+def cut_by(known: Mapping[str, Target], masks: Mapping[str, Tensor]) -> ProposedCut:
+    """What the masks take away, in float32 or better.
+
+    Raises:
+        ValueError: for masks that do not fit, and for none.
+    """
+    kept = all_fitting(known, masks)
+    if not kept:
+        raise ValueError("masks= is empty: expected masks by parameter name, of the cut to predict")
+    return ProposedCut({name: torch.where(mask, 0, wide(known[name].theta)) for name, mask in kept.items()}, kept)
+
+
+def share_removed(known: Mapping[str, Target], cut: ProposedCut) -> float:
+    """‖v‖/‖θ‖ over what is masked."""
+    whole = sum(_square(known[name].theta) for name in cut.removed)
+    return (sum(map(_square, cut.removed.values())) / whole) ** 0.5 if whole else 0.0
+
+
+def _square(value: Tensor) -> float:
+    return float(wide(value).square().sum(dtype=torch.float64))

@@ -3,6 +3,7 @@
 from torch_flowprune.gradients.differentiable import check_real
 from torch_flowprune.gradients.flow_source import FlowOptions, FlowSource, LossOptions, SweepOptions
 from torch_flowprune.gradients.gradient_flow import INGREDIENTS, Flow, flow, flow_over
+from torch_flowprune.gradients.halved_flow import HalvedFlow, ProposedCut, halved_flow
 from torch_flowprune.gradients.hessian_vector import hessian_vector
 from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.products import Products
@@ -12,12 +13,15 @@ __all__ = [
     "Flow",
     "FlowOptions",
     "FlowSource",
+    "HalvedFlow",
     "LossOptions",
     "LossWeights",
     "Products",
+    "ProposedCut",
     "SweepOptions",
     "check_real",
     "flow",
     "flow_over",
+    "halved_flow",
     "hessian_vector",
 ]

@@ -61,6 +61,11 @@ class Derivatives:
         dtype = self.resources.autocast
         return nullcontext() if dtype is None else torch.autocast(self.parameters[0].device.type, dtype)
 
+    def digits(self) -> torch.dtype:
+        """The dtype of fewest digits that a loss goes through."""
+        dtypes = (parameter.dtype for parameter in self.parameters)
+        return self.resources.autocast or max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
     def gradient(self, loss: Tensor, *, create_graph: bool = False) -> Grads:
         watched = no_lost_graph(loss) if create_graph else nullcontext()
         with self._taken(enabled=not create_graph) as take, no_reentrant_checkpoints(), watched:

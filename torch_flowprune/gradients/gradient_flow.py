@@ -214,7 +214,7 @@ def flow(
 def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parameters: Iterable[str] = ()) -> Flow:
     """:func:`flow` with its words as one value, which the calls that take a flow hand on."""
     ranks, model, parameters = Ranks.of(model), unwrapped(model), list(parameters)
-    wanted = _derivatives_in(needs)
+    wanted = derivatives_in(needs)
     if "theta0" in needs and source.theta0 is None:
         raise ValueError(
             "this measure reads theta0, the parameters at a reference point: pass theta0=, a state dict taken at "
@@ -267,7 +267,12 @@ def _check_met(point: Flow, parameters: Sequence[str]) -> None:
         )
 
 
-def _derivatives_in(needs: Sequence[str]) -> set[str]:
+def derivatives_in(needs: Sequence[str]) -> set[str]:
+    """What of it takes the loss; H·g takes g.
+
+    Raises:
+        ValueError: for what a flow has not.
+    """
     wanted = {needs} if isinstance(needs, str) else set(needs)
     unknown = wanted - set(INGREDIENTS)
     if unknown:

@@ -21,15 +21,17 @@ class MicroBatches:
     """Batches cut so that the sums of a sweep and what one part takes stay below ``max_memory``; whole without one.
 
     What a part takes is measured on one sample and on two of the first batch of its shape, and is linear in between.
+    ``held`` says how many tensors a parameter a sweep holds, where it is not one for each derivative wanted.
     """
 
-    def __init__(self, derivatives: Derivatives, wanted: set[str]) -> None:
+    def __init__(self, derivatives: Derivatives, wanted: set[str], held: int | None = None) -> None:
         self.derivatives, self.second = derivatives, "Hg" in wanted
         self.limit, self.costs = derivatives.resources.max_memory, dict[Any, tuple[Cost, Cost]]()
         each = sum(wide_type(parameter).itemsize * parameter.numel() for parameter in derivatives.parameters)
-        kinds = len(wanted & {"g", "g2", "g2_sample", "Hg"}) + 1  # and a batch's own gradient, summed over its parts
-        self.sums = 0 if derivatives.resources.offload else kinds * each
-        if self.limit is not None and (norm := norm_over_batch(derivatives.model)):
+        kinds = len(wanted & {"g", "g2", "g2_sample", "Hg"}) if held is None else held
+        # besides, a batch's own gradient, summed over its parts
+        self.sums = 0 if derivatives.resources.offload else (kinds + 1) * each
+        if self.limit is not None and (norm := _norm_over_batch(derivatives.model)):
             raise ValueError(
                 f"max_memory= cuts batches, and {norm!r} takes its statistics over a whole one (mode='train', or none "
                 "kept): leave one of them out"
@@ -105,7 +107,7 @@ class MicroBatches:
             ).item()
 
 
-def norm_over_batch(model: torch.nn.Module) -> str | None:
+def _norm_over_batch(model: torch.nn.Module) -> str | None:
     """A norm that takes its statistics over the batch, as the model is now: in train mode, or with none kept."""
     return next(
         (
@@ -115,6 +117,15 @@ def norm_over_batch(model: torch.nn.Module) -> str | None:
         ),
         None,
     )
+
+
+def check_runs_alone(model: torch.nn.Module) -> None:
+    """An error for a model whose samples cannot be run one by one."""
+    if norm := _norm_over_batch(model):
+        raise ValueError(
+            f"g2_sample runs each sample alone, and {norm!r} takes its statistics over the whole batch: score in "
+            "mode='eval' with statistics that are kept, or by the batches' gradients (g2, 'fisher')"
+        )
 
 
 class Graphs:

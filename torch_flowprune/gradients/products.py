@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from torch_flowprune.gradients.batch_derivatives import Grads
-from torch_flowprune.gradients.batch_streams import length_of
+from torch_flowprune.gradients.batch_streams import SizedBatch, length_of
 from torch_flowprune.gradients.microbatches import MicroBatches
 from torch_flowprune.gradients.operators import twice_differentiable
 from torch_flowprune.gradients.sweeps import Sweeps
@@ -25,7 +25,35 @@ from torch_flowprune.gradients.weighted_sums import (
     scale,
     standard_error,
 )
-from torch_flowprune.inputs import Batch, wide, wide_type
+from torch_flowprune.inputs import Batch, Ranks, wide, wide_type
+
+
+class Piece(NamedTuple):
+    """What is run at once: the batch it is of, its loss, its gradient with the graph, and what it counts for."""
+
+    batch: int
+    loss: Tensor
+    grads: Grads
+    weight: float
+
+
+AddPiece: TypeAlias = Callable[[Piece], None]
+
+
+class Slopes:
+    """Of the loss along a vector, batch by batch: their spread is the error of the mean."""
+
+    def __init__(self, vector: Sequence[Tensor]) -> None:
+        self.vector, self.weights, self.sums = vector, dict[int, float](), dict[int, Tensor]()
+
+    def add(self, piece: Piece) -> None:
+        slope = dot_product(self.vector, detached(piece.grads)) * piece.weight
+        self.sums[piece.batch] = self.sums.get(piece.batch, 0) + slope
+        self.weights[piece.batch] = self.weights.get(piece.batch, 0.0) + piece.weight
+
+    def standard_error(self, ranks: Ranks) -> float:
+        means = [total / self.weights[batch] for batch, total in self.sums.items()]
+        return standard_error(torch.stack(means), [*self.weights.values()], ranks)
 
 
 class Products(Sweeps):
@@ -33,56 +61,81 @@ class Products(Sweeps):
 
     def along(self, v: Mapping[str, Tensor], masks: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Any]:
         """The loss, ‖g‖², and their expansions in θ − v, in one sweep: the fields of a ``Prediction``."""
-        with self._sound():
-            return self._along(self._vector(v), masks, data)
+        vector, g, product = self._vector(v), self._zeros(), self._zeros()
+        slopes = Slopes(vector)
+
+        def add(piece: Piece) -> None:
+            slopes.add(piece)
+            add_weighted(g, detached(piece.grads), piece.weight)
+            add_weighted(product, self.derivatives.product(piece.grads, vector), piece.weight)
+
+        whole, loss = self._over_all(data, add, [g, product])
+        return {
+            "loss": loss,
+            "standard_error": slopes.standard_error(self.ranks),
+            "samples": self.seen,
+            **self._expansions(scale(g, 1 / whole), scale(product, 1 / whole), vector, masks),
+        }
 
     def times(self, v: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Tensor]:
         """H·v by name, in one sweep."""
         total, vector = self._zeros(), self._vector(v)
 
-        def add(grads: Grads, weight: float) -> None:
-            add_weighted(total, self.derivatives.product(grads, vector), weight)
+        def add(piece: Piece) -> None:
+            add_weighted(total, self.derivatives.product(piece.grads, vector), piece.weight)
 
-        return self._named(scale(total, 1 / self._swept(data, add, [total])))
+        whole, _ = self._over_all(data, add, [total])
+        return self._named(scale(total, 1 / whole))
 
     def diagonal(self, data: Iterable[Batch], probes: int) -> dict[str, Any]:
         """The diagonal of H and its standard error: z·Hz for signs z that are drawn anew for each part of the data."""
         seed = int(torch.randint(2**62, (), device="cpu"))
         total, spread, draw = self._zeros(), self._zeros(), torch.Generator().manual_seed(seed)
 
-        def add(grads: Grads, weight: float) -> None:
+        def add(piece: Piece) -> None:
             mean, squares = self._zeros(), self._zeros()
             for left in reversed(range(probes)):
                 signs = [_signs(p, draw) for p in self.parameters]
-                values = self.derivatives.product(grads, signs, retain_graph=left > 0)
+                values = self.derivatives.product(piece.grads, signs, retain_graph=left > 0)
                 along = [None if h is None else h * z.to(h.device) for h, z in zip(values, signs, strict=True)]
                 add_weighted(mean, along, 1 / probes)
                 add_weighted_squares(squares, along, 1 / probes)
-            add_weighted(total, mean, weight)
+            add_weighted(total, mean, piece.weight)
             variances = [(s - m.square()).clamp_(min=0) for s, m in zip(squares, mean, strict=True)]
-            add_weighted(spread, variances, weight**2 / (probes - 1) if probes > 1 else float("nan"))
+            add_weighted(spread, variances, piece.weight**2 / (probes - 1) if probes > 1 else float("nan"))
 
-        whole = self._swept(data, add, [total, spread])
+        whole, _ = self._over_all(data, add, [total, spread])
         errors = [value.sqrt_() for value in scale(spread, 1 / whole**2)]
         return {"diagH": self._named(scale(total, 1 / whole)), "diagH_error": self._named(errors), "samples": self.seen}
 
-    def _swept(self, data: Iterable[Batch], add: Callable[[Grads, float], None], sums: Sequence[list[Tensor]]) -> float:
-        """One sweep that hands on each part's gradient with its graph; the weight of all the parts."""
+    def _over_all(self, data: Iterable[Batch], add: AddPiece, sums: Sequence[list[Tensor]]) -> tuple[float, float]:
+        """One sweep over the data, its sums over all ranks; the weight of it all, and the mean loss."""
         with self._sound():
-            losses, weights, micro, self.seen = [], [], MicroBatches(self.derivatives, {"Hg"}), 0
-            for batch, size in self._shown(chain(*self._stream(data)), length_of(data), "Hessian-vector product"):
-                for part, count in micro.of(batch, size):
-                    weights.append(self.derivatives.weight(part, count))
-                    with twice_differentiable():
-                        loss = self.derivatives.loss(part, count)
-                        add(self.derivatives.gradient(loss, create_graph=True), weights[-1])
-                    losses.append(loss.detach())
-                self.seen += size
+            losses, weights = self._swept(chain(*self._stream(data)), length_of(data), add, held=len(sums))
             check_read(self.seen, weights)
+            mean = finite_mean_loss(losses, weights)
+            self.seen, whole, mean = over_ranks(self.ranks, sums, self.seen, sum(weights), mean)
             self.derivatives.warn_unreached(self.names, stacklevel=6)
-            finite_mean_loss(losses, weights)
-            self.seen, whole, _ = over_ranks(self.ranks, sums, self.seen, sum(weights))
-            return whole
+        return whole, mean
+
+    def _swept(
+        self, batches: Iterable[SizedBatch], length: int | None, add: AddPiece, held: int
+    ) -> tuple[list[Tensor], list[float]]:
+        """Each piece with its gradient's graph handed to ``add``; the batches' losses and weights."""
+        losses, weights, micro, self.seen = [], [], MicroBatches(self.derivatives, {"Hg"}, held), 0
+        for index, (batch, size) in enumerate(self._shown(batches, length, "Hessian-vector product")):
+            loss, whole = torch.zeros(()), 0.0
+            for part, count in micro.of(batch, size):
+                weight = self.derivatives.weight(part, count)
+                with twice_differentiable():
+                    value = self.derivatives.loss(part, count)
+                    add(Piece(index, value.detach(), self.derivatives.gradient(value, create_graph=True), weight))
+                loss, whole = loss.to(value.device) + value.detach().double() * weight, whole + weight
+            if whole:
+                losses.append(loss / whole)
+                weights.append(whole)
+            self.seen += size
+        return losses, weights
 
     def _vector(self, v: Mapping[str, Tensor]) -> list[Tensor]:
         """In the order of the parameters, 0 where nothing is given."""
@@ -90,35 +143,6 @@ class Products(Sweeps):
             v[name].to(p.device) if name in v else torch.zeros_like(wide(p.detach()))
             for name, p in zip(self.names, self.parameters, strict=True)
         ]
-
-    def _along(self, vector: list[Tensor], masks: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Any]:
-        g, product, samples_, losses, weights, slopes = self._zeros(), self._zeros(), 0, [], [], []
-        micro = MicroBatches(self.derivatives, {"g", "Hg"})
-        for batch, size in self._shown(chain(*self._stream(data)), length_of(data), "prediction"):
-            of_parts, of_batch = [], 0.0
-            for part, count in micro.of(batch, size):
-                weight = self.derivatives.weight(part, count)
-                loss, grads, along = self._derivatives_along(part, count, vector)
-                add_weighted(g, grads, weight)
-                add_weighted(product, along, weight)
-                of_parts.append(torch.stack([loss.double(), dot_product(vector, grads)]) * weight)
-                of_batch += weight
-            samples_ += size
-            if of_parts:
-                loss, slope = torch.stack(of_parts).sum(0) / of_batch
-                slopes.append(slope)
-                losses.append(loss)
-                weights.append(of_batch)
-        check_read(samples_, weights)
-        mean_loss = finite_mean_loss(losses, weights)
-        count, total, mean_loss = over_ranks(self.ranks, [g, product], samples_, sum(weights), mean_loss)
-        g, product = scale(g, 1 / total), scale(product, 1 / total)
-        return {
-            "loss": mean_loss,
-            "standard_error": standard_error(torch.stack(slopes), weights, self.ranks),
-            "samples": count,
-            **self._expansions(g, product, vector, masks),
-        }
 
     def _expansions(
         self, g: list[Tensor], product: list[Tensor], v: list[Tensor], masks: Mapping[str, Tensor]
@@ -137,13 +161,6 @@ class Products(Sweeps):
             "gradient_norm_curvature": dot_product(product, product).item(),
             "gradient_norm_lost": dot_product(lost, lost).item(),
         }
-
-    def _derivatives_along(self, batch: Batch, size: int, vector: Sequence[Tensor]) -> tuple[Tensor, Grads, Grads]:
-        """One batch's loss, gradient, and the gradient's derivative along a vector."""
-        with twice_differentiable():
-            loss = self.derivatives.loss(batch, size)
-            grads = self.derivatives.gradient(loss, create_graph=True)
-            return loss.detach(), detached(grads), self.derivatives.product(grads, vector)
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from torch_flowprune.inputs import Ranks
+
+
+def check_same_count(first: int, second: int) -> None:
+    """An error where the data were not as many samples twice."""
+    if second != first:
+        raise ValueError(
+            f"the data gave {first} samples on the first sweep, {second} on the second: g and H need the same data"
+        )
 
 
 def check_same_losses(first: Sequence[Tensor], second: Sequence[Tensor], dtype: torch.dtype, ranks: Ranks) -> None:
@@ -22,11 +30,6 @@ def check_same_losses(first: Sequence[Tensor], second: Sequence[Tensor], dtype: 
             "same data, and these draw from a source that is not put back (a generator of the data set's own, "
             "persistent workers); score on batches in a list, or take a loader that gives the same ones each time"
         )
-
-
-def narrowest_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
-    """The one with the fewest digits."""
-    return max((tensor.dtype for tensor in tensors), key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _first_difference(

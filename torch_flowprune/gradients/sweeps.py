@@ -18,9 +18,9 @@ from torch_flowprune.gradients.curvature_check import check_curvature, check_is_
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.input_moments import InputMoments
 from torch_flowprune.gradients.loss_weights import LossWeights
-from torch_flowprune.gradients.microbatches import Graphs, MicroBatches, norm_over_batch
+from torch_flowprune.gradients.microbatches import Graphs, MicroBatches, check_runs_alone
 from torch_flowprune.gradients.operators import twice_differentiable
-from torch_flowprune.gradients.same_data import check_same_losses, narrowest_dtype
+from torch_flowprune.gradients.same_data import check_same_count, check_same_losses
 from torch_flowprune.gradients.weighted_sums import (
     add_weighted,
     add_weighted_squares,
@@ -91,11 +91,8 @@ class Sweeps:
 
     def _run(self, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:
         micro = MicroBatches(self.derivatives, wanted)
-        if "g2_sample" in wanted and (norm := norm_over_batch(self.model)):
-            raise ValueError(
-                f"g2_sample runs each sample alone, and {norm!r} takes its statistics over the whole batch: score in "
-                "mode='eval' with statistics that are kept, or by the batches' gradients (g2, 'fisher')"
-            )
+        if "g2_sample" in wanted:
+            check_runs_alone(self.model)
         head, stream = self._stream(data)
         check_read(len(head))
         self.moments = InputMoments(self.model, self.targets, self.source) if "x2" in wanted else None
@@ -239,13 +236,8 @@ class Sweeps:
                 add_weighted(total, self.derivatives.product(grads, along), weight)
             whole += weight
         count, whole, _ = over_ranks(self.ranks, [total], count, whole)
-        if count != first["samples"]:
-            raise ValueError(
-                f"the data gave {first['samples']} samples on the first sweep, {count} on the second: g and H need "
-                "the same data"
-            )
-        dtype = self.derivatives.resources.autocast or narrowest_dtype(self.parameters)
-        check_same_losses(self.losses, losses, dtype, self.ranks)
+        check_same_count(first["samples"], count)
+        check_same_losses(self.losses, losses, self.derivatives.digits(), self.ranks)
         return self._named(scale(total, 1 / whole))
 
     def _single(self, sized_batch: SizedBatch, wanted: set[str]) -> dict[str, Any]:

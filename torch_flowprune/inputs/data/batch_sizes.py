@@ -121,10 +121,11 @@ def samples(batch: Batch, size: int) -> Iterator[Batch]:
         yield part
 
 
-def halves(batch: Batch, batch_size: BatchSize | None = None) -> tuple[Batch, Batch] | None:
-    """A batch's even and odd samples; None for a batch of one."""
-    size = size_of(batch, batch_size)
-    return None if size < 2 else (_cut(batch, size, slice(0, None, 2)), _cut(batch, size, slice(1, None, 2)))
+def halves(batch: Batch, size: int) -> list[tuple[Batch, int]]:
+    """A batch's even and odd samples, each with how many they are; none of a batch of one."""
+    if size < 2:
+        return []
+    return [(_cut(batch, size, slice(start, None, 2)), (size + 1 - start) // 2) for start in (0, 1)]
 
 
 def _cut(batch: Batch, size: int, piece: slice) -> Batch:

@@ -1,0 +1,104 @@
+"""One flow over all the data and two over their halves, which show how far it can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_flowprune.gradients.differentiable import differentiable
+from torch_flowprune.gradients.flow_source import FlowSource
+from torch_flowprune.gradients.gradient_flow import Flow, derivatives_in, flow_over
+from torch_flowprune.gradients.halved_sweeps import HalvedSweeps
+from torch_flowprune.inputs import Batch, Ranks, as_batches, halves, parameters_of, sized, untouched, unwrapped
+
+_IN_THE_SWEEPS = {"g", "g2", "g2_sample", "Hg"}
+
+
+@dataclass(frozen=True)
+class ProposedCut:
+    """What is thought to be removed: its values by parameter name, and the masks that say where."""
+
+    removed: Mapping[str, Tensor] = field(default_factory=dict)
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HalvedFlow:
+    """What :func:`halved_flow` found.
+
+    Attributes:
+        whole: the flow over all the data.
+        halves: those over its even and its odd batches, or of one batch its even and odd samples; none where there is
+            one sample, or nothing of the data is read.
+        expansions: of the loss and of ‖g‖² in θ less the cut; empty without one.
+    """
+
+    whole: Flow
+    halves: tuple[Flow, ...]
+    expansions: dict[str, Any]
+
+
+def halved_flow(
+    source: FlowSource, model: nn.Module, needs: Sequence[str], parameters: Sequence[str], cut: ProposedCut
+) -> HalvedFlow:
+    """The flow with g, Hg and what ``needs`` names, in two sweeps for all of it.
+
+    What is neither g, Hg nor squares of g takes sweeps of its own. A cut's expansions are over all parameters.
+    """
+    wanted, bare, ranks = derivatives_in(needs), unwrapped(model), Ranks.of(model)
+    point = flow_over(source, model, [*({*needs} - wanted)], parameters)
+    every = parameters_of(bare) if cut.removed else {}
+    frozen = [name for name, target in every.items() if target.parameter.is_floating_point()]
+    targets = differentiable(bare, [*parameters, *frozen], {"g", "Hg"})
+    with untouched(bare, source.data, source.mode) as rewind:
+        for target in targets.values():
+            target.parameter.requires_grad_(True)
+        sweeps = HalvedSweeps(bare, targets, source, rewind, ranks)
+        found, expansions = sweeps.fields(
+            as_batches(source.data), wanted & _IN_THE_SWEEPS, {*point.theta}, cut.removed, cut.masks
+        )
+    flows = [replace(point, **fields) for fields in found]
+    if others := wanted - _IN_THE_SWEEPS:
+        sources = [source, *_halves_of(source, bare)]
+        flows += [flows[0]] * (len(sources) - len(flows))
+        more = [flow_over(one, model, [*others], parameters) for one in sources]
+        flows = [_joined(flow, other, others) for flow, other in zip(flows, more, strict=True)]
+    return HalvedFlow(flows[0], tuple(flows[1:]), expansions)
+
+
+def _joined(flow: Flow, other: Flow, kinds: set[str]) -> Flow:
+    return replace(flow, **{kind: getattr(other, kind) for kind in kinds})
+
+
+class _EverySecond:
+    """Every second batch of what may be read of the data, as often as it is asked.
+
+    A loader's generator shows, so that both halves see one shuffling of it.
+    """
+
+    def __init__(self, source: FlowSource, device: torch.device, start: int) -> None:
+        self.source, self.device, self.start = source, device, start
+        self.generator, self.sampler = getattr(source.data, "generator", None), getattr(source.data, "sampler", None)
+        self.batch_sampler = getattr(source.data, "batch_sampler", None)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (batch for batch, _ in islice(_batches_of(self.source, self.device), self.start, None, 2))
+
+
+def _batches_of(source: FlowSource, device: torch.device) -> Iterator[tuple[Batch, int]]:
+    return sized(as_batches(source.data), device, source.max_samples, source.batch_size)
+
+
+def _halves_of(source: FlowSource, model: nn.Module) -> list[FlowSource]:
+    """Two halves of the data; none where there is nothing to halve."""
+    device = next(model.parameters()).device
+    with untouched(model, source.data):
+        head = list(islice(_batches_of(source, device), 2))
+    if len(head) > 1:
+        return [replace(source, data=_EverySecond(source, device, start), max_samples=None) for start in (0, 1)]
+    return [replace(source, data=[half], max_samples=None, batch_size=size) for half, size in halves(*head[0])]
