@@ -92,15 +92,30 @@ def test_one_class_for_each_class_and_set_of_names():
     )
 
 
-def test_only_the_product_itself_can_be_assigned():
+def test_only_what_the_module_hands_out_can_be_assigned():
     layer = nn.Linear(3, 2)
     fp.magnitude_unstructured(layer, "weight", 0.5)
     layer.weight_orig.data[0, 0] = torch.nan
-    layer.weight = layer.weight.detach()
-    for value in (torch.ones(2, 3), 1.0, None):
+    layer.weight = layer.weight
+    equal = layer.weight.detach().clone()
+    others = [equal, layer.weight[:1], equal.to("meta"), equal.to_sparse(), torch.ones(2, 3), 1.0, None]
+    for value in others:
         with pytest.raises(
             TypeError,
             match=r"^'weight' is pruned, so it is computed from weight_orig and weight_mask: set weight_orig instead "
             r"\(also in functional_call\)$",
         ):
             layer.weight = value
+
+
+def test_a_dense_key_of_functional_call_is_an_error_also_where_its_value_is_the_weight():
+    layer = nn.Linear(3, 2)
+    fp.magnitude_unstructured(layer, "weight", 0.5)
+
+    def loss(parameters):
+        return torch.func.functional_call(layer, parameters, torch.ones(1, 3)).sum()
+
+    for value in (layer.weight.detach(), layer.weight, layer.weight.detach().clone().requires_grad_()):
+        with pytest.raises(TypeError, match="set weight_orig instead"):
+            torch.func.grad(loss)({"weight": value})
+    assert torch.equal(torch.func.grad(loss)({"weight_orig": layer.weight_orig})["weight_orig"] != 0, layer.weight_mask)

@@ -150,7 +150,6 @@ def test_row_6_2_after_a_failing_function_of_torch_the_mask_is_in_force_and_can_
         layer = pruned(nn.Linear(8, 8), sparsity=0.25)
         with pytest.raises((ValueError, RuntimeError)):
             fail(layer)
-        assert not prune.is_pruned(layer), "torch deletes its hook before it validates"
         train(layer, X)
         assert_in_force(layer, lambda: layer(X))  # noqa: B023 - called at once
         after(layer)

@@ -164,10 +164,19 @@ def _modes(model: nn.Module) -> Restore:
 
     def restore() -> None:
         settle(model, "train")
+        for module, training in kept:  # a module before its parts, which it may have put in a mode that is not theirs
+            if module.training != training and _has_own_modes(module):
+                module.train() if training else module.eval()
         for module, training in kept:
             module.training = training
 
     return restore
+
+
+def forget_caches(model: nn.Module) -> None:
+    """What modules in eval mode keep of their weights is made anew, as the weights have changed."""
+    if any(not module.training and _has_own_modes(module) for module in model.modules()):
+        _modes(model)()
 
 
 def _randomness(model: nn.Module, data: object) -> Restore:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.inputs import Target, flags, lasting, parameters_of, unwrapped
+from torch_flowprune.inputs import Target, flags, forget_caches, lasting, parameters_of, unwrapped
 from torch_flowprune.masking.carrier import put_on, take_off
 from torch_flowprune.masking.checks import all_fitting
 from torch_flowprune.masking.pretrained_files import guard_saving
@@ -40,6 +40,8 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], *, replace: bool 
         for name, mask in checked.items():
             old = None if replace else known[name].mask
             set_mask(known[name], mask if old is None else mask & flags(old), copy=copy and old is None)
+        if checked:
+            forget_caches(model)
     if checked:
         guard_saving(model)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
 
-from torch_flowprune.inputs import Target, parameters_of, unwrapped
+from torch_flowprune.inputs import Target, forget_caches, parameters_of, unwrapped
 from torch_flowprune.masking.apply import set_mask
 from torch_flowprune.masking.checks import check_can_mask
 from torch_flowprune.masking.snapshots import all_or_nothing
@@ -49,10 +49,12 @@ def sync_masks(model: nn.Module, *averages: Any) -> None:
     True
     """
     known = parameters_of(unwrapped(model))
-    found = [parameters_of(averaged_model(model, average)) for average in averages]
+    models = [averaged_model(model, average) for average in averages]
+    found = [parameters_of(averaged) for averaged in models]
     with all_or_nothing(target for targets in found for target in targets.values()):
-        for targets in found:
+        for averaged, targets in zip(models, found, strict=True):
             _follow(known, targets)
+            forget_caches(averaged)
     for average in averages:
         if isinstance(average, AveragedModel) and average.use_buffers and not (average.avg_fn or average.multi_avg_fn):
             average.multi_avg_fn = _equal_weights

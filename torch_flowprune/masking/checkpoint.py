@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torch_flowprune.inputs import (
     Target,
+    forget_caches,
     forms,
     is_mask,
     masked_name,
@@ -126,6 +127,7 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any], *, lift_masks: b
         own = inner.state_dict()
         loaded = {key: own[key] if is_mask(key, own) else values[plain_name(key, own)] for key in own}
         inner.load_state_dict(_with_metadata(loaded, _metadata(state, own)))
+        forget_caches(inner)
     return model
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from torch_flowprune.inputs import Target, lasting, no_such_parameter, parameters_of, wide
+from torch_flowprune.inputs import Target, forget_caches, lasting, no_such_parameter, parameters_of, wide
 from torch_flowprune.masking import all_or_nothing, check_can_mask, put_on
 from torch_flowprune.scoring import Slices, Units, Weights, alive, measures
 from torch_flowprune.selection import lowest, to_prune
@@ -67,6 +67,7 @@ class MeasureMethod(prune.BasePruningMethod):
             for owner, attribute in target.owners:
                 set_tensor_name(method, attribute)
                 put_on(owner, attribute, mask).add_pruning_method(method)
+            forget_caches(module)
         return method
 
     def _chosen(self, target: Target, importance_scores: Tensor | None, default: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ hook. The contract they share:
   ``prune.global_unstructured``, measures of ``theta`` alone take them for weights: torch does not say which they are.)
 - Without scores a measure of ``theta`` reads the masked weight, and one of ``g`` the parameter's ``.grad``; one that
   needs more (``Hg``, ``g2``, ``gR``, ``theta0``) raises an error that shows the call which computes scores.
-- Every owner of a tied parameter gets the mask.
+- Every owner of a tied parameter inside the module gets the mask; owners outside of it are not known here, and keep
+  the weight dense: prune the model that holds them all, by ``global_prune``.
 - Everything is checked before the module is touched.
 """
 

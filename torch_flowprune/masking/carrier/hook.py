@@ -8,6 +8,7 @@ order), ``weight_mask`` (bool) and a hook that torch's functions recognise stay 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from torch_flowprune.inputs import lasting, mask_of, masked, original
-from torch_flowprune.masking.carrier.parametrization import masked_kind, product, rename, with_masked, without_masked
+from torch_flowprune.masking.carrier.constructor_order import place_as_constructed
+from torch_flowprune.masking.carrier.parametrization import masked_kind, rename, with_masked, without_masked
 from torch_flowprune.masking.carrier.weight_standardization import only_whole_filters, standardises
 from torch_flowprune.masking.mask_memory import remember
 from torch_flowprune.torch_internals import list_flat_weights, set_tensor_name, tensor_name
@@ -29,11 +31,26 @@ class MaskHook(prune.PruningContainer):
     top join it.
     """
 
-    def __init__(self, name: str, methods: Iterable[prune.BasePruningMethod] = ()) -> None:
+    moved = False  # whether torch's functions pruned the tensor first, and moved it to the end of the order
+    _module: weakref.ref[nn.Module] | None = None
+
+    def __init__(self, name: str, old: prune.BasePruningMethod | None = None) -> None:
         super().__init__()
         set_tensor_name(self, name)
-        for method in methods:
+        self.moved = old is not None
+        for method in _history(old):
             self.add_pruning_method(method)
+
+    def hold(self, module: nn.Module, mask: Tensor) -> None:
+        """This is the module, and its mask: methods that hold masks of their own share that one."""
+        self._module = weakref.ref(module)
+        for method in self:
+            if isinstance(method, prune.CustomFromMask):
+                method.mask = mask
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies are of other modules."""
+        return {key: value for key, value in vars(self).items() if key != "_module"}
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
         """Nothing to refresh: the weight is computed on access."""
@@ -43,16 +60,28 @@ class MaskHook(prune.PruningContainer):
 
         Methods that hold masks of their own share this one.
         """
-        proposed: Tensor = prune.PruningContainer.compute_mask(self, t, default_mask)
+        try:
+            proposed: Tensor = prune.PruningContainer.compute_mask(self, t, default_mask)
+        except Exception:
+            self._put_back()
+            raise
         mask = lasting((proposed != 0) & (default_mask != 0))
         for method in self:
             if isinstance(method, prune.CustomFromMask):
                 method.mask = mask
         return mask
 
+    def _put_back(self) -> None:
+        """Torch takes the hook off its module before it asks the new method, which has just refused."""
+        module = None if self._module is None else self._module()
+        if module is not None and self not in module._forward_pre_hooks.values():
+            self._pruning_methods = self._pruning_methods[:-1]
+            module.register_forward_pre_hook(self)
+
     def apply_mask(self, module: nn.Module) -> Tensor:
-        """The weight as the forward uses it."""
-        return product(module, tensor_name(self))
+        """The weight as the forward uses it, known as the module's own: torch assigns it."""
+        weight: Tensor = getattr(module, tensor_name(self))
+        return weight
 
     def remove(self, module: nn.Module) -> None:
         """Make the mask permanent: the parameter gets its name, place and zeros back."""
@@ -69,12 +98,13 @@ class MaskHook(prune.PruningContainer):
 def put_on(module: nn.Module, name: str, mask: Tensor) -> MaskHook:
     """Give one module's parameter this mask, on top of whatever pruning it has; returns its hook."""
     old_key, old = _hook_of(module, name)
-    hook = old if isinstance(old, MaskHook) else MaskHook(name, _history(old))
+    hook = old if isinstance(old, MaskHook) else MaskHook(name, old)
     if original(name) not in module._parameters:
         rename(module._parameters, name, original(name))
     module.__dict__.pop(name, None)
     module._buffers[mask_of(name)] = mask
     module.__class__ = with_masked(type(module), name)
+    hook.hold(module, mask)
     if old_key is None:
         module.register_forward_pre_hook(hook)
     else:
@@ -84,9 +114,9 @@ def put_on(module: nn.Module, name: str, mask: Tensor) -> MaskHook:
 
 def take_off(module: nn.Module, name: str) -> None:
     """Undo :func:`put_on`: class, names and hooks as before, the parameter's values as they are."""
-    drop_hook(module, name)
     remember(module._parameters[original(name)], None)  # type: ignore[arg-type]  # a masked parameter is never None
     undress(module, name)
+    drop_hook(module, name)
     list_again(module)
 
 
@@ -131,6 +161,9 @@ def undress(module: nn.Module, name: str) -> None:
     module.__class__ = without_masked(type(module), name)
     rename(module._parameters, original(name), name)
     del module._buffers[mask_of(name)]
+    _, hook = _hook_of(module, name)
+    if hook is not None and getattr(hook, "moved", True):
+        place_as_constructed(module, name)
 
 
 def list_again(module: nn.Module) -> None:

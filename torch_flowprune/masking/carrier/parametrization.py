@@ -19,9 +19,8 @@ from torch_flowprune.inputs import mask_of, masked, original
 from torch_flowprune.masking.carrier.class_chain import quiet_subclass, relaid, under_parametrizations
 from torch_flowprune.masking.carrier.quantization import qconfig
 from torch_flowprune.masking.carrier.replacement import fit_for_mask
-from torch_flowprune.masking.carrier.same_bits import same_bits
 from torch_flowprune.masking.carrier.weight_standardization import MaskedKernel, standardises
-from torch_flowprune.masking.carrier.written_through import written_through
+from torch_flowprune.masking.carrier.written_through import MaskedWeight, is_handed_out, written_through
 from torch_flowprune.torch_internals import FLAT_WEIGHTS, names_of_flat_weights, tensor_name
 
 
@@ -121,11 +120,11 @@ def _masked_property(name: str) -> property:
         return written_through(_product(module, value, mask), value, mask)
 
     def accept(module: nn.Module, value: object) -> None:
-        """Torch's ``apply`` assigns the product, which this module computes itself.
+        """Torch's ``apply`` assigns what this module has just handed out.
 
-        Any other value would be lost in silence.
+        Any other value, even one that is equal, would be lost in silence.
         """
-        if not (isinstance(value, Tensor) and same_bits(value, get(module))):
+        if not is_handed_out(value, _value_and_mask(module, *keys)[0]):
             raise TypeError(
                 f"{name!r} is pruned, so it is computed from {original(name)} and {mask_of(name)}: set "
                 f"{original(name)} instead (also in functional_call)"
@@ -168,6 +167,7 @@ def _register_parameter(module: Any, name: str, parameter: nn.Parameter | None) 
     """
     dense, names = type(module)._masked_kind
     if name not in names:
+        _check_is_pruned_for_torch(names, name, parameter)
         dense.register_parameter(module, name, parameter)
     elif original(name) in module._parameters:
         module._parameters[original(name)] = fit_for_mask(parameter, module._buffers[mask_of(name)], name)
@@ -178,6 +178,19 @@ def _register_parameter(module: Any, name: str, parameter: nn.Parameter | None) 
         module.__class__ = without_masked(type(module), name)
         module.register_parameter(name, parameter)
         _reorder(module._parameters, order)
+
+
+def _check_is_pruned_for_torch(names: Iterable[str], name: str, value: object) -> None:
+    """An error where torch's functions, which find no hook, begin anew with what is masked.
+
+    They take a hook off before they look at what they were given, and leave it off where they refuse that.
+    """
+    if isinstance(value, MaskedWeight) and name in map(original, names):
+        raise TypeError(
+            f"{name!r} is there already, and the pruning hook is not: torch's functions take it off before they check "
+            "their arguments; fp.apply_masks(module, fp.masks(module)) puts it back, as does every prune of "
+            "torch_flowprune"
+        )
 
 
 def _load_from_state_dict(module: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

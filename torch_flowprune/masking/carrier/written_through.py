@@ -133,6 +133,11 @@ def written_through(value: Tensor, parameter: Tensor, mask: Tensor) -> Tensor:
     return _with_source(value, parameter, mask, _whole)
 
 
+def is_handed_out(value: object, parameter: Tensor) -> bool:
+    """Whether this is the whole masked weight of a parameter, as its module hands it out."""
+    return isinstance(value, MaskedWeight) and value._source[0] is parameter and value._source[2] is _whole
+
+
 def _whole(tensor: Tensor) -> Tensor:
     return tensor
 
