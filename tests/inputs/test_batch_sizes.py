@@ -121,8 +121,10 @@ def test_cut_batches_are_those_samples():
     assert [len(piece["x"]) for piece in pieces] == [3, 3]
     assert all(piece["mask"].shape == (9, 9) for piece in pieces)
     torch.testing.assert_close(torch.cat([piece["x"] for piece in pieces]), X)
-    even, odd = halves((IMAGES, BOXES))
-    assert (even[0], odd[1]) == (IMAGES[::2], BOXES[1::2])
+    (even, two), (odd, also_two) = halves((IMAGES, BOXES), 4)
+    assert (even[0], odd[1], two, also_two) == (IMAGES[::2], BOXES[1::2], 2, 2)
+    assert [size for _, size in halves((X[:5], Y[:5]), 5)] == [3, 2]
+    assert halves((X[:1], Y[:1]), 1) == []
     torch.testing.assert_close(first((X, Y), 6, 2)[0], X[:2])
     torch.testing.assert_close(spread_out((X, Y), 6, 2)[0], X[[0, 3]])
 

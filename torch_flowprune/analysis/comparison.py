@@ -190,21 +190,23 @@ def compare(
     check_options("compare", options, CompareOptions.__annotations__)
     source, units = from_options(FlowSource, options, data=data), from_options(PrunableUnits, options)
     allocation = from_options(Allocation, options)
-    found = units.of(inner, source)
+    candidates = units.of(inner, source)
     needs = {"g", *(kind for measure in resolved.values() for kind in measures.needs(measure))}
-    point = flow_over(source, model, tuple(needs), targets_of(found))
-    scores = {name: evaluate(point, measure, found, units.granularity, generator) for name, measure in resolved.items()}
+    point = flow_over(source, model, tuple(needs), targets_of(candidates))
+    scores = {
+        name: evaluate(point, measure, candidates, units.granularity, generator) for name, measure in resolved.items()
+    }
     for of_measure in scores.values():
         ranks.agree(of_measure.values())  # a random one has a seed a rank
     unseen = data if held_out is None else held_out
     evaluation = replace(source, data=unseen, temperature=1.0)
     before, samples = mean_loss(inner, evaluation, ranks)
     outcomes = tuple(
-        _outcome(inner, name, sparsity, scores[name], point, found, allocation, before, evaluation, ranks)
+        _outcome(inner, name, sparsity, scores[name], point, candidates, allocation, before, evaluation, ranks)
         for name in scores
         for sparsity in levels
     )
-    laid = {name: laid_out(living(values, found)) for name, values in scores.items()}
+    laid = {name: laid_out(living(values, candidates)) for name, values in scores.items()}
     return Comparison(before, outcomes, all_pairs(laid), samples, held_out is not None)
 
 

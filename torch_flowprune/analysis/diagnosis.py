@@ -176,21 +176,21 @@ def diagnose(
     check_options("diagnose", options, DiagnoseOptions.__annotations__)
     source = from_options(FlowSource, options, data=data, loss=loss)
     units = from_options(PrunableUnits, options)
-    found = units.of(unwrapped(model), source)
+    candidates = units.of(unwrapped(model), source)
     known = parameters_of(unwrapped(model))
     cut = ProposedCut() if masks is None else cut_by(known, masks)
-    flows = halved_flow(source, model, measures.needs(measure), list(targets_of(found)), cut)
+    flows = halved_flow(source, model, measures.needs(measure), list(targets_of(candidates)), cut)
 
     def scored(at: Flow) -> Values:
-        return living(evaluate(at, measure, found, units.granularity, generator), found)
+        return living(evaluate(at, measure, candidates, units.granularity, generator), candidates)
 
     scores, pair = scored(flows.whole), [scored(half) for half in flows.halves]
-    layers = tuple(_layer(name, [name], flows.whole, scores, pair) for name in found)
+    layers = tuple(_layer(name, [name], flows.whole, scores, pair) for name in candidates)
     assert flows.whole.loss is not None
     return Diagnosis(
         measures.name_of(method),
         layers,
-        _layer("total", list(found), flows.whole, scores, pair),
+        _layer("total", list(candidates), flows.whole, scores, pair),
         flows.whole.loss,
         flows.whole.samples,
         Prediction(**flows.expansions, removed_norm=share_removed(known, cut)) if flows.expansions else None,

@@ -136,8 +136,8 @@ def predict(
     with untouched(model, data, source.mode) as rewind:
         for target in known.values():
             target.parameter.requires_grad_(True)
-        found = Products(model, known, source, rewind, ranks).along(cut.removed, cut.masks, as_batches(data))
-    return Prediction(**found, removed_norm=share_removed(known, cut))
+        expansions = Products(model, known, source, rewind, ranks).along(cut.removed, cut.masks, as_batches(data))
+    return Prediction(**expansions, removed_norm=share_removed(known, cut))
 
 
 def cut_by(known: Mapping[str, Target], masks: Mapping[str, Tensor]) -> ProposedCut:

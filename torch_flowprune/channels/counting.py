@@ -59,8 +59,8 @@ def _operations(reading: Reading, ruler: Ruler) -> Iterator[Term]:
 def _operands_of(node: Node, reading: Reading) -> list[Any]:
     """In the order of the schema, tensors as values."""
     schema = schema_of(node.target).arguments
-    given = [*node.args, *(node.kwargs.get(one.name) for one in schema[len(node.args) :])]
-    return [torch.fx.node.map_arg(one, reading.values.__getitem__) for one in given]
+    operands = [*node.args, *(node.kwargs.get(one.name) for one in schema[len(node.args) :])]
+    return [torch.fx.node.map_arg(one, reading.values.__getitem__) for one in operands]
 
 
 def _dims_of_convolution(out: Value, given: Sequence[Any]) -> list[Dims]:

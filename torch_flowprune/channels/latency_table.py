@@ -86,10 +86,10 @@ class LatencyTable:
     def _measure(self, calls: Sequence[Call], device: torch.device) -> None:
         with torch.no_grad():
             seconds = self.timer(_chained(calls, device), device)
-        found: dict[str, list[float]] = {}
+        times: dict[str, list[float]] = {}
         for call, taken in zip(calls, seconds, strict=True):
-            found.setdefault(str(call), []).append(1e3 * taken)
-        self.known = {text: statistics.fmean(taken) for text, taken in found.items()} | self.known
+            times.setdefault(str(call), []).append(1e3 * taken)
+        self.known = {text: statistics.fmean(taken) for text, taken in times.items()} | self.known
 
     def _check_is_on(self, device: torch.device) -> None:
         here = _where(device)
@@ -102,8 +102,8 @@ class LatencyTable:
 
     def _read(self, path: Path) -> None:
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            self.where, self.known = found["device"], {str(k): float(v) for k, v in found["milliseconds"].items()}
+            entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            self.where, self.known = entries["device"], {str(k): float(v) for k, v in entries["milliseconds"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} should be a table that LatencyTable wrote, JSON with 'device' and 'milliseconds': {error}; "

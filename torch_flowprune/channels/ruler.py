@@ -34,9 +34,11 @@ class Ruler:
             self.group[roots], self.unit[roots] = number, torch.arange(group.size)
 
     def term(self, name: str, dims: Dims, factor: int = 1) -> Term:
-        found = [self.extent(labels) for labels in dims]
+        extents = [self.extent(labels) for labels in dims]
         return Term(
-            name, factor * prod(one.fixed for one in found if not one.owned), tuple(one for one in found if one.owned)
+            name,
+            factor * prod(one.fixed for one in extents if not one.owned),
+            tuple(one for one in extents if one.owned),
         )
 
     def extent(self, labels: Tensor) -> Extent:

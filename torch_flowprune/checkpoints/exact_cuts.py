@@ -61,17 +61,17 @@ class _Search:
 
     def cuts(self, equal: Mapping[str, int]) -> dict[str, KeyCut]:
         """Of the keys equal to the k-th the first ones go, tensor after tensor."""
-        rest, found = self.k - self.below, {}
+        rest, cuts_by_name = self.k - self.below, {}
         for name in self.names:
             taken = min(rest, equal[name])
-            found[name] = KeyCut(self.prefix, equal[name], taken, self.gone[name] + taken)
+            cuts_by_name[name] = KeyCut(self.prefix, equal[name], taken, self.gone[name] + taken)
             rest -= taken
-        return found
+        return cuts_by_name
 
 
 def _lowest_keys(counts: KeyCounts, pools: Sequence[Pool]) -> dict[str, KeyCut]:
     """Of each pool exactly as many go as it says, the lowest."""
-    found = {name: NOTHING for pool in pools if not pool.gone for name in pool.names}
+    cuts_by_name = {name: NOTHING for pool in pools if not pool.gone for name in pool.names}
     searches = [_Search(pool.names, pool.gone, gone=dict.fromkeys(pool.names, 0)) for pool in pools if pool.gone]
     searched = {name: search for search in searches for name in search.names}
     equal: dict[str, int] = {}
@@ -85,8 +85,8 @@ def _lowest_keys(counts: KeyCounts, pools: Sequence[Pool]) -> dict[str, KeyCut]:
                 search.gone[name] += int(each[: search.digit].sum())
                 equal[name] = int(each[search.digit])
     for search in searches:
-        found |= search.cuts(equal)
-    return found
+        cuts_by_name |= search.cuts(equal)
+    return cuts_by_name
 
 
 def lowest_keys_with_floors(counts: KeyCounts, pools: Sequence[Pool], most: Mapping[str, int]) -> dict[str, KeyCut]:

@@ -63,13 +63,13 @@ class KeyCounts:
 
         def write(half: Path) -> None:
             with path.open("rb") as file:
-                found = {one.name: _sparse(self._bins(file, one, digit, prefix)) for one, prefix in wanted.items()}
-            torch.save(found, half)
+                counts = {one.name: _sparse(self._bins(file, one, digit, prefix)) for one, prefix in wanted.items()}
+            torch.save(counts, half)
 
         return self.kept.counts(hashlib.sha256(told).hexdigest()[:32], write)
 
     def _bins(self, file: BinaryIO, one: StoredTensor, digit: Digit, prefix: int | None) -> Tensor:
-        found = torch.zeros(digit.bins, dtype=torch.int64)
+        counts = torch.zeros(digit.bins, dtype=torch.int64)
         for start in range(0, one.numel, PART):
             values = one.values(one.read(file, start, min(one.numel, start + PART)))
             keys = self.keys(values)
@@ -77,10 +77,10 @@ class KeyCounts:
                 keys = digit.starting(keys, prefix)
             elif not self.keys.magnitudes and values.isnan().any():
                 raise not_ordered(one, self.keys)
-            found += digit.of(keys).bincount(minlength=digit.bins)
-        if prefix is None and self.keys.magnitudes and found[self.keys.infinity >> digit.shift :].any():
+            counts += digit.of(keys).bincount(minlength=digit.bins)
+        if prefix is None and self.keys.magnitudes and counts[self.keys.infinity >> digit.shift :].any():
             raise not_ordered(one, self.keys)
-        return found
+        return counts
 
 
 def not_ordered(one: StoredTensor, keys: OrderedKeys) -> ValueError:

@@ -22,8 +22,8 @@ def in_model_order(folder: CheckpointFolder, order: nn.Module | Iterable[str] | 
     """
     names = list(folder.tensors)
     if order is not None:
-        given = [name for name, _ in order.named_parameters()] if isinstance(order, nn.Module) else list(order)
-        return _first(given, names)
+        ordered = [name for name, _ in order.named_parameters()] if isinstance(order, nn.Module) else list(order)
+        return _first(ordered, names)
     if names == sorted(names) and (own := _of_config(folder.path)):
         return _first(own, names)
     return _in_number_order(names)

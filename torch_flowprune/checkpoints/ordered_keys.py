@@ -60,11 +60,11 @@ class OrderedKeys:
         """Of a half-precision key one, which is all of it."""
         width = 8 * self.dtype.itemsize - self.magnitudes
         shifts = range(width - min(width, _WIDEST), -1, -_WIDEST) or [0]
-        found = [Digit(shift, min(width, _WIDEST)) for shift in shifts]
-        if found[-1].shift:
-            found.append(Digit(0, found[-1].shift))
-        first = found[0]
-        return [first if self.magnitudes else Digit(first.shift, first.bits, first.bins // 2), *found[1:]]
+        steps = [Digit(shift, min(width, _WIDEST)) for shift in shifts]
+        if steps[-1].shift:
+            steps.append(Digit(0, steps[-1].shift))
+        first = steps[0]
+        return [first if self.magnitudes else Digit(first.shift, first.bits, first.bins // 2), *steps[1:]]
 
     @property
     def infinity(self) -> int:

@@ -91,12 +91,12 @@ def prune_checkpoint(
     """
     opened, out = CheckpointFolder.open(Path(source)), Path(target)
     check_target(out)
-    given = None if scores is None else CheckpointFolder.open(Path(scores), "scores")
-    _check_readable(method, granularity, scored=given is not None)
-    units = StoredUnits.of(opened, given, granularity, include, exclude, order)
+    scored = None if scores is None else CheckpointFolder.open(Path(scores), "scores")
+    _check_readable(method, granularity, scored=scored is not None)
+    units = StoredUnits.of(opened, scored, granularity, include, exclude, order)
     plan = _plan(units, Goal(sparsity), Allocation(allocation, "global", None, min_keep, max_sparsity))
     _check_room(opened, out)
-    kept = Unfinished(out, _same_run(opened, given, units, plan))
+    kept = Unfinished(out, _same_run(opened, scored, units, plan))
     workers = threads or min(4, os.cpu_count() or 1)
     with kept.taken_back():
         choices = units.choices(plan, KeyCounts(units.shards, units.keys, kept, workers))
@@ -174,8 +174,8 @@ def _write_shard(kept: Unfinished, units: StoredUnits, choices: Mapping[str, Ten
 def _carry_over(opened: CheckpointFolder, kept: Unfinished) -> None:
     for path in opened.others():
         kept.file(str(path.relative_to(opened.path)), partial(shutil.copyfile, path))
-    if left := opened.second_forms():
-        named = ", ".join(str(path.relative_to(opened.path)) for path in left[:5])
+    if twice := opened.second_forms():
+        named = ", ".join(str(path.relative_to(opened.path)) for path in twice[:5])
         warnings.warn(
             f"{named} hold weights and are no part of this checkpoint: they were not carried over, as they are dense",
             UserWarning,

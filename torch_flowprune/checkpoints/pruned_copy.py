@@ -55,10 +55,10 @@ def _write_tensor(
     def read(start: int, stop: int) -> Tensor:
         nonlocal held
         held = one.read(file, start, stop)
-        found = keys(scores.values(held if scores is one else scores.read(scored, start, stop)))
-        if not isinstance(choice, BelowCut) and not keys.tell_an_order(found):  # those of a cut have been counted
+        ordered = keys(scores.values(held if scores is one else scores.read(scored, start, stop)))
+        if not isinstance(choice, BelowCut) and not keys.tell_an_order(ordered):  # those of a cut have been counted
             raise not_ordered(one, keys)
-        return found
+        return ordered
 
     for _, _, keep in choice.parts(one.shape, read):
         whole_numbers(one.values(held)).mul_(keep)

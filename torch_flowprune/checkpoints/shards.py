@@ -56,11 +56,11 @@ class StoredTensor:
     def read(self, file: BinaryIO, start: int, stop: int) -> bytearray:
         """The bytes of the elements from ``start`` to ``stop``."""
         size = self.dtype.itemsize
-        found = bytearray((stop - start) * size)
+        buffer = bytearray((stop - start) * size)
         file.seek(self.begin + start * size)
-        if file.readinto(found) != len(found):  # type: ignore[attr-defined]  # binary files have it
+        if file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]  # binary files have it
             raise ValueError(f"{self.path} ended within {self.name!r}: it was changed while it was read")
-        return found
+        return buffer
 
     def values(self, held: bytearray) -> Tensor:
         """The elements that these bytes hold, flat, in the same memory."""
@@ -108,10 +108,10 @@ class CheckpointFolder:
     @cached_property
     def shards(self) -> dict[Path, list[StoredTensor]]:
         """The tensors of each shard, as they follow each other there."""
-        found: dict[Path, list[StoredTensor]] = {}
+        by_file: dict[Path, list[StoredTensor]] = {}
         for one in sorted(self.tensors.values(), key=lambda one: one.begin):
-            found.setdefault(one.path, []).append(one)
-        return dict(sorted(found.items()))
+            by_file.setdefault(one.path, []).append(one)
+        return dict(sorted(by_file.items()))
 
     def others(self) -> Iterator[Path]:
         """Every other file: index, configuration, tokenizer, but no hidden one, and no weights in a second form."""
@@ -140,12 +140,12 @@ def _check_folder(folder: Path, what: str) -> None:
 
 def _index_of(folder: Path, what: str) -> str | None:
     """The name of the one index; None where one file without an index is all."""
-    found = sorted(path.name for path in folder.glob(f"*{_INDEX}"))
-    if len(found) == 1:
-        return found[0]
-    if found:
+    indexes = sorted(path.name for path in folder.glob(f"*{_INDEX}"))
+    if len(indexes) == 1:
+        return indexes[0]
+    if indexes:
         raise ValueError(
-            f"{what} {folder} holds {len(found)} checkpoints, {', '.join(found)}: give each its own folder"
+            f"{what} {folder} holds {len(indexes)} checkpoints, {', '.join(indexes)}: give each its own folder"
         )
     files = sorted(path.name for path in folder.glob(f"*{_SUFFIX}"))
     if len(files) > 1:
@@ -173,17 +173,17 @@ def _no_shards(folder: Path, what: str) -> str:
 def _weight_map(index: Path) -> dict[str, str]:
     """Which file holds which tensor."""
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        plain = all(isinstance(file, str) and Path(file).name == file for file in found.values())
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        plain = all(isinstance(file, str) and Path(file).name == file for file in files.values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is no index of a checkpoint, or damaged: {error!r}") from error
-    if not plain or not found:
+    if not plain or not files:
         raise ValueError(f"{index}: weight_map should be tensors' names with names of files beside it, and is not")
-    if missing := sorted({file for file in found.values() if not (index.parent / file).is_file()}):
+    if missing := sorted({file for file in files.values() if not (index.parent / file).is_file()}):
         raise FileNotFoundError(
             f"{index} names {len(missing)} shards that are not there: {', '.join(missing[:5])}; download the rest"
         )
-    return found  # type: ignore[no-any-return]
+    return files  # type: ignore[no-any-return]
 
 
 def _header(path: Path) -> Iterator[StoredTensor]:
@@ -195,17 +195,17 @@ def _header(path: Path) -> Iterator[StoredTensor]:
     try:
         header: dict[str, Any] = json.loads(text)
         header.pop("__metadata__", None)
-        found = [_located(path, name, one, 8 + length) for name, one in header.items()]
+        tensors = [_located(path, name, one, 8 + length) for name, one in header.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no safetensors file, or damaged: {error!r}") from error
     end = 8 + length
-    for one in sorted(found, key=lambda one: one.begin):
+    for one in sorted(tensors, key=lambda one: one.begin):
         if one.begin != end or (one.kind in FLOATS and one.numel * one.dtype.itemsize != one.end - one.begin):
             raise ValueError(f"{path} is damaged: the bytes of {one.name!r} do not fit its shape and its place")
         end = one.end
     if end != size:
         raise ValueError(f"{path} has {size:,} bytes and should have {end:,}: it was cut short; download it again")
-    return iter(found)
+    return iter(tensors)
 
 
 def _located(path: Path, name: str, one: dict[str, Any], base: int) -> StoredTensor:

@@ -58,11 +58,11 @@ class StoredUnits:
         """
         ordered = {name: folder.tensors[name] for name in in_model_order(folder, order)}
         check_dense(ordered.values())
-        found = PrunableUnits(granularity, None, include, exclude).of(skeleton(ordered), FlowSource())
-        weights = {name: ordered[name] for name in found}
+        units = PrunableUnits(granularity, None, include, exclude).of(skeleton(ordered), FlowSource())
+        weights = {name: ordered[name] for name in units}
         ranked = weights if scores is None else {name: _scores_of(one, scores) for name, one in weights.items()}
         dtype = reduce(torch.promote_types, (one.dtype for one in ranked.values()))
-        return cls(weights, ranked, found, OrderedKeys(dtype, magnitudes=scores is None))
+        return cls(weights, ranked, units, OrderedKeys(dtype, magnitudes=scores is None))
 
     @property
     def shards(self) -> dict[Path, list[StoredTensor]]:
@@ -101,12 +101,12 @@ class StoredUnits:
 
 
 def _scores_of(one: StoredTensor, scores: CheckpointFolder) -> StoredTensor:
-    found = scores.tensors.get(one.name)
-    if found is None:
+    stored = scores.tensors.get(one.name)
+    if stored is None:
         raise ValueError(f"{scores.path} has no scores of {one.name!r}: add them, or leave it out with exclude=")
-    if found.kind not in FLOATS or found.shape not in (one.shape, (one.numel,)):
+    if stored.kind not in FLOATS or stored.shape not in (one.shape, (one.numel,)):
         raise ValueError(
-            f"the scores of {one.name!r} should be a floating number a weight, {one.shape}; got {found.kind} "
-            f"{found.shape}"
+            f"the scores of {one.name!r} should be a floating number a weight, {one.shape}; got {stored.kind} "
+            f"{stored.shape}"
         )
-    return found
+    return stored

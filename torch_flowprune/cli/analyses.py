@@ -17,10 +17,10 @@ def run_score(chosen: argparse.Namespace) -> None:
     check_output("--out", chosen.out, (".safetensors",))
     check_measures(chosen, [chosen.method])
     model = load_model(chosen)
-    found = fp.scores(model, chosen.method, **units_of(chosen), **source_of(chosen, model, [chosen.method]))
+    scores = fp.scores(model, chosen.method, **units_of(chosen), **source_of(chosen, model, [chosen.method]))
     if chosen.out:
-        found.save(chosen.out)
-    tell(found)
+        scores.save(chosen.out)
+    tell(scores)
     if chosen.out:
         tell(f"{chosen.out} written: prune with prune {chosen.name} --scores {chosen.out} --sparsity ...")
 
@@ -31,18 +31,18 @@ def run_compare(chosen: argparse.Namespace) -> None:
     model = load_model(chosen)
     source = source_of(chosen, model, chosen.methods, always=True)
     held_out = None if chosen.held_out is None else images(chosen, model, "held_out")
-    found = fp.compare(model, chosen.methods, chosen.sparsities, held_out=held_out, **units_of(chosen), **source)
-    _show(found, chosen)
+    comparison = fp.compare(model, chosen.methods, chosen.sparsities, held_out=held_out, **units_of(chosen), **source)
+    _show(comparison, chosen)
 
 
 def run_diagnose(chosen: argparse.Namespace) -> None:
     """Tell where a model stands in its gradient flow; a table and a picture."""
     _check(chosen, "diagnose", [chosen.method])
     model = load_model(chosen)
-    found = fp.diagnose(
+    diagnosis = fp.diagnose(
         model, method=chosen.method, **units_of(chosen), **source_of(chosen, model, [chosen.method], always=True)
     )
-    _show(found, chosen)
+    _show(diagnosis, chosen)
 
 
 def _check(chosen: argparse.Namespace, command: str, methods: list[str]) -> None:

@@ -127,8 +127,8 @@ def _pruned_copy(model: nn.Module, scores: fp.Scores, sparsity: float) -> tuple[
 
 def point(model: nn.Module, data: Batches) -> Point:
     """θ, g and the loss over all of the data."""
-    found = fp.flow(model, data, needs=("g",), progress=False)
-    return Point(found.theta, cast("dict[str, Tensor]", found.g), cast("float", found.loss))
+    here = fp.flow(model, data, needs=("g",), progress=False)
+    return Point(here.theta, cast("dict[str, Tensor]", here.g), cast("float", here.loss))
 
 
 def first_order(before: Point, after: Point) -> float:

@@ -21,13 +21,13 @@ _NORMALIZE = {"none": None}
 def run_prune(chosen: argparse.Namespace) -> None:
     """Prune a timm model, write what was asked for, print what is pruned."""
     _check_files(chosen)
-    given = None if chosen.scores is None else fp.Scores.load(existing("--scores", chosen.scores))
-    methods = [] if given else [chosen.method]
+    scores = None if chosen.scores is None else fp.Scores.load(existing("--scores", chosen.scores))
+    methods = [] if scores else [chosen.method]
     check_measures(chosen, methods)
-    _check_goal(chosen, given)
+    _check_goal(chosen, scores)
     model = load_model(chosen)
-    scored = {"scores": given} if given else {"method": chosen.method, "schedule": chosen.schedule}
-    units = units_of(chosen) | ({"granularity": chosen.granularity} if given else {})
+    scored = {"scores": scores} if scores else {"method": chosen.method, "schedule": chosen.schedule}
+    units = units_of(chosen) | ({"granularity": chosen.granularity} if scores else {})
     chooses = {name: getattr(chosen, name) for name in ("sparsity", "rounds", *AllocationOptions.__annotations__)} | {
         "normalize": _NORMALIZE.get(chosen.normalize, chosen.normalize)
     }

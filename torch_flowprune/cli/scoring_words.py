@@ -61,18 +61,18 @@ def source_of(
     chosen: argparse.Namespace, model: nn.Module, methods: list[str], *, always: bool = False
 ) -> dict[str, Any]:
     """What these measures read, as far as they read it; and the shape of an input, for synflow and for channels."""
-    found: dict[str, Any] = {
+    words: dict[str, Any] = {
         "generator": torch.Generator().manual_seed(chosen.seed),
         "example_inputs": example_input(model),
     }
     needs = _needs_of(methods)
     if always or needs & _OF_A_LOSS:
-        found |= {"data": images(chosen, model, "data"), "mode": chosen.mode, "temperature": chosen.temperature}
+        words |= {"data": images(chosen, model, "data"), "mode": chosen.mode, "temperature": chosen.temperature}
     if "theta0" in needs:
         from timm.models import load_state_dict
 
-        found["theta0"] = load_state_dict(str(existing("--theta0", chosen.theta0)))
-    return found
+        words["theta0"] = load_state_dict(str(existing("--theta0", chosen.theta0)))
+    return words
 
 
 def images(chosen: argparse.Namespace, model: nn.Module, option: str) -> Any:

@@ -165,17 +165,17 @@ def _proven(
 
 def _compared(ours: Sequence[Any], theirs: Sequence[Any], tolerance: float | None, name: str) -> float:
     """The largest difference of any two outputs, as a fraction of the largest value."""
-    found = 0.0
+    worst = 0.0
     for one, other in zip(_tensors(ours), _tensors(theirs), strict=True):
         if one.shape != other.shape or not torch.equal(one.isfinite(), other.cpu().isfinite()):
             raise ValueError(_computes_another(name, f"shape {tuple(one.shape)}", f"{tuple(other.shape)}"))
         finite = one.isfinite()
         largest = one[finite].abs().double().max().item() if bool(finite.any()) else 0.0
         off = (one.double() - other.cpu().double())[finite].abs().max().item() if largest else 0.0
-        found = max(found, off / largest if largest else off)
-        if found > (_ROUNDING.get(one.dtype, _LOW_PRECISION) if tolerance is None else tolerance):
+        worst = max(worst, off / largest if largest else off)
+        if worst > (_ROUNDING.get(one.dtype, _LOW_PRECISION) if tolerance is None else tolerance):
             raise ValueError(_computes_another(name, f"an output of up to {largest:.3g}", f"one off by {off:.3g}"))
-    return found
+    return worst
 
 
 def _tensors(leaves: Sequence[Any]) -> list[Tensor]:

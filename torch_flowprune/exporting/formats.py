@@ -71,11 +71,11 @@ class OnnxFile:
             return None
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         names = [entry.name for entry in session.get_inputs()]
-        given = {name: value for name, value in material.kwargs.items() if name in names}
+        by_name = {name: value for name, value in material.kwargs.items() if name in names}
         others = [leaf for leaf in tree_leaves((material.args, material.kwargs)) if isinstance(leaf, Tensor)]
-        others = [leaf for leaf in others if not any(leaf is value for value in given.values())]
-        given |= dict(zip([name for name in names if name not in given], others, strict=True))
-        feed = {name: value.detach().cpu().numpy() for name, value in given.items()}
+        others = [leaf for leaf in others if not any(leaf is value for value in by_name.values())]
+        by_name |= dict(zip([name for name in names if name not in by_name], others, strict=True))
+        feed = {name: value.detach().cpu().numpy() for name, value in by_name.items()}
         return lambda: [torch.from_numpy(value) for value in session.run(None, feed)]
 
 

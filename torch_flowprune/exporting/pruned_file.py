@@ -75,8 +75,8 @@ class PrunedFile:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
                 said = (file.metadata() or {}).get(_KEY, "{}")
             known = json.loads(said)
-            found = {name: _mask_of(tensors[name], bits) for name, bits in known.get("masks", {}).items()}
-            return cls(tensors, found, known.get("architecture"), known.get("facts", {}))
+            kept = {name: _mask_of(tensors[name], bits) for name, bits in known.get("masks", {}).items()}
+            return cls(tensors, kept, known.get("architecture"), known.get("facts", {}))
         except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{path} is damaged, or not a file of pruned weights: {error}") from error
 
@@ -108,8 +108,8 @@ class PrunedFile:
         changed = architecture.get("shapes", {}) if isinstance(architecture, Mapping) else {}
         expected |= {name: shape for name, shape in changed.items() if name in expected}
         names = {plain_name(name, self.tensors): name for name in self.tensors if not is_mask(name, self.tensors)}
-        found = {name: list(self.tensors[key].shape) for name, key in names.items()}
-        if odd := [name for name in {**expected, **found} if expected.get(name) != found.get(name)]:
+        actual = {name: list(self.tensors[key].shape) for name, key in names.items()}
+        if odd := [name for name in {**expected, **actual} if expected.get(name) != actual.get(name)]:
             raise ValueError(
                 f"this file is of another model than {type(model).__name__}: {', '.join(odd[:5])} should be there, "
                 "with the sizes of a shrunk one"

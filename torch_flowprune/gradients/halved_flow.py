@@ -59,10 +59,10 @@ def halved_flow(
         for target in targets.values():
             target.parameter.requires_grad_(True)
         sweeps = HalvedSweeps(bare, targets, source, rewind, ranks)
-        found, expansions = sweeps.fields(
+        portions, expansions = sweeps.fields(
             as_batches(source.data), wanted & _IN_THE_SWEEPS, {*point.theta}, cut.removed, cut.masks
         )
-    flows = [replace(point, **fields) for fields in found]
+    flows = [replace(point, **fields) for fields in portions]
     if others := wanted - _IN_THE_SWEEPS:
         sources = [source, *_halves_of(source, bare)]
         flows += [flows[0]] * (len(sources) - len(flows))

@@ -120,9 +120,9 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
         """The round that is due, if one is."""
         if not self._pruner.done and self._pruner.round < trainer.current_epoch // self.every_n_epochs:
             self._prune(trainer, pl_module)
-        found = fp.report(pl_module)
-        layers = {f"sparsity/{layer.name}": layer.sparsity for layer in found.layers}
-        pl_module.log_dict({"sparsity": found.sparsity, **layers})
+        report = fp.report(pl_module)
+        layers = {f"sparsity/{layer.name}": layer.sparsity for layer in report.layers}
+        pl_module.log_dict({"sparsity": report.sparsity, **layers})
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         averages = _averages(trainer)
@@ -191,8 +191,8 @@ def _loss_of_training(trainer: Trainer, module: LightningModule) -> Callable[[An
     def loss(_: Any, batch: Any) -> Tensor:
         placed = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         with _without_logging(module):
-            found = module.training_step(placed, *([0] if takes_index else []))
-        return cast("Tensor", found["loss"] if isinstance(found, Mapping) else found)
+            returned = module.training_step(placed, *([0] if takes_index else []))
+        return cast("Tensor", returned["loss"] if isinstance(returned, Mapping) else returned)
 
     return loss
 

@@ -21,15 +21,15 @@ _ALIKE_WITHIN = 1e-4
 def refitted_config(model: Any) -> Any | None:
     """The config of which a new model of the class is this one, or None; the model's own where that says its sizes."""
     config = copy.deepcopy(model.config)
-    left = _misfits(model, config)
-    while left:
-        better = [(len(misfits), number, misfits) for number in _numbers(config, left)
+    misplaced = _misfits(model, config)
+    while misplaced:
+        better = [(len(misfits), number, misfits) for number in _numbers(config, misplaced)
                   if (misfits := _misfits(model, _with(config, *number))) is not None]  # fmt: skip
-        fewest, number, misfits = min(better, key=lambda one: one[:2], default=(len(left), ("", 0), left))
-        if fewest >= len(left):
+        fewest, number, misfits = min(better, key=lambda one: one[:2], default=(len(misplaced), ("", 0), misplaced))
+        if fewest >= len(misplaced):
             return None
-        config, left = _with(config, *number), misfits
-    return config if left is not None and _computes_the_same(model, config) else None
+        config, misplaced = _with(config, *number), misfits
+    return config if misplaced is not None and _computes_the_same(model, config) else None
 
 
 def _with(config: Any, name: str, value: int) -> Any:
@@ -76,8 +76,8 @@ def _computes_the_same(model: Any, config: Any) -> bool:
     new.load_state_dict(model.state_dict())
     was = model.training
     try:
-        given = {name: value.to(model.device) for name, value in model.dummy_inputs.items()}
-        one, other = model.eval()(**given)[0], new.eval()(**given)[0]
+        inputs = {name: value.to(model.device) for name, value in model.dummy_inputs.items()}
+        one, other = model.eval()(**inputs)[0], new.eval()(**inputs)[0]
     except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
         return False  # nothing to hold it against
     finally:

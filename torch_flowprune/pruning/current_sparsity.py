@@ -51,12 +51,12 @@ def report(
     """
     inner = unwrapped(model)
     units = PrunableUnits(granularity, parameters, include, exclude, coupling=coupling)
-    found = units.of(inner, FlowSource(example_inputs=example_inputs))
+    candidates = units.of(inner, FlowSource(example_inputs=example_inputs))
     known = {name: _zeroed(target) for name, target in parameters_of(inner).items()}
-    found = {name: candidate.renewed(known) for name, candidate in found.items()}
-    left = numbers(lefts(found))
-    layers = layers_of(found, left, left, dict.fromkeys(found, ""))
-    dense, small = sizes_of(found)
+    candidates = {name: candidate.renewed(known) for name, candidate in candidates.items()}
+    left = numbers(lefts(candidates))
+    layers = layers_of(candidates, left, left, dict.fromkeys(candidates, ""))
+    dense, small = sizes_of(candidates)
     whole = sum(target.parameter.numel() for target in known.values())
     return Report("as it is", label(granularity), layers, dense=dense, left=small, model_weights=whole)
 

@@ -188,11 +188,11 @@ def _reconstruct_layer(target: Target, bias: Target | None, moments: Tensor, dam
         free = torch.cat([kept, _free(bias)[:, None]], dim=1)
     start = torch.where(free, goal, 0)
     damped = moments + damping * moments.diagonal().mean() * torch.eye(len(moments), device=moments.device)
-    found = start + _least_squares(damped, start - goal, free)
-    _set_kept(target, found[:, :-1].T if target.output_axis == 1 else found[:, :-1])
+    solved = start + _least_squares(damped, start - goal, free)
+    _set_kept(target, solved[:, :-1].T if target.output_axis == 1 else solved[:, :-1])
     if bias is not None:
-        _set_kept(bias, found[:, -1])
-    errors = [_mean_square(change, moments) for change in (goal, start - goal, found - goal)]
+        _set_kept(bias, solved[:, -1])
+    errors = [_mean_square(change, moments) for change in (goal, start - goal, solved - goal)]
     return LayerReconstruction(target.name, *(error / errors[0] if errors[0] else 0.0 for error in errors[1:]))
 
 

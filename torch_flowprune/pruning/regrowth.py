@@ -77,8 +77,8 @@ def regrow(
     optimizers = _optimizers(optimizer)
     inner = unwrapped(model)
     pruned, counts = _counts(parameters_of(inner), fraction)
-    found = PrunableUnits(parameters=[target.owners[0] for target in pruned.values()]).of(inner, source)
-    grown = _highest(model, found, measure, source, counts, generator)
+    candidates = PrunableUnits(parameters=[target.owners[0] for target in pruned.values()]).of(inner, source)
+    grown = _highest(model, candidates, measure, source, counts, generator)
     with all_or_nothing(pruned.values()):
         masks = {name: (target.mask != 0) | grown[name] for name, target in pruned.items()}
         apply_masks(inner, masks, replace=True, copy=False)

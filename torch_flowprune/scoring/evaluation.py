@@ -25,9 +25,9 @@ def evaluate(
     values = {}
     with cpu_generator(generator) as source:
         for name, candidate in found.items():
-            given = {"generator": source, "name": name, "shape": candidate.shape}
+            declared = {"generator": source, "name": name, "shape": candidate.shape}
             arguments = {
-                kind: given[kind] if kind in given else _handed_out(candidate.rows(tensors[kind]), shared=ours)
+                kind: declared[kind] if kind in declared else _handed_out(candidate.rows(tensors[kind]), shared=ours)
                 for kind in measures.asks(measure)
             }
             values[name] = _checked(measure(**arguments), len(candidate), measure, name)
@@ -77,9 +77,9 @@ def _tensors_of(point: Flow, measure: Measure) -> dict[str, Mapping[str, Tensor]
 
 def _checked(value: Tensor, units: int, measure: Measure, name: str) -> Tensor:
     if not isinstance(value, Tensor) or value.shape != (units,):
-        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        form = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
-            f"the measure {measures.name_of(measure)!r} gave {found} for {name!r}: expected one score a unit, shape "
+            f"the measure {measures.name_of(measure)!r} gave {form} for {name!r}: expected one score a unit, shape "
             f"({units},); reduce the last axis"
         )
     return value

@@ -125,11 +125,11 @@ def scores(
     chosen = units.of(model, source)
     needs = {kind for measure in resolved for kind in measures.needs(measure)}
     point = flow_over(source, wrapped, tuple(needs), targets_of(chosen))
-    found = {
+    candidates = {
         name: evaluate(point, measure, chosen, granularity, generator)
         for name, measure in zip(names, resolved, strict=True)
     }
-    return next(iter(found.values())) if isinstance(method, str) or callable(method) else found
+    return next(iter(candidates.values())) if isinstance(method, str) or callable(method) else candidates
 
 
 def importance_scores(
@@ -150,6 +150,6 @@ def importance_scores(
         raise ValueError("prune.global_unstructured prunes single weights: leave granularity= out")
     if options.get("parameters") is not None:
         options["parameters"] = list(options["parameters"] or ())
-    found = scores(model, method, data, **options)
+    scores_by_name = scores(model, method, data, **options)
     known = parameters_of(unwrapped(model))
-    return {known[name].owners[0]: score.view(known[name].parameter.shape) for name, score in found.items()}
+    return {known[name].owners[0]: score.view(known[name].parameter.shape) for name, score in scores_by_name.items()}

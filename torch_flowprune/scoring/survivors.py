@@ -45,11 +45,11 @@ class Origin:
         Raises:
             ValueError: where parts of its units would stay.
         """
-        left = one.staying(surgery.keep)
+        staying = one.staying(surgery.keep)
         kept = torch.ones(self.units, dtype=torch.bool) if self.kept is None else self.kept.clone()
-        kept[kept.clone()] = left.cpu()
+        kept[kept.clone()] = staying.cpu()
         flat = one.shape == (len(one),)  # a group of channels is as long as it has units
-        now = (int(left.sum()),) if flat else surgery.shape(one.name, one.shape)
+        now = (int(staying.sum()),) if flat else surgery.shape(one.name, one.shape)
         return replace(self, kept=None if bool(kept.all()) else kept, now=now)
 
     def to_dict(self) -> dict[str, Any]:

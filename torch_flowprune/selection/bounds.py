@@ -77,7 +77,7 @@ def by_layer(argument: str, value: PerLayer, names: Iterable[str]) -> dict[str, 
     names = list(names)
     if not isinstance(value, Mapping):
         return dict.fromkeys(names, check_number(argument, value))
-    found: dict[str, float] = {}
+    bounds: dict[str, float] = {}
     for pattern, number in value.items():
         check_number(argument, number)
         if not (matched := [name for name in names if _matches_glob(name, pattern)]):
@@ -85,8 +85,8 @@ def by_layer(argument: str, value: PerLayer, names: Iterable[str]) -> dict[str, 
             hint = f"near: {', '.join(near)}" if near else f"the layers are {', '.join(names[:5])}"
             raise ValueError(f"{argument}: {pattern!r} matches no layer that is pruned; {hint}")
         for name in matched:
-            found.setdefault(name, number)
-    return found
+            bounds.setdefault(name, number)
+    return bounds
 
 
 def _matches_glob(name: str, pattern: object) -> bool:

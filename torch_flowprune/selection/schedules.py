@@ -135,12 +135,14 @@ def steps(schedule: str | Schedule, rounds: int, start: float, target: float) ->
             "target)"
         )
     function = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
-    found = list(function(rounds, start, target))
-    if len(found) != rounds or sorted(found) != found or found[-1] != target or found[0] < start:
+    sparsities = list(function(rounds, start, target))
+    rising = sorted([start, *sparsities]) == [start, *sparsities]
+    if len(sparsities) != rounds or not rising or sparsities[-1] != target:
         raise ValueError(
-            f"the schedule should give {rounds} sparsities rising from {start:g} to exactly {target:g}, got {found}"
+            f"the schedule should give {rounds} sparsities rising from {start:g} to exactly {target:g}, "
+            f"got {sparsities}"
         )
-    return found
+    return sparsities
 
 
 def _exact(values: list[float], start: float, target: float) -> list[float]:

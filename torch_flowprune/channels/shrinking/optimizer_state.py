@@ -34,13 +34,13 @@ def cut_state(
         return _flat_state(optimizer, state, names, surgery)
     if (name := names[parameter]) not in surgery.keep:
         return dict(state)
-    found = {key: _cut_state(value, parameter, name, surgery) for key, value in state.items()}
-    if unclear := [key for key, value in found.items() if value is NotImplemented]:
+    smaller = {key: _cut_state(value, parameter, name, surgery) for key, value in state.items()}
+    if unclear := [key for key, value in smaller.items() if value is NotImplemented]:
         raise ShrinkError(
             f"{type(optimizer).__name__} keeps {', '.join(map(repr, unclear))} of {name!r}, of which nobody tells what "
             "goes with its channels: leave optimizer= out, and make a new one for the smaller model"
         )
-    return found
+    return smaller
 
 
 def _cut_state(value: Any, parameter: nn.Parameter, name: str, surgery: Surgery) -> Any:

@@ -40,8 +40,8 @@ def _taken(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     if _takes_any(model) or not parameters:
         return dict(batch)
     names = [parameter.name for parameter in parameters]
-    if found := {key: value for key, value in batch.items() if key in names}:
-        return found
+    if accepted := {key: value for key, value in batch.items() if key in names}:
+        return accepted
     raise ValueError(
         f"the keys of a dict batch should be what the model takes ({', '.join(names)}), got {list(batch)}: rename "
         "them, or pass closure="
@@ -65,8 +65,8 @@ def without_cache(model: nn.Module, args: Sequence[Any] = ()) -> dict[str, bool]
     inner = model
     while not takes(inner, _CACHE) and _takes_any(inner) and len(children := list(inner.children())) == 1:
         inner = children[0]
-    given = [p.name for p in _signature(model) if p.kind in _POSITIONAL][: len(args)]
-    return {_CACHE: False} if takes(inner, _CACHE) and _CACHE not in given else {}
+    positional = [p.name for p in _signature(model) if p.kind in _POSITIONAL][: len(args)]
+    return {_CACHE: False} if takes(inner, _CACHE) and _CACHE not in positional else {}
 
 
 def _takes_any(model: nn.Module) -> bool:

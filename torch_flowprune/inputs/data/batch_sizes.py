@@ -70,8 +70,8 @@ def _readings(part: Any, *, every: bool = False) -> set[int]:
     """
     lengths = [len(tensor) for tensor in tensors_in(part) if tensor.dim()]
     agreed = set(lengths if every or isinstance(part, list) else lengths[:1])
-    found = agreed if len(agreed) == 1 else set()
-    return found | {len(part)} if isinstance(part, list) else found
+    readings = agreed if len(agreed) == 1 else set()
+    return readings | {len(part)} if isinstance(part, list) else readings
 
 
 def _shown(readings: Iterable[int]) -> str:
