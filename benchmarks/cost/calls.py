@@ -30,7 +30,7 @@ from benchmarks.common.measure import Times, alternating, forget_peak, memory
 from benchmarks.common.page import into_page, shown, table, wrapped
 from benchmarks.common.record import README, RESULTS, ROOT, begun, keep, steady
 from torch_flowprune.inputs.parameters import prunable
-from torch_flowprune.scoring import measures
+from torch_flowprune.scoring import measure_lookup
 from torch_flowprune.scoring.candidates import parameter_candidates
 from torch_flowprune.scoring.evaluation import evaluate
 
@@ -136,7 +136,7 @@ def scoring(model: nn.Module, data: Batches, rounds: int) -> dict[str, Any]:
     """Each flow against a forward+backward over the same batches, and each formula on its flow by granularity."""
     theta0 = {name: value.clone() for name, value in model.state_dict().items()}
     needed = {
-        name: tuple(kind for kind in measures.needs(name) if kind not in ("theta", "theta0", "generator"))
+        name: tuple(kind for kind in measure_lookup.needs(name) if kind not in ("theta", "theta0", "generator"))
         for name in fp.MEASURES
     }
     flows = {", ".join(needs) or "theta": needs for needs in needed.values()}

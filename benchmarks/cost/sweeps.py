@@ -35,7 +35,7 @@ from benchmarks.cost import peers
 from benchmarks.cost.peers import PAPER, SYNAPTIC_FLOW, TORCH_PRUNING, Batches, Folders, Work
 from benchmarks.paper.models import MODELS, build
 from torch_flowprune.analysis.rank_correlation import laid_out, spearman
-from torch_flowprune.scoring import measures
+from torch_flowprune.scoring import measure_lookup
 
 COMMAND = "python -m benchmarks.cost.sweeps"
 NAMES = ("vgg13", "mobilenet", "resnet56", "resnet50", "vit_small")
@@ -234,7 +234,7 @@ def together(name: str, rounds: int) -> list[Row]:
     """
     model, shape, size = model_of(name)
     data = data_of(shape, size, 2)
-    kinds = {kind for measure in fp.MEASURES for kind in measures.needs(measure)} - {
+    kinds = {kind for measure in fp.MEASURES for kind in measure_lookup.needs(measure)} - {
         "theta",
         "theta0",
         "generator",

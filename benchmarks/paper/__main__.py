@@ -21,7 +21,7 @@ from benchmarks.paper import models
 from benchmarks.paper.data import load
 from benchmarks.paper.plot import plot
 from benchmarks.paper.protocol import NONE, Config, Run
-from torch_flowprune.scoring import measures
+from torch_flowprune.scoring import measure_lookup
 
 RUNS = Path("build/paper")
 _SMOKE = {
@@ -156,7 +156,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 def _config(options: argparse.Namespace) -> Config:
     chosen = {field.name: getattr(options, field.name) for field in fields(Config)}
     if options.method != NONE:
-        measures.resolve(options.method)
+        measure_lookup.resolve(options.method)
     if options.thresholds:
         chosen |= {
             "thresholds": tuple(options.thresholds),

@@ -22,7 +22,7 @@ from benchmarks.paper import models
 from benchmarks.paper.data import Batch, Data, Split
 from benchmarks.paper.size import size
 from torch_flowprune.inputs.parameters import parameters_of
-from torch_flowprune.scoring import measures
+from torch_flowprune.scoring import measure_lookup
 
 NONE = "none"
 _SCORE_TEMPERATURE = {"gradient_norm_increase": 200.0, "gradient_norm_preservation": 1.0}
@@ -83,7 +83,7 @@ class Config:
     def temperature_of_scores(self) -> float:
         if self.score_temperature is not None:
             return self.score_temperature
-        return _SCORE_TEMPERATURE.get(measures.name_of(self.method), self.temperature)
+        return _SCORE_TEMPERATURE.get(measure_lookup.name_of(self.method), self.temperature)
 
     def lr_of(self, epoch: int) -> float:
         """While pruning its own rate.
@@ -184,7 +184,7 @@ class Run:
     def _track(self, batch: Batch) -> None:
         """From the gradients at hand where they are those that the measure reads."""
         assert self.pruner is not None
-        needs = set(measures.needs(self.config.method))
+        needs = set(measure_lookup.needs(self.config.method))
         at_hand = self.config.temperature == self.config.temperature_of_scores and not needs & {"Hg", "g2_sample", "gR"}
         self.pruner.track() if at_hand else self.pruner.track(batch)
 

@@ -31,7 +31,7 @@ def test_every_measure_has_its_torch_methods():
     expected = {f"{stem}{kind}" for stem in stems for kind in ("Structured", "Unstructured")}
     expected |= {f"{name}_{kind}" for name in fp.MEASURES for kind in ("structured", "unstructured")}
     assert set(methods.__all__) == expected
-    assert methods.__all__ == sorted(methods.__all__)
+    assert len(methods.__all__) == len(expected)
 
 
 def test_every_public_name_is_in_the_api_reference():

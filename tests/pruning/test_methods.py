@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import torch_flowprune as fp
-from torch_flowprune.scoring import measures
+from torch_flowprune.scoring import measure_lookup
 
 CAMEL = {name: "".join(part.capitalize() for part in name.split("_")) for name in fp.MEASURES}
-FROM_MODULE = [name for name in fp.MEASURES if set(measures.needs(name)) <= {"theta", "g"}]
-FROM_FLOW = [name for name in fp.MEASURES if not set(measures.needs(name)) <= {"theta", "g", "generator"}]
+FROM_MODULE = [name for name in fp.MEASURES if set(measure_lookup.needs(name)) <= {"theta", "g"}]
+FROM_FLOW = [name for name in fp.MEASURES if not set(measure_lookup.needs(name)) <= {"theta", "g", "generator"}]
 CUTS = {"Unstructured": lambda t: t.reshape(-1, 1), "Structured": lambda t: t.flatten(1)}
 
 
@@ -45,7 +45,7 @@ def test_what_a_module_holds_is_enough_for_some(name, kind):
     """The weight and .grad are read where no scores are given; class and function do the same."""
     module, other = layer(), layer()
     weight, grad = module.weight.detach().clone(), module.weight.grad.clone()
-    rows = [CUTS[kind]({"theta": weight, "g": grad}[read]) for read in measures.needs(name)]
+    rows = [CUTS[kind]({"theta": weight, "g": grad}[read]) for read in measure_lookup.needs(name)]
     scores = oracles.PAPER[name](*rows)
     cls, function = method(name, kind)
     k = round(0.5 * len(scores))
@@ -81,7 +81,7 @@ def test_given_scores_are_used_as_they_are(name, kind, shaped):
 def test_the_others_show_the_call_that_computes_scores(name, kind):
     module, (cls, _) = layer(), method(name, kind)
     word = "weight" if kind == "Unstructured" else "filter"
-    missing = ", ".join(sorted(set(measures.needs(name)) - {"theta", "g", "generator"}))
+    missing = ", ".join(sorted(set(measure_lookup.needs(name)) - {"theta", "g", "generator"}))
     with pytest.raises(ValueError, match=rf"{cls.__name__} needs {missing}, which a module does not hold") as error:
         cls.apply(module, "weight", 0.5)
     assert f"scores = fp.scores(model, {name!r}, data=loader, granularity={word!r})" in str(error.value)

@@ -11,7 +11,7 @@ from cases import CASES
 from torch.nn import functional as F
 
 import torch_flowprune as fp
-from torch_flowprune.scoring import measures
+from torch_flowprune.scoring import measure_lookup
 
 BATCHES = CASES["mlp"].batches((4, 3, 5))
 QUIET = pytest.mark.filterwarnings(
@@ -75,7 +75,7 @@ def test_tracked_scores_are_the_moving_average(method, granularity):
                 kinds = {"theta": p.detach(), "theta0": initial[name], "g": p.grad, "g2": p.grad.square()}
                 rows = [
                     kinds[kind].reshape(-1, 1) if granularity == "weight" else kinds[kind]
-                    for kind in measures.needs(method)
+                    for kind in measure_lookup.needs(method)
                 ]
                 average[name] = 0.8 * oracles.PAPER[method](*rows) + 0.2 * average.get(name, 0)
         optimizer.step()

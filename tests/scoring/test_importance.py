@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 
 import torch_flowprune as fp
 from torch_flowprune.inputs.parameters import parameters_of
-from torch_flowprune.scoring import measures
+from torch_flowprune.scoring import measure_lookup
 
 ALL = list(fp.MEASURES)
 
@@ -47,14 +47,14 @@ def test_scores_are_the_papers(case, granularity):
     expected, known = oracle_flow(model, case), parameters_of(model)
     found = fp.scores(
         model,
-        [name for name in ALL if set(measures.needs(name)) <= set(expected)],
+        [name for name in ALL if set(measure_lookup.needs(name)) <= set(expected)],
         granularity=granularity,
         **options(case),
     )
     for method, scores in found.items():
         assert list(scores) == [target.name for target in known.values() if target.is_default]
         for name, value in scores.items():
-            reads = [expected[kind][name].detach() for kind in measures.needs(method)]
+            reads = [expected[kind][name].detach() for kind in measure_lookup.needs(method)]
             axis = known[name].output_axis
             rows = [x.reshape(-1, 1) if granularity == "weight" else x.movedim(axis, 0) for x in reads]
             torch.testing.assert_close(

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import torch_flowprune as fp
-from torch_flowprune.scoring import measures
+from torch_flowprune.scoring import measure_lookup, measures
 
 FORMULAS = [name for name in fp.MEASURES if name != "random"]
 
@@ -14,7 +14,7 @@ FORMULAS = [name for name in fp.MEASURES if name != "random"]
 def rows(name, *shape):
     values = {
         kind: torch.randn(shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
-        for i, kind in enumerate(measures.needs(name))
+        for i, kind in enumerate(measure_lookup.needs(name))
     }
     return {kind: value.square() if kind.startswith(("g2", "x2")) else value for kind, value in values.items()}
 
@@ -86,9 +86,9 @@ def test_random_is_uniform_and_repeats_with_its_seed():
     [("l2", "magnitude"), ("snip", "loss_preservation"), ("tfo", "taylor"), ("grasp", "gradient_norm_increase")],
 )
 def test_aliases(alias, name):
-    assert measures.resolve(alias) is fp.MEASURES[name]
-    assert measures.name_of(alias) == name
-    assert measures.needs(alias) == measures.needs(name)
+    assert measure_lookup.resolve(alias) is fp.MEASURES[name]
+    assert measure_lookup.name_of(alias) == name
+    assert measure_lookup.needs(alias) == measure_lookup.needs(name)
 
 
 @pytest.mark.parametrize(
@@ -106,16 +106,16 @@ def test_aliases(alias, name):
     ],
 )
 def test_needs(name, reads):
-    assert measures.needs(name) == reads
+    assert measure_lookup.needs(name) == reads
 
 
 def test_a_users_function_is_a_measure():
     def mine(g, theta, power=2, *, Hg=None):
         return (theta * g).abs().pow(power).sum(-1)
 
-    assert measures.resolve(mine) is mine
-    assert measures.needs(mine) == ("g", "theta", "Hg"), "known names are read even where they have a default"
-    assert measures.name_of(mine) == "mine"
+    assert measure_lookup.resolve(mine) is mine
+    assert measure_lookup.needs(mine) == ("g", "theta", "Hg"), "known names are read even where they have a default"
+    assert measure_lookup.name_of(mine) == "mine"
 
 
 def test_a_measure_may_ask_whose_rows_it_gets():
@@ -126,7 +126,7 @@ def test_a_measure_may_ask_whose_rows_it_gets():
         seen[name] = shape
         return theta.abs().sum(-1) / shape[1]
 
-    assert measures.needs(by_fan_in) == ("theta",)
+    assert measure_lookup.needs(by_fan_in) == ("theta",)
     found = fp.scores(model, by_fan_in)
     assert seen == {"0.weight": (2, 3), "2.weight": (4, 2)}
     torch.testing.assert_close(found["2.weight"], model[2].weight.detach().abs().flatten() / 2)
@@ -138,8 +138,8 @@ def test_a_callable_object_is_a_measure():
         def __call__(self, theta):
             return theta.abs().pow(3).sum(-1)
 
-    assert measures.needs(Cubed()) == ("theta",)
-    assert measures.name_of(Cubed()) == "Cubed"
+    assert measure_lookup.needs(Cubed()) == ("theta",)
+    assert measure_lookup.name_of(Cubed()) == "Cubed"
 
 
 def test_unknown_name_says_what_is_near():
@@ -148,18 +148,18 @@ def test_unknown_name_says_what_is_near():
         match=r"unknown measure 'magnitud'; did you mean 'magnitude'\? Known: magnitude, l1, .*snip.*or pass a "
         r"function",
     ):
-        measures.resolve("magnitud")
+        measure_lookup.resolve("magnitud")
 
 
 def test_unknown_name_near_nothing_lists_all():
     with pytest.raises(ValueError, match=r"unknown measure 'qqq'. Known: magnitude, .*") as error:
-        measures.resolve("qqq")
+        measure_lookup.resolve("qqq")
     assert all(name in str(error.value) for name in [*fp.MEASURES, *measures.ALIASES])
 
 
 def test_unknown_argument_says_what_can_be_read():
     with pytest.raises(ValueError, match=r"the measure 'wrong' asks for 'weights'; .*theta, theta0, .*Hg"):
-        measures.resolve(wrong)
+        measure_lookup.resolve(wrong)
 
 
 def wrong(weights):
@@ -169,4 +169,4 @@ def wrong(weights):
 @pytest.mark.parametrize("method", [3, None, torch.zeros(3)])
 def test_neither_name_nor_function(method):
     with pytest.raises(TypeError, match="method should be a measure's name or a function of rows, got"):
-        measures.resolve(method)
+        measure_lookup.resolve(method)

@@ -33,7 +33,7 @@ from torch_flowprune.scoring import (
     UnitOptions,
     evaluate,
     living,
-    measures,
+    measure_lookup,
     targets_of,
 )
 from torch_flowprune.selection import Allocation, AllocationOptions, fraction
@@ -191,7 +191,7 @@ def compare(
     source, units = from_options(FlowSource, options, data=data), from_options(PrunableUnits, options)
     allocation = from_options(Allocation, options)
     candidates = units.of(inner, source)
-    needs = {"g", *(kind for measure in resolved.values() for kind in measures.needs(measure))}
+    needs = {"g", *(kind for measure in resolved.values() for kind in measure_lookup.needs(measure))}
     point = flow_over(source, model, tuple(needs), targets_of(candidates))
     scores = {
         name: evaluate(point, measure, candidates, units.granularity, generator) for name, measure in resolved.items()
@@ -216,7 +216,8 @@ def _resolved(methods: str | Measure | Sequence[str | Measure]) -> dict[str, Mea
     if not asked:
         raise ValueError(f"methods= is empty: name at least one measure, such as {DEFAULT_MEASURES[0]!r}")
     return {
-        method if isinstance(method, str) else measures.name_of(method): measures.resolve(method) for method in asked
+        method if isinstance(method, str) else measure_lookup.name_of(method): measure_lookup.resolve(method)
+        for method in asked
     }
 
 

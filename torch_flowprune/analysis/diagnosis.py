@@ -25,7 +25,7 @@ from torch_flowprune.inputs import (
     unwrapped,
 )
 from torch_flowprune.pruning import blank_figure
-from torch_flowprune.scoring import Measure, PrunableUnits, UnitOptions, evaluate, living, measures, targets_of
+from torch_flowprune.scoring import Measure, PrunableUnits, UnitOptions, evaluate, living, measure_lookup, targets_of
 
 Values: TypeAlias = "dict[str, Tensor]"
 
@@ -172,14 +172,14 @@ def diagnose(
             "a diagnosis reads the data several times, and this iterator can be read only once: pass a list or a "
             "DataLoader"
         )
-    measure = measures.resolve(method)
+    measure = measure_lookup.resolve(method)
     check_options("diagnose", options, DiagnoseOptions.__annotations__)
     source = from_options(FlowSource, options, data=data, loss=loss)
     units = from_options(PrunableUnits, options)
     candidates = units.of(unwrapped(model), source)
     known = parameters_of(unwrapped(model))
     cut = ProposedCut() if masks is None else cut_by(known, masks)
-    flows = halved_flow(source, model, measures.needs(measure), list(targets_of(candidates)), cut)
+    flows = halved_flow(source, model, measure_lookup.needs(measure), list(targets_of(candidates)), cut)
 
     def scored(at: Flow) -> Values:
         return living(evaluate(at, measure, candidates, units.granularity, generator), candidates)
@@ -188,7 +188,7 @@ def diagnose(
     layers = tuple(_layer(name, [name], flows.whole, scores, pair) for name in candidates)
     assert flows.whole.loss is not None
     return Diagnosis(
-        measures.name_of(method),
+        measure_lookup.name_of(method),
         layers,
         _layer("total", list(candidates), flows.whole, scores, pair),
         flows.whole.loss,

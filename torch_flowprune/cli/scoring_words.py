@@ -13,14 +13,14 @@ import torch_flowprune as fp
 from torch_flowprune.cli.checkpoints import existing
 from torch_flowprune.cli.image_folder import ImageOptions, image_loader
 from torch_flowprune.cli.named_models import example_input
-from torch_flowprune.scoring import measures, parse_granularity
+from torch_flowprune.scoring import measure_lookup, parse_granularity
 
 _OF_A_LOSS = {"g", "g2", "g2_sample", "Hg", "x2", "diagH"}
 
 
 def _needs_of(methods: list[str]) -> set[str]:
     """What these measures read."""
-    return {kind for method in methods for kind in measures.needs(method)}
+    return {kind for method in methods for kind in measure_lookup.needs(method)}
 
 
 def check_measures(chosen: argparse.Namespace, methods: list[str]) -> None:

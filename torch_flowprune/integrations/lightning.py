@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 import torch_flowprune as fp
-from torch_flowprune.scoring import measures
+from torch_flowprune.scoring import measure_lookup
 
 _ENDINGS = ("keep", "remove", "shrink")
 _KEPT_GRADIENTS = {"g", "g2"}
@@ -72,7 +72,7 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
             raise ValueError(f"at_end='shrink' should be with granularity='channel', got {granularity!r}")
         if isinstance(data, str) and data != "train":
             raise ValueError(f"data should be 'train', a loader or None, got {data!r}")
-        needs = set(measures.needs(measures.resolve(method)))
+        needs = set(measure_lookup.needs(measure_lookup.resolve(method)))
         if data is None and needs & _BEYOND:
             beyond = ", ".join(sorted(needs & _BEYOND))
             raise ValueError(

@@ -19,7 +19,7 @@ from torch_flowprune.inputs import parameters_of, read_tensors
 from torch_flowprune.integrations.refitted_config import refitted_config
 from torch_flowprune.masking import MASKS_FILE, apply_masks, masks, remove, set_mask
 from torch_flowprune.pruning import Pruner, Report
-from torch_flowprune.scoring import Measure, measures
+from torch_flowprune.scoring import Measure, measure_lookup
 
 _WEIGHTS, _PRUNER = "model.safetensors", "flowprune_pruner.pt"
 _GRADIENTS = {"g", "g2"}
@@ -132,7 +132,7 @@ class FlowPruningCallback(TrainerCallback):  # type: ignore[misc]  # transformer
         **options: Any,
     ) -> None:
         _check_callback(every_n_steps, every_n_epochs, at_end, options)
-        needs = set(measures.needs(measures.resolve(method)))
+        needs = set(measure_lookup.needs(measure_lookup.resolve(method)))
         if data is None and "Hg" in needs:
             raise ValueError(
                 f"{method!r} reads Hg, which training does not compute: give data=, a loader to sweep over"

@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 from torch_flowprune.inputs import Target, forget_caches, lasting, no_such_parameter, parameters_of, wide
 from torch_flowprune.masking import all_or_nothing, check_can_mask, put_on
-from torch_flowprune.scoring import Slices, Units, Weights, alive, measures
+from torch_flowprune.scoring import Slices, Units, Weights, alive, measure_lookup, measures
 from torch_flowprune.selection import lowest, to_prune
 from torch_flowprune.torch_internals import set_tensor_name
 
@@ -33,7 +33,7 @@ class MeasureMethod(prune.BasePruningMethod):
     @classmethod
     def reads(cls) -> set[str]:
         """What the measure reads: ``{"theta", "g"}``."""
-        return set(measures.needs(cls.measure))
+        return set(measure_lookup.needs(cls.measure))
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         """The mask that removes the lowest of ``t`` on top of ``default_mask``; torch's containers call it.
@@ -133,7 +133,10 @@ class MeasureMethod(prune.BasePruningMethod):
 
     def _way_out(self, reason: str, target: Target | None = None) -> str:
         axis = "" if isinstance(self.units, Weights) or target is None or not target.output_axis else ", dim=1"
-        name, kind = measures.name_of(type(self).measure), "weight" if isinstance(self.units, Weights) else "filter"
+        name, kind = (
+            measure_lookup.name_of(type(self).measure),
+            "weight" if isinstance(self.units, Weights) else "filter",
+        )
         return (
             f"{type(self).__name__} {reason}. Compute scores first: scores = fp.scores(model, {name!r}, data=loader, "
             f"granularity={kind!r}), "
@@ -218,9 +221,9 @@ def structured(method: type[Structured]) -> Callable[..., nn.Module]:
 def _described(
     function: Callable[..., nn.Module], method: type[MeasureMethod], suffix: str, what: str
 ) -> Callable[..., nn.Module]:
-    function.__name__ = function.__qualname__ = f"{measures.name_of(method.measure)}{suffix}"
+    function.__name__ = function.__qualname__ = f"{measure_lookup.name_of(method.measure)}{suffix}"
     function.__doc__ = (
-        f"Prune {what} ``{measures.name_of(method.measure)}`` from one tensor of a module: "
+        f"Prune {what} ``{measure_lookup.name_of(method.measure)}`` from one tensor of a module: "
         f":meth:`{method.__name__}.apply`. Returns the module."
     )
     return function

@@ -15,7 +15,7 @@ from torch_flowprune.gradients import FlowSource
 from torch_flowprune.inputs import BatchSize, Closure, Loss, Pair, Pattern, check_options
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.route import GivenScores, prune
-from torch_flowprune.scoring import Granularity, Measure, PrunableUnits, Scores, measures
+from torch_flowprune.scoring import Granularity, Measure, PrunableUnits, Scores, measure_lookup
 from torch_flowprune.selection import Allocation, Goal, PerLayer, Schedule, SharedOut
 
 
@@ -149,4 +149,4 @@ def global_prune(
     units = PrunableUnits(granularity or own, parameters, include, exclude, scored_by, coupling)
     goal = Goal(sparsity, amount, rounds, schedule)
     shared_out = Allocation(allocation, scope, normalize, min_keep, max_sparsity, round_to, cost)
-    return prune(model, measures.resolve(method), source, units, goal, shared_out, scores, generator)
+    return prune(model, measure_lookup.resolve(method), source, units, goal, shared_out, scores, generator)

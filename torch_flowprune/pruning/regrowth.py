@@ -13,7 +13,7 @@ from typing_extensions import Never
 from torch_flowprune.gradients import FlowSource, flow_over
 from torch_flowprune.inputs import Closure, Loss, Ranks, Target, check_options, own_names, parameters_of, unwrapped
 from torch_flowprune.masking import all_or_nothing, apply_masks, check_can_mask, zero_grown
-from torch_flowprune.scoring import Candidates, Measure, PrunableUnits, evaluate, measures
+from torch_flowprune.scoring import Candidates, Measure, PrunableUnits, evaluate, measure_lookup, measures
 from torch_flowprune.selection import lowest, to_prune
 
 
@@ -73,7 +73,7 @@ def regrow(
     """
     check_options("regrow", unknown, list(inspect.signature(regrow).parameters)[:-1])
     source = FlowSource(data, loss, closure, max_samples=max_samples, mode=mode, under_masks=True)
-    measure = _WORDS[by] if isinstance(by, str) and by in _WORDS else measures.resolve(by)
+    measure = _WORDS[by] if isinstance(by, str) and by in _WORDS else measure_lookup.resolve(by)
     optimizers = _optimizers(optimizer)
     inner = unwrapped(model)
     pruned, counts = _counts(parameters_of(inner), fraction)
@@ -133,7 +133,7 @@ def _highest(
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
     """Which weights grow: of those that are pruned the highest, on all ranks the same."""
-    point = flow_over(source, model, measures.needs(measure), list(counts))
+    point = flow_over(source, model, measure_lookup.needs(measure), list(counts))
     scores = evaluate(point, measure, found, "weight", generator)
     grown = {}
     for name, count in counts.items():

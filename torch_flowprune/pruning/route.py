@@ -16,7 +16,16 @@ from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.report_warnings import warn_of_collapse, warn_of_lost_zeros, warn_of_ties
 from torch_flowprune.pruning.single_round import joined, prune_once, renewed
 from torch_flowprune.pruning.trial import trial_of
-from torch_flowprune.scoring import Candidates, Measure, PrunableUnits, Scores, given, measures, on_access, targets_of
+from torch_flowprune.scoring import (
+    Candidates,
+    Measure,
+    PrunableUnits,
+    Scores,
+    given,
+    measure_lookup,
+    on_access,
+    targets_of,
+)
 from torch_flowprune.selection import Allocation, Goal, choose, counted
 
 GivenScores: TypeAlias = Scores | Mapping[str, Tensor] | Mapping[Pair, Tensor]
@@ -37,13 +46,13 @@ def prune(
     wrapped, model, ranks = model, unwrapped(model), Ranks.of(model)
     found = _with_scores(model, units, scores).of(model, source) if found is None else found
     fixed = None if scores is None else given(scores, found, units.granularity)
-    plan = allocation.plan(found, goal, measures.name_of(measure) if fixed is None else fixed.method)
+    plan = allocation.plan(found, goal, measure_lookup.name_of(measure) if fixed is None else fixed.method)
     goal.check_rounds(source.data, scored=scores is not None)
     reports: list[Report] = []
     with all_or_nothing(targets_of(found).values()):
         for round_ in range(goal.rounds):
             found = renewed(model, found)
-            point = flow_over(source, wrapped, () if fixed else measures.needs(measure), targets_of(found))
+            point = flow_over(source, wrapped, () if fixed else measure_lookup.needs(measure), targets_of(found))
             current = fixed or on_access(point, measure, found, units.granularity, generator)
             choice = choose(found, current, plan, round_)
             if not ranks.alone:

@@ -1,6 +1,6 @@
 """What removing a unit costs: the measures, the units, their scores."""
 
-from torch_flowprune.scoring import measures
+from torch_flowprune.scoring import measure_lookup, measures
 from torch_flowprune.scoring.candidates import Candidate, Candidates, label, lefts, living, masks_of, targets_of
 from torch_flowprune.scoring.evaluation import all_stored, evaluate, on_access
 from torch_flowprune.scoring.granularity import Blocks, Granularity, Slices, Units, Weights, alive, parse_granularity
@@ -51,6 +51,7 @@ __all__ = [
     "lefts",
     "living",
     "masks_of",
+    "measure_lookup",
     "measures",
     "not_finite",
     "notes",

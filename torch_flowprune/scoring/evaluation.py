@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torch_flowprune.gradients import Flow
 from torch_flowprune.inputs import cpu_generator
-from torch_flowprune.scoring import measures
+from torch_flowprune.scoring import measure_lookup, measures
 from torch_flowprune.scoring.candidates import Candidates, label
 from torch_flowprune.scoring.granularity import Granularity
 from torch_flowprune.scoring.measures import Measure
@@ -28,11 +28,11 @@ def evaluate(
             declared = {"generator": source, "name": name, "shape": candidate.shape}
             arguments = {
                 kind: declared[kind] if kind in declared else _handed_out(candidate.rows(tensors[kind]), shared=ours)
-                for kind in measures.asks(measure)
+                for kind in measure_lookup.asks(measure)
             }
             values[name] = _checked(measure(**arguments), len(candidate), measure, name)
-    _check_extremes({name: _extremes(value) for name, value in values.items()}, measures.name_of(measure))
-    return Scores(values, measures.name_of(measure), label(granularity))
+    _check_extremes({name: _extremes(value) for name, value in values.items()}, measure_lookup.name_of(measure))
+    return Scores(values, measure_lookup.name_of(measure), label(granularity))
 
 
 def _handed_out(rows: Tensor, *, shared: bool) -> Tensor:
@@ -48,7 +48,7 @@ def on_access(
     Only what scores each unit by itself can be read in parts. This package's measures do, but for random numbers; a
     function of yours may look at whole layers, so its scores are stored.
     """
-    needed, label_ = measures.needs(measure), measures.name_of(measure)
+    needed, label_ = measure_lookup.needs(measure), measure_lookup.name_of(measure)
     if measure not in measures.MEASURES.values() or "generator" in needed:
         return evaluate(point, measure, found, granularity, generator)
     tensors = _tensors_of(point, measure)
@@ -72,15 +72,15 @@ def all_stored(scores: Scores, made: Callable[[str, Tensor], Tensor] = lambda _n
 
 def _tensors_of(point: Flow, measure: Measure) -> dict[str, Mapping[str, Tensor]]:
     """What a measure reads, taken once: each time, the flow looks at where all of its tensors are."""
-    return {kind: point.tensors(kind) for kind in measures.needs(measure) if kind != "generator"}
+    return {kind: point.tensors(kind) for kind in measure_lookup.needs(measure) if kind != "generator"}
 
 
 def _checked(value: Tensor, units: int, measure: Measure, name: str) -> Tensor:
     if not isinstance(value, Tensor) or value.shape != (units,):
         form = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
-            f"the measure {measures.name_of(measure)!r} gave {form} for {name!r}: expected one score a unit, shape "
-            f"({units},); reduce the last axis"
+            f"the measure {measure_lookup.name_of(measure)!r} gave {form} for {name!r}: expected one score a unit, "
+            f"shape ({units},); reduce the last axis"
         )
     return value
 

@@ -13,7 +13,7 @@ from typing_extensions import Never, Unpack
 from torch_flowprune.channels import Coupling
 from torch_flowprune.gradients import FlowOptions, FlowSource, flow_over
 from torch_flowprune.inputs import BatchSize, Closure, Loss, Pair, Pattern, check_options, parameters_of, unwrapped
-from torch_flowprune.scoring import measures
+from torch_flowprune.scoring import measure_lookup
 from torch_flowprune.scoring.candidates import targets_of
 from torch_flowprune.scoring.evaluation import evaluate
 from torch_flowprune.scoring.granularity import Granularity
@@ -116,14 +116,14 @@ def scores(
     units = PrunableUnits(granularity, parameters, include, exclude, scored_by, coupling)
     wrapped, model = model, unwrapped(model)
     methods = [method] if isinstance(method, str) or callable(method) else list(method)
-    resolved = [measures.resolve(one) for one in methods]
-    names = [one if isinstance(one, str) else measures.name_of(one) for one in methods]
+    resolved = [measure_lookup.resolve(one) for one in methods]
+    names = [one if isinstance(one, str) else measure_lookup.name_of(one) for one in methods]
     if len(set(names)) < len(names):
         raise ValueError(
             f"scores come back by name, and method= has {', '.join(names)}: give each function a __name__ of its own"
         )
     chosen = units.of(model, source)
-    needs = {kind for measure in resolved for kind in measures.needs(measure)}
+    needs = {kind for measure in resolved for kind in measure_lookup.needs(measure)}
     point = flow_over(source, wrapped, tuple(needs), targets_of(chosen))
     candidates = {
         name: evaluate(point, measure, chosen, granularity, generator)

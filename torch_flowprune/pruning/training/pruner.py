@@ -30,7 +30,7 @@ from torch_flowprune.scoring import (
     counted_from,
     evaluate,
     label,
-    measures,
+    measure_lookup,
     targets_of,
 )
 from torch_flowprune.selection import Allocation, AllocationOptions, Goal, Schedule
@@ -105,12 +105,12 @@ class Pruner:
         **options: Unpack[PrunerOptions],
     ) -> None:
         check_options("Pruner", options, PrunerOptions.__annotations__)
-        self.model, self.method, self.measure = model, method, measures.resolve(method)
+        self.model, self.method, self.measure = model, method, measure_lookup.resolve(method)
         self.alpha, self.generator = weight_of_newest(alpha), generator
         check_kinds(theta0, generator)
         self.averages = list(averages)
         self._check_averages()
-        if theta0 is None and "theta0" in measures.needs(self.measure):
+        if theta0 is None and "theta0" in measure_lookup.needs(self.measure):
             theta0 = _copied_state(unwrapped(model).state_dict())
         self.source = from_options(FlowSource, options, theta0=theta0)
         self.units = from_options(PrunableUnits, options)
@@ -180,7 +180,7 @@ class Pruner:
         self._check_averages()
         goal, tracked = Goal(self.next_sparsity, final=self.goals[-1]), None
         if self.tracked and data is None:
-            tracked = Scores(self.tracked, measures.name_of(self.method), label(self.units.granularity))
+            tracked = Scores(self.tracked, measure_lookup.name_of(self.method), label(self.units.granularity))
         source = replace(self.source, data=data)
         report = prune(
             self.model, self.measure, source, self.units, goal, self.allocation, tracked, self.generator, found
@@ -198,7 +198,7 @@ class Pruner:
         """
         coupling = self.units.coupling if self._has_shrunk else None
         return {
-            "method": measures.name_of(self.method),
+            "method": measure_lookup.name_of(self.method),
             "granularity": label(self.units.granularity),
             "asked": self.asked.to_dict(),
             "round": self.round,
@@ -218,7 +218,7 @@ class Pruner:
             ValueError: if it is of another measure, granularity, schedule or set of layers, or its round is not one of
                 this pruner's; nothing is then taken over.
         """
-        words = measures.name_of(self.method), label(self.units.granularity), self.asked
+        words = measure_lookup.name_of(self.method), label(self.units.granularity), self.asked
         check_words(state, *words, random=self.generator is not None)
         origins = saved_origins(state, self._origins, self.allocation.cost_name)
         if state["coupling"] is not None:
@@ -274,20 +274,20 @@ class Pruner:
         return counted_from(self._origins, found)
 
     def _point(self, found: Candidates, batch: Batch) -> Flow:
-        needs = measures.needs(self.measure)
+        needs = measure_lookup.needs(self.measure)
         if batch is not None:
             return flow_over(replace(self.source, data=batch), self.model, needs, targets_of(found))
         if beyond := set(needs) - _FROM_BACKWARD:
             raise ValueError(
-                f"{measures.name_of(self.method)!r} reads {', '.join(sorted(beyond))}, which .grad does not hold: "
-                "call track(batch)"
+                f"{measure_lookup.name_of(self.method)!r} reads {', '.join(sorted(beyond))}, which .grad does not "
+                "hold: call track(batch)"
             )
         point = flow_over(self.source, self.model, (), targets_of(found))
         return self._gradients.read(point, found, squares="g2" in needs) if self._reads_gradients else point
 
     @property
     def _reads_gradients(self) -> bool:
-        return not {"g", "g2"}.isdisjoint(measures.needs(self.measure))
+        return not {"g", "g2"}.isdisjoint(measure_lookup.needs(self.measure))
 
 
 def _copied_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,146 @@
+"""The measures as ``torch.nn.utils.prune`` methods of single weights, in torch's naming."""
+
+from __future__ import annotations
+
+from torch_flowprune.pruning.base_method import Unstructured, unstructured
+from torch_flowprune.scoring import measures
+
+
+class MagnitudeUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.magnitude` goes, of single weights."""
+
+    measure = measures.magnitude
+
+
+class L1Unstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.l1` goes, of single weights."""
+
+    measure = measures.l1
+
+
+class LossPreservationUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.loss_preservation` goes, of single weights."""
+
+    measure = measures.loss_preservation
+
+
+class TaylorUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.taylor` goes, of single weights."""
+
+    measure = measures.taylor
+
+
+class BiasedLossPreservationUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.biased_loss_preservation` goes, of single weights."""
+
+    measure = measures.biased_loss_preservation
+
+
+class DistanceBiasedLossPreservationUnstructured(Unstructured):
+    """The lowest :func:`~.measures.distance_biased_loss_preservation` goes, of single weights."""
+
+    measure = measures.distance_biased_loss_preservation
+
+
+class GradientNormIncreaseUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.gradient_norm_increase` goes, of single weights."""
+
+    measure = measures.gradient_norm_increase
+
+
+class GradientNormPreservationUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.gradient_norm_preservation` goes, of single weights."""
+
+    measure = measures.gradient_norm_preservation
+
+
+class FisherUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.fisher` goes, of single weights."""
+
+    measure = measures.fisher
+
+
+class FisherSampleUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.fisher_sample` goes, of single weights."""
+
+    measure = measures.fisher_sample
+
+
+class WandaUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.wanda` goes, of single weights."""
+
+    measure = measures.wanda
+
+
+class ReconstructionUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.reconstruction` goes, of single weights."""
+
+    measure = measures.reconstruction
+
+
+class ObdUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.obd` goes, of single weights."""
+
+    measure = measures.obd
+
+
+class RandomUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.random` goes, of single weights."""
+
+    measure = measures.random
+
+
+class SynflowUnstructured(Unstructured):
+    """The lowest :func:`~torch_flowprune.scoring.measures.synflow` goes, of single weights."""
+
+    measure = measures.synflow
+
+
+magnitude_unstructured = unstructured(MagnitudeUnstructured)
+l1_unstructured = unstructured(L1Unstructured)
+loss_preservation_unstructured = unstructured(LossPreservationUnstructured)
+taylor_unstructured = unstructured(TaylorUnstructured)
+biased_loss_preservation_unstructured = unstructured(BiasedLossPreservationUnstructured)
+distance_biased_loss_preservation_unstructured = unstructured(DistanceBiasedLossPreservationUnstructured)
+gradient_norm_increase_unstructured = unstructured(GradientNormIncreaseUnstructured)
+gradient_norm_preservation_unstructured = unstructured(GradientNormPreservationUnstructured)
+fisher_unstructured = unstructured(FisherUnstructured)
+fisher_sample_unstructured = unstructured(FisherSampleUnstructured)
+wanda_unstructured = unstructured(WandaUnstructured)
+reconstruction_unstructured = unstructured(ReconstructionUnstructured)
+obd_unstructured = unstructured(ObdUnstructured)
+random_unstructured = unstructured(RandomUnstructured)
+synflow_unstructured = unstructured(SynflowUnstructured)
+
+__all__ = [
+    "BiasedLossPreservationUnstructured",
+    "DistanceBiasedLossPreservationUnstructured",
+    "FisherSampleUnstructured",
+    "FisherUnstructured",
+    "GradientNormIncreaseUnstructured",
+    "GradientNormPreservationUnstructured",
+    "L1Unstructured",
+    "LossPreservationUnstructured",
+    "MagnitudeUnstructured",
+    "ObdUnstructured",
+    "RandomUnstructured",
+    "ReconstructionUnstructured",
+    "SynflowUnstructured",
+    "TaylorUnstructured",
+    "WandaUnstructured",
+    "biased_loss_preservation_unstructured",
+    "distance_biased_loss_preservation_unstructured",
+    "fisher_sample_unstructured",
+    "fisher_unstructured",
+    "gradient_norm_increase_unstructured",
+    "gradient_norm_preservation_unstructured",
+    "l1_unstructured",
+    "loss_preservation_unstructured",
+    "magnitude_unstructured",
+    "obd_unstructured",
+    "random_unstructured",
+    "reconstruction_unstructured",
+    "synflow_unstructured",
+    "taylor_unstructured",
+    "wanda_unstructured",
+]
