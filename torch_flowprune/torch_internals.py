@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+# These go through nested values as ``torch.export`` does, users' own registered classes among them.
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 
 __all__ = [
     "FLAT_WEIGHTS",
@@ -27,12 +28,12 @@ __all__ = [
     "NO_TORCH_FUNCTION",
     "AnyBatchNorm",
     "AnyConvolution",
+    "AnyDropout",
     "AnyStatisticsNorm",
     "BelowAutograd",
     "MemoryWeakRef",
     "OperatorMode",
     "batch_norm_backward",
-    "code_of_call",
     "convolution_backward",
     "differentiate",
     "foreach_add_",
@@ -56,9 +57,11 @@ __all__ = [
     "storage_key",
     "tensor_name",
     "to_copy",
+    "tree_flatten",
     "tree_leaves",
     "tree_map",
     "tree_map_only",
+    "tree_unflatten",
     "unsafe_view",
     "version_of",
 ]
@@ -185,6 +188,7 @@ def has_hooks(tensor: Tensor) -> bool:
 AnyBatchNorm = nn.modules.batchnorm._BatchNorm
 AnyStatisticsNorm = nn.modules.batchnorm._NormBase  # batch norms, and instance norms
 AnyConvolution = nn.modules.conv._ConvNd
+AnyDropout = nn.modules.dropout._DropoutNd
 
 # Recurrent layers keep a list of their weights beside the registry, and compute with that.
 FLAT_WEIGHTS = "_flat_weights"
@@ -260,13 +264,3 @@ def forget_flat_size(optimizer: torch.optim.Optimizer) -> None:
     """``LBFGS`` counts its parameters once: it counts anew when they have been replaced."""
     if isinstance(optimizer, torch.optim.LBFGS):
         optimizer._numel_cache = None
-
-
-# -- graphs, and what a model takes and returns ------------------------------------------
-# ``tree_leaves``, ``tree_map`` and ``tree_map_only`` go through nested values as ``torch.export`` does, users' own
-# registered classes among them.
-
-
-def code_of_call(names: Sequence[str], inputs: Any, outputs: Any) -> CodeGen:
-    """The code of a graph module's forward that takes and returns nested values, as its specs say."""
-    return _PyTreeCodeGen(_PyTreeInfo(list(names), inputs, outputs))

@@ -367,3 +367,143 @@ def test_the_random_numbers_of_the_user_are_left_alone() -> None:
     trial = trial_of(model)
     trial.check(same(trial))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# -- what users do besides ------------------------------------------
+
+
+class Does(nn.Module):
+    """A small model whose forward may do something else than it should."""
+
+    def __init__(self, forward: Callable[..., Any], other: Callable[..., Any] | None = None) -> None:
+        super().__init__()
+        self.layer, self.norm, self.drop = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)
+        self.does, self.does_otherwise = forward, other or forward
+        self.is_small = False
+
+    def forward(self, x: Tensor, scale: float = 1.0, mask: Tensor | None = None, twice: bool = False) -> Tensor:
+        return (self.does_otherwise if self.is_small else self.does)(self, x, scale, mask, twice)
+
+
+def right(s: Does, x: Tensor, scale: float, mask: Tensor | None, twice: bool) -> Tensor:
+    h = F.batch_norm(s.drop(s.layer(x)), s.norm.running_mean, s.norm.running_var, training=s.norm.training) * scale
+    return (2 if twice else 1) * (h if mask is None else h * mask)
+
+
+FAULTS: dict[str, tuple[Callable[..., Any], str]] = {
+    "a batch baked in": (
+        lambda s, x, *o: right(s, x, *o).view(5, -1),
+        "gives no output for a batch of 6|output for a batch of 6 has shape",
+    ),
+    "an average over a batch of five": (
+        lambda s, x, *o: right(s, x, *o) * (len(x) / 5),
+        "output for a batch of 6 differs",
+    ),
+    "the example's number": (
+        lambda s, x, scale, *o: right(s, x, 0.5, *o),
+        r"output (without scale|with scale=2\.0) differs",
+    ),
+    "the example's mask": (
+        lambda s, x, scale, mask, *o: right(s, x, scale, X[0].to(x), *o),
+        "output without mask differs",
+    ),
+    "a flag ignored": (
+        lambda s, x, scale, mask, twice: right(s, x, scale, mask, False),
+        "output with twice=True differs",
+    ),
+    "frozen norms thaw": (
+        lambda s, x, *o: right(Thawed(s), x, *o),
+        "output in train mode with norms in eval mode differs",
+    ),
+    "dropout gone": (
+        lambda s, x, *o: right(Without(s), x, *o),
+        r"output in train mode .*comes of dropout at rates \[\] instead of \[0\.5\]",
+    ),
+    "no gradient": (
+        lambda s, x, *o: right(s, x, *o).detach() + 0 * right(s, x, *o),
+        r"gradient of layer\.weight differs",
+    ),
+    "no graph": (lambda s, x, *o: right(s, x, *o).detach(), "no gradient passes through the smaller model"),
+}
+
+
+class Thawed:
+    """A module's own parts, but for the mode of its norm."""
+
+    def __init__(self, of: Does) -> None:
+        self.layer, self.drop, self.norm = of.layer, of.drop, copy.copy(of.norm)
+        self.norm.training = of.training
+
+
+class Without:
+    """A module's own parts, but for its dropout."""
+
+    def __init__(self, of: Does) -> None:
+        self.layer, self.norm, self.drop = of.layer, of.norm, lambda h: h
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_another_call_or_mode_would_show(name: str) -> None:
+    fault, text = FAULTS[name]
+    trial = Trial(Does(right, fault), {}, UNCUT, (X, 0.5, X[0]), {}, None)
+    small = same(trial)
+    trial.check(copy.deepcopy(small), thorough=True)
+    small.is_small = True
+    with pytest.raises(ShrinkError, match=text):
+        trial.check(small, thorough=True)
+
+
+def test_a_number_of_positions_baked_in_is_found_by_another_length() -> None:
+    class Reads(nn.Module):
+        def __init__(self, length: int | None = None) -> None:
+            super().__init__()
+            self.layer, self.length = nn.Linear(4, 3), length
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) / (self.length or x.shape[1])
+
+    trial = Trial(Reads(), {}, UNCUT, (torch.randn(2, 6, 4),), {}, None)
+    small = same(trial)
+    trial.check(small, thorough=True)
+    small.length = 6
+    trial.check(small)
+    with pytest.raises(ShrinkError, match="output for sizes of 3 in place of 6 differs"):
+        trial.check(small, thorough=True)
+
+
+def test_what_the_masked_model_does_not_take_is_not_tried() -> None:
+    class Insists(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.asked = nn.Linear(4, 3), list[tuple[Any, ...]]()
+
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            self.asked.append((*x.shape, scale))
+            if x.shape != (2, 6, 4) or scale != 1.0:
+                raise ValueError("the example alone")
+            return self.layer(x)
+
+    trial = Trial(Insists(), {}, UNCUT, (torch.randn(2, 6, 4),), {}, None)
+    small = same(trial)
+    small.asked = []
+    trial.check(small, thorough=True)
+    assert set(small.asked) == {(2, 6, 4, 1.0)}
+    assert not trial.further
+
+
+def test_dropout_of_attention_is_asked_for_wherever_it_is_called() -> None:
+    attention = nn.MultiheadAttention(4, 2, dropout=0.25, batch_first=True)
+    trial = Trial(attention, {}, UNCUT, (X[None], X[None], X[None]), {}, None)
+    assert trial.trained is not None
+    assert trial.trained.dropped == [0.25]
+    assert trial.expected.dropped == []
+    assert not trial.is_random()
+
+
+def test_what_is_not_proved_is_built_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trial, "__init__", lambda *_: pytest.fail("tried"))
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=X)
+    small = fp.shrink(model, X, verify=False)
+    assert small[0].out_features == 3
+    assert torch.allclose(model(X), small(X))

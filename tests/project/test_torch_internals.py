@@ -236,16 +236,11 @@ def test_nested_values():
     assert internals.tree_map_only(Tensor, len, nested) == {"a": 1, "b": [2, "text"]}
 
 
-def test_a_graph_takes_and_returns_nested_values():
-    class Net(nn.Module):
-        def forward(self, inputs):
-            return {"sum": inputs["a"] + inputs["b"]}
-
-    program = torch.export.export(Net(), ({"a": torch.ones(2), "b": torch.ones(2)},))
-    module = torch.fx.GraphModule(nn.Module(), program.graph)
-    module.graph.set_codegen(internals.code_of_call(["inputs"], program.call_spec.in_spec, program.call_spec.out_spec))
-    module.recompile()
-    assert module({"a": torch.ones(2), "b": torch.ones(2)})["sum"].tolist() == [2, 2]
+def test_nested_values_are_taken_apart_and_put_together():
+    leaves, structure = internals.tree_flatten({"a": 1, "b": [2, None]})
+    assert leaves == [1, 2, None]
+    assert internals.tree_unflatten([3, 4, 5], structure) == {"a": 3, "b": [4, 5]}
+    assert structure != internals.tree_flatten({"a": 1, "b": (2, None)})[1]
 
 
 def test_each_is_used():

@@ -4,42 +4,68 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from inspect import BoundArguments
 from typing import Any
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from torch_flowprune.channels.rules import RULES
-from torch_flowprune.channels.shrinking.equivalence import Trial, first_line
+from torch_flowprune.channels.shrinking.call_guard import CallGuard, guard_of
+from torch_flowprune.channels.shrinking.equivalence import Trial, first_line, holds_nothing, tolerance_of, training
 from torch_flowprune.channels.shrinking.exported_module import (
-    argument_names,
+    canonical_call,
     free_sizes,
     graft,
     recorded_calls,
     resized_graph,
 )
-from torch_flowprune.channels.shrinking.module_sizes import attribute_plans, changed_sizes
+from torch_flowprune.channels.shrinking.graph_modes import Modes, modes_of
+from torch_flowprune.channels.shrinking.module_sizes import (
+    Attributes,
+    attribute_plans,
+    changed_attributes,
+    changed_sizes,
+    layer_attributes,
+)
 from torch_flowprune.channels.shrinking.running_modules import RunningModules
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, dead_labels, operated
-from torch_flowprune.channels.tracing import Reading, canonical_names, program_of, read, twin
+from torch_flowprune.channels.tracing import Reading, Value, canonical_names, program_of, read, twin
+from torch_flowprune.torch_internals import tree_leaves
 
 
 @dataclass
 class Bench:
-    """What the attempts at one shrinking share: the dense model, its labels, what is to go, and the trial to pass."""
+    """What the attempts at one shrinking share: the dense model, its labels, what is to go, and what is masked."""
 
     dense: nn.Module
     reading: Reading
     surgery: Surgery
-    trial: Trial
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    graphs: dict[str, tuple[Reading, Tensor, list[str]]] = field(default_factory=dict)
+    masks: Mapping[str, Tensor]
+    graphs: dict[str, tuple[CallGuard, Reading, Tensor, Modes]] = field(default_factory=dict)
+
+    @cached_property
+    def trial(self) -> Trial:
+        return Trial(self.dense, self.masks, self.surgery, self.args, self.kwargs, tolerance_of(self.reading))
 
     @cached_property
     def dead(self) -> Tensor:
         return dead_labels(self.reading, self.surgery)
+
+    @cached_property
+    def plans(self) -> list[Attributes]:
+        """What modules' attributes may be, likeliest first."""
+        return attribute_plans(self.dense, self.reading, self.dead, self.sure)
+
+    @cached_property
+    def sure(self) -> Attributes:
+        """What attributes of torch's own layers have to be: nothing in these is found by its value."""
+        return layer_attributes(self.dense, self.reading, self.dead, self.surgery, canonical_names(self.dense))
 
     @cached_property
     def sized(self) -> list[str]:
@@ -58,27 +84,43 @@ class Bench:
             small = graft(small, path, resized_graph(module, *self.graph_of(path)))
         return small
 
-    def graph_of(self, path: str) -> tuple[Reading, Tensor, list[str]]:
-        """The labelled graph of one module of the dense model, and what is dead in it."""
+    def graph_of(self, path: str) -> tuple[CallGuard, Reading, Tensor, Modes]:
+        """The labelled graph of a module of the dense model: its call, what is dead in it, what train mode changes."""
         if path not in self.graphs:
             module = self.dense.get_submodule(path)
-            args, kwargs = self.calls[path] if path else (self.args, self.kwargs)
+            call = canonical_call(module, *self.call_of(path))
             try:
-                program = program_of(module, args, kwargs, False, free_sizes(module, args, kwargs))
-                reading = read(module, args, kwargs, RULES, program)
+                sizes = free_sizes(call)
+                traced = program_of(module, call.args, call.kwargs, False, sizes)
+                reading = read(module, call.args, call.kwargs, RULES, traced)
             except Exception:  # noqa: BLE001 - code that fixes its sizes: the graph is then for the example's
-                reading = read(module, args, kwargs, RULES, program_of(module, args, kwargs, False))
+                sizes, traced = None, program_of(module, call.args, call.kwargs, False)
+                reading = read(module, call.args, call.kwargs, RULES, traced)
+            assert traced.program is not None
             keep = {
                 n.removeprefix(f"{path}."): k
                 for n, k in self.surgery.keep.items()
                 if n.startswith(f"{path}." if path else "")
             }
-            self.graphs[path] = (
-                reading,
-                dead_labels(reading, Surgery(keep, {})),
-                argument_names(module, args, kwargs),
-            )
+            where = f"{type(module).__name__} at {path!r}" if path else type(module).__name__
+            guard = guard_of(where, call, traced.program, self.shapes_of(path, call))
+            dead = dead_labels(reading, Surgery(keep, {}))
+            self.graphs[path] = (guard, reading, dead, _modes_between(module, call, traced.program, sizes))
         return self.graphs[path]
+
+    def call_of(self, path: str) -> tuple[Any, Any]:
+        """The arguments of a module's first call in the dense model."""
+        return self.calls[path] if path else (self.args, dict(self.kwargs))
+
+    def shapes_of(self, path: str, call: BoundArguments) -> list[tuple[int, ...] | None]:
+        """Of the values that a module of the smaller model is called with; None for what is no tensor, or not known."""
+        nodes = self.reading.traced["eval"].calls.get(path, ())
+        held = dict(zip(map(id, tree_leaves(self.call_of(path))), nodes, strict=False))
+        values = [self.reading.values.get(held.get(id(leaf))) for leaf in tree_leaves(dict(call.arguments))]  # type: ignore[arg-type]
+        return [
+            tuple(int((~self.dead[labels]).sum()) for labels in value.dims) if isinstance(value, Value) else None
+            for value in values
+        ]
 
     def tried(
         self, surgery: Surgery, replaced: Collection[str] = (), running: RunningModules | None = None
@@ -88,7 +130,9 @@ class Bench:
             small = self.build(copy.deepcopy(self.trial.model), surgery, replaced)
             if running is not None:
                 running.watch(small, self.sized)
-            self.trial.check(small)
+            self.trial.check(
+                small, thorough=bool(replaced) or surgery.attributes != changed_attributes(self.dense, self.sure)
+            )
         except Exception as e:  # noqa: BLE001 - whatever foreign code raises, this surgery does not fit
             return e
         return None
@@ -113,18 +157,31 @@ class Bench:
         return [p for p in self.sized if type(self.dense.get_submodule(p)) is kind] if path else []
 
 
+def _modes_between(module: nn.Module, call: BoundArguments, evaluated: ExportedProgram, sizes: Any) -> Modes:
+    """What train mode changes: in all of a module, or else with what holds nothing left in eval mode."""
+    quiet = tuple(path for path, m in module.named_modules() if path and holds_nothing(m))
+    for mode, in_eval in ((nn.Module.train, ()), (training, quiet)):
+        with suppress(Exception):  # whatever export says of this mode: there is no graph of it
+            trained = program_of(mode(twin(module)), call.args, call.kwargs, None, sizes).program
+            if trained is not None and (found := modes_of(evaluated, trained)) is not None:
+                return replace(found, in_eval=in_eval)
+    return Modes(in_eval=tuple(path for path, _ in module.named_modules()))
+
+
 def _outermost(paths: Sequence[str]) -> list[str]:
     """Without repeats, and without paths inside others."""
     return [p for p in dict.fromkeys(paths) if not any(p.startswith(f"{q}.") for q in paths)]
 
 
+def untried(bench: Bench) -> tuple[nn.Module, Surgery]:
+    """The modules' own code by the likeliest plan, and no proof."""
+    plan = replace(bench.surgery, attributes=bench.plans[0])
+    return bench.build(copy.deepcopy(bench.dense), plan), plan
+
+
 def attempt(bench: Bench, graph: bool) -> tuple[nn.Module, Surgery]:
     """The first way that passes: the modules' own code, then some modules as graphs, then all of the model as one."""
-    names = canonical_names(bench.dense)
-    plans = [
-        replace(bench.surgery, attributes=a)
-        for a in attribute_plans(bench.dense, bench.reading, bench.dead, bench.surgery, names)
-    ]
+    plans = [replace(bench.surgery, attributes=attributes) for attributes in bench.plans]
     errors = []
     for plan in plans:
         error = bench.tried(plan)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from torch_flowprune.channels.shrinking.call_guard import BuiltForError
+from torch_flowprune.channels.shrinking.dropout_calls import DropoutCalls
+from torch_flowprune.channels.shrinking.further_calls import TriedCall, further_calls
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery
 from torch_flowprune.channels.tracing import Reading, operator_name
 from torch_flowprune.masking import write_zeros
-from torch_flowprune.torch_internals import tree_leaves, tree_map
+from torch_flowprune.torch_internals import AnyDropout, AnyStatisticsNorm, tree_leaves, tree_map
 
+Mode = Callable[[nn.Module], nn.Module]
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
@@ -34,6 +38,14 @@ def tolerance_of(reading: Reading) -> float | None:
     return None
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What a run gave: the tensors in its output, and the rates of the dropout that would have been on."""
+
+    tensors: list[Tensor]
+    dropped: list[float]
+
+
 class Trial:
     """A shaken float64 copy of the masked model and its outputs in both modes, to hold smaller models against."""
 
@@ -46,53 +58,104 @@ class Trial:
         kwargs: Mapping[str, Any],
         tolerance: float | None,
     ) -> None:
+        self.surgery = surgery
         for dtype in (torch.float64, torch.float32):
             self.model = _shaken(copy.deepcopy(dense).to(dtype).eval(), surgery)
             write_zeros(self.model, masks)
             self.args, self.kwargs = tree_map(partial(_cast, dtype=dtype), (args, dict(kwargs)))
             self.tolerance = max(tolerance or 0.0, _TOLERANCE[dtype])
             try:
-                self.expected = _all_finite(self.outputs(self.model))
+                self.expected = self.run(self.model)
+                _check_finite(self.expected.tensors)
             except Exception as e:  # noqa: BLE001 - a model whose code insists on its own precision
                 error = e
             else:
-                self.trained = self.in_training()
+                self.trained = self.masked(training)
                 return
         raise ShrinkError(f"the model does not run on the example inputs: {first_line(error)}") from error
 
-    def outputs(self, model: nn.Module, seed: int = 0) -> list[Tensor]:
+    @property
+    def example(self) -> TriedCall:
+        return TriedCall("", self.args, self.kwargs)
+
+    def run(self, model: nn.Module, call: TriedCall | None = None, seed: int = 0) -> Ran:
         """What the model gives, in the precision of the trial, with random numbers always the same."""
-        with torch.no_grad(), torch.random.fork_rng(), _NoDropout():
+        args, kwargs = tree_map(_copy_tensor, ((call or self.example).args, dict((call or self.example).kwargs)))
+        with torch.no_grad(), torch.random.fork_rng(), DropoutCalls() as dropout:
             torch.manual_seed(seed)
-            out = model(*tree_map(_copy_tensor, self.args), **tree_map(_copy_tensor, self.kwargs))
-        return [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+            out = model(*args, **kwargs)
+        return Ran([t for t in tree_leaves(out) if isinstance(t, Tensor)], dropout.rates)
 
-    def in_training(self, seed: int = 0) -> list[Tensor] | None:
-        """The masked model's outputs with the statistics of the batch.
+    def masked(self, mode: Mode, call: TriedCall | None = None, seed: int = 0) -> Ran | None:
+        """What the masked model gives in a mode, or on another call.
 
-        None where these inputs do not do for training (a batch of one).
+        None where it does not run: a batch of one does not do for training, nor every model for every size.
         """
         try:
-            return self.outputs(training(copy.deepcopy(self.model)), seed)
+            return self.run(mode(copy.deepcopy(self.model)), call, seed)
         except Exception:  # noqa: BLE001 - whatever the model raises, there is nothing to compare with
             return None
 
-    def check(self, small: nn.Module) -> None:
+    def check(self, small: nn.Module, thorough: bool = False) -> None:
         """Outputs in both modes; train mode moves the running statistics of this model, which is to be a copy.
+
+        Args:
+            small: the smaller model.
+            thorough: also on other calls, with norms frozen, and its gradients: for code that is not the user's own.
 
         Raises:
             ShrinkError: if they differ.
         """
-        self.compare(self.expected, self.outputs(small.eval()), "output")
+        self.compare(self.expected, self.run(small.eval()), "output")
+        if thorough:
+            for call, expected in self.further:
+                self._check_in(_evaluated, expected, small, f"output {call.said}", call)
+            self._check_gradients(small)
         if self.trained is None:
             return
+        if thorough and self.frozen is not None:
+            self._check_in(_with_frozen_norms, self.frozen, small, "output in train mode with norms in eval mode")
+        self._check_in(training, self.trained, small, "output in train mode")
+
+    @cached_property
+    def further(self) -> list[tuple[TriedCall, Ran]]:
+        """Other calls that the masked model takes, with what it gives."""
+        found = []
+        for alternatives in further_calls(self.model, self.example):
+            outcomes = ((call, self.masked(_evaluated, call)) for call in alternatives)
+            found += [next(((c, o) for c, o in outcomes if o is not None and _all_finite(o.tensors)), None)]
+        return [one for one in found if one is not None]
+
+    @cached_property
+    def frozen(self) -> Ran | None:
+        """None where there is no norm to freeze."""
+        norms = any(isinstance(module, AnyStatisticsNorm) for module in self.model.modules())
+        return self.masked(_with_frozen_norms) if norms else None
+
+    @cached_property
+    def gradients(self) -> dict[str, Tensor]:
+        return ({} if self.is_random(_evaluated) else self._gradients_of(copy.deepcopy(self.model))) or {}
+
+    def _check_in(self, mode: Mode, expected: Ran, small: nn.Module, what: str, call: TriedCall | None = None) -> None:
+        """Of a model that draws numbers all the same nothing can be told: other widths draw others."""
         try:
-            self.compare(self.trained, self.outputs(training(small)), "output in train mode")
+            outcome = self.run(mode(small), call)
+        except BuiltForError as error:
+            if call is not None:  # another call than the example is refused, and the user is told so too
+                return
+            raise ShrinkError(f"the smaller model gives no {what}: {error}") from error
+        except Exception as error:
+            raise ShrinkError(
+                f"the smaller model gives no {what}: {type(error).__name__}: {first_line(error)}"
+            ) from error
+        try:
+            self.compare(expected, outcome, what)
         except ShrinkError:
-            if not self.is_random():
+            if not self.is_random(mode, call):
                 raise
 
-    def compare(self, expected: Sequence[Tensor], outputs: Sequence[Tensor], what: str) -> None:
+    def compare(self, masked: Ran, smaller: Ran, what: str) -> None:
+        expected, outputs = masked.tensors, smaller.tensors
         if len(expected) != len(outputs):
             raise ShrinkError(f"the smaller model's {what} has {len(outputs)} tensors instead of {len(expected)}")
         for a, b in zip(expected, outputs, strict=True):
@@ -101,47 +164,90 @@ class Trial:
             error = relative_error(a, b)
             if not error <= self.tolerance:
                 raise ShrinkError(f"the smaller model's {what} differs from the masked model's by {error:.1e}")
+        if sorted(masked.dropped) != sorted(smaller.dropped):
+            raise ShrinkError(
+                f"the smaller model's {what} comes of dropout at rates {smaller.dropped} instead of {masked.dropped}"
+            )
 
-    def is_random(self) -> bool:
-        """Whether the training forward draws numbers all the same.
+    def _check_gradients(self, small: nn.Module) -> None:
+        """Of a fixed weighing of the outputs, in eval mode, by every parameter."""
+        found = self._gradients_of(small) if self.gradients else None
+        if self.gradients and found is None:
+            raise ShrinkError("no gradient passes through the smaller model")
+        largest = max((float(gradient.abs().max()) for gradient in self.gradients.values()), default=0.0) or 1.0
+        for name, gradient in self.gradients.items():
+            own = (found or {}).get(name)
+            off = float("nan") if own is None else float((self.surgery.cut(name, gradient) - own).abs().max())
+            if not off <= self.tolerance * largest:
+                raise ShrinkError(
+                    f"the smaller model's gradient of {name} differs from the masked model's by {off / largest:.1e}"
+                )
 
-        Models of other widths then draw others, and cannot be compared.
-        """
-        again = self.in_training(seed=1)
-        return again is None or any(relative_error(a, b) > 0 for a, b in zip(self.trained or (), again, strict=True))
+    def _gradients_of(self, model: nn.Module) -> dict[str, Tensor] | None:
+        """None where no gradient can be taken."""
+        args, kwargs = tree_map(_copy_tensor, (self.args, self.kwargs))
+        parameters = {name: p for name, p in model.eval().named_parameters() if p.requires_grad}
+        try:
+            with torch.enable_grad(), torch.random.fork_rng(), DropoutCalls():
+                torch.manual_seed(0)
+                outputs = [t for t in tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor) and t.requires_grad]
+                weighed = torch.stack([(t * _weighing(t)).sum() for t in outputs]).sum()
+                found = torch.autograd.grad(weighed, list(parameters.values()), allow_unused=True)
+        except Exception:  # noqa: BLE001 - whatever the model raises
+            return None
+        return {n: g for n, g in zip(parameters, found, strict=True) if g is not None and g.numel()}
+
+    def is_random(self, mode: Mode | None = None, call: TriedCall | None = None) -> bool:
+        """Whether the forward draws numbers all the same, in train mode if nothing else is said."""
+        one, other = (self.masked(mode or training, call, seed) for seed in (0, 1))
+        if one is None or other is None:
+            return True
+        return any(relative_error(a, b) > 0 for a, b in zip(one.tensors, other.tensors, strict=True))
+
+
+def _evaluated(model: nn.Module) -> nn.Module:
+    return model.eval()
+
+
+def _with_frozen_norms(model: nn.Module) -> nn.Module:
+    """In train mode but for the norms, as models are trained further on few samples."""
+    for module in training(model).modules():
+        if isinstance(module, AnyStatisticsNorm):
+            module.eval()
+    return model
+
+
+def _weighing(output: Tensor) -> Tensor:
+    """Weights of the outputs' entries, no two alike."""
+    return torch.linspace(0.5, 1.5, output.numel(), device=output.device).to(output.dtype).view_as(output)
 
 
 def training(model: nn.Module) -> nn.Module:
     """The model in train mode, but for what holds neither state nor modules.
 
-    Stochastic depth, in all its forms, stays off.
+    Stochastic depth, in all its forms, stays off; dropout is asked what it would do.
     """
     model.train()
     for module in model.modules():
-        if not any(True for held in (module.children(), module.parameters(), module.buffers()) for _ in held):
+        if holds_nothing(module):
             module.eval()
     return model
 
 
-class _NoDropout(TorchFunctionMode):
-    """Dropout passes its input on, whether a module, a function or an exported graph calls it."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        options = dict(kwargs or {})
-        if "dropout" in getattr(func, "__name__", ""):
-            return args[0] if args else options["input"]
-        if "dropout_p" in options:
-            options["dropout_p"] = 0.0
-        return func(*args, **options)
+def holds_nothing(module: nn.Module) -> bool:
+    """Neither state nor modules; and it is no dropout of torch's."""
+    held = (module.children(), module.parameters(), module.buffers())
+    return not isinstance(module, AnyDropout) and not any(True for some in held for _ in some)
 
 
-def _all_finite(outputs: list[Tensor]) -> list[Tensor]:
+def _all_finite(outputs: Sequence[Tensor]) -> bool:
+    return all(bool(output.isfinite().all()) for output in outputs)
+
+
+def _check_finite(outputs: Sequence[Tensor]) -> None:
     """Nothing can be held against nan: a mask of the lowest float64 is -inf where the code goes on in float32."""
-    if all(bool(output.isfinite().all()) for output in outputs):
-        return outputs
-    raise ShrinkError("its outputs are not finite")
+    if not _all_finite(outputs):
+        raise ShrinkError("its outputs are not finite")
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

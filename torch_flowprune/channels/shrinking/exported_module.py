@@ -1,83 +1,135 @@
-"""An exported graph in place of a module whose own code cannot take the smaller sizes.
+"""An exported graph in place of a module's own code.
 
-Code like ``x.reshape(B, N, C)`` with C read off the module's input has no attribute to set. Its exported graph has: the
-numbers in it are rewritten from the labels of the tensors. Inputs may still vary in the sizes that ``torch.export``
-finds free.
+The numbers in it are rewritten from the labels of the tensors. It holds for the one call that was exported, in the
+sizes that ``torch.export`` finds free for others, and for two modes: whatever else it is called with is an error.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, GraphModule, Node
 
-from torch_flowprune.channels.tracing import Reading, Value, concrete, operator_name
-from torch_flowprune.torch_internals import code_of_call, schema_of, tree_map
+from torch_flowprune.channels.shrinking.call_guard import BuiltForError, CallGuard
+from torch_flowprune.channels.shrinking.graph_modes import Modes
+from torch_flowprune.channels.shrinking.graph_sizes import resize, set_argument
+from torch_flowprune.channels.tracing import Reading, concrete, module_path, operator_name
+from torch_flowprune.torch_internals import tree_map, tree_unflatten
 
-_TRAINING = {
-    "batch_norm": "training",
-    "instance_norm": "use_input_stats",
-    "dropout": "train",
-    "feature_dropout": "train",
-}
+_STATE = (InputKind.PARAMETER, InputKind.BUFFER)
+_OF_A_MODULE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
 
 
-class ExportedModule(GraphModule):
-    """A module's exported graph on resized tensors. Batch norm and dropout follow ``train()`` and ``eval()``.
+@dataclass(frozen=True)
+class BuiltGraph:
+    """A graph, and what it is called with.
 
-    What the module's own code does in training alone (stochastic depth, auxiliary heads) is not in it.
+    Attributes:
+        code: takes what depends on modes, tensors and values, in this order, and gives a list.
+        guard: of the values.
+        by_mode: a module, and what is told where it is in eval and in train mode.
+        tensors: the names of those that it is told.
+        counters: the modules whose batches are counted in train mode.
+        in_eval: those that have to be in eval mode.
+        outputs: how the results nest.
     """
 
-    def train(self, mode: bool = True) -> ExportedModule:
-        super().train(mode)
-        for node in self.graph.nodes:
-            flag = _TRAINING.get(operator_name(node)) if node.op == "call_function" else None
-            if flag is not None:
-                _set_argument(node, flag, mode)
-        self.recompile()
-        return self
-
-    def __reduce__(self) -> Any:
-        """Pickled as torch pickles graph modules, and made an ``ExportedModule`` again."""
-        return _revived, super().__reduce__()[:2]
+    code: GraphModule
+    guard: CallGuard
+    by_mode: tuple[tuple[str, Any, Any], ...]
+    tensors: tuple[str, ...]
+    counters: tuple[str, ...]
+    in_eval: tuple[str, ...]
+    outputs: Any
 
 
-def _revived(make: Callable[..., GraphModule], arguments: tuple[Any, ...]) -> ExportedModule:
-    plain = make(*arguments)
-    return ExportedModule(plain, plain.graph)
+class ExportedModule(nn.Module):
+    """A module's exported graph on resized tensors, in place of its code.
+
+    The modules inside are the smaller model's own, with their names, masks and modes; their code is not run. Norms and
+    dropout follow the mode of the module that they stand in. Where the code does more in train mode than to tell its
+    operators so, as stochastic depth does, what does it has to stay in eval mode, or all of it.
+    """
+
+    def __init__(self, small: nn.Module, built: BuiltGraph, constants: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name in _OF_A_MODULE:
+            setattr(self, name, vars(small)[name])
+        for name, constant in constants.items():
+            self.register_buffer(name, constant, persistent=False)
+        self.built_graph = built
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        built = self.built_graph
+        values = built.guard.values(args, kwargs)
+        at = next((path for path in built.in_eval if self.get_submodule(path).training), None)
+        if at is not None:
+            raise BuiltForError(
+                f"{built.guard.where} is the graph of a forward in eval mode, and {at or 'it'} is in train mode: call "
+                "its eval(), or shrink without a graph"
+            )
+        for path in built.counters:
+            norm = self.get_submodule(path)
+            if norm.training:
+                norm.get_buffer("num_batches_tracked").add_(1)
+        told = [trained if self.get_submodule(path).training else other for path, other, trained in built.by_mode]
+        tensors = [reduce(getattr, name.split("."), self) for name in built.tensors]
+        return tree_unflatten(built.code(*told, *tensors, *values), built.outputs)
+
+    def extra_repr(self) -> str:
+        return f"the graph of {self.built_graph.guard.where}"
 
 
-def resized_graph(small: nn.Module, reading: Reading, dead: Tensor, names: Sequence[str]) -> ExportedModule:
-    """The exported eval graph on the tensors of ``small``, its sizes rewritten. names: of the forward's arguments."""
+def resized_graph(small: nn.Module, guard: CallGuard, reading: Reading, dead: Tensor, modes: Modes) -> ExportedModule:
+    """The exported eval graph on the tensors of ``small``, its sizes rewritten."""
     program = reading.traced["eval"].program
     assert program is not None, "a recorded graph has no signature to build a module of"
-    specs = {s.arg.name: s for s in program.graph_signature.input_specs}
     precision = next((p.dtype for p in small.parameters() if p.is_floating_point()), torch.float32)
-    root, graph, copies = nn.Module(), Graph(), dict[Node, Node]()
+    specs = {s.arg.name: s for s in program.graph_signature.input_specs}
+    inputs = [n for n in program.graph.nodes if n.op == "placeholder"]
+    held = [n for n in inputs if specs[n.name].kind is not InputKind.USER_INPUT]
+    graph, copies = Graph(), dict[Node, Node]()
+    told = {(node, name): values for node, changed in modes.changes.items() for name, values in changed.items()}
+    by_mode = {at: graph.placeholder(f"by_mode_{i}") for i, at in enumerate(told)}
+    for node in [*held, *(n for n in inputs if n not in held)]:
+        copies[node] = graph.placeholder(node.name)
     for node in program.graph.nodes:
-        spec = specs.get(node.name) if node.op == "placeholder" else None
-        if spec is not None and spec.kind is not InputKind.USER_INPUT:
-            _hold(root, spec.target, _tensor_of(small, program, spec, precision))
-            copies[node] = graph.get_attr(spec.target)
-        elif node.op == "output":
+        if node.op == "output":
             results = node.args[0][len(node.args[0]) - len(program.graph_signature.user_outputs) :]
             graph.output(torch.fx.node.map_arg(list(results), copies.__getitem__))
-        elif not _is_of_the_example(node):
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-            if node.op == "call_function":
-                _resize(copies[node], node, reading, dead)
-                _in_precision(copies[node], precision)
-                _in_any_layout(copies[node])
-    spec_in, spec_out = program.call_spec.in_spec, program.call_spec.out_spec
-    graph.set_codegen(code_of_call(names, spec_in, spec_out))
+        elif node.op != "placeholder" and not _is_of_the_example(node):
+            copies[node] = new = graph.node_copy(node, copies.__getitem__)
+            resize(new, node, reading, dead)
+            _in_precision(new, precision)
+            _in_any_layout(new)
+            for name in modes.changes.get(node, {}):
+                set_argument(new, name, by_mode[node, name])
     graph.lint()
-    return ExportedModule(root, graph).train(small.training)
+    names = {
+        s.target: f"constant_{i}" for i, s in enumerate(specs.values()) if s.kind not in (*_STATE, InputKind.USER_INPUT)
+    }
+    built = BuiltGraph(
+        GraphModule(nn.Module(), graph),
+        guard.in_precision(precision),
+        tuple((module_path(node), *values) for (node, _), values in told.items()),
+        tuple(names.get(specs[n.name].target, specs[n.name].target) for n in held),
+        modes.counters,
+        modes.in_eval,
+        program.call_spec.out_spec,
+    )
+    return ExportedModule(small, built, {new: _in(program.constants[old], precision) for old, new in names.items()})
+
+
+def _in(constant: Tensor, precision: torch.dtype) -> Tensor:
+    return constant.to(precision) if constant.is_floating_point() else constant
 
 
 def _is_of_the_example(node: Node) -> bool:
@@ -120,45 +172,25 @@ def recorded_calls(
     return calls
 
 
-def free_sizes(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def canonical_call(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
+    """The arguments of a call by name, defaults among them."""
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound
+
+
+def free_sizes(call: inspect.BoundArguments) -> dict[str, Any]:
     """Dynamic shapes for export: the batch, and the tokens of (batch, token, channel), where the code allows it.
 
     Not image sizes: of code that cuts windows, export then takes minutes to reason about what divides what.
     """
-    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    return {name: tree_map(_free_dimensions, value) for name, value in bound.items()}
+    return {name: tree_map(_free_dimensions, value) for name, value in call.arguments.items()}
 
 
 def _free_dimensions(value: Any) -> Any:
     if not isinstance(value, Tensor) or not value.ndim:
         return None
     return dict.fromkeys(range(2 if value.ndim == 3 else 1), Dim.AUTO)
-
-
-def argument_names(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> list[str]:
-    """The names of a call's arguments in the module's forward."""
-    return [*list(inspect.signature(module.forward).parameters)[: len(args)], *kwargs]
-
-
-def _tensor_of(small: nn.Module, program: ExportedProgram, spec: Any, precision: torch.dtype) -> Tensor:
-    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-        path, _, name = spec.target.rpartition(".")
-        tensor: Tensor = getattr(small.get_submodule(path), name)
-        return tensor
-    constant: Tensor = program.constants[spec.target]
-    return constant.to(precision) if constant.is_floating_point() else constant
-
-
-def _hold(root: nn.Module, target: str, tensor: Tensor) -> None:
-    *path, name = target.split(".")
-    for part in path:
-        if not hasattr(root, part):
-            root.add_module(part, nn.Module())
-        root = getattr(root, part)
-    if isinstance(tensor, nn.Parameter):
-        root.register_parameter(name, tensor)
-    else:
-        root.register_buffer(name, tensor)
 
 
 def _in_precision(node: Node, precision: torch.dtype) -> None:
@@ -176,118 +208,3 @@ def _in_any_layout(node: Node) -> None:
     """
     if node.target is torch.ops.aten.view.default:
         node.target = torch.ops.aten.reshape.default
-
-
-def _set_argument(node: Node, name: str, value: Any) -> None:
-    for i, a in enumerate(schema_of(node.target).arguments):
-        if a.name == name and i < len(node.args):
-            node.update_arg(i, value)
-        elif a.name == name:
-            node.update_kwarg(name, value)
-
-
-# The numbers in a graph.
-
-
-def _resize(new: Node, node: Node, reading: Reading, dead: Tensor) -> None:
-    """Rewrite the numbers that a node was given: each argument in ``RESIZERS`` by its schema's name."""
-    resizers = RESIZERS.get(operator_name(node), {})
-    schema = schema_of(node.target)
-    if not resizers or schema is None:
-        return
-    for i, argument in enumerate(schema.arguments):
-        resizer = resizers.get(argument.name)
-        if resizer is None:
-            continue
-        if argument.name in new.kwargs:
-            new.update_kwarg(argument.name, resizer(node, new.kwargs[argument.name], reading, dead))
-        elif i < len(new.args):
-            new.update_arg(i, resizer(node, new.args[i], reading, dead))
-
-
-def _count_alive(labels: Tensor, dead: Tensor) -> int:
-    return int((~dead[labels]).sum())
-
-
-def _value_of(node: Node, reading: Reading) -> Value:
-    value = reading.values[node]
-    assert isinstance(value, Value)
-    return value
-
-
-def _new_shape(node: Node, sizes: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
-    """Sizes of the result; what does not change (-1, or a size that is free) stays as it is written."""
-    dims = _value_of(node, reading).dims
-    return [_new_size(n, d, dead) for n, d in zip(sizes, dims[len(dims) - len(sizes) :], strict=True)]
-
-
-def _new_size(size: Any, labels: Tensor, dead: Tensor) -> Any:
-    alive = _count_alive(labels, dead)
-    return size if size == -1 or alive == len(labels) else alive
-
-
-def _new_factors(node: Node, sizes: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
-    dims = _value_of(node, reading).dims
-    dim = int(_argument(node, "dim", 0)) % (len(dims) - len(sizes) + 1)
-    return [_new_size(n, d, dead) for n, d in zip(sizes, dims[dim : dim + len(sizes)], strict=True)]
-
-
-def _new_repeats(node: Node, repeats: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
-    source, dims = _value_of(node.args[0], reading), _value_of(node, reading).dims  # type: ignore[arg-type]
-    shape = [1] * (len(dims) - source.ndim) + list(source.shape)
-    return [_new_size(r, d, dead) if n == 1 else r for r, n, d in zip(repeats, shape, dims, strict=True)]
-
-
-def _new_split(node: Node, split_size: Any, reading: Reading, dead: Tensor) -> Any:
-    if not isinstance(split_size, int):
-        return _new_splits(node, split_size, reading, dead)
-    dim = _argument(node, "dim", 0)
-    return _new_size(split_size, reading.values[node][0].dims[dim], dead)
-
-
-def _new_splits(node: Node, split_sizes: Sequence[int], reading: Reading, dead: Tensor) -> list[int]:
-    dim = _argument(node, "dim", 0)
-    return [_new_size(n, v.dims[dim], dead) for n, v in zip(split_sizes, reading.values[node], strict=True)]
-
-
-def _new_bound(node: Node, bound: int | None, reading: Reading, dead: Tensor) -> int | None:
-    """A start or end of a slice: how many positions before it are left."""
-    if not isinstance(bound, int):
-        return bound
-    labels = _value_of(node.args[0], reading).dims[_argument(node, "dim", 0)]  # type: ignore[arg-type]
-    if bound < 0:
-        return -_count_alive(labels[bound:], dead)
-    return bound if bound >= len(labels) else _count_alive(labels[:bound], dead)
-
-
-def _new_count(name: str) -> Callable[[Node, int, Reading, Tensor], int]:
-    def resizer(node: Node, count: int, reading: Reading, dead: Tensor) -> int:
-        labels = reading.counts.get((node, name))
-        return count if labels is None else _count_alive(labels, dead)
-
-    return resizer
-
-
-def _argument(node: Node, name: str, default: Any) -> Any:
-    for i, a in enumerate(schema_of(node.target).arguments):
-        if a.name == name:
-            return node.kwargs.get(name, node.args[i] if i < len(node.args) else default)
-    return default
-
-
-Resizer = Callable[[Node, Any, Reading, Tensor], Any]
-# the operators whose calls state sizes: which of their arguments, and what becomes of each
-RESIZERS: dict[str, dict[str, Resizer]] = {
-    **{name: {"size": _new_shape} for name in ("view", "_unsafe_view", "expand", "zeros", "ones", "full", "empty")},
-    **{name: {"size": _new_shape} for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
-    **{f"{name}{n}d": {"groups": _new_count("groups")} for name in ("conv", "conv_transpose") for n in (1, 2, 3)},
-    "reshape": {"shape": _new_shape},
-    "unflatten": {"sizes": _new_factors},
-    "repeat": {"repeats": _new_repeats},
-    "tile": {"dims": _new_repeats},
-    "split": {"split_size": _new_split},
-    "split_with_sizes": {"split_sizes": _new_splits},
-    "slice": {"start": _new_bound, "end": _new_bound},
-    "narrow": {"start": _new_bound},
-    "group_norm": {"num_groups": _new_count("num_groups")},
-}

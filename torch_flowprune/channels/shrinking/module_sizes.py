@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch_flowprune.channels.shrinking.exported_module import RESIZERS
+from torch_flowprune.channels.shrinking.graph_sizes import RESIZERS
 from torch_flowprune.channels.shrinking.surgery import Surgery
 from torch_flowprune.channels.tracing import Reading, flat, module_path, operator_name
 from torch_flowprune.torch_internals import AnyConvolution
@@ -24,21 +24,27 @@ _WEIGHTS = ("weight_ih", "weight_hh")  # of the input and of the state, as all r
 Attributes = dict[str, dict[str, Any]]
 
 
-def attribute_plans(
-    model: nn.Module, reading: Reading, dead: Tensor, surgery: Surgery, names: Mapping[str, str]
-) -> list[Attributes]:
+def attribute_plans(model: nn.Module, reading: Reading, dead: Tensor, sure: Attributes) -> list[Attributes]:
     """Plans to try, likeliest first: torch's own layers are certain, other modules' attributes are matched by value."""
-    sure = _layer_attributes(model, reading, dead, surgery, names)
     every = _matched_attributes(model, reading, dead)
     widths = _only(every, lambda path, name: _is_width(name))
     doubtful = _doubtful_names(model, widths)
     plans = [_only(widths, partial(_is_meant, model, left_out)) for left_out in _subsets(doubtful)]
     distinct: list[Attributes] = []
     for matched in [*plans, every, {}]:
-        plan = {path: {**matched.get(path, {}), **sure.get(path, {})} for path in {**sure, **matched}}
+        plan = changed_attributes(model, {p: {**matched.get(p, {}), **sure.get(p, {})} for p in {**sure, **matched}})
         if plan not in distinct:
             distinct.append(plan)
     return distinct
+
+
+def changed_attributes(model: nn.Module, attributes: Attributes) -> Attributes:
+    """Without those that a module states already."""
+    changed = {
+        path: {k: v for k, v in values.items() if getattr(model.get_submodule(path), k) != v}
+        for path, values in attributes.items()
+    }
+    return {path: values for path, values in changed.items() if values}
 
 
 def _is_meant(model: nn.Module, left_out: Collection[tuple[type, str]], path: str, name: str) -> bool:
@@ -75,9 +81,10 @@ def _is_width(name: str) -> bool:
     )
 
 
-def _layer_attributes(
+def layer_attributes(
     model: nn.Module, reading: Reading, dead: Tensor, surgery: Surgery, names: Mapping[str, str]
 ) -> Attributes:
+    """What torch's own layers have to state, changed or not."""
     groups = {(module_path(n), what): int((~dead[labels]).sum()) for (n, what), labels in reading.counts.items()}
     plan: Attributes = {}
     for path, module in model.named_modules():
@@ -88,7 +95,7 @@ def _layer_attributes(
         changed = any(names.get(f"{path}.{name}" if path else name, "") in surgery.keep for name in shapes)
         count = {what: n for (at, what), n in groups.items() if at == path}
         values = _sizes_of_layer(module, shapes, count) if changed else {}
-        values = {k: v for k, v in values.items() if hasattr(module, k) and getattr(module, k) != v}
+        values = {k: v for k, v in values.items() if hasattr(module, k)}
         if values:
             plan[path] = values
     return plan

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from torch_flowprune.channels.coupling import arguments_of, coupling_of, reading_of
 from torch_flowprune.channels.groups import Coupling, living_channels
-from torch_flowprune.channels.shrinking.attempts import Bench, attempt
-from torch_flowprune.channels.shrinking.equivalence import Trial, tolerance_of
+from torch_flowprune.channels.shrinking.attempts import Bench, attempt, untried
 from torch_flowprune.channels.shrinking.handover import Follower, Handover, Optimizers
 from torch_flowprune.channels.shrinking.surgery import Surgery, kept_positions, operated
 from torch_flowprune.channels.tracing import Reading, canonical_names
@@ -37,6 +36,7 @@ def shrink(
     pruner: Follower | None = None,
     inplace: bool = False,
     graph: bool = True,
+    verify: bool = True,
 ) -> nn.Module:
     """A smaller model without the dead channels of this one; its outputs are checked to be the masked model's.
 
@@ -56,6 +56,8 @@ def shrink(
         inplace: change this model instead of a copy.
         graph: where a module's own code cannot take the new sizes (``reshape(B, N, C)`` with C read off its input),
             replace it by its exported graph, resized. With False, or in place, that is an error.
+        verify: whether the result is proved before it is handed out. With False sizes are set as they are likeliest,
+            and nothing is run: for who has seen the same model pass.
 
     Returns:
         The smaller model.
@@ -87,8 +89,8 @@ def shrink(
     surgery = Surgery(kept_positions(coupling, kept, dense), {})
     small = dense
     if surgery.keep:
-        trial = Trial(dense, given, surgery, args, keywords, tolerance_of(reading))
-        small, surgery = attempt(Bench(dense, reading, surgery, trial, args, keywords), graph and not inplace)
+        bench = Bench(dense, reading, surgery, args, keywords, given)
+        small, surgery = attempt(bench, graph and not inplace) if verify else untried(bench)
     left = _left_of(given, surgery)
     if left and not surgery.keep:
         _warn_nothing_goes(left)

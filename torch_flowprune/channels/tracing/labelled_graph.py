@@ -91,16 +91,15 @@ def _said_of(
 
 
 def program_of(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, sizes: Any = None
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool | None, sizes: Any = None
 ) -> Traced:
-    """As ``torch.export`` gives it. sizes: dynamic shapes, as it takes them."""
+    """As ``torch.export`` gives it. training: None for the model as it is. sizes: dynamic shapes, as it takes them."""
+    copied = twin(model) if training is None else twin(model).train(training)
     with torch.random.fork_rng(), warnings.catch_warnings(), _without_stack_traces():
         warnings.simplefilter(
             "ignore"
         )  # export warns of caches that modules fill while traced; the twin is thrown away
-        program = torch.export.export(
-            twin(model).train(training), args, dict(kwargs), dynamic_shapes=sizes, strict=False
-        )
+        program = torch.export.export(copied, args, dict(kwargs), dynamic_shapes=sizes, strict=False)
     nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
     kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer"}
     sources = {

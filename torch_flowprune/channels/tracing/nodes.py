@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -29,12 +29,14 @@ class Traced:
         sources: placeholders that are state of the model, as (parameter or buffer, name).
         program: what ``torch.export`` gave, where it was asked.
         depends: the statements that read numbers off tensors.
+        calls: the tensors in the arguments of each module's first call, None for the rest, where that was recorded.
     """
 
     graph: Graph
     sources: Mapping[Node, tuple[str, str]]
     program: ExportedProgram | None = None
     depends: str = ""
+    calls: Mapping[str, Sequence[Node | None]] = field(default_factory=dict)
 
 
 def operator_name(node: Node) -> str:

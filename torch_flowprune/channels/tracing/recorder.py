@@ -69,7 +69,10 @@ def recorded(
             outputs = twin(*args, **kwargs)
         recorder.end(outputs)
     return Traced(
-        recorder.graph, recorder.sources, depends=", ".join({r.place for r in recorder.reads})
+        recorder.graph,
+        recorder.sources,
+        depends=", ".join({r.place for r in recorder.reads}),
+        calls=recorder.calls,
     ), recorder.reads
 
 
@@ -85,6 +88,7 @@ class _Recorder(OperatorMode):
         self.kept: set[int] = set()  # memory that may be read, but not be written to: the model goes on with it
         self.held: dict[Node, Any] = {}  # whose memory, made by an operator, is still there
         self.modules = [""]
+        self.calls: dict[str, list[Node | None]] = {}
         self.refused = ""
 
     def refuse(self, why: str) -> UnrecordableError:
@@ -194,11 +198,14 @@ class _Recorder(OperatorMode):
     def follow(self, model: nn.Module) -> None:
         """Note in which module's forward an operator stands."""
         for path, module in model.named_modules():
-            module.register_forward_pre_hook(partial(self.enter, path))
+            module.register_forward_pre_hook(partial(self.enter, path), with_kwargs=True)
             module.register_forward_hook(self.leave)
 
-    def enter(self, path: str, *_: Any) -> None:
+    def enter(self, path: str, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self.modules.append(path)
+        if path not in self.calls:
+            leaves = tree_leaves((args, dict(kwargs)))
+            self.calls[path] = [self.nodes.get(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
 
     def leave(self, *_: Any) -> None:
         self.modules.pop()
