@@ -80,8 +80,46 @@ def test_sound_models_pass(mode, dtype):
     assert all(value.dtype is before[name].dtype for name, value in model.state_dict().items())
 
 
+def in_few_digits(x):
+    """As the norms of language models compute, whatever they are given."""
+    x = x.to(torch.float32)
+    scaled = x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+    return torch.softmax(scaled, -1, dtype=torch.float32) * 6
+
+
+class Rounded(torch.autograd.Function):
+    """Rounds to float32 where no function of torch is asked to."""
+
+    @staticmethod
+    def forward(x):
+        return torch.from_numpy(x.detach().numpy().astype("float32")).to(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy
+
+
+@pytest.mark.parametrize("function", [in_few_digits, lambda x: Rounded.apply(x).tanh()], ids=["told to", "by itself"])
+def test_code_that_computes_in_float32_is_no_fault(function):
+    """A difference over such a small step is then all rounding."""
+    fp.flow(net(function), batches(16))
+    fp.flow(net(function), batches(2), check=True)
+
+
+def test_a_hidden_dependence_is_found_beside_code_in_float32():
+    with pytest.warns(UserWarning, match=WARNING):
+        fp.flow(net(lambda x: Hidden.apply(in_few_digits(x).to(x))), batches(2), check=True)
+
+
+EYE = torch.eye(6)
+
+
 def test_code_fixed_to_a_dtype_is_left_out_unless_asked_for():
-    model = net(lambda x: x.float() ** 2)
+    model = net(lambda x: x @ EYE)
     fp.flow(model, batches(16))
     with pytest.raises(RuntimeError, match="check=True runs the model in float64, and it does not"):
         fp.flow(model, batches(16), check=True)

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.memory_budget import Resources
 from torch_flowprune.gradients.operators import twice_differentiable
-from torch_flowprune.gradients.weighted_sums import taken
+from torch_flowprune.gradients.weighted_sums import detached, taken
 from torch_flowprune.inputs import Batch, first, in_dtype, same_randomness, untouched, widened
 
 _CHECKED = 2
 _FROM = 16
 """Batches, from which on five passes over two samples are under a tenth of two sweeps."""
-_STEP = 1e-9
-"""Of the norm of θ. In float64 it leaves six digits, and few activations are so near to a kink as to cross it."""
+_STEPS = 1e-9, 1e-4
+"""Of the norm of θ. In float64 the first leaves six digits, and few activations are so near to a kink as to cross it;
+code that computes in float32 whatever it is given sees the other."""
 _NARROW = (torch.float16, torch.bfloat16, torch.float32)
+_WIDER: dict[Any, Callable[..., Any]] = dict.fromkeys((Tensor.half, Tensor.bfloat16, Tensor.float), Tensor.double)
 _OFF = 0.05
+_TRUSTED = 3
+"""How many times what the sides of a difference miss their middle by it may be off by."""
 
 
 def check_is_due(source: FlowSource, batches: int, *, alone: bool) -> bool:
@@ -37,26 +43,39 @@ def check_curvature(
     derivatives: Derivatives, names: Sequence[str], g: Sequence[Tensor], batch: Batch, size: int, *, asked: bool | None
 ) -> None:
     """A warning that names the layers whose H·g is not the derivative of g, by samples of one batch in float64."""
+    part = _checked_part(batch, size)
     try:
-        found, expected, error = _both(derivatives, g, *_checked_part(batch, size))
-    except RuntimeError as error_:
+        off, whole, worst = min(_differences(derivatives, names, g, part))
+    except RuntimeError as error:
         if not asked:  # code that is fixed to a dtype
             return
-        raise RuntimeError(f"check=True runs the model in float64, and it does not: {error_}") from error_
-    differences = [float((h - d).norm()) for h, d in zip(found, expected, strict=True)]
-    whole = float(torch.stack([d.norm() for d in expected]).norm())
-    off = sum(d * d for d in differences) ** 0.5
-    if off <= _OFF * whole + error:
+        raise RuntimeError(f"check=True runs the model in float64, and it does not: {error}") from error
+    if not off:
         return
-    worst = sorted(zip(differences, names, strict=True), reverse=True)[:3]
     warnings.warn(
-        f"H·g is not how g changes along g: off by {off / max(whole, off):.0%}, most in "
-        f"{', '.join(name for _, name in worst)}. An operator there or behind hides from autograd what its gradient "
-        "depends on (a backward that reads detached tensors): use its plain form, or a measure of g alone; check=False "
-        "leaves this out",
+        f"H·g is not how g changes along g: off by {off / max(whole, off):.0%}, most in {', '.join(worst)}. An "
+        "operator there or behind hides from autograd what its gradient depends on (a backward that reads detached "
+        "tensors): use its plain form, or a measure of g alone; check=False leaves this out",
         UserWarning,
         stacklevel=7,
     )
+
+
+def _differences(
+    derivatives: Derivatives, names: Sequence[str], g: Sequence[Tensor], part: tuple[Batch, int]
+) -> Iterator[tuple[float, float, list[str]]]:
+    """By how much H·g is off, of how much, and where most: by each step until it is not, which ends with a 0.
+
+    A small step crosses few kinks, a large one is seen by code that rounds.
+    """
+    for step in _STEPS:
+        found, expected, error = _both(derivatives, g, *part, step)
+        differences = [float((h - d).norm()) for h, d in zip(found, expected, strict=True)]
+        off, whole = sum(d * d for d in differences) ** 0.5, _norm(expected)
+        right = off <= _OFF * whole + error
+        yield 0.0 if right else off, whole, [n for _, n in sorted(zip(differences, names, strict=True))[:-4:-1]]
+        if right:
+            return
 
 
 def _checked_part(batch: Batch, size: int) -> tuple[Batch, int]:
@@ -69,33 +88,55 @@ def _checked_part(batch: Batch, size: int) -> tuple[Batch, int]:
 
 
 def _both(
-    derivatives: Derivatives, g: Sequence[Tensor], batch: Batch, size: int
+    derivatives: Derivatives, g: Sequence[Tensor], batch: Batch, size: int, share: float
 ) -> tuple[list[Tensor], list[Tensor], float]:
-    """H·g by autograd and by a central difference, and what rounding makes of the latter."""
+    """H·g by autograd and by a central difference, and what rounding, and kinks between, make of the latter.
+
+    Of code that computes in fewer digits whatever it is given, that is nearly all of it: the mean of the two sides
+    misses the gradient between them by as much.
+    """
     model = derivatives.model
-    with untouched(model, mode=derivatives.mode) as rewind, widened(model, torch.float64, *_NARROW):
+    with untouched(model, mode=derivatives.mode) as rewind, widened(model, torch.float64, *_NARROW), _NoNarrowing():
         same = Derivatives(
             model, derivatives.parameters, derivatives.objective, derivatives.mode, Resources(), derivatives.weights
         )
         along = [value.to(p.device, torch.float64) for value, p in zip(g, same.parameters, strict=True)]
-        step = _STEP * _norm(same.parameters) / max(_norm(along), 1e-300)
-        found = _gradient(same, batch, size, along)
+        step = share * _norm(same.parameters) / max(_norm(along), 1e-300)
+        middle, found = _gradient(same, batch, size, along)
         sides = []
         for sign in (1, -1):
             rewind()
             with _moved(same, along, sign * step):
-                sides.append(_gradient(same, batch, size))
+                sides.append(_gradient(same, batch, size, None)[0])
         ahead, behind = sides
         expected = [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
-        return found, expected, 1e-13 * _norm(ahead) / step
+        missed = _norm([a + b - 2 * m for a, b, m in zip(ahead, behind, middle, strict=True)])
+        return found, expected, (1e-13 * _norm(ahead) + _TRUSTED * missed / 2) / step
 
 
-def _gradient(derivatives: Derivatives, batch: Batch, size: int, along: Sequence[Tensor] | None = None) -> list[Tensor]:
-    """That of the loss, or H times a vector."""
+def _gradient(
+    derivatives: Derivatives, batch: Batch, size: int, along: Sequence[Tensor] | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """That of the loss, and H times a vector, where there is one."""
     with same_randomness(derivatives.model), twice_differentiable():
         loss = derivatives.loss(batch, size)
         grads: Grads = derivatives.gradient(loss, create_graph=along is not None)
-        return taken(grads if along is None else derivatives.product(grads, along), derivatives.parameters)
+        values = taken(detached(grads), derivatives.parameters)
+        if along is None:
+            return values, []
+        return values, taken(derivatives.product(grads, along), derivatives.parameters, besides=values)
+
+
+class _NoNarrowing(TorchFunctionMode):
+    """Inside, code that asks for fewer digits than float64, as norms and softmax of language models do, gets those."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        wide = [torch.float64 if any(value is narrow for narrow in _NARROW) else value for value in args]
+        words = {
+            word: torch.float64 if any(value is narrow for narrow in _NARROW) else value
+            for word, value in (kwargs or {}).items()
+        }
+        return _WIDER.get(func, func)(*wide, **words)
 
 
 @contextmanager
