@@ -1,6 +1,7 @@
 """Every measure compared on one model: what it reads, what it leaves, what it draws, what it refuses."""
 
 import json
+from functools import partial
 
 import cases
 import pytest
@@ -27,12 +28,24 @@ def test_one_flow_serves_all_measures(monkeypatch):
     assert len(seen) == 4 + 1 + 2 * len(METHODS)
 
 
+@pytest.mark.parametrize(
+    "methods",
+    [[lambda theta: theta.sum(-1), lambda theta: -theta.sum(-1)], ["snip", "snip"], [partial(abs), partial(abs)]],
+    ids=["lambdas", "a name twice", "partials"],
+)
+def test_two_measures_of_one_name_are_refused(methods):
+    """One of the two would stand for both."""
+    with pytest.raises(ValueError, match="name each once, and give each function a __name__ of its own"):
+        fp.compare(cases.mlp(), methods, 0.5, CASES["mlp"].batch(4))
+
+
 @pytest.mark.parametrize("granularity", ["weight", "filter"])
 def test_no_trace(granularity):
+    """Randomness goes on where random numbers are asked for, and only there."""
     model = cases.cnn().train()
     fp.global_prune(model, "magnitude", 0.2)
     before, rng, names = state(model), torch.get_rng_state(), [name for name, _ in model.named_modules()]
-    fp.compare(model, METHODS, [0.5, 0.7], BATCHES, granularity=granularity, mode="train", min_keep=0)
+    fp.compare(model, METHODS[:-1], [0.5, 0.7], BATCHES, granularity=granularity, mode="train", min_keep=0)
     assert list(state(model)) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), rng)

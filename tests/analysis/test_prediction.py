@@ -1,5 +1,6 @@
 """What a mask is predicted to cost, against the dense Hessian and against cutting it."""
 
+import copy
 import math
 
 import cases
@@ -133,11 +134,30 @@ def test_a_report_predicts_the_same():
     assert found.gradient_norm_change == pytest.approx(report.predicted_gradient_norm_change, rel=1e-9)
 
 
+@pytest.mark.parametrize("frozen", [(), (0,), (0, 2), (4,)], ids=str)
+@pytest.mark.parametrize("include", ["2", "*"])
+def test_a_report_and_a_prediction_have_one_gradient_norm(frozen, include):
+    """That over what requires a gradient and what is masked: a frozen layer that is not asked for is a constant."""
+    model, batches = cases.mlp(), CASES["mlp"].batches((4, 3))
+    for index in frozen:
+        model[index].requires_grad_(False)
+    pruned = copy.deepcopy(model)
+    report = fp.global_prune(pruned, "grasp", 0.5, data=batches, include=f"{include}.weight")
+    found = fp.predict(model, fp.masks(pruned), batches)
+    assert found.gradient_norm_change == pytest.approx(report.predicted_gradient_norm_change, rel=1e-9)
+    assert found.first_order == pytest.approx(report.predicted_loss_change, rel=1e-9)
+    proposed = fp.diagnose(model, batches, masks=fp.masks(pruned)).prediction
+    for word in ("gradient_norm", "gradient_norm_change", "gradient_norm_curvature", "gradient_norm_lost"):
+        assert getattr(proposed, word) == pytest.approx(getattr(found, word), rel=1e-9), word
+    g = fp.flow(model, batches, needs=("g",), parameters=fp.masks(pruned)).g
+    assert found.gradient_norm == pytest.approx(sum(value.square().sum().item() for value in g.values()), rel=1e-9)
+
+
 def test_a_frozen_model_can_be_asked():
     batches = CASES["mlp"].batches((4, 3))
     frozen = cases.mlp().requires_grad_(False)
-    assert fp.predict(frozen, random_masks(frozen), batches) == fp.predict(
-        cases.mlp(), random_masks(cases.mlp()), batches
-    )
+    found, whole = (fp.predict(model, random_masks(model), batches) for model in (frozen, cases.mlp()))
+    assert (found.first_order, found.curvature, found.loss) == (whole.first_order, whole.curvature, whole.loss)
+    assert found.gradient_norm < whole.gradient_norm, "biases are constants now"
     assert not any(p.requires_grad for p in frozen.parameters())
     assert isinstance(frozen[0], nn.Linear)

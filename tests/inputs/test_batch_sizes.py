@@ -129,20 +129,6 @@ def test_cut_batches_are_those_samples():
     torch.testing.assert_close(spread_out((X, Y), 6, 2)[0], X[[0, 3]])
 
 
-@pytest.mark.parametrize(
-    ("call", "word", "meant"),
-    [
-        (lambda **words: fp.flow(cases.mlp(), **words), "dataloader", "data"),
-        (lambda **words: fp.scores(cases.mlp(), **words), "criterion", "loss"),
-        (lambda **words: fp.global_prune(cases.mlp(), **words), "pruning_ratio", "sparsity"),
-        (lambda **words: fp.global_prune(cases.mlp(), **words), "max_sample", "max_samples"),
-    ],
-)
-def test_an_unknown_word_is_answered_with_the_one_meant(call, word, meant):
-    with pytest.raises(TypeError, match=rf"does not take {word}=: did you mean {meant}=\?"):
-        call(**{word: None})
-
-
 @pytest.mark.parametrize("count", [4, 30])
 def test_class_balanced_needs_a_class_for_each_sample(count):
     data = torch.utils.data.TensorDataset(torch.zeros(10, 2), torch.zeros(10))

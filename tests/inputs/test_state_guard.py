@@ -167,7 +167,7 @@ CALLS = {
     "flow cut short": lambda model, data, **options: fp.flow(model, data, max_samples=7, **options),
     "synflow": lambda model, data, **options: fp.flow(model, data, needs=("gR",), example_inputs=X, **options),
     "scores": lambda model, data, **options: fp.scores(
-        model, ["magnitude", "fisher", "grasp", "random", "synflow"], data, **options
+        model, ["magnitude", "fisher", "grasp", "synflow"], data, **options
     ),
     "filter scores": lambda model, data, **options: fp.scores(model, "taylor", data, granularity="filter", **options),
     "importance_scores": lambda model, data, **options: fp.importance_scores(model, "grasp", data, **options),
@@ -201,6 +201,16 @@ def test_after_the_model_raised(call, mode, after):
     else:
         assert after > 1, "the model did not raise"
     assert_equal(before, trace(model, data))
+
+
+def test_random_scores_draw_from_torchs_generator_and_leave_no_other_trace():
+    model, data = build(), loader()
+    torch.manual_seed(0)
+    before = trace(model, data)
+    fp.scores(model, ["random", "grasp"], data)
+    after = trace(model, data)
+    assert not torch.equal(before.pop("torch"), after.pop("torch"))
+    assert_equal(before, after)
 
 
 BAD = {

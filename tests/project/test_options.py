@@ -101,7 +101,7 @@ def test_predict_cuts_batches_where_memory_is_short():
     ("word", "text"),
     [
         ("max_memroy", r"call does not take max_memroy=: did you mean max_memory=\?"),
-        ("wholly_else", "call does not take wholly_else=: besides its own arguments it takes mode, max_memory"),
+        ("wholly_else", "call does not take wholly_else=: it takes mode, max_memory"),
     ],
 )
 def test_a_mistyped_word_is_answered(word, text):
@@ -126,3 +126,51 @@ def test_a_mistyped_word_is_answered(word, text):
 def test_a_pruner_finds_a_word_out_of_range_when_it_is_made(words, text):
     with pytest.raises((ValueError, TypeError), match=text):
         fp.Pruner(cases.mlp(), "magnitude", 0.5, **words)
+
+
+MLP, X = cases.mlp(), torch.ones(2, 4, dtype=torch.float64)
+ASKED = {
+    "flow": ({}, {"dataloader": "data", "criterion": "loss", "max_sample": "max_samples"}),
+    "scores": ({}, {"dataloader": "data", "loss_fn": "loss"}),
+    "importance_scores": ({}, {"dataloader": "data", "loss_fn": "loss"}),
+    "global_prune": ({}, {"dataloader": "data", "pruning_ratio": "sparsity", "max_sample": "max_samples"}),
+    "Pruner": ({}, {"loss_fn": "loss", "include_": "include"}),
+    "compare": ({}, {"train_loader": "data", "loss_fn": "loss"}),
+    "diagnose": ({}, {"train_loader": "data", "loss_fn": "loss"}),
+    "predict": ({"masks": {}}, {"dataloader": "data", "criterion": "loss"}),
+    "hessian_vector": ({"data": BATCHES, "v": {}}, {"loader": "data", "criterion": "loss"}),
+    "recalibrate": ({}, {"dataloader": "data", "samples": "max_samples"}),
+    "reconstruct": ({}, {"dataloader": "data", "dampening": "damping"}),
+    "regrow": ({"fraction": 0.1}, {"dataloader": "data", "optimiser": "optimizer"}),
+    "couple": ({}, {"inputs": "example_inputs", "example_input": "example_inputs"}),
+    "shrink": ({}, {"inputs": "example_inputs", "optimiser": "optimizer"}),
+    "export": ({"example_inputs": X, "path": "x.onnx"}, {"dynamic_axes": "dynamic_shapes"}),
+    "report": ({}, {"dummy_input": "example_inputs"}),
+}
+
+
+@pytest.mark.parametrize("call", ASKED)
+def test_an_unknown_word_is_answered_with_the_one_meant(call):
+    own, words = ASKED[call]
+    for word, meant in words.items():
+        with pytest.raises(TypeError, match=rf"{call} does not take {word}=: did you mean {meant}=\?"):
+            getattr(fp, call)(MLP, **own, **{word: None})
+    with pytest.raises(TypeError, match=f"{call} does not take wholly_else=: it takes model, "):
+        getattr(fp, call)(MLP, **own, wholly_else=1)
+
+
+def test_a_pruner_says_which_call_takes_the_data():
+    for word in ("data", "dataloader", "train_loader"):
+        with pytest.raises(
+            TypeError, match=rf"Pruner does not take {word}=, which step\(\w+\) and track\(batch\) take"
+        ):
+            fp.Pruner(cases.mlp(), "snip", 0.5, **{word: BATCHES})
+
+
+@pytest.mark.parametrize("call", ["predict", "diagnose", "recalibrate", "reconstruct"])
+def test_data_left_out_are_asked_for(call):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    fp.global_prune(model, sparsity=0.5)
+    own = {"predict": {"masks": fp.masks(model)}}.get(call, {})
+    with pytest.raises(ValueError, match="this needs data: pass data= an iterable"):
+        getattr(fp, call)(model, **own)

@@ -801,6 +801,71 @@ def test_random_is_repeated_by_a_generator():
     assert any(not torch.equal(mask, masks(three)[name]) for name, mask in masks(one).items())
 
 
+def test_random_prunes_in_a_row_are_others_and_repeat_with_torchs_seed():
+    """Of a baseline that is drawn five times, five masks."""
+    found = []
+    for seed in (0, None, 0):
+        if seed is not None:
+            torch.manual_seed(seed)
+        model = cases.mlp()
+        fp.global_prune(model, "random", 0.5)
+        found.append(masks(model)["0.weight"])
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {},
+        {"scope": "layer"},
+        {"allocation": "erk"},
+        {"allocation": {"0.weight": 0.4}},
+        {"granularity": "channel", "cost": "parameters", "example_inputs": torch.ones(2, 4, dtype=torch.float64)},
+    ],
+    ids=str,
+)
+def test_sparsities_listed_are_the_rounds(words):
+    """As one call a round, and as a pruner has them."""
+    listed, called, trained = cases.mlp(), cases.mlp(), cases.mlp()
+    report = fp.global_prune(listed, "magnitude", schedule=[0.2, 0.3, 0.5], **words)
+    own = words.get("allocation")
+    pruner = fp.Pruner(trained, "magnitude", schedule=[0.2, 0.3, 0.5], **words)
+    for sparsity in (0.2, 0.3, 0.5):
+        pruner.step()
+        if not isinstance(own, dict):
+            fp.global_prune(called, "magnitude", sparsity, **words)
+    assert report.sparsity == pruner_sparsity(trained, words)
+    others = [trained] if isinstance(own, dict) else [trained, called]
+    for other in others:
+        assert all(torch.equal(mask, masks(other)[name]) for name, mask in masks(listed).items())
+
+
+def pruner_sparsity(model, words):
+    keep = ("granularity", "example_inputs")
+    return fp.report(model, **{word: value for word, value in words.items() if word in keep}).sparsity
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ({"schedule": [0.5, 0.3]}, "should be rising sparsities, one a round"),
+        ({"schedule": []}, "should be rising sparsities, one a round"),
+        ({"schedule": [0.2, 0.5], "sparsity": 0.6}, "the last of them sparsity= where that is given"),
+        ({"schedule": [0.2, 0.5], "rounds": 3}, "one a round"),
+        ({"schedule": [0.2, 0.5], "rounds": 1}, "one a round"),
+        ({"schedule": [0.2, 0.5], "amount": 3}, "without amount="),
+        ({"schedule": [20, 50]}, "schedule=20 should be from 0.0 to 1.0|=20 should be from 0.0"),
+    ],
+    ids=str,
+)
+def test_sparsities_listed_that_are_no_schedule(words, text):
+    model = cases.mlp()
+    with pytest.raises(ValueError, match=text):
+        fp.global_prune(model, "magnitude", **words)
+    assert not fp.masks(model)
+
+
 def test_threads_do_not_matter():
     batches, found = CASES["cnn"].batches((8, 8)), []
     for threads in (1, 2):

@@ -280,7 +280,7 @@ def test_a_state_of_a_generator_needs_one():
         (
             {"sparsity": 0.5, "wholly_else": 3},
             TypeError,
-            "Pruner does not take wholly_else=: besides its own arguments it takes closure, ",
+            "Pruner does not take wholly_else=: it takes model, method, sparsity, ",
         ),
     ],
 )
@@ -421,3 +421,50 @@ def test_compare_with_empty_held_out_data():
     with pytest.raises(ValueError, match="the held-out data is empty"):
         fp.compare(model, ["magnitude"], [0.5], BATCHES, held_out=[])
     assert fp.masks(model) == {}
+
+
+@pytest.mark.parametrize("granularity", ["weight", "filter", "channel"])
+def test_rounds_by_scores_computed_earlier(granularity):
+    """Round by round further down one ranking: that of the scores, whatever the weights have become."""
+    model, at_once = cases.mlp(), cases.mlp()
+    words = {"example_inputs": BATCHES[0][0]} if granularity == "channel" else {}
+    scores = fp.scores(model, "snip", BATCHES, granularity=granularity, **words)
+    pruner = fp.Pruner(model, scores=scores, schedule=[0.25, 0.5], **words)
+    for _ in range(2):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.neg_().add_(1)
+        report = pruner.step()
+    assert (report.method, report.granularity, report.pruned) == ("loss_preservation", granularity, report.units // 2)
+    fp.global_prune(at_once, scores=scores, sparsity=0.5, **words)
+    assert all(torch.equal(mask, fp.masks(at_once)[name]) for name, mask in fp.masks(model).items())
+
+
+def test_data_given_go_before_scores_and_scores_pick_the_layers():
+    model = cases.mlp()
+    pruner = fp.Pruner(model, "l1", 0.5, rounds=2, scores=fp.scores(model, include="0"))
+    assert [layer.name for layer in pruner.step().layers] == ["0.weight"]
+    assert pruner.step(BATCHES).method == "l1"
+
+
+@pytest.mark.parametrize(
+    ("scores", "text"),
+    [
+        ({}, "scores= is empty"),
+        ({"nope": torch.ones(3)}, "parameters this model does not have: nope"),
+        ({"0.weight": torch.ones(3)}, "expected one a unit"),
+        ({"0.weight": torch.full((20,), float("nan"))}, "hold nan"),
+    ],
+)
+def test_scores_that_do_not_fit_are_found_when_a_pruner_is_made(scores, text):
+    with pytest.raises(ValueError, match=text):
+        fp.Pruner(cases.mlp(), sparsity=0.5, scores=scores)
+
+
+def test_scores_do_not_outlive_a_shrink():
+    model, x = cases.mlp(), BATCHES[0][0]
+    scores = fp.scores(model, granularity="channel", example_inputs=x)
+    pruner = fp.Pruner(model, sparsity=0.5, rounds=2, scores=scores, example_inputs=x)
+    pruner.step()
+    with pytest.raises(ValueError, match="prunes by scores= of the units that the model has now"):
+        fp.shrink(model, x, pruner=pruner)

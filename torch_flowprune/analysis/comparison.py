@@ -16,7 +16,7 @@ from torch_flowprune.gradients import Flow, FlowOptions, FlowSource, LossWeights
 from torch_flowprune.inputs import (
     Ranks,
     as_batches,
-    check_options,
+    check_keywords,
     from_options,
     parameters_of,
     sized,
@@ -187,7 +187,7 @@ def compare(
             "a comparison reads its data several times, and this iterator can be read only once: pass a list or a "
             "DataLoader"
         )
-    check_options("compare", options, CompareOptions.__annotations__)
+    check_keywords(compare, options, CompareOptions)
     source, units = from_options(FlowSource, options, data=data), from_options(PrunableUnits, options)
     allocation = from_options(Allocation, options)
     candidates = units.of(inner, source)
@@ -215,10 +215,7 @@ def _resolved(methods: str | Measure | Sequence[str | Measure]) -> dict[str, Mea
     asked = [methods] if isinstance(methods, str) or callable(methods) else methods
     if not asked:
         raise ValueError(f"methods= is empty: name at least one measure, such as {DEFAULT_MEASURES[0]!r}")
-    return {
-        method if isinstance(method, str) else measure_lookup.name_of(method): measure_lookup.resolve(method)
-        for method in asked
-    }
+    return measure_lookup.measures_by_name(asked)
 
 
 def _levels(sparsities: float | Sequence[float]) -> list[float]:

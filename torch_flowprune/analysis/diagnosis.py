@@ -19,7 +19,7 @@ from torch_flowprune.analysis.rank_correlation import laid_out, spearman
 from torch_flowprune.gradients import Flow, FlowSource, ProposedCut, SweepOptions, halved_flow
 from torch_flowprune.inputs import (
     Loss,
-    check_options,
+    check_keywords,
     from_options,
     parameters_of,
     unwrapped,
@@ -131,7 +131,7 @@ class DiagnoseOptions(SweepOptions, UnitOptions, total=False):
 
 def diagnose(
     model: nn.Module,
-    data: object,
+    data: object = None,
     loss: Loss | None = None,
     *,
     masks: Mapping[str, Tensor] | None = None,
@@ -173,7 +173,7 @@ def diagnose(
             "DataLoader"
         )
     measure = measure_lookup.resolve(method)
-    check_options("diagnose", options, DiagnoseOptions.__annotations__)
+    check_keywords(diagnose, options, DiagnoseOptions)
     source = from_options(FlowSource, options, data=data, loss=loss)
     units = from_options(PrunableUnits, options)
     candidates = units.of(unwrapped(model), source)

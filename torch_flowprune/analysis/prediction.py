@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from torch_flowprune.gradients import FlowSource, LossOptions, Products, ProposedCut, check_real
+from torch_flowprune.gradients import FlowSource, LossOptions, Products, ProposedCut, differentiable
 from torch_flowprune.inputs import (
     Ranks,
     Target,
     as_batches,
-    check_options,
+    check_keywords,
     from_options,
     parameters_of,
     untouched,
@@ -33,8 +33,9 @@ class Prediction:
         first_order: −vᵀg, the change of the loss to first order.
         curvature: ½ vᵀHv, the second-order term: what first order leaves out, to the next order.
         standard_error: of the first-order change over the batches (nan for a single batch): what other data would give.
-        gradient_norm: ‖g‖² now.
-        gradient_norm_change: −2 vᵀHg, the change of ‖g‖² to first order, over all parameters: what GraSP ranks by.
+        gradient_norm: ‖g‖² now, over all parameters that require a gradient, and those masked.
+        gradient_norm_change: −2 vᵀHg, the change of this to first order: what GraSP ranks by, and what a report has as
+            ``predicted_gradient_norm_change``.
         gradient_norm_curvature: ‖Hv‖², what first order leaves out where the loss is quadratic: g becomes g − Hv.
         gradient_norm_lost: ‖g − Hv‖² over what is masked: there the pruned model has no gradient any more.
         removed_norm: ‖v‖/‖θ‖ over the masked parameters: how far the cut reaches. Both expansions are about 0; the
@@ -103,7 +104,7 @@ class Prediction:
 def predict(
     model: nn.Module,
     masks: Mapping[str, Tensor],
-    data: object,
+    data: object = None,
     **options: Unpack[LossOptions],
 ) -> Prediction:
     """What putting ``masks`` on would do to the loss and to ‖g‖², from one sweep; the model is left as it was.
@@ -126,13 +127,11 @@ def predict(
     >>> predict(model, mask, (torch.ones(3, 4), torch.tensor([0, 1, 1]))).samples
     3
     """
-    check_options("predict", options, LossOptions.__annotations__)
+    check_keywords(predict, options, LossOptions)
     source = from_options(FlowSource, options, data=data)
     ranks, model = Ranks.of(model), unwrapped(model)
-    every = parameters_of(model)
-    check_real(every)
-    known = {name: target for name, target in every.items() if target.parameter.is_floating_point()}
-    cut = cut_by(known, masks)
+    cut = cut_by(parameters_of(model), masks)
+    known = differentiable(model, cut.masks, {"Hg"})
     with untouched(model, data, source.mode) as rewind:
         for target in known.values():
             target.parameter.requires_grad_(True)

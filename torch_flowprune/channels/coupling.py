@@ -15,17 +15,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Never
 
 from torch_flowprune.channels.counting import costs_of
 from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
 from torch_flowprune.channels.rules import RULES, SPATIAL
 from torch_flowprune.channels.tracing import Block, Reading, read
-from torch_flowprune.inputs import arguments, on_host, parameters_of, without_cache
+from torch_flowprune.inputs import arguments, check_keywords, on_host, parameters_of, without_cache
 from torch_flowprune.masking import dense_copy
 from torch_flowprune.torch_internals import tree_map_only
 
 
-def couple(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Coupling:
+def couple(
+    model: nn.Module, example_inputs: Any = None, kwargs: Mapping[str, Any] | None = None, **unknown: Never
+) -> Coupling:
     """The coupling of a model's channels, read off the operators of one forward. The model is left as it was.
 
     Args:
@@ -33,11 +36,13 @@ def couple(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | No
         example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of them; a batch of two samples
             or more.
         kwargs: keyword arguments of the model's forward, besides.
+        unknown: none; a word of another library is answered with the one meant.
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> couple(net, torch.randn(2, 3)).groups[0].size
     4
     """
+    check_keywords(couple, unknown)
     dense = _without_masks(model)
     reading = reading_of(dense, example_inputs, kwargs)
     coupling = coupling_of(reading)

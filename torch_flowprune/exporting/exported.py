@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Never
 
 from torch_flowprune.channels import shrink as without_dead_channels
 from torch_flowprune.exporting.formats import FORMATS, Material, Runs
-from torch_flowprune.inputs import arguments, example_of, is_mask, untouched, unwrapped
+from torch_flowprune.inputs import arguments, check_keywords, example_of, is_mask, untouched, unwrapped
 from torch_flowprune.masking import export_ready
 
 _CALLS = 5
@@ -73,6 +74,7 @@ def export(
     shrink: bool = False,
     dynamic_shapes: Any = None,
     tolerance: float | None = None,
+    **unknown: Never,
 ) -> Exported:
     """Write a pruned model to a file, read it back, and compare the two.
 
@@ -88,6 +90,7 @@ def export(
         shrink: remove dead channels, as :func:`~torch_flowprune.shrink` does.
         dynamic_shapes: axes whose size is left open, as ``torch.export.export`` takes them.
         tolerance: how far outputs may differ, as a fraction of the largest; 1e-3 in float32 if left out.
+        unknown: none; a word of another library is answered with the one meant.
 
     Returns:
         Size, time and difference.
@@ -105,6 +108,7 @@ def export(
     >>> found.format, found.difference
     ('safetensors', 0.0)
     """
+    check_keywords(export, unknown)
     file, inner = Path(path), unwrapped(model)
     kind = format_of(file)
     args, kwargs = arguments(inner, example_of(None, example_inputs, next(inner.parameters()).device))

@@ -1,6 +1,6 @@
 """The flow of a model over data: θ, g, H·g, squared gradients."""
 
-from torch_flowprune.gradients.differentiable import check_real
+from torch_flowprune.gradients.differentiable import differentiable
 from torch_flowprune.gradients.flow_source import FlowOptions, FlowSource, LossOptions, SweepOptions
 from torch_flowprune.gradients.gradient_flow import INGREDIENTS, Flow, flow, flow_over
 from torch_flowprune.gradients.halved_flow import HalvedFlow, ProposedCut, halved_flow
@@ -19,7 +19,7 @@ __all__ = [
     "Products",
     "ProposedCut",
     "SweepOptions",
-    "check_real",
+    "differentiable",
     "flow",
     "flow_over",
     "halved_flow",

@@ -27,7 +27,7 @@ code that computes in float32 whatever it is given sees the other."""
 _NARROW = (torch.float16, torch.bfloat16, torch.float32)
 _WIDER: dict[Any, Callable[..., Any]] = dict.fromkeys((Tensor.half, Tensor.bfloat16, Tensor.float), Tensor.double)
 _OFF = 0.05
-_TRUSTED = 3
+_MARGIN = 3
 """How many times what the sides of a difference miss their middle by it may be off by."""
 
 
@@ -111,7 +111,7 @@ def _both(
         ahead, behind = sides
         expected = [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
         missed = _norm([a + b - 2 * m for a, b, m in zip(ahead, behind, middle, strict=True)])
-        return found, expected, (1e-13 * _norm(ahead) + _TRUSTED * missed / 2) / step
+        return found, expected, (1e-13 * _norm(ahead) + _MARGIN * missed / 2) / step
 
 
 def _gradient(

@@ -19,7 +19,7 @@ def differentiable(model: nn.Module, also: Iterable[str], wanted: set[str]) -> d
     if missing := also - set(known):
         raise ValueError(f"no such parameter: {', '.join(sorted(missing))}")
     if wanted:
-        check_real(known, also)
+        _check_real(known, also)
     targets = {
         name: target
         for name, target in known.items()
@@ -30,7 +30,7 @@ def differentiable(model: nn.Module, also: Iterable[str], wanted: set[str]) -> d
     return targets
 
 
-def check_real(known: Mapping[str, Target], also: Iterable[str] = ()) -> None:
+def _check_real(known: Mapping[str, Target], also: Iterable[str] = ()) -> None:
     """An error for complex parameters that require a gradient, and for any of ``also`` that have none."""
     odd = [
         name

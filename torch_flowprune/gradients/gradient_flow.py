@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from torch_flowprune.inputs import (
     Ranks,
     Target,
     as_batches,
-    check_options,
+    check_keywords,
     example_of,
     gradients_under_masks,
     original,
@@ -188,7 +187,7 @@ def flow(
     >>> f.g["weight"].shape, f.samples
     (torch.Size([2, 3]), 4)
     """
-    check_options("flow", unknown, list(inspect.signature(flow).parameters)[:-1])
+    check_keywords(flow, unknown)
     source = FlowSource(
         data,
         loss,

@@ -14,7 +14,7 @@ from torch_flowprune.gradients.differentiable import differentiable
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.gradient_flow import Flow, derivatives_in, flow_over
 from torch_flowprune.gradients.halved_sweeps import HalvedSweeps
-from torch_flowprune.inputs import Batch, Ranks, as_batches, halves, parameters_of, sized, untouched, unwrapped
+from torch_flowprune.inputs import Batch, Ranks, as_batches, halves, sized, untouched, unwrapped
 
 _IN_THE_SWEEPS = {"g", "g2", "g2_sample", "Hg"}
 
@@ -48,17 +48,18 @@ def halved_flow(
 ) -> HalvedFlow:
     """The flow with g, Hg and what ``needs`` names, in two sweeps for all of it.
 
-    What is neither g, Hg nor squares of g takes sweeps of its own. A cut's expansions are over all parameters.
+    What is neither g, Hg nor squares of g takes sweeps of its own. A cut's expansions are over what requires a gradient
+    and what it masks.
     """
     wanted, bare, ranks = derivatives_in(needs), unwrapped(model), Ranks.of(model)
     point = flow_over(source, model, [*({*needs} - wanted)], parameters)
-    every = parameters_of(bare) if cut.removed else {}
-    frozen = [name for name, target in every.items() if target.parameter.is_floating_point()]
-    targets = differentiable(bare, [*parameters, *frozen], {"g", "Hg"})
+    cut_over = {*differentiable(bare, cut.masks, {"g", "Hg"})}
+    targets = differentiable(bare, [*parameters, *cut.masks], {"g", "Hg"})
     with untouched(bare, source.data, source.mode) as rewind:
         for target in targets.values():
             target.parameter.requires_grad_(True)
         sweeps = HalvedSweeps(bare, targets, source, rewind, ranks)
+        sweeps.cut_over = cut_over
         portions, expansions = sweeps.fields(
             as_batches(source.data), wanted & _IN_THE_SWEEPS, {*point.theta}, cut.removed, cut.masks
         )

@@ -52,6 +52,8 @@ class HalvedSweeps(Products):
     counted: int
     head: SizedBatch
     single: bool
+    cut_over: set[str]
+    """Names of the parameters that the expansions of a cut are over."""
 
     def fields(
         self,
@@ -165,7 +167,12 @@ class HalvedSweeps(Products):
             "loss": whole.loss,
             "standard_error": slopes.standard_error(self.ranks),
             "samples": whole.samples,
-            **self._expansions(whole.sums["g"], scale(cut[1], 1 / whole.weight), cut[0], masks),
+            **self._expansions(
+                self._within(self.cut_over, whole.sums["g"]),
+                self._within(self.cut_over, scale(cut[1], 1 / whole.weight)),
+                cut[0],
+                masks,
+            ),
         }
 
     def _again(self, data: Iterable[Batch], whole: Portion, add: AddPiece, pairs: Pairs) -> None:

@@ -13,7 +13,7 @@ from torch_flowprune.gradients.products import Products
 from torch_flowprune.inputs import (
     Ranks,
     as_batches,
-    check_options,
+    check_keywords,
     from_options,
     original,
     own_names,
@@ -50,7 +50,7 @@ def hessian_vector(
     >>> hessian_vector(model, batch, v, loss=nn.functional.mse_loss)["weight"]
     tensor([[2., 4.]])
     """
-    check_options("hessian_vector", options, LossOptions.__annotations__)
+    check_keywords(hessian_vector, options, LossOptions)
     source = from_options(FlowSource, options, data=data)
     ranks, model = Ranks.of(model), unwrapped(model)
     named = _under_own_names(model, v)

@@ -29,7 +29,7 @@ from torch_flowprune.inputs.data import (
 )
 from torch_flowprune.inputs.equality import ComparedByValue, same_values
 from torch_flowprune.inputs.names import is_mask, mask_of, masked_name, original, plain_name, without_wrappers
-from torch_flowprune.inputs.options import check_options, from_options
+from torch_flowprune.inputs.options import check_keywords, check_options, from_options
 from torch_flowprune.inputs.parameters import parameters_of, prunable, unwrapped, wide, wide_type
 from torch_flowprune.inputs.patterns import Pattern
 from torch_flowprune.inputs.precision import in_float32, is_half, widened
@@ -65,6 +65,7 @@ __all__ = [
     "as_batches",
     "call",
     "check_batch_size",
+    "check_keywords",
     "check_mode",
     "check_options",
     "class_balanced",

@@ -215,22 +215,16 @@ def _generators(data: object) -> list[torch.Generator]:
     return list(generators.values())
 
 
-@contextmanager
-def cpu_generator(generator: torch.Generator | None) -> Iterator[torch.Generator]:
-    """The generator given.
+def cpu_generator(generator: torch.Generator | None) -> torch.Generator:
+    """The generator given; else torch's global one.
 
-    Else torch's global one, put back afterwards, so that scoring leaves no trace and a seed gives one mask.
+    Either goes on, as with all that torch draws: two random prunes in a row are two.
     """
-    if generator is not None:
-        if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
-            raise TypeError(
-                "generator should be a torch.Generator on the CPU (one seed then gives one mask on every device), "
-                f"got {generator!r}"
-            )
-        yield generator
-        return
-    state = torch.get_rng_state()
-    try:
-        yield torch.default_generator
-    finally:
-        torch.set_rng_state(state)
+    if generator is None:
+        return torch.default_generator
+    if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+        raise TypeError(
+            "generator should be a torch.Generator on the CPU (one seed then gives one mask on every device), "
+            f"got {generator!r}"
+        )
+    return generator

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from typing_extensions import Never
 
 from torch_flowprune.channels import Coupling
 from torch_flowprune.gradients import FlowSource
-from torch_flowprune.inputs import Pair, Pattern, Target, parameters_of, unwrapped
+from torch_flowprune.inputs import Pair, Pattern, Target, check_keywords, parameters_of, unwrapped
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.single_round import layers_of, sizes_of
 from torch_flowprune.scoring import Granularity, PrunableUnits, label, lefts
@@ -26,6 +27,7 @@ def report(
     exclude: Pattern | Sequence[Pattern] | None = None,
     example_inputs: Any = None,
     coupling: Coupling | None = None,
+    **unknown: Never,
 ) -> Report:
     """How sparse a model is, layer by layer: one that was loaded, or that others pruned. It is left as it was.
 
@@ -38,6 +40,7 @@ def report(
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
         example_inputs, coupling: for channels, an example of what the model is called with, or what
             :func:`~torch_flowprune.couple` gives.
+        unknown: none; a word of another library is answered with the one meant.
 
     Raises:
         ValueError, TypeError: for bad arguments, as :func:`~torch_flowprune.global_prune` has them.
@@ -49,6 +52,7 @@ def report(
     >>> report(loaded).sparsity
     0.25
     """
+    check_keywords(report, unknown)
     inner = unwrapped(model)
     units = PrunableUnits(granularity, parameters, include, exclude, coupling=coupling)
     candidates = units.of(inner, FlowSource(example_inputs=example_inputs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from typing_extensions import Never
 
 from torch_flowprune.channels import Coupling, LatencyTable
 from torch_flowprune.gradients import FlowSource
-from torch_flowprune.inputs import BatchSize, Closure, Loss, Pair, Pattern, check_options
+from torch_flowprune.inputs import BatchSize, Closure, Loss, Pair, Pattern, check_keywords
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.route import GivenScores, prune
 from torch_flowprune.scoring import Granularity, Measure, PrunableUnits, Scores, measure_lookup
@@ -41,8 +40,8 @@ def global_prune(
     exclude: Pattern | Sequence[Pattern] | None = None,
     min_keep: PerLayer | None = None,
     max_sparsity: PerLayer | None = None,
-    rounds: int = 1,
-    schedule: str | Schedule = "exponential",
+    rounds: int | None = None,
+    schedule: str | Schedule | Sequence[float] = "exponential",
     generator: torch.Generator | None = None,
     progress: bool | None = None,
     max_memory: int | str | None = None,
@@ -92,10 +91,10 @@ def global_prune(
         min_keep: how many units every layer keeps at least: a number (int), a fraction of the layer (float), or a
             mapping of name globs to these. One, for filters and channels, unless 0 is given.
         max_sparsity: the largest share of a layer that may be gone: a number, or a mapping of name globs to numbers.
-        rounds: prune in this many steps, scoring anew before each.
-        schedule: the sparsity after each round: ``"exponential"``, ``"linear"``, ``"cubic"``, ``"paper"`` or a function
-            of ``(rounds, start, target)``.
-        generator: the source of randomness for ``random``.
+        rounds: prune in this many steps, one if left out, scoring anew before each.
+        schedule: the sparsity after each round: ``"exponential"``, ``"linear"``, ``"cubic"``, ``"paper"``, a function
+            of ``(rounds, start, target)``, or the sparsities themselves, ``[0.5, 0.75, 0.9]``.
+        generator: the source of randomness for ``random``; torch's global one if left out, which goes on.
         scores: scores computed earlier, by parameter name or ``(module, name)``: no sweep is made, and no ``method`` is
             needed.
         example_inputs: inputs that show the shapes that ``synflow`` and channels need, where there is no data.
@@ -126,7 +125,7 @@ def global_prune(
     >>> report.pruned, report.units
     (40, 80)
     """
-    check_options("global_prune", unknown, list(inspect.signature(global_prune).parameters)[:-1])
+    check_keywords(global_prune, unknown)
     source = FlowSource(
         data,
         loss,
@@ -147,6 +146,6 @@ def global_prune(
     )
     own = scores.granularity if isinstance(scores, Scores) else "weight"
     units = PrunableUnits(granularity or own, parameters, include, exclude, scored_by, coupling)
-    goal = Goal(sparsity, amount, rounds, schedule)
+    goal = Goal.asked(sparsity, amount, rounds, schedule)
     shared_out = Allocation(allocation, scope, normalize, min_keep, max_sparsity, round_to, cost)
     return prune(model, measure_lookup.resolve(method), source, units, goal, shared_out, scores, generator)

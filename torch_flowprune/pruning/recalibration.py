@@ -7,13 +7,14 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Never
 
-from torch_flowprune.inputs import as_batches, call, first_axis, inputs_of, sized, untouched, unwrapped
+from torch_flowprune.inputs import as_batches, call, check_keywords, first_axis, inputs_of, sized, untouched, unwrapped
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def recalibrate(model: Model, data: object, *, max_samples: int | None = None) -> Model:
+def recalibrate(model: Model, data: object = None, *, max_samples: int | None = None, **unknown: Never) -> Model:
     """Take every batch norm's running statistics anew, over ``data``: those of the dense model do not fit any more.
 
     The mean and variance become the sample-weighted means of the batches'. Norms that keep no running statistics, and
@@ -23,6 +24,7 @@ def recalibrate(model: Model, data: object, *, max_samples: int | None = None) -
         model: any module, pruned or not; changed in place, and returned.
         data: an iterable of batches, or one batch, as :func:`~torch_flowprune.flow` takes them; targets are not read.
         max_samples: read exactly this many samples.
+        unknown: none; a word of another library is answered with the one meant.
 
     Raises:
         ValueError: where the model has no such norm, or the data are empty; the model is as it was.
@@ -32,6 +34,7 @@ def recalibrate(model: Model, data: object, *, max_samples: int | None = None) -
     >>> fp.recalibrate(model, (torch.ones(2, 3, 5, 5), torch.zeros(2)))[1].num_batches_tracked
     tensor(1)
     """
+    check_keywords(recalibrate, unknown)
     inner = unwrapped(model)
     norms = [module for module in inner.modules() if _keeps_statistics(module)]
     if not norms:

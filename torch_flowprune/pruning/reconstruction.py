@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, unfold
+from typing_extensions import Never
 
 from torch_flowprune.inputs import (
     Target,
     as_batches,
     call,
+    check_keywords,
     first_axis,
     flags,
     inputs_of,
@@ -65,7 +67,12 @@ class Reconstruction:
 
 
 def reconstruct(
-    model: nn.Module, data: object, *, max_samples: int | None = None, damping: float = _DAMPING
+    model: nn.Module,
+    data: object = None,
+    *,
+    max_samples: int | None = None,
+    damping: float = _DAMPING,
+    **unknown: Never,
 ) -> Reconstruction:
     """Set the kept weights of each masked layer so that its outputs are as near the dense layer's as they can be.
 
@@ -80,6 +87,7 @@ def reconstruct(
             samples or sequences suffice as a rule.
         max_samples: read at most this many samples.
         damping: of the mean of the inputs' second moments, added to each of them.
+        unknown: none; a word of another library is answered with the one meant.
 
     Returns:
         Each layer's error before and after, and what was left as it was: layers of other kinds than linear ones and
@@ -98,6 +106,7 @@ def reconstruct(
     >>> all(layer.error_after < layer.error_before for layer in layers)
     True
     """
+    check_keywords(reconstruct, unknown)
     if isinstance(data, Iterator):
         raise ValueError("the data are read once a layer, and this iterator can be read only once: pass a list")
     if damping < 0:

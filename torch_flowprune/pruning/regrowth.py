@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Never
 
 from torch_flowprune.gradients import FlowSource, flow_over
-from torch_flowprune.inputs import Closure, Loss, Ranks, Target, check_options, own_names, parameters_of, unwrapped
+from torch_flowprune.inputs import Closure, Loss, Ranks, Target, check_keywords, own_names, parameters_of, unwrapped
 from torch_flowprune.masking import all_or_nothing, apply_masks, check_can_mask, zero_grown
 from torch_flowprune.scoring import Candidates, Measure, PrunableUnits, evaluate, measure_lookup, measures
 from torch_flowprune.selection import lowest, to_prune
@@ -71,7 +70,7 @@ def regrow(
     >>> regrow(layer, 0.25, by="gradient", data=batch)
     {'weight': 6}
     """
-    check_options("regrow", unknown, list(inspect.signature(regrow).parameters)[:-1])
+    check_keywords(regrow, unknown)
     source = FlowSource(data, loss, closure, max_samples=max_samples, mode=mode, under_masks=True)
     measure = _WORDS[by] if isinstance(by, str) and by in _WORDS else measure_lookup.resolve(by)
     optimizers = _optimizers(optimizer)

@@ -57,8 +57,8 @@ class Report:
             where g is unknown. It is read off the data that chose what goes: where the same gradient made the
             scores, it is nearer to 0 than the true change by construction. :func:`~torch_flowprune.predict` on other
             data has an error bar.
-        predicted_gradient_norm_change: −2 Σ θ·Hg over what went: the first-order change of ‖g‖²; None where Hg is
-            unknown.
+        predicted_gradient_norm_change: −2 Σ θ·Hg over what went: the first-order change of ‖g‖², over all parameters
+            that require a gradient, and those scored; None where Hg is unknown.
         dense: for channels, what the model costs with all of them; else None.
         left: for channels, what it costs once :func:`~torch_flowprune.shrink` has removed those that are gone; else
             None.

@@ -44,7 +44,7 @@ def prune(
 ) -> Report:
     """Prune a model in place, by a measure over a flow or by scores at hand; ``found`` are the units, where known."""
     wrapped, model, ranks = model, unwrapped(model), Ranks.of(model)
-    found = _with_scores(model, units, scores).of(model, source) if found is None else found
+    found = scored_units(model, units, scores).of(model, source) if found is None else found
     fixed = None if scores is None else given(scores, found, units.granularity)
     plan = allocation.plan(found, goal, measure_lookup.name_of(measure) if fixed is None else fixed.method)
     goal.check_rounds(source.data, scored=scores is not None)
@@ -75,7 +75,7 @@ def prune_to(
     return prune_once(model, found, scores, choice, point)
 
 
-def _with_scores(model: nn.Module, units: PrunableUnits, scores: Mapping[Any, Tensor] | None) -> PrunableUnits:
+def scored_units(model: nn.Module, units: PrunableUnits, scores: Mapping[Any, Tensor] | None) -> PrunableUnits:
     """With scores given and no other choice made, those that have scores."""
     if scores is None or units.granularity == "channel":
         return units

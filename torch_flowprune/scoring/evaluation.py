@@ -22,15 +22,14 @@ def evaluate(
 ) -> Scores:
     """One measure over every candidate of a flow; every score is finite."""
     tensors, ours = _tensors_of(point, measure), measure in measures.MEASURES.values()
-    values = {}
-    with cpu_generator(generator) as source:
-        for name, candidate in found.items():
-            declared = {"generator": source, "name": name, "shape": candidate.shape}
-            arguments = {
-                kind: declared[kind] if kind in declared else _handed_out(candidate.rows(tensors[kind]), shared=ours)
-                for kind in measure_lookup.asks(measure)
-            }
-            values[name] = _checked(measure(**arguments), len(candidate), measure, name)
+    values, source = {}, cpu_generator(generator)
+    for name, candidate in found.items():
+        given = {"generator": source, "name": name, "shape": candidate.shape}
+        arguments = {
+            kind: given[kind] if kind in given else _handed_out(candidate.rows(tensors[kind]), shared=ours)
+            for kind in measure_lookup.asks(measure)
+        }
+        values[name] = _checked(measure(**arguments), len(candidate), measure, name)
     _check_extremes({name: _extremes(value) for name, value in values.items()}, measure_lookup.name_of(measure))
     return Scores(values, measure_lookup.name_of(measure), label(granularity))
 

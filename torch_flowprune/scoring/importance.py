@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
@@ -12,7 +11,7 @@ from typing_extensions import Never, Unpack
 
 from torch_flowprune.channels import Coupling
 from torch_flowprune.gradients import FlowOptions, FlowSource, flow_over
-from torch_flowprune.inputs import BatchSize, Closure, Loss, Pair, Pattern, check_options, parameters_of, unwrapped
+from torch_flowprune.inputs import BatchSize, Closure, Loss, Pair, Pattern, check_keywords, parameters_of, unwrapped
 from torch_flowprune.scoring import measure_lookup
 from torch_flowprune.scoring.candidates import targets_of
 from torch_flowprune.scoring.evaluation import evaluate
@@ -85,7 +84,7 @@ def scores(
             :func:`~torch_flowprune.scoring.channel_candidates.channel_candidates`.
         coupling: for channels, what :func:`~torch_flowprune.couple` gives, or written by hand: the model is not read
             again, and needs no ``example_inputs``.
-        generator: the source of randomness for ``random``; without it torch's global one is read and put back.
+        generator: the source of randomness for ``random``; torch's global one if left out, which goes on.
 
     Raises:
         ValueError, TypeError: for anything unknown, missing or not finite, naming it.
@@ -94,7 +93,7 @@ def scores(
     >>> scores(model, "magnitude")["0.weight"].shape
     torch.Size([6])
     """
-    check_options("scores", unknown, list(inspect.signature(scores).parameters)[:-1])
+    check_keywords(scores, unknown)
     source = FlowSource(
         data,
         loss,
@@ -116,20 +115,12 @@ def scores(
     units = PrunableUnits(granularity, parameters, include, exclude, scored_by, coupling)
     wrapped, model = model, unwrapped(model)
     methods = [method] if isinstance(method, str) or callable(method) else list(method)
-    resolved = [measure_lookup.resolve(one) for one in methods]
-    names = [one if isinstance(one, str) else measure_lookup.name_of(one) for one in methods]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"scores come back by name, and method= has {', '.join(names)}: give each function a __name__ of its own"
-        )
+    resolved = measure_lookup.measures_by_name(methods)
     chosen = units.of(model, source)
-    needs = {kind for measure in resolved for kind in measure_lookup.needs(measure)}
+    needs = {kind for measure in resolved.values() for kind in measure_lookup.needs(measure)}
     point = flow_over(source, wrapped, tuple(needs), targets_of(chosen))
-    candidates = {
-        name: evaluate(point, measure, chosen, granularity, generator)
-        for name, measure in zip(names, resolved, strict=True)
-    }
-    return next(iter(candidates.values())) if isinstance(method, str) or callable(method) else candidates
+    found = {name: evaluate(point, measure, chosen, granularity, generator) for name, measure in resolved.items()}
+    return next(iter(found.values())) if isinstance(method, str) or callable(method) else found
 
 
 def importance_scores(
@@ -144,6 +135,7 @@ def importance_scores(
     >>> importance_scores(model)[(model, "weight")].shape
     torch.Size([2, 3])
     """
+    check_keywords(importance_scores, options, ScoreOptions)
     if not isinstance(method, str) and isinstance(method, Sequence):
         raise TypeError(f"importance_scores takes one measure, got {list(method)!r}: call it once for each")
     if options.get("granularity", "weight") != "weight":

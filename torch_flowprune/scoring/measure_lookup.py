@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import reprlib
+from collections.abc import Sequence
 
 from torch_flowprune.gradients import INGREDIENTS
 from torch_flowprune.scoring.measures import ALIASES, MEASURES, Measure
@@ -38,6 +39,21 @@ def resolve(method: str | Measure) -> Measure:
             f"named after what it reads: {', '.join((*INGREDIENTS, *_ABOUT_LAYERS))} (give any other a default)"
         )
     return method
+
+
+def measures_by_name(methods: Sequence[str | Measure]) -> dict[str, Measure]:
+    """Measures under the names they are asked by.
+
+    Raises:
+        ValueError: where two have one name.
+    """
+    names = [method if isinstance(method, str) else name_of(method) for method in methods]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"scores come back by name, and these are asked for: {', '.join(names)}; name each once, and give each "
+            "function a __name__ of its own"
+        )
+    return dict(zip(names, map(resolve, methods), strict=True))
 
 
 def needs(method: str | Measure) -> tuple[str, ...]:

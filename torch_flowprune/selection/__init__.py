@@ -10,7 +10,7 @@ from torch_flowprune.selection.lowest_k import lowest
 from torch_flowprune.selection.meters import COSTS
 from torch_flowprune.selection.plan import Plan, Pool
 from torch_flowprune.selection.sampled_bracket import numbers
-from torch_flowprune.selection.schedules import SCHEDULES, Schedule, fraction, steps, to_prune
+from torch_flowprune.selection.schedules import SCHEDULES, Schedule, check_listed, fraction, listed, steps, to_prune
 
 __all__ = [
     "COSTS",
@@ -25,10 +25,12 @@ __all__ = [
     "Pool",
     "Schedule",
     "SharedOut",
+    "check_listed",
     "choose",
     "counted",
     "fraction",
     "gone_share",
+    "listed",
     "living_units",
     "lowest",
     "numbers",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, isclose
 
 from torch_flowprune.scoring import Blocks
-from torch_flowprune.selection.schedules import Schedule, fraction, steps, to_prune
+from torch_flowprune.selection.schedules import Schedule, check_listed, fraction, listed, steps, through, to_prune
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,25 @@ class Goal:
     rounds: int = 1
     schedule: str | Schedule = "exponential"
     final: float | None = None
+
+    @classmethod
+    def asked(
+        cls,
+        sparsity: float | None,
+        amount: float | None,
+        rounds: int | None,
+        schedule: str | Schedule | Sequence[float],
+    ) -> Goal:
+        """From the words of a call: the sparsities themselves may be the schedule.
+
+        Raises:
+            ValueError: for sparsities that do not rise, or that another word contradicts.
+        """
+        if (values := listed(schedule)) is not None:
+            check_listed(values, sparsity, amount, rounds)
+            return cls(values[-1], None, len(values), through(values))
+        assert isinstance(schedule, str) or not isinstance(schedule, Sequence)
+        return cls(sparsity, amount, 1 if rounds is None else rounds, schedule)
 
     @property
     def is_open(self) -> bool:

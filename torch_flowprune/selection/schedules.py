@@ -6,7 +6,7 @@ A schedule takes ``(rounds, start, target)`` and returns the sparsity after each
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from operator import index
 from typing import Any, SupportsFloat, TypeAlias
@@ -143,6 +143,36 @@ def steps(schedule: str | Schedule, rounds: int, start: float, target: float) ->
             f"got {sparsities}"
         )
     return sparsities
+
+
+def listed(schedule: str | Schedule | Sequence[float]) -> list[float] | None:
+    """The sparsities themselves, where these are the schedule.
+
+    >>> listed([0.5, 0.75]), listed("linear")
+    ([0.5, 0.75], None)
+    """
+    if isinstance(schedule, Sequence) and not isinstance(schedule, str):
+        return [fraction(value) for value in schedule]
+    return None
+
+
+def check_listed(values: Sequence[float], sparsity: float | None, amount: float | None, rounds: int | None) -> None:
+    """An error for sparsities that are no schedule, or that another word contradicts."""
+    same = sparsity in (None, values[-1] if values else None) and rounds in (None, len(values))
+    if not values or sorted(values) != values or not same or amount is not None:
+        raise ValueError(
+            f"schedule={values} should be rising sparsities, one a round, the last of them sparsity= where that is "
+            "given, without amount="
+        )
+
+
+def through(values: Sequence[float]) -> Schedule:
+    """The schedule that listed sparsities are.
+
+    >>> through([0.5, 0.75])(2, 0.0, 0.75)
+    [0.5, 0.75]
+    """
+    return lambda rounds, start, target: [*(min(value, target) for value in values[: rounds - 1]), target]
 
 
 def _exact(values: list[float], start: float, target: float) -> list[float]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import Never
 
 from torch_flowprune.channels.coupling import arguments_of, coupling_of, reading_of
 from torch_flowprune.channels.groups import Coupling, living_channels
@@ -21,12 +22,13 @@ from torch_flowprune.channels.shrinking.attempts import Bench, attempt, untried
 from torch_flowprune.channels.shrinking.handover import Follower, Handover, Optimizers
 from torch_flowprune.channels.shrinking.surgery import Surgery, kept_positions, operated
 from torch_flowprune.channels.tracing import Reading, canonical_names
+from torch_flowprune.inputs import check_keywords
 from torch_flowprune.masking import apply_masks, dense_copy, remove, write_zeros
 
 
 def shrink(
     model: nn.Module,
-    example_inputs: Any,
+    example_inputs: Any = None,
     *,
     masks: Mapping[str, Tensor] | None = None,
     coupling: Coupling | None = None,
@@ -37,6 +39,7 @@ def shrink(
     inplace: bool = False,
     graph: bool = True,
     verify: bool = True,
+    **unknown: Never,
 ) -> nn.Module:
     """A smaller model without the dead channels of this one; its outputs are checked to be the masked model's.
 
@@ -58,6 +61,7 @@ def shrink(
             replace it by its exported graph, resized. With False, or in place, that is an error.
         verify: whether the result is proved before it is handed out. With False sizes are set as they are likeliest,
             and nothing is run: for who has seen the same model pass.
+        unknown: none; a word of another library is answered with the one meant.
 
     Returns:
         The smaller model.
@@ -77,6 +81,7 @@ def shrink(
     >>> shrink(model, torch.ones(2, 3))[0].out_features
     4
     """
+    check_keywords(shrink, unknown)
     dense, own_masks = dense_copy(model)
     names = canonical_names(dense)
     given = {names[name]: mask.bool() for name, mask in {**own_masks, **(masks or {})}.items()}

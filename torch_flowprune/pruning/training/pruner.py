@@ -12,12 +12,20 @@ from typing_extensions import Unpack
 
 from torch_flowprune.channels import Coupling, Surgery
 from torch_flowprune.gradients import Flow, FlowSource, LossOptions, flow_over
-from torch_flowprune.inputs import Batch, check_options, from_options, parameters_of, unwrapped
+from torch_flowprune.inputs import Batch, from_options, parameters_of, unwrapped
 from torch_flowprune.masking import averaged_model, sync_masks
 from torch_flowprune.pruning.report import Report
-from torch_flowprune.pruning.route import prune
+from torch_flowprune.pruning.route import GivenScores, prune, scored_units
 from torch_flowprune.pruning.training.backward_gradients import BackwardGradients, overflown
-from torch_flowprune.pruning.training.pruner_checks import check_is_known, check_kinds, weight_of_newest
+from torch_flowprune.pruning.training.pruner_checks import (
+    check_can_follow,
+    check_is_known,
+    check_kinds,
+    check_pruner_words,
+    check_scores,
+    copied_state,
+    weight_of_newest,
+)
 from torch_flowprune.pruning.training.pruner_state import check_words, saved_origins
 from torch_flowprune.pruning.training.rounds import Rounds
 from torch_flowprune.scoring import (
@@ -67,6 +75,8 @@ class Pruner:
         generator: the source of randomness for ``random``.
         averages: averages of the model (EMA, SWA), brought in step with its masks after each round as
             :func:`~torch_flowprune.sync_masks` does; one made later may be appended to ``pruner.averages``.
+        scores: scores computed earlier: every round that nothing is tracked for and no data are given to prunes by
+            them, further each time.
         options: further arguments of :func:`~torch_flowprune.global_prune` (``granularity``, ``loss``, ``min_keep``,
             ...).
 
@@ -102,18 +112,21 @@ class Pruner:
         theta0: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
         averages: Iterable[Any] = (),
+        scores: GivenScores | None = None,
         **options: Unpack[PrunerOptions],
     ) -> None:
-        check_options("Pruner", options, PrunerOptions.__annotations__)
+        check_pruner_words(Pruner, options, PrunerOptions)
         self.model, self.method, self.measure = model, method, measure_lookup.resolve(method)
         self.alpha, self.generator = weight_of_newest(alpha), generator
         check_kinds(theta0, generator)
         self.averages = list(averages)
         self._check_averages()
         if theta0 is None and "theta0" in measure_lookup.needs(self.measure):
-            theta0 = _copied_state(unwrapped(model).state_dict())
+            theta0 = copied_state(unwrapped(model))
         self.source = from_options(FlowSource, options, theta0=theta0)
-        self.units = from_options(PrunableUnits, options)
+        own = {"granularity": scores.granularity} if isinstance(scores, Scores) else {}
+        self.scores, self.units = scores, from_options(PrunableUnits, {**own, **options})
+        self.units = scored_units(unwrapped(model), self.units, scores)
         self.allocation = from_options(Allocation, options)
         self.asked = Rounds(sparsity, amount, rounds, schedule)
         self.round = self.minibatches = 0
@@ -123,7 +136,7 @@ class Pruner:
         self._layers = self.units.layers(unwrapped(model))
         self._gradients = BackwardGradients()
         if self.units.granularity != "channel" or self.units.coupling or self.source.example_inputs is not None:
-            self._candidates()  # else the first data show the channels
+            check_scores(scores, self._candidates(), self.units.granularity)  # else the first data show the channels
 
     @property
     def done(self) -> bool:
@@ -170,7 +183,7 @@ class Pruner:
             self.tracked[name] = score if old is None else torch.lerp(old, score, weight)
 
     def step(self, data: object = None) -> Report:
-        """Prune to the next sparsity by what was tracked, or else by scores over ``data``.
+        """Prune to the next sparsity by scores over ``data``; without them by what was tracked, or the scores given.
 
         Raises:
             ValueError: when all rounds are done, there is nothing to score from, or the model is another than the
@@ -178,13 +191,11 @@ class Pruner:
         """
         found = self._candidates(data)
         self._check_averages()
-        goal, tracked = Goal(self.next_sparsity, final=self.goals[-1]), None
+        goal, by = Goal(self.next_sparsity, final=self.goals[-1]), self.scores if data is None else None
         if self.tracked and data is None:
-            tracked = Scores(self.tracked, measure_lookup.name_of(self.method), label(self.units.granularity))
+            by = Scores(self.tracked, measure_lookup.name_of(self.method), label(self.units.granularity))
         source = replace(self.source, data=data)
-        report = prune(
-            self.model, self.measure, source, self.units, goal, self.allocation, tracked, self.generator, found
-        )
+        report = prune(self.model, self.measure, source, self.units, goal, self.allocation, by, self.generator, found)
         sync_masks(self.model, *self.averages)
         self.tracked, self.minibatches = {}, 0
         self.round += 1
@@ -196,7 +207,8 @@ class Pruner:
         The round, what was asked for, the tracked average, the reference point, the generator's state, and what
         :func:`~torch_flowprune.shrink` has removed.
         """
-        coupling = self.units.coupling if self._has_shrunk else None
+        has_shrunk = any(origin.kept is not None for origin in self._origins.values())
+        coupling = self.units.coupling if has_shrunk else None
         return {
             "method": measure_lookup.name_of(self.method),
             "granularity": label(self.units.granularity),
@@ -240,8 +252,7 @@ class Pruner:
         Raises:
             ValueError: if it is a pruner of another model, or its units do not outlive the surgery.
         """
-        if unwrapped(self.model) is not model:
-            raise ValueError("pruner= is of another model than the one to shrink: pass the pruner of this one")
+        check_can_follow(self.model, model, self.scores)
         found = {name: getattr(one, "left", one) for name, one in self._candidates().items()} if self._origins else {}
         origins = {name: self._origins[name].after(one, surgery) for name, one in found.items()}
         coupling = None if self.units.coupling is None else surgery.coupling(self.units.coupling)
@@ -257,10 +268,6 @@ class Pruner:
             self._layers = self.units.layers(unwrapped(small))
 
         return go_on
-
-    @property
-    def _has_shrunk(self) -> bool:
-        return any(origin.kept is not None for origin in self._origins.values())
 
     def _candidates(self, data: object = None) -> Candidates:
         """Those of the model as it is, which has to be the one that is known, counted as they were."""
@@ -288,7 +295,3 @@ class Pruner:
     @property
     def _reads_gradients(self) -> bool:
         return not {"g", "g2"}.isdisjoint(measure_lookup.needs(self.measure))
-
-
-def _copied_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in state.items() if isinstance(value, Tensor)}

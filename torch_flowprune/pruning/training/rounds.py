@@ -8,7 +8,18 @@ from typing import Any
 
 from torch_flowprune.channels import LatencyTable
 from torch_flowprune.scoring import Candidates
-from torch_flowprune.selection import Allocation, Goal, Schedule, fraction, gone_share, steps, to_prune, total_of
+from torch_flowprune.selection import (
+    Allocation,
+    Goal,
+    Schedule,
+    check_listed,
+    fraction,
+    gone_share,
+    listed,
+    steps,
+    to_prune,
+    total_of,
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class Rounds:
 
     def __post_init__(self) -> None:
         if self.listed is not None:
-            self._check_listed(self.listed)
+            check_listed(self.listed, self.sparsity, self.amount, self.rounds)
         elif self.amount is not None:
             self._check_amount()
         elif self.sparsity is not None:
@@ -36,22 +47,12 @@ class Rounds:
     @property
     def listed(self) -> list[float] | None:
         """The sparsities themselves, where these are the schedule."""
-        if isinstance(self.schedule, Sequence) and not isinstance(self.schedule, str):
-            return [fraction(value) for value in self.schedule]
-        return None
+        return listed(self.schedule)
 
     @property
     def count(self) -> int:
         """How many rounds."""
         return len(self.listed) if self.listed is not None else 1 if self.rounds is None else self.rounds
-
-    def _check_listed(self, goals: list[float]) -> None:
-        same = self.sparsity in (None, goals[-1] if goals else None) and self.rounds in (None, len(goals))
-        if not goals or sorted(goals) != goals or not same or self.amount is not None:
-            raise ValueError(
-                f"schedule={goals} should be rising sparsities, one a round, the last of them sparsity= where that is "
-                "given, without amount="
-            )
 
     def _check_amount(self) -> None:
         if self.sparsity is not None or self.schedule != "exponential":
