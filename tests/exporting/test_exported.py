@@ -124,6 +124,48 @@ def test_masks_come_back_as_they_were(granularity, tmp_path):
     assert torch.equal(plain.eval()(X), model(X))
 
 
+@pytest.mark.parametrize("kept_only", [False, True])
+def test_a_file_is_as_large_as_what_it_says(kept_only, tmp_path):
+    model = nn.Sequential(nn.Linear(256, 1024), nn.Tanh(), nn.Linear(1024, 64))
+    fp.global_prune(model, "magnitude", 0.9, allocation="layer")
+    with torch.no_grad():
+        model[0].weight_orig[model[0].weight_mask.nonzero()[0].tolist()] = 0.0  # a kept value that is 0
+    fp.save_pruned(model, tmp_path / "a.safetensors", kept_only=kept_only)
+    dense = 4 * sum(value.numel() for value in model.parameters())
+    expected = dense * (0.1 + 1 / 32) if kept_only else dense
+    assert (tmp_path / "a.safetensors").stat().st_size == pytest.approx(expected, rel=0.05)
+    new = nn.Sequential(nn.Linear(256, 1024), nn.Tanh(), nn.Linear(1024, 64))
+    again = fp.load_pruned(new, tmp_path / "a.safetensors")
+    assert all(torch.equal(mask, fp.masks(again)[name]) for name, mask in fp.masks(model).items())
+    assert torch.equal(again(torch.ones(2, 256)), model(torch.ones(2, 256)))
+
+
+@pytest.mark.parametrize("fault", ["mask", "values", "shape"])
+def test_damage_to_kept_values_is_a_value_error(fault, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    fp.save_pruned(pruned(), tmp_path / "a.safetensors", kept_only=True)
+    tensors, known = load_file(tmp_path / "a.safetensors"), {"0.weight": list(net()[0].weight.shape)}
+    if fault == "mask":
+        del tensors["0.weight_mask"]
+    elif fault == "values":
+        tensors["0.weight_orig"] = tensors["0.weight_orig"][1:].clone()
+    else:
+        known["0.weight"] = [3]
+    save_file(tensors, tmp_path / "b.safetensors", {"torch_flowprune": json.dumps({"kept": known})})
+    with pytest.raises(ValueError, match="damaged"):
+        fp.load_pruned(net(), tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_kept_values_of_a_shrunk_model_and_of_one_that_is_not(granularity, tmp_path):
+    model = pruned(granularity)
+    shrunk = fp.shrink(model, X) if granularity == "channel" else None
+    fp.save_pruned(model, tmp_path / "a.safetensors", shrunk=shrunk, kept_only=True)
+    again = fp.load_pruned(net(), tmp_path / "a.safetensors").eval()
+    assert torch.equal(again(X), (model if shrunk is None else shrunk).eval()(X))
+
+
 def test_the_same_model_gives_the_same_bytes(tmp_path):
     sums = set()
     for number in range(12):

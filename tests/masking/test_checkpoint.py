@@ -268,3 +268,44 @@ def test_a_mask_of_one_element_packed():
         assert model.weight_mask.tolist() == [kept]
         fp.load_state_dict(other := nn.PReLU(), fp.state_dict(source))
         assert other.weight_mask.tolist() == [kept]
+
+
+def _with_head(classes):
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, classes))
+
+
+@pytest.mark.parametrize("form", ["packed", "torch's", "without the head"])
+def test_a_pruned_backbone_under_another_head(form):
+    source, target = _with_head(10), _with_head(3)
+    fp.global_prune(source, "magnitude", 0.5)
+    state = source.state_dict() if form == "torch's" else fp.state_dict(source)
+    if form == "without the head":
+        state = {name: value for name, value in state.items() if not name.startswith("4.")}
+    head = {name: value.clone() for name, value in target[4].state_dict().items()}
+    with pytest.warns(UserWarning, match=r"^of the state dict all was loaded that fits; left out: .*4\.bias"):
+        assert fp.load_state_dict(target, state, strict=False) is target
+    assert all(torch.equal(target[i].weight, source[i].weight) for i in (0, 2))
+    assert fp.masks(target).keys() == {"0.weight", "2.weight"}
+    assert all(torch.equal(value, head[name]) for name, value in target[4].state_dict().items())
+
+
+def test_what_a_state_lacks_keeps_its_mask():
+    source, target = _with_head(10), _with_head(3)
+    fp.global_prune(source, "magnitude", 0.5)
+    fp.l1_unstructured(target[4], "weight", 7)
+    with pytest.warns(UserWarning, match="left out"):
+        fp.load_state_dict(target, fp.state_dict(source), strict=False)
+    assert int((~fp.masks(target)["4.weight"]).sum()) == 7
+    with pytest.warns(UserWarning, match="left out"):
+        fp.load_state_dict(target, _with_head(10).state_dict(), strict=False, lift_masks=True)
+    assert fp.masks(target).keys() == {"4.weight"}
+
+
+def test_where_all_fits_nothing_is_said_and_where_nothing_does_it_is_refused():
+    source, target = pruned(mlp()), mlp()
+    fp.load_state_dict(target, fp.state_dict(source), strict=False)
+    assert fp.masks(target).keys() == fp.masks(source).keys()
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    with pytest.raises(ValueError, match="nothing of the state dict fits"):
+        fp.load_state_dict(target, {"other": torch.ones(3)}, strict=False)
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -63,7 +64,11 @@ def _write(model: nn.Module, report: fp.Report, chosen: argparse.Namespace) -> l
     lines = []
     shrunk = fp.shrink(model, example_input(model, 2)) if chosen.shrink else None
     if chosen.out:
-        facts = {"method": report.method, "granularity": report.granularity, "sparsity": report.sparsity}
+        facts: dict[str, Any] = {
+            "method": report.method,
+            "granularity": report.granularity,
+            "sparsity": report.sparsity,
+        }
         written = fp.save_pruned(model, chosen.out, shrunk=shrunk, **facts)
         lines.append(f"{chosen.out} written: load it with {_loading(chosen, anywhere=written.loads_anywhere)}")
     if chosen.onnx:

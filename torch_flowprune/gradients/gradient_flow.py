@@ -154,7 +154,7 @@ def flow(
         theta0: a state dict of the reference point (the initialisation, for instance).
         max_samples: read exactly this many samples (the last batch is cut).
         temperature: the output is divided by it before the loss.
-        mode: "eval" (the paper's) or "train": batch norm and dropout while scoring.
+        mode: "eval" (the paper's), or "train", as is right at initialisation: batch norm and dropout while scoring.
         example_inputs: inputs that show the shape ``gR`` needs, where there is no data.
         progress: True or False; None shows a bar on a terminal, once a sweep has taken two seconds.
         max_memory: what a sweep may take besides model and data, in bytes or as ``"2GB"``: batches that would take more

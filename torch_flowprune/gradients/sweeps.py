@@ -21,6 +21,7 @@ from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.microbatches import Graphs, MicroBatches, check_runs_alone
 from torch_flowprune.gradients.operators import twice_differentiable
 from torch_flowprune.gradients.same_data import check_same_count, check_same_losses
+from torch_flowprune.gradients.untrained_statistics import warn_untrained
 from torch_flowprune.gradients.weighted_sums import (
     add_weighted,
     add_weighted_squares,
@@ -72,6 +73,8 @@ class Sweeps:
             raise ValueError(
                 "offload=True keeps the sums on the host, where ranks do not add them up: score in one process"
             )
+        if source.mode == "eval":
+            warn_untrained(model, stacklevel=6)
         self.offload, self.seen, self.losses = source.offload, 0, list[Tensor]()
         weights = LossWeights(model, source.objective, source.reduction)
         self.targets = targets

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -90,7 +92,9 @@ def _with_metadata(values: Mapping[str, Any], metadata: Mapping[str, Any] | None
     return state
 
 
-def load_state_dict(model: nn.Module, state: Mapping[str, Any], *, lift_masks: bool = False) -> nn.Module:
+def load_state_dict(
+    model: nn.Module, state: Mapping[str, Any], *, lift_masks: bool = False, strict: bool = True
+) -> nn.Module:
     """Load a state dict of any kind into a model of any kind, all of it or nothing.
 
     A pruned state (this package's with packed masks, or torch's with ``weight_mask`` of any dtype) makes the model
@@ -99,12 +103,20 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any], *, lift_masks: b
     that the model is dense afterwards. A state of the model inside ``torch.compile`` or
     data parallelism fits it outside, and the other way round; a tied weight may be there under any of its names.
 
+    With ``strict=False`` what fits is loaded, weights with their masks: a pruned backbone under a head of another size.
+    What the state lacks, or has in another shape, stays in the model as it is, masks too. All that is left out is
+    named.
+
     Returns:
         The model.
 
     Raises:
-        ValueError: if an entry is missing, unexpected or of another shape; nothing was loaded then.
+        ValueError: if an entry is missing, unexpected or of another shape, or nothing fits where ``strict=False`` asks
+            for what does; nothing was loaded then.
         Exception: what a module's own loader raises; nothing was loaded then either.
+
+    Warns:
+        UserWarning: what was left out, with ``strict=False``.
 
     >>> import torch_flowprune as fp
     >>> pruned, dense = nn.Linear(4, 2), nn.Linear(4, 2)
@@ -117,15 +129,18 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any], *, lift_masks: b
     expected = {plain_name(key, own): value for key, value in own.items() if not is_mask(key, own)}
     values, masks_in_state = _split(state, expected)
     _fill_tied(values, known, expected)
-    _check_entries(expected, values)
-    wanted = _wanted(known, masks_in_state)
+    faults = _faults(expected, values)
+    _check_entries(faults, strict=strict, some_fit=len(faults.not_loaded) < len(expected))
+    values = {name: value for name, value in values.items() if name not in faults.not_loaded}
+    wanted = _wanted(known, {name: mask for name, mask in masks_in_state.items() if strict or name in values})
     with values_intact_on_error(inner), intact_on_error(inner.modules()):
         if masks_in_state or lift_masks:
             for name, target in known.items():
-                set_mask(target, wanted.get(name))
+                if not faults.not_loaded.issuperset(target.names):
+                    set_mask(target, wanted.get(name))
             guard_saving(inner)
         own = inner.state_dict()
-        loaded = {key: own[key] if is_mask(key, own) else values[plain_name(key, own)] for key in own}
+        loaded = {key: own[key] if is_mask(key, own) else values.get(plain_name(key, own), own[key]) for key in own}
         inner.load_state_dict(_with_metadata(loaded, _metadata(state, own)))
         forget_caches(inner)
     return model
@@ -182,17 +197,46 @@ def _metadata(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
     return {path: versions.get(forms(path)[-1], version) for path, version in ours.items()}
 
 
-def _check_entries(own: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    missing, unexpected = sorted(own.keys() - values.keys()), sorted(values.keys() - own.keys())
-    shapes = [
-        f"{name}: {_shape(values[name])} for {_shape(own[name])}"
-        for name in own.keys() & values.keys()
-        if isinstance(own[name], Tensor) and _shape(own[name]) != _shape(values[name])
-    ]
-    faults = [f"{kind} {', '.join(names[:5])}" + (" ..." if len(names) > 5 else "") for kind, names in
-              (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)) if names]  # fmt: skip
-    if faults:
-        raise ValueError(f"the state dict does not fit the model, and nothing was loaded: {'; '.join(faults)}")
+@dataclass(frozen=True)
+class _Faults:
+    """Where a state does not fit: names that it lacks, has besides, or has in another shape."""
+
+    missing: list[str]
+    unexpected: list[str]
+    shapes: dict[str, str]
+
+    @property
+    def not_loaded(self) -> set[str]:
+        return {*self.missing, *self.unexpected, *self.shapes}
+
+    def __str__(self) -> str:
+        told = {"missing": self.missing, "unexpected": self.unexpected, "other shape": list(self.shapes.values())}
+        return "; ".join(
+            f"{kind} {', '.join(names[:5])}" + (" ..." if len(names) > 5 else "")
+            for kind, names in told.items()
+            if names
+        )
+
+
+def _faults(own: Mapping[str, Any], values: Mapping[str, Any]) -> _Faults:
+    return _Faults(
+        sorted(own.keys() - values.keys()),
+        sorted(values.keys() - own.keys()),
+        {
+            name: f"{name}: {_shape(values[name])} for {_shape(own[name])}"
+            for name in own.keys() & values.keys()
+            if isinstance(own[name], Tensor) and _shape(own[name]) != _shape(values[name])
+        },
+    )
+
+
+def _check_entries(faults: _Faults, *, strict: bool, some_fit: bool) -> None:
+    if str(faults) and strict:
+        raise ValueError(f"the state dict does not fit the model, and nothing was loaded: {faults}")
+    if not some_fit:
+        raise ValueError(f"nothing of the state dict fits the model, and nothing was loaded: {faults}")
+    if str(faults):
+        warnings.warn(f"of the state dict all was loaded that fits; left out: {faults}", UserWarning, stacklevel=3)
 
 
 def _shape(value: Any) -> Any:
