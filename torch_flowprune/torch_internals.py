@@ -48,6 +48,7 @@ __all__ = [
     "inside_compiled",
     "is_compiled",
     "is_read_as_a_graph",
+    "keep_where_positive",
     "list_flat_weights",
     "names_of_flat_weights",
     "runs_step_hooks",
@@ -135,6 +136,8 @@ fused_weight_norm: Callable[..., Tensor] = torch._weight_norm
 convolution_backward: Callable[..., Any] = torch.ops.aten.convolution_backward
 batch_norm_backward: Callable[..., Any] = torch.ops.aten.native_batch_norm_backward
 unsafe_view: Callable[..., Any] = torch.ops.aten._unsafe_view
+# ``relu``'s derivative: of (value, key, 0) the value where the key is over 0, else 0, whatever the value is.
+keep_where_positive: Callable[..., Any] = torch.ops.aten.threshold_backward.default
 # What `.to(dtype)` is to a dispatch mode: the same values in another type.
 to_copy: Callable[..., Any] = torch.ops.aten._to_copy
 
@@ -172,9 +175,8 @@ def storage_key(storage: torch.UntypedStorage) -> int:
     return storage._cdata  # type: ignore[no-any-return]
 
 
-def version_of(tensor: Tensor) -> int:
-    """How often the tensor has been written to."""
-    return tensor._version
+# How often a tensor has been written to. The getter itself, as this is asked at every access to a masked weight.
+version_of: Callable[[Tensor], int] = Tensor._version.__get__  # type: ignore[attr-defined]
 
 
 def has_hooks(tensor: Tensor) -> bool:

@@ -592,3 +592,20 @@ def test_the_papers_protocol():
     product = sum(one.H @ mean for one in each) / 3
     found = fp.flow(model, batches, temperature=200.0)
     assert (oracles.flatten(found.Hg) - product).norm() / product.norm() < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["g2", "g2_sample"])
+def test_squares_of_sparse_gradients(kind):
+    """Rows that a batch names twice are summed before they are squared."""
+
+    def net(sparse):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(5, 4, sparse=sparse), nn.Flatten(), nn.Linear(12, 3))
+
+    data = [
+        (torch.tensor([[0, 0, 1], [2, 1, 1]]), torch.tensor([0, 2])),
+        (torch.tensor([[4, 4, 4]]), torch.tensor([1])),
+    ]
+    found, expected = (getattr(fp.flow(net(sparse), data, needs=(kind,)), kind) for sparse in (True, False))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)

@@ -242,9 +242,35 @@ def test_row_2_7_a_write_under_autograd_is_an_error_as_of_a_dense_weight():
 def test_row_2_7_data_of_another_shape_is_refused():
     layer = pruned(nn.Linear(8, 8))
     before = snapshot(layer)
-    with pytest.raises(ValueError, match=r"should have its mask's shape \(8, 8\), got \(8, 1\)"):
+    with pytest.raises(ValueError, match=r"should have its mask's shape \(8, 8\), got shape \(8, 1\)"):
         layer.weight.data = torch.ones(8, 1)
     assert snapshot(layer) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda: torch.ones(8, 8, device="meta"),
+        lambda: torch.eye(8).to_sparse(),
+        lambda: torch.quantize_per_tensor(torch.ones(8, 8), 0.1, 0, torch.qint8),
+    ],
+    ids=["meta", "sparse", "quantised"],
+)
+def test_row_2_7_data_that_carries_no_mask_is_refused(value):
+    layer = pruned(nn.Linear(8, 8))
+    before = snapshot(layer)
+    with pytest.raises(ValueError, match="this weight is pruned, and a"):
+        layer.weight.data = value()
+    assert snapshot(layer) == before
+
+
+def test_row_2_7_data_of_another_dtype_is_that_of_the_parameter():
+    layer = pruned(nn.Linear(8, 8))
+    weight = layer.weight
+    weight.data = weight.data.double() + 1
+    assert layer.weight_orig.dtype is layer.weight.dtype is weight.dtype is torch.float64
+    assert torch.equal(layer.weight, weight)
 
 
 def test_row_2_7_a_part_that_is_laid_out_otherwise_is_refused():
@@ -269,14 +295,63 @@ def test_row_2_7_what_is_computed_from_a_masked_weight_is_plain():
     assert type(weight[:, [0]]) is torch.Tensor, "a copy: nothing to write to"
 
 
-def test_row_2_7_out_and_functions_that_write_are_lost():
-    """What row 2.7 says of them; ``nn.init.eye_`` is one."""
+FUNCTIONS = {
+    "out=, in nn.init.eye_": nn.init.eye_,
+    "out=": lambda weight: torch.mul(weight.detach(), 2, out=weight.data),
+    "out= of a part": lambda weight: torch.add(torch.ones(8), 1, out=weight.data[0]),
+    "a function's underscore": lambda weight: torch.relu_(weight.detach()),
+    "many at once": lambda weight: torch._foreach_mul_([weight.detach()], 3.0),
+    "then a method": lambda weight: torch.relu_(weight.detach()).add_(1),
+}
+
+
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_row_2_7_what_functions_write_reaches_the_parameter(kind):
     layer = pruned(nn.Linear(8, 8))
-    before = layer.weight_orig.clone()
+    dense, under = nn.Linear(8, 8), layer.weight_orig.detach().clone()
+    dense.load_state_dict({"weight": layer.weight.detach(), "bias": layer.bias.detach()})
     with torch.no_grad():
-        torch.relu_(layer.weight)
-        nn.init.eye_(layer.weight)
+        FUNCTIONS[kind](layer.weight)
+        FUNCTIONS[kind](dense.weight)
+    expected = torch.where(layer.weight_mask, dense.weight, 0)
+    assert torch.equal(layer.weight, expected)
+    if kind != "then a method":
+        assert torch.equal(layer.weight_orig[~layer.weight_mask], under[~layer.weight_mask])
+
+
+def test_row_2_7_embeddings_that_bound_their_norm_do_so_in_the_parameter():
+    layer, dense = nn.Embedding(5, 4, max_norm=1.0), nn.Embedding(5, 4, max_norm=1.0)
+    with torch.no_grad():
+        layer.weight.mul_(5)
+        dense.weight.copy_(layer.weight)
+    fp.apply_masks(layer, {"weight": torch.ones(5, 4, dtype=torch.bool)})
+    assert torch.equal(layer(torch.arange(3)), dense(torch.arange(3)))
+    assert torch.equal(layer.weight_orig, dense.weight)
+
+
+def test_row_2_7_a_function_that_writes_to_what_is_old_warns():
+    layer = pruned(nn.Linear(8, 8))
+    old = layer.weight.detach()
+    with torch.no_grad():
+        layer.weight_orig.add_(1)
+    before = layer.weight_orig.detach().clone()
+    torch.relu_(old)
+    with pytest.warns(
+        UserWarning, match="a function has written to a pruned weight .* that is lost; write to weight_o"
+    ):
+        del old
     assert torch.equal(layer.weight_orig, before)
+
+
+def test_row_2_7_under_inference_mode_writes_are_not_counted():
+    with torch.inference_mode():
+        inside = pruned(nn.Linear(8, 8))
+        torch.relu_(inside.weight)
+    layer = pruned(nn.Linear(8, 8))
+    with torch.inference_mode():
+        layer(torch.ones(2, 8))
+        torch.relu_(layer.weight)
+    assert (layer.weight_orig < 0).any()
 
 
 def test_row_2_7_assigning_a_parameter_replaces_the_values_under_the_mask():
@@ -308,6 +383,7 @@ UNFIT = {
     ),
     "sparse": (lambda: torch.eye(8).to_sparse_csr(), "a Tensor of layout torch.sparse_csr cannot carry its mask"),
     "COO": (lambda: torch.eye(8).to_sparse(), "a Tensor of layout torch.sparse_coo cannot carry its mask"),
+    "meta": (lambda: torch.ones(8, 8, device="meta"), "a tensor on the meta device has no values for its mask"),
     "subclass": (lambda: torch.ones(8, 8).as_subclass(Opaque), "cannot carry its mask: fp.remove first"),
 }
 
@@ -337,7 +413,11 @@ def test_row_2_7_a_sparse_weight_is_refused(convert):
 
 def test_row_2_7_assigning_a_tensor_is_refused():
     layer = pruned(nn.Linear(8, 8))
-    for value in (torch.ones(8, 8), None):
+    others = (pruned(nn.Linear(8, 8)).weight, layer.weight.detach().clone(), layer.weight.detach(), layer.weight.t())
+    for value in (torch.ones(8, 8), torch.ones(8, 8, device="meta"), torch.eye(8).to_sparse(), None, *others):
         with pytest.raises(TypeError, match="set weight_orig instead"):
             layer.weight = value
+    with pytest.raises(TypeError, match="set weight_orig instead"):
+        torch.vmap(lambda weight: setattr(layer, "weight", weight))(torch.ones(2, 8, 8))
+    layer.weight = layer.weight  # what `layer.weight += 1` does
     assert len(hooks_of(layer)) == 1

@@ -122,8 +122,7 @@ def test_row_3_16_classes_go_with_their_models():
         return [weakref.ref(kind) for kind in (Local, type(layer))]
 
     kinds = [kind for _ in range(3) for kind in one()]
-    for _ in range(3):
-        gc.collect()
+    gc.collect()
     assert [kind() for kind in kinds] == [None] * 6
 
 
@@ -281,8 +280,7 @@ def test_row_3_19_edits_of_a_traced_model(remove_first):
 
 def test_row_3_19_classes_of_traced_models_go_with_them():
     kinds = [weakref.ref(type(fp.remove(pruned(traced(), include="w")))) for _ in range(3)]
-    for _ in range(3):
-        gc.collect()
+    gc.collect()
     assert [kind() for kind in kinds] == [None] * 3
 
 

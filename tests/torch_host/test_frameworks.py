@@ -455,3 +455,22 @@ def test_row_7_17_a_default_device_other_than_the_models(how):
     found = model.state_dict()
     assert list(found) == list(expected.state_dict())
     assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())
+
+
+def test_row_7_18_batch_norms_synchronised():
+    """torch makes new modules and hands them the weights, which have to be parameters."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fp.global_prune(model, "l1", 0.5, granularity="channel", example_inputs=IMAGES[0])
+    expected, masks, parameters = model.eval()(IMAGES[0]).detach(), fp.masks(model), list(model.parameters())
+    with pytest.raises(TypeError, match="cannot assign"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    state = fp.state_dict(model)
+    model = fp.load_state_dict(nn.SyncBatchNorm.convert_sync_batchnorm(fp.remove(model)), state)
+    assert isinstance(model[1], nn.SyncBatchNorm)
+    assert torch.equal(model.eval()(IMAGES[0]), expected)
+    assert {name: mask.tolist() for name, mask in fp.masks(model).items()} == {
+        name: mask.tolist() for name, mask in masks.items()
+    }
+    assert [id(value) for value in model.parameters()] == [id(value) for value in parameters]
+    assert optimizer.param_groups[0]["params"][0] is model[0].weight_orig

@@ -144,6 +144,20 @@ def test_row_3_8_lazy_modules():
     assert pruned(layer).weight_mask.sum() == 16
 
 
+def test_row_3_8_beside_a_lazy_module():
+    model = nn.Sequential(nn.Linear(8, 8), nn.LazyLinear(4))
+    before = snapshot(model[0])
+    assert fp.scores(model, "magnitude", include="0")["0.weight"].shape == (64,)
+    for attempt in (
+        lambda: fp.global_prune(model, sparsity=0.5, include="0"),
+        lambda: fp.scores(model, "snip", (X, torch.zeros(len(X), dtype=torch.long)), include="0"),
+    ):
+        with pytest.raises(ValueError, match="'1.weight' has no shape yet .* run one batch through the model first"):
+            attempt()
+    assert snapshot(model[0]) == before
+    fp.apply_masks(model, {"0.weight": torch.eye(8) == 0})
+
+
 def test_row_3_9_no_bias():
     layer = nn.Linear(8, 8, bias=False)
     before = snapshot(layer)

@@ -111,6 +111,29 @@ def test_row_3_14_fp8():
     assert not layer.weight.float()[~layer.weight_mask].any()
 
 
+@pytest.mark.skipif(not selects_fp8(), reason="torch.where of this torch does not take fp8 on the CPU (seen with 2.6)")
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", 16),
+        lambda layer: prune.random_unstructured(layer, "weight", 16),
+        lambda layer: prune.ln_structured(layer, "weight", 2, 2, 0),
+        lambda layer: prune.random_structured(layer, "weight", 2, 0),
+        lambda layer: prune.custom_from_mask(layer, "weight", torch.eye(8) == 0),
+    ],
+    ids=["l1", "random", "ln_structured", "random_structured", "custom"],
+)
+def test_row_3_14_methods_of_torch_on_top_of_masked_fp8(method):
+    """torch's own fail on a dense weight of this kind: there is no order, no norm and no random number for it."""
+    layer = nn.Linear(8, 8)
+    layer.weight = nn.Parameter(layer.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    fp.apply_masks(layer, {"weight": torch.ones(8, 8, dtype=torch.bool)})
+    method(layer)
+    assert (~layer.weight_mask).sum() in (8, 16)
+    assert layer.weight.dtype is torch.float8_e4m3fn
+    assert not layer.weight.float()[~layer.weight_mask].any()
+
+
 def test_row_3_13_an_attribute_called_sparse_is_the_users_own():
     class Own(nn.Linear):
         sparse = True
@@ -178,3 +201,21 @@ def test_row_2_7_what_does_not_fit_the_mask_is_refused_at_once(case):
         with pytest.raises(ValueError, match="fp.remove first"):
             layer.weight = parameter
     assert torch.equal(layer.weight, expected)
+
+
+def test_row_3_13_methods_of_torch_on_top_of_a_masked_subclass():
+    layer = nn.Linear(4, 4)
+    layer.weight = Kind(layer.weight.detach())
+    fp.magnitude_unstructured(layer, "weight", 4)
+    prune.custom_from_mask(layer, "weight", torch.eye(4) == 0)
+    assert not layer.weight.detach()[torch.eye(4) == 1].any()
+    assert type(fp.remove(layer).weight) is Kind
+
+
+class Kind(nn.Parameter):
+    """A parameter whose values keep its class in every operation."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        return found.as_subclass(cls) if type(found) is torch.Tensor else found

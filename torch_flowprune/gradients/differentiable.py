@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
-from torch_flowprune.inputs import Target, is_computed_on_access, parameters_of
+from torch_flowprune.inputs import Target, check_shapes, is_computed_on_access, parameters_of
 
 
 def differentiable(model: nn.Module, also: Iterable[str], wanted: set[str]) -> dict[str, Target]:
@@ -24,7 +25,9 @@ def differentiable(model: nn.Module, also: Iterable[str], wanted: set[str]) -> d
         name: target
         for name, target in known.items()
         if name in also or (target.parameter.requires_grad and target.parameter.is_floating_point())
+        if wanted or name in also or not isinstance(target.parameter, UninitializedParameter)  # theta alone: no shape
     }
+    check_shapes(targets.values())
     if wanted:
         _check_whole(targets)
     return targets

@@ -124,7 +124,7 @@ class Products(Sweeps):
         """Each piece with its gradient's graph handed to ``add``; the batches' losses and weights."""
         losses, weights, micro, self.seen = [], [], MicroBatches(self.derivatives, {"Hg"}, held), 0
         for index, (batch, size) in enumerate(self._shown(batches, length, "Hessian-vector product")):
-            loss, whole = torch.zeros(()), 0.0
+            loss, whole = torch.zeros((), device="cpu"), 0.0
             for part, count in micro.of(batch, size):
                 weight = self.derivatives.weight(part, count)
                 with twice_differentiable():

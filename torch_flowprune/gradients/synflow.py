@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from torch_flowprune.gradients.operators import Bilinear, Gradients, convolution_of, sound_norms
 from torch_flowprune.inputs import Target, arguments, clear, logits_of
+from torch_flowprune.torch_internals import keep_where_positive
 
 
 def synaptic_gradient(
@@ -83,9 +84,10 @@ class _MaskedAlready(TorchFunctionMode):
         self.masks = masks
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.where and len(args) == 3 and (mask := self.masks.get(id(args[1]))) is not None:
-            condition, value, _ = args
-            if condition.data_ptr() == mask.data_ptr() and condition.shape == mask.shape:
+        if func in (torch.where, keep_where_positive) and len(args) == 3:
+            key, value = args[:2] if func is torch.where else args[1::-1]
+            mask = self.masks.get(id(value))
+            if mask is not None and key.data_ptr() == mask.data_ptr() and key.shape == mask.shape:
                 return value
         return func(*args, **(kwargs or {}))
 

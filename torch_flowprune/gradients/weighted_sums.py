@@ -54,7 +54,8 @@ def add_weighted(total: list[Tensor], values: Sequence[Tensor | None], weight: f
 
 def add_weighted_squares(total: list[Tensor], values: Grads, weight: float) -> None:
     """``total`` takes the squares of the values that many times."""
-    if pairs := _pairs(total, values):
+    dense = [value if value is None or value.layout is torch.strided else value.to_dense() for value in values]
+    if pairs := _pairs(total, dense):  # a sparse gradient names rows more than once, which are summed before a square
         into, squared = zip(*pairs, strict=True)
         foreach_addcmul_(into, squared, squared, value=weight)
 

@@ -44,10 +44,10 @@ from torch_flowprune.inputs.state_guard import (
     settle,
     untouched,
 )
-from torch_flowprune.inputs.target import Pair, Target, is_computed_on_access
+from torch_flowprune.inputs.target import Pair, Target, check_shapes, is_computed_on_access
 from torch_flowprune.inputs.tensor_files import read_tensors, write_tensors
 from torch_flowprune.inputs.unprunable import computed, no_such_parameter
-from torch_flowprune.inputs.zeros import clear, flags, gradients_under_masks, lasting, masked
+from torch_flowprune.inputs.zeros import clear, flags, gradients_under_masks, lasting, masked, masked_for_now
 
 __all__ = [
     "Batch",
@@ -68,6 +68,7 @@ __all__ = [
     "check_keywords",
     "check_mode",
     "check_options",
+    "check_shapes",
     "class_balanced",
     "clear",
     "computed",
@@ -92,6 +93,7 @@ __all__ = [
     "logits_of",
     "mask_of",
     "masked",
+    "masked_for_now",
     "masked_name",
     "no_such_parameter",
     "on_host",

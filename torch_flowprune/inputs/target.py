@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from torch_flowprune.inputs.names import plain_name
 from torch_flowprune.inputs.zeros import clear
@@ -74,6 +75,13 @@ class Target:
     def is_default(self) -> bool:
         """Whether pruning takes this parameter unless told otherwise."""
         return any(attribute in default_weights(module) for module, attribute in self.owners)
+
+
+def check_shapes(targets: Iterable[Target]) -> None:
+    """An error for parameters that have no shape yet."""
+    for target in targets:
+        if isinstance(target.parameter, UninitializedParameter):
+            raise ValueError(f"{target.name!r} has no shape yet (a lazy module): run one batch through the model first")
 
 
 def is_computed_on_access(module: nn.Module, name: str) -> bool:

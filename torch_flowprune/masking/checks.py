@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from torch_flowprune.inputs import Target, computed, mask_of, original, own_names
+from torch_flowprune.inputs import Target, check_shapes, computed, mask_of, original, own_names
 from torch_flowprune.masking.packed_bits import unpack
 
 
@@ -18,8 +17,7 @@ def check_can_mask(target: Target | None, name: str) -> Target:
     """The target itself, or a ``ValueError`` that says why it cannot carry a mask, and what to do."""
     if target is None:
         raise ValueError(f"this model has no parameter {name!r}")
-    if isinstance(target.parameter, UninitializedParameter):
-        raise ValueError(f"{name!r} has no shape yet (a lazy module): run one batch through the model first")
+    check_shapes([target])
     if target.parameter.is_meta:
         raise ValueError(f"{name!r} is on the meta device and has no values: load or initialise the model first")
     if target.parameter.layout is not torch.strided:

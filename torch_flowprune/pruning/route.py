@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.gradients import Flow, FlowSource, flow_over
-from torch_flowprune.inputs import Pair, Ranks, own_names, parameters_of, unwrapped
+from torch_flowprune.inputs import Pair, Ranks, check_shapes, own_names, parameters_of, unwrapped
 from torch_flowprune.masking import all_or_nothing, lost_zeros
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.report_warnings import warn_of_collapse, warn_of_lost_zeros, warn_of_ties
@@ -44,6 +44,7 @@ def prune(
 ) -> Report:
     """Prune a model in place, by a measure over a flow or by scores at hand; ``found`` are the units, where known."""
     wrapped, model, ranks = model, unwrapped(model), Ranks.of(model)
+    check_shapes(parameters_of(model).values())  # a report says the fraction of all weights
     found = scored_units(model, units, scores).of(model, source) if found is None else found
     fixed = None if scores is None else given(scores, found, units.granularity)
     plan = allocation.plan(found, goal, measure_lookup.name_of(measure) if fixed is None else fixed.method)

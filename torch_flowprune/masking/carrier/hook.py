@@ -58,8 +58,10 @@ class MaskHook(prune.PruningContainer):
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         """The latest method's mask on top of ``default_mask``, as bool.
 
-        Methods that hold masks of their own share this one.
+        Methods that hold masks of their own share this one. Of numbers of eight bits torch has no order and no norm.
         """
+        if t.dtype.itemsize == 1 and t.is_floating_point():
+            t, default_mask = t.float(), default_mask.float()
         try:
             proposed: Tensor = prune.PruningContainer.compute_mask(self, t, default_mask)
         except Exception:

@@ -10,18 +10,18 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from functools import reduce
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.inputs import mask_of, masked, original
+from torch_flowprune.inputs import mask_of, masked_for_now, original
 from torch_flowprune.masking.carrier.class_chain import quiet_subclass, relaid, under_parametrizations
 from torch_flowprune.masking.carrier.quantization import qconfig
 from torch_flowprune.masking.carrier.replacement import fit_for_mask
 from torch_flowprune.masking.carrier.weight_standardization import MaskedKernel, standardises
 from torch_flowprune.masking.carrier.written_through import MaskedWeight, is_handed_out, written_through
-from torch_flowprune.torch_internals import FLAT_WEIGHTS, names_of_flat_weights, tensor_name
+from torch_flowprune.torch_internals import FLAT_WEIGHTS, is_read_as_a_graph, names_of_flat_weights, tensor_name
 
 
 def masked_kind(kind: type[nn.Module]) -> tuple[type[nn.Module], tuple[str, ...]]:
@@ -54,8 +54,8 @@ def _own_class(kind: type[nn.Module]) -> type[nn.Module] | None:
     return next((base for base in kind.__mro__ if "_masked_kind" in vars(base)), None)
 
 
-# As long as a module has it: a class keeps those below it alive, and a traced model has one of its own.
-_made: WeakValueDictionary[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = WeakValueDictionary()
+# As long as a module has it, and its dense class with it: a traced model has a class of its own.
+_made: WeakKeyDictionary[type[nn.Module], WeakValueDictionary[tuple[str, ...], type[nn.Module]]] = WeakKeyDictionary()
 
 
 def _masked_class(dense: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
@@ -63,15 +63,16 @@ def _masked_class(dense: type[nn.Module], names: tuple[str, ...]) -> type[nn.Mod
 
     One and the same however often it is asked for.
     """
-    made = _made.get((dense, names))
+    kinds = _made.setdefault(dense, WeakValueDictionary())
+    made = kinds.get(names)
     if made is None:
-        made = _made[dense, names] = quiet_subclass(dense, dense.__name__, _namespace(dense, names))
+        made = kinds[names] = quiet_subclass(dense, dense.__name__, _namespace(dense, names))
     return made
 
 
 def _namespace(dense: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]:
     """What differs from ``dense``: the properties, and how the class is copied, assigned to and loaded."""
-    namespace: dict[str, Any] = {name: _masked_property(name) for name in names}
+    namespace: dict[str, Any] = {name: _masked_property(dense, name) for name in names}
     namespace |= {
         "_masked_kind": (dense, names),
         "__module__": dense.__module__,
@@ -93,38 +94,35 @@ def _namespace(dense: type[nn.Module], names: tuple[str, ...]) -> dict[str, Any]
     return namespace
 
 
-def product(module: nn.Module, name: str) -> Tensor:
-    """The masked tensor, plain."""
-    return _product(module, *_value_and_mask(module, original(name), mask_of(name)))
+def _embeds(kind: type[nn.Module]) -> bool:
+    """Whether its modules may have sparse gradients (``sparse=True``), which pass a true product only."""
+    return issubclass(kind, (nn.Embedding, nn.EmbeddingBag))
 
 
-def _product(module: nn.Module, value: Tensor, mask: Tensor) -> Tensor:
-    """Sparse gradients (``nn.Embedding(sparse=True)``) pass a true product only."""
-    sparse = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
-    return value * mask if sparse else masked(value, mask)
+def _of_replica(module: nn.Module, *keys: str) -> Any:
+    """The parameter and the mask of any module. Replicas hold parameters as attributes; of others it takes longer."""
+    return [getattr(module, key) for key in keys]
 
 
-def _value_and_mask(module: nn.Module, value: str, mask: str) -> tuple[Tensor, Tensor]:
-    """Straight from the registries, which takes an eighth of the time; replicas hold parameters as attributes."""
-    try:
-        return module._parameters[value], module._buffers[mask]  # type: ignore[return-value]
-    except KeyError:
-        return getattr(module, value), getattr(module, mask)
-
-
-def _masked_property(name: str) -> property:
-    keys = original(name), mask_of(name)
+def _masked_property(dense: type[nn.Module], name: str) -> property:
+    keys, embeds = (original(name), mask_of(name)), _embeds(dense)
 
     def get(module: nn.Module) -> Tensor:
-        value, mask = _value_and_mask(module, *keys)
-        return written_through(_product(module, value, mask), value, mask)
+        value, mask = module._parameters.get(keys[0]), module._buffers.get(keys[1])
+        if value is None or mask is None:
+            value, mask = _of_replica(module, *keys)
+        if embeds and module.sparse:
+            found, lives = value * mask, not is_read_as_a_graph()
+        else:
+            found, lives = masked_for_now(value, mask)
+        return written_through(found, value, mask) if lives else found
 
     def accept(module: nn.Module, value: object) -> None:
         """Torch's ``apply`` assigns what this module has just handed out.
 
         Any other value, even one that is equal, would be lost in silence.
         """
-        if not is_handed_out(value, _value_and_mask(module, *keys)[0]):
+        if not is_handed_out(value, module._parameters.get(keys[0])):
             raise TypeError(
                 f"{name!r} is pruned, so it is computed from {original(name)} and {mask_of(name)}: set "
                 f"{original(name)} instead (also in functional_call)"
@@ -170,7 +168,9 @@ def _register_parameter(module: Any, name: str, parameter: nn.Parameter | None) 
         _check_is_pruned_for_torch(names, name, parameter)
         dense.register_parameter(module, name, parameter)
     elif original(name) in module._parameters:
-        module._parameters[original(name)] = fit_for_mask(parameter, module._buffers[mask_of(name)], name)
+        mask = module._buffers[mask_of(name)]
+        fitting = module._parameters[original(name)] = fit_for_mask(parameter, mask, repr(name))
+        module._buffers[mask_of(name)] = mask.to(fitting.device)
     else:
         order = [
             name if key == original(name) else key for key in module.__dict__.pop("_parameters_before_removal", [])

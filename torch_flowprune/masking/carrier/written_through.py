@@ -6,7 +6,9 @@ with them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial, wraps
 from operator import getitem
 from typing import Any
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor
 
 from torch_flowprune.inputs import masked
-from torch_flowprune.torch_internals import NO_TORCH_FUNCTION, is_read_as_a_graph
+from torch_flowprune.masking.carrier.replacement import fit_for_mask
+from torch_flowprune.torch_internals import NO_TORCH_FUNCTION, version_of
 
 # In place, and not of the values: of the graph, the memory, or the shape, which the product has for itself.
 _NOT_OF_VALUES = (
@@ -88,6 +91,7 @@ class MaskedWeight(Tensor):
 
     __torch_function__ = NO_TORCH_FUNCTION
     _source: tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]
+    _versions: list[int] | None = None  # its own and its parameter's, when they last agreed; one list for all parts
 
     @property
     def data(self) -> Tensor:
@@ -98,14 +102,21 @@ class MaskedWeight(Tensor):
     def data(self, value: Tensor) -> None:
         if isinstance(value, MaskedWeight) and value._source[0] is self._source[0]:
             return  # what `weight.data += 1` assigns: it is written already
-        if value.shape != self.shape:
-            raise ValueError(
-                f"the data of a pruned weight should have its mask's shape {tuple(self.shape)}, got "
-                f"{tuple(value.shape)}: fp.remove first"
-            )
+        parameter, mask, part_of = self._source
+        plain = value.as_subclass(Tensor) if isinstance(value, MaskedWeight) else value
+        plain = fit_for_mask(plain.detach(), part_of(mask), "this weight")
         with torch.no_grad():
-            self._target().copy_(value)
-        _refresh(self)
+            if part_of is _whole:  # of another dtype or device too, as a dense weight's
+                parameter.data, mask.data = plain, mask.to(plain.device)
+                Tensor.data.__set__(self, masked(plain, mask))  # type: ignore[attr-defined]
+            else:
+                self._target().copy_(plain)
+                _refresh(self)
+
+    def __del__(self) -> None:
+        """Functions that write (``out=``, ``torch.relu_``) are no methods: what they wrote is seen by the count."""
+        if self._versions is not None and version_of(self) != self._versions[0]:
+            _hand_on(self)
 
     def _target(self) -> Tensor:
         """The part of the parameter that this is of."""
@@ -127,31 +138,56 @@ class MaskedWeight(Tensor):
 
 
 def written_through(value: Tensor, parameter: Tensor, mask: Tensor) -> Tensor:
-    """A masked weight that hands writes on to its parameter; the plain product where a graph is read off the code."""
-    if type(value) is not Tensor or is_read_as_a_graph():
-        return value
-    return _with_source(value, parameter, mask, _whole)
+    """A masked weight, made just now, that hands writes on to its parameter; what is of another kind is as it is.
+
+    The object itself changes its class: a view of it would be one more step of every graph.
+    """
+    if type(value) is not Tensor:
+        value.handed_out_of = parameter  # type: ignore[attr-defined]
+    else:
+        value.__class__ = MaskedWeight
+        value._source = parameter, mask, _whole  # type: ignore[attr-defined]
+        try:
+            value._versions = [version_of(value), version_of(parameter)]  # type: ignore[attr-defined]
+        except RuntimeError:  # made in inference mode: such count no writes
+            return value
+    return value
 
 
-def is_handed_out(value: object, parameter: Tensor) -> bool:
+def is_handed_out(value: object, parameter: Tensor | None) -> bool:
     """Whether this is the whole masked weight of a parameter, as its module hands it out."""
-    return isinstance(value, MaskedWeight) and value._source[0] is parameter and value._source[2] is _whole
+    if isinstance(value, MaskedWeight):
+        return value._source[0] is parameter and value._source[2] is _whole
+    return parameter is not None and getattr(value, "handed_out_of", None) is parameter
 
 
 def _whole(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _with_source(value: Tensor, parameter: Tensor, mask: Tensor, part: Callable[[Tensor], Tensor]) -> MaskedWeight:
-    found = value.as_subclass(MaskedWeight)
-    found._source = parameter, mask, part
-    return found
-
-
 def _refresh(weight: MaskedWeight) -> None:
     parameter, mask, part = weight._source
     with torch.no_grad():
         Tensor.copy_(weight, masked(part(parameter), part(mask)))
+    if weight._versions is not None:
+        weight._versions[:] = version_of(weight), version_of(parameter)
+
+
+def _hand_on(weight: MaskedWeight) -> None:
+    """What a function has written, to the parameter: where the mask keeps it, and unless that is newer."""
+    parameter, mask, part = weight._source
+    if weight._versions is None or version_of(parameter) != weight._versions[1]:
+        with suppress(UserWarning):  # where warnings are errors: none may leave a finalizer
+            warnings.warn(
+                "a function has written to a pruned weight (out=, torch.relu_) that had been read before its parameter "
+                "changed: that is lost; write to weight_orig",
+                UserWarning,
+                stacklevel=3,
+            )
+        return
+    with torch.no_grad():
+        weight._target().copy_(torch.where(part(mask), weight, part(parameter)))
+    weight._versions[:] = version_of(weight), version_of(parameter)
 
 
 _NAMES = ("__name__", "__qualname__")  # not torch's docstrings: their examples would run as this package's
@@ -162,6 +198,8 @@ def _writing(name: str) -> Callable[..., Any]:
 
     @wraps(getattr(Tensor, name), assigned=_NAMES)
     def write(self: MaskedWeight, *args: Any, **kwargs: Any) -> MaskedWeight:
+        if self._versions is not None and version_of(self) != self._versions[0]:
+            _hand_on(self)
         getattr(self._target(), name)(*args, **kwargs)
         _refresh(self)
         return self
@@ -195,8 +233,9 @@ def _item(parts: Callable[[Tensor], Any], i: int, tensor: Tensor) -> Tensor:
 def _as_part(weight: MaskedWeight, found: Tensor, part: Callable[[Tensor], Tensor]) -> Tensor:
     if found.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr():
         return found  # a copy, as an index by numbers gives
-    parameter, mask, _ = weight._source
-    return _with_source(found, parameter, mask, part)
+    view = found.as_subclass(MaskedWeight)
+    view._source, view._versions = (*weight._source[:2], part), weight._versions
+    return view
 
 
 for _name in _WRITES:
