@@ -17,7 +17,7 @@ from torch_flowprune.channels.coupling import coupling_of, reading_of
 from torch_flowprune.channels.groups import channel_masks
 from torch_flowprune.channels.shrinking.removal import shrink
 from torch_flowprune.cli.commands import main
-from torch_flowprune.masking import apply_masks
+from torch_flowprune.masking import put_masks
 
 
 def parameters(model, _=None):
@@ -133,13 +133,12 @@ def test_the_fewest_units_in_the_order_of_their_scores(cost, method, share, opti
 
 def test_rounds_end_at_the_target_and_rise_to_it(monkeypatch):
     left = []
-    real = apply_masks
 
-    def applied(model, given, **options):
-        real(model, given, **options)
+    def applied(model, targets, given):
+        put_masks(model, targets, given)
         left.append(parameters(fp.shrink(model, X)))
 
-    monkeypatch.setattr("torch_flowprune.pruning.single_round.apply_masks", applied)
+    monkeypatch.setattr("torch_flowprune.pruning.single_round.put_masks", applied)
     model = build()
     dense = parameters(model)
     report = fp.global_prune(

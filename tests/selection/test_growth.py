@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_flowprune as fp
+from torch_flowprune.gradients.memory_budget import Peak
+from torch_flowprune.inputs import parameters
 from torch_flowprune.scoring.candidates import masks_of
 from torch_flowprune.scoring.channel_candidates import channel_candidates
 from torch_flowprune.selection.lowest_k import lowest, lowest_of_each
@@ -170,3 +173,58 @@ def test_masks_of_concatenations_are_made_once_a_parameter_and_take_time_by_the_
         works.append(work)
         slices.append(sum(len(units.group.slices) for units in found.values()))  # type: ignore[attr-defined]
     assert works[1].is_in_proportion_to(works[0], slices[1] / slices[0]), (works, slices)
+
+
+def test_slices_of_concatenations_share_their_positions() -> None:
+    few, many = (fp.couple(Concatenating(depth), torch.ones(2, 3)) for depth in (8, 16))
+    slices = [sum(len(group.slices) for group in coupling.groups) for coupling in (few, many)]
+    tensors = [len({id(part.index) for group in coupling.groups for part in group.slices}) for coupling in (few, many)]
+    assert slices[1] > 3 * slices[0]
+    assert tensors[1] <= 2 * SLACK * tensors[0]
+
+
+def test_each_parameter_of_coupled_channels_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: Counter[str] = Counter()
+
+    def check(target: Any, name: str) -> Any:
+        checked[name] += 1
+        return target
+
+    monkeypatch.setattr("torch_flowprune.scoring.channel_candidates.check_can_mask", check)
+    channel_candidates(Concatenating(8), torch.ones(2, 3))
+    assert len(checked) == checked.total() == 17
+
+
+def test_random_scores_are_drawn_where_they_are_read_and_not_stored() -> None:
+    def peak(method: str) -> int:
+        with Peak() as memory:
+            fp.global_prune(nn.Sequential(*[nn.Linear(512, 512, bias=False) for _ in range(4)]), method, 0.5)
+        return memory.peak
+
+    assert peak("random") <= SLACK * peak("magnitude")
+
+
+def test_a_prune_walks_over_the_model_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, walks = linear_layers(3), []
+    own = parameters._modules
+    monkeypatch.setattr(
+        parameters, "_modules", lambda module, *path: (walks.append(1) if not path else 0) or own(module, *path)
+    )
+    fp.global_prune(model, sparsity=0.5)
+    assert len(walks) <= 5
+
+
+def test_no_cycles_are_looked_for_while_names_and_masks_are_worked_on() -> None:
+    running: list[bool] = []
+
+    class Watching(nn.Linear):
+        def register_forward_pre_hook(self, *args: Any, **kwargs: Any) -> Any:
+            running.append(gc.isenabled())
+            return super().register_forward_pre_hook(*args, **kwargs)
+
+    fp.global_prune(nn.Sequential(Watching(4, 4)), sparsity=0.5)
+    assert running == [False]
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="sparsity"):
+        fp.global_prune(nn.Sequential(Watching(4, 4)), sparsity=2.0)
+    assert gc.isenabled()

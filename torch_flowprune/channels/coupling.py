@@ -131,10 +131,18 @@ class _Classes:
         places, sizes = place[order].unique_consecutive(return_counts=True)
         parts = zip(places.tolist(), self.position[order].split(sizes.tolist()), strict=True)
         units = self.kind.bincount().tolist()
-        members = self.kind.argsort(stable=True).split(units)
+        members, known = self.kind.argsort(stable=True).split(units), dict[tuple[int, bytes], Tensor]()
+
+        def index(positions: Tensor, count: int) -> Tensor:
+            """One tensor for all slices at the same places: of concatenations there are as many as layers squared."""
+            key = count, positions.numpy().tobytes()
+            if key not in known:
+                known[key] = positions.view(count, -1).clone()
+            return known[key]
+
         for kind, places_of_kind in groupby(parts, key=lambda part: part[0] // len(blocks)):
-            owned = [(blocks[at % len(blocks)], positions.view(units[kind], -1)) for at, positions in places_of_kind]
-            yield members[kind], tuple(_slice_of(reading, block, index) for block, index in owned)
+            owned = [(blocks[at % len(blocks)], index(positions, units[kind])) for at, positions in places_of_kind]
+            yield members[kind], tuple(_slice_of(reading, block, where) for block, where in owned)
 
 
 def _free_classes(reading: Reading) -> _Classes:

@@ -23,6 +23,7 @@ class Ruler:
     reading: Reading
     coupling: Coupling
     extents: dict[bytes, Extent] = field(default_factory=dict)
+    counts: dict[bytes, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Class of labels -> number of its group, number of its unit; -1 where nothing can go."""
@@ -54,5 +55,6 @@ class Ruler:
         owned = {}
         for number in group[group >= 0].unique().tolist():
             owner = self.coupling.groups[number]
-            owned[owner.name] = unit[group == number].bincount(minlength=owner.size)
+            each = unit[group == number].bincount(minlength=owner.size)
+            owned[owner.name] = self.counts.setdefault(each.numpy().tobytes(), each)
         return Extent(int((group < 0).sum()), owned)

@@ -1,6 +1,7 @@
 """What the user hands in: a model and its parameters, data, a loss, processes; looked at without a trace."""
 
 from torch_flowprune.inputs.aliases import forms, own_names
+from torch_flowprune.inputs.collector import no_collection
 from torch_flowprune.inputs.data import (
     Batch,
     BatchSize,
@@ -95,6 +96,7 @@ __all__ = [
     "masked",
     "masked_for_now",
     "masked_name",
+    "no_collection",
     "no_such_parameter",
     "on_host",
     "original",

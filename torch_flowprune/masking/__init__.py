@@ -1,7 +1,7 @@
 """Masks on a model and off it, and what has to keep step with them: checkpoints, optimizers, averages."""
 
 from torch_flowprune.masking.accepting import accept_masks
-from torch_flowprune.masking.apply import apply_masks, set_mask
+from torch_flowprune.masking.apply import apply_masks, put_masks, set_mask
 from torch_flowprune.masking.averages import averaged_model, sync_masks
 from torch_flowprune.masking.carrier import put_on
 from torch_flowprune.masking.checkpoint import load_state_dict, masks, state_dict
@@ -32,6 +32,7 @@ __all__ = [
     "lost_zeros",
     "masks",
     "pack",
+    "put_masks",
     "put_on",
     "remove",
     "restored",

@@ -38,12 +38,28 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], *, replace: bool 
     checked = all_fitting(known, masks)
     with all_or_nothing(known[name] for name in checked):
         for name, mask in checked.items():
-            old = None if replace else known[name].mask
-            set_mask(known[name], mask if old is None else mask & flags(old), copy=copy and old is None)
+            _add_mask(known[name], mask, replace=replace, copy=copy)
         if checked:
             forget_caches(model)
     if checked:
         guard_saving(model)
+
+
+def put_masks(model: nn.Module, targets: Mapping[str, Target], masks: Mapping[str, Tensor]) -> None:
+    """As :func:`apply_masks`, of masks that fit these targets and are given away.
+
+    Nothing is checked, and an error takes nothing back: for inside :func:`~torch_flowprune.masking.all_or_nothing`.
+    """
+    for name, mask in masks.items():
+        _add_mask(targets[name], mask, replace=False, copy=False)
+    if masks:
+        forget_caches(model)
+        guard_saving(model)
+
+
+def _add_mask(target: Target, mask: Tensor, *, replace: bool, copy: bool) -> None:
+    old = None if replace else target.mask
+    set_mask(target, mask if old is None else mask & flags(old), copy=copy and old is None)
 
 
 def set_mask(target: Target, mask: Tensor | None, copy: bool = True) -> None:

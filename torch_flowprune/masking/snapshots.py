@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from torch import nn
 
-from torch_flowprune.inputs import Target
+from torch_flowprune.inputs import Target, no_collection
 from torch_flowprune.masking.carrier import pruning_hooks
 
 
@@ -47,6 +47,7 @@ def _owners(targets: Iterable[Target]) -> Iterable[nn.Module]:
     return {id(module): module for target in targets for module, _ in target.owners}.values()
 
 
+@no_collection()
 def _snapshots(modules: Iterable[nn.Module]) -> Callable[[], None]:
     restores = [_snapshot(module) for module in modules]
 

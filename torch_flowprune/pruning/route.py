@@ -52,7 +52,7 @@ def prune(
     reports: list[Report] = []
     with all_or_nothing(targets_of(found).values()):
         for round_ in range(goal.rounds):
-            found = renewed(model, found)
+            found = renewed(model, found) if round_ else found
             point = flow_over(source, wrapped, () if fixed else measure_lookup.needs(measure), targets_of(found))
             current = fixed or on_access(point, measure, found, units.granularity, generator)
             choice = choose(found, current, plan, round_)

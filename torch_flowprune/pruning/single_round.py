@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from torch_flowprune.channels import Size
 from torch_flowprune.gradients import Flow
-from torch_flowprune.inputs import Target, parameters_of
-from torch_flowprune.masking import apply_masks
+from torch_flowprune.inputs import Target, no_collection, parameters_of
+from torch_flowprune.masking import put_masks
 from torch_flowprune.pruning.report import Layer, Report
-from torch_flowprune.scoring import Candidates, Scores, lefts, masks_of
+from torch_flowprune.scoring import Candidates, Scores, lefts, masks_of, targets_of
 from torch_flowprune.selection import Choice, living_units, numbers
 
 
+@no_collection()
 def renewed(model: nn.Module, found: Candidates) -> Candidates:
     """The candidates with the masks that the model has now."""
     return _renewed(parameters_of(model), found)
@@ -26,6 +27,7 @@ def _renewed(known: dict[str, Target], found: Candidates) -> Candidates:
     return {name: candidate.renewed(known) for name, candidate in found.items()}
 
 
+@no_collection()
 def prune_once(model: nn.Module, found: Candidates, scores: Scores, choice: Choice, point: Flow) -> Report:
     """Put the masks on, and say what they did; a parameter that keeps everything gets none."""
     before = numbers(lefts(found))
@@ -33,7 +35,7 @@ def prune_once(model: nn.Module, found: Candidates, scores: Scores, choice: Choi
     changed = [name for name, was, now in zip(found, before, after, strict=True) if now < was]
     masks = masks_of(found, {name: choice.keeps[name] for name in changed})
     loss, norm = _predicted(point, "g", -1, masks), _predicted(point, "Hg", -2, masks)
-    apply_masks(model, masks, copy=False)
+    put_masks(model, targets_of(found), masks)
     known = parameters_of(model)
     now = _renewed(known, found)
     layers = layers_of(now, before, after, choice.why)
@@ -98,6 +100,8 @@ def _predicted(point: Flow, kind: str, factor: int, masks: dict[str, Tensor]) ->
 def joined(reports: Sequence[Report]) -> Report:
     """The rounds as one: the last one's state, everything that went, the most ties, the predictions summed."""
     last = reports[-1]
+    if len(reports) == 1:
+        return last
     newly = [sum(report.layers[i].newly_pruned for report in reports) for i in range(len(last.layers))]
     layers = tuple(replace(layer, newly_pruned=count) for layer, count in zip(last.layers, newly, strict=True))
     changes = [(report.predicted_loss_change, report.predicted_gradient_norm_change) for report in reports]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels import Costs
-from torch_flowprune.inputs import Pair, Pattern, Target, prunable
+from torch_flowprune.inputs import Pair, Pattern, Target, no_collection, prunable
 from torch_flowprune.masking import check_can_mask
 from torch_flowprune.scoring.granularity import Blocks, Granularity, Units, Weights, alive, parse_granularity
 
@@ -165,6 +165,7 @@ class ParameterUnits:
         return replace(self, target=known[self.name])
 
 
+@no_collection()
 def parameter_candidates(
     model: nn.Module,
     granularity: Granularity,

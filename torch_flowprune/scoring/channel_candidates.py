@@ -155,6 +155,7 @@ def channel_candidates(
     device = next(iter(known.values())).parameter.device
     costs = coupling.costs and replace(coupling.costs, kept=living_channels(coupling, masks(model)), device=device)
     chosen = {target.name for target in prunable(model, parameters, include, exclude)}
+    checked = dict[str, Target]()
     candidates: Candidates = {}
     in_part = dict[str, tuple[list[str], list[str]]]()
     for group in coupling.groups:
@@ -162,11 +163,8 @@ def channel_candidates(
         if picked and others and (include is not None or parameters is not None):
             in_part[group.name] = picked, others
         if not others:
-            members = {
-                part.parameter: check_can_mask(known[part.parameter], part.parameter)
-                for part in group.slices
-                if part.role in MASKED
-            }
+            members = {part.parameter: known[part.parameter] for part in group.slices if part.role in MASKED}
+            checked |= {name: check_can_mask(members[name], name) for name in members if name not in checked}
             candidates[group.name] = GroupUnits(group, members, _scored(group, members, scored_by), costs)
     if not candidates:
         raise ValueError(_in_part(in_part) if in_part else _nothing(coupling))

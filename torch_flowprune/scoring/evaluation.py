@@ -11,9 +11,10 @@ from torch_flowprune.gradients import Flow
 from torch_flowprune.inputs import cpu_generator
 from torch_flowprune.scoring import measure_lookup, measures
 from torch_flowprune.scoring.candidates import Candidates, label
+from torch_flowprune.scoring.drawn_scores import DrawnScores
 from torch_flowprune.scoring.granularity import Granularity
 from torch_flowprune.scoring.measures import Measure
-from torch_flowprune.scoring.stacked_scores import Computed, not_finite
+from torch_flowprune.scoring.stacked_scores import Computed, as_given, not_finite
 from torch_flowprune.scoring.unit_scores import Scores
 
 
@@ -44,17 +45,28 @@ def on_access(
 ) -> Scores:
     """As :func:`evaluate`, but computed where they are read: a selection stores nothing, and checks for nan.
 
-    Only what scores each unit by itself can be read in parts. This package's measures do, but for random numbers; a
-    function of yours may look at whole layers, so its scores are stored.
+    Only what scores each unit by itself can be read in parts. This package's measures do; a function of yours may look
+    at whole layers, so its scores are stored.
     """
     needed, label_ = measure_lookup.needs(measure), measure_lookup.name_of(measure)
-    if measure not in measures.MEASURES.values() or "generator" in needed:
+    if measure not in measures.MEASURES.values():
         return evaluate(point, measure, found, granularity, generator)
+    if "generator" in needed:
+        return _drawn(measure, found, granularity, generator)
     tensors = _tensors_of(point, measure)
     values = {
         name: Computed(name, label_, measure, needed, lambda kind, one=candidate: one.rows(tensors[kind]))  # type: ignore[misc]
         for name, candidate in found.items()
     }
+    return Scores(values, label_, label(granularity))
+
+
+def _drawn(measure: Measure, found: Candidates, granularity: Granularity, generator: torch.Generator | None) -> Scores:
+    label_, values = measure_lookup.name_of(measure), {}
+    source = cpu_generator(generator)
+    for name, one in found.items():
+        scores = DrawnScores(measure, len(one), one.targets[0].parameter.device, source)
+        values[name] = Computed(name, label_, as_given, ("scores",), lambda _, drawn=scores: drawn)  # type: ignore[misc]
     return Scores(values, label_, label(granularity))
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from torch_flowprune.scoring.drawn_scores import DrawnScores
 from torch_flowprune.torch_internals import foreach_copy_
 
 WORD = 8
@@ -34,35 +35,40 @@ class Computed:
         name, label: what errors call the layer, and the measure.
         measure: from tensors ``(unit, element)``, named by ``needs``, to one score a unit; each unit by itself.
         needs: what the measure reads.
-        rows: one of these tensors.
+        rows: one of these tensors, or what is sliced as one is.
     """
 
     name: str
     label: str
     measure: Callable[..., Tensor]
     needs: tuple[str, ...]
-    rows: Callable[[str], Tensor]
+    rows: Callable[[str], Tensor | DrawnScores]
 
     @cached_property
-    def kind(self) -> tuple[object, ...]:
-        """What layers of one stack have in common."""
+    def _look(self) -> tuple[int, tuple[object, ...]]:
         first = self.rows(self.needs[0])
-        return first.device, first.dtype, first.shape[1:], self.measure
+        return first.shape[0], (first.device, first.dtype, first.shape[1:], self.measure)
 
-    @cached_property
+    @property
     def units(self) -> int:
         """How many scores."""
-        return len(self.rows(self.needs[0]))
+        return self._look[0]
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What layers of one stack have in common."""
+        return self._look[1]
 
     def all(self) -> Tensor:
         """Every score, stored."""
-        return self.measure(**{kind: self.rows(kind) for kind in self.needs})
+        return self.measure(**{kind: self.rows(kind)[:] for kind in self.needs})
 
 
 LayerScores: TypeAlias = Tensor | Computed
 
 
-def _stored(scores: Tensor) -> Tensor:
+def as_given(scores: Tensor) -> Tensor:
+    """The measure of scores at hand."""
     return scores
 
 
@@ -71,7 +77,7 @@ def _as_computed(values: LayerScores) -> Computed:
     if isinstance(values, Computed):
         return values
     flat = values.detach().reshape(-1)
-    return Computed("", "given", _stored, ("scores",), lambda _: flat)
+    return Computed("", "given", as_given, ("scores",), lambda _: flat)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +104,7 @@ class Stack:
     @property
     def to_check(self) -> bool:
         """Whether these scores may turn out not to be finite; those at hand are as their giver wants them."""
-        return self.layers[0].measure is not _stored
+        return self.layers[0].measure is not as_given
 
     def all_candidates(self) -> list[Tensor]:
         """One flag a unit, by layer."""

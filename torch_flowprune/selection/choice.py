@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torch_flowprune.inputs import no_collection
 from torch_flowprune.scoring import Candidate, Candidates, LayerScores, Scores, all_stored, lefts
 from torch_flowprune.selection.comparable_scores import comparable
 from torch_flowprune.selection.lowest_k import (
@@ -42,6 +43,7 @@ class Choice:
     why: dict[str, str]
 
 
+@no_collection()
 def choose(found: Candidates, scores: Scores, plan: Plan, round_: int) -> Choice:
     """The units that stay in a round of a plan."""
     if plan.blocks is not None:

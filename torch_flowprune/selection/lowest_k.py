@@ -103,20 +103,25 @@ def _cut_together(laid: Sequence[Stack], ks: Sequence[int]) -> list[Cut] | None:
     """Layers as the rows of one tensor; None where one of them has an error to tell."""
     values = torch.stack([stack.scores(0, stack.units) for stack in laid])
     values = values.to(torch.float32 if values.dtype in NARROW else torch.float64)
-    left = torch.stack([stack.all_candidates()[0] for stack in laid])
-    candidates, told = torch.stack([left.sum(-1), values.isfinite().all(-1)]).tolist()
-    if not all(told) or not all(0 <= k <= count for k, count in zip(ks, candidates, strict=True)):
+    left = None
+    if any(flags is not None for stack in laid for flags in stack.alive):
+        left = torch.stack([stack.all_candidates()[0] for stack in laid])
+    told = values.sum(-1).isfinite()  # nan and inf show in it; where it overflows, each layer is looked at by itself
+    counts = told.new_full(told.shape, values.shape[1], dtype=torch.int64) if left is None else left.sum(-1)
+    candidates, finite = torch.stack([counts, told]).tolist()
+    if not all(finite) or not all(0 <= k <= count for k, count in zip(ks, candidates, strict=True)):
         return None
-    values = torch.where(left, values, torch.nan)
+    values = values if left is None else torch.where(left, values, torch.nan)
     highest = torch.stack([row.kthvalue(max(k, 1)).values for row, k in zip(values, ks, strict=True)])[:, None]
     wanted = torch.tensor(ks, device=values.device)[:, None]
     equal, lower = values == highest, values < highest
     rest = (wanted - lower.sum(-1, keepdim=True)).clamp(min=0)
     gone = (lower | (equal & (equal.cumsum(-1) <= rest))) & (wanted > 0)
+    keep = ~gone if left is None else left & ~gone
     thresholds, tied = highest[:, 0].tolist(), (equal.sum(-1) - rest[:, 0]).tolist()
     return [
         Cut([row.clone()], [count - k], threshold if k else None, ties if k else 0)
-        for row, count, k, threshold, ties in zip(left & ~gone, candidates, ks, thresholds, tied, strict=True)
+        for row, count, k, threshold, ties in zip(keep, candidates, ks, thresholds, tied, strict=True)
     ]
 
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 FIXED = 0
+_JOINED_AT_ONCE = 1 << 18
+"""Joins looked at together: what that takes besides stays small beside the labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +192,7 @@ class Axes:
     def solve(self) -> Solution:
         a = torch.cat([e[0] for e in self._edges]) if self._edges else torch.empty(0, dtype=torch.long)
         b = torch.cat([e[1] for e in self._edges]) if self._edges else torch.empty(0, dtype=torch.long)
+        self._edges = [(a, b)]  # many small tensors are let go
         root = _components(self.count, a, b)
         reasons: dict[int, str] = {}
         for labels, reason in self._frozen:
@@ -205,13 +208,17 @@ class Axes:
 def _components(count: int, a: Tensor, b: Tensor) -> Tensor:
     """Connected components of ``count`` nodes under the edges a[i] - b[i]: the smallest node of each's component."""
     root = torch.arange(count)
-    while True:
-        ra, rb = root[a], root[b]
-        low, high = torch.minimum(ra, rb), torch.maximum(ra, rb)
-        apart = low != high
-        if not apart.any():
-            return root
-        # hook each larger root onto the smallest root it meets, then shorten all paths to their end
-        root.scatter_reduce_(0, high[apart], low[apart], reduce="amin")
-        while not torch.equal(root, root[root]):
-            root = root[root]
+    joined = True
+    while joined:
+        joined = False
+        for some_a, some_b in zip(a.split(_JOINED_AT_ONCE), b.split(_JOINED_AT_ONCE), strict=True):
+            ra, rb = root[some_a], root[some_b]
+            low, high = torch.minimum(ra, rb), torch.maximum(ra, rb)
+            apart = low != high
+            if apart.any():
+                # hook each larger root onto the smallest root it meets, then shorten all paths to their end
+                root.scatter_reduce_(0, high[apart], low[apart], reduce="amin")
+                while not torch.equal(root, root[root]):
+                    root = root[root]
+                joined = True
+    return root
