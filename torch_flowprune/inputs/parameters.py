@@ -50,36 +50,43 @@ def wide_type(value: Tensor) -> torch.dtype:
 def parameters_of(model: nn.Module) -> dict[str, Target]:
     """Every parameter of the model once, by its name in the unpruned model, in model order."""
     targets: dict[int, Target] = {}
-    for path, plain, module in _modules(model):
+    for path, plain, module, in_adapter in _modules(model):
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                target = _target(path, plain, module, key, parameter)
+                target = _target(path, plain, module, key, parameter, in_adapter=in_adapter or _adds(module, key))
                 known = targets.get(id(parameter))
                 targets[id(parameter)] = _tied(known, target) if known else target
     return {target.name: target for target in targets.values()}
 
 
 def _modules(
-    module: nn.Module, path: str = "", plain: str = "", above: tuple[nn.Module, ...] = ()
-) -> Iterator[tuple[str, str, nn.Module]]:
-    """Every module under each of its paths, and the path without the names of wrappers on the way."""
-    yield path, plain, module
+    module: nn.Module, path: str = "", plain: str = "", above: tuple[nn.Module, ...] = (), *, in_adapter: bool = False
+) -> Iterator[tuple[str, str, nn.Module, bool]]:
+    """Every module under each of its paths, the path without the names of wrappers on the way, and if it is added."""
+    yield path, plain, module, in_adapter
     inner, above = _inside(module), (*above, module)
     for name, child in module._modules.items():
         if child is not None and not any(child is one for one in above):
-            yield from _modules(child, _join(path, name), plain if child is inner else _join(plain, name), above)
+            paths = _join(path, name), plain if child is inner else _join(plain, name)
+            yield from _modules(child, *paths, above, in_adapter=in_adapter or _adds(module, name))
+
+
+def _adds(module: nn.Module, name: str) -> bool:
+    """Whether a layer with an adapter says that this is of the adapter, as those of peft do."""
+    listed = getattr(type(module), "adapter_layer_names", ())
+    return isinstance(listed, (tuple, list)) and name in listed
 
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _target(path: str, plain: str, module: nn.Module, key: str, parameter: nn.Parameter) -> Target:
+def _target(path: str, plain: str, module: nn.Module, key: str, parameter: nn.Parameter, *, in_adapter: bool) -> Target:
     name = plain_name(key, module._buffers)
     mask = None if name == key else module._buffers[mask_of(name)]
     attribute = key if mask is None else name
     aliases = () if plain == path else (_join(plain, attribute),)
-    return Target(_join(path, attribute), ((module, attribute),), parameter, mask, aliases)
+    return Target(_join(path, attribute), ((module, attribute),), parameter, mask, aliases, in_adapter)
 
 
 def _tied(first: Target, other: Target) -> Target:

@@ -40,7 +40,8 @@ class Target:
 
     ``name`` is the parameter's name in the unpruned model: ``fc.weight``, also where torch's pruning calls it
     ``fc.weight_orig``. ``aliases`` are what else it is called: by a tied weight's other owners, and without the names
-    that ``torch.compile`` and data parallelism put before those of a part.
+    that ``torch.compile`` and data parallelism put before those of a part. ``in_adapter`` says that it is of what an
+    adapter adds to a layer (peft's ``lora_A``), which is small already.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Target:
     parameter: nn.Parameter
     mask: Tensor | None
     aliases: tuple[str, ...] = ()
+    in_adapter: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,7 +76,8 @@ class Target:
     @property
     def is_default(self) -> bool:
         """Whether pruning takes this parameter unless told otherwise."""
-        return any(attribute in default_weights(module) for module, attribute in self.owners)
+        known = any(attribute in default_weights(module) for module, attribute in self.owners)
+        return known and not self.in_adapter
 
 
 def check_shapes(targets: Iterable[Target]) -> None:

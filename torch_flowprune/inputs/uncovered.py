@@ -42,7 +42,7 @@ def _is_matrix(target: Target) -> bool:
     Tables that are looked up are not, nor are those with one entry on their first axis, which are added as a rule.
     """
     parameter = target.parameter
-    if is_lazy(parameter) or not parameter.is_floating_point() or parameter.dim() < 2:
+    if target.in_adapter or is_lazy(parameter) or not parameter.is_floating_point() or parameter.dim() < 2:
         return False
     known = any(isinstance(module, _KNOWN) or default_weights(module) for module, _ in target.owners)
     return not known and min(parameter.shape[0], parameter.shape[-1]) > 1
