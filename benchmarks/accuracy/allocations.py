@@ -1,6 +1,7 @@
 """Which way of sharing out sparsity between layers leaves the better net, measured on three nets trained on CIFAR-10.
 
     python -m benchmarks.accuracy.allocations --data DIR --work DIR [--nets resnet20 mobilenet vit]
+        [--stages tuned] [--measures magnitude] [--sharings mean lamp equal]
         [--out benchmarks/results/accuracy/allocations.json]
 
 ``--data`` holds ``cifar10_jpeg.npz``; ``--work`` keeps checkpoints, scores and rows, so that a run that was stopped
@@ -47,6 +48,7 @@ OUT = Path("benchmarks/results/accuracy/allocations.json")
 MEASURES = ("magnitude", "loss_preservation", "taylor", "gradient_norm_preservation", "fisher")
 GRANULARITIES = ("channel", "filter")
 SPARSITIES = (0.5, 0.7, 0.3)
+STAGES = ("at once", "tuned")
 SCORE_BATCH = 64
 WRITTEN_EVERY = 25
 
@@ -100,6 +102,15 @@ class Study:
         self.images = self.images.drawn(options.images, 0)
         self.test = self.test.drawn(max(options.tested, options.held_out), 0)
 
+    @property
+    def measures(self) -> Sequence[str]:
+        return self.options.measures or MEASURES
+
+    def is_asked(self, stage: str, case: Case) -> bool:
+        options = self.options
+        asked = (options.stages, stage), (options.measures, case.measure), (options.sharings, case.sharing)
+        return all(chosen is None or one in chosen for chosen, one in asked)
+
     def pause(self) -> None:
         wait_while(self.options.pause_file)
 
@@ -122,14 +133,14 @@ class Study:
         return self.test.part(slice(self.options.held_out))
 
     def scores(self, granularity: str, measure: str, seed: int) -> fp.Scores:
-        """Computed once for all measures, then read back from a file."""
+        """Computed once for all measures that are asked for, then read back from a file."""
         path = self.options.work / f"{self.name}-{self.identity}-{granularity}-{seed}"
-        if not (path / f"{MEASURES[-1]}.safetensors").exists():
+        if missing := [one for one in self.measures if not (path / f"{one}.safetensors").exists()]:
             path.mkdir(exist_ok=True)
             scored = self.images.drawn(self.options.score_images, 100 + seed).batches(SCORE_BATCH)
             exclude = None if granularity == "channel" else classifier(self.net)
             found = fp.scores(
-                self.net, MEASURES, scored, loss=cross_entropy, granularity=granularity, exclude=exclude, progress=False
+                self.net, missing, scored, loss=cross_entropy, granularity=granularity, exclude=exclude, progress=False
             )
             for name, one in found.items():
                 one.save(path / f"{name}.safetensors")
@@ -195,7 +206,7 @@ class Study:
         nothing = Case("none", 0.0, "none", "none", 0)
         if ("dense", nothing) not in rows.found:
             rows.add("dense", nothing, self.dense())
-        missing = [step for step in plan(self.options.seeds) if step not in rows.found]
+        missing = [one for one in plan(self.options.seeds) if one not in rows.found and self.is_asked(*one)]
         for number, (stage, case) in enumerate(missing):
             self.pause()
             rows.add(stage, case, self.prune(case, rows) if stage == "at once" else self.prune_and_tune(case, rows))
@@ -252,6 +263,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder of cifar10_jpeg.npz")
     parser.add_argument("--work", type=Path, required=True, help="for checkpoints and rows")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--stages", nargs="+", choices=STAGES, help="at once, or after tuning (default: both)")
+    parser.add_argument("--measures", nargs="+", choices=MEASURES, help="(default: all)")
+    parser.add_argument("--sharings", nargs="+", choices=SHARINGS, help="(default: all)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=50_000, help="training images")
     parser.add_argument("--score-images", type=int, default=512, help="of the training images, for scores")
