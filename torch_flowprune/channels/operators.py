@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
 from math import prod
 from typing import Any
 
@@ -72,23 +71,41 @@ class Call:
         operator: Any = torch.ops
         for part in self.target.split("."):
             operator = getattr(operator, part)
-        made: dict[int, Tensor] = {}
+        places: list[_Place] = []
+        args, kwargs = _open(list(self.args), places), _open(dict(self.kwargs), places)
 
         def run(handed: Any) -> Any:
-            numbers, free = count(), [handed]
-
-            def filled(one: Any) -> Any:
-                if not isinstance(one, Laid):
-                    return one
-                number = next(numbers)
-                if free and one.is_like(free[0]):
-                    return free.pop()
-                return made[number] if number in made else made.setdefault(number, one.make(device))
-
-            args, kwargs = tree_map(filled, (self.args, self.kwargs))
+            taken = next((place for place in places if place.operand.is_like(handed)), None)
+            for place in places:
+                place.fill(handed if place is taken else None, device)
             return operator(*args, **kwargs)
 
         return run
+
+
+@dataclass(eq=False)
+class _Place:
+    """Where an operand stands in a call's arguments: what fills it is timed with the call, so it does little."""
+
+    inside: Any
+    key: Any
+    operand: Laid
+    own: Tensor | None = None
+
+    def fill(self, handed: Tensor | None, device: torch.device) -> None:
+        if handed is None and self.own is None:
+            self.own = self.operand.make(device)
+        self.inside[self.key] = self.own if handed is None else handed
+
+
+def _open(given: Any, places: list[_Place]) -> Any:
+    """Arguments whose operands can be filled in; where they stand is noted."""
+    for key, one in list(given.items()) if isinstance(given, dict) else list(enumerate(given)):
+        if isinstance(one, Laid):
+            places.append(_Place(given, key, one))
+        elif isinstance(one, (list, tuple)):
+            given[key] = _open(list(one), places)
+    return given
 
 
 def _text(value: Any) -> str:
