@@ -6,10 +6,12 @@ from torch_flowprune.analysis import (
     LayerDiagnosis,
     Outcome,
     Prediction,
+    SizeRange,
     compare,
     diagnose,
     predict,
 )
+from torch_flowprune.analysis import size_range as range  # noqa: A004, F401 - a star import leaves Python's
 from torch_flowprune.channels import (
     Coupling,
     Group,
@@ -46,6 +48,7 @@ from torch_flowprune.pruning import (
     Pruner,
     Reconstruction,
     Report,
+    Spent,
     TiedScoresWarning,
     global_prune,
     recalibrate,
@@ -84,8 +87,10 @@ __all__ = [
     "Scores",
     "ShrinkError",
     "Size",
+    "SizeRange",
     "Slice",
     "Slices",
+    "Spent",
     "TiedScoresWarning",
     "Weights",
     "accept_masks",

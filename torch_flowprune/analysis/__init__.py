@@ -3,6 +3,7 @@
 from torch_flowprune.analysis.comparison import DEFAULT_MEASURES, Comparison, Outcome, compare
 from torch_flowprune.analysis.diagnosis import Diagnosis, LayerDiagnosis, diagnose
 from torch_flowprune.analysis.prediction import Prediction, predict
+from torch_flowprune.analysis.size_range import SizeRange, size_range
 
 __all__ = [
     "DEFAULT_MEASURES",
@@ -11,7 +12,9 @@ __all__ = [
     "LayerDiagnosis",
     "Outcome",
     "Prediction",
+    "SizeRange",
     "compare",
     "diagnose",
     "predict",
+    "size_range",
 ]

@@ -190,6 +190,7 @@ def compare(
     check_keywords(compare, options, CompareOptions)
     source, units = from_options(FlowSource, options, data=data), from_options(PrunableUnits, options)
     allocation = from_options(Allocation, options)
+    allocation.check_beside(*levels)
     candidates = units.of(inner, source)
     needs = {"g", *(kind for measure in resolved.values() for kind in measure_lookup.needs(measure))}
     point = flow_over(source, model, tuple(needs), targets_of(candidates))

@@ -71,20 +71,20 @@ class Call:
         operator: Any = torch.ops
         for part in self.target.split("."):
             operator = getattr(operator, part)
-        places: list[_Place] = []
-        args, kwargs = _open(list(self.args), places), _open(dict(self.kwargs), places)
+        slots: list[_Slot] = []
+        args, kwargs = _with_slots(list(self.args), slots), _with_slots(dict(self.kwargs), slots)
 
         def run(handed: Any) -> Any:
-            taken = next((place for place in places if place.operand.is_like(handed)), None)
-            for place in places:
-                place.fill(handed if place is taken else None, device)
+            taken = next((slot for slot in slots if slot.operand.is_like(handed)), None)
+            for slot in slots:
+                slot.fill(handed if slot is taken else None, device)
             return operator(*args, **kwargs)
 
         return run
 
 
 @dataclass(eq=False)
-class _Place:
+class _Slot:
     """Where an operand stands in a call's arguments: what fills it is timed with the call, so it does little."""
 
     inside: Any
@@ -98,13 +98,13 @@ class _Place:
         self.inside[self.key] = self.own if handed is None else handed
 
 
-def _open(given: Any, places: list[_Place]) -> Any:
+def _with_slots(given: Any, slots: list[_Slot]) -> Any:
     """Arguments whose operands can be filled in; where they stand is noted."""
     for key, one in list(given.items()) if isinstance(given, dict) else list(enumerate(given)):
         if isinstance(one, Laid):
-            places.append(_Place(given, key, one))
+            slots.append(_Slot(given, key, one))
         elif isinstance(one, (list, tuple)):
-            given[key] = _open(list(one), places)
+            given[key] = _with_slots(list(one), slots)
     return given
 
 
@@ -118,7 +118,7 @@ class Operator:
 
     Attributes:
         name: the module in whose forward it stands, or its own.
-        target, args, kwargs: the call, with an ``Operand`` in place of each tensor and an ``Extent`` in place of each
+        target, args, kwargs: the call, with an ``Operand`` in slot of each tensor and an ``Extent`` in slot of each
             number that follows the units.
     """
 

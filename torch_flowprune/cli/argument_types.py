@@ -51,3 +51,15 @@ def as_seed(text: str) -> int:
 def as_number(text: str) -> int | float:
     """A whole number, or a fraction."""
     return int(text) if text.isdecimal() else as_fraction(text)
+
+
+def as_amount(text: str) -> tuple[str, float]:
+    """A word and a positive number: ``latency=12.5``."""
+    word, _, number = text.partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = float("nan")
+    if not word or not value > 0:
+        raise argparse.ArgumentTypeError(f"expected COST=AMOUNT, such as latency=12.5, got {text!r}")
+    return word, value

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import torch_flowprune as fp
-from torch_flowprune.cli.argument_types import as_count, as_fraction, as_number, as_seed, as_workers
+from torch_flowprune.cli.argument_types import as_amount, as_count, as_fraction, as_number, as_seed, as_workers
 from torch_flowprune.selection import COSTS
 
 
@@ -67,6 +67,14 @@ def add_allocation(command: argparse.ArgumentParser) -> None:
         choices=COSTS,
         help="what --sparsity is a fraction of; all but units: of what shrink leaves of the model, with channels "
         "(default: units)",
+    )
+    add(
+        "--at-most",
+        nargs="+",
+        type=as_amount,
+        metavar="COST=AMOUNT",
+        help="what the model may cost in the end, with channels: latency=12.5 (ms), memory=5e7 (bytes), flops=1e9, "
+        "parameters=2e6; all of them are met",
     )
     add(
         "--scores",

@@ -30,7 +30,8 @@ def run_prune(chosen: argparse.Namespace) -> None:
     scored = {"scores": scores} if scores else {"method": chosen.method, "schedule": chosen.schedule}
     units = units_of(chosen) | ({"granularity": chosen.granularity} if scores else {})
     chooses = {name: getattr(chosen, name) for name in ("sparsity", "rounds", *AllocationOptions.__annotations__)} | {
-        "normalize": _NORMALIZE.get(chosen.normalize, chosen.normalize)
+        "normalize": _NORMALIZE.get(chosen.normalize, chosen.normalize),
+        "at_most": chosen.at_most and dict(chosen.at_most),
     }
     report = fp.global_prune(model, **scored, **units, **chooses, **source_of(chosen, model, methods))
     _check_alive(report, allowed=chosen.allow_collapse)
@@ -48,10 +49,10 @@ def _check_files(chosen: argparse.Namespace) -> None:
 
 def _check_goal(chosen: argparse.Namespace, given: fp.Scores | None) -> None:
     granularity = chosen.granularity or (given.granularity if given else "weight")
-    if chosen.sparsity is None and ":" not in granularity:
+    if chosen.sparsity is None and chosen.at_most is None and ":" not in granularity:
         raise ValueError(
-            "--sparsity is missing: expected a fraction from 0 to 1, such as --sparsity 0.9 (only n:m granularity goes "
-            "without)"
+            "--sparsity is missing: expected a fraction from 0 to 1, such as --sparsity 0.9 (only n:m granularity and "
+            "--at-most go without)"
         )
     if chosen.shrink and granularity != "channel":
         raise ValueError(

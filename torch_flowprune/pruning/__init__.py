@@ -6,7 +6,7 @@ from torch_flowprune.pruning.global_pruning import global_prune
 from torch_flowprune.pruning.recalibration import recalibrate
 from torch_flowprune.pruning.reconstruction import LayerReconstruction, Reconstruction, reconstruct
 from torch_flowprune.pruning.regrowth import regrow
-from torch_flowprune.pruning.report import Layer, Report, blank_figure
+from torch_flowprune.pruning.report import Layer, Report, Spent, blank_figure
 from torch_flowprune.pruning.report_warnings import (
     LayerCollapseWarning,
     TiedScoresWarning,
@@ -23,6 +23,7 @@ __all__ = [
     "Pruner",
     "Reconstruction",
     "Report",
+    "Spent",
     "TiedScoresWarning",
     "blank_figure",
     "global_prune",

@@ -15,7 +15,7 @@ from torch_flowprune.inputs import BatchSize, Closure, Loss, Pair, Pattern, chec
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.route import GivenScores, prune
 from torch_flowprune.scoring import Granularity, Measure, PrunableUnits, Scores, measure_lookup
-from torch_flowprune.selection import Allocation, Goal, PerLayer, Schedule, SharedOut
+from torch_flowprune.selection import Allocation, AtMost, Goal, PerLayer, Schedule, SharedOut
 
 
 def global_prune(
@@ -56,6 +56,7 @@ def global_prune(
     scored_by: str = "producer",
     coupling: Coupling | None = None,
     cost: str | LatencyTable = "units",
+    at_most: AtMost | None = None,
     round_to: int = 1,
     **unknown: Never,
 ) -> Report:
@@ -106,6 +107,9 @@ def global_prune(
             ``"flops"``, ``"memory"`` or ``"latency"`` of the whole model, see :doc:`/guide/allocation`; a
             :class:`LatencyTable` keeps what was measured. The units of lowest score then go, as few as bring what
             ``shrink`` leaves down to the target; every group keeps one.
+        at_most: for channels, what the model may cost in the end, whatever its share: ``{"latency": 12.5}``
+            (milliseconds), ``{"memory": 50e6}`` (bytes), ``{"flops": 1e9, "parameters": 2e6}`` (both are met). Beside
+            ``sparsity`` all targets are met, and ``cost`` says what ``sparsity`` is of.
         round_to: for filters and channels, what the number that a layer keeps is a multiple of (8 for tensor cores).
             The count is then met as nearly as the multiple allows.
 
@@ -147,5 +151,6 @@ def global_prune(
     own = scores.granularity if isinstance(scores, Scores) else "weight"
     units = PrunableUnits(granularity or own, parameters, include, exclude, scored_by, coupling)
     goal = Goal.asked(sparsity, amount, rounds, schedule)
-    shared_out = Allocation(allocation, scope, normalize, min_keep, max_sparsity, round_to, cost)
+    shared_out = Allocation(allocation, scope, normalize, min_keep, max_sparsity, round_to, cost, at_most)
+    shared_out.check_beside(goal.sparsity, goal.amount)
     return prune(model, measure_lookup.resolve(method), source, units, goal, shared_out, scores, generator)

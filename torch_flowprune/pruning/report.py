@@ -40,6 +40,28 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What a target was given in, and what a prune made of it.
+
+    Attributes:
+        cost: its word: ``"parameters"``, ``"flops"``, ``"memory"`` (bytes) or ``"latency"`` (milliseconds, by the
+            table).
+        dense: with all units.
+        asked: what was allowed after the prune.
+        left: what is left.
+    """
+
+    cost: str
+    dense: float
+    asked: float
+    left: float
+
+    def __str__(self) -> str:
+        unit = {"memory": " bytes", "latency": " ms"}.get(self.cost, "")
+        return f"{self.cost}: {self.left:,.10g} of {self.dense:,.10g}{unit} left, at most {self.asked:,.10g} asked for"
+
+
+@dataclass(frozen=True)
 class Report:
     """What :func:`~torch_flowprune.global_prune` did.
 
@@ -63,6 +85,7 @@ class Report:
         left: for channels, what it costs once :func:`~torch_flowprune.shrink` has removed those that are gone; else
             None.
         model_weights: all weights of the model, prunable or not.
+        spent: where a target was in what the model costs, each such target and what was made of it.
     """
 
     method: str
@@ -77,6 +100,7 @@ class Report:
     dense: Size | None = None
     left: Size | None = None
     model_weights: int = 0
+    spent: tuple[Spent, ...] = ()
 
     @property
     def weights_pruned(self) -> int:
@@ -125,6 +149,7 @@ class Report:
                 f"shrink leaves {_of(self.left.parameters, self.dense.parameters)} parameters, "
                 f"{_of(self.left.flops, self.dense.flops)} FLOPs"
             )
+        lines.extend(map(str, self.spent))
         if self.threshold is not None:
             lines.append(f"threshold score {self.threshold:.4g}")
         if self.loss is not None:

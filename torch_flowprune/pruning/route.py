@@ -14,7 +14,7 @@ from torch_flowprune.inputs import Pair, Ranks, check_shapes, own_names, paramet
 from torch_flowprune.masking import all_or_nothing, lost_zeros
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.report_warnings import warn_of_collapse, warn_of_lost_zeros, warn_of_ties
-from torch_flowprune.pruning.single_round import joined, prune_once, renewed
+from torch_flowprune.pruning.single_round import joined, prune_once, renewed, with_spent
 from torch_flowprune.pruning.trial import trial_of
 from torch_flowprune.scoring import (
     Candidates,
@@ -60,7 +60,7 @@ def prune(
                 ranks.agree(choice.keeps.values())
                 choice = replace(choice, kept=counted(choice.keeps))
             reports.append(prune_once(model, found, current, choice, point))
-        report = joined(reports)
+        report = with_spent(joined(reports), plan, model, found)
         # inside: where warnings are errors, they leave the model as it was
         warn_of_ties(reports, stacklevel=4)
         warn_of_collapse(report, stacklevel=4)
@@ -72,8 +72,9 @@ def prune_to(
     model: nn.Module, found: Candidates, scores: Scores, sparsity: float, point: Flow, allocation: Allocation
 ) -> Report:
     """One round with candidates and scores at hand; what it would warn of is in the report."""
-    choice = choose(found, scores, allocation.plan(found, Goal(sparsity), scores.method), 0)
-    return prune_once(model, found, scores, choice, point)
+    plan = allocation.plan(found, Goal(sparsity), scores.method)
+    report = prune_once(model, found, scores, choose(found, scores, plan, 0), point)
+    return with_spent(report, plan, model, found)
 
 
 def scored_units(model: nn.Module, units: PrunableUnits, scores: Mapping[Any, Tensor] | None) -> PrunableUnits:

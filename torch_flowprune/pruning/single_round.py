@@ -12,9 +12,9 @@ from torch_flowprune.channels import Size
 from torch_flowprune.gradients import Flow
 from torch_flowprune.inputs import Target, no_collection, parameters_of
 from torch_flowprune.masking import put_masks
-from torch_flowprune.pruning.report import Layer, Report
+from torch_flowprune.pruning.report import Layer, Report, Spent
 from torch_flowprune.scoring import Candidates, Scores, lefts, masks_of, targets_of
-from torch_flowprune.selection import Choice, living_units, numbers
+from torch_flowprune.selection import Choice, Plan, living_units, numbers
 
 
 @no_collection()
@@ -80,6 +80,14 @@ def sizes_of(now: Candidates) -> tuple[Size | None, Size | None]:
     """What the model costs with all units, and with those that are left, where that is known."""
     costs = next((candidate.costs for candidate in now.values()), None)
     return (None, None) if costs is None else (costs.dense, costs.of(living_units(now)))
+
+
+def with_spent(report: Report, plan: Plan, model: nn.Module, found: Candidates) -> Report:
+    """With what became of targets in what the model costs."""
+    if plan.spending is None:
+        return report
+    units = living_units(renewed(model, found))
+    return replace(report, spent=tuple(dict.fromkeys(Spent(*one.spent(units)) for one in plan.spending.allowances)))
 
 
 def _predicted(point: Flow, kind: str, factor: int, masks: dict[str, Tensor]) -> float | None:

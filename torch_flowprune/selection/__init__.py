@@ -1,6 +1,7 @@
 """How much is removed from which layers, and which units."""
 
 from torch_flowprune.selection.allocation import Allocation, AllocationOptions, SharedOut, gone_share, total_of
+from torch_flowprune.selection.allowances import AtMost
 from torch_flowprune.selection.bounds import PerLayer
 from torch_flowprune.selection.budget import living_units
 from torch_flowprune.selection.choice import Choice, choose, counted
@@ -17,6 +18,7 @@ __all__ = [
     "SCHEDULES",
     "Allocation",
     "AllocationOptions",
+    "AtMost",
     "Choice",
     "Goal",
     "LayerUnits",

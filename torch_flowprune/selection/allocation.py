@@ -11,10 +11,11 @@ from typing_extensions import TypedDict
 
 from torch_flowprune.channels import LatencyTable
 from torch_flowprune.scoring import Blocks, Candidates, lefts
-from torch_flowprune.selection.bounds import PerLayer, bounds_of, by_layer, check_number
+from torch_flowprune.selection.allowances import AtMost, allowances, checked_amounts, counted_range
+from torch_flowprune.selection.bounds import Bounds, PerLayer, bounds_of, by_layer, check_number
 from torch_flowprune.selection.budget import Budget, living_units
 from torch_flowprune.selection.comparable_scores import NORMALIZERS
-from torch_flowprune.selection.goal import Goal, rounded_up
+from torch_flowprune.selection.goal import Goal
 from torch_flowprune.selection.layer_shares import SHARE_RULES, ShareRule
 from torch_flowprune.selection.layers import Layers
 from torch_flowprune.selection.meters import COSTS
@@ -38,6 +39,7 @@ class AllocationOptions(TypedDict, total=False):
     max_sparsity: PerLayer | None
     round_to: int
     cost: str | LatencyTable
+    at_most: AtMost | None
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Allocation:
     max_sparsity: PerLayer | None = None
     round_to: int = 1
     cost: str | LatencyTable = "units"
+    at_most: AtMost | None = None
 
     def __post_init__(self) -> None:
         self._check_cost()
@@ -78,8 +81,11 @@ class Allocation:
         """Of a latency one table, for all rounds."""
         if not isinstance(self.cost, LatencyTable) and self.cost not in COSTS:
             raise ValueError(f"cost should be one of {', '.join(COSTS)}, or a LatencyTable, got {self.cost!r}")
+        if self.at_most is not None:
+            object.__setattr__(self, "at_most", checked_amounts(self.at_most))
         if self.cost == "latency":
-            object.__setattr__(self, "cost", LatencyTable())
+            tables = [one for one in self.at_most or () if isinstance(one, LatencyTable)]
+            object.__setattr__(self, "cost", next(iter(tables), None) or LatencyTable())
 
     def _check_rule(self) -> None:
         rule = self.rule
@@ -100,14 +106,31 @@ class Allocation:
         return self.scope if self.allocation is None else self.allocation
 
     @property
+    def counted_cost(self) -> str | LatencyTable:
+        """What shares are of: where amounts alone are given, the first of their costs."""
+        return next(iter(self.at_most)) if self.at_most and self.cost == "units" else self.cost
+
+    @property
     def cost_name(self) -> str:
         """The word for what a target is a share of."""
-        return self.cost if isinstance(self.cost, str) else "latency"
+        return self.counted_cost if isinstance(self.counted_cost, str) else "latency"
 
     @property
     def is_given(self) -> bool:
-        """Whether it names sparsities itself, so that none of the whole is needed."""
-        return isinstance(self.rule, Mapping)
+        """Whether it says itself how much goes, so that no share of the whole is needed."""
+        return isinstance(self.rule, Mapping) or self.at_most is not None
+
+    def check_beside(self, *shares: object) -> None:
+        """An error where amounts stand beside a share of what is not said, or beside a cost without a share.
+
+        Raises:
+            ValueError: with the word that is missing.
+        """
+        if self.at_most and (self.cost == "units") is any(share is not None for share in shares):
+            raise ValueError(
+                "beside at_most= give both or neither of sparsity= (or amount=) and cost=, which says what it is a "
+                f"share of: 'parameters', 'flops', 'memory' or 'latency'; got cost={self.cost!r}"
+            )
 
     def _normalizer(self, method: str, *, structured: bool) -> str | None:
         """What scores go through before they are ranked.
@@ -130,13 +153,13 @@ class Allocation:
         if (blocks := _blocks(found)) is not None:
             return self._of_blocks(found, goal, blocks)
         self._check_units(found)
-        bounds = bounds_of(found, self.min_keep, self.max_sparsity, keep_one=self.cost != "units")
+        bounds = self._bounds(found)
         layers = Layers(found, bounds, self.round_to)
         normalizer = self._normalizer(method, structured=all(candidate.structured for candidate in found.values()))
         comparable = None if normalizer is None else NORMALIZERS[normalizer]
         made = partial(Plan, self._why(normalizer), bounds, comparable=comparable, round_to=self.round_to)
-        if (budget := Budget.of(found, self.cost, bounds.least)) is not None:
-            return made(spending=self._spending(budget, found, goal, layers))
+        if self.counted_cost != "units":
+            return made(spending=self._spending(found, goal, layers))
         if self.rule == "row":
             return made(rounds=layers.by_row(goal), by_row=True)
         return made(rounds=self._rounds(goal, layers))
@@ -175,16 +198,24 @@ class Allocation:
             return layers.given(by_layer("allocation", rule, layers.units), goal)
         return layers.ruled(_function(rule), goal)
 
-    def _spending(self, budget: Budget, found: Candidates, goal: Goal, layers: Layers) -> Spending:
+    def _bounds(self, found: Candidates) -> Bounds:
+        return bounds_of(found, self.min_keep, self.max_sparsity, keep_one=self.counted_cost != "units")
+
+    def range_of(self, found: Candidates) -> tuple[float, float, float]:
+        """What all units cost, those that are left, and the least that these bounds allow."""
+        self._check_units(found)
+        return counted_range(found, self.cost, Layers(found, self._bounds(found), self.round_to).least)
+
+    def _spending(self, found: Candidates, goal: Goal, layers: Layers) -> Spending:
         if isinstance(self.rule, Mapping) or self.rule == "row":
             raise ValueError(
                 f"cost={self.cost_name!r} finds how much goes from each layer, and so does allocation={self.rule!r}: "
                 "give one of the two"
             )
-        gone_after = self._within(budget, found, goal)
+        met = allowances(found, goal, self.counted_cost, self.at_most or {}, layers.least, self._step)
         if self._is_ranking:
-            return Spending(budget, gone_after, layers.one_pool, layers.removable)
-        return Spending(budget, gone_after, layers.at(_function(self.rule)), lambda left: layers.total)
+            return Spending(met, layers.one_pool, layers.removable)
+        return Spending(met, layers.at(_function(self.rule)), lambda left: layers.total)
 
     @property
     def _is_ranking(self) -> bool:
@@ -198,16 +229,6 @@ class Allocation:
         """
         by_one = self._is_ranking and self.round_to == 1 and isinstance(self.cost, str)
         return None if by_one else 2 * self.round_to - 1
-
-    def _within(self, budget: Budget, found: Candidates, goal: Goal) -> tuple[int, ...]:
-        """All layers, down to a share of what the model costs, round by round."""
-        units, total = living_units(found), budget.total
-        gone = total - budget.left(units)
-        wanted = goal.gone(total, total - gone, partial(rounded_up, total=total))
-        if wanted < gone and budget.is_overdrawn(units, total - wanted, self._step):
-            raise goal.too_low(f"the model is already at sparsity {gone / total:.4g} of its {budget.meter.name}")
-        budget.check_reachable(units, total - wanted)
-        return goal.path(total, gone, max(wanted, gone))
 
 
 def _function(rule: SharedOut) -> ShareRule:

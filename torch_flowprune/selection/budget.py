@@ -83,16 +83,21 @@ class Budget:
         Raises:
             ValueError: saying how much can go, and what it is that stays.
         """
-        bare = {name: alive & (alive.cumsum(0) <= self.least.get(name, 0)) for name, alive in units.items()}
+        bare = self.bare(units)
         if (least := self.left(bare)) > allowed:
             largest = ", ".join(self.meter.largest(self.costs, bare))
             raise ValueError(
                 f"at most {1 - least / self.total:.1%} of the model's {self.meter.text(self.total)} can go, and "
-                f"{1 - allowed / self.total:.1%} should: "
-                "each group of channels keeps one at least (min_keep= may ask for more), and what is not coupled "
-                "stays whole. Most of what "
+                f"{1 - allowed / self.total:.1%} should: it can be brought down to {self.meter.text(least)}, and "
+                f"{self.meter.text(allowed)} were asked for (fp.range has that before a prune); "
+                "each group of channels keeps one at least (min_keep= may ask for more, round_to= for whole multiples),"
+                " and what is not coupled stays whole. Most of what "
                 f"stays is in {largest}; print(fp.couple(model, example_inputs)) lists what cannot be removed, and why"
             )
+
+    def bare(self, units: Kept) -> dict[str, Tensor]:
+        """The least of these units that may stay."""
+        return {name: alive & (alive.cumsum(0) <= self.least.get(name, 0)) for name, alive in units.items()}
 
     def is_overdrawn(self, units: Kept, allowed: int, step: int | None = None) -> bool:
         """Whether more has gone than was needed: with the last step taken back the model costs no more than allowed.
@@ -109,12 +114,12 @@ class Budget:
         ]
         return bool(back) and all(self.left({**units, **unit}) <= allowed for unit in back)
 
-    def fewest(self, kept_without: Callable[[int], Kept], most: int, allowed: int) -> int:
+    def fewest(self, kept_without: Callable[[int], Kept], most: int, allowed: int, *, from_: int = 0) -> int:
         """How many units have to go, of at most ``most``, where ``kept_without(k)`` are those that stay when k go.
 
-        The costs fall with k.
+        The costs fall with k. No fewer than ``from_``, which another budget needs.
         """
-        k = bisect_left(range(most + 1), True, key=lambda k: self.left(kept_without(k)) <= allowed)
+        k = bisect_left(range(most + 1), True, lo=from_, key=lambda k: self.left(kept_without(k)) <= allowed)
         if k > most:
             self.check_reachable(kept_without(most), allowed)
         return min(k, most)

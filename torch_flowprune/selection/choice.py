@@ -76,11 +76,14 @@ class _Ranking:
         return all_stored(scores) if self.plan.spending is not None else {n: scores.stored(n) for n in self.found}
 
     def spent(self, round_: int) -> Pools:
-        """The fewest steps that bring a budget down to its target."""
+        """The fewest steps that bring every budget down to its target."""
         spending, left = self.plan.spending, self.left
         assert spending is not None
-        allowed = spending.budget.total - spending.gone_after[round_]
-        steps = spending.budget.fewest(lambda k: self.cut(spending.split(k, left)).keeps, spending.steps(left), allowed)
+        most, steps = spending.steps(left), 0
+        for one in spending.allowances:
+            steps = one.budget.fewest(
+                lambda k: self.cut(spending.split(k, left)).keeps, most, one.after(round_), from_=steps
+            )
         return spending.split(steps, left)
 
     def cut(self, pools: Pools) -> Choice:

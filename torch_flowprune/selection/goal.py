@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, isclose
+from math import ceil, isclose, nextafter
 
 from torch_flowprune.scoring import Blocks
 from torch_flowprune.selection.schedules import Schedule, check_listed, fraction, listed, steps, through, to_prune
@@ -15,7 +15,8 @@ from torch_flowprune.selection.schedules import Schedule, check_listed, fraction
 class Goal:
     """A target, of all units or of what is left, and the rounds that lead to it.
 
-    ``final`` is the sparsity that calls like this one end at, where this is not the last of them.
+    ``final`` is the sparsity that calls like this one end at, where this is not the last of them, and ``begun`` the one
+    that the call before this went to.
     """
 
     sparsity: float | None = None
@@ -23,6 +24,7 @@ class Goal:
     rounds: int = 1
     schedule: str | Schedule = "exponential"
     final: float | None = None
+    begun: float | None = None
 
     @classmethod
     def asked(
@@ -114,3 +116,15 @@ def rounded_up(share: float, total: int) -> int:
     101
     """
     return ceil(Fraction(str(share)) * total)
+
+
+def share_of(gone: int, total: int) -> float:
+    """The share that :func:`rounded_up` makes so many of; a quotient alone may be a last digit too large.
+
+    >>> rounded_up(16 / 86, 86), rounded_up(share_of(16, 86), 86)
+    (17, 16)
+    """
+    share = gone / total if total else 0.0
+    while rounded_up(share, total) > gone:
+        share = nextafter(share, 0.0)
+    return share

@@ -11,6 +11,7 @@ from torch_flowprune.selection.bounds import Bounds
 from torch_flowprune.selection.goal import Goal
 from torch_flowprune.selection.layer_shares import LayerUnits, ShareRule, counted_exactly
 from torch_flowprune.selection.plan import Pool, Pools, Split
+from torch_flowprune.selection.rounding import narrowest
 from torch_flowprune.selection.sampled_bracket import numbers
 
 
@@ -21,6 +22,12 @@ class Layers:
         self.found, self.bounds, self.units, self.round_to = found, bounds, bounds.units, round_to
         self.left = dict(zip(found, numbers(lefts(found)), strict=True))
         self.total = sum(self.units.values())
+
+    @cached_property
+    def least(self) -> dict[str, int]:
+        """How many units each layer keeps at least, in whole multiples."""
+        least = self.bounds.least
+        return {name: narrowest(least[name], left, self.round_to) for name, left in self.left.items()}
 
     @cached_property
     def shapes(self) -> list[LayerUnits]:

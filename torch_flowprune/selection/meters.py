@@ -27,6 +27,12 @@ class Meter(Protocol):
     def text(self, amount: int) -> str:
         """An amount in words."""
 
+    def counted(self, amount: float) -> int:
+        """A user's amount in these whole numbers, rounded down."""
+
+    def amount(self, count: int) -> float:
+        """And back."""
+
     def largest(self, costs: Costs, kept: Kept) -> list[str]:
         """Where most of it is."""
 
@@ -39,6 +45,12 @@ class Counter:
 
     def of(self, costs: Costs, kept: Kept) -> int:
         return costs.count(self.name, kept)
+
+    def counted(self, amount: float) -> int:
+        return int(amount)
+
+    def amount(self, count: int) -> float:
+        return count
 
     def text(self, amount: int) -> str:
         return f"{amount:,} {'bytes of memory' if self.name == 'memory' else self.name}"
@@ -58,6 +70,12 @@ class Clock:
     def of(self, costs: Costs, kept: Kept) -> int:
         calls = costs.calls(_widened({**costs.kept, **kept}, self.table.multiple))
         return round(1e6 * self.table.milliseconds(calls, costs.device))
+
+    def counted(self, amount: float) -> int:
+        return int(round(1e6 * amount, 3))
+
+    def amount(self, count: int) -> float:
+        return count / 1e6
 
     def text(self, amount: int) -> str:
         return f"{amount / 1e6:.4g} ms of latency"

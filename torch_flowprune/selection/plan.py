@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from torch_flowprune.channels import Kept
 from torch_flowprune.scoring import Blocks
 from torch_flowprune.selection.bounds import Bounds
 from torch_flowprune.selection.budget import Budget
 from torch_flowprune.selection.comparable_scores import Comparable
+from torch_flowprune.selection.goal import share_of
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,38 @@ Split: TypeAlias = Callable[[int, Mapping[str, int]], Pools]
 
 
 @dataclass(frozen=True)
-class Spending:
+class Allowance:
     """A target in a budget.
 
     Attributes:
         budget: what units cost.
         gone_after: how much of its total is gone after each round.
-        split: the pools after so many steps.
-        steps: how many there are, with these units left.
     """
 
     budget: Budget
     gone_after: tuple[int, ...]
+
+    def after(self, round_: int) -> int:
+        """What the model may cost after a round."""
+        return self.budget.total - self.gone_after[round_]
+
+    def spent(self, kept: Kept) -> tuple[str, float, float, float]:
+        """The cost's name, what it is with all units, what is allowed in the end, and what it is with these."""
+        budget, amount = self.budget, self.budget.meter.amount
+        return budget.meter.name, amount(budget.total), amount(self.after(-1)), amount(budget.left(kept))
+
+
+@dataclass(frozen=True)
+class Spending:
+    """Targets in what units cost, all of which are met.
+
+    Attributes:
+        allowances: the targets; the first is the one that a share is of.
+        split: the pools after so many steps.
+        steps: how many there are, with these units left.
+    """
+
+    allowances: tuple[Allowance, ...]
     split: Split
     steps: Callable[[Mapping[str, int]], int]
 
@@ -68,5 +90,8 @@ class Plan:
 
     @property
     def sparsity(self) -> float:
-        """After the last round, of all units; of a plan that has its pools."""
+        """After the last round, of all units; or of what the first target counts."""
+        if self.spending is not None:
+            first = self.spending.allowances[0]
+            return share_of(first.gone_after[-1], first.budget.total)
         return sum(pool.gone for pool in self.rounds[-1]) / sum(self.bounds.units.values())

@@ -29,8 +29,16 @@ def rounded(
 def _down(kept: int, left: int, least: int, multiple: int) -> int:
     if kept == left:
         return left
-    floor = -(-max(least, 1) // multiple) * multiple
-    return min(left, max(kept // multiple * multiple, floor))
+    return min(left, max(kept // multiple * multiple, narrowest(least, left, multiple)))
+
+
+def narrowest(least: int, left: int, multiple: int) -> int:
+    """How many units a layer keeps at least, as a multiple, or all that it has left.
+
+    >>> narrowest(0, 20, 8), narrowest(9, 20, 8), narrowest(1, 6, 8), narrowest(0, 6, 1)
+    (8, 16, 6, 0)
+    """
+    return min(left, -(-max(least, multiple > 1) // multiple) * multiple)
 
 
 def _share(kept: int, down: int, up: int) -> float:

@@ -191,7 +191,8 @@ class Pruner:
         """
         found = self._candidates(data)
         self._check_averages()
-        goal, by = Goal(self.next_sparsity, final=self.goals[-1]), self.scores if data is None else None
+        begun = self.goals[self.round - 1] if self.round else None
+        goal, by = Goal(self.next_sparsity, final=self.goals[-1], begun=begun), self.scores if data is None else None
         if self.tracked and data is None:
             by = Scores(self.tracked, measure_lookup.name_of(self.method), label(self.units.granularity))
         source = replace(self.source, data=data)

@@ -72,6 +72,7 @@ class Rounds:
         if (blocks := next((one.blocks for one in found.values() if one.blocks is not None), None)) is not None:
             allocation.plan(found, Goal(self.sparsity, self.amount, self.count))
             return (1 - blocks.n / blocks.m,)
+        allocation.check_beside(self.sparsity, self.amount, self.listed)
         if self.listed is None and self.amount is None:
             return self._scheduled(found, allocation)
         goals = tuple(self.listed or self._shares(found, allocation.cost))
@@ -86,7 +87,7 @@ class Rounds:
             )
         plan = allocation.plan(found, Goal(self.sparsity))
         target = plan.sparsity if self.sparsity is None else fraction(self.sparsity)
-        start = min(gone_share(found, allocation.cost), target)  # whole channels overshoot a cost
+        start = min(gone_share(found, allocation.counted_cost), target)  # whole channels overshoot a cost
         assert isinstance(self.schedule, str) or callable(self.schedule)
         return tuple(steps(self.schedule, self.count, start, target))
 

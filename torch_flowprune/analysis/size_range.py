@@ -1,0 +1,91 @@
+"""How small a model can become, before anything is pruned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from typing_extensions import Unpack
+
+from torch_flowprune.channels import LatencyTable
+from torch_flowprune.gradients import FlowSource
+from torch_flowprune.inputs import check_options, from_options, unwrapped
+from torch_flowprune.scoring import PrunableUnits, UnitOptions
+from torch_flowprune.selection import Allocation, PerLayer
+
+
+@dataclass(frozen=True)
+class SizeRange:
+    """What a model can cost.
+
+    Attributes:
+        cost: its word; ``"memory"`` is in bytes and ``"latency"`` in milliseconds.
+        dense: with all units.
+        now: with those that are left.
+        least: with the fewest that may stay.
+    """
+
+    cost: str
+    dense: float
+    now: float
+    least: float
+
+    @property
+    def sparsity(self) -> float:
+        """The largest share that can go."""
+        return 1 - self.least / self.dense if self.dense else 0.0
+
+    def __str__(self) -> str:
+        unit = {"memory": " bytes", "latency": " ms"}.get(self.cost, "")
+        return (
+            f"{self.cost}: {self.least:,.10g} to {self.dense:,.10g}{unit}, now {self.now:,.10g}; at most "
+            f"{self.sparsity:.1%} can go"
+        )
+
+
+class RangeOptions(UnitOptions, total=False):
+    """What :func:`~torch_flowprune.range` takes besides its own words."""
+
+    min_keep: PerLayer | None
+    max_sparsity: PerLayer | None
+    round_to: int
+
+
+def size_range(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    cost: str | LatencyTable = "flops",
+    **options: Unpack[RangeOptions],
+) -> SizeRange:
+    """What can be asked of a prune: from the model with all its units to the least that its bounds allow.
+
+    Any target from ``least`` on can be met, to within what the last unit costs; one below it is an error. The model is
+    left as it was. The name is in the package but not in its ``__all__``: ``from torch_flowprune import *`` leaves
+    Python's own ``range`` alone.
+
+    Args:
+        model: any module, pruned or not.
+        example_inputs: what it is called with, as :func:`~torch_flowprune.couple` takes it.
+        cost: ``"flops"``, ``"parameters"``, ``"memory"``, ``"latency"``, a :class:`LatencyTable`, or ``"units"``.
+        options: as :func:`~torch_flowprune.global_prune` takes them: which units (``granularity``, here ``"channel"``
+            if left out, ``include``, ``exclude``, ``coupling``, ...), and what each layer keeps (``min_keep``,
+            ``max_sparsity``, ``round_to``).
+
+    Raises:
+        ValueError, TypeError: for bad arguments, and a model of which no channel can go.
+
+    >>> import torch
+    >>> import torch_flowprune as fp
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> print(fp.range(model, torch.randn(2, 3), cost="parameters"))
+    parameters: 8 to 50, now 50; at most 84.0% can go
+    """
+    known = ["example_inputs", "cost", *RangeOptions.__annotations__]
+    check_options("range", options, known)
+    units = from_options(PrunableUnits, {"granularity": "channel", **options})
+    bounds = from_options(Allocation, options, cost=cost)
+    found = units.of(unwrapped(model), FlowSource(example_inputs=example_inputs))
+    name = cost if isinstance(cost, str) else "latency"
+    return SizeRange(name, *bounds.range_of(found))
