@@ -228,6 +228,16 @@ def test_the_command_line_takes_allocations(run, tmp_path):
     assert "global" in {layer["why"] for layer in json.loads(report.read_text())["layers"]}
 
 
+def test_the_command_line_takes_amounts(run, tmp_path):
+    report = tmp_path / "report.json"
+    amounts = ("--at-most", "parameters=50000", "memory=2e6", "--granularity", "channel")
+    text = run("prune", *MODEL, *amounts, "--report", report)
+    spent = {one["cost"]: one for one in json.loads(report.read_text())["spent"]}
+    assert spent["parameters"]["left"] <= 50_000 < spent["parameters"]["dense"]
+    assert spent["memory"]["left"] <= spent["memory"]["asked"] == 2e6
+    assert "at most 50,000 asked for" in text
+
+
 def test_synset_folders_get_imagenet_labels(tmp_path):
     for name in ("n01443537", "n01440764"):
         (tmp_path / name).mkdir()
@@ -405,6 +415,9 @@ def test_diagnose(run, pictures, tmp_path):
 ERRORS = [
     ("prune resnet81 --sparsity 0.5", "timm has no model 'resnet81'; nearest: resnet18", "timm.list_models()"),
     ("prune MODEL", "--sparsity is missing: expected a fraction from 0 to 1, such as --sparsity 0.9"),
+    ("prune MODEL --at-most latency", "argument --at-most: expected COST=AMOUNT, such as latency=12.5, got 'latency'"),
+    ("prune MODEL --at-most flops=-1", "expected COST=AMOUNT, such as latency=12.5, got 'flops=-1'"),
+    ("prune MODEL --at-most watts=1", "at_most: 'watts' should be one of parameters, flops, memory, latency"),
     ("prune MODEL --sparsity 1.5", "argument --sparsity: expected a fraction from 0 to 1, such as 0.9, got '1.5'"),
     ("prune MODEL --sparsity half", "expected a fraction from 0 to 1, such as 0.9, got 'half'"),
     ("prune MODEL --sparsity nan", "expected a fraction from 0 to 1, such as 0.9, got 'nan'"),

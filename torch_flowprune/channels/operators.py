@@ -78,7 +78,10 @@ class Call:
             taken = next((slot for slot in slots if slot.operand.is_like(handed)), None)
             for slot in slots:
                 slot.fill(handed if slot is taken else None, device)
-            return operator(*args, **kwargs)
+            made = operator(*args, **kwargs)
+            if taken is not None:
+                taken.inside[taken.key] = None  # so that its memory is free for what comes next, as in the model
+            return made
 
         return run
 
