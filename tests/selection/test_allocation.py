@@ -25,6 +25,7 @@ ALLOCATIONS = {
     "er": {"allocation": "er"},
     "erk": {"allocation": "erk"},
     "lamp": {"allocation": "lamp"},
+    "isomorphic": {"allocation": "isomorphic", "normalize": None},
     "mean": {"normalize": "mean"},
     "max": {"normalize": "max"},
     "l2": {"normalize": "l2"},
@@ -83,7 +84,7 @@ def test_rounds_nest_and_end_where_one_call_does(name, granularity):
     once = net()
     same = fp.global_prune(once, "magnitude", 0.7, granularity=granularity, **ALLOCATIONS[name])
     assert report.pruned == same.pruned
-    if name in ("global", "layer", "er", "erk", "function", "capped", "kept"):
+    if name in ("global", "isomorphic", "layer", "er", "erk", "function", "capped", "kept"):
         assert all(torch.equal(mask, fp.masks(once)[key]) for key, mask in fp.masks(rounds).items())
 
 
@@ -357,7 +358,7 @@ def test_equal_fractions_meet_a_target_of_flops():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"allocation": "erd"}, "allocation should be one of global, lamp, row, layer, er, erk, a mapping"),
+        ({"allocation": "erd"}, "allocation should be one of global, lamp, isomorphic, row, layer, er, erk, a mapping"),
         ({"allocation": "erk", "scope": "layer"}, "scope='layer' is short for allocation='layer': give one of the two"),
         ({"allocation": "lamp", "normalize": "mean"}, "leave normalize= out"),
         ({"normalize": "median"}, "normalize should be 'mean', 'max', 'l2', 'default' or None, got 'median'"),
@@ -420,3 +421,99 @@ def test_scores_taken_first_are_pruned_with_as_the_call_would():
     fp.global_prune(first, "magnitude", 0.5, granularity="filter")
     fp.global_prune(second, sparsity=0.5, scores=fp.scores(second, "magnitude", granularity="filter"))
     assert all(torch.equal(mask, fp.masks(second)[name]) for name, mask in fp.masks(first).items())
+
+
+# -- kinds of layers ------------------------------------------
+
+
+class Block(nn.Module):
+    """Hidden units between two linear layers, beside a shortcut."""
+
+    def __init__(self, width, hidden):
+        super().__init__()
+        self.rise, self.fall = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x):
+        return x + self.fall(torch.relu(self.rise(x)))
+
+
+class Mixed(nn.Module):
+    """Two blocks of hidden units, small weights; and two kernels, large ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten())
+        self.blocks = nn.Sequential(nn.Linear(6 * 16, 10), Block(10, 12), Block(10, 20), nn.Linear(10, 3))
+
+    def forward(self, x):
+        return self.blocks(self.kernels(x))
+
+
+def mixed():
+    torch.manual_seed(0)
+    model = Mixed().eval()
+    with torch.no_grad():
+        for p in model.kernels.parameters():
+            p.mul_(100)
+    return model
+
+
+IMAGES = torch.randn(2, 3, 8, 8)
+HIDDEN = ("blocks.1.rise.weight", "blocks.2.rise.weight")
+
+
+def lowest_of_kind(model, names, gone):
+    """Which units of these layers stay, sorted in one list."""
+    norms = {name: model.get_parameter(name).detach().flatten(1).norm(dim=1) for name in names}
+    ranked = sorted((value, name, i) for name, row in norms.items() for i, value in enumerate(row.tolist()))
+    out = {(name, i) for _, name, i in ranked[:gone]}
+    return {name: torch.tensor([(name, i) not in out for i in range(len(row))]) for name, row in norms.items()}
+
+
+def test_each_kind_is_ranked_by_itself_to_the_same_share():
+    model, dense = mixed(), mixed()
+    words = {"granularity": "channel", "example_inputs": IMAGES, "normalize": None}
+    report = fp.global_prune(model, "magnitude", 0.5, allocation="isomorphic", **words)
+    assert report.pruned == round(0.5 * report.units)
+    layers = {layer.name: layer for layer in report.layers}
+    gone = sum(layers[name].pruned for name in HIDDEN)
+    assert gone == 16
+    for name, stays in lowest_of_kind(dense, HIDDEN, gone).items():
+        assert torch.equal(fp.masks(model)[name].any(1), stays)
+    assert {layer.why for layer in report.layers} == {"isomorphic"}
+    raw = mixed()
+    fp.global_prune(raw, "magnitude", 0.5, **words)
+    assert sum(int((~fp.masks(raw)[name].any(1)).sum()) for name in HIDDEN) > gone, "in one ranking the small ones go"
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_kinds_go_alike_to_a_target_in_parameters(share):
+    model = mixed()
+    words = {"granularity": "channel", "example_inputs": IMAGES, "cost": "parameters"}
+    report = fp.global_prune(model, "magnitude", share, allocation="isomorphic", **words)
+    assert report.left.parameters <= (1 - share) * report.dense.parameters
+    hidden = [layer for layer in report.layers if layer.name in HIDDEN]
+    others = [layer for layer in report.layers if layer.name not in HIDDEN]
+    shares = [sum(one.pruned for one in some) / sum(one.units for one in some) for some in (hidden, others)]
+    assert shares[0] == pytest.approx(shares[1], abs=0.1)
+    fp.shrink(model, IMAGES)
+
+
+def test_heads_of_a_transformer_are_one_kind_and_hidden_units_another():
+    timm = pytest.importorskip("timm")
+    model, x = timm.create_model("test_vit").eval(), torch.randn(2, 3, 160, 160)
+    report = fp.global_prune(model, "magnitude", 0.5, allocation="isomorphic", granularity="channel", example_inputs=x)
+    for part in ("attn", "mlp"):
+        layers = [layer for layer in report.layers if part in layer.name]
+        assert sum(layer.pruned for layer in layers) == pytest.approx(0.5 * sum(layer.units for layer in layers), abs=1)
+
+
+def test_weights_and_filters_have_kinds_by_their_kernels():
+    for granularity in ("weight", "filter"):
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 8, 3)
+        )
+        report = fp.global_prune(model, "magnitude", 0.5, allocation="isomorphic", granularity=granularity)
+        first, second, third, fourth = report.layers
+        assert (second.sparsity, third.sparsity) == (0.5, 0.5)
+        assert first.pruned + fourth.pruned == (first.units + fourth.units) / 2

@@ -91,7 +91,7 @@ def add_allocation(command: argparse.ArgumentParser) -> None:
     add(
         "--allocation",
         metavar="NAME",
-        help="how sparsity is shared out: global, layer, row, er, erk or lamp (default: global)",
+        help="how sparsity is shared out: global, layer, row, isomorphic, er, erk or lamp (default: global)",
     )
     add(
         "--normalize",

@@ -76,8 +76,9 @@ def global_prune(
             channels, which :func:`~torch_flowprune.shrink` then removes physically.
         allocation: how sparsity is shared out over the layers, see :doc:`/guide/allocation`: ``"global"``, one ranking
             over all of them; ``"layer"``, every layer to the same sparsity; ``"row"``, every output of every layer;
-            ``"er"`` and ``"erk"``, by the layers' shapes; ``"lamp"``, one ranking of scores relative to those above
-            them in their layer; a mapping of name globs to sparsities; or a function of ``(layers, sparsity)``.
+            ``"isomorphic"``, one ranking for each kind of layer; ``"er"`` and ``"erk"``, by the layers' shapes;
+            ``"lamp"``, one ranking of scores relative to those above them in their layer; a mapping of name globs to
+            sparsities; or a function of ``(layers, sparsity)``.
         scope: a shorter name for the first three.
         normalize: what a layer's scores are divided by before layers are ranked together: their ``"mean"``, ``"max"``
             or ``"l2"`` norm; None ranks them as they are, as the paper does. By default filters and channels are

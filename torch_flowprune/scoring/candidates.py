@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, TypeAlias
@@ -31,6 +31,10 @@ class Candidate(Protocol):
     @property
     def weight_shape(self) -> tuple[int, ...]:
         """The shape of the weights that compute the units, outputs first."""
+
+    @property
+    def kind(self) -> Hashable:
+        """What its units are made of, whatever their number: equal for those that do the same work in a model."""
 
     @property
     def structured(self) -> bool:
@@ -107,6 +111,10 @@ class ParameterUnits:
     def weight_shape(self) -> tuple[int, ...]:
         axis, shape = self.target.output_axis, self.shape
         return shape if len(shape) < 2 else (shape[axis], *shape[:axis], *shape[axis + 1 :])
+
+    @property
+    def kind(self) -> Hashable:
+        return kernel_of(self.target.parameter)
 
     @property
     def structured(self) -> bool:
@@ -190,6 +198,11 @@ def parameter_candidates(
     if left_out:
         _report_left_out(left_out, granularity, required=parameters is not None or not candidates)
     return candidates
+
+
+def kernel_of(parameter: Tensor) -> tuple[int, ...]:
+    """What of a shape is no width: how many axes it has, whether each input has outputs of its own, the kernel."""
+    return parameter.ndim, int(parameter.ndim > 1 and parameter.shape[1] == 1), *parameter.shape[2:]
 
 
 def targets_of(candidates: Candidates) -> dict[str, Target]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch_flowprune.channels import (
 )
 from torch_flowprune.inputs import Pair, Pattern, Target, flags, parameters_of, prunable
 from torch_flowprune.masking import check_can_mask, masks
-from torch_flowprune.scoring.candidates import Candidates
+from torch_flowprune.scoring.candidates import Candidates, kernel_of
 from torch_flowprune.scoring.granularity import Blocks
 from torch_flowprune.torch_internals import AnyStatisticsNorm
 
@@ -58,6 +58,13 @@ class GroupUnits:
         first = self._owned[0]
         shape, axis = tuple(self.members[first.parameter].parameter.shape), first.axis
         return (shape[axis], *shape[:axis], *shape[axis + 1 :])
+
+    @property
+    def kind(self) -> Hashable:
+        """Which slices a channel has, in which roles, of which kernels: isomorphic parts of a model have the same."""
+        masked = [part for part in self.group.slices if part.role in MASKED]
+        parts = [(part.role, part.axis, kernel_of(self.members[part.parameter].parameter)) for part in masked]
+        return tuple(sorted(parts))
 
     @property
     def structured(self) -> bool:

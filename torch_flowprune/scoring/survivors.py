@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,6 +92,10 @@ class Survivors:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.origin.shape
+
+    @property
+    def kind(self) -> Hashable:
+        return self.left.kind
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ SharedOut: TypeAlias = str | ShareRule | Mapping[str, float]
 
 OF_WEIGHTS_ALONE = ("magnitude", "l2", "l1")
 """Measures of weights without data: how large they are says more of the layer than of the loss."""
-_RANKED = ("global", "lamp", "row")
+_RANKED = ("global", "lamp", "isomorphic", "row")
 
 
 class AllocationOptions(TypedDict, total=False):
@@ -192,6 +192,8 @@ class Allocation:
         rule = self.rule
         if self._is_ranking:
             return layers.ranked(goal)
+        if rule == "isomorphic":
+            return layers.by_kind(goal)
         if rule == "layer":
             return layers.each(dict.fromkeys(layers.units, goal))
         if isinstance(rule, Mapping):
@@ -215,7 +217,8 @@ class Allocation:
         met = allowances(found, goal, self.counted_cost, self.at_most or {}, layers.least, self._step)
         if self._is_ranking:
             return Spending(met, layers.one_pool, layers.removable)
-        return Spending(met, layers.at(_function(self.rule)), lambda left: layers.total)
+        split = layers.kinds_at if self.rule == "isomorphic" else layers.at(_function(self.rule))
+        return Spending(met, split, lambda left: layers.total)
 
     @property
     def _is_ranking(self) -> bool:

@@ -58,6 +58,34 @@ class Layers:
         """One ranking over all layers."""
         return tuple([Pool(tuple(self.units), gone)] for gone in self._path(goal))
 
+    @cached_property
+    def kinds(self) -> list[tuple[str, ...]]:
+        """The layers of each kind."""
+        found: dict[object, list[str]] = {}
+        for name, candidate in self.found.items():
+            found.setdefault(candidate.kind, []).append(name)
+        return [tuple(names) for names in found.values()]
+
+    def by_kind(self, goal: Goal) -> tuple[Pools, ...]:
+        """One ranking a kind of layer; all kinds to the same sparsity, and exactly so many in all."""
+        sizes = [sum(self.units[name] for name in names) for names in self.kinds]
+        most = [sum(self.bounds.most(name, self.left[name]) for name in names) for names in self.kinds]
+        gone = [sum(self.units[name] - self.left[name] for name in names) for names in self.kinds]
+        rounds = []
+        for total in self._path(goal):
+            gone = counted_exactly([total * size / max(self.total, 1) for size in sizes], total, gone, most)
+            rounds.append([Pool(names, count) for names, count in zip(self.kinds, gone, strict=True)])
+        return tuple(rounds)
+
+    def kinds_at(self, steps: int, left: Mapping[str, int]) -> Pools:
+        """Every kind at the sparsity of ``steps`` units in all, as far as its bounds go."""
+        pools = []
+        for names in self.kinds:
+            size, gone = sum(self.units[one] for one in names), sum(self.units[one] - left[one] for one in names)
+            wanted = round(steps * size / max(self.total, 1))
+            pools.append(Pool(names, min(max(wanted, gone), sum(self.bounds.most(one, left[one]) for one in names))))
+        return pools
+
     def each(self, goals: Mapping[str, Goal]) -> tuple[Pools, ...]:
         """Every layer to a goal of its own: global pruning, one layer at a time."""
         paths = {name: self._path(goal, name) for name, goal in goals.items()}
