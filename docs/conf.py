@@ -1,4 +1,8 @@
 import importlib.metadata
+import importlib.util
+import pathlib
+
+from sphinx.errors import ExtensionError
 
 project = "torch-flowprune"
 author = "torch-flowprune contributors"
@@ -34,7 +38,18 @@ def _public(app, env, node, contnode):
     return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, contnode)
 
 
+def _host_table(app):
+    """The rows of the host page are those that its tests bear."""
+    path = pathlib.Path(__file__).parents[1] / "tests" / "support" / "host_table.py"
+    spec = importlib.util.spec_from_file_location("host_table", path)
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    if problems := table.problems():
+        raise ExtensionError("explanation/host.md: " + "; ".join(problems))
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("builder-inited", _host_table)
     app.connect("autodoc-process-docstring", _bars)
     app.connect("missing-reference", _public)

@@ -15,6 +15,63 @@ from torch.nn.utils import prune
 import torch_flowprune as fp
 from torch_flowprune.inputs.parameters import parameters_of
 
+ROWS = {
+    "2.1": (
+        (
+            "`MultiheadAttention.out_proj`: crashes on the second step, stale after loading, frozen if pruned under"
+            " `no_grad`"
+        ),
+        "handled",
+        "trains, also under data parallelism",
+    ),
+    "2.2": (
+        "`in_proj_weight`, and the fast path of attention (no fault)",
+        "handled",
+        "eval and train agree",
+    ),
+    "2.3": (
+        "`TransformerEncoderLayer` leaves its fast path when pruned",
+        "documented",
+        "torch leaves it wherever a hook is; outputs agree, and `fp.remove` gives it back",
+    ),
+    "2.4": (
+        (
+            "timm's eva02, beit, beitv2, swinv2 (`qkv`) and coatnet (position bias): crash on the second step, "
+            "stale in eval"
+        ),
+        "handled",
+        "the mask is in the weights that the forward reads",
+    ),
+    "2.5": (
+        "`F.linear(x, layer.weight)`, `layer.forward(x)`, `forward_features()`",
+        "handled",
+        "as 2.4",
+    ),
+    "2.6": (
+        "recurrent layers keep an old dtype in `_flat_weights`",
+        "handled",
+        "the list is computed when read; cuDNN was not tested (it needs a GPU)",
+    ),
+    "2.7": (
+        "edits of `.weight` are lost at the next forward",
+        "handled",
+        (
+            "methods that write (`weight.data.mul_`, `weight.data += adapter`, `nn.init`, `reset_parameters()`, "
+            "also to slices and views) write to `weight_orig`. What functions write (`torch.relu_(weight.data)`, "
+            "`out=` as in `nn.init.eye_`) reaches it when the tensor that they wrote to is dropped, where the mask "
+            "keeps it; a warning says so where the parameter had changed in between. `layer.weight = "
+            "nn.Parameter(...)` and `layer.weight.data = ...` replace the values under the mask; what cannot carry "
+            "it (another shape, quantised, sparse, meta) is refused. Anything else assigned is a `TypeError`, a "
+            "tensor of equal values too"
+        ),
+    ),
+    "2.8": (
+        "a root hook that refreshes all weights misses `forward_features()`",
+        "handled",
+        "there is nothing to refresh",
+    ),
+}
+
 TOKENS = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
 
 

@@ -15,6 +15,71 @@ from torch.nn.utils import prune
 
 import torch_flowprune as fp
 
+ROWS = {
+    "6.0": (
+        "`True`, nan, 16 of 16: errors from inside, or wrong ones",
+        "refused",
+        (
+            "numbers that are `numbers.Real` are taken, bools and 0-d tensors are not; out of range names the "
+            "range; rounding is half to even of the whole pool"
+        ),
+    ),
+    "6.1": (
+        "a float amount is of what remains: 0.2 three times is 0.49",
+        "handled",
+        "`amount` is torch's; `sparsity` is of everything, after the call",
+    ),
+    "6.2": (
+        "more than is left on a later round: the module is broken",
+        "handled",
+        (
+            "ours change nothing. Torch's own functions delete their hook before they validate: where the new "
+            "method refuses what is left, ours puts itself back, but in a copy that was unpickled. Where its "
+            "constructor refuses (`amount=-1`) the mask stays in force and the hook is gone, so `prune.is_pruned` "
+            "says no; torch's next prune is then an error that says how it comes back, which `fp.remove` and every "
+            "prune of this package see to"
+        ),
+    ),
+    "6.3": (
+        "every old mask is kept in the hook",
+        "handled",
+        "hooks hold no mask but the module's",
+    ),
+    "6.4": (
+        "user methods: types that crash on round 2 or revive weights",
+        "handled",
+        "nothing revives, whatever `PRUNING_TYPE` says",
+    ),
+    "6.5": (
+        "nan is pruned last; a pruned nan or inf stays nan",
+        "refused",
+        (
+            "scores that are not finite (an infinity in `scores=` protects or condemns); what is pruned is exactly "
+            "0 whatever lies under the mask"
+        ),
+    ),
+    "6.6": (
+        "`L1Unstructured` takes the abs of given scores, random ones ignore them",
+        "handled",
+        "given scores are used as they are",
+    ),
+    "6.7": (
+        "unknown keys, other shapes, bool or meta scores are accepted",
+        "refused",
+        "each is named",
+    ),
+    "6.8": (
+        "pairs from a generator, an empty list",
+        "handled",
+        "the first works, the second says so",
+    ),
+    "6.9": (
+        "`model.parameters()` for pairs: an error about attribute names",
+        "refused",
+        "pass the model",
+    ),
+}
+
 X = torch.linspace(-1, 1, 24).view(3, 8)
 
 

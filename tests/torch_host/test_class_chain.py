@@ -17,6 +17,39 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import torch_flowprune as fp
 
+ROWS = {
+    "3.16": (
+        (
+            "a class with a registry of its subclasses (`__init_subclass__`, a metaclass), with `__reduce__` or "
+            "`__deepcopy__` of its own, or with another library's class laid over it (no fault)"
+        ),
+        "handled",
+        (
+            "the masked class announces itself to nobody; a class copies a dense twin in its own way, and the masks"
+            " are put on that; what was laid over stays over, or the change of masks is refused where its methods "
+            "call `super()`; classes go with their models"
+        ),
+    ),
+    "3.17": (
+        "a parametrization of another tensor of the layer, before or after the mask (no fault)",
+        "handled",
+        (
+            "each comes and goes without the other; torch's copies of a parametrized layer share its class, so "
+            "removing a parametrization from the one breaks the other, pruned or not"
+        ),
+    ),
+    "3.18": (
+        "a weight that the class computes when it is read (`__getattr__`): the mask goes past it",
+        "refused",
+        "make it an ordinary parameter, or `exclude=` it",
+    ),
+    "3.19": (
+        "root parameters of a model traced by `torch.fx`: copies fail after a forward with gradients",
+        "handled",
+        "copies, pickles, edits and `fp.remove` work, and edits outlive the masks",
+    ),
+}
+
 X = torch.linspace(-1, 1, 24).view(3, 8)
 
 REGISTRY = {}

@@ -15,6 +15,87 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import torch_flowprune as fp
 
+ROWS = {
+    "1.1": (
+        "`copy.deepcopy` fails after pruning or after a forward with gradients",
+        "handled",
+        "no tensor with a graph is kept on the module; copies are independent, tied parameters stay tied in them",
+    ),
+    "1.2": (
+        "EMA, SWA, `fuse_conv_bn_eval`, timm's `reparameterize_model` fail with it",
+        "handled",
+        (
+            "all work. Masks are buffers of zeros and ones, of which there is no average: "
+            "`AveragedModel(use_buffers=True)`, timm's `ModelEmaV2` and averages of floats alone keep the first "
+            "round's. After each round call `fp.sync_masks(model, average)`, or give a `Pruner` its `averages=`. "
+            "One want remains: quantisation goes by exact class and skips masked layers, with a warning: quantise "
+            "`fp.export_ready(model)`"
+        ),
+    ),
+    "1.3": (
+        "an EMA made before pruning breaks, or mixes up parameters, on its next update",
+        "handled",
+        (
+            "these classes walk two models side by side, so both need masks: `fp.sync_masks(model, ema)` after the "
+            "prune and before the update; without it timm's EMA takes a mask for a weight"
+        ),
+    ),
+    "1.4": (
+        "a pickled model is 3 to 5 times the dense one; one layer carries the masks of all",
+        "handled",
+        "one byte a weight for the mask; a layer carries its own; loading needs this package",
+    ),
+    "1.5": (
+        "`torch.load` refuses whole models by default",
+        "documented",
+        "so it does dense ones (`weights_only=True`); save state dicts",
+    ),
+    "1.6": (
+        "pruned and dense checkpoints do not fit each other",
+        "handled",
+        (
+            "`fp.load_state_dict` takes either into either; torch's own loader takes a dense one into a pruned "
+            "model. `fp.state_dict(model, dense=True)` has the names of the unpruned model and zeros in the values,"
+            " for strict loaders (`from_pretrained`, hubs); put `fp.masks(model, packed=True)` beside it"
+        ),
+    ),
+    "1.7": (
+        "a dense checkpoint with `strict=False` loads the biases alone, in silence",
+        "handled",
+        "the weights are loaded too, under the masks",
+    ),
+    "1.8": (
+        "after `load_state_dict` the old weights are used, and scored",
+        "handled",
+        "weights are computed when read",
+    ),
+    "1.9": (
+        "`load_state_dict(assign=True)`",
+        "handled",
+        "works; it replaces parameters, so make the optimizer afterwards, as for a dense model",
+    ),
+    "1.10": (
+        "`.to(dtype)` and `.to(device)` leave the weight behind",
+        "handled",
+        "the weight follows; the mask stays bool",
+    ),
+    "1.11": (
+        "`ForkingPickler` (multiprocessing) refuses the model",
+        "handled",
+        "as 1.1",
+    ),
+    "1.12": (
+        "`requires_grad_(False)` does not reach the weight",
+        "handled",
+        "it does",
+    ),
+    "1.13": (
+        "safetensors (no fault)",
+        "handled",
+        "`save_file` and `save_model` work; packed masks too",
+    ),
+}
+
 X = torch.linspace(-1, 1, 24).view(3, 8)
 
 

@@ -14,6 +14,17 @@ from torch.nn.utils import prune
 
 import torch_flowprune as fp
 
+ROWS = {
+    "7.15": (
+        "quantisation, eager, by graphs or dynamic, leaves masked layers in float, or breaks",
+        "documented",
+        (
+            "it goes by exact class: preparing a masked model is a warning; quantise `fp.export_ready(model)`, a "
+            "copy with the masks made permanent, checked equal"
+        ),
+    ),
+}
+
 X = torch.linspace(-1, 1, 24).view(3, 8)
 
 deprecated = pytest.mark.filterwarnings("ignore:.*deprecat", "ignore:.*quant_min", "ignore:.*reduce_range")

@@ -14,6 +14,110 @@ from torch.nn.utils import prune
 
 import torch_flowprune as fp
 
+ROWS = {
+    "7.1": (
+        "data parallelism, pruned before or after wrapping (no fault)",
+        "handled",
+        "two gloo ranks agree in every weight and mask",
+    ),
+    "7.2": (
+        "random masks differ between ranks for ever",
+        "handled",
+        (
+            "given the wrapper, all ranks take the first one's masks, and scores are over the data of all; given "
+            "`.module`, each rank is on its own"
+        ),
+    ),
+    "7.3": (
+        "float masks are broadcast at each forward",
+        "handled",
+        "bytes, a quarter",
+    ),
+    "7.4": (
+        "FSDP2 after pruning: the weight stays unsharded between steps",
+        "documented",
+        "it trains like one process and keeps no unsharded weight; the masks (one byte a weight) are on every rank",
+    ),
+    "7.5": (
+        "FSDP2 before pruning fails inside DTensor",
+        "refused",
+        "prune first, then `fully_shard`",
+    ),
+    "7.6": (
+        "a second round or `remove` after sharding fails inside DTensor",
+        "refused",
+        "load the full state dict into a model that is not sharded",
+    ),
+    "7.7": (
+        "`torch.compile` (no fault; eva02 fails)",
+        "handled",
+        "one graph, fullgraph, one more when masks come, none for further rounds",
+    ),
+    "7.8": (
+        "`torch.export` warns; ONNX",
+        "handled",
+        (
+            "export keeps the mask in the graph; of `fp.export_ready(model)` the graph and ONNX have plain weights;"
+            " that is what to give any exporter"
+        ),
+    ),
+    "7.9": (
+        "`torch.jit.script` fails",
+        "documented",
+        "still: script `fp.export_ready(model)` (trace works)",
+    ),
+    "7.10": (
+        "`fx.symbolic_trace` (no fault)",
+        "handled",
+        "leaf modules keep their masks",
+    ),
+    "7.11": (
+        "`functional_call` ignores dense keys; transforms leave dead tensors behind",
+        "handled",
+        "nothing is left behind; a dense key is a `TypeError` that names `weight_orig`, whatever its values",
+    ),
+    "7.12": (
+        "autocast loses its cast cache",
+        "documented",
+        (
+            "right values; a masked weight is cast at each access. Scores are taken without an autocast around the "
+            "call (one in the model or the loss counts)"
+        ),
+    ),
+    "7.13": (
+        "`DataParallel` replicas share the weight",
+        "handled",
+        "a replica computes its own (tested by hand on a CPU; several GPUs were not)",
+    ),
+    "7.14": (
+        "the mask costs a product a forward",
+        "documented",
+        "one selection an access; `fp.remove` for inference",
+    ),
+    "7.16": (
+        "`_orig_mod.` and `module.` in names: what was saved inside a wrapper does not fit outside",
+        "handled",
+        (
+            "names are seen through `torch.compile`, also of single blocks and in place (`model.compile()`), and "
+            "data parallelism; scores are taken of the code inside"
+        ),
+    ),
+    "7.17": (
+        "`torch.set_default_device`",
+        "handled",
+        "what the package makes for itself is where the model is, or on the CPU",
+    ),
+    "7.18": (
+        "`convert_sync_batchnorm` of a model with pruned norms stops half way",
+        "documented",
+        (
+            "still, with torch's error: a new module takes parameters alone. `state = fp.state_dict(model)`, "
+            "convert `fp.remove(model)`, then `fp.load_state_dict(model, state)`: masks, values and the optimizer's"
+            " parameters are as before"
+        ),
+    ),
+}
+
 X = torch.linspace(-1, 1, 24).view(3, 8)
 
 

@@ -13,6 +13,25 @@ from torch.nn.utils import prune
 
 import torch_flowprune as fp
 
+ROWS = {
+    "3.7": (
+        "weight-standardised convolutions: zeros in the weight, none in the kernel",
+        "handled",
+        (
+            "of timm's and transformers' classes, known by name, the mask is put on the standardised kernel, and "
+            "`fp.remove` is refused where zeros would not survive it (whole filters do); of any other class or "
+            "parent a prune looks at the kernels used, in a trial without a trace (of the model, where data or "
+            "example inputs are given; else of each layer with a forward of its own), and warns with the share of "
+            "them that is zero"
+        ),
+    ),
+    "3.15": (
+        "a subclass that uses other kernels besides its own, or flips, transposes or rescales its own (no fault)",
+        "handled",
+        "the weight is masked where it is read, and no other kernel is; after `fp.remove` the output is the same",
+    ),
+}
+
 IMAGES = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
 LOST = "zeros do not survive what the model makes of {}.*granularity='filter'"

@@ -9,6 +9,24 @@ from torch.nn.utils import prune
 
 import torch_flowprune as fp
 
+ROWS = {
+    "8.1": (
+        "3 W after one global call, 4 W after two",
+        "handled",
+        "W/4, however often",
+    ),
+    "8.2": (
+        "a float copy of the mask is kept for backward",
+        "handled",
+        "the bool mask itself; the product it masks is kept by the layer that uses it, as any input is",
+    ),
+    "8.3": (
+        "global selection concatenates, sorts and indexes: 12 W at its peak",
+        "handled",
+        "exactly the k lowest without concatenating; seconds and peaks are in `benchmarks/`",
+    ),
+}
+
 W = 64 * 64 * 4
 
 

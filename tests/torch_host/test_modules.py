@@ -10,6 +10,70 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import torch_flowprune as fp
 
+ROWS = {
+    "3.1": (
+        "parametrized weights, legacy norms, properties, buffers: a crash on assignment",
+        "refused",
+        (
+            "with the call that removes the parametrization; a layer that is not named but would be pruned by "
+            "default stays dense with a warning"
+        ),
+    ),
+    "3.2": (
+        "in a global call the modules before it stay pruned",
+        "refused",
+        "all is checked before the first module is touched",
+    ),
+    "3.3": (
+        "pruning `parametrizations.weight.original` gives no zeros in the weight (orthogonal)",
+        "refused",
+        "a mask on the original is not one on the weight",
+    ),
+    "3.4": (
+        "parametrizing a pruned layer fails",
+        "documented",
+        "torch's error stands and nothing changes: `fp.remove` first, or parametrize what is dense",
+    ),
+    "3.5": (
+        "a mask on `weight_v` of the legacy `weight_norm` comes one forward late",
+        "refused",
+        "`remove_weight_norm` first",
+    ),
+    "3.6": (
+        "pruning again moves the hook behind the user's",
+        "handled",
+        "it keeps its place",
+    ),
+    "3.8": (
+        "a lazy module is destroyed",
+        "refused",
+        "run one batch first; beside one, other layers are scored by their weights alone, and take masks",
+    ),
+    "3.9": (
+        "`bias=None`: the module is destroyed",
+        "refused",
+        "the text lists the parameters there are",
+    ),
+    "3.10": (
+        "a buffer of the user's called `weight_mask` is overwritten",
+        "refused",
+        "rename it; so with a parameter, a module or another attribute of that name or called `weight_orig`",
+    ),
+    "3.11": (
+        "masks of another shape are broadcast, or leave an orphan buffer",
+        "refused",
+        (
+            "by `apply_masks` and for scores; a mask from a user's own method is shaped by torch's container, which"
+            " broadcasts"
+        ),
+    ),
+    "3.12": (
+        "a mask that requires grad breaks the second backward",
+        "handled",
+        "masks carry no graph",
+    ),
+}
+
 X = torch.linspace(-1, 1, 24).view(3, 8)
 
 old_weight_norm = pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")

@@ -10,6 +10,22 @@ from torch.nn.utils import prune
 
 import torch_flowprune as fp
 
+ROWS = {
+    "3.13": (
+        (
+            "embeddings (sparse gradients, `max_norm`), norms, PReLU, bilinear, transposed, parameter lists and "
+            "subclasses, complex, int8 (no fault)"
+        ),
+        "handled",
+        "work too; with sparse gradients the mask is multiplied, so an inf under it would be nan",
+    ),
+    "3.14": (
+        "fp8 has no `topk`",
+        "handled",
+        "scores are float32; torch's own methods on top of a mask work as well",
+    ),
+}
+
 X = torch.linspace(-1, 1, 24).view(3, 8)
 IMAGES = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 

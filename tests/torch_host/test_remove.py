@@ -14,6 +14,17 @@ from torch.nn.utils import prune
 import torch_flowprune as fp
 from torch_flowprune.masking import dense
 
+ROWS = {
+    "5.10": (
+        "`prune.remove`, tensor by tensor: an error half way leaves part of the model dense",
+        "handled",
+        (
+            "`fp.remove` checks all of the model first and runs none of its code; an error takes everything back, "
+            "until the values are written, last; shared memory stays shared"
+        ),
+    ),
+}
+
 IMAGES = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0)) + 5
 
 

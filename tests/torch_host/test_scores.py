@@ -11,6 +11,67 @@ from torch.nn.utils import prune
 import torch_flowprune as fp
 from torch_flowprune.inputs.parameters import parameters_of
 
+ROWS = {
+    "6.10": (
+        "half precision: ties, underflowing products, float masks",
+        "handled",
+        "scores in float32, exactly k, bool masks",
+    ),
+    "6.11": (
+        "ties fall by position, from the end",
+        "handled",
+        "exactly k, in model order, with a warning where order decided; CUDA was not tested (it needs a GPU)",
+    ),
+    "6.12": (
+        "a whole layer goes, in silence",
+        "handled",
+        "`LayerCollapseWarning`, and `min_keep=`",
+    ),
+    "6.13": (
+        "channels_last fails",
+        "handled",
+        "any layout; mask and weight keep it",
+    ),
+    "6.14": (
+        "a bad `dim` is an error from inside; classes default to the inputs",
+        "refused",
+        "with the axes there are; the default is 0, the outputs",
+    ),
+    "6.15": (
+        '`n="nuc"` crashes or prunes nothing',
+        "refused",
+        "there is no `n`: `magnitude` and `l1` are the norms",
+    ),
+    "6.16": (
+        "random pruning draws from the global state only",
+        "handled",
+        "`generator=`",
+    ),
+    "6.17": (
+        "zero-sized tensors",
+        "handled",
+        "they have no units",
+    ),
+    "6.18": (
+        'meta tensors are "pruned"',
+        "refused",
+        "load or initialise first",
+    ),
+    "6.19": (
+        "a mask of 0.5 scales weights; no undo",
+        "documented",
+        (
+            "`apply_masks` takes bool (ones do not un-prune); a scaling mask of torch's is refused; until `remove`,"
+            " `weight_orig` has every value"
+        ),
+    ),
+    "6.20": (
+        "frozen parameters are pruned",
+        "documented",
+        "they are, and stay frozen; `exclude=` leaves them out",
+    ),
+}
+
 X = torch.linspace(-1, 1, 24).view(3, 8)
 
 

@@ -15,6 +15,81 @@ from torch.utils.checkpoint import checkpoint
 import torch_flowprune as fp
 from torch_flowprune.inputs.parameters import parameters_of
 
+ROWS = {
+    "9.1": (
+        "fused attention has no second derivative",
+        "handled",
+        "H·g runs the forward with plain attention",
+    ),
+    "9.2": (
+        "the switches for it are global, or too late",
+        "handled",
+        "a context around the forward alone; nothing is left switched",
+    ),
+    "9.3": (
+        "forward mode lacks fused attention and more",
+        "handled",
+        "not used: reverse over reverse",
+    ),
+    "9.4": (
+        "`hardsigmoid` has no second derivative",
+        "handled",
+        "computed as the `relu6` it is, for H·g only",
+    ),
+    "9.5": (
+        "forward over reverse lacks silu, mish, group norm, recurrent layers",
+        "handled",
+        "as 9.3; each is tested against differences of gradients",
+    ),
+    "9.6": (
+        "`torch.func` and batch norm in train mode",
+        "handled",
+        '`mode="train"` works and leaves no trace in the statistics',
+    ),
+    "9.7": (
+        "LeViT and others keep attention biases with a graph in eval mode",
+        "handled",
+        (
+            "every scoring pass starts from train mode, which clears them; and where a call of this package changes"
+            " masks or loads a state, modules in eval mode that have a `train` or `eval` of their own are put "
+            "through train mode and back"
+        ),
+    ),
+    "9.8": (
+        "operators marked `once_differentiable`",
+        "refused",
+        "an error names the way out; `torch.autograd.grad` alone gives 0 in silence",
+    ),
+    "9.9": (
+        "zero-initialised branches score exactly 0; a loss that overflows",
+        "handled",
+        "`TiedScoresWarning` says so; a loss that is not finite is an error",
+    ),
+    "9.10": (
+        "masked entries have no gradient",
+        "documented",
+        "they are exactly 0 in `g` and `H·g`: what is gone scores lowest and is no candidate",
+    ),
+    "9.11": (
+        (
+            "batch and instance norms of one sample on a CPU: wrong gradients where input and gradient differ in "
+            "layout (a transpose after the norm)"
+        ),
+        "handled",
+        "the gradient is laid out as the input; a probe finds whether this torch has the fault",
+    ),
+    "9.12": (
+        "the second derivative of the fused weight norm is wrong",
+        "handled",
+        "computed as `g v / ‖v‖`, for H·g only",
+    ),
+    "9.13": (
+        "activation checkpointing runs blocks again",
+        "handled",
+        "with the same operators as the first time; reentrant checkpoints are refused",
+    ),
+}
+
 TOKENS = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 IMAGES = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

@@ -10,6 +10,40 @@ from torch.nn.utils import prune
 
 import torch_flowprune as fp
 
+ROWS = {
+    "4.1": (
+        "tied weights both listed count twice and get two masks",
+        "handled",
+        "one parameter, one mask",
+    ),
+    "4.2": (
+        "with random scores more goes than was asked",
+        "handled",
+        "as 4.1",
+    ),
+    "4.3": (
+        "only one owner listed: the other runs dense",
+        "handled",
+        (
+            "all owners in the model are masked; a function of one module (`l1_unstructured(layer, ...)`) cannot "
+            "know others: `fp.apply_masks(model, fp.masks(model))`"
+        ),
+    ),
+    "4.4": (
+        "a pair listed twice is pruned twice",
+        "handled",
+        "it counts once",
+    ),
+    "4.5": (
+        "only the name that comes first in the model counts",
+        "handled",
+        (
+            "`include=`, `exclude=`, masks, scores and stored states take any of a tied weight's names (`lm_head` "
+            "for the embedding's); of two masks, what either removes is removed"
+        ),
+    ),
+}
+
 
 class Tied(nn.Module):
     def __init__(self):

@@ -17,6 +17,61 @@ from torch.nn.utils import prune
 import torch_flowprune as fp
 from torch_flowprune.selection.schedules import to_prune
 
+BEHAVIOURS = {
+    1: ("validate_pruning_amount_init", "holds"),
+    2: ("validate_pruning_amount", "holds"),
+    3: ("compute_nparams_to_prune", "holds"),
+    4: ("random_pruning_sizes", "holds"),
+    5: ("random_pruning_orig", "holds"),
+    6: ("random_pruning_new_weight", "holds"),
+    7: ("identity_pruning", "holds, by a mask of ones"),
+    8: ("random_pruning_0perc", "holds"),
+    9: ("random_pruning", "holds"),
+    10: ("random_pruning_forward", "holds"),
+    11: ("remove_pruning_forward", "holds"),
+    12: ("pruning_id_consistency", "holds, for every parameter and its place"),
+    13: ("random_pruning_pickle", "holds"),
+    14: (
+        "multiple_pruning_calls",
+        "differs: the hook is a `PruningContainer` from the first call, so that torch's methods can join it",
+    ),
+    15: ("pruning_container", "holds"),
+    16: ("pruning_container_compute_mask", "holds"),
+    17: ("l1_unstructured_pruning", "holds"),
+    18: (
+        "l1_unstructured_pruning_with_importance_scores",
+        "differs: scores are signed, the lowest go; torch takes their abs",
+    ),
+    19: ("unstructured_pruning_same_magnitude", "holds"),
+    20: ("random_structured_pruning_amount", "holds"),
+    21: ("ln_structured_pruning", "holds for n = 2 (`magnitude`) and n = 1 (`l1`)"),
+    22: (
+        "ln_structured_pruning_importance_scores",
+        "differs: scores are summed over the slice, signed, or given one a slice; torch takes their norm",
+    ),
+    23: ("remove_pruning", "holds, with the order of parameters"),
+    24: (
+        "remove_pruning_exception",
+        "holds for `prune.remove`; `fp.remove` is of the whole model, where nothing to remove is no error",
+    ),
+    25: ("global_pruning", "holds"),
+    26: (
+        "global_pruning_importance_scores",
+        "differs: signed, as 18 (and through `prune.global_unstructured` for measures that read more than the weights)",
+    ),
+    27: (
+        "custom_from_mask_pruning",
+        "differs: `apply_masks` takes bool masks; torch's `custom_from_mask` on top works",
+    ),
+    28: ("pruning_rollback", "holds, on every round"),
+    29: ("pruning_serialization_model", "holds"),
+    30: ("pruning_serialization_state_dict", "holds"),
+    31: ("prune", "holds"),
+    32: ("prune_importance_scores", "holds"),
+    33: ("prune_importance_scores_mimic_default", "holds"),
+    34: ("rnn_pruning", "holds"),
+}
+
 LAYERS = {
     "linear": lambda: nn.Linear(6, 4),
     "conv": lambda: nn.Conv3d(2, 4, 2),

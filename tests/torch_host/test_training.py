@@ -13,6 +13,67 @@ from torch.utils.checkpoint import checkpoint
 
 import torch_flowprune as fp
 
+ROWS = {
+    "5.1": (
+        "an optimizer made before pruning (no fault)",
+        "handled",
+        "`weight_orig` is the same `Parameter`, after `remove` too",
+    ),
+    "5.2": (
+        "`weight.grad` is None",
+        "documented",
+        "it is `weight_orig.grad`, exactly 0 under the mask; a dense gradient for regrowth is that of the product",
+    ),
+    "5.3": (
+        "momentum and weight decay move what is pruned",
+        "handled",
+        (
+            "the weight is 0 all the same; `fp.keep_zeros(model, optimizer)` holds parameter and optimizer state at"
+            " 0, under the latest mask of each parameter, also if called before the first prune; wrapped optimizers"
+            " are seen through"
+        ),
+    ),
+    "5.4": (
+        "after `remove` training revives zeros",
+        "handled",
+        "zeros are values then; `fp.keep_zeros` goes on holding them, called before, or with `masks`",
+    ),
+    "5.5": (
+        "the order of parameters changes: optimizer states load into the wrong ones",
+        "handled",
+        (
+            "the order stays, through pruning and both `remove`s. What torch's own functions moved stays moved "
+            "until `remove`, which puts it where the constructor of its class has it (where that names its "
+            "parameters; else it stays at the end)"
+        ),
+    ),
+    "5.6": (
+        "rules by name miss `weight_orig`",
+        "documented",
+        'the names are torch\'s contract: match `name.removesuffix("_orig")`',
+    ),
+    "5.7": (
+        "an L2 penalty over `parameters()` counts what is pruned",
+        "documented",
+        "penalise `module.weight` instead",
+    ),
+    "5.8": (
+        "scores are of the weights before the last step",
+        "handled",
+        "of those the next forward uses",
+    ),
+    "5.9": (
+        "checkpointing, accumulation, GradScaler, fused AdamW, hooks, siamese use (no fault)",
+        "handled",
+        "work too",
+    ),
+    "5.11": (
+        "pruned under `torch.inference_mode`, a model cannot be trained: backward does not keep such masks",
+        "handled",
+        "masks are ordinary tensors",
+    ),
+}
+
 X = torch.linspace(-1, 1, 24).view(3, 8)
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.1),
