@@ -356,6 +356,8 @@ def test_states_with_masks_are_read_with_them(kind, run, tmp_path):
 
 def test_a_shrunk_model_is_written_loaded_and_exported(run, tmp_path):
     pytest.importorskip("onnxscript")
+    if torch.__version__ < "2.7":
+        pytest.skip("torch 2.6 cannot write a batch norm for the onnxscript of today")
     small, onnx = tmp_path / "small.safetensors", tmp_path / "small.onnx"
     options = ("--granularity", "channel", "--cost", "flops", "--shrink", "--out", small, "--onnx", onnx)
     text = run("prune", *MODEL, "--sparsity", 0.5, *options)

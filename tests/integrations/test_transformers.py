@@ -241,10 +241,12 @@ def test_the_best_checkpoint_wears_its_own_masks(tmp_path):
     run = trainer(tmp_path, [CALLBACKS["magnitude"]()], greater_is_better=True, **words)  # such steps ruin a model
     run.train()
     folder = run.state.best_model_checkpoint
-    assert folder.endswith("checkpoint-8")  # one round, of three
+    assert not folder.endswith(f"checkpoint-{run.state.max_steps}")
     best = from_pretrained(transformers.AutoModelForCausalLM, folder)
     assert torch.equal(logits(run.model.eval(), inputs("Llama")), logits(best, inputs("Llama")))
+    assert fp.masks(run.model).keys() == fp.masks(best).keys()
     assert all(torch.equal(mask, fp.masks(best)[key]) for key, mask in fp.masks(run.model).items())
+    assert fp.report(best).sparsity < 0.59  # an earlier round than the last, which is at 0.6
 
 
 @pytest.mark.parametrize("at_end", ["remove", "shrink"])
