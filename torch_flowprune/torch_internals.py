@@ -26,6 +26,7 @@ __all__ = [
     "HARDSIGMOID_IN_PLACE",
     "NAMES_OF_WRAPPED",
     "NO_TORCH_FUNCTION",
+    "SAME_WIDTHS",
     "AnyBatchNorm",
     "AnyConvolution",
     "AnyDropout",
@@ -191,6 +192,9 @@ AnyBatchNorm = nn.modules.batchnorm._BatchNorm
 AnyStatisticsNorm = nn.modules.batchnorm._NormBase  # batch norms, and instance norms
 AnyConvolution = nn.modules.conv._ConvNd
 AnyDropout = nn.modules.dropout._DropoutNd
+
+# The attribute of ``nn.MultiheadAttention`` without which torch's fused kernels for inference leave a module alone.
+SAME_WIDTHS = "_qkv_same_embed_dim"
 
 # Recurrent layers keep a list of their weights beside the registry, and compute with that.
 FLAT_WEIGHTS = "_flat_weights"

@@ -444,7 +444,7 @@ CASES: dict[str, Case] = {
     "rotary positions": Case(lambda: Rotary(8, 3, 4), TOKENS, {"q.weight": 3}),
     "relative position table": Case(Relative, TOKENS, {"qkv.weight": 4}),
     "multi-head attention of torch": Case(
-        Multihead, TOKENS, {"a.weight": 8, "attn.in_proj_weight": 4, "attn.out_proj.weight": 8}, graph=True
+        Multihead, TOKENS, {"a.weight": 8, "attn.in_proj_weight": 4, "attn.out_proj.weight": 8}
     ),
     "tied embedding": Case(TiedEmbedding, ROW, {"embed.weight": 6, "up.weight": 5}),
     "embedding": Case(

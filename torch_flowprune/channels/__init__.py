@@ -17,12 +17,14 @@ from torch_flowprune.channels.groups import (
 )
 from torch_flowprune.channels.latency_table import LatencyTable
 from torch_flowprune.channels.shrinking import (
+    NarrowAttention,
     ShrinkError,
     Surgery,
     describe,
     is_left_behind,
     load_shrunk,
     rebuild,
+    register,
     save_shrunk,
     shrink,
 )
@@ -35,6 +37,7 @@ __all__ = [
     "Group",
     "Kept",
     "LatencyTable",
+    "NarrowAttention",
     "ShrinkError",
     "Size",
     "Slice",
@@ -52,6 +55,7 @@ __all__ = [
     "load_shrunk",
     "reading_of",
     "rebuild",
+    "register",
     "rows",
     "save_shrunk",
     "shrink",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,11 +11,18 @@ from torch import Tensor, nn
 
 from torch_flowprune.channels.shrinking.exported_module import ExportedModule
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
+from torch_flowprune.channels.shrinking.written_modules import paths_of_written, written_anew
 from torch_flowprune.channels.tracing import canonical_names
 from torch_flowprune.inputs import is_mask, original, plain_name
-from torch_flowprune.masking import remove
+from torch_flowprune.masking import dense_copy, remove
 
-_DESCRIBED: dict[str, type[Any]] = {"shapes": dict, "attributes": dict, "values": dict, "identities": list}
+_DESCRIBED: dict[str, type[Any]] = {
+    "shapes": dict,
+    "attributes": dict,
+    "values": dict,
+    "identities": list,
+    "written": list,
+}
 
 
 def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
@@ -25,7 +32,8 @@ def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
 
     Returns:
         The ``shapes`` of tensors and the ``attributes`` of modules that differ, the ``values`` of buffers that differ
-        in size and are in no state dict, and the ``identities`` that stand where a module was.
+        in size and are in no state dict, the ``identities`` that stand where a module was, and the ``written`` modules
+        that stand where another class was.
 
     Raises:
         ShrinkError: where a module of ``small`` is none that ``dense`` has: it was replaced by its exported graph, or
@@ -35,6 +43,8 @@ def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
     >>> describe(dense, small)["attributes"]
     {'': {'out_features': 2}}
     """
+    replaced = paths_of_written(small)
+    dense = written_dense(dense, replaced)
     _check_same_modules(dense, small)
     tensors, loaded = dict(named_tensors(dense)), small.state_dict().keys()
     new = {name: tensor for name, tensor in named_tensors(small) if tensor.shape != tensors[name].shape}
@@ -46,6 +56,7 @@ def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
         "attributes": {path: values for path, values in changed.items() if values},
         "values": {name: tensor.tolist() for name, tensor in beside.items()},
         "identities": [path for path in identities(small) if not isinstance(dense.get_submodule(path), nn.Identity)],
+        "written": replaced,
     }
 
 
@@ -68,7 +79,7 @@ def rebuild(dense: nn.Module, description: Mapping[str, Any]) -> nn.Module:
     (<All keys matched successfully>, 2)
     """
     _check_fits_description(dense, description)
-    remove(dense)
+    dense = written_anew(remove(dense), description.get("written", ()))
     names = canonical_names(dense)
     new: dict[str, Tensor] = {}
     for name, shape in description["shapes"].items():
@@ -89,6 +100,11 @@ def rebuild(dense: nn.Module, description: Mapping[str, Any]) -> nn.Module:
     for path in description.get("identities", ()):
         dense.set_submodule(path, nn.Identity())
     return dense
+
+
+def written_dense(dense: nn.Module, paths: Collection[str]) -> nn.Module:
+    """A dense model with the written modules of a smaller one, at all of their size; a copy where there are any."""
+    return written_anew(dense_copy(dense)[0], paths) if paths else dense
 
 
 def sizes_by_module(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -152,6 +168,9 @@ def _is_size(value: Any) -> bool:
 def _check_fits_description(dense: nn.Module, description: Mapping[str, Any]) -> None:
     """That every part of a description fits the model."""
     _check_parts(description)
+    if unknown := set(description.get("written", ())) - {path for path, _ in dense.named_modules()}:
+        raise ValueError(f"the description has a module {min(unknown)!r}, and the model has none there")
+    dense = written_dense(dense, description.get("written", ()))
     tensors, modules = dict(named_tensors(dense)), dict(dense.named_modules())
     for name, shape in description["shapes"].items():
         if name not in tensors:
@@ -210,5 +229,5 @@ def _check_attributes(path: str, module: nn.Module, values: Any) -> None:
 
 def _alike(old: Any, value: Any) -> bool:
     if isinstance(old, (tuple, list)):
-        return isinstance(value, (tuple, list)) and len(old) == len(value)
+        return isinstance(value, (tuple, list)) and len(value) <= len(old)
     return isinstance(value, int) if isinstance(old, int) else isinstance(value, (int, float))

@@ -19,10 +19,10 @@ from torch_flowprune.channels.shrinking.equivalence import Trial, first_line, ho
 from torch_flowprune.channels.shrinking.exported_module import (
     canonical_call,
     free_sizes,
-    graft,
     recorded_calls,
     resized_graph,
 )
+from torch_flowprune.channels.shrinking.graft import graft
 from torch_flowprune.channels.shrinking.graph_modes import Modes, modes_of
 from torch_flowprune.channels.shrinking.module_sizes import (
     Attributes,
@@ -33,6 +33,7 @@ from torch_flowprune.channels.shrinking.module_sizes import (
 )
 from torch_flowprune.channels.shrinking.running_modules import RunningModules
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, dead_labels, operated
+from torch_flowprune.channels.shrinking.written_modules import written, written_paths
 from torch_flowprune.channels.tracing import Reading, Value, canonical_names, program_of, read, twin
 from torch_flowprune.torch_internals import tree_leaves
 
@@ -78,7 +79,7 @@ class Bench:
 
     def build(self, model: nn.Module, surgery: Surgery, replaced: Collection[str] = ()) -> nn.Module:
         """``model``, a copy of the dense one, after surgery, with the modules at some paths replaced by graphs."""
-        small = operated(model, surgery)
+        small = written(operated(model, surgery), surgery)
         for path in replaced:
             module = small.get_submodule(path)
             small = graft(small, path, resized_graph(module, *self.graph_of(path)))
@@ -130,12 +131,18 @@ class Bench:
             small = self.build(copy.deepcopy(self.trial.model), surgery, replaced)
             if running is not None:
                 running.watch(small, self.sized)
-            self.trial.check(
-                small, thorough=bool(replaced) or surgery.attributes != changed_attributes(self.dense, self.sure)
-            )
+            self.trial.check(small, thorough=bool(replaced) or self.is_new(surgery))
         except Exception as e:  # noqa: BLE001 - whatever foreign code raises, this surgery does not fit
             return e
         return None
+
+    def is_new(self, surgery: Surgery) -> bool:
+        """Whether anything was set or put in place that torch's own layers do not tell the size of."""
+        return surgery.attributes != changed_attributes(self.dense, self.sure) or bool(self.paths_written)
+
+    @cached_property
+    def paths_written(self) -> list[str]:
+        return written_paths(self.dense, self.surgery)
 
     def replacements(self, surgery: Surgery) -> list[str] | None:
         """Modules to replace by their graphs so that the model passes: found from where it fails, kind by kind."""

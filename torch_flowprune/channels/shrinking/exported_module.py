@@ -144,15 +144,6 @@ def _is_of_the_example(node: Node) -> bool:
     )
 
 
-def graft(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """``model`` with another module at a path; the model itself where the path is empty."""
-    if not path:
-        return module
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
-    return model
-
-
 def recorded_calls(
     model: nn.Module, args: Any, kwargs: Mapping[str, Any], paths: Sequence[str]
 ) -> dict[str, tuple[Any, Any]]:

@@ -20,7 +20,8 @@ from torch_flowprune.channels.coupling import arguments_of, coupling_of, reading
 from torch_flowprune.channels.groups import Coupling, living_channels
 from torch_flowprune.channels.shrinking.attempts import Bench, attempt, untried
 from torch_flowprune.channels.shrinking.handover import Follower, Handover, Optimizers
-from torch_flowprune.channels.shrinking.surgery import Surgery, kept_positions, operated
+from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, kept_positions, operated
+from torch_flowprune.channels.shrinking.written_modules import written
 from torch_flowprune.channels.tracing import Reading, canonical_names
 from torch_flowprune.inputs import check_keywords
 from torch_flowprune.masking import apply_masks, dense_copy, remove, write_zeros
@@ -96,6 +97,11 @@ def shrink(
     if surgery.keep:
         bench = Bench(dense, reading, surgery, args, keywords, given)
         small, surgery = attempt(bench, graph and not inplace) if verify else untried(bench)
+    if inplace and type(small) is not type(dense):
+        raise ShrinkError(
+            f"a {type(dense).__name__} is a {type(small).__name__} once it is smaller, which cannot be done in place: "
+            "take what shrink returns without inplace"
+        )
     left = _left_of(given, surgery)
     if left and not surgery.keep:
         _warn_nothing_goes(left)
@@ -104,7 +110,7 @@ def shrink(
     if inplace:
         handover.warn_left_behind()
         write_zeros(remove(model), given)
-        small = operated(model, surgery)
+        small = written(operated(model, surgery), surgery)
         apply_masks(small, left)
     handover.to(small)
     return small

@@ -16,7 +16,9 @@ from torch_flowprune.channels.shrinking.architecture import (
     named_tensors,
     rebuild,
     sizes_by_module,
+    written_dense,
 )
+from torch_flowprune.channels.shrinking.written_modules import paths_of_written
 from torch_flowprune.channels.tracing import canonical_names
 from torch_flowprune.inputs import is_mask, plain_name, read_tensors, unwrapped, write_tensors
 from torch_flowprune.masking import load_state_dict, state_dict
@@ -52,6 +54,7 @@ def save_shrunk(model: nn.Module, path: str | PathLike[str]) -> None:
     once = {name: value for name, value in state.items() if names.get(name, name) == name}
     beside = {name: value for name, value in inner.named_buffers() if name not in state}
     about = {"beside": list(beside), "attributes": sizes_by_module(inner), "identities": identities(inner)}
+    about["written"] = paths_of_written(inner)
     write_tensors(path, {**once, **beside}, about)
 
 
@@ -86,14 +89,19 @@ def load_shrunk(dense: nn.Module, path: str | PathLike[str]) -> nn.Module:
     for name in about["beside"]:
         if name in buffers:  # some are made when they are first needed
             buffers[name].copy_(tensors[name])
-    return dense
+    return rebuilt if dense is inner else dense
 
 
 def _check_words(about: Mapping[str, Any], path: str | PathLike[str]) -> None:
     kinds = {"beside": list, "attributes": dict, "identities": list}
-    known = all(is_part(about.get(word), kind) for word, kind in kinds.items())
+    known = all(is_part(about.get(word), kind) for word, kind in kinds.items()) and is_part(_written(about), list)
     if not known or not all(is_part(values, dict) for values in about["attributes"].values()):
         raise ValueError(f"{path} holds no {_WHAT}: expected a file written by {_WRITER}")
+
+
+def _written(about: Mapping[str, Any]) -> Any:
+    """Files from before there were any have none."""
+    return about.get("written", [])
 
 
 def _changes(
@@ -104,6 +112,7 @@ def _changes(
     Raises:
         ValueError: where the two have other tensors.
     """
+    model = written_dense(model, _written(about))
     own, sources, sizes = dict(named_tensors(model)), _tensors_by_name(model, saved), sizes_by_module(model)
     gone = tuple(f"{where}." for where in about["identities"])
     lacking = [name for name in own if name not in sources and not name.startswith(gone or ("\0",))]
@@ -117,6 +126,7 @@ def _changes(
         "shapes": {name: list(value.shape) for name, value in sources.items() if value.shape != own[name].shape},
         "attributes": {where: values for where, values in changed.items() if values},
         "identities": [where for where in about["identities"] if where not in identities(model)],
+        "written": _written(about),
     }
 
 
