@@ -507,3 +507,15 @@ def test_what_is_not_proved_is_built_all_the_same(monkeypatch: pytest.MonkeyPatc
     small = fp.shrink(model, X, verify=False)
     assert small[0].out_features == 3
     assert torch.allclose(model(X), small(X))
+
+
+def test_functions_without_a_signature_are_called_as_they_are() -> None:
+    class Powers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) ** 2 + 2 ** self.layer(x)
+
+    trial_of(Powers())

@@ -22,6 +22,9 @@ from torch_flowprune.scoring.channel_candidates import channel_candidates
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")
 
 
+WRITTEN = "multi-head attention of torch"
+"""A module written for its sizes stands in its place: the same products, laid out otherwise."""
+
 COPIES_LESS = "grouped queries, expanded"
 """Of the last head that is left a view does where of two a copy was made."""
 
@@ -64,6 +67,9 @@ def test_a_smaller_model_runs_and_holds_what_was_foretold(name):
     keep = kept_of(known)
     small = shrink(model, x, masks=channel_masks(known, keep, dict(model.named_parameters())))
     found = fp.couple(small, x).costs
+    if name == WRITTEN:
+        assert known.costs.count("flops", keep) == found.count("flops", found.all)
+        return
     assert shapes_of(known.costs.calls(keep)) == shapes_of(found.calls(found.all))
     foretold, held = known.costs.count("memory", keep), found.count("memory", found.all)
     assert foretold == held or (foretold > held and name == COPIES_LESS)

@@ -263,9 +263,13 @@ def test_a_writer_of_a_users_class_is_asked() -> None:
 
 
 def test_what_a_writer_gives_is_proved(registered: None) -> None:
-    register(Heads, lambda module, kept: module)
+    def narrowed_and_moved(module: Heads, kept: Any) -> Heads:
+        module.b.bias.data += 1
+        return narrower(module, kept)
+
+    register(Heads, narrowed_and_moved)
     model, x = net_of_heads()
-    with pytest.raises(ShrinkError, match="own code does not take"):
+    with pytest.raises(ShrinkError, match="differs from the masked model's"):
         fp.shrink(model, x, graph=False)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from inspect import signature
+from functools import cache
+from inspect import Parameter, signature
 from types import FunctionType
 from typing import Any
 
@@ -38,7 +39,7 @@ class DropoutCalls(TorchFunctionMode):
                 rate, options.get("training", options.get("train", rest[1] if len(rest) > 1 else _default(func)))
             )
             return args[0] if args else options["input"]
-        if isinstance(func, FunctionType) and "dropout_p" in (names := list(signature(func).parameters)):
+        if "dropout_p" in (names := list(_parameters_of(func))):
             options = {**dict(zip(names, args, strict=False)), **options}
             self._note(options.get("dropout_p"), options.get("training", True))
             return func(**{**options, "dropout_p": 0.0})
@@ -55,9 +56,16 @@ class DropoutCalls(TorchFunctionMode):
             self.rates.append(float(rate))
 
 
+@cache
+def _parameters_of(func: Any) -> Mapping[str, Parameter]:
+    """Of a function; none of what is written in another language, in whole or within."""
+    try:
+        return signature(func).parameters if isinstance(func, FunctionType) else {}
+    except ValueError:
+        return {}
+
+
 def _default(func: Any) -> bool:
     """Whether dropout that is not told is on: some functions say so, and others have to be told."""
-    if not isinstance(func, FunctionType):
-        return True
-    training = signature(func).parameters.get("training")
+    training = _parameters_of(func).get("training")
     return training is None or bool(training.default)

@@ -12,8 +12,6 @@ from torch.nn import functional
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
 from torch_flowprune.torch_internals import SAME_WIDTHS
 
-_PLAIN = ("dropout", "batch_first", "add_zero_attn")
-
 
 class NarrowAttention(nn.MultiheadAttention):
     """``nn.MultiheadAttention`` with heads of any number and width: same arguments, same names of parameters.
@@ -49,7 +47,7 @@ class NarrowAttention(nn.MultiheadAttention):
         vars(new).update(vars(module))
         heads, width = module.num_heads, module.head_dim
         values = getattr(module, "value_dim", width)
-        queries, keys, of_values = _rows(module, kept, (heads * width, heads * width, heads * values))
+        queries, keys, of_values = _rows_left(module, kept, (heads * width, heads * width, heads * values))
         alive, new.head_dim = _heads_of(queries & keys if bool((queries == keys).all()) else queries, heads)
         alive_too, new.value_dim = _heads_of(of_values, heads)
         if alive != alive_too or not torch.equal(queries, keys):
@@ -89,9 +87,7 @@ class NarrowAttention(nn.MultiheadAttention):
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal says what attn_mask is: expected attn_mask too, got None")
         batched = query.dim() == 3
-        inputs = [self._batch_first(x, batched) for x in (query, key, value)]
-        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.split(self._widths())
-        q, k, v = map(functional.linear, inputs, self._weights(), biases)
+        q, k, v = (self._batch_first(x, batched) for x in self._projected(query, key, value))
         if self.bias_k is not None and self.bias_v is not None:
             k, v = (cat([x, bias.expand(len(x), 1, -1)], 1) for x, bias in ((k, self.bias_k), (v, self.bias_v)))
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
@@ -103,6 +99,13 @@ class NarrowAttention(nn.MultiheadAttention):
             weights = weights.mean(1) if average_attn_weights else weights
             weights = weights if batched else weights[0]
         return (out if self.batch_first else out.transpose(0, 1)) if batched else out[0], weights
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> Sequence[Tensor]:
+        together: Any = self.in_proj_weight
+        if together is not None and query is key and key is value:
+            return tuple(functional.linear(query, together, self.in_proj_bias).split(self._widths(), -1))
+        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.split(self._widths())
+        return tuple(map(functional.linear, (query, key, value), self._weights(), biases))
 
     def _batch_first(self, x: Tensor, batched: bool) -> Tensor:
         if not batched:
@@ -143,16 +146,16 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
 
 
-def _rows(module: nn.MultiheadAttention, kept: Mapping[str, Any], sizes: Sequence[int]) -> Sequence[Tensor]:
+def _rows_left(module: nn.MultiheadAttention, kept: Mapping[str, Any], sizes: Sequence[int]) -> Sequence[Tensor]:
     """Which rows of queries, keys and values are left."""
     together: Any = module.in_proj_weight
     if together is not None:
-        return tuple(_left(kept, "in_proj_weight", sum(sizes)).split(list(sizes)))
+        return tuple(_rows_of(kept, "in_proj_weight", sum(sizes)).split(list(sizes)))
     names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-    return [_left(kept, name, size) for name, size in zip(names, sizes, strict=True)]
+    return [_rows_of(kept, name, size) for name, size in zip(names, sizes, strict=True)]
 
 
-def _left(kept: Mapping[str, Any], name: str, size: int) -> Tensor:
+def _rows_of(kept: Mapping[str, Any], name: str, size: int) -> Tensor:
     left: Tensor = kept.get(name, {}).get(0, torch.ones(size, dtype=torch.bool))
     return left
 

@@ -94,12 +94,12 @@ def load_shrunk(dense: nn.Module, path: str | PathLike[str]) -> nn.Module:
 
 def _check_words(about: Mapping[str, Any], path: str | PathLike[str]) -> None:
     kinds = {"beside": list, "attributes": dict, "identities": list}
-    known = all(is_part(about.get(word), kind) for word, kind in kinds.items()) and is_part(_written(about), list)
+    known = all(is_part(about.get(word), kind) for word, kind in kinds.items()) and is_part(_written_in(about), list)
     if not known or not all(is_part(values, dict) for values in about["attributes"].values()):
         raise ValueError(f"{path} holds no {_WHAT}: expected a file written by {_WRITER}")
 
 
-def _written(about: Mapping[str, Any]) -> Any:
+def _written_in(about: Mapping[str, Any]) -> Any:
     """Files from before there were any have none."""
     return about.get("written", [])
 
@@ -112,7 +112,7 @@ def _changes(
     Raises:
         ValueError: where the two have other tensors.
     """
-    model = written_dense(model, _written(about))
+    model = written_dense(model, _written_in(about))
     own, sources, sizes = dict(named_tensors(model)), _tensors_by_name(model, saved), sizes_by_module(model)
     gone = tuple(f"{where}." for where in about["identities"])
     lacking = [name for name in own if name not in sources and not name.startswith(gone or ("\0",))]
@@ -126,7 +126,7 @@ def _changes(
         "shapes": {name: list(value.shape) for name, value in sources.items() if value.shape != own[name].shape},
         "attributes": {where: values for where, values in changed.items() if values},
         "identities": [where for where in about["identities"] if where not in identities(model)],
-        "written": _written(about),
+        "written": _written_in(about),
     }
 
 

@@ -12,11 +12,11 @@ from torch_flowprune.channels.shrinking.graft import graft
 from torch_flowprune.channels.shrinking.narrow_attention import NarrowAttention
 from torch_flowprune.channels.shrinking.surgery import Surgery
 
-Kept = Mapping[str, Mapping[int, Tensor]]
-Writer = Callable[[Any, Kept], nn.Module]
+KeptRows = Mapping[str, Mapping[int, Tensor]]
+Writer = Callable[[Any, KeptRows], nn.Module]
 
 
-def _without_nested_tensors(encoder: nn.TransformerEncoder, kept: Kept) -> nn.TransformerEncoder:  # noqa: ARG001
+def _without_nested_tensors(encoder: nn.TransformerEncoder, kept: KeptRows) -> nn.TransformerEncoder:  # noqa: ARG001
     """Torch packs padded inputs where the first layer can take them so; a later one may not."""
     if any(isinstance(module, NarrowAttention) for module in encoder.modules()):
         encoder.use_nested_tensor = False
@@ -67,7 +67,7 @@ def register(cls: type[nn.Module], writer: Writer | None) -> None:
         _WRITERS[cls] = writer
 
 
-def writer_of(module: nn.Module) -> Writer | None:
+def _writer_of(module: nn.Module) -> Writer | None:
     """The writer of a module's class, or of one that it took its forward from."""
     kinds = (kind for kind in type(module).__mro__ if kind in _WRITERS)
     return next((_WRITERS[kind] for kind in kinds if kind.forward is type(module).forward), None)
@@ -77,9 +77,9 @@ def written(model: nn.Module, surgery: Surgery) -> nn.Module:
     """A model after surgery, with what was written for its new sizes in it; inner modules first."""
     for path in written_paths(model, surgery):
         module = model.get_submodule(path)
-        writer = writer_of(module)
+        writer = _writer_of(module)
         assert writer is not None
-        new = writer(module, _inside(surgery, path))
+        new = writer(module, _keep_inside(surgery, path))
         if new is not module:
             new.written_for = f"{type(module).__module__}.{type(module).__qualname__}"  # type: ignore[assignment]
             model = graft(model, path, new)
@@ -91,7 +91,7 @@ def written_paths(model: nn.Module, surgery: Surgery) -> list[str]:
     return [
         path
         for path, module in reversed(list(model.named_modules()))
-        if writer_of(module) is not None and _inside(surgery, path)
+        if _writer_of(module) is not None and _keep_inside(surgery, path)
     ]
 
 
@@ -108,7 +108,7 @@ def written_anew(model: nn.Module, paths: Collection[str]) -> nn.Module:
     """
     for path in paths:
         module = model.get_submodule(path)
-        writer = writer_of(module)
+        writer = _writer_of(module)
         if writer is None:
             raise ValueError(
                 f"{path or 'the model itself'} was written for {type(module).__name__}, and here no writer is "
@@ -124,6 +124,6 @@ def written_anew(model: nn.Module, paths: Collection[str]) -> nn.Module:
     return model
 
 
-def _inside(surgery: Surgery, path: str) -> dict[str, Mapping[int, Tensor]]:
+def _keep_inside(surgery: Surgery, path: str) -> dict[str, Mapping[int, Tensor]]:
     prefix = f"{path}." if path else ""
     return {name.removeprefix(prefix): kept for name, kept in surgery.keep.items() if name.startswith(prefix)}
