@@ -221,3 +221,36 @@ def test_autocast_runs_the_model_in_bfloat16_and_sums_in_float32():
 def test_autocast_takes_bfloat16_only():
     with pytest.raises(ValueError, match=r"autocast should be torch.bfloat16 or None \(gradients underflow in float16"):
         fp.flow(cases.mlp(), CASES["mlp"].batch(4), autocast=torch.float16)
+
+
+class AnySize(nn.Module):
+    """Images of any size, so that a batch of large ones is cut where one of small ones is kept."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.out = nn.Conv2d(1, 4, 3).double(), nn.Linear(4, 3).double()
+
+    def forward(self, x):
+        return self.out(self.conv(x).tanh().mean((2, 3)))
+
+
+@pytest.mark.parametrize("sides", [(4, 16), (16, 4), (4, 16, 4), (4, 4, 16, 4)], ids=str)
+@pytest.mark.parametrize("share", [1.1, 1.6, 3.0])
+def test_graphs_that_are_kept_are_those_of_the_last_batches(sides, share):
+    """Of a kept batch before one that is not, the second sweep would read the batch again and leave the other out."""
+    model = AnySize()
+    batches = [(torch.randn(4, 1, side, side, dtype=torch.float64), torch.arange(4) % 3) for side in sides]
+    budget = int(share * max(least(model, [batch]) for batch in batches))
+    expected, found = fp.flow(model, batches), fp.flow(model, batches, max_memory=budget)
+    oracles.assert_named_close(found.g, expected.g, 1e-10)
+    oracles.assert_named_close(found.Hg, expected.Hg, 1e-10)
+
+
+@pytest.mark.parametrize("ignored", [{0}, {3}, {1, 3}, {2, 3}], ids=str)
+def test_batches_of_which_all_is_ignored_beside_kept_graphs(ignored):
+    model, batches = wide_net(), images(4, 4, 4, 4)
+    batches = [(x, torch.full((4,), -100) if i in ignored else y) for i, (x, y) in enumerate(batches)]
+    expected, found = fp.flow(model, batches), fp.flow(model, batches, max_memory="100MB")
+    assert found.loss == pytest.approx(expected.loss)
+    oracles.assert_named_close(found.Hg, expected.Hg, 1e-10)

@@ -76,7 +76,7 @@ def test_text(report):
     text = str(report)
     assert text.startswith("gradient_norm_increase, filter: 4 of 8 units pruned (50.00%), 4 now\n")
     assert f"threshold score {report.threshold:.4g}\n" in text
-    assert f"loss {report.loss:.4g} over 7 samples before pruning\n" in text
+    assert f"loss {report.loss:.4g} over 7 samples (counted along the first axis, or in lists) before pruning\n" in text
     assert f"predicted change of the loss {report.predicted_loss_change:+.4g} (first order, by the data that" in text
     assert "fp.predict gives an error bar" in text
     assert f"predicted change of ‖g‖² {report.predicted_gradient_norm_change:+.4g} (first order)\n" in text

@@ -229,10 +229,10 @@ def _levels(sparsities: float | Sequence[float]) -> list[float]:
 def mean_loss(model: nn.Module, source: FlowSource, ranks: Ranks) -> tuple[float, int]:
     """The mean loss over all the data of all ranks, and the number of samples; the model is left as it was."""
     total, whole, samples = 0.0, 0.0, 0
-    weights = LossWeights(model, source.objective, source.reduction)
+    weights = LossWeights(model, source.objective, source.reduction, source.batch_dim)
     device = next(iter(parameters_of(model).values())).parameter.device
     with untouched(model, source.data, source.mode), torch.no_grad():
-        for batch, size in sized(as_batches(source.data), device, batch_size=source.batch_size):
+        for batch, size in sized(as_batches(source.data), device, None, source.batch_size, source.batch_dim):
             samples += size
             if weight := weights(batch, size):
                 total += weights.mean(source.objective.number(model, batch), size).item() * weight

@@ -16,7 +16,7 @@ from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.memory_budget import Resources
 from torch_flowprune.gradients.operators import twice_differentiable
 from torch_flowprune.gradients.weighted_sums import detached, taken
-from torch_flowprune.inputs import Batch, first, in_dtype, same_randomness, untouched, widened
+from torch_flowprune.inputs import Batch, BatchDim, first, in_dtype, same_randomness, untouched, widened
 
 _CHECKED = 2
 _FROM = 16
@@ -43,7 +43,7 @@ def check_curvature(
     derivatives: Derivatives, names: Sequence[str], g: Sequence[Tensor], batch: Batch, size: int, *, asked: bool | None
 ) -> None:
     """A warning that names the layers whose H·g is not the derivative of g, by samples of one batch in float64."""
-    part = _checked_part(batch, size)
+    part = _checked_part(batch, size, derivatives.weights.along)
     try:
         off, whole, worst = min(_differences(derivatives, names, g, part))
     except RuntimeError as error:
@@ -78,10 +78,10 @@ def _differences(
             return
 
 
-def _checked_part(batch: Batch, size: int) -> tuple[Batch, int]:
+def _checked_part(batch: Batch, size: int, along: BatchDim) -> tuple[Batch, int]:
     count = min(size, _CHECKED)
     try:
-        few = first(batch, size, count)
+        few = first(batch, size, count, along)
     except ValueError:  # one that cannot be cut
         few, count = batch, size
     return in_dtype(few, torch.float64, *_NARROW), count

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from torch_flowprune.inputs import Target, check_shapes, is_computed_on_access, parameters_of
+from torch_flowprune.inputs import Target, check_shapes, is_computed_on_access, original, parameters_of, wide
 
 
 def differentiable(model: nn.Module, also: Iterable[str], wanted: set[str]) -> dict[str, Target]:
@@ -66,3 +66,26 @@ def check_opens(targets: Mapping[str, Target], wanted: set[str]) -> None:
                 f"the mask of {name!r} is one of torch's own, under which there is no gradient: "
                 "fp.apply_masks(model, fp.masks(model)) makes the masks this package's"
             )
+
+
+def reference_of(state: Mapping[str, Tensor] | None, targets: Mapping[str, Target]) -> dict[str, Tensor] | None:
+    """The values of a state dict for these parameters, in float32 or better.
+
+    Raises:
+        ValueError: for one that is missing, or has another shape.
+    """
+    if state is None:
+        return None
+    theta0 = {}
+    for name, target in targets.items():
+        value = state.get(name, state.get(original(name)))
+        if value is None:
+            raise ValueError(
+                f"theta0 has no entry for {name!r}: pass a state dict of this model, taken at the reference point"
+            )
+        if value.shape != target.parameter.shape:
+            raise ValueError(
+                f"theta0[{name!r}] has shape {tuple(value.shape)}, the parameter {tuple(target.parameter.shape)}"
+            )
+        theta0[name] = wide(value.detach().to(target.parameter.device))
+    return theta0

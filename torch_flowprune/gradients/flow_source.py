@@ -13,7 +13,16 @@ from typing_extensions import TypedDict
 
 from torch_flowprune.gradients.loss_weights import check_reduction
 from torch_flowprune.gradients.memory_budget import Resources, in_bytes
-from torch_flowprune.inputs import BatchSize, Closure, Loss, Objective, check_batch_size, check_mode
+from torch_flowprune.inputs import (
+    BatchDim,
+    BatchSize,
+    Closure,
+    Loss,
+    Objective,
+    check_batch_dim,
+    check_batch_size,
+    check_mode,
+)
 
 
 class SweepOptions(TypedDict, total=False):
@@ -28,6 +37,7 @@ class SweepOptions(TypedDict, total=False):
     offload: bool
     autocast: torch.dtype | None
     batch_size: BatchSize | None
+    batch_dim: BatchDim
     reduction: str | None
     check: bool | None
     probes: int
@@ -67,6 +77,7 @@ class FlowSource:
     offload: bool = False
     autocast: torch.dtype | None = None
     batch_size: BatchSize | None = None
+    batch_dim: BatchDim = 0
     reduction: str | None = None
     check: bool | None = None
     probes: int = 32
@@ -78,8 +89,22 @@ class FlowSource:
         if not isinstance(self.probes, int) or isinstance(self.probes, bool) or self.probes < 1:
             raise ValueError(f"probes should be a whole number of at least 1, got {self.probes!r}")
         check_batch_size(self.batch_size)
+        check_batch_dim(self.batch_dim)
         check_reduction(self.reduction)
         _ = self.objective, self.resources  # both check their words
+
+    @property
+    def counting_words(self) -> tuple[int | None, BatchSize | None, BatchDim]:
+        """How many samples are read, and how they are told from each other."""
+        return self.max_samples, self.batch_size, self.batch_dim
+
+    @property
+    def counting(self) -> str:
+        """How samples are counted, in words."""
+        if self.batch_size is not None:
+            return "as batch_size= says"
+        axis = "the first axis" if self.batch_dim == 0 else "batch_dim="
+        return f"along {axis}, or in lists"
 
     @cached_property
     def objective(self) -> Objective:

@@ -11,22 +11,21 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Never
 
-from torch_flowprune.gradients.differentiable import check_opens, differentiable
+from torch_flowprune.gradients.differentiable import check_opens, differentiable, reference_of
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.products import Products
 from torch_flowprune.gradients.synflow import synaptic_gradient
 from torch_flowprune.inputs import (
+    BatchDim,
     BatchSize,
     Closure,
     ComparedByValue,
     Loss,
     Ranks,
-    Target,
     as_batches,
     check_keywords,
     example_of,
     gradients_under_masks,
-    original,
     settle,
     untouched,
     unwrapped,
@@ -63,6 +62,7 @@ class Flow(ComparedByValue):
             float32's digits).
         loss: the mean loss, or None where no data were read.
         samples: how many samples were read.
+        counted: how they were counted; None where no data were read.
     """
 
     theta: Named
@@ -77,6 +77,7 @@ class Flow(ComparedByValue):
     diagH_error: Named | None = None
     loss: float | None = None
     samples: int = 0
+    counted: str | None = None
 
     def tensors(self, kind: str) -> Mapping[str, Tensor]:
         """The tensors of one kind (``"g"``) by parameter name, or an error that says how to get what is missing."""
@@ -127,6 +128,7 @@ def flow(
     offload: bool = False,
     autocast: torch.dtype | None = None,
     batch_size: BatchSize | None = None,
+    batch_dim: BatchDim = 0,
     reduction: str | None = None,
     check: bool | None = None,
     probes: int = 32,
@@ -164,7 +166,10 @@ def flow(
             together.
         autocast: ``torch.bfloat16`` runs the model in mixed precision; sums are in float32 all the same.
         batch_size: how many samples a batch has, a number or a function of the batch; read off inputs and target where
-            they agree, on their first axis or in lists of samples.
+            they agree, along ``batch_dim`` or in lists of samples.
+        batch_dim: the axis that samples lie along; a tensor that has not as many has them along its first. As the
+            ``in_dims`` of ``torch.vmap`` it may be nested as the batch is, with None for what all samples share:
+            ``(1, 0)`` for inputs with time first, ``((0, None), 0)`` for a mask beside the inputs, ``{"mask": None}``.
         reduction: what the loss of a batch is: the ``"mean"`` over its samples, their ``"sum"``, or the mean over the
             places of the target that are not ignored (``"token"``). The flow is that of the mean over all the data, and
             so are batches weighed, and parts of one. None reads it off the loss: torch's cross-entropy is a mean over
@@ -202,6 +207,7 @@ def flow(
         offload,
         autocast,
         batch_size,
+        batch_dim,
         reduction,
         check,
         probes,
@@ -220,9 +226,8 @@ def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parame
             "initialisation"
         )
     targets = differentiable(model, parameters, wanted)
-    point = Flow(
-        theta={name: wide(target.theta) for name, target in targets.items()}, theta0=_reference(source.theta0, targets)
-    )
+    theta = {name: wide(target.theta) for name, target in targets.items()}
+    point = Flow(theta=theta, theta0=reference_of(source.theta0, targets))
     if not wanted:
         return point
     if source.under_masks:
@@ -238,7 +243,8 @@ def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parame
             settle(model, source.mode)
             rewind()  # the example may have drawn from the loader, whose order both sweeps share
         if wanted - {"gR"}:
-            point = replace(point, **_swept(Products(model, targets, source, rewind, ranks), wanted - {"gR"}))
+            fields = _swept(Products(model, targets, source, rewind, ranks), wanted - {"gR"})
+            point = replace(point, **fields, counted=source.counting)
     _check_met(point, parameters)
     return point
 
@@ -278,21 +284,3 @@ def derivatives_in(needs: Sequence[str]) -> set[str]:
         raise ValueError(f"needs= names {', '.join(map(repr, sorted(unknown)))}; a flow has {', '.join(_DERIVATIVES)}")
     wanted &= set(_DERIVATIVES)
     return wanted | {"g"} if "Hg" in wanted else wanted
-
-
-def _reference(state: Mapping[str, Tensor] | None, targets: dict[str, Target]) -> Named | None:
-    if state is None:
-        return None
-    theta0 = {}
-    for name, target in targets.items():
-        value = state.get(name, state.get(original(name)))
-        if value is None:
-            raise ValueError(
-                f"theta0 has no entry for {name!r}: pass a state dict of this model, taken at the reference point"
-            )
-        if value.shape != target.parameter.shape:
-            raise ValueError(
-                f"theta0[{name!r}] has shape {tuple(value.shape)}, the parameter {tuple(target.parameter.shape)}"
-            )
-        theta0[name] = wide(value.detach().to(target.parameter.device))
-    return theta0

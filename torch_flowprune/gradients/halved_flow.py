@@ -63,7 +63,7 @@ def halved_flow(
         portions, expansions = sweeps.fields(
             as_batches(source.data), wanted & _IN_THE_SWEEPS, {*point.theta}, cut.removed, cut.masks
         )
-    flows = [replace(point, **fields) for fields in portions]
+    flows = [replace(point, **fields, counted=source.counting) for fields in portions]
     if others := wanted - _IN_THE_SWEEPS:
         sources = [source, *_halves_of(source, bare)]
         flows += [flows[0]] * (len(sources) - len(flows))
@@ -92,7 +92,7 @@ class _EverySecond:
 
 
 def _batches_of(source: FlowSource, device: torch.device) -> Iterator[tuple[Batch, int]]:
-    return sized(as_batches(source.data), device, source.max_samples, source.batch_size)
+    return sized(as_batches(source.data), device, *source.counting_words)
 
 
 def _halves_of(source: FlowSource, model: nn.Module) -> list[FlowSource]:
@@ -102,4 +102,7 @@ def _halves_of(source: FlowSource, model: nn.Module) -> list[FlowSource]:
         head = list(islice(_batches_of(source, device), 2))
     if len(head) > 1:
         return [replace(source, data=_EverySecond(source, device, start), max_samples=None) for start in (0, 1)]
-    return [replace(source, data=[half], max_samples=None, batch_size=size) for half, size in halves(*head[0])]
+    return [
+        replace(source, data=[half], max_samples=None, batch_size=size)
+        for half, size in halves(*head[0], source.batch_dim)
+    ]

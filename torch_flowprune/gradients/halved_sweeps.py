@@ -93,7 +93,7 @@ class HalvedSweeps(Products):
             self.places.append(_ALL if self.single or not self.kinds else 1 + index % 2)
             self.counted += size
             yield batch, size
-        for index, half in enumerate(halves(*head[0]) if self.single and self.kinds else []):
+        for index, half in enumerate(halves(*head[0], self.source.batch_dim) if self.single and self.kinds else []):
             self.places.append(1 + index)
             yield half
 
@@ -114,6 +114,7 @@ class HalvedSweeps(Products):
                 self.losses.append(portion.losses[-1])
                 weights.append(portion.weights[-1])
         check_read(self.counted, weights)
+        self._check_samples()
         self.derivatives.warn_unreached(self.names, stacklevel=5)
         finite_mean_loss(self.losses, weights)  # names the batch of one that is not
         return self._over_ranks(portions)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from torch_flowprune.inputs import Batch, Loss, Objective, call, first, in_two, logits_of, untouched
+from torch_flowprune.inputs import Batch, BatchDim, Loss, Objective, call, first, in_two, logits_of, untouched
 
 REDUCTIONS = ("mean", "sum", "token")
 _IGNORED = -100  # what torch's cross-entropy and all who build on it leave out
@@ -49,8 +49,10 @@ class LossWeights:
     seen to be; the rest are means over samples.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, reduction: str | None = None) -> None:
-        self.model, self.objective, self.reduction = model, objective, reduction
+    def __init__(
+        self, model: nn.Module, objective: Objective, reduction: str | None = None, along: BatchDim = 0
+    ) -> None:
+        self.model, self.objective, self.reduction, self.along = model, objective, reduction, along
         self.sums = reduction == "sum" or (reduction is None and _setting(objective.loss, "reduction") == "sum")
         self._count: Callable[[Batch], float | None] | None = None
 
@@ -72,7 +74,7 @@ class LossWeights:
         counted = None if own else self._by_settings()
         if counted is None and self.reduction == "token":
             counted = _Counted(_setting(self.objective.loss, "ignore_index", _IGNORED))
-        if own and (found := _language_model(self.model, _few(batch, size))) is not None:
+        if own and (found := _language_model(self.model, _few(batch, size, self.along))) is not None:
             return found
         return lambda batch: None if counted is None else counted.of(in_two(batch)[1])
 
@@ -124,9 +126,9 @@ def _language_model(model: nn.Module, batch: Mapping[str, Any]) -> Callable[[Bat
     return _at_the_next if differences[1] <= differences[0] else _at_each
 
 
-def _few(batch: Batch, size: int) -> Batch:
+def _few(batch: Batch, size: int, along: BatchDim) -> Batch:
     try:
-        return first(batch, size, 2)
+        return first(batch, size, 2, along)
     except ValueError:  # one that cannot be cut
         return batch
 

@@ -25,6 +25,7 @@ class MicroBatches:
     """
 
     def __init__(self, derivatives: Derivatives, wanted: set[str], held: int | None = None) -> None:
+        self.along = derivatives.weights.along
         self.derivatives, self.second = derivatives, "Hg" in wanted
         self.limit, self.costs = derivatives.resources.max_memory, dict[Any, tuple[Cost, Cost]]()
         each = sum(wide_type(parameter).itemsize * parameter.numel() for parameter in derivatives.parameters)
@@ -50,8 +51,8 @@ class MicroBatches:
             way_out = f"allow {readable(self.sums + peak.first)}, or keep the sums on the host with offload=True"
             raise ValueError(f"max_memory of {readable(self.limit)} is not enough: {needed}; {way_out}")
         if most < size:
-            self._check_mean(spread_out(batch, size, max(2, most)), max(2, most))
-        return self._counting(parts(batch, size, most))
+            self._check_mean(spread_out(batch, size, max(2, most), self.along), max(2, most))
+        return self._counting(parts(batch, size, most, self.along))
 
     def _counting(self, cut: Iterable[Part]) -> list[Part]:
         """Without those that a loss has nothing of to take its mean over, which is nan then."""
@@ -59,10 +60,10 @@ class MicroBatches:
 
     def cost(self, batch: Batch, size: int) -> tuple[Cost, Cost]:
         """Of a batch of this shape: the peak, and what the graph of its gradient holds."""
-        key = shapes(batch)
+        key = shapes(batch, self.along)
         if key not in self.costs:
             with untouched(self.derivatives.model, mode=self.derivatives.mode):
-                self.costs[key] = measured(lambda count: self._work(first(batch, size, count), count), size)
+                self.costs[key] = measured(lambda count: self._work(first(batch, size, count, self.along), count), size)
         return self.costs[key]
 
     def _work(self, batch: Batch, size: int) -> Grads:
@@ -83,7 +84,7 @@ class MicroBatches:
     def _check_mean(self, batch: Batch, size: int) -> None:
         """The same result from parts needs a loss that is what its weights say: tried on samples from all the batch."""
         with untouched(self.derivatives.model), torch.no_grad():
-            halves = self._counting(parts(batch, size, -(-size // 2)))
+            halves = self._counting(parts(batch, size, -(-size // 2), self.along))
             if not halves:
                 return
             value, weights = self._number(batch, size), [self.derivatives.weight(*half) for half in halves]
@@ -158,6 +159,15 @@ class Graphs:
         self.worst = max(self.worst, peak.of(size))
         self._drop()
         return self.room > 0
+
+    def pass_by(self, size: int) -> None:
+        """A batch that has nothing to take a mean over: a second sweep need not read it either."""
+        self.kept.append(([None] * len(self.micro.derivatives.parameters), size, 0.0, 0.0))
+
+    def give_up(self) -> None:
+        """A batch is not kept: those kept have to be the last ones, and none before it is any more."""
+        self.kept.clear()
+        self.held = 0.0
 
     def add(self, grads: Grads, batch: Batch, size: int) -> None:
         held = self.micro.cost(batch, size)[1].of(size)

@@ -1,4 +1,4 @@
-"""Two sweeps over one data: each batch's loss of the second is that of the first."""
+"""Losses that should be equal: of each batch on two sweeps, and of a batch and its samples."""
 
 from __future__ import annotations
 
@@ -29,6 +29,24 @@ def check_same_losses(first: Sequence[Tensor], second: Sequence[Tensor], dtype: 
             f"the loss {found if index >= 0 else 'on another rank changed between the sweeps'}: g and H need the "
             "same data, and these draw from a source that is not put back (a generator of the data set's own, "
             "persistent workers); score on batches in a list, or take a loader that gives the same ones each time"
+        )
+
+
+def check_sample_losses(
+    whole: Sequence[Tensor], of_samples: Sequence[Tensor], dtype: torch.dtype, ranks: Ranks
+) -> None:
+    """An error on every rank, where the loss of a batch of one of them is no mean of those of its samples."""
+    if not of_samples:
+        return
+    index, value, mean = _first_difference(whole, of_samples, dtype)
+    anywhere = torch.tensor([float(index >= 0)], device=whole[0].device)
+    ranks.sum([anywhere])
+    if anywhere.item():
+        found = f"of batch {index} is {value:.6g}, and the mean of its samples' losses {mean:.6g}"
+        raise ValueError(
+            f"the loss {found if index >= 0 else 'of a batch on another rank is no mean over its samples'}: squares of "
+            "sample gradients need samples that do not look at each other, and a loss that is their mean or sum; say "
+            "where samples lie with batch_dim=, None for what they share, or what the loss is with reduction="
         )
 
 

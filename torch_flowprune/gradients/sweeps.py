@@ -20,7 +20,7 @@ from torch_flowprune.gradients.input_moments import InputMoments
 from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.microbatches import Graphs, MicroBatches, check_runs_alone
 from torch_flowprune.gradients.operators import twice_differentiable
-from torch_flowprune.gradients.same_data import check_same_count, check_same_losses
+from torch_flowprune.gradients.same_data import check_same_count, check_same_losses, check_sample_losses
 from torch_flowprune.gradients.untrained_statistics import warn_untrained
 from torch_flowprune.gradients.weighted_sums import (
     add_weighted,
@@ -53,17 +53,11 @@ class Sweeps:
     """g, g2, g2_sample and Hg as weighted means over batches, in float32 or better."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        targets: Mapping[str, Target],
-        source: FlowSource,
-        rewind: Restore,
-        ranks: Ranks,
+        self, model: nn.Module, targets: Mapping[str, Target], source: FlowSource, rewind: Restore, ranks: Ranks
     ) -> None:
         self.source, self.mode, self.progress = source, source.mode, source.progress
-        self.model, self.half = model, is_half(model)
-        self.rewind, self.ranks = rewind, ranks
-        self.names = list(targets)
+        self.model, self.half, self.rewind, self.ranks = model, is_half(model), rewind, ranks
+        self.targets, self.names = targets, list(targets)
         self.parameters = [target.parameter for target in targets.values()]
         if not self.parameters:
             raise ValueError(
@@ -73,11 +67,9 @@ class Sweeps:
             raise ValueError(
                 "offload=True keeps the sums on the host, where ranks do not add them up: score in one process"
             )
-        if source.mode == "eval":
-            warn_untrained(model, stacklevel=6)
-        self.offload, self.seen, self.losses = source.offload, 0, list[Tensor]()
-        weights = LossWeights(model, source.objective, source.reduction)
-        self.targets = targets
+        warn_untrained(model, source.mode, stacklevel=6)
+        self.offload, self.seen, self.losses, self.of_samples = source.offload, 0, list[Tensor](), list[Tensor]()
+        weights = LossWeights(model, source.objective, source.reduction, source.batch_dim)
         self.moments: InputMoments | None = None
         self.derivatives = Derivatives(model, self.parameters, source.objective, source.mode, source.resources, weights)
 
@@ -151,7 +143,7 @@ class Sweeps:
 
         Both sweeps read ahead alike: data and model may draw from one source of randomness.
         """
-        stream = sized(data, self.parameters[0].device, self.source.max_samples, self.source.batch_size)
+        stream = sized(data, self.parameters[0].device, *self.source.counting_words)
         if self.half:
             stream = ((in_dtype(batch, torch.float32, torch.float16), size) for batch, size in stream)
         return list(islice(stream, 2)), stream
@@ -171,8 +163,11 @@ class Sweeps:
             if parts := micro.of(batch, size):
                 losses.append(self._gradient(sums, (batch, size), parts, micro, graphs))
                 weights.append(self.derivatives.weight(batch, size))
+            elif graphs is not None:
+                graphs.pass_by(size)
         self.losses = losses
         check_read(self.seen, weights)
+        self._check_samples()
         self.derivatives.warn_unreached(self.names, stacklevel=5)
         loss = finite_mean_loss(losses, weights)
         count, whole, mean_loss = over_ranks(self.ranks, sums.values(), self.seen, sum(weights), loss)
@@ -191,8 +186,8 @@ class Sweeps:
             else:
                 loss = self.derivatives.loss(*whole)
                 grads = self.derivatives.gradient(loss, create_graph=keep)
-        if keep and graphs is not None:
-            graphs.add(grads, batch, size)
+        if graphs is not None:
+            graphs.add(grads, batch, size) if keep else graphs.give_up()
         self._accumulate(sums, detached(grads), batch, size)
         return loss.detach()
 
@@ -235,9 +230,9 @@ class Sweeps:
             count += size
         while graphs.kept:
             grads, _, _, weight = graphs.kept.popleft()
+            whole += weight
             with twice_differentiable():  # checkpointed blocks run again
                 add_weighted(total, self.derivatives.product(grads, along), weight)
-            whole += weight
         count, whole, _ = over_ranks(self.ranks, [total], count, whole)
         check_same_count(first["samples"], count)
         check_same_losses(self.losses, losses, self.derivatives.digits(), self.ranks)
@@ -256,6 +251,7 @@ class Sweeps:
         self.derivatives.warn_unreached(self.names, stacklevel=5)
         sums: Sums = {kind: self._zeros() for kind in ("g2", "g2_sample") if kind in wanted}
         self._accumulate(sums, values, batch, size)
+        self._check_samples()
         whole = self.derivatives.weight(batch, size)
         means: Sums = {"g": g, "Hg": product, **{kind: scale(total, 1 / whole) for kind, total in sums.items()}}
         return self._fields(means, finite_mean_loss(self.losses, [size]), size)
@@ -268,13 +264,22 @@ class Sweeps:
             add_weighted_squares(sums["g2"], grads, weight)
         if "g2_sample" in sums:
             with same_randomness(self.model):  # the second sweep draws for whole batches alone
-                self._add_sample_squares(sums["g2_sample"], batch, size)
+                losses = self._add_sample_squares(sums["g2_sample"], batch, size)
+            if losses and self.mode == "eval":  # in train mode each sample draws its own dropout
+                self.of_samples.append(torch.stack(losses).sum() / weight)
 
-    def _add_sample_squares(self, total: list[Tensor], batch: Batch, size: int) -> None:
-        for sample in samples(batch, size):
+    def _add_sample_squares(self, total: list[Tensor], batch: Batch, size: int) -> list[Tensor]:
+        """The weighted losses of the samples, which are those of the batch."""
+        losses = []
+        for sample in samples(batch, size, self.source.batch_dim):
             if weight := self.derivatives.weight(sample, 1):
-                gradient = self.derivatives.gradient(self.derivatives.loss(sample, 1))
-                add_weighted_squares(total, gradient, weight)
+                loss = self.derivatives.loss(sample, 1)
+                add_weighted_squares(total, self.derivatives.gradient(loss), weight)
+                losses.append(loss.detach().double() * weight)
+        return losses
+
+    def _check_samples(self) -> None:
+        check_sample_losses(self.losses, self.of_samples, self.derivatives.digits(), self.ranks)
 
     def _fields(self, means: Sums, loss: float, samples: int) -> dict[str, Any]:
         moments = {"x2": self.moments.means(self.ranks)} if self.moments else {}

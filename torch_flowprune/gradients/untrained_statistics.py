@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 
-def warn_untrained(model: nn.Module, stacklevel: int) -> None:
+def warn_untrained(model: nn.Module, mode: str, stacklevel: int) -> None:
     """A warning where the scores are not those of the network that training will see."""
-    names = list(_untrained(model))
+    names = list(_untrained(model)) if mode == "eval" else []
     if names:
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         warnings.warn(

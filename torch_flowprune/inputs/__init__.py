@@ -4,6 +4,7 @@ from torch_flowprune.inputs.aliases import forms, own_names
 from torch_flowprune.inputs.collector import no_collection
 from torch_flowprune.inputs.data import (
     Batch,
+    BatchDim,
     BatchSize,
     Closure,
     Loss,
@@ -11,6 +12,7 @@ from torch_flowprune.inputs.data import (
     arguments,
     as_batches,
     call,
+    check_batch_dim,
     check_batch_size,
     class_balanced,
     example_of,
@@ -52,6 +54,7 @@ from torch_flowprune.inputs.zeros import clear, flags, gradients_under_masks, la
 
 __all__ = [
     "Batch",
+    "BatchDim",
     "BatchSize",
     "Closure",
     "ComparedByValue",
@@ -65,6 +68,7 @@ __all__ = [
     "arguments",
     "as_batches",
     "call",
+    "check_batch_dim",
     "check_batch_size",
     "check_keywords",
     "check_mode",

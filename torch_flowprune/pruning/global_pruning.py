@@ -11,7 +11,7 @@ from typing_extensions import Never
 
 from torch_flowprune.channels import Coupling, LatencyTable
 from torch_flowprune.gradients import FlowSource
-from torch_flowprune.inputs import BatchSize, Closure, Loss, Pair, Pattern, check_keywords
+from torch_flowprune.inputs import BatchDim, BatchSize, Closure, Loss, Pair, Pattern, check_keywords
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.route import GivenScores, prune
 from torch_flowprune.scoring import Granularity, Measure, PrunableUnits, Scores, measure_lookup
@@ -48,6 +48,7 @@ def global_prune(
     offload: bool = False,
     autocast: torch.dtype | None = None,
     batch_size: BatchSize | None = None,
+    batch_dim: BatchDim = 0,
     reduction: str | None = None,
     check: bool | None = None,
     probes: int = 32,
@@ -85,7 +86,8 @@ def global_prune(
             ranked by their ``magnitude`` or ``l1`` over the mean of their layer, all else as it is.
         data, loss, closure, theta0, max_samples, temperature, mode, progress, max_memory, offload, autocast: what the
             scores are taken over, and with what, see :func:`~torch_flowprune.flow`.
-        batch_size, reduction: how many samples a batch has, and what its loss is over them, see there.
+        batch_size, batch_dim, reduction: how many samples a batch has, along which axis, and what its loss is over
+            them, see there.
         check: whether H·g is held against a difference of g on two samples, see there.
         probes: of how many random probes ``obd`` reads the Hessian's diagonal, see there.
         unknown: none; a word of another library is answered with the one meant.
@@ -145,6 +147,7 @@ def global_prune(
         offload,
         autocast,
         batch_size,
+        batch_dim,
         reduction,
         check,
         probes,

@@ -75,6 +75,7 @@ class Report:
             their block, or output): among equals, model order decided.
         loss: the mean loss before the (last) prune, where data were read.
         samples: over how many samples.
+        counted: how those were counted.
         predicted_loss_change: −Σ θ·g over what went: the first-order change of the loss, summed over the rounds; None
             where g is unknown. It is read off the data that chose what goes: where the same gradient made the
             scores, it is nearer to 0 than the true change by construction. :func:`~torch_flowprune.predict` on other
@@ -101,6 +102,7 @@ class Report:
     left: Size | None = None
     model_weights: int = 0
     spent: tuple[Spent, ...] = ()
+    counted: str | None = None
 
     @property
     def weights_pruned(self) -> int:
@@ -153,7 +155,7 @@ class Report:
         if self.threshold is not None:
             lines.append(f"threshold score {self.threshold:.4g}")
         if self.loss is not None:
-            lines.append(f"loss {self.loss:.4g} over {self.samples:,} samples before pruning")
+            lines.append(f"loss {self.loss:.4g} over {self.samples:,} samples (counted {self.counted}) before pruning")
         if self.predicted_loss_change is not None:
             lines.append(
                 f"predicted change of the loss {self.predicted_loss_change:+.4g} (first order, by the data that "

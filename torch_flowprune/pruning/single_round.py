@@ -53,6 +53,7 @@ def prune_once(model: nn.Module, found: Candidates, scores: Scores, choice: Choi
         dense,
         small,
         sum(target.parameter.numel() for target in known.values()),
+        counted=point.counted,
     )
 
 

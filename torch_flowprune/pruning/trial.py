@@ -27,7 +27,8 @@ def trial_of(model: nn.Module, source: FlowSource) -> Callable[[], object] | Non
         with torch.autocast(device.type, source.autocast, enabled=source.autocast is not None):
             if not has_data:
                 return call(model, example_of(None, source.example_inputs, device))
-            batch, _ = next(sized(as_batches(source.data), device, _SAMPLES))
+            few = _SAMPLES if source.batch_size is None else None  # else where samples lie may not be known
+            batch, _ = next(sized(as_batches(source.data), device, few, source.batch_size, source.batch_dim))
             return source.closure(model, batch) if source.closure else call(model, inputs_of(batch))
 
     return run

@@ -11,7 +11,17 @@ from typing_extensions import Never, Unpack
 
 from torch_flowprune.channels import Coupling
 from torch_flowprune.gradients import FlowOptions, FlowSource, flow_over
-from torch_flowprune.inputs import BatchSize, Closure, Loss, Pair, Pattern, check_keywords, parameters_of, unwrapped
+from torch_flowprune.inputs import (
+    BatchDim,
+    BatchSize,
+    Closure,
+    Loss,
+    Pair,
+    Pattern,
+    check_keywords,
+    parameters_of,
+    unwrapped,
+)
 from torch_flowprune.scoring import measure_lookup
 from torch_flowprune.scoring.candidates import targets_of
 from torch_flowprune.scoring.evaluation import evaluate
@@ -59,6 +69,7 @@ def scores(
     offload: bool = False,
     autocast: torch.dtype | None = None,
     batch_size: BatchSize | None = None,
+    batch_dim: BatchDim = 0,
     reduction: str | None = None,
     check: bool | None = None,
     probes: int = 32,
@@ -76,7 +87,8 @@ def scores(
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
         loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress, max_memory, offload, autocast:
             see :func:`~torch_flowprune.flow`.
-        batch_size, reduction: how many samples a batch has, and what its loss is over them, see there.
+        batch_size, batch_dim, reduction: how many samples a batch has, along which axis, and what its loss is over
+            them, see there.
         check: whether H·g is held against a difference of g on two samples, see there.
         probes: of how many random probes ``obd`` reads the Hessian's diagonal, see there.
         unknown: none; a word of another library is answered with the one meant.
@@ -108,6 +120,7 @@ def scores(
         offload,
         autocast,
         batch_size,
+        batch_dim,
         reduction,
         check,
         probes,

@@ -1,6 +1,7 @@
 """Batches, how a model is called with them, and the loss on one."""
 
 from torch_flowprune.inputs.data.arguments import arguments, call, without_cache
+from torch_flowprune.inputs.data.batch_axes import BatchDim, check_batch_dim
 from torch_flowprune.inputs.data.batch_sizes import (
     BatchSize,
     check_batch_size,
@@ -10,6 +11,7 @@ from torch_flowprune.inputs.data.batch_sizes import (
     in_two,
     parts,
     samples,
+    shapes,
     sized,
     spread_out,
 )
@@ -20,12 +22,12 @@ from torch_flowprune.inputs.data.batches import (
     example_of,
     in_dtype,
     inputs_of,
-    shapes,
 )
 from torch_flowprune.inputs.data.objective import Closure, Loss, Objective, logits_of
 
 __all__ = [
     "Batch",
+    "BatchDim",
     "BatchSize",
     "Closure",
     "Loss",
@@ -33,6 +35,7 @@ __all__ = [
     "arguments",
     "as_batches",
     "call",
+    "check_batch_dim",
     "check_batch_size",
     "class_balanced",
     "example_of",

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from torch_flowprune.inputs.data.batch_axes import Along, BatchDim, axes_of, below, mapped_along
 from torch_flowprune.inputs.data.batches import Batch, inputs_of, mapped, target_key, tensors_in
 
 BatchSize: TypeAlias = int | Callable[[Batch], int]
@@ -28,7 +29,7 @@ def _whole_size(size: Any) -> int:
     return int(size)
 
 
-def size_of(batch: Batch, told: BatchSize | None = None) -> int:
+def size_of(batch: Batch, told: BatchSize | None = None, along: BatchDim = 0) -> int:
     """How many samples a batch has: what was told, else what inputs and target agree on.
 
     Raises:
@@ -36,14 +37,17 @@ def size_of(batch: Batch, told: BatchSize | None = None) -> int:
     """
     if told is not None:
         return _whole_size(told(batch) if callable(told) else told)
-    inputs, target = in_two(batch)
-    of_inputs, of_target = _readings(inputs, every=target is None), _readings(target)
-    agreed = of_inputs if target is None else of_inputs & of_target
+    inputs, target = _in_two_along(batch, along)
+    of_inputs, of_target = _readings(inputs, every=target.value is None), _readings(target)
+    agreed = of_inputs if target.value is None else of_inputs & of_target
     if len(agreed) == 1:
         return next(iter(agreed))
-    seen = f"{_shown(of_inputs)} in the inputs" + ("" if target is None else f", {_shown(of_target)} in the target")
+    seen = f"{_shown(of_inputs)} in the inputs" + (
+        "" if target.value is None else f", {_shown(of_target)} in the target"
+    )
     raise ValueError(
-        f"how many samples a batch has cannot be told: {seen}; pass batch_size=, a number or a function of the batch"
+        f"how many samples a batch has cannot be told: {seen}; pass batch_size=, a number or a function of the batch, "
+        "or batch_dim=, the axis that samples lie along"
     )
 
 
@@ -62,16 +66,27 @@ def in_two(batch: Batch) -> tuple[Any, Any]:
     return batch, None
 
 
-def _readings(part: Any, *, every: bool = False) -> set[int]:
-    """The numbers of samples that inputs or a target may be: entries of a list, or places on the tensors' first axis.
+def _in_two_along(batch: Batch, along: BatchDim) -> tuple[Along, Along]:
+    """Inputs and target, where samples lie in each; as :func:`in_two` tells them apart."""
+    inputs, target = in_two(batch)
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        first_part, second_part = below(Along(batch, along))
+        return first_part, second_part
+    if target is not None and isinstance(along, Mapping):
+        return Along(inputs, along), Along(target, along.get(target_key(batch) or "", 0))
+    return Along(inputs, along), Along(target, along)
+
+
+def _readings(part: Along, *, every: bool = False) -> set[int]:
+    """The numbers of samples that inputs or a target may be: entries of a list, or places along the tensors' axis.
 
     That is the first tensor's, as others may be of another form (a mask that all samples share); with ``every`` all
     have to agree, and those of a list in any case.
     """
-    lengths = [len(tensor) for tensor in tensors_in(part) if tensor.dim()]
-    agreed = set(lengths if every or isinstance(part, list) else lengths[:1])
-    readings = agreed if len(agreed) == 1 else set()
-    return readings | {len(part)} if isinstance(part, list) else readings
+    lengths = [tensor.shape[axis] for tensor, axis in axes_of(part)]
+    agreed = set(lengths if every or isinstance(part.value, list) else lengths[:1])
+    found = agreed if len(agreed) == 1 else set()
+    return found | {len(part.value)} if isinstance(part.value, list) and part.along == 0 else found
 
 
 def _shown(readings: Iterable[int]) -> str:
@@ -83,80 +98,95 @@ def sized(
     device: torch.device,
     max_samples: int | None = None,
     batch_size: BatchSize | None = None,
+    along: BatchDim = 0,
 ) -> Iterator[tuple[Batch, int]]:
     """Each batch on ``device`` with its number of samples, cut to exactly ``max_samples`` in all."""
     remaining = max_samples
     for batch in batches:
         if remaining == 0:
             return
-        size = size_of(batch, batch_size)
+        size = size_of(batch, batch_size, along)
         if remaining is not None and size > remaining:
-            batch, size = _cut(batch, size, slice(0, remaining)), remaining  # noqa: PLW2901 - the rest of the loop sees the part
+            batch, size = _cut(batch, size, slice(0, remaining), along), remaining  # noqa: PLW2901 - the rest of the loop sees the part
         remaining = None if remaining is None else remaining - size
         yield mapped(lambda tensor: tensor.to(device, non_blocking=True), batch), size
 
 
-def parts(batch: Batch, size: int, most: int) -> Iterator[tuple[Batch, int]]:
+def parts(batch: Batch, size: int, most: int, along: BatchDim = 0) -> Iterator[tuple[Batch, int]]:
     """A batch in pieces of at most ``most`` samples, as equal as they can be, each with its size."""
     pieces = -(-size // most)
     edges = [size * i // pieces for i in range(pieces + 1)]
     for start, end in pairwise(edges):
-        yield (batch if pieces == 1 else _cut(batch, size, slice(start, end))), end - start
+        yield (batch if pieces == 1 else _cut(batch, size, slice(start, end), along)), end - start
 
 
-def first(batch: Batch, size: int, count: int) -> Batch:
+def shapes(batch: Batch, along: BatchDim = 0) -> tuple[Any, ...]:
+    """What the memory that one sample takes depends on: the shapes of the batch's tensors but for the samples' axis."""
+    own = {id(tensor): axis for tensor, axis in axes_of(Along(batch, along))}
+    return tuple(
+        (tuple(n for i, n in enumerate(tensor.shape) if i != own.get(id(tensor))), tensor.dtype)
+        for tensor in tensors_in(batch)
+    )
+
+
+def first(batch: Batch, size: int, count: int, along: BatchDim = 0) -> Batch:
     """A batch's first samples."""
-    return batch if count >= size else _cut(batch, size, slice(0, count))
+    return batch if count >= size else _cut(batch, size, slice(0, count), along)
 
 
-def spread_out(batch: Batch, size: int, count: int) -> Batch:
+def spread_out(batch: Batch, size: int, count: int, along: BatchDim = 0) -> Batch:
     """So many samples from all over a batch."""
     step = size // count
-    return _cut(batch, size, slice(0, step * count, step))
+    return _cut(batch, size, slice(0, step * count, step), along)
 
 
-def samples(batch: Batch, size: int) -> Iterator[Batch]:
+def samples(batch: Batch, size: int, along: BatchDim = 0) -> Iterator[Batch]:
     """A batch's samples one by one, each as a batch of one."""
-    for part, _ in parts(batch, size, 1):
+    for part, _ in parts(batch, size, 1, along):
         yield part
 
 
-def halves(batch: Batch, size: int) -> list[tuple[Batch, int]]:
+def halves(batch: Batch, size: int, along: BatchDim = 0) -> list[tuple[Batch, int]]:
     """A batch's even and odd samples, each with how many they are; none of a batch of one."""
     if size < 2:
         return []
-    return [(_cut(batch, size, slice(start, None, 2)), (size + 1 - start) // 2) for start in (0, 1)]
+    return [(_cut(batch, size, slice(start, None, 2), along), (size + 1 - start) // 2) for start in (0, 1)]
 
 
-def _cut(batch: Batch, size: int, piece: slice) -> Batch:
-    """Some samples of a batch of so many: of what has that length, and only where inputs and target both have it.
+def _cut(batch: Batch, size: int, piece: slice, along: BatchDim = 0) -> Batch:
+    """Some samples of a batch of so many: of what has that length in its place, inputs and target both.
 
     Raises:
         ValueError: where either has not.
     """
     in_lists = False
-    for part in in_two(batch):
-        if isinstance(part, list) or any(tensor.dim() for tensor in tensors_in(part)):
+    for part in _in_two_along(batch, along):
+        if isinstance(part.value, list) or any(tensor.dim() for tensor in tensors_in(part.value)):
             _check_can_cut(part, size)
-            in_lists = in_lists or _is_samples(part, size)
+            in_lists = in_lists or _is_samples(part.value, size)
 
     def is_leaf(value: object) -> bool:
         listed = in_lists and value is not batch and isinstance(value, list) and len(value) == size
         return listed or isinstance(value, Tensor)
 
-    return mapped(
-        lambda value: value[piece] if isinstance(value, list) or (value.dim() and len(value) == size) else value,
-        batch,
-        is_leaf,
-    )
+    def cut(value: Any, own: BatchDim) -> Any:
+        if isinstance(value, list):
+            return value[piece]
+        axis = next((axis for _, axis in axes_of(Along(value, own))), None)
+        if axis is None or value.shape[axis] != size:
+            return value
+        return value[(slice(None),) * axis + (piece,)]
+
+    return mapped_along(cut, Along(batch, along), is_leaf)
 
 
-def _check_can_cut(part: Any, size: int) -> None:
-    if size not in _readings(part):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in list(tensors_in(part))[:3])
+def _check_can_cut(part: Along, size: int) -> None:
+    if part.along is not None and size not in _readings(part):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in list(tensors_in(part.value))[:3])
         raise ValueError(
             "max_samples=, max_memory=, halves and squares of sample gradients cut a batch, which should have its "
-            f"{size} samples along the first axis of inputs and target, or in lists; got tensors of shape {shapes}"
+            f"{size} samples along the first axis of inputs and target, or along batch_dim=, or in lists; got tensors "
+            f"of shape {shapes}"
         )
 
 

@@ -49,14 +49,14 @@ def mapped(function: Callable[[Any], Any], batch: Batch, is_leaf: Callable[[obje
     if is_leaf(batch):
         return function(batch)
     if isinstance(batch, Mapping):
-        return _like(batch, {key: mapped(function, value, is_leaf) for key, value in batch.items()})
+        return like(batch, {key: mapped(function, value, is_leaf) for key, value in batch.items()})
     if isinstance(batch, (tuple, list)):
         values = [mapped(function, part, is_leaf) for part in batch]
         return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     return batch
 
 
-def _like(batch: Mapping[str, Any], values: dict[str, Any]) -> Mapping[str, Any]:
+def like(batch: Mapping[str, Any], values: dict[str, Any]) -> Mapping[str, Any]:
     """A mapping of the batch's own kind, a tokenizer's say, where that can be made."""
     if type(batch) is dict or not isinstance(batch, MutableMapping):
         return values
@@ -155,8 +155,3 @@ def class_balanced(
             )
         indices.extend(members[:per_class].tolist())
     return Subset(dataset, indices)
-
-
-def shapes(batch: Batch) -> tuple[Any, ...]:
-    """What the memory that one sample takes depends on: the shapes of the batch's tensors but for the first axis."""
-    return tuple((tensor.shape[1:], tensor.dtype) for tensor in tensors_in(batch))
