@@ -134,3 +134,106 @@ def test_class_balanced_needs_a_class_for_each_sample(count):
     data = torch.utils.data.TensorDataset(torch.zeros(10, 2), torch.zeros(10))
     with pytest.raises(ValueError, match=f"targets= should have an entry for each sample, got {count} for 10"):
         fp.class_balanced(data, 1, targets=[0] * count)
+
+
+def test_a_list_of_tensors_alike_is_asked_about():
+    """It may be input and target, from a loader, or batches of inputs."""
+    x = [torch.randn(3, 5), torch.randn(3, 5)]
+    words = {"loss": nn.functional.mse_loss, "needs": ("g",)}
+    with pytest.raises(ValueError, match="data= is a list of 2 tensors alike, which may be one batch or several"):
+        fp.flow(nn.Linear(5, 5), x, **words)
+    assert fp.flow(nn.Linear(5, 5), tuple(x), **words).samples == 3
+    assert (
+        fp.flow(nn.Linear(5, 5), [(one,) for one in x], closure=lambda m, b: m(b[0]).sum(), needs=("g",)).samples == 6
+    )
+    assert fp.flow(nn.Linear(5, 3), [x[0], torch.arange(3)], needs=("g",)).samples == 3
+    pruner = fp.Pruner(nn.Linear(5, 5), "grasp", 0.5, loss=nn.functional.mse_loss)
+    pruner.track(x)  # which is always one batch
+
+
+def test_halves_of_one_batch_have_its_form():
+    kinds = set()
+
+    def closure(model, batch):
+        kinds.add(type(batch))
+        return model(batch).square().mean()
+
+    fp.diagnose(nn.Linear(5, 3), torch.randn(6, 5), method="obd", closure=closure)
+    assert kinds == {torch.Tensor}
+
+
+AXES = {
+    "time first": (((SEQUENCE := torch.randn(7, 5, 4)), torch.zeros(5)), (1, 0), 5),
+    "time first, target too": ((SEQUENCE, torch.zeros(7, 5)), 1, 5),
+    "an axis that the target has not": ((SEQUENCE, torch.zeros(5)), 1, 5),
+    "a shared mask": (((X, torch.ones(6, 6)), Y), ((0, None), 0), 6),
+    "a key": ({"mask": torch.ones(9, 9), "x": X}, {"mask": None}, 6),
+    "a key of the target": ({"x": X, "labels": torch.zeros(2, 6)}, {"labels": 1}, 6),
+}
+
+
+@pytest.mark.parametrize(("batch", "along", "size"), AXES.values(), ids=AXES)
+def test_samples_along_other_axes(batch, along, size):
+    assert size_of(batch, None, along) == size
+    whole = [part for part, _ in parts(batch, size, 2, along)]
+    assert len(whole) > 1
+    assert sum(size_of(part, None, along) for part in whole) == size
+
+
+def test_what_is_shared_stays_whole():
+    (x, mask), y = first(((X, torch.ones(6, 6)), Y), 6, 2, ((0, None), 0))
+    assert (x.shape, mask.shape, y.shape) == ((2, 4), (6, 6), (2,))
+    cut = first((SEQUENCE, torch.zeros(5)), 5, 2, (1, 0))
+    torch.testing.assert_close(cut[0], SEQUENCE[:, :2])
+    even, odd = halves({"x": X, "mask": torch.ones(6, 6)}, 6, {"mask": None})
+    assert even[0]["mask"].shape == odd[0]["mask"].shape == (6, 6)
+
+
+@pytest.mark.parametrize("along", [-1, 1.5, True, "x", (0, "y"), {"mask": -1}])
+def test_an_axis_out_of_range(along):
+    with pytest.raises(ValueError, match="batch_dim should be the axis that samples lie along"):
+        fp.flow(cases.mlp(), CASES["mlp"].batch(4), batch_dim=along)
+
+
+def test_an_axis_nested_otherwise_than_the_batch():
+    with pytest.raises(ValueError, match="should be nested as the batch is, which has a tuple of 2 parts there"):
+        fp.flow(cases.mlp(), CASES["mlp"].batch(4), batch_dim=(0, 0, 0))
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x, mask):
+        q = self.q(x)
+        return self.out(nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask).mean(1))
+
+
+def test_squares_of_samples_that_are_cut_wrongly_are_an_error():
+    """A shared mask that is as long as there are samples, and a loss that looks across them."""
+    torch.manual_seed(0)
+    x, mask, y = torch.randn(6, 6, 4), torch.randn(6, 6) * 3, torch.randint(3, (6,))
+    with pytest.raises(ValueError, match=r"the loss of batch 0 is .*, and the mean of its samples' losses"):
+        fp.flow(Attending(), ((x, mask), y), needs=("g2_sample",))
+    across = lambda output, target: (output - output.mean(0)).square().mean()
+    for data in ((X, Y), [(X, Y), (X, Y)]):
+        with pytest.raises(ValueError, match="need samples that do not look at each other"):
+            fp.scores(nn.Linear(4, 3), ["fisher_sample", "grasp"], data, loss=across)
+    fp.flow(nn.Sequential(nn.Linear(4, 3), nn.Dropout()), (X, Y), needs=("g2_sample",), mode="train")
+
+
+def test_a_report_says_how_samples_were_counted():
+    told = fp.global_prune(cases.mlp(), "snip", 0.5, data=CASES["mlp"].batch(4), batch_size=4)
+    assert "over 4 samples (counted as batch_size= says)" in str(told)
+    assert fp.flow(TimeFirst(), (torch.randn(7, 5, 5), torch.arange(5) % 3), batch_dim=1).counted.startswith(
+        "along batch_dim="
+    )
+
+
+def test_more_samples_than_the_data_have():
+    batches = CASES["mlp"].batches((4, 3))
+    for call in (fp.flow, fp.diagnose, lambda *data, **words: fp.scores(data[0], "snip", data[1], **words)):
+        with pytest.warns(UserWarning, match="max_samples=8, and the data have 7: all of them were read"):
+            call(cases.mlp(), batches, max_samples=8)
+        call(cases.mlp(), batches, max_samples=7)

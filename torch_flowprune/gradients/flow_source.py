@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from torch_flowprune.inputs import (
     Closure,
     Loss,
     Objective,
+    Ranks,
     check_batch_dim,
     check_batch_size,
     check_mode,
@@ -97,6 +99,15 @@ class FlowSource:
     def counting_words(self) -> tuple[int | None, BatchSize | None, BatchDim]:
         """How many samples are read, and how they are told from each other."""
         return self.max_samples, self.batch_size, self.batch_dim
+
+    def warn_of_fewer(self, samples: int, ranks: Ranks) -> None:
+        """Say that the data had not as many samples as were asked for."""
+        if self.max_samples is not None and ranks.alone and samples < self.max_samples:
+            warnings.warn(
+                f"max_samples={self.max_samples}, and the data have {samples}: all of them were read",
+                UserWarning,
+                stacklevel=4,
+            )
 
     @property
     def counting(self) -> str:

@@ -245,6 +245,7 @@ def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parame
         if wanted - {"gR"}:
             fields = _swept(Products(model, targets, source, rewind, ranks), wanted - {"gR"})
             point = replace(point, **fields, counted=source.counting)
+            source.warn_of_fewer(point.samples, ranks)
     _check_met(point, parameters)
     return point
 

@@ -14,7 +14,7 @@ from torch_flowprune.gradients.differentiable import differentiable
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.gradient_flow import Flow, derivatives_in, flow_over
 from torch_flowprune.gradients.halved_sweeps import HalvedSweeps
-from torch_flowprune.inputs import Batch, Ranks, as_batches, halves, sized, untouched, unwrapped
+from torch_flowprune.inputs import Batch, OneBatch, Ranks, as_batches, halves, sized, untouched, unwrapped
 
 _IN_THE_SWEEPS = {"g", "g2", "g2_sample", "Hg"}
 
@@ -63,6 +63,7 @@ def halved_flow(
         portions, expansions = sweeps.fields(
             as_batches(source.data), wanted & _IN_THE_SWEEPS, {*point.theta}, cut.removed, cut.masks
         )
+    source.warn_of_fewer(portions[0]["samples"], ranks)
     flows = [replace(point, **fields, counted=source.counting) for fields in portions]
     if others := wanted - _IN_THE_SWEEPS:
         sources = [source, *_halves_of(source, bare)]
@@ -103,6 +104,6 @@ def _halves_of(source: FlowSource, model: nn.Module) -> list[FlowSource]:
     if len(head) > 1:
         return [replace(source, data=_EverySecond(source, device, start), max_samples=None) for start in (0, 1)]
     return [
-        replace(source, data=[half], max_samples=None, batch_size=size)
+        replace(source, data=OneBatch(half), max_samples=None, batch_size=size)
         for half, size in halves(*head[0], source.batch_dim)
     ]

@@ -198,7 +198,7 @@ class Report:
             "model_sparsity": self.model_sparsity,
         }
         layers = [{**asdict(layer), "shape": list(layer.shape), "sparsity": layer.sparsity} for layer in self.layers]
-        return {**asdict(self), **totals, "layers": layers}
+        return {**asdict(self), **totals, "layers": layers, "spent": [asdict(one) for one in self.spent]}
 
     def plot(self, path: str | PathLike[str]) -> None:
         """The sparsity of every layer as a bar chart, written to ``path`` (PNG, SVG, PDF by its suffix).

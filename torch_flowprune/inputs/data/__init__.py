@@ -17,6 +17,7 @@ from torch_flowprune.inputs.data.batch_sizes import (
 )
 from torch_flowprune.inputs.data.batches import (
     Batch,
+    OneBatch,
     as_batches,
     class_balanced,
     example_of,
@@ -32,6 +33,7 @@ __all__ = [
     "Closure",
     "Loss",
     "Objective",
+    "OneBatch",
     "arguments",
     "as_batches",
     "call",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from copy import copy
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -19,11 +20,17 @@ def as_batches(data: object) -> Iterable[Batch]:
     """``data`` as something that yields batches.
 
     A mapping, a tensor, or a tuple or list that holds a tensor is one batch.
+
+    Raises:
+        ValueError: for no data, and for a list of tensors that may be inputs and target as well as batches of inputs.
+        TypeError: for what holds no batches.
     """
     if data is None:
         raise ValueError(
             "this needs data: pass data= an iterable of (input, target) batches, of dict batches, or one batch"
         )
+    if isinstance(data, list) and len(data) > 1 and all(isinstance(part, Tensor) for part in data):
+        _check_told_apart(data)
     if isinstance(data, (Tensor, Mapping)) or (
         isinstance(data, (tuple, list)) and any(isinstance(part, Tensor) for part in data)
     ):
@@ -38,6 +45,28 @@ def as_batches(data: object) -> Iterable[Batch]:
             f"data= takes a DataLoader, any iterable of batches, or one batch, got {type(data).__name__}: {data!r}"
         )
     return data
+
+
+@dataclass(frozen=True)
+class OneBatch:
+    """Data of a single batch, whatever its form: in a list a tensor may be a part of one as well."""
+
+    batch: Batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield self.batch
+
+    def __len__(self) -> int:
+        return 1
+
+
+def _check_told_apart(tensors: list[Tensor]) -> None:
+    """Loaders make lists of inputs and target, and users lists of batches: of tensors alike it may be either."""
+    if len({(tensor.dtype, tensor.shape[1:]) for tensor in tensors}) == 1:
+        raise ValueError(
+            f"data= is a list of {len(tensors)} tensors alike, which may be one batch or several: give one batch as a "
+            "tuple, (input, target), and batches of inputs alone as [(x,) for x in batches]"
+        )
 
 
 def _is_tensor(value: object) -> bool:

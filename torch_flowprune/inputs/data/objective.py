@@ -160,7 +160,7 @@ def _no_probabilities(logits: Tensor, target: Tensor, classes: int, other: str) 
 
 
 def logits_of(output: Any) -> Tensor:
-    """The tensor a loss reads of a model's output: itself, its ``logits``, or a dict's ``logits`` or ``out``.
+    """The tensor a loss reads of a model's output: itself, its ``logits`` or ``out``, or the only one that it holds.
 
     Raises:
         TypeError: for any other output.
@@ -171,6 +171,10 @@ def logits_of(output: Any) -> Tensor:
         value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
         if isinstance(value, Tensor):
             return value
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    tensors = [part for part in parts if part is not None]
+    if len(tensors) == 1 and isinstance(tensors[0], Tensor):
+        return tensors[0]
     raise TypeError(
         f"the model returned {_describe(output)}, not logits: pass loss= a function of your own, which gets it as it "
         "is, or closure=lambda model, batch: ... that returns the loss"

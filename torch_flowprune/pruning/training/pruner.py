@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from torch_flowprune.channels import Coupling, Surgery
 from torch_flowprune.gradients import Flow, FlowSource, LossOptions, flow_over
-from torch_flowprune.inputs import Batch, from_options, parameters_of, unwrapped
+from torch_flowprune.inputs import Batch, OneBatch, from_options, parameters_of, unwrapped
 from torch_flowprune.masking import averaged_model, sync_masks
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.route import GivenScores, prune, scored_units
@@ -284,7 +284,7 @@ class Pruner:
     def _point(self, found: Candidates, batch: Batch) -> Flow:
         needs = measure_lookup.needs(self.measure)
         if batch is not None:
-            return flow_over(replace(self.source, data=batch), self.model, needs, targets_of(found))
+            return flow_over(replace(self.source, data=OneBatch(batch)), self.model, needs, targets_of(found))
         if beyond := set(needs) - _FROM_BACKWARD:
             raise ValueError(
                 f"{measure_lookup.name_of(self.method)!r} reads {', '.join(sorted(beyond))}, which .grad does not "
