@@ -108,3 +108,21 @@ def test_the_guide_has_the_table_of_the_file(monkeypatch):
     tables = importlib.import_module("benchmarks.accuracy.allocation_tables")
     found = json.loads((tables.ROOT / tables.OUT).read_text())
     assert tables.guide(found) in tables.GUIDE.read_text(encoding="utf-8")
+
+
+def test_the_figure_is_of_the_files_rows(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT))
+    figure = importlib.import_module("benchmarks.accuracy.allocation_figure")
+    found = json.loads((ROOT / figure.OUT).read_text())
+    for net in found["nets"].values():
+        rows = [row for row in net["at once"] if (row["granularity"], row["measure"]) == ("channel", "magnitude")]
+        for sharing in figure.DRAWN:
+            drawn = dict(figure.points(net, sharing, "least_kept"))
+            assert list(drawn) == [30, 50, 70]
+            assert {
+                100 * row["sparsity"]: 100 * row["least_kept"] for row in rows if row["sharing"] == sharing
+            } == drawn
+    figure.main(["--out", str(tmp_path / "figure.png")])
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert "](../results/figures/allocations.png)" in (ROOT / "docs" / "guide" / "allocation.md").read_text()
+    assert figure.FIGURE.exists()
