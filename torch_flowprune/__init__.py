@@ -6,10 +6,12 @@ from torch_flowprune.analysis import (
     LayerDiagnosis,
     Outcome,
     Prediction,
+    Sensitivity,
     SizeRange,
     compare,
     diagnose,
     predict,
+    sensitivity,
 )
 from torch_flowprune.analysis import size_range as range  # noqa: A004, F401 - a star import leaves Python's
 from torch_flowprune.channels import (
@@ -85,6 +87,7 @@ __all__ = [
     "Reconstruction",
     "Report",
     "Scores",
+    "Sensitivity",
     "ShrinkError",
     "Size",
     "SizeRange",
@@ -122,6 +125,7 @@ __all__ = [
     "save_pruned",
     "save_shrunk",
     "scores",
+    "sensitivity",
     "shrink",
     "state_dict",
     "sync_masks",

@@ -12,6 +12,7 @@ from cases import CASES
 import torch_flowprune as fp
 from torch_flowprune.analysis.comparison import CompareOptions
 from torch_flowprune.analysis.diagnosis import DiagnoseOptions
+from torch_flowprune.analysis.layer_losses import SensitivityOptions
 from torch_flowprune.gradients import FlowOptions, FlowSource, LossOptions
 from torch_flowprune.inputs.options import check_options
 from torch_flowprune.pruning.training.pruner import PrunerOptions
@@ -28,6 +29,7 @@ TAKEN = {
     "Pruner": OF_FLOW | OF_UNITS | OF_ALLOCATION,
     "compare": OF_FLOW | OF_UNITS | OF_ALLOCATION,
     "diagnose": OF_FLOW | OF_UNITS,
+    "sensitivity": OF_FLOW | OF_UNITS,
     "predict": set(LossOptions.__annotations__),
 }
 PASSED_ON = {
@@ -35,6 +37,7 @@ PASSED_ON = {
     "Pruner": PrunerOptions,
     "compare": CompareOptions,
     "diagnose": DiagnoseOptions,
+    "sensitivity": SensitivityOptions,
     "predict": LossOptions,
 }
 

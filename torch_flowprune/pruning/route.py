@@ -69,7 +69,7 @@ def prune(
 
 
 def prune_to(
-    model: nn.Module, found: Candidates, scores: Scores, sparsity: float, point: Flow, allocation: Allocation
+    model: nn.Module, found: Candidates, scores: Scores, sparsity: float | None, point: Flow, allocation: Allocation
 ) -> Report:
     """One round with candidates and scores at hand; what it would warn of is in the report."""
     plan = allocation.plan(found, Goal(sparsity), scores.method)
