@@ -11,13 +11,16 @@ from hosts import output
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import torch_flowprune as fp
 from torch_flowprune.inputs.parameters import parameters_of
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::torch_flowprune.LayerCollapseWarning", "ignore::torch_flowprune.TiedScoresWarning"
+    "ignore::torch_flowprune.LayerCollapseWarning",
+    "ignore::torch_flowprune.TiedScoresWarning",
+    "ignore:zeros do not survive",
 )
 
 WIDTH = 4
@@ -64,6 +67,73 @@ class Tied(nn.Module):
         return self.second(torch.relu(self.first(x)))
 
 
+class WithChild(nn.Conv2d):
+    """A kernel of the same shape beside its own."""
+
+    def __init__(self):
+        super().__init__(WIDTH, WIDTH, 3, padding=1)
+        self.extra = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+
+    def forward(self, x):
+        return super().forward(x) + self.extra(x)
+
+
+class Kernel(nn.Conv2d):
+    """A convolution that computes with what it makes of its weight."""
+
+    def __init__(self):
+        super().__init__(WIDTH, WIDTH, 3, padding=1)
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, weight=self.kernel(), bias=self.bias, padding=1)
+
+
+class Partial(Kernel):
+    """A kernel of ones counts the holes."""
+
+    def forward(self, x):
+        seen = nn.functional.conv2d(torch.ones_like(x), torch.ones_like(self.weight), padding=1)
+        return nn.functional.conv2d(x, self.weight, self.bias, padding=1) / seen
+
+
+class Flipped(Kernel):
+    def kernel(self):
+        return self.weight.flip(-1).transpose(-2, -1)
+
+
+class Rescaled(Kernel):
+    def kernel(self):
+        return self.weight / (1 + self.weight.square().sum((1, 2, 3), keepdim=True)).sqrt()
+
+
+class Standardised(Kernel):
+    """Zeros do not survive it, of which a prune warns."""
+
+    def kernel(self):
+        return self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+
+
+class Adapted(nn.Module):
+    """A layer and an adapter of low rank."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.down, self.up = Pointwise(), nn.Linear(WIDTH, 2, bias=False), nn.Linear(2, WIDTH, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x.movedim(1, -1))).movedim(-1, 1)
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def parametrized():
+    """By torch's parametrization of what is beside the weight."""
+    return parametrize.register_parametrization(Pointwise(), "bias", Doubled())
+
+
 BLOCKS = {
     "linear": Pointwise,
     "conv": lambda: nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
@@ -74,6 +144,13 @@ BLOCKS = {
     "attention": Attention,
     "residual": lambda: Residual(Pointwise(), nn.GELU(), Pointwise()),
     "tied": Tied,
+    "with a child": WithChild,
+    "partial": Partial,
+    "flipped": Flipped,
+    "rescaled": Rescaled,
+    "standardised": Standardised,
+    "adapted": Adapted,
+    "parametrized": parametrized,
 }
 models = st.lists(st.sampled_from(list(BLOCKS)), min_size=1, max_size=4)
 
@@ -164,7 +241,55 @@ class Life:
         twin.load_state_dict(self.model.state_dict())
         self.model = twin
 
+    def average(self, share):
+        """Made before a prune, in step after it; life goes on with the average."""
+        average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+        average.update_parameters(self.model)
+        self.random(share)
+        fp.sync_masks(self.model, average)
+        average.update_parameters(self.model)
+        masks, found = fp.masks(self.model), fp.masks(average.module)
+        assert list(masks) == list(found) and all(torch.equal(found[name], mask) for name, mask in masks.items())
+        self.model = average.module
+
+    def merge(self, share):
+        """As libraries of adapters do: the product of both into the layer's weight, in place."""
+        for block in self.model.modules():
+            if isinstance(block, Adapted):
+                with torch.no_grad():
+                    before, added = block.base.weight.detach().clone(), block.up.weight @ block.down.weight
+                    block.base.weight.data += added
+                    block.up.weight.data.zero_()
+                    mask = getattr(block.base, "weight_mask", torch.ones_like(added, dtype=torch.bool))
+                assert torch.equal(block.base.weight, torch.where(mask, before + added, 0))
+                assert not block.up.weight.any()
+
+    def under_another_default_device(self, share):
+        with torch.device("meta"):
+            self.prune(share)
+
+    def function_writes(self, share):
+        module, name = self.prunable()[0].owners[0]
+        before = getattr(module, name).detach().clone()
+        torch.neg(getattr(module, name).detach(), out=getattr(module, name).data)
+        assert torch.equal(getattr(module, name), -before)
+
+    def assign(self, share):
+        single = [target for target in self.prunable() if len(target.owners) == 1]
+        for target in single[: 1 + int(2 * share)]:
+            module, name = target.owners[0]
+            values = torch.rand_like(target.parameter)
+            setattr(module, name, nn.Parameter(values))
+            assert torch.equal(getattr(module, name), values * getattr(module, f"{name}_mask", 1))
+
+    def mask_by_another_name(self, share):
+        for target in self.prunable():
+            for alias in target.aliases:
+                fp.apply_masks(self.model, {alias: torch.rand(target.parameter.shape) < 0.9})
+
     def whole_pickle(self, share):
+        if any(parametrize.is_parametrized(module) for module in self.model.modules()):
+            return  # torch refuses
         torch.save(self.model, buffer := io.BytesIO())
         buffer.seek(0)
         self.model = torch.load(buffer, weights_only=False)

@@ -311,6 +311,19 @@ def test_row_3_19_edits_of_a_traced_model(remove_first):
     assert torch.equal(edit(copy.deepcopy(model))(X), -before)
 
 
+def test_row_3_19_a_root_parameter_called_weight():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x):
+            return functional.linear(x, self.weight)
+
+    model = pruned(torch.fx.symbolic_trace(Root()), include="weight")
+    assert torch.equal(copy.deepcopy(model)(X), functional.linear(X, model.weight_orig * model.weight_mask))
+
+
 def test_row_3_19_classes_of_traced_models_go_with_them():
     kinds = [weakref.ref(type(fp.remove(pruned(traced(), include="w")))) for _ in range(3)]
     gc.collect()

@@ -25,7 +25,8 @@ _FORWARDS = {f"{name}.forward" for name in _CLASSES}
 
 def standardises(kind: type[nn.Module]) -> bool:
     """Whether the forward of a class is one of those known; that of a subclass's own is not."""
-    library = getattr(kind.forward, "__module__", "").partition(".")[0]
+    module = getattr(kind.forward, "__module__", None) or ""  # None where torch.fx has made the code
+    library = module.partition(".")[0]
     return library in _LIBRARIES and getattr(kind.forward, "__qualname__", "") in _FORWARDS
 
 
