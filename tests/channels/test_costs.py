@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import torch_flowprune as fp
 from torch_flowprune.channels.counting import costs_of
 from torch_flowprune.channels.coupling import coupling_of, reading_of
-from torch_flowprune.channels.groups import channel_masks
+from torch_flowprune.channels.group_masks import channel_masks
 from torch_flowprune.channels.shrinking.removal import shrink
 from torch_flowprune.cli.commands import main
 from torch_flowprune.masking import put_masks

@@ -16,7 +16,8 @@ from torch.nn.utils import prune
 
 import torch_flowprune as fp
 from torch_flowprune.channels.coupling import arguments_of, couple, coupling_of
-from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice, channel_masks, living_channels, rows
+from torch_flowprune.channels.group_masks import channel_masks, living_channels, rows
+from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
 from torch_flowprune.channels.rules.table import RULES
 from torch_flowprune.channels.shrinking.removal import shrink
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
@@ -362,7 +363,10 @@ def test_exporting_leaves_torchs_settings_as_they_were(fails: bool) -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_is_of_an_operator_that_has_the_arguments_it_needs(name: str) -> None:
-    spaces = [torch.ops.aten, *([torch.ops.torchvision] if importlib.util.find_spec("torchvision") else [])]
+    spaces = [torch.ops.aten]
+    if importlib.util.find_spec("torchvision"):
+        importlib.import_module("torchvision")  # which registers its operators
+        spaces.append(torch.ops.torchvision)
     packets = [getattr(space, n) for space in spaces for n in (name, f"{name}_") if hasattr(space, n)]
     given = [{"x", *(a.name for a in getattr(p, o)._schema.arguments)} for p in packets for o in p.overloads()]
     assert any(required_by(RULES[name]) <= names for names in given)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from torch_flowprune.channels.coupling import couple
-from torch_flowprune.channels.groups import channel_masks
+from torch_flowprune.channels.group_masks import channel_masks
 from torch_flowprune.channels.shrinking.architecture import describe, rebuild
 from torch_flowprune.channels.shrinking.equivalence import relative_error
 from torch_flowprune.channels.shrinking.exported_module import ExportedModule

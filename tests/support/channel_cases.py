@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from torch_flowprune.channels.coupling import couple
-from torch_flowprune.channels.groups import Coupling, channel_masks
+from torch_flowprune.channels.group_masks import channel_masks
+from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.shrinking.equivalence import relative_error
 from torch_flowprune.channels.shrinking.removal import shrink
 

@@ -37,6 +37,7 @@ from torch_flowprune.scoring import (
     targets_of,
 )
 from torch_flowprune.selection import Allocation, AllocationOptions, fraction
+from torch_flowprune.tables import InNotebooks, Table
 
 DEFAULT_MEASURES = ("magnitude", "loss_preservation", "gradient_norm_preservation", "gradient_norm_increase", "random")
 
@@ -63,7 +64,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(InNotebooks):
     """What :func:`compare` found.
 
     Attributes:
@@ -81,25 +82,39 @@ class Comparison:
     held_out: bool = True
 
     def __str__(self) -> str:
+        return f"{self._summary()}\n{self.table()}\n\nrank correlation\n{self.correlation_table()}"
+
+    def _summary(self) -> str:
         which = "held-out samples" if self.held_out else "samples, which the scores have seen,"
-        opening = f"loss {self.loss:.4g} on {self.samples:,} {which} before pruning"
-        return f"{opening}\n{self.table()}\n\nrank correlation\n{self.correlation_table()}"
+        return f"loss {self.loss:.4g} on {self.samples:,} {which} before pruning"
 
     def table(self) -> str:
         """One line a measure and sparsity, as text."""
+        return str(self._cells())
+
+    def _cells(self) -> Table:
         header = ("method", "sparsity", "loss", "change", "predicted", "emptied")
-        cells = [
+        rows = [
             (o.method, f"{o.sparsity:.1%}", f"{o.loss:.4g}", f"{o.change:+.3g}", f"{o.predicted:+.3g}", str(o.emptied))
             for o in self.outcomes
         ]
-        return _aligned([header, *cells])
+        return Table(header, rows)
 
     def correlation_table(self) -> str:
         """The rank correlations as text."""
         names = list(self.correlation)
-        return _aligned(
-            [("", *names), *((one, *(f"{self.correlation[one][other]:.2f}" for other in names)) for one in names)]
-        )
+        rows = [(one, *(f"{self.correlation[one][other]:.2f}" for other in names)) for one in names]
+        return str(Table(("", *names), rows))
+
+    def to_dataframe(self) -> Any:
+        """One row a measure and sparsity, as a ``pandas.DataFrame``.
+
+        Raises:
+            ImportError: without pandas.
+        """
+        import pandas as pd
+
+        return pd.DataFrame([asdict(outcome) for outcome in self.outcomes])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values that ``json`` writes."""
@@ -263,11 +278,3 @@ def _outcome(
     emptied = sum(layer.units == layer.pruned for layer in report.layers)
     assert report.predicted_loss_change is not None
     return Outcome(name, report.sparsity, after, after - before, report.predicted_loss_change, emptied)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    )

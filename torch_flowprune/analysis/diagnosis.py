@@ -26,6 +26,7 @@ from torch_flowprune.inputs import (
 )
 from torch_flowprune.pruning import blank_figure
 from torch_flowprune.scoring import Measure, PrunableUnits, UnitOptions, evaluate, living, measure_lookup, targets_of
+from torch_flowprune.tables import InNotebooks, Table
 
 Values: TypeAlias = "dict[str, Tensor]"
 
@@ -59,7 +60,7 @@ class LayerDiagnosis:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(InNotebooks):
     """What :func:`diagnose` found.
 
     Attributes:
@@ -79,23 +80,21 @@ class Diagnosis:
     prediction: Prediction | None = None
 
     def __str__(self) -> str:
-        text = (
-            f"loss {self.loss:.4g} over {self.samples:,} samples; zeros and stability are of the {self.method} "
-            f"scores\n{self.table()}"
-        )
+        text = f"{self._summary()}\n{self.table()}"
         return text if self.prediction is None else f"{text}\n\n{self.prediction}"
+
+    def _summary(self) -> str:
+        return (
+            f"loss {self.loss:.4g} over {self.samples:,} samples; zeros and stability are of the {self.method} scores"
+        )
 
     def table(self) -> str:
         """One line a layer and one in total, as text."""
+        return str(self._cells())
+
+    def _cells(self) -> Table:
         header = ("parameter", "weights", "‖θ‖²", "d‖θ‖²/dt", "d²‖θ‖²/dt²", "‖g‖²", "θᵀHg", "zero", "stable")
-        rows = [header, *(_table_row(layer) for layer in (*self.layers, self.total))]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-        return "\n".join(
-            "  ".join(
-                cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        )
+        return Table(header, [_table_row(layer) for layer in (*self.layers, self.total)])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values that ``json`` writes."""

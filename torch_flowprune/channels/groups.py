@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from torch_flowprune.channels.costs import Costs
-from torch_flowprune.inputs import ComparedByValue, flags
+from torch_flowprune.inputs import ComparedByValue
+from torch_flowprune.tables import InNotebooks, Table
 
 MASKED = ("producer", "affine", "consumer")
 
@@ -131,7 +132,7 @@ class Frozen:
 
 
 @dataclass(frozen=True, eq=False)
-class Coupling(ComparedByValue):
+class Coupling(ComparedByValue, InNotebooks):
     """What may be removed of a model, and what not: a plain value, to print, to draw, to store, or to write by hand.
 
     Attributes:
@@ -211,6 +212,15 @@ class Coupling(ComparedByValue):
         )
         return "\n".join(lines)
 
+    def _summary(self) -> str:
+        return f"{len(self.groups)} groups; {self.share():.0%} of the output channels can be removed"
+
+    def _cells(self) -> Table:
+        roles = ("producer", "affine", "consumer")
+        named = [[", ".join(s.parameter for s in g.slices if s.role == role) for role in roles] for g in self.groups]
+        rows = [(g.name, *names, f"{g.size:,}") for g, names in zip(self.groups, named, strict=True)]
+        return Table(("group", "producers", "scales and shifts", "consumers", "units"), rows, names=4)
+
     def to_dot(self) -> str:
         """The groups as a Graphviz graph: a box per group, producers left, consumers right."""
         lines = ["digraph coupling {", "  rankdir=LR; node [shape=box, fontsize=10];"]
@@ -237,61 +247,3 @@ class Coupling(ComparedByValue):
 
 def _positions_each(s: Slice) -> str:
     return f", {s.index.shape[1]} positions each" if s.index.shape[1] > 1 else ""
-
-
-def rows(tensors: Mapping[str, Tensor], group: Group, roles: Collection[str] = ("producer",)) -> Tensor:
-    """(units, elements): what the group's slices of the given roles hold, side by side along the last axis."""
-    parts = [s.of(tensors[s.parameter]) for s in group.slices if s.role in roles]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-
-
-def channel_masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """keep: group name -> (units,) flags. Gives parameter name -> bool mask, for the parameters that lose something.
-
-    All of a removed unit's parameters are masked, the consumers' columns too: whatever an activation or a norm makes
-    of a channel of zeros (a sigmoid's 0.5, a running mean's shift) is then multiplied by zero, in eval and in train
-    mode. Where two activations are multiplied with each other (attention), ``couple`` has proved that one of them is
-    zero, or frozen both.
-    """
-    coupling.check_fits(tensors, MASKED)
-    out: dict[str, Tensor] = {}
-    for name, kept in keep.items():
-        if kept.shape != (coupling[name].size,):
-            raise ValueError(
-                f"keep[{name!r}] has shape {tuple(kept.shape)}: expected one flag for each of the group's "
-                f"{coupling[name].size} units"
-            )
-        clear_removed(out, coupling[name], kept, tensors)
-    return out
-
-
-def clear_removed(masks: dict[str, Tensor], group: Group, kept: Tensor, tensors: Mapping[str, Tensor]) -> None:
-    """Clear the removed units of one group from masks by parameter name; a parameter that loses its first gets one."""
-    removed = ~flags(kept).cpu()
-    for s in group.slices:
-        gone = s.index[removed].reshape(-1)
-        if s.role in MASKED and len(gone):
-            if s.parameter not in masks:
-                masks[s.parameter] = torch.ones_like(tensors[s.parameter], dtype=torch.bool)
-            mask = masks[s.parameter]
-            mask.index_fill_(s.axis, gone.to(mask.device), False)
-
-
-def living_channels(coupling: Coupling, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Group name -> (units,) bool: False where the masks leave nothing of a unit, so that it can be removed.
-
-    All of its producers and all that is added to it or scales it has to be masked, and its consumers' columns, except
-    where they read exact zeros.
-    """
-    return {group.name: living_channels_of(group, masks) for group in coupling.groups}
-
-
-def living_channels_of(group: Group, masks: Mapping[str, Tensor]) -> Tensor:
-    """:func:`living_channels` of one group."""
-    kept = torch.zeros(group.size, dtype=torch.bool, device="cpu")
-    for s in group.slices:
-        if s.role == "buffer" or (s.role == "consumer" and s.reads_zero):
-            continue
-        mask = masks.get(s.parameter)
-        kept |= s.of(mask.cpu()).any(-1) if mask is not None else True
-    return kept

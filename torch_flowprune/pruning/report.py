@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 from torch_flowprune.channels import Size
+from torch_flowprune.tables import InNotebooks, Table
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(InNotebooks):
     """What :func:`~torch_flowprune.global_prune` did.
 
     Attributes:
@@ -135,6 +136,9 @@ class Report:
         return self.pruned / self.units if self.units else 0.0
 
     def __str__(self) -> str:
+        return f"{self._summary()}\n{self.table()}"
+
+    def _summary(self) -> str:
         lines = [
             (
                 f"{self.method}, {self.granularity}: {self.pruned:,} of {self.units:,} units pruned "
@@ -163,29 +167,17 @@ class Report:
             )
         if self.predicted_gradient_norm_change is not None:
             lines.append(f"predicted change of ‖g‖² {self.predicted_gradient_norm_change:+.4g} (first order)")
-        return "\n".join([*lines, self.table()])
+        return "\n".join(lines)
 
     def table(self) -> str:
         """One line a layer and one in total, as text."""
+        return str(self._cells())
+
+    def _cells(self) -> Table:
         header = ("parameter", "shape", "units", "pruned", "sparsity", "weights", "zeros")
-        rows = [_cells(layer.name, "x".join(map(str, layer.shape)), layer) for layer in self.layers]
-        total = Layer(
-            "total",
-            (),
-            self.units,
-            self.pruned,
-            self.newly_pruned,
-            sum(x.weights for x in self.layers),
-            self.weights_pruned,
-        )
-        rows.append(_cells("total", "", total))
-        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in [header, *rows]
-        )
+        weights = sum(layer.weights for layer in self.layers)
+        total = Layer("total", (), self.units, self.pruned, self.newly_pruned, weights, self.weights_pruned)
+        return Table(header, [_cells_of(layer) for layer in (*self.layers, total)], names=2)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values that ``json`` writes."""
@@ -199,6 +191,44 @@ class Report:
         }
         layers = [{**asdict(layer), "shape": list(layer.shape), "sparsity": layer.sparsity} for layer in self.layers]
         return {**asdict(self), **totals, "layers": layers, "spent": [asdict(one) for one in self.spent]}
+
+    def to_dataframe(self) -> Any:
+        """One row a layer, as a ``pandas.DataFrame``.
+
+        Raises:
+            ImportError: without pandas.
+        """
+        import pandas as pd
+
+        return pd.DataFrame([{**asdict(layer), "sparsity": layer.sparsity} for layer in self.layers])
+
+    def log(self, writer: Any, step: int | None = None) -> None:
+        """Write the sparsities, in all and by layer, and what the model costs now, to a logger.
+
+        Args:
+            writer: what has ``add_scalar(tag, value, step)``, as TensorBoard's ``SummaryWriter`` has it, or
+                ``log({tag: value}, step=step)``, as a run of wandb has it.
+            step: of the training; the logger's own if left out.
+
+        Raises:
+            TypeError: for a writer that has neither.
+        """
+        if callable(getattr(writer, "add_scalar", None)):
+            for tag, value in self._scalars().items():
+                writer.add_scalar(tag, value, step)
+        elif callable(getattr(writer, "log", None)):
+            writer.log(self._scalars(), step=step)
+        else:
+            raise TypeError(
+                "writer should have add_scalar(tag, value, step), as a SummaryWriter of TensorBoard has, or "
+                f"log(values, step=step), as a run of wandb has; got {type(writer).__name__}"
+            )
+
+    def _scalars(self) -> dict[str, float]:
+        values = {"sparsity": self.sparsity, "model_sparsity": self.model_sparsity}
+        values |= {f"sparsity/{layer.name}": layer.sparsity for layer in self.layers}
+        left = {} if self.left is None else {"parameters": self.left.parameters, "flops": self.left.flops}
+        return {f"pruning/{tag}": float(value) for tag, value in {**values, **left}.items()}
 
     def plot(self, path: str | PathLike[str]) -> None:
         """The sparsity of every layer as a bar chart, written to ``path`` (PNG, SVG, PDF by its suffix).
@@ -222,10 +252,10 @@ def _of(left: int, dense: int) -> str:
     return f"{left:,} of {dense:,} ({left / dense if dense else 1:.2%})"
 
 
-def _cells(name: str, shape: str, layer: Layer) -> tuple[str, ...]:
+def _cells_of(layer: Layer) -> tuple[str, ...]:
     return (
-        name,
-        shape,
+        layer.name,
+        "x".join(map(str, layer.shape)),
         f"{layer.units:,}",
         f"{layer.pruned:,}",
         f"{layer.sparsity:.2%}",

@@ -13,9 +13,10 @@ from torch_flowprune.inputs import own_names, read_tensors, same_values, write_t
 from torch_flowprune.scoring.candidates import Candidate, Candidates, label
 from torch_flowprune.scoring.granularity import Granularity
 from torch_flowprune.scoring.stacked_scores import Computed, LayerScores
+from torch_flowprune.tables import InNotebooks, Table
 
 
-class Scores(Mapping[str, Tensor]):
+class Scores(Mapping[str, Tensor], InNotebooks):
     """One score a unit, by parameter name: what :func:`scores` returns and ``global_prune(scores=...)`` takes.
 
     A mapping: 1-d tensors by parameter name, in model order.
@@ -51,19 +52,14 @@ class Scores(Mapping[str, Tensor]):
         return alike and same_values(dict(self), dict(other))
 
     def __str__(self) -> str:
-        width = max(map(len, self._values), default=9)
-        lines = [f"{self.method} scores of {sum(map(torch.numel, self.values())):,} units ({self.granularity})"]
-        lines.append(
-            f"{'parameter':{width}}  {'units':>10}  {'lowest':>10}  {'median':>10}  {'highest':>10}  {'zero':>6}"
-        )
-        for name, value in self.items():
-            if value.numel():
-                low, median, high = value.min().item(), value.median().item(), value.max().item()
-                zero = (value == 0).double().mean().item()
-                lines.append(
-                    f"{name:{width}}  {value.numel():>10,}  {low:>10.3g}  {median:>10.3g}  {high:>10.3g}  {zero:>6.1%}"
-                )
-        return "\n".join(lines)
+        return f"{self._summary()}\n{self._cells()}"
+
+    def _summary(self) -> str:
+        return f"{self.method} scores of {sum(map(torch.numel, self.values())):,} units ({self.granularity})"
+
+    def _cells(self) -> Table:
+        header = ("parameter", "units", "lowest", "median", "highest", "zero")
+        return Table(header, [_row(name, value) for name, value in self.items() if value.numel()])
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file; the measure and the granularity travel in its metadata."""
@@ -121,3 +117,9 @@ def _as_units(value: Tensor, candidate: Candidate) -> Tensor:
     ):  # the sum is nan where a score is (or where both infinities are), and quick
         raise ValueError(f"the scores of {name!r} hold nan: no order can be told")
     return laid.detach().to(candidate.targets[0].parameter.device)
+
+
+def _row(name: str, value: Tensor) -> tuple[str, ...]:
+    extremes = (value.min().item(), value.median().item(), value.max().item())
+    zero = (value == 0).double().mean().item()
+    return name, f"{value.numel():,}", *(f"{number:.3g}" for number in extremes), f"{zero:.1%}"

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from typing_extensions import Never
 
 from torch_flowprune.channels.coupling import arguments_of, coupling_of, reading_of
-from torch_flowprune.channels.groups import Coupling, living_channels
+from torch_flowprune.channels.group_masks import living_channels
+from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.shrinking.attempts import Bench, attempt, untried
 from torch_flowprune.channels.shrinking.handover import Follower, Handover, Optimizers
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, kept_positions, operated
