@@ -109,6 +109,7 @@ def test_the_pages_made_from_a_result_say_what_it_says(monkeypatch):
     assert load("benchmarks.models.families").page(found["environment"], found["results"], keys) == text
     assert load("benchmarks.cost.latency").report(kept("cost/latency.json")) in page("docs/guide/structured.md")
     assert load("benchmarks.cost.targets").report(kept("cost/targets.json")) in page("docs/guide/allocation.md")
+    assert load("benchmarks.carriers.__main__").report(kept("cost/carriers.json")) in page("docs/explanation/host.md")
     for name in ("calls_resnet50", "calls_vit_base_patch16_224"):
         assert load("benchmarks.cost.calls").report(kept(f"cost/{name}.json")) in page("benchmarks/README.md")
 
@@ -270,3 +271,15 @@ def test_targets_quick_holds_what_was_foretold_against_the_shrunk_model(tmp_path
         assert small <= 0.7 * dense
         assert (held >= dense, less >= small) == (True, True)
         assert min(*row["ms_foretold"], *row["ms_taken"]) > 0
+
+
+def test_carriers_quick_tries_every_way_on_every_row(tmp_path):
+    out = tmp_path / "carriers.json"
+    command = [sys.executable, "-m", "benchmarks.carriers", "--quick", "--out", out]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300)
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert len(found["rows"]) > 30
+    ways = list(found["steps"]["16"])
+    assert all(list(row["holds"]) == ways for row in found["rows"].values())
+    lost = [number for number, row in found["rows"].items() if not row["holds"][ways[0]]]
+    assert lost == ["7.15"], "what the package's own way does not keep: code that goes by exact class"
