@@ -19,9 +19,11 @@ from torch_flowprune.inputs import (
     check_keywords,
     from_options,
     parameters_of,
+    plain_sequence,
     sized,
     untouched,
     unwrapped,
+    without_nan,
 )
 from torch_flowprune.masking import restored
 from torch_flowprune.pruning import blank_figure, prune_to
@@ -118,7 +120,8 @@ class Comparison(InNotebooks):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values that ``json`` writes."""
-        return asdict(self)
+        plain: dict[str, Any] = without_nan(asdict(self))
+        return plain
 
     def plot(self, path: str | PathLike[str]) -> None:
         """Write to ``path`` the change of the loss over the sparsity, a line a measure, beside the rank correlations.
@@ -235,6 +238,7 @@ def _resolved(methods: str | Measure | Sequence[str | Measure]) -> dict[str, Mea
 
 
 def _levels(sparsities: float | Sequence[float]) -> list[float]:
+    sparsities = plain_sequence(sparsities)
     asked = sparsities if isinstance(sparsities, Sequence) else [sparsities]
     if not asked:
         raise ValueError("sparsities= is empty: name at least one, such as [0.5, 0.9]")

@@ -23,6 +23,7 @@ from torch_flowprune.inputs import (
     from_options,
     parameters_of,
     unwrapped,
+    without_nan,
 )
 from torch_flowprune.pruning import blank_figure
 from torch_flowprune.scoring import Measure, PrunableUnits, UnitOptions, evaluate, living, measure_lookup, targets_of
@@ -97,8 +98,9 @@ class Diagnosis(InNotebooks):
         return Table(header, [_table_row(layer) for layer in (*self.layers, self.total)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values that ``json`` writes."""
-        return asdict(self)
+        """Everything as plain values that ``json`` writes; what is no number (nan) is None."""
+        plain: dict[str, Any] = without_nan(asdict(self))
+        return plain
 
     def plot(self, path: str | PathLike[str]) -> None:
         """Write to ``path``, layer by layer, how the norm moves, and how stable the scores are.

@@ -1,6 +1,6 @@
 """Which channels live or die together, what they cost, and their physical removal."""
 
-from torch_flowprune.channels.costs import Costs, Size
+from torch_flowprune.channels.costs import COUNTED, Costs, Size
 from torch_flowprune.channels.counting import costs_of
 from torch_flowprune.channels.coupling import couple, coupling_of, reading_of
 from torch_flowprune.channels.extents import Kept
@@ -22,6 +22,7 @@ from torch_flowprune.channels.shrinking import (
 from torch_flowprune.channels.tracing import canonical_names
 
 __all__ = [
+    "COUNTED",
     "MASKED",
     "Costs",
     "Coupling",

@@ -5,14 +5,18 @@ Each count is a product of dimensions: a parameter's own, or those that an opera
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from torch_flowprune.channels.extents import Extent, Kept, Term, extent_sizes
 from torch_flowprune.channels.operators import Call, Holding, Operator, most_held
+
+COUNTED = ("parameters", "flops")
+"""What is counted by terms alone."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,16 @@ class Costs:
     def all(self) -> Kept:
         """All units of all groups."""
         return {name: torch.ones_like(kept) for name, kept in self.kept.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts, as plain values and tensors; what the model runs and holds is left out."""
+        counts = {cost: [term.to_dict() for term in self._terms(cost)] for cost in COUNTED}
+        return {**counts, "kept": dict(self.kept)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Costs:
+        parameters, flops = (tuple(Term.from_dict(term) for term in data[cost]) for cost in COUNTED)
+        return cls(parameters, flops, data["kept"])
 
     def largest(self, cost: str, kept: Kept, most: int = 3) -> list[tuple[str, int]]:
         """The names and counts of the largest terms."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from torch import Tensor
 
@@ -35,6 +36,15 @@ class Term:
 
     def count(self, sizes: Mapping[Extent, int]) -> int:
         return self.factor * prod(sizes[extent] for extent in self.extents)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values and tensors."""
+        extents = [{"fixed": extent.fixed, "owned": dict(extent.owned)} for extent in self.extents]
+        return {"name": self.name, "factor": self.factor, "extents": extents}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Term:
+        return cls(data["name"], data["factor"], tuple(Extent(**extent) for extent in data["extents"]))
 
 
 @on_host()

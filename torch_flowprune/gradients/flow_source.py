@@ -24,6 +24,7 @@ from torch_flowprune.inputs import (
     check_batch_dim,
     check_batch_size,
     check_mode,
+    whole_number,
 )
 
 
@@ -88,8 +89,9 @@ class FlowSource:
     def __post_init__(self) -> None:
         check_mode(self.mode)
         _check_count(self.max_samples)
-        if not isinstance(self.probes, int) or isinstance(self.probes, bool) or self.probes < 1:
-            raise ValueError(f"probes should be a whole number of at least 1, got {self.probes!r}")
+        object.__setattr__(self, "probes", whole_number(self.probes, "probes"))
+        if not isinstance(self.theta0, Mapping | None):
+            raise TypeError(f"theta0 should be tensors by parameter name, such as a state dict, got {self.theta0!r}")
         check_batch_size(self.batch_size)
         check_batch_dim(self.batch_dim)
         check_reduction(self.reduction)

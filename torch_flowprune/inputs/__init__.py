@@ -33,6 +33,7 @@ from torch_flowprune.inputs.data import (
 )
 from torch_flowprune.inputs.equality import ComparedByValue, same_values
 from torch_flowprune.inputs.names import is_mask, mask_of, masked_name, original, plain_name, without_wrappers
+from torch_flowprune.inputs.numbers import plain_number, plain_sequence, real_tensor, whole_number, without_nan
 from torch_flowprune.inputs.options import check_keywords, check_options, from_options
 from torch_flowprune.inputs.parameters import parameters_of, prunable, unwrapped, wide, wide_type
 from torch_flowprune.inputs.patterns import Pattern
@@ -110,8 +111,11 @@ __all__ = [
     "parameters_of",
     "parts",
     "plain_name",
+    "plain_number",
+    "plain_sequence",
     "prunable",
     "read_tensors",
+    "real_tensor",
     "same_randomness",
     "same_values",
     "samples",
@@ -121,10 +125,12 @@ __all__ = [
     "spread_out",
     "untouched",
     "unwrapped",
+    "whole_number",
     "wide",
     "wide_type",
     "widened",
     "without_cache",
+    "without_nan",
     "without_wrappers",
     "write_tensors",
 ]

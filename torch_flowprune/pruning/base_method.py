@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from torch_flowprune.inputs import Target, forget_caches, lasting, no_such_parameter, parameters_of, wide
+from torch_flowprune.inputs import (
+    Target,
+    forget_caches,
+    lasting,
+    no_such_parameter,
+    parameters_of,
+    plain_number,
+    real_tensor,
+    wide,
+)
 from torch_flowprune.masking import all_or_nothing, check_can_mask, put_on
 from torch_flowprune.scoring import Slices, Units, Weights, alive, measure_lookup, measures
 from torch_flowprune.selection import lowest, to_prune
@@ -46,7 +55,8 @@ class MeasureMethod(prune.BasePruningMethod):
         own = self.reads() <= {"theta", "generator"}
         if t.requires_grad and not own:
             raise ValueError(self._way_out("reads more than the weights"))
-        return self._mask(self._evaluate({"theta": t.detach()}) if own else self._reduce(t.detach()), default_mask)
+        values = t.detach() if t.is_floating_point() or t.is_complex() else t.detach().float()
+        return self._mask(self._evaluate({"theta": values}) if own else self._reduce(values), default_mask)
 
     @classmethod
     def apply(
@@ -119,16 +129,19 @@ class MeasureMethod(prune.BasePruningMethod):
 
     def _given(self, scores: Tensor, target: Target) -> Tensor:
         units = len(self.units.rows(target.parameter.detach()))
-        value = scores.detach().to(target.parameter.device)
+        value = given = real_tensor(scores, "importance_scores").detach().to(target.parameter.device)
         if value.shape == target.parameter.shape:
             value = self._reduce(value)
         if value.shape != (units,):
             shapes = " or ".join(str(shape) for shape in dict.fromkeys([tuple(target.parameter.shape), (units,)]))
             raise ValueError(
-                f"importance_scores of {target.name!r} should have shape {shapes}, got {tuple(scores.shape)}"
+                f"importance_scores of {target.name!r} should have shape {shapes}, got {tuple(given.shape)}"
             )
         if value.isnan().any():
-            raise ValueError(f"importance_scores of {target.name!r} hold nan: no order can be told")
+            raise ValueError(
+                f"importance_scores of {target.name!r} hold nan, or a slice has infinities of both signs: no order can "
+                "be told"
+            )
         return value
 
     def _way_out(self, reason: str, target: Target | None = None) -> str:
@@ -171,6 +184,7 @@ class Structured(MeasureMethod):
 
     def __init__(self, amount: float, dim: int = 0, generator: torch.Generator | None = None) -> None:
         super().__init__(amount, generator)
+        dim = plain_number(dim)
         if isinstance(dim, bool) or not isinstance(dim, int):
             raise TypeError(f"dim should be an int, the axis whose slices are pruned, got {dim!r}")
         self.dim = dim

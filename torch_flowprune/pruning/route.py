@@ -87,6 +87,10 @@ def scored_units(model: nn.Module, units: PrunableUnits, scores: Mapping[Any, Te
 
 def _scored_pairs(model: nn.Module, scores: Mapping[Any, Tensor]) -> Iterable[Pair]:
     """The pairs that scores are of, each of a parameter of this model."""
+    if not isinstance(scores, Mapping):
+        raise TypeError(
+            f"scores= should be tensors by parameter name, as fp.scores returns them, got {type(scores).__name__}"
+        )
     if not scores:
         raise ValueError("scores= is empty: expected scores by parameter name, as fp.scores returns them")
     known = parameters_of(model)

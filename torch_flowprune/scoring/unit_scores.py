@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_flowprune.inputs import own_names, read_tensors, same_values, write_tensors
+from torch_flowprune.inputs import own_names, read_tensors, real_tensor, same_values, write_tensors
 from torch_flowprune.scoring.candidates import Candidate, Candidates, label
 from torch_flowprune.scoring.granularity import Granularity
 from torch_flowprune.scoring.stacked_scores import Computed, LayerScores
@@ -104,8 +104,7 @@ def given(scores: Mapping[Any, Tensor], found: Candidates, granularity: Granular
 
 def _as_units(value: Tensor, candidate: Candidate) -> Tensor:
     name = candidate.name
-    if value.is_meta or not (value.is_floating_point() or value.dtype in (torch.int32, torch.int64)):
-        raise ValueError(f"the scores of {name!r} should be numbers with values, got {value.dtype} on {value.device}")
+    value = real_tensor(value, f"the scores of {name!r}")
     whole = value.shape == candidate.shape and value.numel() == len(candidate)
     laid = candidate.rows({name: value}).squeeze(-1) if whole and value.dim() != 1 else value
     if laid.shape != (len(candidate),):

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from typing_extensions import TypedDict
 
 from torch_flowprune.channels import LatencyTable
+from torch_flowprune.inputs import whole_number
 from torch_flowprune.scoring import Blocks, Candidates, lefts
 from torch_flowprune.selection.allowances import AtMost, allowances, checked_amounts, counted_range
 from torch_flowprune.selection.bounds import Bounds, PerLayer, bounds_of, by_layer, check_number
@@ -71,11 +72,10 @@ class Allocation:
         self._check_rule()
         for word, value in (("min_keep", self.min_keep), ("max_sparsity", self.max_sparsity)):
             if value is not None and not isinstance(value, Mapping):
-                check_number(word, value)
+                object.__setattr__(self, word, check_number(word, value))
         if self.normalize not in (None, "default", "mean", "max", "l2"):
             raise ValueError(f"normalize should be 'mean', 'max', 'l2', 'default' or None, got {self.normalize!r}")
-        if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
-            raise ValueError(f"round_to should be a whole number of at least 1, such as 8, got {self.round_to!r}")
+        object.__setattr__(self, "round_to", whole_number(self.round_to, "round_to", ", such as 8"))
 
     def _check_cost(self) -> None:
         """Of a latency one table, for all rounds."""

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from math import ceil
 from typing import TypeAlias
 
+from torch_flowprune.inputs import plain_number
 from torch_flowprune.scoring import Candidates
 
 PerLayer: TypeAlias = float | Mapping[str, float]
@@ -78,8 +79,8 @@ def by_layer(argument: str, value: PerLayer, names: Iterable[str]) -> dict[str, 
     if not isinstance(value, Mapping):
         return dict.fromkeys(names, check_number(argument, value))
     bounds: dict[str, float] = {}
-    for pattern, number in value.items():
-        check_number(argument, number)
+    for pattern, given in value.items():
+        number = check_number(argument, given)
         if not (matched := [name for name in names if _matches_glob(name, pattern)]):
             near = difflib.get_close_matches(str(pattern), names, n=3, cutoff=0.4)
             hint = f"near: {', '.join(near)}" if near else f"the layers are {', '.join(names[:5])}"
@@ -101,6 +102,7 @@ def check_number(argument: str, value: float) -> float:
     Raises:
         ValueError: for anything else.
     """
+    value = plain_number(value)
     counted = argument == "min_keep" and isinstance(value, int)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0 or (value > 1 and not counted):
         meant = (

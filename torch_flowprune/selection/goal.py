@@ -86,7 +86,7 @@ class Goal:
         if asked or self.amount is not None or self.rounds != 1:
             raise ValueError(
                 f"granularity '{blocks.n}:{blocks.m}' is sparsity {own:g} in one round: leave sparsity=, amount= and "
-                "rounds= out"
+                f"rounds= out, and compare with sparsities={own:g}"
             )
 
     def check_count(self, units: int) -> None:

@@ -7,9 +7,12 @@ A schedule takes ``(rounds, start, target)`` and returns the sparsity after each
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from numbers import Integral, Real
 from operator import index
-from typing import Any, SupportsFloat, TypeAlias
+from typing import SupportsFloat, TypeAlias
+
+from torch_flowprune.inputs import plain_number, plain_sequence, whole_number
 
 Schedule: TypeAlias = Callable[[int, float, float], list[float]]
 
@@ -24,7 +27,7 @@ def to_prune(amount: SupportsFloat, left: int) -> int:
     >>> to_prune(0.25, 8), to_prune(3, 8)
     (2, 3)
     """
-    amount = _plain_number(amount)
+    amount = plain_number(amount)
     if isinstance(amount, bool) or not isinstance(amount, Real):
         raise TypeError(
             f"amount should be a fraction of what is left (float) or a number of units (int), got {amount!r}"
@@ -44,30 +47,13 @@ def fraction(value: SupportsFloat, argument: str = "sparsity") -> float:
     >>> fraction(0.9)
     0.9
     """
-    value = _plain_number(value)
+    value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{argument} should be a number from 0.0 to 1.0, got {value!r}")
     if not 0 <= float(value) <= 1:
-        hint = f"; for {value} percent write {float(value) / 100:g}" if 1 < float(value) <= 100 else ""
+        hint = f"; for {value} percent write {float(value) / 100:g}" if 1.01 < float(value) <= 100 else ""
         raise ValueError(f"{argument}={value} should be from 0.0 to 1.0{hint}")
     return float(value)
-
-
-def _plain_number(value: Any) -> Any:
-    """A number of Python, of a tensor or array that holds one, or of numpy; anything else as it is.
-
-    float32 numbers are what they were written as: 0.1, not 0.10000000149.
-
-    >>> import torch
-    >>> _plain_number(torch.tensor(0.1)), _plain_number(3), _plain_number("3")
-    (0.1, 3, '3')
-    """
-    if not hasattr(value, "dtype") or getattr(value, "ndim", 1) != 0:
-        return value
-    number = value.item()
-    if not isinstance(number, float) or value.dtype.itemsize > 4:
-        return number
-    return float(f"{number:.7g}" if value.dtype.itemsize == 4 else f"{number:.3g}")
 
 
 def linear(rounds: int, start: float, target: float) -> list[float]:
@@ -127,17 +113,16 @@ def steps(schedule: str | Schedule, rounds: int, start: float, target: float) ->
     >>> steps("linear", 1, 0.0, 0.5)
     [0.5]
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"rounds should be a whole number of at least 1, got {rounds!r}")
+    rounds = whole_number(rounds, "rounds")
     if isinstance(schedule, str) and schedule not in SCHEDULES:
         raise ValueError(
             f"unknown schedule {schedule!r}: expected one of {', '.join(SCHEDULES)} or a function of (rounds, start, "
             "target)"
         )
     function = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
-    sparsities = list(function(rounds, start, target))
+    sparsities = [plain_number(value) for value in function(rounds, start, target)]
     rising = sorted([start, *sparsities]) == [start, *sparsities]
-    if len(sparsities) != rounds or not rising or sparsities[-1] != target:
+    if len(sparsities) != rounds or not rising or not all(map(isfinite, sparsities)) or sparsities[-1] != target:
         raise ValueError(
             f"the schedule should give {rounds} sparsities rising from {start:g} to exactly {target:g}, "
             f"got {sparsities}"
@@ -151,8 +136,9 @@ def listed(schedule: str | Schedule | Sequence[float]) -> list[float] | None:
     >>> listed([0.5, 0.75]), listed("linear")
     ([0.5, 0.75], None)
     """
-    if isinstance(schedule, Sequence) and not isinstance(schedule, str):
-        return [fraction(value) for value in schedule]
+    values = plain_sequence(schedule)
+    if isinstance(values, Sequence) and not isinstance(values, str):
+        return [fraction(value) for value in values]
     return None
 
 

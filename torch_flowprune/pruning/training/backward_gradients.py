@@ -56,5 +56,11 @@ class BackwardGradients:
 def overflown(found: Candidates) -> bool:
     """Whether some gradient is not finite; asked of the devices once."""
     grads = [target.parameter.grad for target in targets_of(found).values() if target.parameter.grad is not None]
-    finite = [grad.detach().isfinite().all() for grad in grads]
-    return bool(finite) and not bool(torch.stack([flag.to(finite[0].device) for flag in finite]).all())
+    # a sum is not finite where one of its terms is not, and takes a fifth of the time; one that overflows tells nothing
+    if not grads or _all_true([grad.detach().sum().isfinite() for grad in grads]):
+        return False
+    return not _all_true([grad.detach().isfinite().all() for grad in grads])
+
+
+def _all_true(flags: list[Tensor]) -> bool:
+    return bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())

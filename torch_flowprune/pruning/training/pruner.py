@@ -17,16 +17,17 @@ from torch_flowprune.masking import averaged_model, sync_masks
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.route import GivenScores, prune, scored_units
 from torch_flowprune.pruning.training.backward_gradients import BackwardGradients, overflown
+from torch_flowprune.pruning.training.last_seen import LastSeen
 from torch_flowprune.pruning.training.pruner_checks import (
     check_can_follow,
     check_is_known,
-    check_kinds,
+    check_kind,
     check_pruner_words,
     check_scores,
     copied_state,
     weight_of_newest,
 )
-from torch_flowprune.pruning.training.pruner_state import check_words, saved_origins
+from torch_flowprune.pruning.training.pruner_state import check_words, costs_to_save, has_shrunk, saved_origins
 from torch_flowprune.pruning.training.rounds import Rounds
 from torch_flowprune.scoring import (
     Candidates,
@@ -118,7 +119,7 @@ class Pruner:
         check_pruner_words(Pruner, options, PrunerOptions)
         self.model, self.method, self.measure = model, method, measure_lookup.resolve(method)
         self.alpha, self.generator = weight_of_newest(alpha), generator
-        check_kinds(theta0, generator)
+        check_kind(generator)
         self.averages = list(averages)
         self._check_averages()
         if theta0 is None and "theta0" in measure_lookup.needs(self.measure):
@@ -134,7 +135,7 @@ class Pruner:
         self.goals: tuple[float, ...] = ()
         self._origins: dict[str, Origin] = {}
         self._layers = self.units.layers(unwrapped(model))
-        self._gradients = BackwardGradients()
+        self._gradients, self._seen = BackwardGradients(), LastSeen()
         if self.units.granularity != "channel" or self.units.coupling or self.source.example_inputs is not None:
             check_scores(scores, self._candidates(), self.units.granularity)  # else the first data show the channels
 
@@ -172,7 +173,7 @@ class Pruner:
             ValueError: if no gradient is there at all or all were tracked before, the measure needs a batch, or the
                 model is another than the pruner knows.
         """
-        found = self._candidates(batch)
+        found = self._seen.of(unwrapped(self.model), lambda: self._candidates(batch))
         if batch is None and self._reads_gradients and overflown(found):
             return
         scores = evaluate(self._point(found, batch), self.measure, found, self.units.granularity, self.generator)
@@ -208,8 +209,7 @@ class Pruner:
         The round, what was asked for, the tracked average, the reference point, the generator's state, and what
         :func:`~torch_flowprune.shrink` has removed.
         """
-        has_shrunk = any(origin.kept is not None for origin in self._origins.values())
-        coupling = self.units.coupling if has_shrunk else None
+        coupling = self.units.coupling if has_shrunk(self._origins) else None
         return {
             "method": measure_lookup.name_of(self.method),
             "granularity": label(self.units.granularity),
@@ -218,6 +218,7 @@ class Pruner:
             "goals": list(self.goals),
             "layers": {name: origin.to_dict() for name, origin in self._origins.items()},
             "coupling": None if coupling is None else coupling.to_dict(),
+            "costs": costs_to_save(self._origins),
             "tracked": dict(self.tracked),
             "minibatches": self.minibatches,
             "theta0": self.source.theta0,
@@ -228,8 +229,8 @@ class Pruner:
         """Go on from a saved state.
 
         Raises:
-            ValueError: if it is of another measure, granularity, schedule or set of layers, or its round is not one of
-                this pruner's; nothing is then taken over.
+            ValueError: if it is of another measure, granularity, schedule or set of layers, or of an earlier version,
+                or its round is not one of this pruner's; nothing is then taken over.
         """
         words = measure_lookup.name_of(self.method), label(self.units.granularity), self.asked
         check_words(state, *words, random=self.generator is not None)
@@ -237,6 +238,7 @@ class Pruner:
         if state["coupling"] is not None:
             self.units = replace(self.units, coupling=Coupling.from_dict(state["coupling"]))
         self._origins, self.goals = origins, tuple(state["goals"])  # counted from where that run began
+        self._seen.forget()
         self.round, self.tracked, self.minibatches = state["round"], dict(state["tracked"]), state["minibatches"]
         self.source = replace(self.source, theta0=state["theta0"])
         if self.generator is not None and state["generator"] is not None:
@@ -267,6 +269,7 @@ class Pruner:
             self.units = replace(self.units, coupling=coupling, parameters=pairs)
             self.source = replace(self.source, theta0=theta0)
             self._layers = self.units.layers(unwrapped(small))
+            self._seen.forget()
 
         return go_on
 
@@ -295,4 +298,4 @@ class Pruner:
 
     @property
     def _reads_gradients(self) -> bool:
-        return not {"g", "g2"}.isdisjoint(measure_lookup.needs(self.measure))
+        return bool({"g", "g2"} & set(measure_lookup.needs(self.measure)))

@@ -65,14 +65,12 @@ def weight_of_newest(alpha: float) -> float:
     return float(alpha)
 
 
-def check_kinds(theta0: object, generator: object) -> None:
-    """An error where either is of another kind.
+def check_kind(generator: object) -> None:
+    """An error for what is no generator.
 
     Raises:
-        TypeError: saying which, and what was found.
+        TypeError: with what was found.
     """
-    if not isinstance(theta0, Mapping | None):
-        raise TypeError(f"theta0 should be tensors by parameter name, such as a state dict, got {theta0!r}")
     if not isinstance(generator, torch.Generator | None):
         raise TypeError(f"generator should be a torch.Generator, got {generator!r}")
 

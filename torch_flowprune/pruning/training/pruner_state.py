@@ -5,8 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch_flowprune.channels import COUNTED, Costs
 from torch_flowprune.pruning.training.rounds import Rounds
 from torch_flowprune.scoring import Origin
+
+KEYS = (
+    "method",
+    "granularity",
+    "asked",
+    "round",
+    "goals",
+    "layers",
+    "coupling",
+    "tracked",
+    "minibatches",
+    "theta0",
+    "generator",
+)
+"""What every state has."""
 
 
 def check_words(state: Mapping[str, Any], method: str, granularity: str, asked: Rounds, *, random: bool) -> None:
@@ -15,6 +31,11 @@ def check_words(state: Mapping[str, Any], method: str, granularity: str, asked: 
     Raises:
         ValueError: naming what differs.
     """
+    if missing := [key for key in KEYS if key not in state]:
+        raise ValueError(
+            f"this is no state of a Pruner as this version writes it: it has no {', '.join(missing)}; a run that began "
+            "with an earlier version goes on with a new pruner, for the sparsity that its rounds have not reached yet"
+        )
     if state["method"] != method:
         raise ValueError(f"this state is of a pruner by {state['method']}, and this one prunes by {method}")
     if state["granularity"] != granularity:
@@ -27,6 +48,17 @@ def check_words(state: Mapping[str, Any], method: str, granularity: str, asked: 
         raise ValueError("this state is of a pruner with a generator: give this one a generator= to take its place")
 
 
+def has_shrunk(origins: Mapping[str, Origin]) -> bool:
+    """Whether the model is a smaller one than the run began with."""
+    return any(origin.kept is not None for origin in origins.values())
+
+
+def costs_to_save(origins: Mapping[str, Origin]) -> dict[str, Any] | None:
+    """What the model cost that the run began with, where that cannot be read off the model any more."""
+    costs = next((origin.costs for origin in origins.values()), None)
+    return costs.to_dict() if costs is not None and has_shrunk(origins) else None
+
+
 def saved_origins(state: Mapping[str, Any], known: Mapping[str, Origin], cost: str) -> dict[str, Origin]:
     """The layers of a state, which are those known.
 
@@ -34,12 +66,15 @@ def saved_origins(state: Mapping[str, Any], known: Mapping[str, Origin], cost: s
         ValueError: naming those that are not, or have another size now.
     """
     shrunk = any(layer["kept"] is not None for layer in state["layers"].values())
-    if shrunk and cost != "units":
-        raise ValueError(
-            f"this state is of a model that was shrunk, and does not hold what it cost: a target in {cost} cannot go "
-            "on; make a new pruner of the smaller model"
-        )
-    costs = None if shrunk else next((one.costs for one in known.values()), None)
+    costs = next((one.costs for one in known.values()), None)
+    if shrunk:  # counted from the dense model, which is not there
+        saved = state.get("costs")
+        if cost != "units" and (saved is None or cost not in COUNTED):
+            raise ValueError(
+                f"this state is of a model that was shrunk, and does not hold what it cost: a target in {cost} cannot "
+                "go on; make a new pruner of the smaller model"
+            )
+        costs = None if saved is None else Costs.from_dict(saved)
     origins = {name: Origin.from_dict(layer, costs) for name, layer in state["layers"].items()}
     if known:
         _check_layers({name: one.now for name, one in origins.items()}, {name: one.now for name, one in known.items()})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_flowprune.channels import LatencyTable
+from torch_flowprune.inputs import plain_number, whole_number
 from torch_flowprune.scoring import Candidates
 from torch_flowprune.selection import (
     Allocation,
@@ -42,7 +43,7 @@ class Rounds:
             self._check_amount()
         elif self.sparsity is not None:
             fraction(self.sparsity)
-        steps("linear", self.count, 0.0, 1.0)  # checks the number of rounds
+        whole_number(self.count, "rounds")
 
     @property
     def listed(self) -> list[float] | None:
@@ -52,7 +53,8 @@ class Rounds:
     @property
     def count(self) -> int:
         """How many rounds."""
-        return len(self.listed) if self.listed is not None else 1 if self.rounds is None else self.rounds
+        given = 1 if self.rounds is None else plain_number(self.rounds)
+        return given if self.listed is None else len(self.listed)
 
     def _check_amount(self) -> None:
         if self.sparsity is not None or self.schedule != "exponential":
@@ -69,6 +71,7 @@ class Rounds:
         Raises:
             ValueError: if it cannot, or is below what is gone.
         """
+        Goal(rounds=self.count).check_count(sum(map(len, found.values())))
         if (blocks := next((one.blocks for one in found.values() if one.blocks is not None), None)) is not None:
             allocation.plan(found, Goal(self.sparsity, self.amount, self.count))
             return (1 - blocks.n / blocks.m,)
