@@ -208,7 +208,9 @@ def test_a_prune_walks_over_the_model_a_few_times(monkeypatch: pytest.MonkeyPatc
     model, walks = linear_layers(3), []
     own = parameters._modules
     monkeypatch.setattr(
-        parameters, "_modules", lambda module, *path: (walks.append(1) if not path else 0) or own(module, *path)
+        parameters,
+        "_modules",
+        lambda module, *path, **more: (walks.append(1) if not path else 0) or own(module, *path, **more),
     )
     fp.global_prune(model, sparsity=0.5)
     assert len(walks) <= 5

@@ -206,8 +206,7 @@ class Pruner:
     def state_dict(self) -> dict[str, Any]:
         """Everything that makes a run resumable, as plain values and tensors.
 
-        The round, what was asked for, the tracked average, the reference point, the generator's state, and what
-        :func:`~torch_flowprune.shrink` has removed.
+        The round, what was asked for and tracked, the reference point, the generator's state, and what was shrunk.
         """
         coupling = self.units.coupling if has_shrunk(self._origins) else None
         return {
@@ -229,8 +228,8 @@ class Pruner:
         """Go on from a saved state.
 
         Raises:
-            ValueError: if it is of another measure, granularity, schedule or set of layers, or of an earlier version,
-                or its round is not one of this pruner's; nothing is then taken over.
+            ValueError: if it is of another measure, granularity, schedule, set of layers or version, or its round is
+                not one of this pruner's; nothing is then taken over.
         """
         words = measure_lookup.name_of(self.method), label(self.units.granularity), self.asked
         check_words(state, *words, random=self.generator is not None)
