@@ -27,7 +27,7 @@ from torch_flowprune.pruning.training.pruner_checks import (
     copied_state,
     weight_of_newest,
 )
-from torch_flowprune.pruning.training.pruner_state import check_words, costs_to_save, has_shrunk, saved_origins
+from torch_flowprune.pruning.training.pruner_state import check_words, costs_to_save, coupling_to_save, saved_origins
 from torch_flowprune.pruning.training.rounds import Rounds
 from torch_flowprune.scoring import (
     Candidates,
@@ -204,11 +204,10 @@ class Pruner:
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that makes a run resumable, as plain values and tensors.
+        """Everything that makes a run resumable, as plain values and tensors, but for the masks.
 
-        The round, what was asked for and tracked, the reference point, the generator's state, and what was shrunk.
+        What was asked for and tracked, the round, the reference point, the generator's state, and what was shrunk.
         """
-        coupling = self.units.coupling if has_shrunk(self._origins) else None
         return {
             "method": measure_lookup.name_of(self.method),
             "granularity": label(self.units.granularity),
@@ -216,7 +215,7 @@ class Pruner:
             "round": self.round,
             "goals": list(self.goals),
             "layers": {name: origin.to_dict() for name, origin in self._origins.items()},
-            "coupling": None if coupling is None else coupling.to_dict(),
+            "coupling": coupling_to_save(self.units.coupling, self._origins),
             "costs": costs_to_save(self._origins),
             "tracked": dict(self.tracked),
             "minibatches": self.minibatches,

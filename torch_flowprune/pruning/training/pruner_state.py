@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch_flowprune.channels import COUNTED, Costs
+from torch_flowprune.channels import COUNTED, Costs, Coupling
 from torch_flowprune.pruning.training.rounds import Rounds
 from torch_flowprune.scoring import Origin
 
@@ -48,15 +48,20 @@ def check_words(state: Mapping[str, Any], method: str, granularity: str, asked: 
         raise ValueError("this state is of a pruner with a generator: give this one a generator= to take its place")
 
 
-def has_shrunk(origins: Mapping[str, Origin]) -> bool:
+def _has_shrunk(origins: Mapping[str, Origin]) -> bool:
     """Whether the model is a smaller one than the run began with."""
     return any(origin.kept is not None for origin in origins.values())
+
+
+def coupling_to_save(coupling: Coupling | None, origins: Mapping[str, Origin]) -> dict[str, Any] | None:
+    """That of a smaller model, whose units are named as those that the run began with."""
+    return coupling.to_dict() if coupling is not None and _has_shrunk(origins) else None
 
 
 def costs_to_save(origins: Mapping[str, Origin]) -> dict[str, Any] | None:
     """What the model cost that the run began with, where that cannot be read off the model any more."""
     costs = next((origin.costs for origin in origins.values()), None)
-    return costs.to_dict() if costs is not None and has_shrunk(origins) else None
+    return costs.to_dict() if costs is not None and _has_shrunk(origins) else None
 
 
 def saved_origins(state: Mapping[str, Any], known: Mapping[str, Origin], cost: str) -> dict[str, Origin]:
