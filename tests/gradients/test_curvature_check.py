@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import torch_flowprune as fp
+from torch_flowprune.gradients.operators import double_backward, one_sample_norms
 
 
 class Hidden(torch.autograd.Function):
@@ -123,3 +124,75 @@ def test_code_fixed_to_a_dtype_is_left_out_unless_asked_for():
     fp.flow(model, batches(16))
     with pytest.raises(RuntimeError, match="check=True runs the model in float64, and it does not"):
         fp.flow(model, batches(16), check=True)
+
+
+class Stem(nn.Module):
+    """A convolution's channels as tokens, as hybrid transformers have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.mix, self.out = (
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.Linear(4, 4),
+            nn.Linear(4, 4),
+        )
+
+    def forward(self, x):
+        return self.out(self.mix(self.norm(self.conv(x)).flatten(2).transpose(1, 2)).tanh().mean(1))
+
+
+class InPlace(nn.Module):
+    """What is written is read, and what is returned is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        h = self.a(x)
+        nn.functional.hardsigmoid(h, inplace=True)
+        return self.b(h)
+
+
+def without_guard_of_norms(patch):
+    patch.setattr(one_sample_norms, "_layouts_are_mixed_up", lambda: False)
+    patch.delitem(double_backward._SUBSTITUTES, nn.functional.batch_norm)
+
+
+def without_the_write(patch):
+    lost = lambda x, inplace=False: nn.functional.relu6(x + 3) / 6
+    for function, substitute in [*double_backward._SUBSTITUTES.items()]:
+        if "hardsigmoid" in str(substitute):
+            patch.setitem(double_backward._SUBSTITUTES, function, lost)
+
+
+def without_the_formula(patch):
+    patch.delitem(double_backward._SUBSTITUTES, double_backward.fused_weight_norm)
+
+
+FAULTS = {
+    "layouts of one sample": (Stem, (3, 6, 6), without_guard_of_norms),
+    "a write in place that is lost": (InPlace, (5,), without_the_write),
+    "weight norm": (
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 6)), nn.Tanh(), nn.Linear(6, 4)),
+        (5,),
+        without_the_formula,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_that_there_were_would_have_been_found(name):
+    """Each is put right elsewhere: taken out, the check says so; with it, nothing."""
+    torch.manual_seed(0)
+    build, shape, take_out = FAULTS[name]
+    model = build().train()
+    model(torch.randn(8, *shape))
+    model.eval()
+    data = 2 * torch.randn(1, *shape), torch.randint(4, (1,))
+    fp.flow(model, data, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        take_out(patch)
+        with pytest.warns(UserWarning, match=r"H·g is not how g changes along g: off by \d+%"):
+            fp.flow(model, data, check=True)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
+from torch_flowprune.gradients.batch_derivatives import Derivatives
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.memory_budget import Resources
 from torch_flowprune.gradients.operators import twice_differentiable
-from torch_flowprune.gradients.weighted_sums import detached, taken
+from torch_flowprune.gradients.weighted_sums import taken
 from torch_flowprune.inputs import Batch, BatchDim, first, in_dtype, same_randomness, untouched, widened
 
 _CHECKED = 2
 _FROM = 16
-"""Batches, from which on five passes over two samples are under a tenth of two sweeps."""
+"""Batches, from which on six passes over two samples are under a tenth of two sweeps."""
 _STEPS = 1e-9, 1e-4
 """Of the norm of θ. In float64 the first leaves six digits, and few activations are so near to a kink as to cross it;
 code that computes in float32 whatever it is given sees the other."""
@@ -102,29 +102,34 @@ def _both(
         )
         along = [value.to(p.device, torch.float64) for value, p in zip(g, same.parameters, strict=True)]
         step = share * _norm(same.parameters) / max(_norm(along), 1e-300)
-        middle, found = _gradient(same, batch, size, along)
-        sides = []
+        found, sides = _product(same, batch, size, along), []
+        rewind()
+        middle = _gradient(same, batch, size)
         for sign in (1, -1):
             rewind()
             with _moved(same, along, sign * step):
-                sides.append(_gradient(same, batch, size, None)[0])
+                sides.append(_gradient(same, batch, size))
         ahead, behind = sides
         expected = [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
         missed = _norm([a + b - 2 * m for a, b, m in zip(ahead, behind, middle, strict=True)])
         return found, expected, (1e-13 * _norm(ahead) + _MARGIN * missed / 2) / step
 
 
-def _gradient(
-    derivatives: Derivatives, batch: Batch, size: int, along: Sequence[Tensor] | None
-) -> tuple[list[Tensor], list[Tensor]]:
-    """That of the loss, and H times a vector, where there is one."""
+def _gradient(derivatives: Derivatives, batch: Batch, size: int) -> list[Tensor]:
+    """As the model's own operators have it: what takes their place for H·g is held against them too.
+
+    In train mode it is through those, for kernels draw dropout in ways of their own.
+    """
+    own = nullcontext() if derivatives.mode == "eval" else twice_differentiable()
+    with same_randomness(derivatives.model), own:
+        return taken(derivatives.gradient(derivatives.loss(batch, size)), derivatives.parameters)
+
+
+def _product(derivatives: Derivatives, batch: Batch, size: int, along: Sequence[Tensor]) -> list[Tensor]:
+    """H times a vector."""
     with same_randomness(derivatives.model), twice_differentiable():
-        loss = derivatives.loss(batch, size)
-        grads: Grads = derivatives.gradient(loss, create_graph=along is not None)
-        values = taken(detached(grads), derivatives.parameters)
-        if along is None:
-            return values, []
-        return values, taken(derivatives.product(grads, along), derivatives.parameters, besides=values)
+        grads = derivatives.gradient(derivatives.loss(batch, size), create_graph=True)
+        return taken(derivatives.product(grads, along), derivatives.parameters)
 
 
 class _NoNarrowing(TorchFunctionMode):

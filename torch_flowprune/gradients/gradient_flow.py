@@ -213,7 +213,7 @@ def flow(
         probes,
         under_masks,
     )
-    return flow_over(source, model, needs, parameters)
+    return flow_over(source, model, needs, [parameters] if isinstance(parameters, str) else parameters)
 
 
 def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parameters: Iterable[str] = ()) -> Flow:
