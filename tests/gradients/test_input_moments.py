@@ -156,3 +156,89 @@ def test_half_precision_is_squared_in_float32():
     found = fp.flow(model, x, needs=("x2",)).x2["weight"]
     torch.testing.assert_close(found, x.float().square().mean(0).expand(2, 4))
     F.linear(x, model.weight)
+
+
+# -- how large inputs are, and how often they are anything ------------------------------------------
+
+AS_SQUARES = {"x1": lambda x: x.abs().sqrt(), "x0": lambda x: (x != 0).double()}
+"""What to feed a layer so that its E[x²] is the moment of the inputs themselves."""
+
+
+@pytest.mark.parametrize("kind", AS_SQUARES)
+@pytest.mark.parametrize("name", [*CONVOLUTIONS, "linear"])
+def test_other_moments_are_squares_of_other_inputs(name, kind):
+    torch.manual_seed(0)
+    layer = copy.deepcopy(CONVOLUTIONS.get(name, nn.Linear(6, 5))).double()
+    inputs = [torch.relu(torch.randn(size, 4, 7, 6, dtype=torch.float64)) for size in (3, 2)]
+    found = getattr(fp.flow(layer, [(x, None) for x in inputs], needs=(kind,)), kind)["weight"]
+    expected = fp.flow(layer, [(AS_SQUARES[kind](x), None) for x in inputs], needs=("x2",)).x2["weight"]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_all_moments_come_from_the_same_forwards():
+    torch.manual_seed(0)
+    model, calls = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    data = [(torch.randn(4, 5),), (torch.randn(3, 5),)]
+    found = fp.flow(model, data, needs=("x2", "x1", "x0"))
+    assert len(calls) == 2
+    hidden = torch.relu(model[0](torch.cat([x for (x,) in data]))).detach()
+    for kind, values in (("x2", hidden.square()), ("x1", hidden.abs()), ("x0", (hidden != 0).float())):
+        torch.testing.assert_close(getattr(found, kind)["2.weight"], values.mean(0).expand(3, 6))
+
+
+def activity(x0):
+    return x0.mean(-1)
+
+
+def mean_activation(x1):
+    return x1.mean(-1)
+
+
+class Normed(nn.Module):
+    """Eight channels through a norm with a bias, of which some are seldom or never above zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.reads = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3)
+        with torch.no_grad():
+            self.norm.bias.copy_(torch.tensor([2.0, -9, 0, -9, 1, 0, -1, 2]))
+
+    def forward(self, x):
+        return self.reads(torch.relu(self.norm(self.conv(x))))
+
+
+@pytest.mark.parametrize("measure", [activity, mean_activation])
+def test_channels_that_are_seldom_active_go_first(measure):
+    torch.manual_seed(0)
+    model, x = Normed().eval(), torch.randn(6, 3, 8, 8)
+    seen = torch.relu(model.norm(model.conv(x))).detach()
+    scores = fp.scores(model, measure, x, granularity="channel", scored_by="consumer")["conv.weight"]
+    # a kernel of three meets the corners once, what is inside nine times
+    weight = nn.functional.conv_transpose2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3))[0, 0] / (16 * 9)
+    values = (seen != 0).float() if measure is activity else seen
+    torch.testing.assert_close(scores, (values.mean(0) * weight).sum((1, 2)))
+    report = fp.global_prune(model, measure, 0.25, data=x, granularity="channel", scored_by="consumer")
+    assert report.pruned == 2
+    assert (~fp.masks(model)["conv.weight"].flatten(1).any(1)).nonzero().flatten().tolist() == [1, 3]
+    with torch.no_grad():
+        torch.testing.assert_close(model.reads(torch.relu(model.norm(model.conv(x)))), model.reads(seen))
+
+
+def test_wanda_scores_channels_whose_norms_no_product_reads():
+    """The norm's parameters belong to a channel, and are not what a measure of producers reads."""
+    model, x = Normed().eval(), torch.randn(6, 3, 8, 8)
+    assert fp.global_prune(model, "wanda", 0.5, data=x, granularity="channel").pruned == 4
+    with pytest.raises(
+        ValueError, match=r"x2 of norm\.weight, norm\.bias: the model on these data has them in no product"
+    ):
+        fp.scores(Normed().eval(), "wanda", x, granularity="channel", scored_by="norm")
+
+
+def test_channels_that_no_weight_reads_are_named():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(16, 4, bias=False)).eval()
+    coupling = fp.couple(model, torch.randn(2, 3, 2, 2))
+    (group,) = coupling.groups
+    alone = fp.Coupling((fp.Group(group.name, tuple(one for one in group.slices if one.role != "consumer")),))
+    with pytest.raises(ValueError, match="scored_by='consumer': no weight reads the channels of '0.weight'"):
+        fp.scores(model, "magnitude", granularity="channel", coupling=alone, scored_by="consumer")

@@ -5,11 +5,13 @@ from torch_flowprune.gradients.flow_source import FlowOptions, FlowSource, LossO
 from torch_flowprune.gradients.gradient_flow import INGREDIENTS, Flow, flow, flow_over
 from torch_flowprune.gradients.halved_flow import HalvedFlow, ProposedCut, halved_flow
 from torch_flowprune.gradients.hessian_vector import hessian_vector
+from torch_flowprune.gradients.input_moments import MOMENTS
 from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.products import Products
 
 __all__ = [
     "INGREDIENTS",
+    "MOMENTS",
     "Flow",
     "FlowOptions",
     "FlowSource",

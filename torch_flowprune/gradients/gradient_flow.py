@@ -13,6 +13,7 @@ from typing_extensions import Never
 
 from torch_flowprune.gradients.differentiable import check_opens, differentiable, reference_of
 from torch_flowprune.gradients.flow_source import FlowSource
+from torch_flowprune.gradients.input_moments import MOMENTS
 from torch_flowprune.gradients.products import Products
 from torch_flowprune.gradients.synflow import synaptic_gradient
 from torch_flowprune.inputs import (
@@ -34,7 +35,7 @@ from torch_flowprune.inputs import (
 
 Named = dict[str, Tensor]
 
-_DERIVATIVES = ("g", "g2", "g2_sample", "Hg", "gR", "x2", "diagH")
+_DERIVATIVES = ("g", "g2", "g2_sample", "Hg", "gR", *MOMENTS, "diagH")
 INGREDIENTS = ("theta", "theta0", "generator", *_DERIVATIVES)
 """What a measure may read: what is at hand, and what a flow computes."""
 
@@ -56,6 +57,8 @@ class Flow(ComparedByValue):
         Hg: Hessian of the mean loss times g, over the same data.
         x2: mean over samples and positions of the squared input that each weight multiplies (0 where that is padding),
             of weights that products and convolutions have for an operand.
+        x1: likewise of its absolute value.
+        x0: likewise how often it is not zero.
         diagH: diagonal of the Hessian, the mean over probes of z·Hz for random signs z, drawn anew for each batch.
         diagH_error: its standard error over the probes; nan for a single one.
         gR: gradient of the synaptic-flow objective, float64 (of a float32 net of convolutions, on a CPU, right to
@@ -73,6 +76,8 @@ class Flow(ComparedByValue):
     Hg: Named | None = None
     gR: Named | None = None
     x2: Named | None = None
+    x1: Named | None = None
+    x0: Named | None = None
     diagH: Named | None = None
     diagH_error: Named | None = None
     loss: float | None = None
@@ -150,7 +155,7 @@ def flow(
         loss: ``loss(output, target)`` of what the model returned; torch's own losses get the
             logits of a dict or an object that has ``logits`` or ``out``. Cross-entropy if left out, for targets that
             are classes, or the model's own for dict batches.
-        needs: any of ``g``, ``g2``, ``g2_sample``, ``Hg``, ``gR``, ``x2``, ``diagH``.
+        needs: any of ``g``, ``g2``, ``g2_sample``, ``Hg``, ``gR``, ``x2``, ``x1``, ``x0``, ``diagH``.
         closure: ``closure(model, batch) -> loss`` for anything else; ``loss`` and ``temperature`` are then yours.
         parameters: names of parameters to include even if they are frozen.
         theta0: a state dict of the reference point (the initialisation, for instance).
@@ -246,7 +251,6 @@ def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parame
             fields = _swept(Products(model, targets, source, rewind, ranks), wanted - {"gR"})
             point = replace(point, **fields, counted=source.counting)
             source.warn_of_fewer(point.samples, ranks)
-    _check_met(point, parameters)
     return point
 
 
@@ -263,14 +267,6 @@ def _swept(sweeps: Products, wanted: set[str]) -> dict[str, Any]:
             )
         sweeps.rewind()
     return {**sweeps.diagonal(data, sweeps.source.probes), **fields}
-
-
-def _check_met(point: Flow, parameters: Sequence[str]) -> None:
-    if point.x2 is not None and (missing := [name for name in parameters if name not in point.x2]):
-        raise ValueError(
-            f"x2 of {', '.join(missing[:5])}: the model on these data has them in no product or convolution that runs "
-            "by itself, so what they multiply is not seen; leave them out with exclude=, or take another measure"
-        )
 
 
 def derivatives_in(needs: Sequence[str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Second moments of what each weight multiplies: E[x²], from forwards alone.
+"""What each weight multiplies: E[x²], E|x|, and how often it is not zero, from forwards alone.
 
 Read where the operators run: a product or convolution that has a parameter, a view of one or its masked values for an
 operand says what its other operand is. So every layer is read that computes by such an operator, whatever its class.
@@ -7,7 +7,7 @@ operand says what its other operand is. So every layer is read that computes by 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,13 @@ from torch import Tensor, nn
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.inputs import Batch, Ranks, Target, call, inputs_of, same_randomness, wide
 from torch_flowprune.torch_internals import OperatorMode, convolution_backward, storage_key, to_copy
+
+MOMENTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "x2": torch.square,
+    "x1": torch.abs,
+    "x0": lambda x: (x != 0).to(x.dtype),
+}
+"""What the mean is taken of, by the name that measures ask for it by."""
 
 
 class _Place(NamedTuple):
@@ -37,15 +44,18 @@ class _Region(NamedTuple):
 
 
 class InputMoments:
-    """E[x²] at each weight, over samples and positions of the output: 0 where a weight meets padding, or nothing.
+    """E[x²], E|x| and E[x ≠ 0] at each weight, those that are wanted, over samples and positions of the output.
 
-    Only weights that products and convolutions have for an operand are read.
+    0 where a weight meets padding, or nothing. Only weights that products and convolutions have for an operand are
+    read.
     """
 
-    def __init__(self, model: nn.Module, targets: Mapping[str, Target], source: FlowSource) -> None:
-        self.model, self.source = model, source
+    def __init__(
+        self, model: nn.Module, targets: Mapping[str, Target], source: FlowSource, kinds: Collection[str]
+    ) -> None:
+        self.model, self.source, self.kinds = model, source, sorted(kinds)
         self.parameters = {name: target.parameter for name, target in targets.items()}
-        self.sums: dict[_Place, Tensor] = {}
+        self.sums: dict[str, dict[_Place, Tensor]] = {kind: {} for kind in self.kinds}
         self.counts: dict[_Place, float] = {}
 
     def add(self, batch: Batch) -> None:
@@ -65,12 +75,15 @@ class InputMoments:
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
 
-    def means(self, ranks: Ranks) -> dict[str, Tensor]:
-        """By name, in the shape of the parameter; what was not seen in a product is left out."""
+    def means(self, ranks: Ranks) -> dict[str, dict[str, Tensor]]:
+        """By kind and name, in the shape of the parameter; what was not seen in a product is left out."""
+        return {kind: self._means_of(kind, ranks) for kind in self.kinds}
+
+    def _means_of(self, kind: str, ranks: Ranks) -> dict[str, Tensor]:
         totals = {name: _zeros_like(self.parameters[name]) for name in self.parameters if self._read(name, ranks)}
         for name, total in totals.items():
             counts = torch.zeros_like(total)
-            for place, value in self.sums.items():
+            for place, value in self.sums[kind].items():
                 if place.name == name:
                     _at(total, place).add_(value.to(total.dtype))
                     _at(counts, place).add_(self.counts[place])
@@ -79,13 +92,15 @@ class InputMoments:
         return totals
 
     def _read(self, name: str, ranks: Ranks) -> bool:
-        seen = torch.tensor([float(any(place.name == name for place in self.sums))], device="cpu")
+        seen = torch.tensor([float(any(place.name == name for place in self.counts))], device="cpu")
         ranks.sum([seen := seen.to(self.parameters[name].device)])
         return bool(seen.item())
 
-    def _note(self, place: _Place, moment: Tensor, count: int) -> None:
+    def _note(self, place: _Place, moment: Callable[[Callable[[Tensor], Tensor]], Tensor], count: int) -> None:
         self.counts[place] = self.counts.get(place, 0) + count
-        self.sums[place] = self.sums[place].add_(moment) if place in self.sums else moment.clone()
+        for kind, sums in self.sums.items():
+            value = moment(MOMENTS[kind])
+            sums[place] = sums[place].add_(value) if place in sums else value.clone()
 
 
 def _zeros_like(parameter: Tensor) -> Tensor:
@@ -99,7 +114,7 @@ def _at(whole: Tensor, place: _Place) -> Tensor:
 class _Operands(OperatorMode):
     """Sees the products and convolutions of parameters, and of what is a parameter's values in its own layout."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], note: Callable[[_Place, Tensor, int], None]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], note: Callable[[_Place, Any, int], None]) -> None:
         super().__init__()
         self.note, self.regions = note, dict[int, list[_Region]]()
         for name, parameter in parameters.items():
@@ -111,7 +126,7 @@ class _Operands(OperatorMode):
         if (read := _PRODUCTS_READ.get(func)) is not None:
             for operand, moment, count in read(result, *args):
                 if (place := self._place(operand())) is not None:
-                    self.note(place, moment(), count)
+                    self.note(place, moment, count)
         elif (copied := _COPIES.get(func)) is not None:
             self._follow(args[copied], result)
         return result
@@ -140,8 +155,8 @@ class _Operands(OperatorMode):
 
 def _of_product(_: Tensor, x: Tensor, w: Tensor) -> Any:
     """X @ w, either of which may be the weight, with a first axis of several products or without."""
-    yield lambda: w, lambda: _squares(x).sum(-2).unsqueeze(-1), x.shape[-2]
-    yield lambda: x, lambda: _squares(w).sum(-1).unsqueeze(-2), w.shape[-1]
+    yield lambda: w, lambda of: of(_float_values(x)).sum(-2).unsqueeze(-1), x.shape[-2]
+    yield lambda: x, lambda of: of(_float_values(w)).sum(-1).unsqueeze(-2), w.shape[-1]
 
 
 def _added_product(y: Tensor, _: Tensor, x: Tensor, w: Tensor) -> Any:
@@ -154,8 +169,8 @@ def _convolved(
 ) -> Any:  # fmt: skip
     """The sum over a kernel's places at each offset is a gradient: of kernels of one channel each, for ones."""
 
-    def moment() -> Tensor:
-        squares = _squares(x).sum(0, keepdim=True)
+    def moment(of: Callable[[Tensor], Tensor]) -> Tensor:
+        squares = of(_float_values(x)).sum(0, keepdim=True)
         channels, kernel = squares.shape[1], w.shape[2:]
         ones = squares.new_ones((1, channels, *y.shape[2:]))
         alone = squares.new_zeros((channels, 1, *kernel))
@@ -169,8 +184,8 @@ def _convolved(
     yield lambda: w, moment, y.numel() // y.shape[1]
 
 
-def _squares(x: Tensor) -> Tensor:
-    return wide(x.detach()).square()
+def _float_values(x: Tensor) -> Tensor:
+    return wide(x.detach())
 
 
 _PRODUCTS_READ: dict[Any, Callable[..., Any]] = {

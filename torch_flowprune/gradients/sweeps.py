@@ -16,7 +16,7 @@ from torch_flowprune.gradients.batch_streams import SizedBatch, length_of, until
 from torch_flowprune.gradients.checkpointing import no_hidden_blocks
 from torch_flowprune.gradients.curvature_check import check_curvature, check_is_due
 from torch_flowprune.gradients.flow_source import FlowSource
-from torch_flowprune.gradients.input_moments import InputMoments
+from torch_flowprune.gradients.input_moments import MOMENTS, InputMoments
 from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.microbatches import Graphs, MicroBatches, check_runs_alone
 from torch_flowprune.gradients.operators import twice_differentiable
@@ -90,8 +90,9 @@ class Sweeps:
             check_runs_alone(self.model)
         head, stream = self._stream(data)
         check_read(len(head))
-        self.moments = InputMoments(self.model, self.targets, self.source) if "x2" in wanted else None
-        if wanted == {"x2"}:
+        kinds = wanted & MOMENTS.keys()
+        self.moments = InputMoments(self.model, self.targets, self.source, kinds) if kinds else None
+        if wanted == kinds:
             return self._forwards(chain(head, stream), length_of(data))
         if "Hg" not in wanted:
             return self._first(chain(head, stream), wanted, length_of(data), micro, None)
@@ -104,15 +105,15 @@ class Sweeps:
         return fields
 
     def _forwards(self, batches: Iterable[SizedBatch], length: int | None) -> dict[str, Any]:
-        """The second moments of inputs alone, which take no loss."""
+        """Moments of inputs alone, which take no loss."""
         self.seen = sum(size for _, size in self._shown(self._observed(batches), length, "forward"))
         check_read(self.seen)
         totals = [torch.tensor([float(self.seen)], device=self.parameters[0].device)]
         self.ranks.sum(totals)
-        return {"x2": self.moments.means(self.ranks), "samples": int(totals[0])} if self.moments else {}
+        return {**self.moments.means(self.ranks), "samples": int(totals[0])} if self.moments else {}
 
     def _observed(self, batches: Iterable[SizedBatch]) -> Iterator[SizedBatch]:
-        """Batches on their way, after a forward of their own where second moments of inputs are wanted."""
+        """Batches on their way, after a forward of their own where moments of inputs are wanted."""
         for batch, size in batches:
             if self.moments:
                 self.moments.add(batch)
@@ -282,7 +283,7 @@ class Sweeps:
         check_sample_losses(self.losses, self.of_samples, self.derivatives.digits(), self.ranks)
 
     def _fields(self, means: Sums, loss: float, samples: int) -> dict[str, Any]:
-        moments = {"x2": self.moments.means(self.ranks)} if self.moments else {}
+        moments = self.moments.means(self.ranks) if self.moments else {}
         named = {kind: self._named(mean) for kind, mean in means.items()}
         return {**named, **moments, "loss": loss, "samples": samples}
 

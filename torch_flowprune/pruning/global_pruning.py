@@ -102,8 +102,8 @@ def global_prune(
         scores: scores computed earlier, by parameter name or ``(module, name)``: no sweep is made, and no ``method`` is
             needed.
         example_inputs: inputs that show the shapes that ``synflow`` and channels need, where there is no data.
-        scored_by: for channels, which of the coupled slices a measure reads: ``"producer"``, ``"group"``, ``"norm"`` or
-            ``"scale"``.
+        scored_by: for channels, which of the coupled slices a measure reads: ``"producer"``, ``"consumer"``,
+            ``"group"``, ``"norm"`` or ``"scale"``.
         coupling: for channels, what :func:`~torch_flowprune.couple` gives, or written by hand: the model is not read
             again, and needs no ``example_inputs``.
         cost: what ``sparsity`` and ``amount`` are shares of: ``"units"``, or for channels the ``"parameters"``,

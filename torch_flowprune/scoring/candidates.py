@@ -33,6 +33,10 @@ class Candidate(Protocol):
         """The shape of the weights that compute the units, outputs first."""
 
     @property
+    def read(self) -> tuple[str, ...]:
+        """The parameters whose elements a measure reads."""
+
+    @property
     def kind(self) -> Hashable:
         """What its units are made of, whatever their number: equal for those that do the same work in a model."""
 
@@ -111,6 +115,10 @@ class ParameterUnits:
     def weight_shape(self) -> tuple[int, ...]:
         axis, shape = self.target.output_axis, self.shape
         return shape if len(shape) < 2 else (shape[axis], *shape[:axis], *shape[axis + 1 :])
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        return (self.name,)
 
     @property
     def kind(self) -> Hashable:

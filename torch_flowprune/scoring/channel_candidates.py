@@ -28,7 +28,7 @@ from torch_flowprune.scoring.candidates import Candidates, kernel_of
 from torch_flowprune.scoring.granularity import Blocks
 from torch_flowprune.torch_internals import AnyStatisticsNorm
 
-SCORED_BY = ("producer", "group", "norm", "scale")
+SCORED_BY = ("producer", "consumer", "group", "norm", "scale")
 _NORMS = (AnyStatisticsNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
@@ -58,6 +58,10 @@ class GroupUnits:
         first = self._owned[0]
         shape, axis = tuple(self.members[first.parameter].parameter.shape), first.axis
         return (shape[axis], *shape[:axis], *shape[axis + 1 :])
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(part.parameter for part in self.scored))
 
     @property
     def kind(self) -> Hashable:
@@ -146,7 +150,8 @@ def channel_candidates(
         model: run once on the example, where no coupling is given; left as it was.
         example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of them; two samples or more.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
-        scored_by: ``"producer"``, the weights that compute the channel (the paper's); ``"group"``, everything coupled;
+        scored_by: ``"producer"``, the weights that compute the channel (the paper's); ``"consumer"``, those
+            that read it; ``"group"``, everything coupled;
             ``"norm"``, γ and β of its norms; ``"scale"``, γ alone.
         coupling: of this model, read before or written by hand.
 
@@ -201,6 +206,11 @@ def _scored(group: Group, members: Mapping[str, Target], scored_by: str) -> tupl
         return tuple(part for part in group.slices if part.role == "producer")
     if scored_by == "group":
         return tuple(part for part in group.slices if part.role in MASKED)
+    if scored_by == "consumer":
+        readers = tuple(part for part in group.slices if part.role == "consumer")
+        if not readers:
+            raise ValueError(f"scored_by='consumer': no weight reads the channels of {group.name!r}: leave them out")
+        return readers
     kinds = {"weight"} if scored_by == "scale" else {"weight", "bias"}
     affine = [part for part in group.slices if part.role == "affine"]
     norms = tuple(part for part in affine if _is_of_norm(members[part.parameter], kinds))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from torch_flowprune.gradients import Flow
+from torch_flowprune.gradients import MOMENTS, Flow
 from torch_flowprune.inputs import cpu_generator
 from torch_flowprune.scoring import measure_lookup, measures
 from torch_flowprune.scoring.candidates import Candidates, label
@@ -22,7 +22,7 @@ def evaluate(
     point: Flow, measure: Measure, found: Candidates, granularity: Granularity, generator: torch.Generator | None = None
 ) -> Scores:
     """One measure over every candidate of a flow; every score is finite."""
-    tensors, ours = _tensors_of(point, measure), measure in measures.MEASURES.values()
+    tensors, ours = _tensors_of(point, measure, found), measure in measures.MEASURES.values()
     values, source = {}, cpu_generator(generator)
     for name, candidate in found.items():
         given = {"generator": source, "name": name, "shape": candidate.shape}
@@ -53,7 +53,7 @@ def on_access(
         return evaluate(point, measure, found, granularity, generator)
     if "generator" in needed:
         return _drawn(measure, found, granularity, generator)
-    tensors = _tensors_of(point, measure)
+    tensors = _tensors_of(point, measure, found)
     values = {
         name: Computed(name, label_, measure, needed, lambda kind, one=candidate: one.rows(tensors[kind]))  # type: ignore[misc]
         for name, candidate in found.items()
@@ -81,9 +81,18 @@ def all_stored(scores: Scores, made: Callable[[str, Tensor], Tensor] = lambda _n
     return values
 
 
-def _tensors_of(point: Flow, measure: Measure) -> dict[str, Mapping[str, Tensor]]:
+def _tensors_of(point: Flow, measure: Measure, found: Candidates) -> dict[str, Mapping[str, Tensor]]:
     """What a measure reads, taken once: each time, the flow looks at where all of its tensors are."""
-    return {kind: point.tensors(kind) for kind in measure_lookup.needs(measure) if kind != "generator"}
+    tensors = {kind: point.tensors(kind) for kind in measure_lookup.needs(measure) if kind != "generator"}
+    read = dict.fromkeys(name for one in found.values() for name in one.read)
+    for kind in tensors.keys() & MOMENTS.keys():
+        if missing := [name for name in read if name not in tensors[kind]]:
+            raise ValueError(
+                f"{kind} of {', '.join(missing[:5])}: the model on these data has them in no product or convolution "
+                "that runs by itself, so what they multiply is not seen; leave them out with exclude=, or take another "
+                "measure"
+            )
+    return tensors
 
 
 def _checked(value: Tensor, units: int, measure: Measure, name: str) -> Tensor:

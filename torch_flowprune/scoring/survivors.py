@@ -94,6 +94,10 @@ class Survivors:
         return self.origin.shape
 
     @property
+    def read(self) -> tuple[str, ...]:
+        return self.left.read
+
+    @property
     def kind(self) -> Hashable:
         return self.left.kind
 
