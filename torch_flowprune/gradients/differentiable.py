@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
@@ -54,6 +55,19 @@ def _check_whole(targets: Mapping[str, Target]) -> None:
             f"{sharded[0]!r} is a shard (a DTensor), and derivatives are taken of whole parameters: score before "
             "fully_shard or parallelize_module, or a copy of the full state dict"
         )
+
+
+@contextmanager
+def dense_gradients(model: nn.Module) -> Iterator[None]:
+    """Inside, embeddings that are set to give sparse gradients give dense ones: sums and products are of those."""
+    sparse = [module for module in model.modules() if getattr(module, "sparse", False) is True]
+    try:
+        for module in sparse:
+            vars(module)["sparse"] = False
+        yield
+    finally:
+        for module in sparse:
+            vars(module)["sparse"] = True
 
 
 def check_opens(targets: Mapping[str, Target], wanted: set[str]) -> None:

@@ -15,6 +15,7 @@ from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
 from torch_flowprune.gradients.batch_streams import SizedBatch, length_of, until, with_progress
 from torch_flowprune.gradients.checkpointing import no_hidden_blocks
 from torch_flowprune.gradients.curvature_check import check_curvature, check_is_due
+from torch_flowprune.gradients.differentiable import dense_gradients
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.input_moments import MOMENTS, InputMoments
 from torch_flowprune.gradients.loss_weights import LossWeights
@@ -81,7 +82,7 @@ class Sweeps:
     @contextmanager
     def _sound(self) -> Iterator[None]:
         """Around all runs of the model: in digits that do for derivatives, and with no block hidden from them."""
-        with in_float32(self.model), no_hidden_blocks():
+        with in_float32(self.model), dense_gradients(self.model), no_hidden_blocks():
             yield
 
     def _run(self, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:

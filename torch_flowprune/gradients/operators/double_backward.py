@@ -24,6 +24,7 @@ from torch_flowprune.gradients.operators.bilinear_operators import (
     Gradients,
     Wanted,
 )
+from torch_flowprune.gradients.operators.embedding_bags import bag_of_embeddings
 from torch_flowprune.torch_internals import HARDSIGMOID_IN_PLACE, HARDSIGMOIDS, fused_weight_norm, has_hooks
 
 
@@ -31,8 +32,8 @@ from torch_flowprune.torch_internals import HARDSIGMOID_IN_PLACE, HARDSIGMOIDS, 
 def twice_differentiable() -> Iterator[WeightGradients]:
     """Inside, a forward uses operators that have second derivatives: plain attention, relu6 for hardsigmoid.
 
-    Of weight norm torch has one, and it is wrong: the plain formula takes its place. Convolutions, linear layers and
-    batch norms in eval mode go through :class:`_Product`.
+    Sums of embeddings are plain ones. Of weight norm torch has one, and it is wrong: the plain formula takes its place.
+    Convolutions, linear layers and batch norms in eval mode go through :class:`_Product`.
     """
     weight_gradients = WeightGradients()
     with sdpa_kernel(SDPBackend.MATH), _Substitutes(weight_gradients):
@@ -160,5 +161,6 @@ _SUBSTITUTES: dict[Any, Callable[..., Tensor | BilinearCall | None]] = {
     **dict.fromkeys(HARDSIGMOIDS, _hardsigmoid),
     HARDSIGMOID_IN_PLACE: partial(_hardsigmoid, inplace=True),
     fused_weight_norm: _weight_norm,
+    functional.embedding_bag: bag_of_embeddings,
     **BILINEAR_CALLS,
 }
