@@ -25,6 +25,7 @@ from torch_flowprune.channels import (
     describe,
     load_shrunk,
     rebuild,
+    replaced_modules,
     save_shrunk,
     shrink,
 )
@@ -121,6 +122,7 @@ __all__ = [
     "reconstruct",
     "regrow",
     "remove",
+    "replaced_modules",
     "report",
     "save_pruned",
     "save_shrunk",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ X = torch.linspace(-1, 1, 4 * 3 * 6 * 6).view(4, 3, 6, 6)
 
 
 class Net(nn.Module):
-    """Convolutions with code between them that nothing but a graph can state."""
+    """Convolutions with code between them that reads a width off a tensor, where nothing can be put in its place."""
 
     def __init__(self, norm: nn.Module | None = None, always: bool | None = None) -> None:
         super().__init__()
@@ -38,14 +39,14 @@ class Net(nn.Module):
             h = 2 * h
         if mask is not None:
             h = h * mask
-        return self.b(h / h.shape[1])
+        return self.b(h.div(h.shape[1]))
 
 
 def shrunk(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     args = args or (X,)
     words = {"example_inputs": args, "granularity": "channel", "scope": "layer", "min_keep": 1}
     fp.global_prune(model, "magnitude", 0.5, **words)
-    small = fp.shrink(model, args, **kwargs)
+    small = fp.shrink(model, args, graphs=True, **kwargs)
     assert any(isinstance(module, ExportedModule) for module in small.modules())
     return small
 
@@ -116,7 +117,7 @@ class Loops(nn.Module):
         for at in range(x.shape[1]):
             state = 0.5 * state + self.a(x[:, at])
             steps.append(state)
-        return self.b(torch.stack(steps, 1))
+        return self.b(torch.stack(steps, 1).div(len(state[0])))
 
 
 def test_another_number_of_steps_is_an_error() -> None:
@@ -180,7 +181,7 @@ def test_dropout_of_attention_is_on_in_training() -> None:
             b, n, _ = x.shape
             q, k, v = self.qkv(x).view(b, n, 3, 4, 4).permute(2, 0, 3, 1, 4)
             p = 0.9 if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, scale=2 / q.shape[-3])
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, scale=math.exp(-q.shape[1]))
             return self.out(y.transpose(1, 2).reshape(b, n, 16))
 
     x = torch.randn(3, 6, 8)

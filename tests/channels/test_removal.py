@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -34,21 +33,21 @@ def test_each_channel_by_itself(name: str) -> None:
     model, x, coupling = coupled(CASES[name])
     for group in coupling.groups:
         for unit in range(group.size):
-            assert_equal_without(model, x, coupling, {group.name: [unit]}, graph=CASES[name].graph)
+            assert_equal_without(model, x, coupling, {group.name: [unit]})
 
 
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_the_last_channel_of_each_group(name: str) -> None:
     model, x, coupling = coupled(CASES[name])
     for group in coupling.groups:
-        assert_equal_without(model, x, coupling, {group.name: [group.size - 1]}, graph=CASES[name].graph)
+        assert_equal_without(model, x, coupling, {group.name: [group.size - 1]})
 
 
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_half_of_every_group(name: str) -> None:
     model, x, coupling = coupled(CASES[name])
     removed = {g.name: torch.randperm(g.size)[: g.size // 2].tolist() for g in coupling.groups}
-    small = assert_equal_without(model, x, coupling, removed, graph=CASES[name].graph)
+    small = assert_equal_without(model, x, coupling, removed)
     assert type(small) is type(model)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
 
@@ -56,12 +55,12 @@ def test_half_of_every_group(name: str) -> None:
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_the_shrunk_model_has_a_coupling_of_its_own_and_shrinks_again(name: str) -> None:
     model, x, coupling = coupled(CASES[name])
-    small = assert_equal_without(model, x, coupling, {g.name: [0] for g in coupling.groups}, graph=CASES[name].graph)
+    small = assert_equal_without(model, x, coupling, {g.name: [0] for g in coupling.groups})
     again = couple(small, x)
     sizes = {g.name: g.size for g in again.groups}
     assert all(sizes[g.name] == g.size - 1 for g in coupling.groups if g.size > 2)
     if again.groups:
-        assert_equal_without(small, x, again, {g.name: [g.size - 1] for g in again.groups}, graph=CASES[name].graph)
+        assert_equal_without(small, x, again, {g.name: [g.size - 1] for g in again.groups})
 
 
 # -- exact beyond the example ------------------------------------------
@@ -97,37 +96,18 @@ def halved(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return channel_masks(coupling, keep, dict(model.named_parameters()))
 
 
-def test_modules_whose_code_has_no_size_to_set_become_graphs() -> None:
-    model = randomised(FixedWidthNet()).eval()
-    x = torch.randn(2, 5, 8, dtype=torch.float64)
-    given = halved(model, x)
-    with pytest.raises(ShrinkError, match="own code does not take"):
-        shrink(model, x, masks=given, graph=False)
-    small = shrink(model, x, masks=given)
-    assert type(small) is FixedWidthNet and isinstance(small.a, ExportedModule)
-    assert small.state_dict().keys() == model.state_dict().keys()
-    other = torch.randn(3, 7, 8, dtype=torch.float64)  # neither batch nor tokens are those of the example
-    assert relative_error(with_masks(model, given)(other), small(other)) < 1e-12
-    small.train()
-    assert not torch.equal(small(other), small(other))  # dropout is back
-    copy.deepcopy(small).eval()(other).sum().backward()
-    again = pickle.loads(pickle.dumps(small.eval()))
-    assert torch.equal(again(other), small(other)) and isinstance(again.a, ExportedModule)
-
-
 def test_a_scale_read_off_the_width_is_not_trusted() -> None:
-    """The exported constant is the old width's; the module's own code would use the new one."""
-    model = randomised(
-        Fn(lambda s, x: (lambda y: s.b(y / y.shape[-1] ** 0.5))(s.a(x)), a=nn.Linear(8, 6), b=nn.Linear(6, 3))
-    ).eval()
+    """The module's own code would use the new width; the dense one's is put in its place, or else it is an error."""
+    layers = {"a": nn.Linear(8, 6), "b": nn.Linear(6, 3)}
+    divided = randomised(Fn(lambda s, x: (lambda y: s.b(y.div(len(y[0]) ** 0.5)))(s.a(x)), **layers)).eval()
     x = torch.randn(2, 8, dtype=torch.float64)
-    given = halved(model, x)
+    given = halved(divided, x)
     with pytest.raises(ShrinkError, match="differs from the masked"):
-        shrink(model, x, masks=given, graph=False)
-    small = shrink(model, x, masks=given)
+        shrink(divided, x, masks=given)
+    small = shrink(divided, x, masks=given, graphs=True)
     assert isinstance(small, ExportedModule)
     other = torch.randn(4, 8, dtype=torch.float64)
-    assert relative_error(with_masks(model, given)(other), small(other)) < 1e-12
+    assert relative_error(with_masks(divided, given)(other), small(other)) < 1e-12
 
 
 # -- what training does otherwise ------------------------------------------
@@ -221,7 +201,7 @@ def test_models_people_have_in_both_modes_with_gradients(name: str) -> None:
     )
     coupling = couple(model, x)
     removed = {g.name: torch.randperm(g.size)[: g.size // 2].tolist() for g in coupling.groups}
-    assert_equal_without(model, x, coupling, removed, graph=True)
+    assert_equal_without(model, x, coupling, removed)
 
 
 def gently_randomised(model: nn.Module) -> nn.Module:

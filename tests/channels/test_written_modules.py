@@ -153,7 +153,7 @@ def shrunk(name: str) -> tuple[nn.Module, nn.Module]:
     make, x = MODELS[name]
     model = make().eval()
     fp.global_prune(model, "magnitude", 0.5, granularity="channel", scope="layer", example_inputs=x)
-    return model, fp.shrink(model, x, graph=False)
+    return model, fp.shrink(model, x)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -180,7 +180,7 @@ def test_a_first_layer_of_torchs_own_does_not_pack_what_a_later_one_cannot_take(
     model.e.enable_nested_tensor = model.e.use_nested_tensor = True
     words = {"scope": "layer", "example_inputs": x, "include": ["e.layers.1.self_attn*"]}
     fp.global_prune(model, "magnitude", 0.5, granularity="channel", **words)
-    small = fp.shrink(model, x, graph=False)
+    small = fp.shrink(model, x)
     assert [isinstance(layer.self_attn, NarrowAttention) for layer in small.e.layers] == [False, True]
     x, padding = torch.randn(4, 6, 8), torch.zeros(4, 6, dtype=torch.bool)
     padding[:, -2:] = True
@@ -204,7 +204,7 @@ def test_it_is_copied_pickled_described_saved_masked_and_shrunk_again(tmp_path: 
     torch.testing.assert_close(loaded(x), small(x))
     assert loaded.e.layers[0].self_attn.kept_heads == small.e.layers[0].self_attn.kept_heads
     fp.global_prune(small, "magnitude", 0.5, granularity="channel", scope="layer", example_inputs=x)
-    least = fp.shrink(small, x, graph=False)
+    least = fp.shrink(small, x)
     assert least.e.layers[0].self_attn.num_heads == 1
     torch.testing.assert_close(least(x), small(x), rtol=1e-4, atol=1e-5)
 
@@ -256,7 +256,7 @@ def net_of_heads() -> tuple[nn.Module, Tensor]:
 @pytest.mark.usefixtures("registered")
 def test_a_writer_of_a_users_class_is_asked() -> None:
     model, x = net_of_heads()
-    small = fp.shrink(model, x, graph=False)
+    small = fp.shrink(model, x)
     assert small[1].split == {"heads": 2}
     assert model[1].split == {"heads": 4}
     torch.testing.assert_close(small(x), model(x))
@@ -270,7 +270,7 @@ def test_what_a_writer_gives_is_proved(registered: None) -> None:
     register(Heads, narrowed_and_moved)
     model, x = net_of_heads()
     with pytest.raises(ShrinkError, match="differs from the masked model's"):
-        fp.shrink(model, x, graph=False)
+        fp.shrink(model, x)
 
 
 def test_only_classes_of_modules_are_registered() -> None:

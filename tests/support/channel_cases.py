@@ -813,7 +813,6 @@ def assert_equal_without(
     coupling: Coupling,
     removed: Mapping[str, list[int]],
     trains: bool = True,
-    graph: bool = False,
 ) -> Model:
     """Outputs in eval and train mode, gradients of what is kept, and the tensors themselves."""
     keep = {
@@ -822,7 +821,7 @@ def assert_equal_without(
     }
     given = channel_masks(coupling, keep, dict(model.named_parameters()))
     masked = with_masks(model, given)
-    small = shrink(model, x, masks=given, graph=graph)
+    small = shrink(model, x, masks=given)
     for name, tensor in [*masked.named_parameters(), *masked.named_buffers()]:
         assert torch.equal(
             cut(coupling, keep, name, tensor), dict([*small.named_parameters(), *small.named_buffers()])[name]

@@ -16,6 +16,7 @@ from torch_flowprune.channels.shrinking import (
     load_shrunk,
     rebuild,
     register,
+    replaced_modules,
     save_shrunk,
     shrink,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "reading_of",
     "rebuild",
     "register",
+    "replaced_modules",
     "rows",
     "save_shrunk",
     "shrink",

@@ -3,7 +3,7 @@
 from torch_flowprune.masking.accepting import accept_masks
 from torch_flowprune.masking.apply import apply_masks, put_masks, set_mask
 from torch_flowprune.masking.averages import averaged_model, sync_masks
-from torch_flowprune.masking.carrier import put_on
+from torch_flowprune.masking.carrier import put_on, quiet_subclass
 from torch_flowprune.masking.checkpoint import load_state_dict, masks, state_dict
 from torch_flowprune.masking.checks import all_fitting, check_can_mask
 from torch_flowprune.masking.dense import dense_copy, remove, write_zeros
@@ -34,6 +34,7 @@ __all__ = [
     "pack",
     "put_masks",
     "put_on",
+    "quiet_subclass",
     "remove",
     "restored",
     "set_mask",

@@ -4,6 +4,7 @@ from torch_flowprune.channels.shrinking.architecture import describe, rebuild
 from torch_flowprune.channels.shrinking.handover import is_left_behind
 from torch_flowprune.channels.shrinking.narrow_attention import NarrowAttention
 from torch_flowprune.channels.shrinking.removal import shrink
+from torch_flowprune.channels.shrinking.replaced_modules import replaced_modules
 from torch_flowprune.channels.shrinking.shrunk_files import load_shrunk, save_shrunk
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery
 from torch_flowprune.channels.shrinking.written_modules import register
@@ -17,6 +18,7 @@ __all__ = [
     "load_shrunk",
     "rebuild",
     "register",
+    "replaced_modules",
     "save_shrunk",
     "shrink",
 ]

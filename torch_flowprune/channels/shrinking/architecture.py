@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_flowprune.channels.shrinking.edited_code import edits_from, edits_of, own_class, with_edits
 from torch_flowprune.channels.shrinking.exported_module import ExportedModule
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
 from torch_flowprune.channels.shrinking.written_modules import paths_of_written, written_anew
@@ -22,6 +24,7 @@ _DESCRIBED: dict[str, type[Any]] = {
     "values": dict,
     "identities": list,
     "written": list,
+    "code": dict,
 }
 
 
@@ -33,7 +36,7 @@ def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
     Returns:
         The ``shapes`` of tensors and the ``attributes`` of modules that differ, the ``values`` of buffers that differ
         in size and are in no state dict, the ``identities`` that stand where a module was, and the ``written`` modules
-        that stand where another class was.
+        that stand where another class was, and what the ``code`` of modules says instead of their class's.
 
     Raises:
         ShrinkError: where a module of ``small`` is none that ``dense`` has: it was replaced by its exported graph, or
@@ -57,6 +60,7 @@ def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
         "values": {name: tensor.tolist() for name, tensor in beside.items()},
         "identities": [path for path in identities(small) if not isinstance(dense.get_submodule(path), nn.Identity)],
         "written": replaced,
+        "code": code_of_modules(small),
     }
 
 
@@ -80,6 +84,19 @@ def rebuild(dense: nn.Module, description: Mapping[str, Any]) -> nn.Module:
     """
     _check_fits_description(dense, description)
     dense = written_anew(remove(dense), description.get("written", ()))
+    _give_shapes(dense, description)
+    for path, attributes in description["attributes"].items():
+        module = dense.get_submodule(path)
+        for name, value in attributes.items():
+            setattr(module, name, type(getattr(module, name))(value))
+    _with_code(dense, description)
+    for path in description.get("identities", ()):
+        dense.set_submodule(path, nn.Identity())
+    return dense
+
+
+def _give_shapes(dense: nn.Module, description: Mapping[str, Any]) -> None:
+    """Tensors of other sizes, with zeros, or the values that are in no state dict."""
     names = canonical_names(dense)
     new: dict[str, Tensor] = {}
     for name, shape in description["shapes"].items():
@@ -93,18 +110,23 @@ def rebuild(dense: nn.Module, description: Mapping[str, Any]) -> nn.Module:
             empty = old.detach().new_zeros(shape) if values is None else old.new_tensor(values)
             new[names[name]] = nn.Parameter(empty, old.requires_grad) if isinstance(old, nn.Parameter) else empty
         held[leaf] = new[names[name]]  # type: ignore[assignment]
-    for path, attributes in description["attributes"].items():
-        module = dense.get_submodule(path)
-        for name, value in attributes.items():
-            setattr(module, name, type(getattr(module, name))(value))
-    for path in description.get("identities", ()):
-        dense.set_submodule(path, nn.Identity())
-    return dense
 
 
 def written_dense(dense: nn.Module, paths: Collection[str]) -> nn.Module:
     """A dense model with the written modules of a smaller one, at all of their size; a copy where there are any."""
     return written_anew(dense_copy(dense)[0], paths) if paths else dense
+
+
+def code_of_modules(model: nn.Module) -> dict[str, list[Any]]:
+    """Module path -> what its code says instead of its class's, as JSON takes it."""
+    found = {path: edits_of(type(module)) for path, module in model.named_modules()}
+    return {path: json.loads(json.dumps(edits)) for path, edits in found.items() if edits}
+
+
+def _with_code(dense: nn.Module, description: Mapping[str, Any]) -> None:
+    for path, edits in edits_from(description.get("code", {})).items():
+        module = dense.get_submodule(path)
+        module.__class__ = with_edits(type(module), edits)
 
 
 def sizes_by_module(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -170,6 +192,7 @@ def _check_fits_description(dense: nn.Module, description: Mapping[str, Any]) ->
     _check_parts(description)
     if unknown := set(description.get("written", ())) - {path for path, _ in dense.named_modules()}:
         raise ValueError(f"the description has a module {min(unknown)!r}, and the model has none there")
+    _check_code(dense, description.get("code", {}))
     dense = written_dense(dense, description.get("written", ()))
     tensors, modules = dict(named_tensors(dense)), dict(dense.named_modules())
     for name, shape in description["shapes"].items():
@@ -188,6 +211,19 @@ def _check_fits_description(dense: nn.Module, description: Mapping[str, Any]) ->
             raise ValueError(f"the description has a module {path!r}, and the model has none there")
     for path, values in description["attributes"].items():
         _check_attributes(path, modules[path], values)
+
+
+def _check_code(dense: nn.Module, code: Mapping[str, Any]) -> None:
+    """That the classes say what they said when something was put in its place."""
+    modules = dict(dense.named_modules())
+    for path, edits in code.items():
+        if path not in modules:
+            raise ValueError(f"the description has code for {path!r}, and the model has no module there")
+        try:
+            (of_module,) = edits_from({path: edits}).values()
+            with_edits(own_class(type(modules[path])), of_module)
+        except (TypeError, LookupError, AttributeError, SyntaxError) as error:
+            raise ValueError(f"the description gives {path!r} code that does not fit its class: {edits!r}") from error
 
 
 def _check_parts(description: Any) -> None:

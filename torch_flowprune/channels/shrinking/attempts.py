@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import os
+import traceback
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import BoundArguments
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -33,6 +37,7 @@ from torch_flowprune.channels.shrinking.module_sizes import (
 )
 from torch_flowprune.channels.shrinking.running_modules import RunningModules
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, dead_labels, operated
+from torch_flowprune.channels.shrinking.told_numbers import SetRight, ToldNumbers, told_numbers
 from torch_flowprune.channels.shrinking.written_modules import written, written_paths
 from torch_flowprune.channels.tracing import Reading, Value, canonical_names, program_of, read, twin
 from torch_flowprune.torch_internals import tree_leaves
@@ -61,7 +66,9 @@ class Bench:
     @cached_property
     def plans(self) -> list[Attributes]:
         """What modules' attributes may be, likeliest first."""
-        return attribute_plans(self.dense, self.reading, self.dead, self.sure)
+        plans = attribute_plans(self.dense, self.reading, self.dead, self.sure)
+        without = [{p: values for p, values in plan.items() if p not in self.paths_written} for plan in plans]
+        return [plan for i, plan in enumerate(without) if plan not in without[:i]]
 
     @cached_property
     def sure(self) -> Attributes:
@@ -138,11 +145,43 @@ class Bench:
 
     def is_new(self, surgery: Surgery) -> bool:
         """Whether anything was set or put in place that torch's own layers do not tell the size of."""
-        return surgery.attributes != changed_attributes(self.dense, self.sure) or bool(self.paths_written)
+        return surgery.attributes != changed_attributes(self.dense, self.sure) or bool(
+            self.paths_written or surgery.code
+        )
 
     @cached_property
     def paths_written(self) -> list[str]:
         return written_paths(self.dense, self.surgery)
+
+    @cached_property
+    def told(self) -> ToldNumbers | None:
+        """What the code has to tell its operators; None where it runs otherwise than when it was read."""
+        with suppress(Exception):  # whatever foreign code raises when it is compiled anew and watched
+            return told_numbers(twin(self.dense), self.reading, self.dead, self.args, self.kwargs)
+        return None
+
+    def in_own_code(self, plan: Surgery) -> Surgery | None:
+        """A plan with further attributes set, where code reads sizes off them, and numbers in the code besides."""
+        watched = self.set_right(plan)
+        if watched is None:
+            return None
+        if more := watched.attributes():
+            paths = {**plan.attributes, **more}
+            attributes = {path: {**plan.attributes.get(path, {}), **more.get(path, {})} for path in paths}
+            plan = replace(plan, attributes=attributes)
+            watched = self.set_right(plan)
+            assert watched is not None
+        return replace(plan, code={p: tuple(edits.values()) for p, edits in watched.edits.items() if edits})
+
+    def set_right(self, plan: Surgery) -> SetRight | None:
+        """The plan's model, run with the numbers in its code set right."""
+        if self.told is None:
+            return None
+        small = self.build(copy.deepcopy(self.trial.model), plan)
+        watched = SetRight(small, self.told)
+        with suppress(Exception):  # what cannot be set right: then the trial says so
+            self.trial.run(small)
+        return watched
 
     def replacements(self, surgery: Surgery) -> list[str] | None:
         """Modules to replace by their graphs so that the model passes: found from where it fails, kind by kind."""
@@ -175,6 +214,13 @@ def _modes_between(module: nn.Module, call: BoundArguments, evaluated: ExportedP
     return Modes(in_eval=tuple(path for path, _ in module.named_modules()))
 
 
+def _statement_of(error: Exception) -> str:
+    """The statement of the model's code that an error came out of: the innermost that is neither torch's nor ours."""
+    own = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[2]}{os.sep}")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(own)]
+    return f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name}: {frames[-1].line})" if frames else ""
+
+
 def _outermost(paths: Sequence[str]) -> list[str]:
     """Without repeats, and without paths inside others."""
     return [p for p in dict.fromkeys(paths) if not any(p.startswith(f"{q}.") for q in paths)]
@@ -186,7 +232,7 @@ def untried(bench: Bench) -> tuple[nn.Module, Surgery]:
     return bench.build(copy.deepcopy(bench.dense), plan), plan
 
 
-def attempt(bench: Bench, graph: bool) -> tuple[nn.Module, Surgery]:
+def attempt(bench: Bench, graphs: bool) -> tuple[nn.Module, Surgery]:
     """The first way that passes: the modules' own code, then some modules as graphs, then all of the model as one."""
     plans = [replace(bench.surgery, attributes=attributes) for attributes in bench.plans]
     errors = []
@@ -194,9 +240,23 @@ def attempt(bench: Bench, graph: bool) -> tuple[nn.Module, Surgery]:
         error = bench.tried(plan)
         if error is None:
             return bench.build(copy.deepcopy(bench.dense), plan), plan
-        errors.append(f"{type(error).__name__}: {first_line(error)}")
-    if not graph:
-        raise ShrinkError(f"the model's own code does not take the smaller sizes: {errors[0]}")
+        errors.append(f"{type(error).__name__}: {first_line(error)}{_statement_of(error)}")
+    for plan in plans:
+        edited = bench.in_own_code(plan)
+        if edited is not None and edited != plan:
+            error = bench.tried(edited)
+            if error is None:
+                return bench.build(copy.deepcopy(bench.dense), edited), edited
+            errors.append(
+                f"with other numbers in it, {type(error).__name__}: {first_line(error)}{_statement_of(error)}"
+            )
+    if not graphs:
+        said = "; ".join(dict.fromkeys((errors[0], errors[-1] if len(errors) > len(plans) else errors[0])))
+        raise ShrinkError(
+            f"the model's own code does not take the smaller sizes: {said}; let it read the size off an attribute "
+            "or a tensor, say with fp.channels.register what becomes of its class, leave its layers out (exclude=), or "
+            "take a graph that holds for calls like the example (graphs=True)"
+        )
     replaced = bench.replacements(plans[0])
     if replaced is not None:
         return bench.build(copy.deepcopy(bench.dense), plans[0], replaced), plans[0]

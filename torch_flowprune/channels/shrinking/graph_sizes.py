@@ -28,6 +28,28 @@ def resize(new: Node, node: Node, reading: Reading, dead: Tensor) -> None:
             new.update_arg(i, resizer(node, new.args[i], reading, dead))
 
 
+def resized_arguments(node: Node, reading: Reading, dead: Tensor) -> list[tuple[list[int], list[int]]]:
+    """The whole numbers of each argument that states sizes, before and after."""
+    pairs = []
+    schema = schema_of(node.target)
+    for name, resizer in RESIZERS.get(operator_name(node), {}).items():
+        if schema is None or not any(argument.name == name for argument in schema.arguments):
+            continue
+        old = _argument(node, name, None)
+        new = resizer(node, old, reading, dead) if old is not None else None
+        before, after = flat_numbers(old), flat_numbers(new)
+        if before and len(before) == len(after):
+            pairs.append((before, after))
+    return pairs
+
+
+def flat_numbers(value: Any) -> list[int]:
+    """A whole number, or those in a list."""
+    if isinstance(value, (list, tuple)):
+        return [number for item in value for number in flat_numbers(item)]
+    return [value] if type(value) is int else []
+
+
 def set_argument(node: Node, name: str, value: Any) -> None:
     """Tell an operator something else, by the name that its schema has for it."""
     for i, argument in enumerate(schema_of(node.target).arguments):

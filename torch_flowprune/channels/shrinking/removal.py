@@ -39,7 +39,7 @@ def shrink(
     optimizer: Optimizers | None = None,
     pruner: Follower | None = None,
     inplace: bool = False,
-    graph: bool = True,
+    graphs: bool = False,
     verify: bool = True,
     **unknown: Never,
 ) -> nn.Module:
@@ -59,8 +59,8 @@ def shrink(
             schedulers and scalers stay theirs, and what :func:`~torch_flowprune.keep_zeros` holds is held on.
         pruner: a :class:`~torch_flowprune.Pruner` of this model, which goes on with the smaller one.
         inplace: change this model instead of a copy.
-        graph: where a module's own code cannot take the new sizes (``reshape(B, N, C)`` with C read off its input),
-            replace it by its exported graph, resized. With False, or in place, that is an error.
+        graphs: where a module's code cannot be made to take the new sizes, put its exported graph in its place, which
+            holds for calls like the example alone, and says so. Without, or in place, that is an error.
         verify: whether the result is proved before it is handed out. With False sizes are set as they are likeliest,
             and nothing is run: for who has seen the same model pass.
         unknown: none; a word of another library is answered with the one meant.
@@ -97,7 +97,7 @@ def shrink(
     small = dense
     if surgery.keep:
         bench = Bench(dense, reading, surgery, args, keywords, given)
-        small, surgery = attempt(bench, graph and not inplace) if verify else untried(bench)
+        small, surgery = attempt(bench, graphs and not inplace) if verify else untried(bench)
     if inplace and type(small) is not type(dense):
         raise ShrinkError(
             f"a {type(dense).__name__} is a {type(small).__name__} once it is smaller, which cannot be done in place: "

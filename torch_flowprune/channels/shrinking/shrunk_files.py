@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torch_flowprune.channels.shrinking.architecture import (
     check_describable,
+    code_of_modules,
     differing,
     identities,
     is_part,
@@ -54,7 +55,7 @@ def save_shrunk(model: nn.Module, path: str | PathLike[str]) -> None:
     once = {name: value for name, value in state.items() if names.get(name, name) == name}
     beside = {name: value for name, value in inner.named_buffers() if name not in state}
     about = {"beside": list(beside), "attributes": sizes_by_module(inner), "identities": identities(inner)}
-    about["written"] = paths_of_written(inner)
+    about |= {"written": paths_of_written(inner), "code": code_of_modules(inner)}
     write_tensors(path, {**once, **beside}, about)
 
 
@@ -127,6 +128,7 @@ def _changes(
         "attributes": {where: values for where, values in changed.items() if values},
         "identities": [where for where in about["identities"] if where not in identities(model)],
         "written": _written_in(about),
+        "code": about.get("code", {}),
     }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels.groups import Coupling, Group, Slice
+from torch_flowprune.channels.shrinking.edited_code import Edits
 from torch_flowprune.channels.tracing import Reading, canonical_names
 from torch_flowprune.inputs import plain_name
 from torch_flowprune.torch_internals import list_flat_weights
@@ -21,10 +22,17 @@ class ShrinkError(RuntimeError):
 
 @dataclass(frozen=True)
 class Surgery:
-    """What to do to a model. keep: tensor -> axis -> (size,) bool. attributes: module path -> attribute -> value."""
+    """What to do to a model.
+
+    Attributes:
+        keep: tensor -> axis -> (size,) bool.
+        attributes: module path -> attribute -> value.
+        code: module path -> what its code says instead.
+    """
 
     keep: Mapping[str, Mapping[int, Tensor]]
     attributes: Mapping[str, Mapping[str, Any]]
+    code: Mapping[str, Edits] = field(default_factory=dict)
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
         for axis, kept in self.keep.get(name, {}).items():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_flowprune.channels.shrinking.edited_code import Edits, with_edits
 from torch_flowprune.channels.shrinking.graft import graft
 from torch_flowprune.channels.shrinking.narrow_attention import NarrowAttention
 from torch_flowprune.channels.shrinking.surgery import Surgery
@@ -83,6 +84,14 @@ def written(model: nn.Module, surgery: Surgery) -> nn.Module:
         if new is not module:
             new.written_for = f"{type(module).__module__}.{type(module).__qualname__}"  # type: ignore[assignment]
             model = graft(model, path, new)
+    return _edited_inside(model, surgery.code)
+
+
+def _edited_inside(model: nn.Module, code: Mapping[str, Edits]) -> nn.Module:
+    """The model, with modules of the same classes whose code says other numbers."""
+    for path, edits in code.items():
+        module = model.get_submodule(path)
+        module.__class__ = with_edits(type(module), edits)
     return model
 
 

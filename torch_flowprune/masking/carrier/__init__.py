@@ -1,5 +1,6 @@
 """What carries the mask of one module: its class, its hook, and what is written to its weight."""
 
+from torch_flowprune.masking.carrier.class_chain import quiet_subclass
 from torch_flowprune.masking.carrier.hook import (
     check_removable,
     drop_hook,
@@ -29,6 +30,7 @@ __all__ = [
     "pruned_names",
     "pruning_hooks",
     "put_on",
+    "quiet_subclass",
     "same_bits",
     "standardises",
     "take_off",

@@ -1,0 +1,275 @@
+"""Shrunk models keep their own code: attributes are set, and where a size is no attribute, the number in the code."""
+
+from __future__ import annotations
+
+import copy
+import json
+import linecache
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from channel_cases import assert_equal_without
+from torch import Tensor, nn
+
+import torch_flowprune as fp
+from torch_flowprune.channels import ShrinkError, couple
+from torch_flowprune.channels.shrinking.edited_code import edits_of, own_class, with_edits
+
+TOKENS = torch.randn(2, 5, 8, dtype=torch.float64)
+IMAGES = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+
+
+class Attends(nn.Module):
+    """Attention whose code reads the width off its input: no attribute states it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.qkv, self.proj, self.drop = nn.Linear(8, 24), nn.Linear(8, 8), nn.Dropout(0.0)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, *, scale: float = 0.5) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        y = (q @ k.mT * scale + (0 if bias is None else bias)).softmax(-1) @ v
+        return self.drop(self.proj(y.transpose(1, 2).reshape(b, n, c)))
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = Attends(), Attends(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(self.a(x), bias=x.mean()))
+
+
+def windows(x: Tensor, size: int, heads: int) -> Tensor:
+    """A function beside the class, as some libraries have them."""
+    b, n, c = x.shape
+    return x.reshape(b, n, heads, c // heads) * size
+
+
+def helped(x: Tensor, heads: int) -> Tensor:
+    return windows(x, 2, heads)
+
+
+class Helped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = helped(self.a(x), 4)
+        return self.b((h * torch.arange(1, 1 + h.shape[-1])).flatten(2))
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.inner(self.a(x)))
+
+    def inner(self, h: Tensor) -> Tensor:
+        return torch.relu(h)
+
+
+class Literal(Base):
+    def inner(self, h: Tensor) -> Tensor:
+        return super().inner(h).reshape(-1, 8, 6 * 6).unflatten(-1, (6, 6))
+
+
+class Splits(Base):
+    def inner(self, h: Tensor) -> Tensor:
+        one, other = torch.split(h, [3, 5], dim=1)
+        return torch.cat([one, other.relu()], 1)
+
+
+class Scales(Base):
+    """A number read off the width: the dense model's holds."""
+
+    def inner(self, h: Tensor) -> Tensor:
+        return super().inner(h) * math.sqrt(h.shape[1]) + h / h.shape[1] + h.shape[1] ** -0.5 * h
+
+
+class Shape(Base):
+    """A size in a tuple beside the batch, and an attribute of the same value that means something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.unrelated = (8, 36), 8
+
+    def inner(self, h: Tensor) -> Tensor:
+        h = h.flatten(2).reshape((len(h), *self.sizes[:1], 36)) if self.unrelated != 8 else h.flatten(2)
+        return h.reshape((len(h), 8, 6, 6))
+
+
+def closed_over(width: int) -> type[Base]:
+    class Closed(Base):
+        def inner(self, h: Tensor) -> Tensor:
+            return super().inner(h).reshape(-1, width, 6, 6)
+
+    return Closed
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "widths of the input": (Twice, TOKENS),
+    "functions beside the class": (Helped, TOKENS),
+    "a literal, under super": (Literal, IMAGES),
+    "a list": (Splits, IMAGES),
+    "fractions and operations": (Scales, IMAGES),
+    "a tuple": (Shape, IMAGES),
+    "a closure": (closed_over(8), IMAGES),
+}
+
+
+def made(name: str) -> tuple[nn.Module, Tensor]:
+    make, x = CASES[name]
+    torch.manual_seed(0)
+    return make().double().eval(), x
+
+
+def halved(name: str, **words: Any) -> tuple[nn.Module, nn.Module, Tensor]:
+    model, x = made(name)
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", scope="layer", example_inputs=x)
+    return model, fp.shrink(model, x, **words), x
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_computes_the_same_for_other_batches_too(name: str) -> None:
+    model, x = made(name)
+    coupling = couple(model, x)
+    assert coupling.groups
+    small = assert_equal_without(model, x, coupling, {g.name: list(range(g.size // 2)) for g in coupling.groups})
+    assert type(small) is type(model) or own_class(type(small)) is type(model)
+    _, small, x = halved(name)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    for other in (x[:1], torch.cat([x, x, x])):
+        masked, _ = halved(name)[:2]
+        torch.testing.assert_close(small(other), masked(other))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_and_shrinks_again(name: str) -> None:
+    _, small, x = halved(name)
+    coupling = couple(small, x)
+    assert_equal_without(small, x, coupling, {g.name: [0] for g in coupling.groups})
+
+
+def test_what_was_handed_to_a_forward_is_handed_on() -> None:
+    """Other lengths, biases given or not, numbers, in training and not: the code is the user's."""
+    model, small, _ = halved("widths of the input")
+    x = torch.randn(3, 7, 8, dtype=torch.float64)
+    torch.testing.assert_close(small(x), model(x))
+    short = torch.randn(3, 7, small.a.qkv.in_features, dtype=torch.float64)
+    assert not torch.allclose(small.a(short, scale=3.0), small.a(short))
+    assert not torch.allclose(small.a(short, torch.randn(7, 7, dtype=torch.float64)), small.a(short))
+    small.train().a.drop.p = 0.5
+    assert not torch.equal(small(x), small(x))
+
+
+def test_the_lines_are_shown() -> None:
+    _, small, _ = halved("widths of the input")
+    assert list(fp.replaced_modules(small)) == ["a"]
+    for said in fp.replaced_modules(small)["a"]:
+        line, text = said.split(": ", 1)
+        number, file = line.removeprefix("line ").split(" of ")
+        assert file == "test_own_code.py"
+        assert text.rsplit(": ", 1)[0] in linecache.getline(__file__, int(number))
+    assert any(said.endswith("4 in place of c") for said in fp.replaced_modules(small)["a"])
+    assert fp.replaced_modules(halved("functions beside the class")[1])[""][0].startswith("line ")
+
+
+def test_attributes_are_set_where_the_code_reads_them() -> None:
+    class Reads(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes = (2, 8, 36)
+
+        def inner(self, h: Tensor) -> Tensor:
+            return torch.relu(h).flatten(2).reshape(self.sizes).reshape(2, -1, 6, 6)
+
+    torch.manual_seed(0)
+    model = Reads().double().eval()
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=IMAGES)
+    small = fp.shrink(model, IMAGES)
+    assert small.sizes == (2, 4, 36)
+    assert type(small) is Reads
+    assert fp.replaced_modules(small) == {}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "a closure"])
+def test_it_is_copied_pickled_described_and_saved(name: str, tmp_path: Any) -> None:
+    model, small, x = halved(name)
+    for again in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        assert torch.equal(again(x), small(x))
+        assert [type(m) for m in again.modules()] == [type(m) for m in small.modules()]
+    assert isinstance(small, type(made(name)[0]))
+    rebuilt = fp.rebuild(made(name)[0], json.loads(json.dumps(fp.describe(model, small))))
+    rebuilt.load_state_dict(small.state_dict())
+    assert torch.equal(rebuilt.eval()(x), small(x))
+    pytest.importorskip("safetensors")
+    fp.save_shrunk(small, tmp_path / "small.safetensors")
+    assert torch.equal(fp.load_shrunk(made(name)[0], tmp_path / "small.safetensors")(x), small(x))
+
+
+def test_in_place_too() -> None:
+    model, x = made("widths of the input")
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", scope="layer", example_inputs=x)
+    before = model(x)
+    assert fp.shrink(model, x, inplace=True) is model
+    torch.testing.assert_close(model(x), before)
+    assert edits_of(type(model.a))
+
+
+def test_code_that_is_another_now_is_refused() -> None:
+    _, small, _ = halved("a literal, under super")
+    (edit,) = edits_of(type(small))
+    with pytest.raises(ValueError, match=r"the code of .*Literal\.inner is another than when Literal was shrunk"):
+        with_edits(Literal, [edit._replace(digest="0")])
+    description = fp.describe(Literal(), small)
+    description["code"][""][0][1] = "0"
+    dense = Literal()
+    with pytest.raises(ValueError, match="is another than when Literal was shrunk"):
+        fp.rebuild(dense, description)
+    assert dense.a.out_channels == 8
+    description["code"] = {"nowhere": []}
+    with pytest.raises(ValueError, match="has code for 'nowhere', and the model has no module there"):
+        fp.rebuild(dense, description)
+
+
+# -- what cannot be said by one number ------------------------------------------
+
+
+class Mixed(Base):
+    """A size of batch and channels at once."""
+
+    def inner(self, h: Tensor) -> Tensor:
+        return torch.relu(h).reshape(len(h) * 8, 36).reshape(-1, 8, 6, 6)
+
+
+class ByArgument(Base):
+    """Another width with an argument that the example does not give."""
+
+    def forward(self, x: Tensor, wide: bool = False) -> Tensor:
+        h = self.a(x).reshape(-1, 8, 6, 6)
+        return self.b(h.mul(len(h[0])) if wide else h)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (Mixed, r"invalid for input of size 288 \(line \d+ of test_own_code.py: .* gives no output for a batch of 3"),
+        (ByArgument, r"output with wide=True differs .*let it read the size off an attribute or a tensor, "),
+    ],
+)
+def test_what_the_example_alone_would_bear_is_refused(make: Callable[[], nn.Module], text: str) -> None:
+    model = make().double().eval()
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=IMAGES)
+    with pytest.raises(ShrinkError, match=text):
+        fp.shrink(model, IMAGES)

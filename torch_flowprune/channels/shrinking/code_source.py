@@ -1,0 +1,211 @@
+"""The code of a class as trees, with the places in it where numbers are told to operators."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+
+from torch_flowprune.channels.shrinking.graph_sizes import RESIZERS
+
+Slot = tuple[Any, ...]
+"""Which part of a place: an argument by position or name, an element that is written out, a side of an operation."""
+
+_code_read: dict[type[nn.Module], dict[str, SourceFunction]] = {}
+_OF_TORCH = ("torch.", "torch_flowprune.")
+
+
+@dataclass(frozen=True)
+class SourceFunction:
+    """One function of a class's code.
+
+    Attributes:
+        function: as it is.
+        owner: the class that it stands in, none for a function that another calls by name.
+        tree: of its source.
+        places: the calls and operations of interest, by their number in the tree.
+        digest: of the source.
+    """
+
+    function: FunctionType
+    owner: type | None
+    tree: ast.FunctionDef
+    places: Mapping[int, ast.AST]
+    digest: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.function.__module__}.{self.function.__qualname__}"
+
+    def line(self, place: int) -> str:
+        """Where a place stands, in words."""
+        node = self.places[place]
+        first = self.function.__code__.co_firstlineno
+        file = self.function.__code__.co_filename.rpartition("/")[2]
+        return f"line {first + getattr(node, 'lineno', 1) - 1} of {file}"
+
+
+def code_of_class(cls: type[nn.Module]) -> dict[str, SourceFunction]:
+    """The functions of a class that is not torch's, and what they call by name, by name; those that have a source."""
+    if cls in _code_read:
+        return _code_read[cls]
+    found: dict[str, SourceFunction] = {}
+    seen: set[str] = set()
+    for owner in cls.__mro__:
+        if f"{owner.__module__}.".startswith(_OF_TORCH):
+            continue
+        for name, value in vars(owner).items():
+            if isinstance(value, FunctionType) and name not in seen and not name.startswith("__"):
+                _add(found, value, owner)
+            seen.add(name)
+    for function in list(found.values()):
+        _add_called(found, function.function)
+    return _code_read.setdefault(cls, found)
+
+
+def _add_called(found: dict[str, SourceFunction], function: FunctionType) -> None:
+    for name in function.__code__.co_names:
+        called = function.__globals__.get(name)
+        if not isinstance(called, FunctionType) or f"{called.__module__}.".startswith(_OF_TORCH):
+            continue
+        known = f"{called.__module__}.{called.__qualname__}" in found or called.__name__ != name
+        if not known and _add(found, called, None):
+            _add_called(found, called)
+
+
+def _add(found: dict[str, SourceFunction], function: FunctionType, owner: type | None) -> bool:
+    """Whether the source can be had, and means the same where it is compiled again."""
+    try:
+        text = textwrap.dedent(inspect.getsource(function))
+        (tree,) = ast.parse(text).body
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return False
+    if not isinstance(tree, ast.FunctionDef) or hasattr(function, "__wrapped__") or _is_private_to(tree):
+        return False
+    tree.decorator_list, tree.returns = [], None
+    places = {n: node for n, node in enumerate(ast.walk(tree)) if _is_place(node)}
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    one = SourceFunction(function, owner, tree, places, digest)
+    found[one.name] = one
+    return True
+
+
+def _is_private_to(tree: ast.FunctionDef) -> bool:
+    """Whether names in it are spelled otherwise inside a class."""
+    names = [
+        n.attr if isinstance(n, ast.Attribute) else n.id
+        for n in ast.walk(tree)
+        if isinstance(n, (ast.Attribute, ast.Name))
+    ]
+    return any(name.startswith("__") and not name.endswith("__") for name in names)
+
+
+def _is_place(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return _name_called(node) in RESIZERS and not any(keyword.arg is None for keyword in node.keywords)
+    return isinstance(node, ast.BinOp)
+
+
+def _name_called(node: ast.Call) -> str:
+    function = node.func
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+# -- what a call is told, part by part ------------------------------------------
+
+
+def slots_told(call: ast.Call, groups: Sequence[Any], keywords: Mapping[str, Any]) -> list[tuple[Slot, Any]]:
+    """What each part of a call is told. groups: one for each positional argument, of one value, or of an unpacked many.
+
+    An empty slot is a part that nothing can be put in place of.
+    """
+    told = [(at, argument, groups[at]) for at, argument in enumerate(call.args)]
+    told += [(str(k.arg), k.value, (keywords[str(k.arg)],)) for k in call.keywords]  # type: ignore[misc]
+    parts: list[tuple[Slot, Any]] = []
+    for at, argument, group in told:
+        if isinstance(argument, ast.Starred):
+            parts.append(((), tuple(group)))
+        elif _is_written_out(argument):
+            parts += [((at, i), value) for i, value in enumerate(group[0])]
+        else:
+            parts.append(((at,), group[0]))
+    return parts
+
+
+def _is_written_out(argument: ast.expr) -> bool:
+    """Whether the elements of a sequence stand in the code one by one."""
+    elements = argument.elts if isinstance(argument, (ast.Tuple, ast.List)) else [ast.Starred(argument)]
+    return not any(isinstance(element, ast.Starred) for element in elements)
+
+
+def compiled(
+    function: SourceFunction, tree: ast.FunctionDef, names: Mapping[str, Any], owner: type | None = None
+) -> FunctionType:
+    """The function of a tree, in the place of the one that it came of. names: that it sees besides, before all else."""
+    closure = inspect.getclosurevars(function.function).nonlocals
+    known = {**closure, "__class__": owner or function.owner, **names}
+    factory = ast.parse(f"def made({', '.join(known)}):\n    return 0")
+    definition = factory.body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    definition.body = [_without_annotations(tree), ast.Return(ast.Name(tree.name, ast.Load()))]
+    ast.fix_missing_locations(factory)
+    ast.increment_lineno(factory, function.function.__code__.co_firstlineno - 1)
+    space: dict[str, Any] = {}
+    exec(compile(factory, function.function.__code__.co_filename, "exec"), function.function.__globals__, space)  # noqa: S102 - the user's own source
+    new: FunctionType = space["made"](**known)
+    new.__defaults__, new.__kwdefaults__ = function.function.__defaults__, function.function.__kwdefaults__
+    new.__qualname__, new.__doc__ = function.function.__qualname__, function.function.__doc__
+    return new
+
+
+def _without_annotations(tree: ast.FunctionDef) -> ast.FunctionDef:
+    """And with defaults that are not computed again: those of the function are put in their place."""
+    arguments = tree.args
+    for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg):
+        if argument is not None:
+            argument.annotation = None
+    arguments.defaults = [ast.Constant(None) for _ in arguments.defaults]
+    arguments.kw_defaults = [default and ast.Constant(None) for default in arguments.kw_defaults]
+    return tree
+
+
+def _callers_of(functions: Mapping[str, SourceFunction], changed: Sequence[str]) -> list[str]:
+    """These functions, and those that call one of them by name, and so on."""
+    names = list(dict.fromkeys(changed))
+    for name in names:
+        for other, function in functions.items():
+            called = functions[name]
+            if called.owner is None and called.function.__name__ in function.function.__code__.co_names:
+                names += [other] if other not in names else []
+    return names
+
+
+def rebuilt_functions(
+    functions: Mapping[str, SourceFunction],
+    changed: Sequence[str],
+    tree_of: Callable[[SourceFunction], ast.FunctionDef],
+    names: Mapping[str, Any],
+) -> Iterator[tuple[SourceFunction, FunctionType]]:
+    """The methods among the changed functions and their callers, compiled anew, with the changed ones in reach."""
+    anew = _callers_of(functions, changed)
+    helpers: dict[str, FunctionType] = {}
+    waiting = [functions[name] for name in anew if functions[name].owner is None]
+    while waiting:
+        ready = [f for f in waiting if not any(_calls_by_name(f, g) for g in waiting if g is not f)] or waiting
+        for function in ready:
+            helpers[function.function.__name__] = compiled(function, tree_of(function), {**names, **helpers})
+        waiting = [function for function in waiting if function not in ready]
+    for function in (functions[name] for name in anew):
+        if function.owner is not None:
+            yield function, compiled(function, tree_of(function), {**names, **helpers})
+
+
+def _calls_by_name(function: SourceFunction, other: SourceFunction) -> bool:
+    return other.function.__name__ in function.function.__code__.co_names

@@ -1,0 +1,159 @@
+"""A class whose code says other numbers in a few places, and else is the class."""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from torch_flowprune.channels.shrinking.code_source import Slot, SourceFunction, code_of_class, rebuilt_functions
+from torch_flowprune.masking import quiet_subclass
+
+
+class Edit(NamedTuple):
+    """One number, or several, in place of an expression.
+
+    Attributes:
+        function: that it stands in.
+        digest: of the function's source.
+        place: the number of the call or operation in its tree.
+        slot: which part of that.
+        value: what it says instead.
+    """
+
+    function: str
+    digest: str
+    place: int
+    slot: Slot
+    value: Any
+
+
+Edits = tuple[Edit, ...]
+
+
+_classes_made: dict[tuple[type[nn.Module], Edits], type[nn.Module]] = {}
+
+
+def edits_of(cls: type) -> Edits:
+    """What was changed in a class's code; nothing, in a user's own."""
+    found: Edits = getattr(cls, "code_edits", ())
+    return found
+
+
+def own_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class as the user wrote it."""
+    found: type[nn.Module] = getattr(cls, "code_base", cls)
+    return found
+
+
+def with_edits(cls: type[nn.Module], edits: Iterable[Edit]) -> type[nn.Module]:
+    """A subclass of the same name with these edits, besides those that the class has.
+
+    Raises:
+        ValueError: where the code is another than the edits were made for.
+    """
+    places = {(e.function, e.place, e.slot): e for e in (*edits_of(cls), *edits)}
+    return _edited(own_class(cls), tuple(sorted(places.values(), key=lambda e: (e.function, e.place, str(e.slot)))))
+
+
+def _edited(base: type[nn.Module], edits: Edits) -> type[nn.Module]:
+    if (base, edits) in _classes_made:
+        return _classes_made[base, edits]
+    functions = code_of_class(base)
+    for edit in edits:
+        known = functions.get(edit.function)
+        if known is None or known.digest != edit.digest or edit.place not in known.places:
+            raise ValueError(
+                f"the code of {edit.function} is another than when {base.__name__} was shrunk: use the version of its "
+                "library that it was shrunk with"
+            )
+    changed = list(dict.fromkeys(edit.function for edit in edits))
+    methods = rebuilt_functions(functions, changed, partial(tree_with, edits=edits), {})
+    space = {one.function.__name__: new for one, new in methods}
+    about = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    made = quiet_subclass(base, base.__name__, {**space, **about, **_KEPT, "code_base": base, "code_edits": edits})
+    return _classes_made.setdefault((base, edits), made)
+
+
+def _reduced(self: nn.Module, protocol: Any) -> Any:
+    """Pickled as an object of the class that the user wrote, with the edits beside it."""
+    above: Any = super(_laid_over(type(self)), self)
+    plain: tuple[Any, ...] = above.__reduce_ex__(protocol)
+    return (_revived, (own_class(type(self)), edits_of(type(self))), *plain[2:])
+
+
+def _laid_over(cls: type) -> Any:
+    """The class with edits among a class and those that it comes of."""
+    return next(kind for kind in cls.__mro__ if "code_edits" in vars(kind))
+
+
+def _revived(base: type[nn.Module], edits: Edits) -> nn.Module:
+    cls = _edited(base, edits)
+    return cls.__new__(cls)
+
+
+_KEPT: dict[str, Callable[..., Any]] = {"__reduce_ex__": _reduced}
+
+
+def tree_with(function: SourceFunction, edits: Iterable[Edit]) -> ast.FunctionDef:
+    """A copy of a function's tree in which they stand."""
+    tree = copy.deepcopy(function.tree)
+    numbered = dict(enumerate(ast.walk(tree)))
+    for edit in edits:
+        if edit.function == function.name:
+            _put(numbered[edit.place], edit.slot, ast.parse(repr(edit.value), mode="eval").body)
+    return tree
+
+
+def _put(node: ast.AST, slot: Slot, value: ast.expr) -> None:
+    """In place of a part of a call; of an operation, of one side, or of all of it."""
+    if isinstance(node, ast.BinOp):
+        if slot == ("all",):  # once the value, as the node has to stay one of its kind
+            node.left, node.op, node.right = ast.Constant(1), ast.Mult(), value
+        else:
+            setattr(node, slot[0], value)
+        return
+    assert isinstance(node, ast.Call)
+    at, *inside = slot
+    keyword = next((k for k in node.keywords if k.arg == at), None)
+    if inside:
+        held: Any = keyword.value if keyword is not None else node.args[at]
+        held.elts[inside[0]] = value
+    elif keyword is not None:
+        keyword.value = value
+    else:
+        node.args[at] = value
+
+
+def part_of(node: Any, slot: Slot) -> ast.AST:
+    """What stands in a slot."""
+    if isinstance(node, ast.BinOp):
+        return node if slot == ("all",) else getattr(node, slot[0])
+    at, *inside = slot
+    held: Any = next((k.value for k in node.keywords if k.arg == at), None) or node.args[at]
+    return held.elts[inside[0]] if inside else held  # type: ignore[no-any-return]
+
+
+def lines_of(cls: type[nn.Module]) -> list[str]:
+    """The edits of a class in words: which line, what stands there, and what is read in its place."""
+    functions = code_of_class(own_class(cls))
+    return [_line(functions[edit.function], edit) for edit in edits_of(cls)]
+
+
+def _line(function: SourceFunction, edit: Edit) -> str:
+    node = function.places[edit.place]
+    was = ast.unparse(part_of(node, edit.slot))
+    return f"{function.line(edit.place)}: {ast.unparse(node)}: {edit.value} in place of {was}"
+
+
+def edits_from(data: Mapping[str, Any]) -> dict[str, Edits]:
+    """Path -> edits, from what JSON made of them."""
+
+    def plain(value: Any) -> Any:
+        return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
+
+    return {path: tuple(Edit(*plain(edit)) for edit in edits) for path, edits in data.items()}

@@ -1,0 +1,37 @@
+"""What of a smaller model is not the code that its user wrote."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from torch_flowprune.channels.shrinking.edited_code import edits_of, lines_of
+from torch_flowprune.channels.shrinking.exported_module import ExportedModule
+
+
+def replaced_modules(model: nn.Module) -> dict[str, list[str]]:
+    """What stands in a shrunk model where its class's own code could not take the sizes.
+
+    Args:
+        model: what :func:`~torch_flowprune.shrink` made.
+
+    Returns:
+        Module path -> in words: the class that was written for another, the lines in which another number is read than
+        stands there, or the graph. Empty where every module runs the code of its class.
+
+    >>> import torch, torch_flowprune as fp
+    >>> x = torch.randn(5, 8)
+    >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> report = fp.global_prune(net, "magnitude", 0.5, granularity="channel", example_inputs=x)
+    >>> replaced_modules(fp.shrink(net, x))
+    {}
+    """
+    found = {path: _said_of_module(module) for path, module in model.named_modules()}
+    return {path: said for path, said in found.items() if said}
+
+
+def _said_of_module(module: nn.Module) -> list[str]:
+    if isinstance(module, ExportedModule):
+        return [module.extra_repr()]
+    if before := vars(module).get("written_for"):
+        return [f"a {type(module).__name__}, written for {before}"]
+    return lines_of(type(module)) if edits_of(type(module)) else []

@@ -1,0 +1,120 @@
+"""Code that is run with every place watched at which it tells numbers to operators."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from torch_flowprune.channels.shrinking.code_source import (
+    Slot,
+    SourceFunction,
+    code_of_class,
+    rebuilt_functions,
+    slots_told,
+)
+from torch_flowprune.channels.shrinking.edited_code import edits_of, own_class, tree_with
+from torch_flowprune.channels.shrinking.running_modules import RunningModules
+from torch_flowprune.masking import quiet_subclass
+
+Place = tuple[str, str, int]
+"""A module's path, a function, and the number of a place in it."""
+
+_OPERATIONS = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow, ast.MatMult: operator.matmul,
+    ast.BitAnd: operator.and_, ast.BitOr: operator.or_, ast.BitXor: operator.xor, ast.LShift: operator.lshift,
+    ast.RShift: operator.rshift,
+}  # fmt: skip
+
+
+class _Watched(ast.NodeTransformer):
+    """Calls and operations of interest go by way of a watcher."""
+
+    def __init__(self, function: SourceFunction, tree: ast.FunctionDef) -> None:
+        self.name, arguments = function.name, tree.args.posonlyargs + tree.args.args
+        self.owner = arguments[0].arg if function.owner is not None and arguments else None
+        self.numbers = {id(node): n for n, node in enumerate(ast.walk(tree)) if n in function.places}
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        number = self.numbers.get(id(node))
+        self.generic_visit(node)
+        if number is None:
+            return node
+        groups = ast.Tuple([ast.Tuple([argument], ast.Load()) for argument in node.args], ast.Load())
+        keywords = ast.Dict([ast.Constant(k.arg) for k in node.keywords], [k.value for k in node.keywords])
+        return self._by_way_of("called__", node, number, [node.func, groups, keywords])
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        number = self.numbers.get(id(node))
+        self.generic_visit(node)
+        if number is None:
+            return node
+        return self._by_way_of(
+            "computed__", node, number, [ast.Constant(type(node.op).__name__), node.left, node.right]
+        )
+
+    def _by_way_of(self, watcher: str, node: ast.AST, number: int, arguments: list[ast.expr]) -> ast.AST:
+        owner = ast.Name(self.owner, ast.Load()) if self.owner else ast.Constant(None)
+        about: list[ast.expr] = [owner, ast.Constant(self.name), ast.Constant(number)]
+        return ast.copy_location(ast.Call(ast.Name(watcher, ast.Load()), [*about, *arguments], []), node)
+
+
+class CodeWatcher:
+    """What watched code goes by way of: by module and place, in order."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.running, self.paths = RunningModules(), {path for path, _ in model.named_modules()}
+        self.classes = {path: own_class(type(module)) for path, module in model.named_modules()}
+        self.modules = dict(model.named_modules())
+        self.own_paths = {id(module): path for path, module in model.named_modules()}
+        names = {"called__": self.called, "computed__": self.worked_out}
+        classes = {cls: _watched_class(cls, names) for cls in dict.fromkeys(type(m) for m in model.modules())}
+        for module in model.modules():
+            module.__class__ = classes[type(module)]
+        self.running.watch(model, self.paths)
+
+    def place(self, owner: Any, function: str, number: int) -> Place | None:
+        """None where the code is not of the module that runs it."""
+        running = self.running.paths[-1] if self.running.paths else ""
+        path = running if owner is None else self.own_paths.get(id(owner), "\0")
+        known = path in self.classes and function in code_of_class(self.classes[path])
+        return (path, function, number) if known else None
+
+    def function(self, place: Place) -> SourceFunction:
+        return code_of_class(self.classes[place[0]])[place[1]]
+
+    def parts(self, place: Place, groups: Any, keywords: Any) -> list[tuple[Slot, Any]]:
+        node = self.function(place).places[place[2]]
+        assert isinstance(node, ast.Call)
+        return slots_told(node, groups, keywords)
+
+    def called(
+        self, owner: Any, function: str, number: int, what: Callable[..., Any], groups: Any, keywords: Any
+    ) -> Any:
+        raise NotImplementedError
+
+    def worked_out(self, owner: Any, function: str, number: int, name: str, left: Any, right: Any) -> Any:
+        raise NotImplementedError
+
+
+def _watched_class(cls: type[nn.Module], names: Mapping[str, Any]) -> type[nn.Module]:
+    functions = code_of_class(own_class(cls))
+    changed = [name for name, function in functions.items() if function.places]
+    if not changed:
+        return cls
+
+    def watched(function: SourceFunction) -> ast.FunctionDef:
+        tree = tree_with(function, edits_of(cls))
+        return _Watched(function, tree).visit(tree)  # type: ignore[no-any-return]
+
+    space = {one.function.__name__: new for one, new in rebuilt_functions(functions, changed, watched, names)}
+    return quiet_subclass(cls, cls.__name__, {**space, "__module__": cls.__module__})
+
+
+def operation_named(name: str) -> Callable[[Any, Any], Any]:
+    """What a kind of operation does, by its name in trees."""
+    return next(function for kind, function in _OPERATIONS.items() if kind.__name__ == name)
