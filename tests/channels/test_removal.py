@@ -63,6 +63,29 @@ def test_the_shrunk_model_has_a_coupling_of_its_own_and_shrinks_again(name: str)
         assert_equal_without(small, x, again, {g.name: [g.size - 1] for g in again.groups})
 
 
+# -- what layers say of themselves ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (nn.InstanceNorm2d(8), "num_features"),
+        (nn.BatchNorm2d(8, affine=False, track_running_stats=False), "num_features"),
+        (nn.PReLU(8), "num_parameters"),
+        (nn.GroupNorm(8, 8), "num_groups"),
+        (nn.GroupNorm(8, 8, affine=False), "num_groups"),
+    ],
+    ids=["instance norm", "batch norm without a tensor", "prelu", "group norm", "group norm without a tensor"],
+)
+def test_layers_state_the_sizes_they_have(layer: nn.Module, name: str, recwarn: pytest.WarningsRecorder) -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), layer, nn.Conv2d(8, 2, 1)).eval(), torch.randn(2, 3, 8, 8)
+    given = halved(model, x)
+    small = shrink(model, x, masks=given)
+    small(x)
+    assert getattr(small[1], name) == 4
+    assert not recwarn.list
+
+
 # -- exact beyond the example ------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from torch_flowprune.inputs.aliases import forms, own_names
 from torch_flowprune.inputs.collector import no_collection
+from torch_flowprune.inputs.copies import copied_model
 from torch_flowprune.inputs.data import (
     Batch,
     BatchDim,
@@ -80,6 +81,7 @@ __all__ = [
     "class_balanced",
     "clear",
     "computed",
+    "copied_model",
     "cpu_generator",
     "example_of",
     "first",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from torch_flowprune.inputs import Pair, clear, parameters_of
+from torch_flowprune.inputs import Pair, clear, copied_model, parameters_of
 from torch_flowprune.masking.carrier import (
     check_removable,
     drop_hook,
@@ -73,14 +72,7 @@ def dense_copy(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
 
     Bool, by parameter name.
     """
-    cached = [
-        value
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]
-    dense = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in cached})
-    return remove(dense), masks_on(parameters_of(model))
+    return remove(copied_model(model)), masks_on(parameters_of(model))
 
 
 def write_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> None:

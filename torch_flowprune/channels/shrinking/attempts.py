@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import traceback
 from collections.abc import Collection, Mapping, Sequence
@@ -40,6 +39,7 @@ from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, dea
 from torch_flowprune.channels.shrinking.told_numbers import SetRight, ToldNumbers, told_numbers
 from torch_flowprune.channels.shrinking.written_modules import written, written_paths
 from torch_flowprune.channels.tracing import Reading, Value, canonical_names, program_of, read, twin
+from torch_flowprune.inputs import copied_model
 from torch_flowprune.torch_internals import tree_leaves
 
 
@@ -135,7 +135,7 @@ class Bench:
     ) -> Exception | None:
         """What is wrong with the trial's model after surgery; ``running`` is to watch it."""
         try:
-            small = self.build(copy.deepcopy(self.trial.model), surgery, replaced)
+            small = self.build(copied_model(self.trial.model), surgery, replaced)
             if running is not None:
                 running.watch(small, self.sized)
             self.trial.check(small, thorough=bool(replaced) or self.is_new(surgery))
@@ -177,7 +177,7 @@ class Bench:
         """The plan's model, run with the numbers in its code set right."""
         if self.told is None:
             return None
-        small = self.build(copy.deepcopy(self.trial.model), plan)
+        small = self.build(copied_model(self.trial.model), plan)
         watched = SetRight(small, self.told)
         with suppress(Exception):  # what cannot be set right: then the trial says so
             self.trial.run(small)
@@ -229,7 +229,7 @@ def _outermost(paths: Sequence[str]) -> list[str]:
 def untried(bench: Bench) -> tuple[nn.Module, Surgery]:
     """The modules' own code by the likeliest plan, and no proof."""
     plan = replace(bench.surgery, attributes=bench.plans[0])
-    return bench.build(copy.deepcopy(bench.dense), plan), plan
+    return bench.build(copied_model(bench.dense), plan), plan
 
 
 def attempt(bench: Bench, graphs: bool) -> tuple[nn.Module, Surgery]:
@@ -239,14 +239,14 @@ def attempt(bench: Bench, graphs: bool) -> tuple[nn.Module, Surgery]:
     for plan in plans:
         error = bench.tried(plan)
         if error is None:
-            return bench.build(copy.deepcopy(bench.dense), plan), plan
+            return bench.build(copied_model(bench.dense), plan), plan
         errors.append(f"{type(error).__name__}: {first_line(error)}{_statement_of(error)}")
     for plan in plans:
         edited = bench.in_own_code(plan)
         if edited is not None and edited != plan:
             error = bench.tried(edited)
             if error is None:
-                return bench.build(copy.deepcopy(bench.dense), edited), edited
+                return bench.build(copied_model(bench.dense), edited), edited
             errors.append(
                 f"with other numbers in it, {type(error).__name__}: {first_line(error)}{_statement_of(error)}"
             )
@@ -259,10 +259,10 @@ def attempt(bench: Bench, graphs: bool) -> tuple[nn.Module, Surgery]:
         )
     replaced = bench.replacements(plans[0])
     if replaced is not None:
-        return bench.build(copy.deepcopy(bench.dense), plans[0], replaced), plans[0]
+        return bench.build(copied_model(bench.dense), plans[0], replaced), plans[0]
     error = bench.tried(bench.surgery, [""])
     if error is not None:
         raise ShrinkError(
             f"neither the model's code ({errors[0]}) nor its graph ({first_line(error)}) takes the smaller sizes"
         )
-    return bench.build(copy.deepcopy(bench.dense), bench.surgery, [""]), bench.surgery
+    return bench.build(copied_model(bench.dense), bench.surgery, [""]), bench.surgery

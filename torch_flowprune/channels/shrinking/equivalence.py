@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,6 +15,7 @@ from torch_flowprune.channels.shrinking.dropout_calls import DropoutCalls
 from torch_flowprune.channels.shrinking.further_calls import TriedCall, further_calls
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery
 from torch_flowprune.channels.tracing import Reading, operator_name
+from torch_flowprune.inputs import copied_model
 from torch_flowprune.masking import write_zeros
 from torch_flowprune.torch_internals import AnyDropout, AnyStatisticsNorm, tree_leaves, tree_map
 
@@ -60,7 +60,7 @@ class Trial:
     ) -> None:
         self.surgery = surgery
         for dtype in (torch.float64, torch.float32):
-            self.model = _shaken(copy.deepcopy(dense).to(dtype).eval(), surgery)
+            self.model = _shaken(copied_model(dense).to(dtype).eval(), surgery)
             write_zeros(self.model, masks)
             self.args, self.kwargs = tree_map(partial(_cast, dtype=dtype), (args, dict(kwargs)))
             self.tolerance = max(tolerance or 0.0, _TOLERANCE[dtype])
@@ -92,7 +92,7 @@ class Trial:
         None where it does not run: a batch of one does not do for training, nor every model for every size.
         """
         try:
-            return self.run(mode(copy.deepcopy(self.model)), call, seed)
+            return self.run(mode(copied_model(self.model)), call, seed)
         except Exception:  # noqa: BLE001 - whatever the model raises, there is nothing to compare with
             return None
 
@@ -134,7 +134,7 @@ class Trial:
 
     @cached_property
     def gradients(self) -> dict[str, Tensor]:
-        return ({} if self.is_random(_evaluated) else self._gradients_of(copy.deepcopy(self.model))) or {}
+        return ({} if self.is_random(_evaluated) else self._gradients_of(copied_model(self.model))) or {}
 
     def _check_in(self, mode: Mode, expected: Ran, small: nn.Module, what: str, call: TriedCall | None = None) -> None:
         """Of a model that draws numbers all the same nothing can be told: other widths draw others."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from torch_flowprune.channels.shrinking.graph_sizes import RESIZERS
 from torch_flowprune.channels.shrinking.surgery import Surgery
-from torch_flowprune.channels.tracing import Reading, flat, module_path, operator_name
-from torch_flowprune.torch_internals import AnyConvolution
+from torch_flowprune.channels.tracing import Reading, Value, flat, module_path, operator_name
+from torch_flowprune.torch_internals import AnyConvolution, AnyStatisticsNorm
 
 _WEIGHTS = ("weight_ih", "weight_hh")  # of the input and of the state, as all recurrent layers and cells call them
 
@@ -94,7 +94,7 @@ def layer_attributes(
             shapes[name] = surgery.shape(full, tensor.shape) if full in surgery.keep else tuple(tensor.shape)
         changed = any(names.get(f"{path}.{name}" if path else name, "") in surgery.keep for name in shapes)
         count = {what: n for (at, what), n in groups.items() if at == path}
-        values = _sizes_of_layer(module, shapes, count) if changed else {}
+        values = _sizes_of_layer(module, shapes, count) if changed else _sizes_of_bare_norm(path, module, reading, dead)
         values = {k: v for k, v in values.items() if hasattr(module, k)}
         if values:
             plan[path] = values
@@ -114,12 +114,23 @@ def _sizes_of_layer(
         sizes = {0: weight[0], 1: weight[1] * groups}
         return {"out_channels": sizes[out], "in_channels": sizes[into], "groups": groups}
     if len(weight) == 1:
-        return {"num_features": weight[0], "num_channels": weight[0], "normalized_shape": weight, **count}
+        sizes_of_vectors = dict.fromkeys(("num_features", "num_channels", "num_parameters"), weight[0])
+        return {**sizes_of_vectors, "normalized_shape": weight, **count}
     if isinstance(module, nn.Embedding):
         return {"embedding_dim": weight[1]}
     if len(weight) == 2:
         return {"out_features": weight[0], "in_features": weight[1]}
     return {}
+
+
+def _sizes_of_bare_norm(path: str, module: nn.Module, reading: Reading, dead: Tensor) -> dict[str, Any]:
+    """Of a norm without a tensor of its own: what is left of the channels that it is called with."""
+    called = reading.traced["eval"].calls.get(path, ())
+    value = reading.values.get(called[0]) if called and called[0] is not None else None
+    if not isinstance(module, AnyStatisticsNorm) or not isinstance(value, Value):
+        return {}
+    channels = [labels for labels in value.dims[:2] if len(labels) == module.num_features]
+    return {"num_features": int((~dead[channels[-1]]).sum())} if channels else {}
 
 
 def _sizes_of_recurrent(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
 from collections import OrderedDict
@@ -21,7 +20,7 @@ from torch_flowprune.channels.tracing.labels import Axes, Solution, Value
 from torch_flowprune.channels.tracing.nodes import Traced
 from torch_flowprune.channels.tracing.paths import UnrecordableError, paths_of
 from torch_flowprune.channels.tracing.recorder import no_tensors_in, recorded
-from torch_flowprune.inputs import on_host, same_randomness
+from torch_flowprune.inputs import copied_model, on_host, same_randomness
 from torch_flowprune.torch_internals import tree_map_only
 
 _ROUNDS = 10  # walks with different choices; the deepest nesting of choices seen in timm needed 4
@@ -54,7 +53,7 @@ def twin(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(t): t for t in shared}
     for value in (v for m in model.modules() for v in vars(m).values() if type(v) in (dict, OrderedDict) and not v):
         memo[id(value)] = type(value)()  # a module holds a dozen empty dicts for hooks, and each is slow to copy deeply
-    return copy.deepcopy(model, memo)
+    return copied_model(model, memo)
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> list[Traced]:

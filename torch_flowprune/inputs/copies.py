@@ -1,0 +1,77 @@
+"""A copy of a model that is a model of its own, whatever it kept of earlier forwards, however these are patched."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from types import CellType, FunctionType, MethodType
+from typing import Any
+
+from torch import Tensor, nn
+
+_DEEPEST = 4  # containers in objects in containers: activations are not kept deeper
+
+
+def copied_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """As ``copy.deepcopy``, which takes no tensor that a graph leads to, and leaves a closure with the old modules.
+
+    Args:
+        model: any; hooks, caches and patched forwards go along.
+        memo: what is not to be copied, as ``copy.deepcopy`` takes it.
+    """
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in ("_parameters", "_modules"):
+                for tensor in _tensors_kept(value):
+                    if not tensor.is_leaf and id(tensor) not in memo:
+                        memo[id(tensor)] = tensor.detach().clone()
+    new = copy.deepcopy(model, memo)
+    patched = [m for m in new.modules() if any(isinstance(value, FunctionType) for value in vars(m).values())]
+    if patched:
+        others = dict(zip(map(id, model.modules()), new.modules(), strict=False))
+        for module in patched:
+            for name, value in list(vars(module).items()):
+                if isinstance(value, FunctionType):
+                    vars(module)[name] = _rebound(value, others)
+    return new
+
+
+def _tensors_kept(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif depth < _DEEPEST and not isinstance(value, (nn.Module, type, FunctionType, MethodType)):
+        held = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple, set)) else ()
+        for item in (*held, *getattr(value, "__dict__", {}).values()):
+            yield from _tensors_kept(item, depth + 1)
+
+
+def _rebound(value: Any, others: Mapping[int, nn.Module], depth: int = 0) -> Any:
+    """A function whose closure has the copies where it had modules or their methods; all else as it is."""
+    if isinstance(value, nn.Module):
+        return others.get(id(value), value)
+    if isinstance(value, MethodType) and id(value.__self__) in others:
+        return MethodType(value.__func__, others[id(value.__self__)])
+    if not isinstance(value, FunctionType) or not value.__closure__ or depth == _DEEPEST:
+        return value
+    held = [_content(cell) for cell in value.__closure__]
+    new = [_rebound(one, others, depth + 1) for one in held]
+    if all(one is other for one, other in zip(held, new, strict=True)):
+        return value
+    made = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, _cells(value, held, new))
+    made.__kwdefaults__ = value.__kwdefaults__
+    made.__dict__.update({name: _rebound(one, others, depth + 1) for name, one in vars(value).items()})
+    return made
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing was put in it yet
+        return cell
+
+
+def _cells(function: FunctionType, held: list[Any], new: list[Any]) -> tuple[CellType, ...]:
+    """What did not change is shared with the old function: counters and lists that it writes to are the user's."""
+    cells = zip(function.__closure__ or (), held, new, strict=True)
+    return tuple(cell if one is other else CellType(other) for cell, one, other in cells)
