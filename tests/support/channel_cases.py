@@ -224,13 +224,12 @@ class Multihead(nn.Module):
 class Case:
     """make: the model.
 
-    shape: of its input. groups: name -> units that `couple` has to find, exactly. graph: its code takes no other sizes.
+    shape: of its input. groups: name -> units that `couple` has to find, exactly.
     """
 
     make: Callable[[], Model]
     shape: tuple[int, ...]
     groups: Mapping[str, int]
-    graph: bool = False
 
 
 def conv_net(*middle: nn.Module, width: int = 6) -> Model:
