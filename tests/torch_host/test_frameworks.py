@@ -92,7 +92,7 @@ ROWS = {
     "7.14": (
         "the mask costs a product a forward",
         "documented",
-        "one selection an access; `fp.remove` for inference",
+        "one selection an access, in eval mode too; for inference `fp.remove`, or the copy of `fp.export_ready(model)`",
     ),
     "7.16": (
         "`_orig_mod.` and `module.` in names: what was saved inside a wrapper does not fit outside",
