@@ -162,19 +162,19 @@ class HalvedSweeps(Products):
             portion.sums["Hg"] = scale(total, 1 / portion.weight)
         if check_is_due(self.source, len(self.losses), alone=self.ranks.alone):
             check_curvature(self.derivatives, self.names, pairs[0][0], *self.head, asked=self.source.check)
-        if not removed:
-            return {}
-        return {
-            "loss": whole.loss,
-            "standard_error": slopes.standard_error(self.ranks),
-            "samples": whole.samples,
-            **self._expansions(
-                self._within(self.cut_over, whole.sums["g"]),
-                self._within(self.cut_over, scale(cut[1], 1 / whole.weight)),
-                cut[0],
-                masks,
-            ),
-        }
+        return self._of_cut(whole, cut, slopes, masks) if removed else {}
+
+    def _of_cut(
+        self, whole: Portion, cut: tuple[list[Tensor], list[Tensor]], slopes: Slopes, masks: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        """What a ``Prediction`` has, but for the size of the cut: from its vector, and the sum of H times it."""
+        vector, total = cut
+        g, product = whole.sums["g"], scale(total, 1 / whole.weight)
+        expansions = self._expansions(
+            self._within(self.cut_over, g), self._within(self.cut_over, product), vector, masks
+        )
+        error = slopes.standard_error(self.ranks)
+        return {"loss": whole.loss, "standard_error": error, "samples": whole.samples, **expansions}
 
     def _again(self, data: Iterable[Batch], whole: Portion, add: AddPiece, pairs: Pairs) -> None:
         """The second sweep, over what the first one read; halves of a single batch are left out, where none want it."""
