@@ -23,6 +23,9 @@ from benchmarks.common.record import ROOT
 Row = dict[str, Any]
 GUIDE = ROOT / "docs" / "guide" / "allocation.md"
 MARKS = ("<!-- table of python -m benchmarks.accuracy.allocation_tables -->", "<!-- end of table -->")
+MARKS_OF_DRAWS = ("<!-- table of draws -->", "<!-- end of draws -->")
+DRAWS = OUT.with_name("allocations_draws.json")
+"""A smaller study, of magnitude alone, in several draws of the images that nets are tuned on."""
 SPARSITIES = (0.3, 0.5, 0.7)
 
 
@@ -115,6 +118,34 @@ def guide(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def draws(found: dict[str, Any]) -> str:
+    """A table a net of a study in several draws of images: what was measured for every way, in each draw."""
+    every = [row for net in found["nets"].values() for row in net["tuned"]]
+    ways = [sharing for sharing in SHARINGS if rows_of(every, sharing=sharing)]
+    lines = ["| pruned | draws | " + " | ".join(ways) + " |", "|---|---:|" + "---:|" * len(ways)]
+    for name, net in found["nets"].items():
+        tuned = rows_of(net["tuned"], measure="magnitude")
+        for granularity, sparsity, cost in sorted(
+            {(row["granularity"], row["sparsity"], row["cost"]) for row in tuned}
+        ):
+            seeds = _seeds_of_all(rows_of(tuned, granularity=granularity, sparsity=sparsity, cost=cost), ways)
+            if seeds:
+                words = {"granularity": granularity, "sparsity": sparsity, "cost": cost}
+                cells = [
+                    after_tuning([row for row in rows_of(tuned, sharing=way, **words) if row["seed"] in seeds])
+                    for way in ways
+                ]
+                what = f"{sparsity:.0%} of {'FLOPs' if cost == 'flops' else granularity + 's'}"
+                lines.append(f"| {name}, {what} | {len(seeds)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _seeds_of_all(rows: list[Row], ways: list[str]) -> set[int]:
+    """The draws in which every way was measured."""
+    seeds = [{row["seed"] for row in rows_of(rows, sharing=way)} for way in ways]
+    return set.intersection(*seeds) if seeds else set()
+
+
 def main(arguments: list[str]) -> None:
     docs = "--docs" in arguments
     paths = [argument for argument in arguments if argument != "--docs"]
@@ -122,6 +153,7 @@ def main(arguments: list[str]) -> None:
     print(page(found))
     if docs:
         into_page(GUIDE, MARKS, guide(found))
+        into_page(GUIDE, MARKS_OF_DRAWS, draws(json.loads((ROOT / DRAWS).read_text())))
 
 
 if __name__ == "__main__":

@@ -126,3 +126,23 @@ def test_the_figure_is_of_the_files_rows(monkeypatch, tmp_path):
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert "](../results/figures/allocations.png)" in (ROOT / "docs" / "guide" / "allocation.md").read_text()
     assert figure.FIGURE.exists()
+
+
+def test_the_guide_has_the_table_of_the_draws(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    tables = importlib.import_module("benchmarks.accuracy.allocation_tables")
+    found = json.loads((ROOT / tables.DRAWS).read_text())
+    assert tables.draws(found) in tables.GUIDE.read_text(encoding="utf-8")
+
+
+def test_a_row_of_draws_has_those_in_which_every_way_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    tables = importlib.import_module("benchmarks.accuracy.allocation_tables")
+    case = {"granularity": "filter", "sparsity": 0.5, "cost": "units", "measure": "magnitude"}
+    measured = {("raw", 0): 0.5, ("lamp", 0): 0.6, ("raw", 1): 0.7, ("lamp", 1): 0.8, ("raw", 2): 0.9}
+    rows = [{**case, "sharing": way, "seed": seed, "accuracy": value} for (way, seed), value in measured.items()]
+    assert tables.draws({"nets": {"net": {"tuned": rows}}}).splitlines() == [
+        "| pruned | draws | raw | lamp |",
+        "|---|---:|---:|---:|",
+        "| net, 50% of filters | 2 | 60.0 ± 14.1 | 70.0 ± 14.1 |",
+    ]
