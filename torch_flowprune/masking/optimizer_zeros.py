@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -17,6 +18,9 @@ from torch_flowprune.torch_internals import runs_step_hooks
 # Where wrappers hold what they wrap: accelerate, Lightning, apex; timm's Lookahead; ZeroRedundancyOptimizer; fastai.
 _INNER = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer", "optim", "opt")
 
+
+_STILL, _REST = 2, 99
+"""After so many steps in which nothing moved, the steps for which no zeros are written, unless something changes."""
 
 _HELD: WeakKeyDictionary[Any, WeakSet[MaskMemory]] = WeakKeyDictionary()
 
@@ -37,6 +41,9 @@ def keep_zeros(model: nn.Module, optimizer: Any, masks: Mapping[str, Tensor] | N
     Without it a masked model computes the same, but momentum and weight decay move what lies under the mask; and after
     :func:`~torch_flowprune.remove` training revives zeros. What is held is the latest mask of each parameter, whatever
     put it on: of rounds that come later too, and after ``remove``. So it may be called before the first prune.
+
+    Zeros are written after a step that follows a change of masks, parameters or optimizer states; once two steps have
+    moved none of them, after every hundredth. Of parameters whose masks were made permanent, after every step.
 
     Optimizers that look at a whole parameter (the norms of LAMB, LARS and Adafactor, adaptive clipping) count what lies
     under the mask. From the first step on they count zeros.
@@ -91,18 +98,56 @@ class _HoldZeros:
 
     def __init__(self, memory: MaskMemory, optimizers: list[Any]) -> None:
         self.memory, self.optimizers = memory, optimizers
+        self._states: list[object] = []
+        self._still = self._rested = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _HoldZeros, (self.memory, self.optimizers)
 
     def __call__(self, *_: Any) -> None:
-        for name, target in self.memory.look().items():
-            mask = self.memory.latest.get(name)
-            if mask is not None:
-                self._zero(target.parameter, mask)
+        if self._may_rest():
+            self._rested += 1
+            return
+        known = self.memory.look()
+        held = {name: mask for name in known if (mask := self.memory.latest.get(name)) is not None}
+        moved = [flag for name, mask in held.items() for flag in self._zero(known[name].parameter, mask)]
+        # of a parameter that wears its mask the gradient is 0 there: an optimizer that does not move such zeros by
+        # itself has nothing to move. Of one whose mask was made permanent it is not, and of a shard it may not be.
+        stays = all(known[name].mask is not None and not _is_sharded(known[name].parameter) for name in held)
+        self._still = self._still + 1 if stays and not _any(moved) else 0
+        self._rested, self._states = 0, [getattr(one, "state", None) for one in self.optimizers]
 
-    def _zero(self, parameter: nn.Parameter, mask: Tensor) -> None:
+    def _may_rest(self) -> bool:
+        """Whether nothing moved in the last steps, and nothing has changed since: masks, parameters, loaded states."""
+        return (
+            self._still >= _STILL
+            and self._rested < _REST
+            and all(
+                getattr(one, "state", None) is then for one, then in zip(self.optimizers, self._states, strict=True)
+            )
+            and self.memory.is_up_to_date()
+        )
+
+    def _zero(self, parameter: nn.Parameter, mask: Tensor) -> list[Tensor]:
+        """Zeros where the mask is false; for each tensor whether there was anything else."""
         held = _laid_as(mask, parameter)
-        clear(_local(parameter), held)
-        for state in _states_like(mask, parameter, self.optimizers):
-            clear(_local(state), held)
+        values = [parameter, *_states_like(mask, parameter, self.optimizers)]
+        return [_cleared(_local(value), held) for value in values]
+
+
+def _cleared(value: Tensor, held: Tensor) -> Tensor:
+    """Whether clearing changed anything."""
+    before = torch.count_nonzero(value)
+    clear(value, held)
+    return before != torch.count_nonzero(value)
+
+
+def _any(flags: list[Tensor]) -> bool:
+    return bool(flags) and bool(torch.stack([flag.to(flags[0].device) for flag in flags]).any())
+
+
+def _is_sharded(parameter: Tensor) -> bool:
+    return hasattr(parameter, "device_mesh")
 
 
 def zero_grown(parameter: nn.Parameter, grown: Tensor, optimizers: Iterable[Any]) -> None:

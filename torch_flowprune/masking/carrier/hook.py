@@ -20,7 +20,7 @@ from torch_flowprune.inputs import lasting, mask_of, masked, original
 from torch_flowprune.masking.carrier.constructor_order import place_as_constructed
 from torch_flowprune.masking.carrier.parametrization import masked_kind, rename, with_masked, without_masked
 from torch_flowprune.masking.carrier.weight_standardization import only_whole_filters, standardises
-from torch_flowprune.masking.mask_memory import remember
+from torch_flowprune.masking.mask_memory import note_new_mask, remember
 from torch_flowprune.torch_internals import list_flat_weights, set_tensor_name, tensor_name
 
 
@@ -107,6 +107,7 @@ def put_on(module: nn.Module, name: str, mask: Tensor) -> MaskHook:
     module._buffers[mask_of(name)] = mask
     module.__class__ = with_masked(type(module), name)
     hook.hold(module, mask)
+    note_new_mask()
     if old_key is None:
         module.register_forward_pre_hook(hook)
     else:
