@@ -1,5 +1,6 @@
 """Every measure compared on one model: what it reads, what it leaves, what it draws, what it refuses."""
 
+import copy
 import json
 from functools import partial
 
@@ -191,3 +192,43 @@ def test_only_data_that_the_scores_have_not_seen_are_called_held_out(tmp_path):
         assert found.to_dict()["held_out"] is (held_out is not None)
         found.plot(tmp_path / "plot.svg")
         assert f"<!-- {axis} -->" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
+
+
+def right(model, data):
+    """The share of samples whose class is right."""
+    x, y = data
+    assert not model.training and not torch.is_grad_enabled()
+    return (model(x).argmax(-1) == y).float().mean()
+
+
+def test_a_metric_of_ones_own_is_measured_beside_the_loss():
+    model, (x, y) = cases.mlp(), CASES["mlp"].batch(24)
+    model.train()
+    found = fp.compare(
+        model, ["magnitude", "snip"], [0.3, 0.5], (x[:12], y[:12]), held_out=(x[12:], y[12:]), metric=right
+    )
+    assert model.training
+    for outcome in found.outcomes:
+        pruned = copy.deepcopy(model)
+        fp.global_prune(pruned, outcome.method, outcome.sparsity, data=(x[:12], y[:12]))
+        with torch.no_grad():
+            assert outcome.metric == pytest.approx(right(pruned.eval(), (x[12:], y[12:])).item())
+    with torch.no_grad():
+        assert found.metric == pytest.approx(right(model.eval(), (x[12:], y[12:])).item())
+    assert found.table().splitlines()[0].split()[-1] == "metric"
+    plain = fp.compare(model, "magnitude", 0.5, (x, y))
+    assert (plain.metric, plain.outcomes[0].metric, "metric" in str(plain)) == (None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"),
+    [
+        ("accuracy", "metric should be a function of .model, data."),
+        (lambda *_: "much", "metric should give a number"),
+    ],
+)
+def test_what_is_no_metric_is_said(metric, text):
+    model = cases.mlp()
+    with pytest.raises(TypeError, match=text):
+        fp.compare(model, "magnitude", 0.5, CASES["mlp"].batch(6), metric=metric)
+    assert not fp.masks(model)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
+from torch_flowprune.analysis.held_out_metric import Metric, check_is_callable, measured_by
 from torch_flowprune.analysis.rank_correlation import all_pairs, laid_out
 from torch_flowprune.gradients import Flow, FlowOptions, FlowSource, LossWeights, flow_over
 from torch_flowprune.inputs import (
@@ -55,6 +56,7 @@ class Outcome:
         change: that minus the loss without them.
         predicted: −Σ θ·g over what goes, on the scoring data: the first-order change.
         emptied: how many layers have nothing left.
+        metric: the value of a ``metric=`` of yours.
     """
 
     method: str
@@ -63,6 +65,7 @@ class Outcome:
     change: float
     predicted: float
     emptied: int
+    metric: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Comparison(InNotebooks):
         correlation: Spearman's rank correlation of the scores of what is left, by pair of measures.
         samples: how many samples the loss was measured on.
         held_out: whether these were other data than the scores were taken over.
+        metric: the value of a ``metric=`` of yours before pruning.
     """
 
     loss: float
@@ -82,13 +86,15 @@ class Comparison(InNotebooks):
     correlation: dict[str, dict[str, float]]
     samples: int
     held_out: bool = True
+    metric: float | None = None
 
     def __str__(self) -> str:
         return f"{self._summary()}\n{self.table()}\n\nrank correlation\n{self.correlation_table()}"
 
     def _summary(self) -> str:
         which = "held-out samples" if self.held_out else "samples, which the scores have seen,"
-        return f"loss {self.loss:.4g} on {self.samples:,} {which} before pruning"
+        metric = "" if self.metric is None else f", metric {self.metric:.4g},"
+        return f"loss {self.loss:.4g}{metric} on {self.samples:,} {which} before pruning"
 
     def table(self) -> str:
         """One line a measure and sparsity, as text."""
@@ -100,7 +106,9 @@ class Comparison(InNotebooks):
             (o.method, f"{o.sparsity:.1%}", f"{o.loss:.4g}", f"{o.change:+.3g}", f"{o.predicted:+.3g}", str(o.emptied))
             for o in self.outcomes
         ]
-        return Table(header, rows)
+        if self.metric is None:
+            return Table(header, rows)
+        return Table((*header, "metric"), [(*r, f"{o.metric:.4g}") for r, o in zip(rows, self.outcomes, strict=True)])
 
     def correlation_table(self) -> str:
         """The rank correlations as text."""
@@ -167,6 +175,7 @@ def compare(
     data: object = None,
     *,
     held_out: object = None,
+    metric: Metric | None = None,
     generator: torch.Generator | None = None,
     **options: Unpack[CompareOptions],
 ) -> Comparison:
@@ -181,6 +190,8 @@ def compare(
         sparsities: in (0, 1], above what the model already has.
         data: what the scores are taken over, re-iterable.
         held_out: what the loss is measured on; ``data`` itself if left out (then the loss is one the scores have seen).
+        metric: besides the loss, any function of ``(model, data)`` that returns a number, accuracy or one of
+            torchmetrics; it is called with the held-out data, the model in eval mode, without gradients.
         generator: for ``random``.
         options: as :func:`~torch_flowprune.global_prune` takes them: which units (``granularity``, ``parameters``,
             ``include``, ``exclude``, ``scored_by``, ``coupling``), how sparsity is shared out (``allocation``,
@@ -206,6 +217,7 @@ def compare(
             "DataLoader"
         )
     check_keywords(compare, options, CompareOptions)
+    check_is_callable(metric)
     source, units = from_options(FlowSource, options, data=data), from_options(PrunableUnits, options)
     allocation = from_options(Allocation, options)
     allocation.check_beside(*levels)
@@ -220,13 +232,14 @@ def compare(
     unseen = data if held_out is None else held_out
     evaluation = replace(source, data=unseen, temperature=1.0)
     before, samples = mean_loss(inner, evaluation, ranks)
+    dense = measured_by(metric, inner, unseen)
     outcomes = tuple(
-        _outcome(inner, name, sparsity, scores[name], point, candidates, allocation, before, evaluation, ranks)
+        _outcome(inner, name, sparsity, scores[name], point, candidates, allocation, before, evaluation, ranks, metric)
         for name in scores
         for sparsity in levels
     )
     laid = {name: laid_out(living(values, candidates)) for name, values in scores.items()}
-    return Comparison(before, outcomes, all_pairs(laid), samples, held_out is not None)
+    return Comparison(before, outcomes, all_pairs(laid), samples, held_out is not None, dense)
 
 
 def _resolved(methods: str | Measure | Sequence[str | Measure]) -> dict[str, Measure]:
@@ -275,10 +288,12 @@ def _outcome(
     before: float,
     evaluation: FlowSource,
     ranks: Ranks,
+    metric: Metric | None,
 ) -> Outcome:
     with restored(targets_of(found).values()):
         report = prune_to(model, found, scores, sparsity, point, allocation)
         after, _ = mean_loss(model, evaluation, ranks)
+        value = measured_by(metric, model, evaluation.data)
     emptied = sum(layer.units == layer.pruned for layer in report.layers)
     assert report.predicted_loss_change is not None
-    return Outcome(name, report.sparsity, after, after - before, report.predicted_loss_change, emptied)
+    return Outcome(name, report.sparsity, after, after - before, report.predicted_loss_change, emptied, value)
