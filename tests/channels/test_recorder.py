@@ -360,3 +360,37 @@ def test_inputs_that_the_model_does_not_run_on_are_told_by_its_own_error() -> No
     ) as e:
         couple(Net(lambda net, x: x).eval(), torch.randn(2, 7))
     assert len(str(e.value).splitlines()) == 1
+
+
+LOOKS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "a mean that is kept": lambda o: o.mean(),
+    "a mean that is read": lambda o: o.mean().item(),
+    "an operator without a rule": lambda o: torch.histc(o, 5),
+    "a question": lambda o: bool(o.isnan().any()),
+    "statistics over channels": lambda o: o.softmax(1).var(1),
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_what_a_hook_looks_at_binds_nothing(name: str) -> None:
+    net, log = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3)).eval(), []
+    x = torch.randn(2, 3, 8, 8)
+    net[1].register_forward_hook(lambda module, args, output: log.append(LOOKS[name](output)))
+    assert [group.size for group in couple(net, x).groups] == [8]
+
+
+def test_a_head_that_is_idle_binds_all_the_same() -> None:
+    """Its weights read what the trunk makes: it may be trained, and may be asked for later."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.head, self.aside = nn.Linear(3, 8), nn.Linear(8, 2), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.trunk(x)
+            self.kept = self.aside(h.relu()).mean()
+            return self.head(h)
+
+    (group,) = couple(Heads(), torch.randn(2, 3)).groups
+    assert {"head.weight", "aside.weight"} <= {part.parameter for part in group.slices}

@@ -19,7 +19,15 @@ from torch import Tensor
 from torch.fx import Node
 
 from torch_flowprune.channels.tracing.labels import FIXED, Axes, Value
-from torch_flowprune.channels.tracing.nodes import Traced, concrete, is_in_place, module_path, operator_name, sharing
+from torch_flowprune.channels.tracing.nodes import (
+    Traced,
+    concrete,
+    idle_nodes,
+    is_in_place,
+    module_path,
+    operator_name,
+    sharing,
+)
 from torch_flowprune.torch_internals import schema_of
 
 Rule = Callable[..., Any]
@@ -116,10 +124,13 @@ class Walk:
     # The walk.
 
     def run(self, traced: Traced, names: Mapping[str, str], rules: Mapping[str, Rule]) -> None:
+        idle = idle_nodes(traced.graph, traced.sources)
         for self.node in traced.graph.nodes:
             node = self.node
             if node.op == "placeholder":
                 self.values[node] = self._placeholder(node, traced.sources.get(node), names)
+            elif node in idle and node.target is not operator.getitem:
+                self.values[node] = self._fixed_like(node.meta.get("val"))
             elif node.op == "call_function":
                 self.values[node] = self._call(node, rules)
             elif node.op == "output":
@@ -185,6 +196,9 @@ class Walk:
         value = node.meta.get("val")
         if isinstance(value, (Tensor, list, tuple)):
             self.unknown[name] = self.unknown.get(name, 0) + 1
+        return self._fixed_like(value)
+
+    def _fixed_like(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self.fixed(concrete(value.shape))
         if isinstance(value, (list, tuple)):

@@ -6,11 +6,12 @@ Its operator, its module, its sizes, and whose memory it shares.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
@@ -88,3 +89,27 @@ def sharing(node: Node) -> list[Node]:
         readers = [user for user in member.users if user.op == "call_function" and user.args[:1] == (member,)]
         nodes += filter(_is_view, readers)
     return nodes
+
+
+def idle_nodes(graph: Graph, state: Collection[Node]) -> set[Node]:
+    """What is computed for no output: by hooks that look at values, say. They bind nothing.
+
+    Not what reads parameters (state): a head that is idle in eval mode may be trained.
+    """
+    busy: set[Node] = set()
+    for node in reversed(graph.nodes):
+        read = node.op == "call_function" and "val" not in node.meta and not node.meta.get("unused")
+        sized_by_values = torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())  # and the code reads sizes
+        if node.op == "output" or is_in_place(node) or read or sized_by_values:
+            busy.add(node)
+        if node in busy:
+            busy.update(node.all_input_nodes)
+    idle = [node for node in graph.nodes if node.op == "call_function" and node not in busy]
+    found = set(idle)
+    waiting = [node for node in idle if any(source in state for source in node.all_input_nodes)]
+    while waiting:
+        node = waiting.pop()
+        if node in found:
+            found.remove(node)
+            waiting += [other for other in (*node.users, *node.all_input_nodes) if other in found]
+    return found
