@@ -5,6 +5,7 @@ The graph that `torch.export` gives, no trace, and no graph where values decide.
 
 from __future__ import annotations
 
+import copy
 import random
 import subprocess
 import sys
@@ -394,3 +395,31 @@ def test_a_head_that_is_idle_binds_all_the_same() -> None:
 
     (group,) = couple(Heads(), torch.randn(2, 3)).groups
     assert {"head.weight", "aside.weight"} <= {part.parameter for part in group.slices}
+
+
+class Rebuilds(nn.Module):
+    def __init__(self, way: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.way = nn.Linear(6, 8), nn.Linear(8, 3), way
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.relu(self.way(self.a(x))))
+
+
+REBUILT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "copy": copy.copy,
+    "deepcopy": lambda t: copy.deepcopy(t.detach()),
+    "set_": lambda t: torch.empty(0).set_(t.untyped_storage(), 0, t.shape, t.stride()),
+}
+
+
+@pytest.mark.parametrize("way", REBUILT)
+def test_a_tensor_laid_over_the_same_memory_is_the_same(way: str) -> None:
+    (group,) = couple(Rebuilds(REBUILT[way]), torch.randn(3, 6)).groups
+    assert {part.parameter for part in group.slices} == {"a.weight", "a.bias", "b.weight"}
+
+
+def test_a_copy_that_no_operator_made_is_an_error_with_its_statement() -> None:
+    net = Rebuilds(lambda t: torch.empty(0).set_(t.untyped_storage().clone(), 0, t.shape, t.stride()))
+    with pytest.raises(UnrecordableError, match=r"made of a copy of memory, .* use clone\(\), at line"):
+        couple(net, torch.randn(3, 6))

@@ -64,7 +64,9 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], tr
     """
     try:
         return paths_of(lambda answers: recorded(twin(model), args, kwargs, training, answers))
-    except Exception as why:  # noqa: BLE001 - whatever the model's code raises when it is run
+    except Exception as why:
+        if not getattr(why, "by_export", True):  # an export would take what it holds for a constant
+            raise UnrecordableError(f"the channels cannot be read off this model: {why}") from why
         try:
             return [program_of(model, args, kwargs, training)]
         except Exception as error:  # noqa: BLE001 - what torch.export says is of itself, not of the model

@@ -24,7 +24,13 @@ Answers = Mapping[int, Any]
 
 
 class UnrecordableError(RuntimeError):
-    """What was seen of the forward may not be what another input would show."""
+    """What was seen of the forward may not be what another input would show.
+
+    Attributes:
+        by_export: whether ``torch.export`` may know better.
+    """
+
+    by_export = True
 
 
 @dataclass(frozen=True)

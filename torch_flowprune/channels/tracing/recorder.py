@@ -23,8 +23,15 @@ from torch.fx import Graph, Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from torch_flowprune.channels.tracing.memory import layout_of, memory_of, without_content
 from torch_flowprune.channels.tracing.nodes import Traced
-from torch_flowprune.channels.tracing.paths import MOST_READ, Answers, Read, Recording, UnrecordableError
+from torch_flowprune.channels.tracing.paths import (
+    MOST_READ,
+    Answers,
+    Read,
+    Recording,
+    UnrecordableError,
+)
 from torch_flowprune.inputs import same_randomness, settle
 from torch_flowprune.torch_internals import (
     BelowAutograd,
@@ -87,6 +94,7 @@ class _Recorder(OperatorMode):
         self.nodes: Any = WeakTensorKeyDictionary()
         self.kept: set[int] = set()  # memory that may be read, but not be written to: the model goes on with it
         self.held: dict[Node, Any] = {}  # whose memory, made by an operator, is still there
+        self.laid_out: dict[Any, tuple[Node, Any]] = {}
         self.modules = [""]
         self.calls: dict[str, list[Node | None]] = {}
         self.refused = ""
@@ -105,15 +113,15 @@ class _Recorder(OperatorMode):
         for name, tensor in _held_besides(model):
             if tensor not in self.nodes:
                 self.placeholder(name, tensor)
-                self.kept.add(_memory_of(tensor))
-        self.kept |= {_memory_of(parameter) for parameter in model.parameters()}
+                self.kept.add(memory_of(tensor))
+        self.kept |= {memory_of(parameter) for parameter in model.parameters()}
         for tensor in tree_leaves(inputs):
             if isinstance(tensor, Tensor):
                 self.placeholder("input", tensor)
 
     def placeholder(self, name: str, tensor: Tensor) -> Node:
         node = self.nodes[tensor] = self.graph.placeholder(name.replace(".", "_"))
-        node.meta["val"] = _without_content(tensor)
+        node.meta["val"] = without_content(tensor)
         return node
 
     def node_of(self, value: Any) -> Any:
@@ -131,6 +139,8 @@ class _Recorder(OperatorMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if any(isinstance(one, torch.UntypedStorage) for one in args[1:]):
+            return self.rebuilt(func(*args, **kwargs))
         if func.overloadpacket.__name__ in _LITERALS and args[0] not in self.nodes:
             self.placeholder("literal", args[0])
         self.check(func, args, kwargs)
@@ -145,22 +155,33 @@ class _Recorder(OperatorMode):
         for held in freed:
             del self.held[held]
             held.meta["freed_before"] = node
-        read = {_memory_of(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        read = {memory_of(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
         return self.note(node, func(*args, **kwargs), read)
+
+    def rebuilt(self, result: Tensor) -> Tensor:
+        """A tensor laid over memory that is there, as ``copy.copy`` makes it: the one that it was made of."""
+        node, memory = self.laid_out.get(layout_of(result), (None, None))
+        if node is None or memory is None or memory.expired():
+            said = self.refuse("a tensor was made of a copy of memory, whose content nobody knows: use clone()")
+            said.by_export = False
+            raise said
+        self.nodes[result] = node
+        return result
 
     def check(self, func: Any, args: Any, kwargs: Any) -> None:
         """Before the operator runs: is what it does the same for all values, and the model left as it is?"""
         if schema_of(func).is_mutable and any(
-            _memory_of(tensor) in self.kept for tensor in _written(func, args, kwargs)
+            memory_of(tensor) in self.kept for tensor in _written(func, args, kwargs)
         ):
             raise self.refuse(f"{func} writes to a parameter or to a tensor that the model holds")
 
     def note(self, node: Node, result: Any, read: set[int]) -> Any:
         if isinstance(result, Tensor):
             self.hold(node, result, read)
-            self.nodes[result], node.meta["val"] = node, _without_content(result)
+            self.laid_out[layout_of(result)] = node, MemoryWeakRef(result.untyped_storage())
+            self.nodes[result], node.meta["val"] = node, without_content(result)
         elif isinstance(result, (list, tuple)):
-            without = [_without_content(item) if isinstance(item, Tensor) else None for item in result]
+            without = [without_content(item) if isinstance(item, Tensor) else None for item in result]
             node.meta |= {"val": without, "fresh": False}
             for i, item in enumerate(result):
                 if isinstance(item, Tensor):
@@ -181,7 +202,7 @@ class _Recorder(OperatorMode):
 
     def hold(self, node: Node, result: Tensor, read: set[int]) -> bool:
         """Note whether a result is in memory of its own, none that was read, and follow that until it is let go."""
-        node.meta["fresh"] = fresh = _memory_of(result) not in read
+        node.meta["fresh"] = fresh = memory_of(result) not in read
         if fresh:
             self.held[node] = MemoryWeakRef(result.untyped_storage())
         return fresh
@@ -221,6 +242,8 @@ class _Closed(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.tolist and args[0].numel() <= MOST_READ:
             return _as_list(args[0])
+        if func is Tensor.__deepcopy__ and args[0] in self.recorder.nodes:
+            return args[0].clone()
         if func in _READERS:
             raise self.recorder.refuse(f"{func.__name__} hands out values")
         return func(*args, **(kwargs or {}))
@@ -254,15 +277,6 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
     for argument in schema_of(func).arguments:
         if argument.alias_info is not None and argument.alias_info.is_write:
             yield from _tensors_in(by_name.get(argument.name))
-
-
-def _memory_of(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() or id(tensor)
-
-
-def _without_content(tensor: Tensor) -> Tensor:
-    """A tensor without content, so that the graph holds no memory; laid out as this one where that has no gaps."""
-    return torch.empty_like(tensor, device="meta")
 
 
 def _held_besides(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
