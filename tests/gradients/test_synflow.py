@@ -175,3 +175,38 @@ def test_a_buffer_outside_the_state_dict_keeps_its_sign():
     model = Shifted()
     found = fp.scores(model, "synflow", example_inputs=torch.ones(1, 2))["fc.weight"]
     torch.testing.assert_close(found, model.fc.weight.detach().abs().flatten() * (2 - 1))
+
+
+class Difference(nn.Module):
+    """What PoolFormers mix by: large values less nearly equal ones."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.read = read
+
+    def forward(self, x):
+        return self.read(x)
+
+
+READ = {
+    "a difference": lambda x: nn.functional.avg_pool2d(x, 3, 1, 1) - x,
+    "softmax": lambda x: x.flatten(2).softmax(1).view_as(x) * x,
+    "group norm": lambda x: nn.functional.group_norm(x, 2),
+    "its variance": lambda x: x * x.var((2, 3), keepdim=True),
+}
+
+
+@pytest.mark.parametrize("read", READ.values(), ids=READ)
+def test_convolutions_are_wide_where_a_difference_of_what_they_give_is_read(read):
+    """There the relative error of float32 grows; elsewhere scores differ by it alone."""
+    torch.manual_seed(0)
+    layers = [
+        layer for _ in range(4) for layer in (nn.Conv2d(4, 4, 3, padding=1), Difference(read), nn.Conv2d(4, 4, 1))
+    ]
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), *layers)
+    found, expected = (
+        fp.scores(one, "synflow", example_inputs=torch.ones(1, 3, 9, 9).to(next(one.parameters())))
+        for one in (model, copy.deepcopy(model).double())
+    )
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].double(), value, rtol=1e-11, atol=0)
