@@ -225,16 +225,38 @@ _TRANSFORMERS = {
 }
 
 
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+MORE_TRANSFORMERS = {
+    "albert": ("AlbertConfig", "AlbertForMaskedLM", {**_SIZES, "embedding_size": 16}),
+    "bloom": ("BloomConfig", "BloomForCausalLM", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "deberta-v2": ("DebertaV2Config", "DebertaV2ForMaskedLM", {**_SIZES, "relative_attention": True}),
+    "distilbert": ("DistilBertConfig", "DistilBertForMaskedLM", {"dim": 32, "n_layers": 2, "n_heads": 4}),
+    "electra": ("ElectraConfig", "ElectraForMaskedLM", {**_SIZES, "embedding_size": 16}),
+    "falcon": ("FalconConfig", "FalconForCausalLM", {**_SIZES}),
+    "gemma": ("GemmaConfig", "GemmaForCausalLM", {**_SIZES, "num_key_value_heads": 2, "head_dim": 8}),
+    "gpt-neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {**_SIZES}),
+    "mamba": ("MambaConfig", "MambaForCausalLM", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM", {**_SIZES, "num_key_value_heads": 2, "num_local_experts": 4}),
+    "opt": ("OPTConfig", "OPTForCausalLM", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                                            "ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "phi": ("PhiConfig", "PhiForCausalLM", {**_SIZES}),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {**_SIZES, "num_key_value_heads": 2}),
+    "roberta": ("RobertaConfig", "RobertaForMaskedLM", {**_SIZES}),
+}  # fmt: skip
+"""Beyond those of the table of families: looked at for their operators."""
+
+
 def _transformers_attempts(name: str, _family: str) -> Iterable[Callable[[], Subject]]:
     yield partial(_transformers_subject, name)
 
 
 def _transformers_subject(name: str) -> Subject:
     library = importlib.import_module("transformers")
-    config_name, model_name, options = _TRANSFORMERS[name]
+    config_name, model_name, options = {**_TRANSFORMERS, **MORE_TRANSFORMERS}[name]
     config = getattr(library, config_name)(vocab_size=200, **options)
+    config.pad_token_id = config.pad_token_id if (config.pad_token_id or 0) < 200 else 0
     model = getattr(library, model_name)(config)
-    tokens = [torch.randint(200, (2, 12)) for _ in range(2)]
+    tokens = [torch.randint(3, 200, (2, 12)) for _ in range(2)]  # below are those of padding
     return Subject(model, [{"input_ids": ids, "labels": ids} for ids in tokens], Objective(), how={"tokens": 12})
 
 

@@ -103,6 +103,8 @@ def test_the_pages_made_from_a_result_say_what_it_says(monkeypatch):
     assert coverage == page("docs/results/coverage.md")
     cifar10 = load("benchmarks.accuracy.cifar10").page(kept("accuracy/cifar10.json"))
     assert cifar10 == page("docs/results/cifar10.md")
+    derivatives = load("benchmarks.models.second_derivatives").page(kept("models/second_derivatives.json"))
+    assert derivatives == page("docs/results/second_derivatives.md")
     found, text = kept("models/families.json"), page("docs/results/families.md")
     missing = re.search(r"not run: (.*?)\.\*\*", text, re.DOTALL)[1].split(",")
     keys = [*(row["key"] for row in found["results"]), *(key.strip() for key in missing)]

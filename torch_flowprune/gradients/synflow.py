@@ -35,7 +35,7 @@ def synaptic_gradient(
     }
     try:
         with sound_norms(device), _MaskedAlready(masked):
-            output = _output(model, state, arguments(model, _ones(inputs, device)))
+            output = _flowed_through(model, state, arguments(model, _ones(inputs, device)))
     except RuntimeError as error:
         if "dtype" not in str(error):
             raise
@@ -55,7 +55,7 @@ def synaptic_gradient(
     }
 
 
-def _output(model: nn.Module, state: dict[str, Tensor], call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+def _flowed_through(model: nn.Module, state: dict[str, Tensor], call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     """Of the model with this state: with narrow convolutions, until something in it reads what they round."""
     with suppress(_DifferencesReadError), narrow_convolutions() if _is_convolutional(model) else nullcontext():
         return torch.func.functional_call(model, state, *call)
