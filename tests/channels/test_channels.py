@@ -142,7 +142,7 @@ def test_looking_ahead_works_for_channels():
         ({"data": iter([DATA])}, "taking one from this iterator would lose a batch: pass example_inputs="),
         (
             {"example_inputs": X, "scored_by": "bias"},
-            "scored_by should be one of producer, group, norm, scale, got 'bias'",
+            "scored_by should be one of producer, consumer, group, norm, scale, got 'bias'",
         ),
         (
             {"example_inputs": X, "granularity": "filter", "scored_by": "norm"},
@@ -187,7 +187,7 @@ def test_finding_channels_leaves_no_trace():
         [m.training for m in model.modules()],
         torch.get_rng_state(),
     )
-    fp.scores(model, ["taylor", "random"], [DATA, DATA], granularity="channel")
+    fp.scores(model, ["taylor", "magnitude"], [DATA, DATA], granularity="channel")
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes
     assert not model.stem.weight.requires_grad

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from torch_flowprune.inputs.callers import users_level
 from torch_flowprune.inputs.names import mask_of, plain_name
 from torch_flowprune.inputs.patterns import Pattern, each, matching, names_module, of_pairs
 from torch_flowprune.inputs.target import DEFAULT_KINDS, Pair, Target, default_weights
@@ -132,7 +133,7 @@ def prunable(
     else:
         chosen = [target for target in targets if target.is_default]
         _warn_computed(model)
-        warn_uncovered(targets, stacklevel=7)
+        warn_uncovered(targets)
     if exclude is not None:
         gone = {id(target) for target in matching(targets, exclude, "exclude", default_first=False)}
         chosen = [target for target in chosen if id(target) not in gone]
@@ -156,4 +157,5 @@ def _warn_computed(model: nn.Module, patterns: Sequence[Pattern] = ("*",)) -> No
         for name in default_weights(module):
             reason = computed(module, name)
             if reason and any(names_module(pattern, path, module) for pattern in patterns):
-                warnings.warn(f"{path}.{name} is {reason}; it stays dense".lstrip("."), UserWarning, stacklevel=5)
+                text = f"{path}.{name} is {reason}; it stays dense".lstrip(".")
+                warnings.warn(text, UserWarning, stacklevel=users_level())

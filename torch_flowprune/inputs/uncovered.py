@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
+from torch_flowprune.inputs.callers import users_level
 from torch_flowprune.inputs.target import Target, default_weights
 
 _SHARE = 0.1
@@ -18,7 +19,7 @@ _KNOWN = (nn.Embedding, nn.EmbeddingBag, ParametrizationList)
 """Tables that are looked up, and what a parametrization computes a weight from, which has a warning of its own."""
 
 
-def warn_uncovered(targets: Sequence[Target], stacklevel: int) -> None:
+def warn_uncovered(targets: Sequence[Target]) -> None:
     """Name the matrices that stay dense, where they are a tenth of the model's weights or more."""
     left = [target for target in targets if _is_matrix(target)]
     count, total = (
@@ -32,7 +33,7 @@ def warn_uncovered(targets: Sequence[Target], stacklevel: int) -> None:
         f"{count / total:.0%} of the weights are in matrices that are no layers' of a known kind and stay dense: "
         f"{named}; to prune them too pass include={['*', *patterns]}",
         UserWarning,
-        stacklevel=stacklevel,
+        stacklevel=users_level(),
     )
 
 
