@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
@@ -66,11 +66,26 @@ class Derivatives:
         dtypes = (parameter.dtype for parameter in self.parameters)
         return self.resources.autocast or max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
-    def gradient(self, loss: Tensor, *, create_graph: bool = False) -> Grads:
+    def gradient(
+        self,
+        loss: Tensor,
+        *,
+        create_graph: bool = False,
+        among: Collection[int] | None = None,
+        besides: Tensor | None = None,
+    ) -> Grads:
+        """That of the loss; of ``among`` alone, where they are given by number.
+
+        ``besides`` is what the loss depends on in a way that has to be walked all the same.
+        """
+        numbers = range(len(self.parameters)) if among is None else sorted(among)
+        wanted = [self.parameters[number] for number in numbers]
         watched = no_lost_graph(loss) if create_graph else nullcontext()
         with self._taken(enabled=not create_graph) as take, no_reentrant_checkpoints(), watched:
             ones = [torch.ones_like(loss)]
-            grads = take(differentiate([loss], self.parameters, ones, create_graph=create_graph))
+            every = wanted if besides is None else [*wanted, besides]
+            found = dict(zip(numbers, differentiate([loss], every, ones, create_graph=create_graph), strict=False))
+            grads = take([found.get(number) for number in range(len(self.parameters))])
         self.reached = [seen or grad is not None for seen, grad in zip(self.reached, grads, strict=True)]
         return grads
 

@@ -22,6 +22,7 @@ from torch_flowprune.gradients.loss_weights import LossWeights
 from torch_flowprune.gradients.microbatches import Graphs, MicroBatches, check_runs_alone
 from torch_flowprune.gradients.operators import twice_differentiable
 from torch_flowprune.gradients.same_data import check_same_count, check_same_losses, check_sample_losses
+from torch_flowprune.gradients.sample_squares import SampleSquares
 from torch_flowprune.gradients.untrained_statistics import warn_untrained
 from torch_flowprune.gradients.weighted_sums import (
     add_weighted,
@@ -43,7 +44,6 @@ from torch_flowprune.inputs import (
     in_float32,
     is_half,
     same_randomness,
-    samples,
     sized,
 )
 
@@ -73,6 +73,7 @@ class Sweeps:
         weights = LossWeights(model, source.objective, source.reduction, source.batch_dim)
         self.moments: InputMoments | None = None
         self.derivatives = Derivatives(model, self.parameters, source.objective, source.mode, source.resources, weights)
+        self.squares = SampleSquares(self.derivatives, targets.values(), source)
 
     def run(self, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:
         """The wanted fields of a flow, with ``loss`` and ``samples``."""
@@ -183,14 +184,22 @@ class Sweeps:
         keep = graphs is not None and graphs.active and len(parts) == 1 and graphs.expect(batch, size)
         # g goes through the operators that Hg will go through: kernels draw dropout in ways of their own
         with twice_differentiable() if keep or (micro.second and self.mode == "train") else nullcontext():
-            if len(parts) > 1:
+            squared, at_once = None, "g2_sample" in sums and len(parts) == 1 and not keep
+            if at_once:
+                squared = self.squares.with_gradient(sums["g2_sample"], *whole, wanted=len(sums) > 1)
+            if squared:
+                loss, grads = squared
+            elif len(parts) > 1:
                 loss, grads = self._of_parts(parts)
             else:
                 loss = self.derivatives.loss(*whole)
                 grads = self.derivatives.gradient(loss, create_graph=keep)
         if graphs is not None:
             graphs.add(grads, batch, size) if keep else graphs.give_up()
-        self._accumulate(sums, detached(grads), batch, size)
+        rest = {kind: total for kind, total in sums.items() if kind != "g2_sample"} if squared else sums
+        self._accumulate(rest, detached(grads), batch, size)
+        if squared and self.mode == "eval":
+            self.of_samples.append(loss.detach().double())  # the probe has seen that it is made of those of samples
         return loss.detach()
 
     def _of_parts(self, parts: Sequence[SizedBatch]) -> tuple[Tensor, Grads]:
@@ -266,19 +275,9 @@ class Sweeps:
             add_weighted_squares(sums["g2"], grads, weight)
         if "g2_sample" in sums:
             with same_randomness(self.model):  # the second sweep draws for whole batches alone
-                losses = self._add_sample_squares(sums["g2_sample"], batch, size)
+                losses = self.squares.add(sums["g2_sample"], batch, size)
             if losses and self.mode == "eval":  # in train mode each sample draws its own dropout
                 self.of_samples.append(torch.stack(losses).sum() / weight)
-
-    def _add_sample_squares(self, total: list[Tensor], batch: Batch, size: int) -> list[Tensor]:
-        """The weighted losses of the samples, which are those of the batch."""
-        losses = []
-        for sample in samples(batch, size, self.source.batch_dim):
-            if weight := self.derivatives.weight(sample, 1):
-                loss = self.derivatives.loss(sample, 1)
-                add_weighted_squares(total, self.derivatives.gradient(loss), weight)
-                losses.append(loss.detach().double() * weight)
-        return losses
 
     def _check_samples(self) -> None:
         check_sample_losses(self.losses, self.of_samples, self.derivatives.digits(), self.ranks)

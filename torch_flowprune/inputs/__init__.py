@@ -30,6 +30,7 @@ from torch_flowprune.inputs.data import (
     shapes,
     sized,
     spread_out,
+    tensors_in,
     without_cache,
 )
 from torch_flowprune.inputs.equality import ComparedByValue, same_values
@@ -125,6 +126,7 @@ __all__ = [
     "shapes",
     "sized",
     "spread_out",
+    "tensors_in",
     "untouched",
     "unwrapped",
     "whole_number",

@@ -37,11 +37,13 @@ class Bilinear:
         product: ``(x, w, b) -> y``.
         transposes: ``(dy, x, w, wanted) -> dx, dw, db``; what is not wanted is None or anything.
         linear: the same operator without the constant, where it has one in x.
+        columns: of a convolution along two axes in one group, ``x -> (sample, position, weights of an output)``.
     """
 
     product: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     transposes: Callable[[Tensor, Tensor, Tensor, Wanted], Gradients]
     linear: Bilinear | None = None
+    columns: Callable[[Tensor], Tensor] | None = None
 
 
 def convolution_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BilinearCall | None:
@@ -53,7 +55,7 @@ def convolution_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def _linear(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None
 ) -> BilinearCall | None:
-    if out is not None or not (_plain(input, weight, bias) and input.dim() >= 2 == weight.dim()):
+    if out is not None or not (is_plain(input, weight, bias) and input.dim() >= 2 == weight.dim()):
         return None
     return Bilinear(_linear_product, _linear_transposes), input, weight, bias
 
@@ -90,7 +92,7 @@ def _convolution(
 
     A padding in words stays torch's.
     """
-    if not _plain(input, weight, bias) or input.dim() != axes + 2 or any(isinstance(size, str) for size in sizes):
+    if not is_plain(input, weight, bias) or input.dim() != axes + 2 or any(isinstance(size, str) for size in sizes):
         return None
     stride, padding, dilation, more = ([size] * axes if isinstance(size, int) else list(size) for size in sizes)
     options = stride, padding, dilation, transposed, more, groups
@@ -101,7 +103,13 @@ def _convolution(
     def transposes(dy: Tensor, x: Tensor, w: Tensor, wanted: Wanted) -> Gradients:
         return convolution_backward(dy, x, w, [dy.shape[1]], *options, wanted)  # type: ignore[no-any-return]
 
-    return Bilinear(product, transposes), input, weight, bias
+    def columns(x: Tensor) -> Tensor:
+        if not any(padding) and set(weight.shape[2:]) == {1}:
+            return x[:, :, :: stride[0], :: stride[1]].flatten(2).transpose(1, 2)
+        return functional.unfold(x, weight.shape[2:], dilation, padding, stride).transpose(1, 2)  # type: ignore[arg-type]
+
+    unfolded = columns if axes == 2 and groups == 1 and not transposed else None
+    return Bilinear(product, transposes, columns=unfolded), input, weight, bias
 
 
 def _forward(axes: int) -> AsCall:
@@ -146,7 +154,7 @@ def _batch_norm(
         training
         or running_mean is None
         or running_var is None
-        or not _plain(input, running_mean, running_var, weight, bias)
+        or not is_plain(input, running_mean, running_var, weight, bias)
     ):
         return None
     w = torch.ones_like(running_mean) if weight is None else weight
@@ -168,7 +176,7 @@ def _normalized(mean: Tensor, var: Tensor, eps: float, linear: Bilinear | None =
     return Bilinear(product, transposes, linear)
 
 
-def _plain(*tensors: Tensor | None) -> bool:
+def is_plain(*tensors: Tensor | None) -> bool:
     """Whether these are what the operators above are for.
 
     Real, dense, all of one type, outside of autocast and functional transforms.

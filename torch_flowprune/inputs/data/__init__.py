@@ -23,6 +23,7 @@ from torch_flowprune.inputs.data.batches import (
     example_of,
     in_dtype,
     inputs_of,
+    tensors_in,
 )
 from torch_flowprune.inputs.data.objective import Closure, Loss, Objective, logits_of
 
@@ -53,5 +54,6 @@ __all__ = [
     "shapes",
     "sized",
     "spread_out",
+    "tensors_in",
     "without_cache",
 ]
