@@ -30,7 +30,8 @@ ROWS = {
         (
             "the weight is 0 all the same; `fp.keep_zeros(model, optimizer)` holds parameter and optimizer state at"
             " 0, under the latest mask of each parameter, also if called before the first prune; wrapped optimizers"
-            " are seen through"
+            " are seen through. Where nothing moves them they are written after every hundredth step, and after any"
+            " change of masks, parameters or states"
         ),
     ),
     "5.4": (
