@@ -30,6 +30,19 @@ def test_pruned_shrunk_and_asked_for_text(name):
         assert torch.equal(generated(small, given), generated(model, given))
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"), [("GPT2", "*attn*"), ("Bloom", "*attention*"), ("Llama", "*_proj"), ("Gemma", "*v_proj")]
+)
+def test_half_of_what_attention_has(name, layers):
+    """Heads of fewer channels, and fewer heads: projections that are fused, and sizes under names of their own."""
+    model, given = build(name), inputs(name)
+    words = {"granularity": "channel", "example_inputs": given, "include": layers}
+    fp.global_prune(model, "random", 0.5, generator=torch.Generator().manual_seed(1), **words)
+    small = fp.shrink(model, given)
+    other = inputs(name, 3, 9)
+    assert (logits(small, other) - logits(model, other)).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_padded_texts_in_training(attention):
     model = build("Llama", attn_implementation=attention).train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import linecache
 import math
@@ -109,6 +110,34 @@ class Shape(Base):
         return h.reshape((len(h), 8, 6, 6))
 
 
+class Held(Base):
+    """A shape in a variable, with the batch's size in it, which is not the example's for ever."""
+
+    def inner(self, h: Tensor) -> Tensor:
+        shape = (*h.shape[:1], 8, 36)
+        return super().inner(h).reshape(shape).unflatten(-1, (6, 6))
+
+
+def renaming(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """As libraries wrap methods whose arguments have new names."""
+
+    @functools.wraps(function)
+    def wrapped(self: nn.Module, *args: Tensor, old: Tensor | None = None) -> Tensor:
+        return function(self, *(args if old is None else (old,)))
+
+    return wrapped
+
+
+class Decorated(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.inner(old=self.a(x)))
+
+    @renaming
+    @renaming
+    def inner(self, h: Tensor) -> Tensor:
+        return super().inner(h).reshape(-1, 8, 6, 6)
+
+
 def closed_over(width: int) -> type[Base]:
     class Closed(Base):
         def inner(self, h: Tensor) -> Tensor:
@@ -125,6 +154,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "fractions and operations": (Scales, IMAGES),
     "a tuple": (Shape, IMAGES),
     "a closure": (closed_over(8), IMAGES),
+    "a shape in a variable": (Held, IMAGES),
+    "a decorated method": (Decorated, IMAGES),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import inspect
 from pathlib import Path
 
 _INSIDE = (str(Path(__file__).parents[1]), contextlib.__file__)
@@ -12,7 +12,7 @@ _INSIDE = (str(Path(__file__).parents[1]), contextlib.__file__)
 
 def users_level() -> int:
     """The ``stacklevel`` at which ``warnings.warn``, called beside this, names the first line outside the package."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+    level, frame = 0, inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):
         level, frame = level + 1, frame.f_back
     return level

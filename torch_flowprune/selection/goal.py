@@ -121,8 +121,8 @@ def rounded_up(share: float, total: int) -> int:
 def share_of(gone: int, total: int) -> float:
     """The share that :func:`rounded_up` makes so many of; a quotient alone may be a last digit too large.
 
-    >>> rounded_up(16 / 86, 86), rounded_up(share_of(16, 86), 86)
-    (17, 16)
+    >>> rounded_up(5 / 6, 6), rounded_up(share_of(5, 6), 6)
+    (6, 5)
     """
     share = gone / total if total else 0.0
     while rounded_up(share, total) > gone:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -27,7 +28,8 @@ class SourceFunction:
     """One function of a class's code.
 
     Attributes:
-        function: as it is.
+        function: as it is, without what decorators put around it.
+        outer: with that; the function itself where there is nothing.
         owner: the class that it stands in, none for a function that another calls by name.
         tree: of its source.
         places: the calls and operations of interest, by their number in the tree.
@@ -35,6 +37,7 @@ class SourceFunction:
     """
 
     function: FunctionType
+    outer: FunctionType
     owner: type | None
     tree: ast.FunctionDef
     places: Mapping[int, ast.AST]
@@ -82,19 +85,50 @@ def _add_called(found: dict[str, SourceFunction], function: FunctionType) -> Non
 
 def _add(found: dict[str, SourceFunction], function: FunctionType, owner: type | None) -> bool:
     """Whether the source can be had, and means the same where it is compiled again."""
+    inner = inspect.unwrap(function)
+    if not isinstance(inner, FunctionType) or not _can_be_taken_out(function, inner):
+        return False
     try:
-        text = textwrap.dedent(inspect.getsource(function))
+        text = textwrap.dedent(inspect.getsource(inner))
         (tree,) = ast.parse(text).body
     except (OSError, TypeError, SyntaxError, ValueError):
         return False
-    if not isinstance(tree, ast.FunctionDef) or hasattr(function, "__wrapped__") or _is_private_to(tree):
+    if not isinstance(tree, ast.FunctionDef) or _is_private_to(tree):
         return False
     tree.decorator_list, tree.returns = [], None
     places = {n: node for n, node in enumerate(ast.walk(tree)) if _is_place(node)}
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    one = SourceFunction(function, owner, tree, places, digest)
+    one = SourceFunction(inner, function, owner, tree, places, digest)
     found[one.name] = one
     return True
+
+
+def _can_be_taken_out(outer: FunctionType, inner: FunctionType) -> bool:
+    """Whether each wrapper on the way holds the next one in its closure."""
+    if outer is inner:
+        return True
+    held = [cell for cell in outer.__closure__ or () if _held_in(cell, inner) is not None]
+    return len(held) == 1 and _can_be_taken_out(held[0].cell_contents, inner)
+
+
+def _held_in(cell: CellType, inner: FunctionType) -> FunctionType | None:
+    """The function in a closure's cell, if it is this one with or without wrappers."""
+    try:
+        value = cell.cell_contents
+    except ValueError:  # empty
+        return None
+    return value if isinstance(value, FunctionType) and inspect.unwrap(value) is inner else None
+
+
+def _in_wrappers(outer: FunctionType, inner: FunctionType, new: FunctionType) -> FunctionType:
+    """A copy of the wrappers, with another function inside."""
+    if outer is inner:
+        return new
+    held = [(cell, _held_in(cell, inner)) for cell in outer.__closure__ or ()]
+    cells = [cell if value is None else CellType(_in_wrappers(value, inner, new)) for cell, value in held]
+    made = FunctionType(outer.__code__, outer.__globals__, outer.__name__, outer.__defaults__, tuple(cells))
+    made.__kwdefaults__ = outer.__kwdefaults__
+    return functools.wraps(new)(made)  # type: ignore[return-value]
 
 
 def _is_private_to(tree: ast.FunctionDef) -> bool:
@@ -162,7 +196,7 @@ def compiled(
     new: FunctionType = space["made"](**known)
     new.__defaults__, new.__kwdefaults__ = function.function.__defaults__, function.function.__kwdefaults__
     new.__qualname__, new.__doc__ = function.function.__qualname__, function.function.__doc__
-    return new
+    return _in_wrappers(function.outer, function.function, new)
 
 
 def _without_annotations(tree: ast.FunctionDef) -> ast.FunctionDef:

@@ -22,7 +22,7 @@ class Edit(NamedTuple):
         digest: of the function's source.
         place: the number of the call or operation in its tree.
         slot: which part of that.
-        value: what it says instead.
+        value: what it says instead; of several numbers, None for one that stays as the code has it.
     """
 
     function: str
@@ -105,8 +105,28 @@ def tree_with(function: SourceFunction, edits: Iterable[Edit]) -> ast.FunctionDe
     numbered = dict(enumerate(ast.walk(tree)))
     for edit in edits:
         if edit.function == function.name:
-            _put(numbered[edit.place], edit.slot, ast.parse(repr(edit.value), mode="eval").body)
+            node = numbered[edit.place]
+            _put(node, edit.slot, _expression(edit.value, part_of(node, edit.slot)))
     return tree
+
+
+def filled(value: Any, before: Any) -> Any:
+    """The numbers of an edit, those that stay as they were before."""
+    if not isinstance(value, tuple) or None not in value:
+        return value
+    return tuple(old if new is None else new for old, new in zip(before, value, strict=True))
+
+
+def _expression(value: Any, before: ast.AST) -> ast.expr:
+    """The numbers as code; those that stay are read off the expression that stood there, which is run once."""
+    if not isinstance(value, tuple) or None not in value:
+        return ast.parse(repr(value), mode="eval").body
+    parts = ", ".join(f"sizes[{at}]" if number is None else repr(number) for at, number in enumerate(value))
+    call = ast.parse(f"(lambda sizes: ({parts},))(0)", mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert isinstance(before, ast.expr)
+    call.args = [before]
+    return call
 
 
 def _put(node: ast.AST, slot: Slot, value: ast.expr) -> None:
@@ -147,7 +167,14 @@ def lines_of(cls: type[nn.Module]) -> list[str]:
 def _line(function: SourceFunction, edit: Edit) -> str:
     node = function.places[edit.place]
     was = ast.unparse(part_of(node, edit.slot))
-    return f"{function.line(edit.place)}: {ast.unparse(node)}: {edit.value} in place of {was}"
+    return f"{function.line(edit.place)}: {ast.unparse(node)}: {_shown(edit.value)} in place of {was}"
+
+
+def _shown(value: Any) -> str:
+    """As code has it, three dots for what stays."""
+    if not isinstance(value, tuple):
+        return str(value)
+    return f"({', '.join('...' if number is None else str(number) for number in value)})"
 
 
 def edits_from(data: Mapping[str, Any]) -> dict[str, Edits]:

@@ -119,7 +119,8 @@ def _sizes_of_layer(
     if isinstance(module, nn.Embedding):
         return {"embedding_dim": weight[1]}
     if len(weight) == 2:
-        return {"out_features": weight[0], "in_features": weight[1]}
+        # a transposed linear layer (transformers' Conv1D) has its sizes in attributes of other names
+        return {"out_features": weight[0], "in_features": weight[1], "nf": weight[1], "nx": weight[0]}
     return {}
 
 
