@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 import torch_flowprune as fp
+
+pytest.importorskip("safetensors")
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 
 class Net(nn.Module):

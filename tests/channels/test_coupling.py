@@ -364,10 +364,12 @@ def test_exporting_leaves_torchs_settings_as_they_were(fails: bool) -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_is_of_an_operator_that_has_the_arguments_it_needs(name: str) -> None:
     spaces = [torch.ops.aten]
-    if importlib.util.find_spec("torchvision"):
+    with contextlib.suppress(ImportError):
         importlib.import_module("torchvision")  # which registers its operators
         spaces.append(torch.ops.torchvision)
     packets = [getattr(space, n) for space in spaces for n in (name, f"{name}_") if hasattr(space, n)]
+    if not packets and len(spaces) == 1:
+        pytest.skip("torchvision's")
     given = [{"x", *(a.name for a in getattr(p, o)._schema.arguments)} for p in packets for o in p.overloads()]
     assert any(required_by(RULES[name]) <= names for names in given)
 

@@ -132,9 +132,7 @@ class Foreign:
 
 
 def lookahead(model):
-    from timm.optim import Lookahead
-
-    return Lookahead(sgd(model), k=2)
+    return pytest.importorskip("timm.optim").Lookahead(sgd(model), k=2)
 
 
 def accelerated(model):

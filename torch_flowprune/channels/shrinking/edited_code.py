@@ -110,7 +110,7 @@ def tree_with(function: SourceFunction, edits: Iterable[Edit]) -> ast.FunctionDe
     return tree
 
 
-def filled(value: Any, before: Any) -> Any:
+def with_old_numbers(value: Any, before: Any) -> Any:
     """The numbers of an edit, those that stay as they were before."""
     if not isinstance(value, tuple) or None not in value:
         return value
@@ -167,10 +167,10 @@ def lines_of(cls: type[nn.Module]) -> list[str]:
 def _line(function: SourceFunction, edit: Edit) -> str:
     node = function.places[edit.place]
     was = ast.unparse(part_of(node, edit.slot))
-    return f"{function.line(edit.place)}: {ast.unparse(node)}: {_shown(edit.value)} in place of {was}"
+    return f"{function.line(edit.place)}: {ast.unparse(node)}: {_numbers_shown(edit.value)} in place of {was}"
 
 
-def _shown(value: Any) -> str:
+def _numbers_shown(value: Any) -> str:
     """As code has it, three dots for what stays."""
     if not isinstance(value, tuple):
         return str(value)

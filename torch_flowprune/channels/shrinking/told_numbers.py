@@ -20,7 +20,7 @@ from torch_flowprune.channels.shrinking.code_source import (
     Slot,
     SourceFunction,
 )
-from torch_flowprune.channels.shrinking.edited_code import Edit, filled, part_of
+from torch_flowprune.channels.shrinking.edited_code import Edit, part_of, with_old_numbers
 from torch_flowprune.channels.shrinking.graph_sizes import flat_numbers, resized_arguments
 from torch_flowprune.channels.shrinking.watched_code import CodeWatcher, Place, operation_named
 from torch_flowprune.channels.tracing import Reading
@@ -146,7 +146,7 @@ class SetRight(CodeWatcher):
             if own != right and not slot:
                 self.refused[place] = "an unpacked value"
             elif own != right:
-                self._note(place, slot, right[0] if type(value) is int else _changed(value, own, right))
+                self._note(place, slot, right[0] if type(value) is int else _numbers_changed(value, own, right))
                 _put_in(arguments, keywords, slot, right[0] if type(value) is int else tuple(right))
 
     def worked_out(self, owner: Any, function: str, number: int, name: str, left: Any, right: Any) -> Any:
@@ -173,7 +173,7 @@ class SetRight(CodeWatcher):
             for (name, number, slot), edit in edits.items():
                 attribute = _own_attribute(self.function((path, name, number)), number, slot)
                 if attribute in held:
-                    found[path][attribute] = filled(edit.value, held[attribute])
+                    found[path][attribute] = with_old_numbers(edit.value, held[attribute])
         return found
 
     def _note(self, place: Place, slot: Slot, value: Any) -> None:
@@ -192,7 +192,7 @@ def _own_attribute(function: SourceFunction, number: int, slot: Slot) -> str:
     return said.attr if isinstance(said.value, ast.Name) and said.value.id == arguments[0].arg else ""
 
 
-def _changed(value: Any, own: Sequence[int], right: Sequence[int]) -> tuple[int | None, ...]:
+def _numbers_changed(value: Any, own: Sequence[int], right: Sequence[int]) -> tuple[int | None, ...]:
     """What of a sequence of numbers becomes another: None for those that stay, which may be a batch's."""
     if len(value) != len(own):  # numbers in numbers
         return tuple(right)
