@@ -30,7 +30,7 @@ import torch_flowprune as fp
 from benchmarks.common.measure import alternating, forget_peak, memory
 from benchmarks.common.page import into_page, shown, table, wrapped
 from benchmarks.common.record import ROOT, begun, keep, steady
-from torch_flowprune.channels.shrinking.equivalence import relative_error
+from torch_flowprune.channels.shrinking.proof.equivalence import relative_error
 
 COMMAND = "python -m benchmarks.cost.latency"
 PAGE = ROOT / "docs" / "guide" / "structured.md"
@@ -168,7 +168,7 @@ def memory_of(module: str, model: str, x: str) -> int:
     ``module`` is where its class is defined.
     """
     importlib.import_module(module)  # what loading imports is no part of the model
-    importlib.import_module("torch_flowprune.channels.shrinking.exported_module")
+    importlib.import_module("torch_flowprune.channels.shrinking.graphs.exported_module")
     answer(built(QUICK)[0], torch.randn(1, 3, 48, 48))
     forget_peak()
     before, _ = memory()

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import torch_flowprune as fp
 from torch_flowprune.channels import ShrinkError
 from torch_flowprune.channels.coupling import reading_of
-from torch_flowprune.channels.shrinking.equivalence import Trial, relative_error, tolerance_of, training
+from torch_flowprune.channels.shrinking.proof.equivalence import Trial, relative_error, tolerance_of, training
 from torch_flowprune.channels.shrinking.surgery import Surgery
 
 X = torch.linspace(-1, 1, 20).view(5, 4)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torch_flowprune as fp
-from torch_flowprune.channels.shrinking.call_guard import BuiltForError
-from torch_flowprune.channels.shrinking.exported_module import ExportedModule
+from torch_flowprune.channels.shrinking.graphs.call_guard import BuiltForError
+from torch_flowprune.channels.shrinking.graphs.exported_module import ExportedModule
 
 X = torch.linspace(-1, 1, 4 * 3 * 6 * 6).view(4, 3, 6, 6)
 

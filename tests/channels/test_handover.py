@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import torch_flowprune as fp
-from torch_flowprune.channels.shrinking.architecture import describe, rebuild
+from torch_flowprune.channels.shrinking.saving.architecture import describe, rebuild
 
 X = torch.randn(32, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.arange(32) % 3

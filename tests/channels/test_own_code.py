@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import torch_flowprune as fp
 from torch_flowprune.channels import ShrinkError, couple
-from torch_flowprune.channels.shrinking.edited_code import edits_of, own_class, with_edits
+from torch_flowprune.channels.shrinking.own_code.edited_code import edits_of, own_class, with_edits
 
 TOKENS = torch.randn(2, 5, 8, dtype=torch.float64)
 IMAGES = torch.randn(2, 3, 6, 6, dtype=torch.float64)

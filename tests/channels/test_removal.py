@@ -18,10 +18,10 @@ from torch.nn.utils import prune
 
 from torch_flowprune.channels.coupling import couple
 from torch_flowprune.channels.group_masks import channel_masks
-from torch_flowprune.channels.shrinking.architecture import describe, rebuild
-from torch_flowprune.channels.shrinking.equivalence import relative_error
-from torch_flowprune.channels.shrinking.exported_module import ExportedModule
+from torch_flowprune.channels.shrinking.graphs.exported_module import ExportedModule
+from torch_flowprune.channels.shrinking.proof.equivalence import relative_error
 from torch_flowprune.channels.shrinking.removal import shrink
+from torch_flowprune.channels.shrinking.saving.architecture import describe, rebuild
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
 
 PRUNABLE = [name for name, case in CASES.items() if case.groups]

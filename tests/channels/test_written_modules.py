@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import torch_flowprune as fp
 from torch_flowprune.channels import ShrinkError, register
-from torch_flowprune.channels.shrinking.narrow_attention import NarrowAttention
 from torch_flowprune.channels.shrinking.surgery import Surgery
-from torch_flowprune.channels.shrinking.written_modules import written
+from torch_flowprune.channels.shrinking.written.narrow_attention import NarrowAttention
+from torch_flowprune.channels.shrinking.written.written_modules import written
 
 HEADS = 4
 HALF = torch.tensor([True, True, False, False] * 2)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import torch_flowprune as fp
-from torch_flowprune.gradients.memory_budget import Peak
+from torch_flowprune.gradients.batches.memory_budget import Peak
 
 KINDS = ("g", "g2", "g2_sample", "Hg")
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import torch_flowprune as fp
-from torch_flowprune.gradients.same_data import _first_difference
+from torch_flowprune.gradients.batches.same_data import _first_difference
 
 
 class Augmented(Dataset):

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_flowprune as fp
-from torch_flowprune.gradients.memory_budget import Peak
+from torch_flowprune.gradients.batches.memory_budget import Peak
 from torch_flowprune.inputs import parameters
 from torch_flowprune.scoring.candidates import masks_of
 from torch_flowprune.scoring.channel_candidates import channel_candidates

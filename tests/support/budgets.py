@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import torch_flowprune as fp
-from torch_flowprune.gradients.memory_budget import in_bytes
+from torch_flowprune.gradients.batches.memory_budget import in_bytes
 
 
 def wide_net():

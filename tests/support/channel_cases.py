@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch_flowprune.channels.coupling import couple
 from torch_flowprune.channels.group_masks import channel_masks
 from torch_flowprune.channels.groups import Coupling
-from torch_flowprune.channels.shrinking.equivalence import relative_error
+from torch_flowprune.channels.shrinking.proof.equivalence import relative_error
 from torch_flowprune.channels.shrinking.removal import shrink
 
 Model = nn.Module

@@ -1,13 +1,12 @@
 """The flow of a model over data: θ, g, H·g, squared gradients."""
 
+from torch_flowprune.gradients.batches import LossWeights
 from torch_flowprune.gradients.differentiable import differentiable
 from torch_flowprune.gradients.flow_source import FlowOptions, FlowSource, LossOptions, SweepOptions
 from torch_flowprune.gradients.gradient_flow import INGREDIENTS, Flow, flow, flow_over
 from torch_flowprune.gradients.halved_flow import HalvedFlow, ProposedCut, halved_flow
 from torch_flowprune.gradients.hessian_vector import hessian_vector
-from torch_flowprune.gradients.input_moments import MOMENTS
-from torch_flowprune.gradients.loss_weights import LossWeights
-from torch_flowprune.gradients.products import Products
+from torch_flowprune.gradients.sweeping import MOMENTS, Products
 
 __all__ = [
     "INGREDIENTS",

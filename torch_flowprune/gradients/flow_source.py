@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from torch_flowprune.gradients.loss_weights import check_reduction
-from torch_flowprune.gradients.memory_budget import Resources, in_bytes
+from torch_flowprune.gradients.batches import Resources, check_reduction, in_bytes
 from torch_flowprune.inputs import (
     BatchDim,
     BatchSize,

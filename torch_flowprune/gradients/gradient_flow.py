@@ -13,8 +13,7 @@ from typing_extensions import Never
 
 from torch_flowprune.gradients.differentiable import check_opens, differentiable, reference_of
 from torch_flowprune.gradients.flow_source import FlowSource
-from torch_flowprune.gradients.input_moments import MOMENTS
-from torch_flowprune.gradients.products import Products
+from torch_flowprune.gradients.sweeping import MOMENTS, Products
 from torch_flowprune.gradients.synflow import synaptic_gradient
 from torch_flowprune.inputs import (
     BatchDim,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_flowprune.gradients.differentiable import differentiable
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.gradient_flow import Flow, derivatives_in, flow_over
-from torch_flowprune.gradients.halved_sweeps import HalvedSweeps
+from torch_flowprune.gradients.sweeping import HalvedSweeps
 from torch_flowprune.inputs import Batch, OneBatch, Ranks, as_batches, halves, sized, untouched, unwrapped
 
 _IN_THE_SWEEPS = {"g", "g2", "g2_sample", "Hg"}

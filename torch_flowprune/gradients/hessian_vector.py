@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from torch_flowprune.gradients.differentiable import differentiable
 from torch_flowprune.gradients.flow_source import FlowSource, LossOptions
-from torch_flowprune.gradients.products import Products
+from torch_flowprune.gradients.sweeping import Products
 from torch_flowprune.inputs import (
     Ranks,
     as_batches,

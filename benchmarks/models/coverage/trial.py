@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.models.coverage.models import built
 from torch_flowprune.channels.coupling import coupling_of, reading_of
 from torch_flowprune.channels.group_masks import channel_masks, rows
-from torch_flowprune.channels.shrinking.equivalence import relative_error
-from torch_flowprune.channels.shrinking.exported_module import ExportedModule
+from torch_flowprune.channels.shrinking.graphs.exported_module import ExportedModule
+from torch_flowprune.channels.shrinking.proof.equivalence import relative_error
 from torch_flowprune.channels.shrinking.removal import shrink
 from torch_flowprune.masking import write_zeros
 

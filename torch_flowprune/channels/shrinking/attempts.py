@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from torch_flowprune.channels.rules import RULES
-from torch_flowprune.channels.shrinking.call_guard import CallGuard, guard_of
-from torch_flowprune.channels.shrinking.equivalence import Trial, first_line, holds_nothing, tolerance_of, training
-from torch_flowprune.channels.shrinking.exported_module import (
+from torch_flowprune.channels.shrinking.graphs import (
+    CallGuard,
+    Modes,
     canonical_call,
     free_sizes,
+    graft,
+    guard_of,
+    modes_of,
     recorded_calls,
     resized_graph,
 )
-from torch_flowprune.channels.shrinking.graft import graft
-from torch_flowprune.channels.shrinking.graph_modes import Modes, modes_of
 from torch_flowprune.channels.shrinking.module_sizes import (
     Attributes,
     attribute_plans,
@@ -34,10 +35,11 @@ from torch_flowprune.channels.shrinking.module_sizes import (
     changed_sizes,
     layer_attributes,
 )
+from torch_flowprune.channels.shrinking.own_code import SetRight, ToldNumbers, told_numbers
+from torch_flowprune.channels.shrinking.proof import Trial, first_line, holds_nothing, tolerance_of, training
 from torch_flowprune.channels.shrinking.running_modules import RunningModules
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, dead_labels, operated
-from torch_flowprune.channels.shrinking.told_numbers import SetRight, ToldNumbers, told_numbers
-from torch_flowprune.channels.shrinking.written_modules import written, written_paths
+from torch_flowprune.channels.shrinking.written import written, written_paths
 from torch_flowprune.channels.tracing import Reading, Value, canonical_names, program_of, read, twin
 from torch_flowprune.inputs import copied_model
 from torch_flowprune.torch_internals import tree_leaves

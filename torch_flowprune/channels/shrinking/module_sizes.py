@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch_flowprune.channels.shrinking.graph_sizes import RESIZERS
+from torch_flowprune.channels.shrinking.graphs import RESIZERS
 from torch_flowprune.channels.shrinking.surgery import Surgery
 from torch_flowprune.channels.tracing import Reading, Value, flat, module_path, operator_name
 from torch_flowprune.torch_internals import AnyConvolution, AnyStatisticsNorm

@@ -20,9 +20,9 @@ from torch_flowprune.channels.coupling import arguments_of, coupling_of, reading
 from torch_flowprune.channels.group_masks import living_channels
 from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.shrinking.attempts import Bench, attempt, untried
-from torch_flowprune.channels.shrinking.handover import Follower, Handover, Optimizers
+from torch_flowprune.channels.shrinking.handing_over import Follower, Handover, Optimizers
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, kept_positions, operated
-from torch_flowprune.channels.shrinking.written_modules import written
+from torch_flowprune.channels.shrinking.written import written
 from torch_flowprune.channels.tracing import Reading, canonical_names
 from torch_flowprune.inputs import check_keywords
 from torch_flowprune.masking import apply_masks, dense_copy, remove, write_zeros

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from torch_flowprune.channels.shrinking.edited_code import edits_of, lines_of
-from torch_flowprune.channels.shrinking.exported_module import ExportedModule
+from torch_flowprune.channels.shrinking.graphs import ExportedModule
+from torch_flowprune.channels.shrinking.own_code import edits_of, lines_of
 
 
 def replaced_modules(model: nn.Module) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels.groups import Coupling, Group, Slice
-from torch_flowprune.channels.shrinking.edited_code import Edits
+from torch_flowprune.channels.shrinking.own_code import Edits
 from torch_flowprune.channels.tracing import Reading, canonical_names
 from torch_flowprune.inputs import plain_name
 from torch_flowprune.torch_internals import list_flat_weights

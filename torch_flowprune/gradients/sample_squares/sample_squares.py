@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
+from torch_flowprune.gradients.batches import Derivatives, Grads, add_weighted_squares, zero_sums
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.sample_squares.squared_sums import SquaredSums
 from torch_flowprune.gradients.sample_squares.tapped_operators import INNER
 from torch_flowprune.gradients.sample_squares.taps import Taps
-from torch_flowprune.gradients.weighted_sums import add_weighted_squares, zero_sums
 from torch_flowprune.inputs import Batch, Target, first, same_randomness, samples, tensors_in
 
 _PROBED = 2

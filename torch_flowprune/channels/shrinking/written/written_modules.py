@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.channels.shrinking.edited_code import Edits, with_edits
-from torch_flowprune.channels.shrinking.graft import graft
-from torch_flowprune.channels.shrinking.narrow_attention import NarrowAttention
+from torch_flowprune.channels.shrinking.graphs import graft
+from torch_flowprune.channels.shrinking.own_code import Edits, with_edits
 from torch_flowprune.channels.shrinking.surgery import Surgery
+from torch_flowprune.channels.shrinking.written.narrow_attention import NarrowAttention
 
 KeptRows = Mapping[str, Mapping[int, Tensor]]
 Writer = Callable[[Any, KeptRows], nn.Module]

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
-from torch_flowprune.gradients.memory_budget import Cost, measured, readable
+from torch_flowprune.gradients.batches.batch_derivatives import Derivatives, Grads
+from torch_flowprune.gradients.batches.memory_budget import Cost, measured, readable
 from torch_flowprune.gradients.operators import twice_differentiable
 from torch_flowprune.inputs import Batch, first, parts, shapes, spread_out, untouched, wide_type
 from torch_flowprune.torch_internals import AnyBatchNorm

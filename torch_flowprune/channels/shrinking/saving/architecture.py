@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.channels.shrinking.edited_code import edits_from, edits_of, own_class, with_edits
-from torch_flowprune.channels.shrinking.exported_module import ExportedModule
+from torch_flowprune.channels.shrinking.graphs import ExportedModule
+from torch_flowprune.channels.shrinking.own_code import edits_from, edits_of, own_class, with_edits
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
-from torch_flowprune.channels.shrinking.written_modules import paths_of_written, written_anew
+from torch_flowprune.channels.shrinking.written import paths_of_written, written_anew
 from torch_flowprune.channels.tracing import canonical_names
 from torch_flowprune.inputs import is_mask, original, plain_name
 from torch_flowprune.masking import dense_copy, remove

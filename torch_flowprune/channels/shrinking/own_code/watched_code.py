@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from torch_flowprune.channels.shrinking.code_source import (
+from torch_flowprune.channels.shrinking.own_code.code_source import (
     Slot,
     SourceFunction,
     code_of_class,
     rebuilt_functions,
     slots_told,
 )
-from torch_flowprune.channels.shrinking.edited_code import edits_of, own_class, tree_with
+from torch_flowprune.channels.shrinking.own_code.edited_code import edits_of, own_class, tree_with
 from torch_flowprune.channels.shrinking.running_modules import RunningModules
 from torch_flowprune.masking import quiet_subclass
 

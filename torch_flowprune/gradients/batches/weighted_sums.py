@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from torch_flowprune.gradients.batch_derivatives import Grads
+from torch_flowprune.gradients.batches.batch_derivatives import Grads
 from torch_flowprune.inputs import Ranks, wide, wide_type
 from torch_flowprune.torch_internals import foreach_add_, foreach_addcmul_, foreach_mul_, storage_key
 

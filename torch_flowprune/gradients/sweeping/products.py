@@ -9,22 +9,23 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from torch_flowprune.gradients.batch_derivatives import Grads
-from torch_flowprune.gradients.batch_streams import SizedBatch, length_of
-from torch_flowprune.gradients.microbatches import MicroBatches
-from torch_flowprune.gradients.operators import twice_differentiable
-from torch_flowprune.gradients.sweeps import Sweeps
-from torch_flowprune.gradients.weighted_sums import (
+from torch_flowprune.gradients.batches import (
+    Grads,
+    MicroBatches,
+    SizedBatch,
     add_weighted,
     add_weighted_squares,
     check_read,
     detached,
     dot_product,
     finite_mean_loss,
+    length_of,
     over_ranks,
     scale,
     standard_error,
 )
+from torch_flowprune.gradients.operators import twice_differentiable
+from torch_flowprune.gradients.sweeping.sweeps import Sweeps
 from torch_flowprune.inputs import Batch, Ranks, wide, wide_type
 
 

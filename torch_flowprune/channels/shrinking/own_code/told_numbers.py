@@ -16,13 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from torch_flowprune.channels.shrinking.code_source import (
-    Slot,
-    SourceFunction,
-)
-from torch_flowprune.channels.shrinking.edited_code import Edit, part_of, with_old_numbers
-from torch_flowprune.channels.shrinking.graph_sizes import flat_numbers, resized_arguments
-from torch_flowprune.channels.shrinking.watched_code import CodeWatcher, Place, operation_named
+from torch_flowprune.channels.shrinking.graphs import flat_numbers, resized_arguments
+from torch_flowprune.channels.shrinking.own_code.code_source import Slot, SourceFunction
+from torch_flowprune.channels.shrinking.own_code.edited_code import Edit, part_of, with_old_numbers
+from torch_flowprune.channels.shrinking.own_code.watched_code import CodeWatcher, Place, operation_named
 from torch_flowprune.channels.tracing import Reading
 from torch_flowprune.inputs import same_randomness, settle
 from torch_flowprune.torch_internals import BelowAutograd, OperatorMode, tree_map_only

@@ -16,7 +16,7 @@ from weakref import WeakSet
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torch_flowprune.channels.shrinking.optimizer_state import cut_state
+from torch_flowprune.channels.shrinking.handing_over.optimizer_state import cut_state
 from torch_flowprune.channels.shrinking.surgery import Surgery
 from torch_flowprune.inputs import parameters_of, unwrapped
 from torch_flowprune.masking import held_by, holders

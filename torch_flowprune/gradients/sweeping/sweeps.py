@@ -11,30 +11,38 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.gradients.batch_derivatives import Derivatives, Grads
-from torch_flowprune.gradients.batch_streams import SizedBatch, length_of, until, with_progress
-from torch_flowprune.gradients.checkpointing import no_hidden_blocks
-from torch_flowprune.gradients.curvature_check import check_curvature, check_is_due
-from torch_flowprune.gradients.differentiable import dense_gradients
-from torch_flowprune.gradients.flow_source import FlowSource
-from torch_flowprune.gradients.input_moments import MOMENTS, InputMoments
-from torch_flowprune.gradients.loss_weights import LossWeights
-from torch_flowprune.gradients.microbatches import Graphs, MicroBatches, check_runs_alone
-from torch_flowprune.gradients.operators import twice_differentiable
-from torch_flowprune.gradients.same_data import check_same_count, check_same_losses, check_sample_losses
-from torch_flowprune.gradients.sample_squares import SampleSquares
-from torch_flowprune.gradients.untrained_statistics import warn_untrained
-from torch_flowprune.gradients.weighted_sums import (
+from torch_flowprune.gradients.batches import (
+    Derivatives,
+    Grads,
+    Graphs,
+    LossWeights,
+    MicroBatches,
+    SizedBatch,
     add_weighted,
     add_weighted_squares,
     check_read,
+    check_runs_alone,
+    check_same_count,
+    check_same_losses,
+    check_sample_losses,
     detached,
     finite_mean_loss,
+    length_of,
+    no_hidden_blocks,
     over_ranks,
     scale,
     taken,
+    until,
+    with_progress,
     zero_sums,
 )
+from torch_flowprune.gradients.differentiable import dense_gradients
+from torch_flowprune.gradients.flow_source import FlowSource
+from torch_flowprune.gradients.operators import twice_differentiable
+from torch_flowprune.gradients.sample_squares import SampleSquares
+from torch_flowprune.gradients.sweeping.curvature_check import check_curvature, check_is_due
+from torch_flowprune.gradients.sweeping.input_moments import MOMENTS, InputMoments
+from torch_flowprune.gradients.untrained_statistics import warn_untrained
 from torch_flowprune.inputs import (
     Batch,
     Ranks,

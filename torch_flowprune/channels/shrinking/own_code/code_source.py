@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from torch_flowprune.channels.shrinking.graph_sizes import RESIZERS
+from torch_flowprune.channels.shrinking.graphs import RESIZERS
 
 Slot = tuple[Any, ...]
 """Which part of a place: an argument by position or name, an element that is written out, a side of an operation."""

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.channels.shrinking.call_guard import BuiltForError
-from torch_flowprune.channels.shrinking.dropout_calls import DropoutCalls
-from torch_flowprune.channels.shrinking.further_calls import TriedCall, further_calls
+from torch_flowprune.channels.shrinking.graphs import BuiltForError
+from torch_flowprune.channels.shrinking.proof.dropout_calls import DropoutCalls
+from torch_flowprune.channels.shrinking.proof.further_calls import TriedCall, further_calls
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery
 from torch_flowprune.channels.tracing import Reading, operator_name
 from torch_flowprune.inputs import copied_model

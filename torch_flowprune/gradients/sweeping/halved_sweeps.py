@@ -9,12 +9,21 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from torch_flowprune.gradients.batch_streams import SizedBatch, length_of
-from torch_flowprune.gradients.curvature_check import check_curvature, check_is_due
-from torch_flowprune.gradients.microbatches import MicroBatches, check_runs_alone
-from torch_flowprune.gradients.products import AddPiece, Piece, Products, Slopes
-from torch_flowprune.gradients.same_data import check_same_count, check_same_losses
-from torch_flowprune.gradients.weighted_sums import add_weighted, check_read, finite_mean_loss, over_ranks, scale
+from torch_flowprune.gradients.batches import (
+    MicroBatches,
+    SizedBatch,
+    add_weighted,
+    check_read,
+    check_runs_alone,
+    check_same_count,
+    check_same_losses,
+    finite_mean_loss,
+    length_of,
+    over_ranks,
+    scale,
+)
+from torch_flowprune.gradients.sweeping.curvature_check import check_curvature, check_is_due
+from torch_flowprune.gradients.sweeping.products import AddPiece, Piece, Products, Slopes
 from torch_flowprune.inputs import Batch, Ranks, halves
 
 Pairs: TypeAlias = "list[tuple[list[Tensor], list[Tensor]]]"  # a vector, and the sum that takes H times it

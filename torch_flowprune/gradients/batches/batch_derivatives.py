@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.gradients.checkpointing import no_reentrant_checkpoints
-from torch_flowprune.gradients.loss_weights import LossWeights
-from torch_flowprune.gradients.memory_budget import Resources
+from torch_flowprune.gradients.batches.checkpointing import no_reentrant_checkpoints
+from torch_flowprune.gradients.batches.loss_weights import LossWeights
+from torch_flowprune.gradients.batches.memory_budget import Resources
 from torch_flowprune.gradients.operators import check_twice, no_lost_graph, sound_norms
 from torch_flowprune.inputs import Batch, Objective, settle
 from torch_flowprune.torch_internals import differentiate

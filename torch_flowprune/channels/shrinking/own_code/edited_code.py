@@ -10,7 +10,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from torch_flowprune.channels.shrinking.code_source import Slot, SourceFunction, code_of_class, rebuilt_functions
+from torch_flowprune.channels.shrinking.own_code.code_source import (
+    Slot,
+    SourceFunction,
+    code_of_class,
+    rebuilt_functions,
+)
 from torch_flowprune.masking import quiet_subclass
 
 

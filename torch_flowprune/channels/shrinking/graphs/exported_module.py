@@ -18,9 +18,9 @@ from torch.export import Dim
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, GraphModule, Node
 
-from torch_flowprune.channels.shrinking.call_guard import BuiltForError, CallGuard
-from torch_flowprune.channels.shrinking.graph_modes import Modes
-from torch_flowprune.channels.shrinking.graph_sizes import resize, set_argument
+from torch_flowprune.channels.shrinking.graphs.call_guard import BuiltForError, CallGuard
+from torch_flowprune.channels.shrinking.graphs.graph_modes import Modes
+from torch_flowprune.channels.shrinking.graphs.graph_sizes import resize, set_argument
 from torch_flowprune.channels.tracing import Reading, concrete, module_path, operator_name
 from torch_flowprune.torch_internals import tree_map, tree_unflatten
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch_flowprune.channels.shrinking.architecture import (
+from torch_flowprune.channels.shrinking.saving.architecture import (
     check_describable,
     code_of_modules,
     differing,
@@ -19,7 +19,7 @@ from torch_flowprune.channels.shrinking.architecture import (
     sizes_by_module,
     written_dense,
 )
-from torch_flowprune.channels.shrinking.written_modules import paths_of_written
+from torch_flowprune.channels.shrinking.written import paths_of_written
 from torch_flowprune.channels.tracing import canonical_names
 from torch_flowprune.inputs import is_mask, plain_name, read_tensors, unwrapped, write_tensors
 from torch_flowprune.masking import load_state_dict, state_dict

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from torch_flowprune.gradients.batch_derivatives import Derivatives
+from torch_flowprune.gradients.batches import Derivatives, Resources, taken
 from torch_flowprune.gradients.flow_source import FlowSource
-from torch_flowprune.gradients.memory_budget import Resources
 from torch_flowprune.gradients.operators import twice_differentiable
-from torch_flowprune.gradients.weighted_sums import taken
 from torch_flowprune.inputs import Batch, BatchDim, first, in_dtype, same_randomness, untouched, widened
 
 _CHECKED = 2

@@ -1,0 +1,23 @@
+"""The code of a model, read and run with other numbers in a few places."""
+
+from torch_flowprune.channels.shrinking.own_code.edited_code import (
+    Edits,
+    edits_from,
+    edits_of,
+    lines_of,
+    own_class,
+    with_edits,
+)
+from torch_flowprune.channels.shrinking.own_code.told_numbers import SetRight, ToldNumbers, told_numbers
+
+__all__ = [
+    "Edits",
+    "SetRight",
+    "ToldNumbers",
+    "edits_from",
+    "edits_of",
+    "lines_of",
+    "own_class",
+    "told_numbers",
+    "with_edits",
+]

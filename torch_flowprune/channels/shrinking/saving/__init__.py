@@ -1,0 +1,11 @@
+"""A shrunk model described, and in a file."""
+
+from torch_flowprune.channels.shrinking.saving.architecture import describe, rebuild
+from torch_flowprune.channels.shrinking.saving.shrunk_files import load_shrunk, save_shrunk
+
+__all__ = [
+    "describe",
+    "load_shrunk",
+    "rebuild",
+    "save_shrunk",
+]
