@@ -120,7 +120,7 @@ def test_words_are_checked() -> None:
         fp.sensitivity(net(), "magnitude", DATA, granularty="filter")
     with pytest.raises(ValueError, match="sparsities= is empty"):
         fp.sensitivity(net(), "magnitude", DATA, sparsities=[])
-    with pytest.raises(ValueError, match="an iterator can be read once"):
+    with pytest.raises(ValueError, match="this iterator can be read only once"):
         fp.sensitivity(net(), "magnitude", iter([DATA]))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from typing import Any
@@ -18,6 +18,7 @@ from torch_flowprune.inputs import (
     Ranks,
     as_batches,
     check_keywords,
+    check_readable_again,
     from_options,
     parameters_of,
     plain_sequence,
@@ -211,11 +212,7 @@ def compare(
     ranks, inner = Ranks.of(model), unwrapped(model)
     resolved = _resolved(methods)
     levels = _levels(sparsities)
-    if isinstance(data, Iterator) or isinstance(held_out, Iterator):
-        raise ValueError(
-            "a comparison reads its data several times, and this iterator can be read only once: pass a list or a "
-            "DataLoader"
-        )
+    check_readable_again("a comparison reads its data several times", data, held_out)
     check_keywords(compare, options, CompareOptions)
     check_is_callable(metric)
     source, units = from_options(FlowSource, options, data=data), from_options(PrunableUnits, options)

@@ -5,7 +5,7 @@ How the norm of each layer moves, and how far its scores can be trusted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any, TypeAlias
@@ -20,6 +20,7 @@ from torch_flowprune.gradients import Flow, FlowSource, ProposedCut, SweepOption
 from torch_flowprune.inputs import (
     Loss,
     check_keywords,
+    check_readable_again,
     from_options,
     parameters_of,
     unwrapped,
@@ -168,11 +169,7 @@ def diagnose(
     >>> [layer.name for layer in found.layers], found.total.weights
     (['0.weight', '2.weight'], 48)
     """
-    if isinstance(data, Iterator):
-        raise ValueError(
-            "a diagnosis reads the data several times, and this iterator can be read only once: pass a list or a "
-            "DataLoader"
-        )
+    check_readable_again("a diagnosis reads its data several times", data)
     measure = measure_lookup.resolve(method)
     check_keywords(diagnose, options, DiagnoseOptions)
     source = from_options(FlowSource, options, data=data, loss=loss)

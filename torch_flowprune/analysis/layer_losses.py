@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from torch_flowprune.analysis.comparison import mean_loss
 from torch_flowprune.gradients import FlowOptions, FlowSource, flow_over
-from torch_flowprune.inputs import Ranks, check_keywords, from_options, unwrapped
+from torch_flowprune.inputs import Ranks, check_keywords, check_readable_again, from_options, unwrapped
 from torch_flowprune.masking import restored
 from torch_flowprune.pruning import prune_to
 from torch_flowprune.scoring import Measure, PrunableUnits, UnitOptions, evaluate, measure_lookup, targets_of
@@ -119,8 +119,7 @@ def sensitivity(
     (24, 48)
     """
     check_keywords(sensitivity, options, SensitivityOptions)
-    if isinstance(data, Iterator) or isinstance(held_out, Iterator):
-        raise ValueError("the losses read their data several times, and an iterator can be read once: pass a list")
+    check_readable_again("the losses read their data several times", data, held_out)
     if not sparsities:
         raise ValueError("sparsities= is empty: name at least one, such as [0.5, 0.9]")
     ranks, inner, measure = Ranks.of(model), unwrapped(model), measure_lookup.resolve(method)

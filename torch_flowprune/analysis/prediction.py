@@ -135,7 +135,7 @@ def predict(
     with untouched(model, data, source.mode) as rewind:
         for target in known.values():
             target.parameter.requires_grad_(True)
-        expansions = Products(model, known, source, rewind, ranks).along(cut.removed, cut.masks, as_batches(data))
+        expansions = Products(model, known, source, rewind, ranks).along(cut, as_batches(data))
     return Prediction(**expansions, removed_norm=share_removed(known, cut))
 
 

@@ -4,9 +4,9 @@ from torch_flowprune.gradients.batches import LossWeights
 from torch_flowprune.gradients.differentiable import differentiable
 from torch_flowprune.gradients.flow_source import FlowOptions, FlowSource, LossOptions, SweepOptions
 from torch_flowprune.gradients.gradient_flow import INGREDIENTS, Flow, flow, flow_over
-from torch_flowprune.gradients.halved_flow import HalvedFlow, ProposedCut, halved_flow
+from torch_flowprune.gradients.halved_flow import HalvedFlow, halved_flow
 from torch_flowprune.gradients.hessian_vector import hessian_vector
-from torch_flowprune.gradients.sweeping import MOMENTS, Products
+from torch_flowprune.gradients.sweeping import MOMENTS, Products, ProposedCut
 
 __all__ = [
     "INGREDIENTS",

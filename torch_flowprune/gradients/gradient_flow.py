@@ -24,6 +24,7 @@ from torch_flowprune.inputs import (
     Ranks,
     as_batches,
     check_keywords,
+    check_readable_again,
     example_of,
     gradients_under_masks,
     settle,
@@ -260,10 +261,7 @@ def _swept(sweeps: Products, wanted: set[str]) -> dict[str, Any]:
     if "diagH" not in wanted:
         return fields
     if others:
-        if isinstance(data, Iterator):
-            raise ValueError(
-                "diagH takes a sweep of its own, and this iterator can be read only once: pass a list or a DataLoader"
-            )
+        check_readable_again("diagH takes a sweep of its own", data)
         sweeps.rewind()
     return {**sweeps.diagonal(data, sweeps.source.probes), **fields}
 

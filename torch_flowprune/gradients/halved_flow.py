@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torch_flowprune.gradients.differentiable import differentiable
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.gradient_flow import Flow, derivatives_in, flow_over
-from torch_flowprune.gradients.sweeping import HalvedSweeps
+from torch_flowprune.gradients.sweeping import HalvedSweeps, ProposedCut
 from torch_flowprune.inputs import Batch, OneBatch, Ranks, as_batches, halves, sized, untouched, unwrapped
 
 _IN_THE_SWEEPS = {"g", "g2", "g2_sample", "Hg"}
-
-
-@dataclass(frozen=True)
-class ProposedCut:
-    """What is thought to be removed: its values by parameter name, and the masks that say where."""
-
-    removed: Mapping[str, Tensor] = field(default_factory=dict)
-    masks: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,10 +51,8 @@ def halved_flow(
         for target in targets.values():
             target.parameter.requires_grad_(True)
         sweeps = HalvedSweeps(bare, targets, source, rewind, ranks)
-        sweeps.cut_over = cut_over
-        portions, expansions = sweeps.fields(
-            as_batches(source.data), wanted & _IN_THE_SWEEPS, {*point.theta}, cut.removed, cut.masks
-        )
+        kinds, over = wanted & _IN_THE_SWEEPS, {*point.theta}
+        portions, expansions = sweeps.fields(as_batches(source.data), kinds, over, cut, cut_over)
     source.warn_of_fewer(portions[0]["samples"], ranks)
     flows = [replace(point, **fields, counted=source.counting) for fields in portions]
     if others := wanted - _IN_THE_SWEEPS:

@@ -17,6 +17,7 @@ from torch_flowprune.inputs import (
     as_batches,
     call,
     check_keywords,
+    check_readable_again,
     first_axis,
     flags,
     inputs_of,
@@ -107,8 +108,7 @@ def reconstruct(
     True
     """
     check_keywords(reconstruct, unknown)
-    if isinstance(data, Iterator):
-        raise ValueError("the data are read once a layer, and this iterator can be read only once: pass a list")
+    check_readable_again("the data are read once a layer", data)
     if damping < 0:
         raise ValueError(f"damping should be at least 0, got {damping}")
     inner = unwrapped(model)

@@ -6,6 +6,7 @@ measure sees; ``mask`` turns one kept/removed flag a unit into a mask of the par
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,8 +160,10 @@ def _named(granularity: str) -> Callable[[Target], Units]:
         n, m = int(pattern[1]), int(pattern[2])
         Blocks(n, m)  # checked at once, not at the first parameter
         return lambda target: Blocks(n, m, axis=1 - target.output_axis)
+    near = difflib.get_close_matches(granularity, ("weight", "filter", "channel"), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"unknown granularity {granularity!r}: expected 'weight', 'filter', 'channel' or 'n:m' such as '2:4'"
+        f"unknown granularity {granularity!r}: expected 'weight', 'filter', 'channel' or 'n:m' such as '2:4'{hint}"
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, isclose, nextafter
 
+from torch_flowprune.inputs import check_readable_again
 from torch_flowprune.scoring import Blocks
 from torch_flowprune.selection.schedules import Schedule, check_listed, fraction, listed, steps, through, to_prune
 
@@ -102,11 +103,8 @@ class Goal:
             raise ValueError(
                 f"rounds={self.rounds} scores anew before each round, and scores= are fixed: leave one of the two out"
             )
-        if self.rounds > 1 and isinstance(data, Iterator):
-            raise ValueError(
-                f"rounds={self.rounds} reads the data in every round, and this iterator can be read only once: pass a "
-                "list or a DataLoader"
-            )
+        if self.rounds > 1:
+            check_readable_again(f"rounds={self.rounds} reads the data in every round", data)
 
 
 def rounded_up(share: float, total: int) -> int:

@@ -2,10 +2,11 @@
 
 from torch_flowprune.gradients.sweeping.halved_sweeps import HalvedSweeps
 from torch_flowprune.gradients.sweeping.input_moments import MOMENTS
-from torch_flowprune.gradients.sweeping.products import Products
+from torch_flowprune.gradients.sweeping.products import Products, ProposedCut
 
 __all__ = [
     "MOMENTS",
     "HalvedSweeps",
     "Products",
+    "ProposedCut",
 ]

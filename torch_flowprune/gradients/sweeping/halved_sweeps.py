@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
@@ -23,7 +23,7 @@ from torch_flowprune.gradients.batches import (
     scale,
 )
 from torch_flowprune.gradients.sweeping.curvature_check import check_curvature, check_is_due
-from torch_flowprune.gradients.sweeping.products import AddPiece, Piece, Products, Slopes
+from torch_flowprune.gradients.sweeping.products import AddPiece, Piece, Products, ProposedCut, Slopes
 from torch_flowprune.inputs import Batch, Ranks, halves
 
 Pairs: TypeAlias = "list[tuple[list[Tensor], list[Tensor]]]"  # a vector, and the sum that takes H times it
@@ -61,16 +61,14 @@ class HalvedSweeps(Products):
     counted: int
     head: SizedBatch
     single: bool
-    cut_over: set[str]
-    """Names of the parameters that the expansions of a cut are over."""
 
     def fields(
         self,
         data: Iterable[Batch],
         kinds: set[str],
         over: set[str],
-        removed: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
+        cut: ProposedCut,
+        cut_over: set[str],
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Those of the flow over all the data and over each half; those of a ``Prediction``, where something goes.
 
@@ -78,14 +76,14 @@ class HalvedSweeps(Products):
             data: what can be read twice.
             kinds: what the halves are for: of g, g2, g2_sample and Hg. There are none, where it is empty.
             over: names of the parameters that the flow is over; a cut may be of others.
-            removed: what a cut takes away.
-            masks: where.
+            cut: what is thought to be removed, if anything.
+            cut_over: names of those that its expansions are over.
         """
         self.kinds = kinds
         with self._sound():
             portions = self._gradients(data)
             self.rewind()
-            along = self._products(data, portions, over, removed, masks)
+            along = self._products(data, portions, over, cut, cut_over)
         return [self._of(portion, over) for portion in portions], along
 
     def _of(self, portion: Portion, over: set[str]) -> dict[str, Any]:
@@ -145,45 +143,39 @@ class HalvedSweeps(Products):
         data: Iterable[Batch],
         portions: list[Portion],
         over: set[str],
-        removed: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
+        cut: ProposedCut,
+        cut_over: set[str],
     ) -> dict[str, Any]:
         """H·g of each portion, into its sums; the expansions of a cut."""
         whole, *parts = portions
         curved = [whole, *(parts if "Hg" in self.kinds else [])]
         pairs = [(self._within(over, portion.sums["g"]), self._zeros()) for portion in curved]
-        cut = (self._vector(removed), self._zeros())
-        slopes = Slopes(cut[0])
+        vector, product = self._vector(cut.removed), self._zeros()
+        slopes = Slopes(vector)
 
         def add(piece: Piece) -> None:
             place = self.places[piece.batch]
             of_all = place == _ALL or not self.single
             wanted = pairs[:1] * of_all + pairs[place : place + 1] * (place != _ALL)
-            if removed and of_all:
+            if cut.removed and of_all:
                 slopes.add(piece)
-                wanted.append(cut)
+                wanted.append((vector, product))
             for left, (along, total) in zip(reversed(range(len(wanted))), wanted, strict=True):
-                product = self.derivatives.product(piece.grads, along, retain_graph=left > 0)
-                add_weighted(total, product, piece.weight)
+                values = self.derivatives.product(piece.grads, along, retain_graph=left > 0)
+                add_weighted(total, values, piece.weight)
 
-        self._again(data, whole, add, [*pairs, cut] if removed else pairs)
+        self._again(data, whole, add, [*pairs, (vector, product)] if cut.removed else pairs)
         for portion, (_, total) in zip(curved, pairs, strict=True):
             portion.sums["Hg"] = scale(total, 1 / portion.weight)
         if check_is_due(self.source, len(self.losses), alone=self.ranks.alone):
             check_curvature(self.derivatives, self.names, pairs[0][0], *self.head, asked=self.source.check)
-        return self._of_cut(whole, cut, slopes, masks) if removed else {}
-
-    def _of_cut(
-        self, whole: Portion, cut: tuple[list[Tensor], list[Tensor]], slopes: Slopes, masks: Mapping[str, Tensor]
-    ) -> dict[str, Any]:
-        """What a ``Prediction`` has, but for the size of the cut: from its vector, and the sum of H times it."""
-        vector, total = cut
-        g, product = whole.sums["g"], scale(total, 1 / whole.weight)
-        expansions = self._expansions(
-            self._within(self.cut_over, g), self._within(self.cut_over, product), vector, masks
-        )
+        if not cut.removed:
+            return {}
+        product = scale(product, 1 / whole.weight)
+        g, along_cut = (self._within(cut_over, values) for values in (whole.sums["g"], product))
         error = slopes.standard_error(self.ranks)
-        return {"loss": whole.loss, "standard_error": error, "samples": whole.samples, **expansions}
+        of_all = {"loss": whole.loss, "standard_error": error, "samples": whole.samples}
+        return of_all | self._expansions(g, along_cut, vector, cut.masks)
 
     def _again(self, data: Iterable[Batch], whole: Portion, add: AddPiece, pairs: Pairs) -> None:
         """The second sweep, over what the first one read; halves of a single batch are left out, where none want it."""

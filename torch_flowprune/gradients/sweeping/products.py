@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
@@ -27,6 +28,14 @@ from torch_flowprune.gradients.batches import (
 from torch_flowprune.gradients.operators import twice_differentiable
 from torch_flowprune.gradients.sweeping.sweeps import Sweeps
 from torch_flowprune.inputs import Batch, Ranks, wide, wide_type
+
+
+@dataclass(frozen=True)
+class ProposedCut:
+    """What is thought to be removed: its values by parameter name, and the masks that say where."""
+
+    removed: Mapping[str, Tensor] = field(default_factory=dict)
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Piece(NamedTuple):
@@ -60,9 +69,9 @@ class Slopes:
 class Products(Sweeps):
     """Sweeps along vectors by parameter name."""
 
-    def along(self, v: Mapping[str, Tensor], masks: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Any]:
-        """The loss, ‖g‖², and their expansions in θ − v, in one sweep: the fields of a ``Prediction``."""
-        vector, g, product = self._vector(v), self._zeros(), self._zeros()
+    def along(self, cut: ProposedCut, data: Iterable[Batch]) -> dict[str, Any]:
+        """The loss, ‖g‖², and their expansions in θ less the cut, in one sweep: the fields of a ``Prediction``."""
+        vector, g, product = self._vector(cut.removed), self._zeros(), self._zeros()
         slopes = Slopes(vector)
 
         def add(piece: Piece) -> None:
@@ -75,7 +84,7 @@ class Products(Sweeps):
             "loss": loss,
             "standard_error": slopes.standard_error(self.ranks),
             "samples": self.seen,
-            **self._expansions(scale(g, 1 / whole), scale(product, 1 / whole), vector, masks),
+            **self._expansions(scale(g, 1 / whole), scale(product, 1 / whole), vector, cut.masks),
         }
 
     def times(self, v: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Tensor]:

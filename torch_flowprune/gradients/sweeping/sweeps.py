@@ -48,6 +48,7 @@ from torch_flowprune.inputs import (
     Ranks,
     Restore,
     Target,
+    check_readable_again,
     in_dtype,
     in_float32,
     is_half,
@@ -118,8 +119,7 @@ class Sweeps:
         """Moments of inputs alone, which take no loss."""
         self.seen = sum(size for _, size in self._shown(self._observed(batches), length, "forward"))
         check_read(self.seen)
-        totals = [torch.tensor([float(self.seen)], device=self.parameters[0].device)]
-        self.ranks.sum(totals)
+        self.ranks.sum(totals := [torch.tensor([float(self.seen)], device=self.parameters[0].device)])
         return {**self.moments.means(self.ranks), "samples": int(totals[0])} if self.moments else {}
 
     def _observed(self, batches: Iterable[SizedBatch]) -> Iterator[SizedBatch]:
@@ -138,11 +138,8 @@ class Sweeps:
         micro: MicroBatches,
     ) -> dict[str, Any]:
         """Everything in a first sweep, H·g in a second one over the same data."""
-        if isinstance(data, Iterator) and (len(head) > 1 or self.mode == "train"):
-            raise ValueError(
-                "H·g takes two sweeps over the data, and this iterator can be read only once: pass a list or a "
-                "DataLoader"
-            )
+        if len(head) > 1 or self.mode == "train":
+            check_readable_again("H·g takes two sweeps over the data", data)
         graphs = Graphs(micro)
         fields = self._first(chain(head, stream), wanted, length_of(data), micro, graphs)
         self.rewind()
@@ -150,10 +147,7 @@ class Sweeps:
         return {**fields, "Hg": self._second(again, fields, length_of(data), micro, graphs)}
 
     def _stream(self, data: Iterable[Batch]) -> tuple[list[SizedBatch], Iterator[SizedBatch]]:
-        """The first two batches and the rest.
-
-        Both sweeps read ahead alike: data and model may draw from one source of randomness.
-        """
+        """The first two batches and the rest: sweeps read ahead alike, as data and model may draw from one source."""
         stream = sized(data, self.parameters[0].device, *self.source.counting_words)
         if self.half:
             stream = ((in_dtype(batch, torch.float32, torch.float16), size) for batch, size in stream)

@@ -16,6 +16,12 @@ Batch: TypeAlias = Any
 TARGET_KEYS = ("labels", "label", "targets", "target")
 
 
+def check_readable_again(why: str, *data: object) -> None:
+    """An error for an iterator, of which a second reading would find nothing."""
+    if any(isinstance(one, Iterator) for one in data):
+        raise ValueError(f"{why}, and this iterator can be read only once: pass a list or a DataLoader")
+
+
 def as_batches(data: object) -> Iterable[Batch]:
     """``data`` as something that yields batches.
 
