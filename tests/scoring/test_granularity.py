@@ -110,7 +110,7 @@ def test_ones_own_cut():
 @pytest.mark.parametrize(
     ("granularity", "error", "text"),
     [
-        ("weights", ValueError, r"unknown granularity 'weights': expected 'weight', 'filter'"),
+        ("weights", ValueError, r"unknown granularity 'weights': expected 'weight', .*; did you mean 'weight'\?"),
         ("2:4:8", ValueError, "unknown granularity '2:4:8'"),
         ("4:2", ValueError, r"granularity '4:2' keeps 4 of 2: expected 0 < n < m, as in '2:4'"),
         ("0:4", ValueError, "granularity '0:4' keeps 0 of 4"),
