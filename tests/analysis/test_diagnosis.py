@@ -132,6 +132,46 @@ def test_every_batch_is_read_twice(method, masked):
     assert reads == [4] * 6
 
 
+@pytest.mark.parametrize(("method", "expected"), [("taylor", [4, 2, 2, 4]), ("grasp", [4, 2, 2, 4, 2, 2])])
+def test_halves_of_one_batch_are_read_again_only_for_their_own_products(method, expected):
+    reads = []
+
+    def closure(model, batch):
+        reads.append(len(batch[0]))
+        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    fp.diagnose(cases.mlp(), [CASES["mlp"].batch(4)], method=method, closure=closure, check=False)
+    assert reads == expected
+
+
+class Changing:
+    """Data of another size, or other data, each time that they are read."""
+
+    def __init__(self, *readings):
+        self.readings, self.read = readings, 0
+
+    def __iter__(self):
+        self.read += 1
+        return iter(self.readings[min(self.read, len(self.readings)) - 1])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [((3, 3), "the data gave 7 samples on the first sweep, 6 on the second"), ((4, 3), "the loss of batch 0 was")],
+)
+def test_other_data_in_the_second_sweep_are_an_error(sizes, text):
+    first, second = CASES["mlp"].batches((4, 3)), CASES["mlp"].batches(sizes)
+    if sizes == (4, 3):
+        second = [(x + 1, y) for x, y in second]
+    with pytest.raises(ValueError, match=text):
+        fp.diagnose(cases.mlp(), Changing(first, second))
+
+
+def test_squares_of_samples_need_norms_that_look_at_one():
+    with pytest.raises(ValueError, match="g2_sample runs each sample alone, and '1' takes its statistics over"):
+        fp.diagnose(cases.cnn(), CASES["cnn"].batches((4, 3)), method="fisher_sample", mode="train")
+
+
 def test_a_frozen_layer_is_in_the_prediction_and_not_in_the_flow():
     """What a cut does is over all parameters; where the model stands, over those it trains."""
     model, batches = cases.mlp(), CASES["mlp"].batches((4, 3))

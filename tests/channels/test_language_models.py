@@ -41,6 +41,9 @@ def test_half_of_what_attention_has(name, layers):
     small = fp.shrink(model, given)
     other = inputs(name, 3, 9)
     assert (logits(small, other) - logits(model, other)).abs().max() < 1e-5
+    transposed = [module for module in small.modules() if hasattr(module, "nf")]
+    assert bool(transposed) == (name == "GPT2")
+    assert all((module.nx, module.nf) == tuple(module.weight.shape) for module in transposed)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

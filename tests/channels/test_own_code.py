@@ -118,6 +118,17 @@ class Held(Base):
         return super().inner(h).reshape(shape).unflatten(-1, (6, 6))
 
 
+class Stored(Base):
+    """A shape in an attribute, of which one number is a width, beside another that only looks like it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.view, self.steps = torch.Size((-1, 8, 36)), 8
+
+    def inner(self, h: Tensor) -> Tensor:
+        return super().inner(h).reshape(self.view).unflatten(-1, (6, 6)) * self.steps
+
+
 def renaming(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """As libraries wrap methods whose arguments have new names."""
 
@@ -156,6 +167,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "a closure": (closed_over(8), IMAGES),
     "a shape in a variable": (Held, IMAGES),
     "a decorated method": (Decorated, IMAGES),
+    "a shape in an attribute": (Stored, IMAGES),
 }
 
 

@@ -85,6 +85,29 @@ class Mixture(nn.Module):
         self.head = nn.Linear(8, 50)
 
 
+class Adapted(nn.Module):
+    """As adapters say what they add to a layer."""
+
+    adapter_layer_names = ("added", "matrices")
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.added = nn.Linear(4, 4), nn.Linear(4, 64)
+        self.matrices = nn.ParameterDict({"default": torch.randn(64, 64)})
+
+    def forward(self, x):
+        return self.base(x) + (self.added(x) @ self.matrices["default"])[..., :4]
+
+
+def test_what_an_adapter_adds_is_no_default_and_nothing_to_warn_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = fp.global_prune(Adapted(), "magnitude", 0.5)
+    assert [layer.name for layer in report.layers] == ["base.weight"]
+    asked = fp.global_prune(Adapted(), "magnitude", 0.5, include=["added*", "matrices*"], min_keep=1)
+    assert [layer.name for layer in asked.layers] == ["added.weight", "added.bias", "matrices.default"]
+
+
 def test_matrices_that_the_default_does_not_know_are_named_with_the_include_to_copy():
     model = Mixture()
     with pytest.warns(UserWarning, match="stay dense: blocks") as seen:
