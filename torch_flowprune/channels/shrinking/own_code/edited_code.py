@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from torch_flowprune.channels.shrinking.own_code.code_source import (
@@ -116,10 +117,11 @@ def tree_with(function: SourceFunction, edits: Iterable[Edit]) -> ast.FunctionDe
 
 
 def with_old_numbers(value: Any, before: Any) -> Any:
-    """The numbers of an edit, those that stay as they were before."""
+    """The numbers of an edit, those that stay as they were before, in a sequence of the same kind."""
     if not isinstance(value, tuple) or None not in value:
         return value
-    return tuple(old if new is None else new for old, new in zip(before, value, strict=True))
+    numbers = tuple(old if new is None else new for old, new in zip(before, value, strict=True))
+    return type(before)(numbers) if type(before) in (list, torch.Size) else numbers
 
 
 def _expression(value: Any, before: ast.AST) -> ast.expr:

@@ -182,7 +182,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_size(value: Any) -> bool:
-    if type(value) in (tuple, list):
+    if type(value) in (tuple, list, torch.Size):
         return all(type(v) is int for v in value)
     return type(value) is int or (type(value) is float and math.isfinite(value))
 
