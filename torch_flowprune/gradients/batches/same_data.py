@@ -20,10 +20,8 @@ def check_same_count(first: int, second: int) -> None:
 
 def check_same_losses(first: Sequence[Tensor], second: Sequence[Tensor], dtype: torch.dtype, ranks: Ranks) -> None:
     """An error on every rank, where a batch of one of them was another."""
-    index, before, after = _first_difference(first, second, dtype)
-    anywhere = torch.tensor([float(index >= 0)], device=first[0].device)
-    ranks.sum([anywhere])
-    if anywhere.item():
+    if difference := _difference_on_any_rank(first, second, dtype, ranks):
+        index, before, after = difference
         found = f"of batch {index} was {before:.6g} on the first sweep, {after:.6g} on the second"
         raise ValueError(
             f"the loss {found if index >= 0 else 'on another rank changed between the sweeps'}: g and H need the "
@@ -38,16 +36,24 @@ def check_sample_losses(
     """An error on every rank, where the loss of a batch of one of them is no mean of those of its samples."""
     if not of_samples:
         return
-    index, value, mean = _first_difference(whole, of_samples, dtype)
-    anywhere = torch.tensor([float(index >= 0)], device=whole[0].device)
-    ranks.sum([anywhere])
-    if anywhere.item():
+    if difference := _difference_on_any_rank(whole, of_samples, dtype, ranks):
+        index, value, mean = difference
         found = f"of batch {index} is {value:.6g}, and the mean of its samples' losses {mean:.6g}"
         raise ValueError(
             f"the loss {found if index >= 0 else 'of a batch on another rank is no mean over its samples'}: squares of "
             "sample gradients need samples that do not look at each other, and a loss that is their mean or sum; say "
             "where samples lie with batch_dim=, None for what they share, or what the loss is with reduction="
         )
+
+
+def _difference_on_any_rank(
+    first: Sequence[Tensor], second: Sequence[Tensor], dtype: torch.dtype, ranks: Ranks
+) -> tuple[int, float, float] | None:
+    """That of this rank, -1 for its place where only another has one; None where none has, on all of them alike."""
+    difference = _first_difference(first, second, dtype)
+    anywhere = torch.tensor([float(difference[0] >= 0)], device=first[0].device)
+    ranks.sum([anywhere])
+    return difference if anywhere.item() else None
 
 
 def _first_difference(
