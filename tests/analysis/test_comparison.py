@@ -220,10 +220,57 @@ def test_a_metric_of_ones_own_is_measured_beside_the_loss():
     assert (plain.metric, plain.outcomes[0].metric, "metric" in str(plain)) == (None, None, False)
 
 
+class Hits:
+    """A metric as torchmetrics and torcheval make them."""
+
+    def __init__(self):
+        self.right = self.seen = 0
+
+    def reset(self):
+        self.__init__()
+
+    def update(self, output, target):
+        self.right += (output.argmax(-1) == target).sum()
+        self.seen += len(target)
+
+    def compute(self):
+        return self.right / self.seen
+
+
+@pytest.mark.parametrize("kind", ["written here", "torchmetrics"])
+@pytest.mark.parametrize("form", ["pair", "dict"])
+def test_a_metric_that_is_fed_batch_by_batch_is_fed_and_keeps_its_state(kind, form):
+    model, (x, y) = cases.mlp(), CASES["mlp"].batch(24)
+    metric = (
+        Hits() if kind == "written here" else pytest.importorskip("torchmetrics").Accuracy("multiclass", num_classes=3)
+    )
+    metric.update(torch.eye(3), torch.tensor([1, 1, 2]))
+    before = float(metric.compute())
+    batches = [(x[:10], y[:10]), (x[10:], y[10:])]
+    data = batches if form == "pair" else [{"input": a, "labels": b} for a, b in batches]
+    found = fp.compare(model, ["magnitude", "snip"], 0.5, data, loss=torch.nn.functional.cross_entropy, metric=metric)
+    with torch.no_grad():
+        assert found.metric == pytest.approx(right(model.eval(), (x, y)).item())
+    for outcome in found.outcomes:
+        pruned = copy.deepcopy(model)
+        fp.global_prune(pruned, outcome.method, 0.5, data=batches)
+        with torch.no_grad():
+            assert outcome.metric == pytest.approx(right(pruned.eval(), (x, y)).item())
+    assert float(metric.compute()) == before
+
+
+def test_a_collection_of_metrics_is_no_number_and_said():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    metric = torchmetrics.MetricCollection([torchmetrics.Accuracy("multiclass", num_classes=3)])
+    with pytest.raises(TypeError, match="metric should give a number, got .'MulticlassAccuracy'"):
+        fp.compare(cases.mlp(), "magnitude", 0.5, CASES["mlp"].batch(6), metric=metric)
+
+
 @pytest.mark.parametrize(
     ("metric", "text"),
     [
         ("accuracy", "metric should be a function of .model, data."),
+        (Hits, "got the class Hits: make one"),
         (lambda *_: "much", "metric should give a number"),
     ],
 )

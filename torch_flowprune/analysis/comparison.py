@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from torch_flowprune.analysis.held_out_metric import Metric, check_is_callable, measured_by
+from torch_flowprune.analysis.held_out_metric import Metric, check_is_metric, measured_by
 from torch_flowprune.analysis.rank_correlation import all_pairs, laid_out
 from torch_flowprune.gradients import Flow, FlowOptions, FlowSource, LossWeights, flow_over
 from torch_flowprune.inputs import (
@@ -191,8 +191,9 @@ def compare(
         sparsities: in (0, 1], above what the model already has.
         data: what the scores are taken over, re-iterable.
         held_out: what the loss is measured on; ``data`` itself if left out (then the loss is one the scores have seen).
-        metric: besides the loss, any function of ``(model, data)`` that returns a number, accuracy or one of
-            torchmetrics; it is called with the held-out data, the model in eval mode, without gradients.
+        metric: besides the loss, any function of ``(model, data)`` that returns a number; it is called with the
+            held-out data, the model in eval mode, without gradients. Or a metric of torchmetrics or torcheval: a copy
+            of it is updated with the model's logits and the target, batch by batch.
         generator: for ``random``.
         options: as :func:`~torch_flowprune.global_prune` takes them: which units (``granularity``, ``parameters``,
             ``include``, ``exclude``, ``scored_by``, ``coupling``), how sparsity is shared out (``allocation``,
@@ -214,7 +215,7 @@ def compare(
     levels = _levels(sparsities)
     check_readable_again("a comparison reads its data several times", data, held_out)
     check_keywords(compare, options, CompareOptions)
-    check_is_callable(metric)
+    check_is_metric(metric)
     source, units = from_options(FlowSource, options, data=data), from_options(PrunableUnits, options)
     allocation = from_options(Allocation, options)
     allocation.check_beside(*levels)

@@ -26,7 +26,7 @@ from torch_flowprune.inputs.data.batches import (
     inputs_of,
     tensors_in,
 )
-from torch_flowprune.inputs.data.objective import Closure, Loss, Objective, logits_of
+from torch_flowprune.inputs.data.objective import Closure, Loss, Objective, answer, logits_of
 
 __all__ = [
     "Batch",
@@ -36,6 +36,7 @@ __all__ = [
     "Loss",
     "Objective",
     "OneBatch",
+    "answer",
     "arguments",
     "as_batches",
     "call",

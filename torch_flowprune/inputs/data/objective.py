@@ -103,6 +103,22 @@ class Objective:
         return logits if self.temperature == 1.0 else logits / self.temperature
 
 
+def answer(model: nn.Module, batch: Batch) -> tuple[Any, Any]:
+    """What the model returned on a batch's inputs, as a loss of torch's would read it, and the batch's target.
+
+    Raises:
+        ValueError: for a batch that has no target.
+    """
+    if isinstance(batch, Mapping):
+        key = target_key(batch)
+        if key is None:
+            raise ValueError(f"a dict batch needs its target under one of {TARGET_KEYS}, got keys {list(batch)}")
+        return logits_of(call(model, inputs_of(batch))), batch[key]
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+        raise ValueError(f"a batch should be (input, target) or a dict, got {_describe(batch)}")
+    return logits_of(call(model, batch[0])), batch[1]
+
+
 def _own_loss(output: Any) -> Tensor | None:
     own: Tensor | None = getattr(output, "loss", None)
     return output.get("loss") if own is None and isinstance(output, Mapping) else own
