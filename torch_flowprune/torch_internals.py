@@ -2,8 +2,8 @@
 
 A private name may change in any release. All else imports from here, so that there is one file to mend, and a test has
 each of them on the oldest and the newest torch. Not here are the registries of a module (``_parameters``, ``_buffers``,
-``_modules``, ``_forward_pre_hooks``) and ``_load_from_state_dict``: private by their looks, and what every extension of
-``nn.Module`` is written against.
+``_modules``, ``_forward_pre_hooks``, ``_forward_hooks``) and ``_load_from_state_dict``: private by their looks, and
+what every extension of ``nn.Module`` is written against.
 """
 
 from __future__ import annotations

@@ -129,6 +129,27 @@ class Stored(Base):
         return super().inner(h).reshape(self.view).unflatten(-1, (6, 6)) * self.steps
 
 
+class Fused(Base):
+    """Slices, from the end too, of which one goes on to the end, and of a sequence that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 3
+
+    def inner(self, h: Tensor) -> Tensor:
+        start = self.width
+        one, other, rest = h[:, :start], h[:, start : 2 * self.width], h[:, -2:, ...]
+        return torch.cat([one.relu(), other.tanh(), rest], 1).reshape(*h.shape[:1], -1, *h.shape[2:4])
+
+
+class Mixed(Base):
+    """A size of batch and channels at once, alone and in a shape that is held."""
+
+    def inner(self, h: Tensor) -> Tensor:
+        shape = (len(h) * 8, 36)
+        return torch.relu(h).reshape(len(h) * 8, 36).reshape(shape).reshape(-1, 8, 6, 6)
+
+
 def renaming(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """As libraries wrap methods whose arguments have new names."""
 
@@ -168,6 +189,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "a shape in a variable": (Held, IMAGES),
     "a decorated method": (Decorated, IMAGES),
     "a shape in an attribute": (Stored, IMAGES),
+    "slices": (Fused, IMAGES),
+    "a product with the batch": (Mixed, IMAGES),
 }
 
 
@@ -246,6 +269,39 @@ def test_attributes_are_set_where_the_code_reads_them() -> None:
     assert fp.replaced_modules(small) == {}
 
 
+def test_an_attribute_that_is_a_factor_is_set() -> None:
+    class Heads(Base):
+        """A number of heads in a product with the batch, and no number of its own in the code."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.width = 4, 2
+
+        def inner(self, h: Tensor) -> Tensor:
+            return torch.relu(h).reshape(len(h) * self.heads, self.width, 36).softmax(1).reshape(len(h), -1, 6, 6)
+
+    torch.manual_seed(0)
+    model = Heads().double().eval()
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=IMAGES)
+    small = fp.shrink(model, IMAGES)
+    assert (small.heads, small.width) == (2, 2)
+    assert fp.replaced_modules(small) == {}
+    torch.testing.assert_close(small(IMAGES[:1]), model(IMAGES[:1]))
+
+
+def test_shares_are_shown_and_are_whole_numbers_in_a_file() -> None:
+    _, small, _ = halved("a product with the batch")
+    said = [text.rpartition(": ")[2] for text in fp.replaced_modules(small)[""]]
+    assert "1/2 of it in place of len(h) * 8" in said
+    assert "4 in place of 8" in said
+    assert "(1/2 of it, ...) in place of shape" in said
+    description = fp.describe(Mixed(), small)
+    for edit in description["code"][""]:
+        edit[4] = ["share", "print(1)", 2]
+    with pytest.raises(ValueError, match="the description gives '' code that does not fit its class"):
+        fp.rebuild(Mixed(), description)
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if name != "a closure"])
 def test_it_is_copied_pickled_described_and_saved(name: str, tmp_path: Any) -> None:
     model, small, x = halved(name)
@@ -289,11 +345,11 @@ def test_code_that_is_another_now_is_refused() -> None:
 # -- what cannot be said by one number ------------------------------------------
 
 
-class Mixed(Base):
-    """A size of batch and channels at once."""
+class AtLeast(Base):
+    """A size of batch and channels at once, that is neither a number nor a share of one."""
 
     def inner(self, h: Tensor) -> Tensor:
-        return torch.relu(h).reshape(len(h) * 8, 36).reshape(-1, 8, 6, 6)
+        return torch.relu(h).reshape(max(16, len(h) * h.shape[1]), 36).reshape(-1, 8, 6, 6)
 
 
 class ByArgument(Base):
@@ -307,7 +363,7 @@ class ByArgument(Base):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (Mixed, r"invalid for input of size 288 \(line \d+ of test_own_code.py: .* gives no output for a batch of 3"),
+        (AtLeast, r"invalid for input of size 288 \(line \d+ of test_own_code.py: .* gives no output for a batch of 3"),
         (ByArgument, r"output with wide=True differs .*let it read the size off an attribute or a tensor, "),
     ],
 )

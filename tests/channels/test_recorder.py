@@ -21,10 +21,12 @@ import torch
 from channel_cases import CASES, coupled
 from torch import Tensor, nn
 
+import torch_flowprune as fp
 from torch_flowprune.channels.coupling import couple, coupling_of
 from torch_flowprune.channels.rules.table import RULES
 from torch_flowprune.channels.tracing.labelled_graph import program_of, read, trace, twin
 from torch_flowprune.channels.tracing.nodes import module_path, operator_name
+from torch_flowprune.channels.tracing.onlookers import without_onlookers
 from torch_flowprune.channels.tracing.paths import UnrecordableError
 from torch_flowprune.channels.tracing.recorder import recorded
 
@@ -378,6 +380,79 @@ def test_what_a_hook_looks_at_binds_nothing(name: str) -> None:
     x = torch.randn(2, 3, 8, 8)
     net[1].register_forward_hook(lambda module, args, output: log.append(LOOKS[name](output)))
     assert [group.size for group in couple(net, x).groups] == [8]
+
+
+def filters() -> tuple[nn.Sequential, torch.Tensor]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3)).eval(), torch.randn(2, 3, 8, 8)
+
+
+def test_hooks_that_look_run_once_and_see_the_model_that_they_were_made_for() -> None:
+    """A sum over channels has the dense model's width: the smaller model is proved without it, and has the hook."""
+    net, x = filters()
+    seen, total = [], torch.zeros(8)
+    net[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+
+    def add(module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+        total.add_(output.mean((0, 2, 3)))
+
+    net[1].register_forward_hook(add, with_kwargs=True)
+    net(x)
+    once = total.clone()
+    seen.clear()
+    assert [group.size for group in couple(net, x).groups] == [8]
+    assert len(seen) == 1
+    torch.testing.assert_close(total, 2 * once)
+    keep = torch.ones(8, 3, 3, 3, dtype=torch.bool)
+    keep[:4], bias = False, torch.arange(8) > 3
+    small = fp.shrink(net, x, masks={"0.weight": keep, "0.bias": bias})
+    assert len(seen) == 2
+    assert (small[0].out_channels, len(small[0]._forward_pre_hooks), len(small[1]._forward_hooks)) == (4, 1, 1)
+
+
+def clamps(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.clamp(max=1e9)
+
+
+def writes(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    output.clamp_(max=1e9)
+
+
+def keeps(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    module.kept = output  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("hook", [clamps, writes, keeps])
+def test_hooks_that_may_change_something_are_read_along(hook: Callable[..., Any]) -> None:
+    (net, x), log = filters(), []
+    net[1].register_forward_hook(hook)
+    assert without_onlookers(net, (x,), {}) is net
+    net[1].register_forward_hook(lambda module, args, output: log.append(output.mean()))
+    net[2].register_forward_hook(lambda module, args, output: log.append(output.mean()))
+    assert [len(module._forward_hooks) for module in without_onlookers(net, (x,), {})] == [0, 1, 0]
+
+
+def test_hooks_that_set_weights_or_that_the_forward_relies_on_are_read_along() -> None:
+    net, x = filters()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(net[0])
+    assert without_onlookers(net, (x,), {}) is net
+
+    class Gathers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.held = filters()[0], []
+            self.layers[0].register_forward_hook(lambda module, args, output: self.held.append(output))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.held.clear()
+            return self.layers(x) + self.held[0].mean()
+
+    gathers = Gathers()
+    assert without_onlookers(gathers, (x,), {}) is gathers
+    assert couple(gathers, x).groups == ()  # a mean over channels
+    assert gathers.held == []
 
 
 def test_a_head_that_is_idle_binds_all_the_same() -> None:

@@ -96,3 +96,24 @@ def test_what_is_not_patched_is_copied_as_it_would_be():
     assert str(copy.deepcopy(model)) == str(again)
     assert torch.equal(again[0].weight, model[0].weight)
     assert again[0].weight is not model[0].weight
+
+
+def test_a_hook_that_closes_over_its_module_writes_to_the_copys():
+    class Logs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.seen = nn.Linear(3, 2), []
+
+            def note(module, args, output):
+                self.seen.append(output.shape)
+
+            self.layer.register_forward_hook(note)
+
+        def forward(self, x):
+            self.layer(x)
+            return x * len(self.seen)
+
+    model, x = Logs(), torch.ones(1, 3)
+    new = copied_model(model)
+    assert torch.equal(new(x), x)
+    assert (len(new.seen), len(model.seen)) == (1, 0)

@@ -14,7 +14,14 @@ from torch_flowprune import torch_internals as internals
 
 PACKAGE = Path(__file__).parents[2] / "torch_flowprune"
 HOME = PACKAGE / "torch_internals.py"
-OF_EVERY_MODULE = {"_parameters", "_buffers", "_modules", "_forward_pre_hooks", "_load_from_state_dict"}
+OF_EVERY_MODULE = {
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_load_from_state_dict",
+}
 
 
 class Named(internals.OperatorMode):

@@ -20,7 +20,7 @@ from typing_extensions import Never
 from torch_flowprune.channels.counting import costs_of
 from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
 from torch_flowprune.channels.rules import RULES, SPATIAL
-from torch_flowprune.channels.tracing import Block, Reading, read
+from torch_flowprune.channels.tracing import Block, Reading, read, without_onlookers
 from torch_flowprune.inputs import arguments, check_keywords, on_host, parameters_of, without_cache
 from torch_flowprune.masking import dense_copy
 from torch_flowprune.torch_internals import tree_map_only
@@ -53,7 +53,8 @@ def couple(
 def reading_of(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Reading:
     """Of a pruned model that of the model without masks: what is coupled does not change with what is masked."""
     dense = _without_masks(model)
-    return read(dense, *arguments_of(dense, example_inputs, kwargs), RULES)
+    args, keywords = arguments_of(dense, example_inputs, kwargs)
+    return read(without_onlookers(dense, args, keywords), args, keywords, RULES)
 
 
 def _without_masks(model: nn.Module) -> nn.Module:

@@ -27,14 +27,19 @@ def copied_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
                     if not tensor.is_leaf and id(tensor) not in memo:
                         memo[id(tensor)] = tensor.detach().clone()
     new = copy.deepcopy(model, memo)
-    patched = [m for m in new.modules() if any(isinstance(value, FunctionType) for value in vars(m).values())]
-    if patched:
+    held = [place for module in new.modules() for place in _functions_of(module)]
+    if held:
         others = dict(zip(map(id, model.modules()), new.modules(), strict=False))
-        for module in patched:
-            for name, value in list(vars(module).items()):
-                if isinstance(value, FunctionType):
-                    vars(module)[name] = _rebound(value, others)
+        for values, name, function in held:
+            values[name] = _rebound(function, others)
     return new
+
+
+def _functions_of(module: nn.Module) -> Iterator[tuple[dict[Any, Any], Any, FunctionType]]:
+    """Those that a module holds, as a forward of its own or as hooks, with where it holds them."""
+    registries = [value for name, value in vars(module).items() if name.endswith("_hooks") and isinstance(value, dict)]
+    for values in (vars(module), *registries):
+        yield from ((values, name, value) for name, value in list(values.items()) if isinstance(value, FunctionType))
 
 
 def _tensors_kept(value: Any, depth: int = 0) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -47,8 +47,19 @@ from torch_flowprune.torch_internals import tree_leaves
 
 @dataclass
 class Bench:
-    """What the attempts at one shrinking share: the dense model, its labels, what is to go, and what is masked."""
+    """What the attempts at one shrinking share.
 
+    Attributes:
+        whole: the dense model, with all of its hooks.
+        dense: the same without hooks that only look on, which the attempts are made with.
+        reading: its labels.
+        surgery: what is to go.
+        args, kwargs: what it is called with.
+        masks: what is masked.
+        graphs: of modules, as far as they were made.
+    """
+
+    whole: nn.Module
     dense: nn.Module
     reading: Reading
     surgery: Surgery
@@ -93,6 +104,10 @@ class Bench:
             module = small.get_submodule(path)
             small = graft(small, path, resized_graph(module, *self.graph_of(path)))
         return small
+
+    def made(self, surgery: Surgery, replaced: Collection[str] = ()) -> tuple[nn.Module, Surgery]:
+        """What an attempt that passed gives: the whole model after surgery."""
+        return self.build(copied_model(self.whole), surgery, replaced), surgery
 
     def graph_of(self, path: str) -> tuple[CallGuard, Reading, Tensor, Modes]:
         """The labelled graph of a module of the dense model: its call, what is dead in it, what train mode changes."""
@@ -162,25 +177,26 @@ class Bench:
             return told_numbers(twin(self.dense), self.reading, self.dead, self.args, self.kwargs)
         return None
 
-    def in_own_code(self, plan: Surgery) -> Surgery | None:
-        """A plan with further attributes set, where code reads sizes off them, and numbers in the code besides."""
-        watched = self.set_right(plan)
-        if watched is None:
-            return None
-        if more := watched.attributes():
+    def in_own_code(self, plan: Surgery, shares: bool) -> Iterator[Surgery]:
+        """A plan with further attributes set, where code reads sizes off them, and numbers in the code besides.
+
+        shares: whether the code says which share of a number is left, for numbers in which the batch's size is.
+        """
+        if self.told is None:
+            return
+        plans = [plan]
+        if more := self.set_right(plan, shares=False).attributes():
             paths = {**plan.attributes, **more}
             attributes = {path: {**plan.attributes.get(path, {}), **more.get(path, {})} for path in paths}
-            plan = replace(plan, attributes=attributes)
-            watched = self.set_right(plan)
-            assert watched is not None
-        return replace(plan, code={p: tuple(edits.values()) for p, edits in watched.edits.items() if edits})
+            plans.insert(0, replace(plan, attributes=attributes))
+        for one in plans:
+            yield replace(one, code=self.set_right(one, shares).code())
 
-    def set_right(self, plan: Surgery) -> SetRight | None:
+    def set_right(self, plan: Surgery, shares: bool) -> SetRight:
         """The plan's model, run with the numbers in its code set right."""
-        if self.told is None:
-            return None
+        assert self.told is not None
         small = self.build(copied_model(self.trial.model), plan)
-        watched = SetRight(small, self.told)
+        watched = SetRight(small, self.told, shares)
         with suppress(Exception):  # what cannot be set right: then the trial says so
             self.trial.run(small)
         return watched
@@ -231,7 +247,7 @@ def _outermost(paths: Sequence[str]) -> list[str]:
 def untried(bench: Bench) -> tuple[nn.Module, Surgery]:
     """The modules' own code by the likeliest plan, and no proof."""
     plan = replace(bench.surgery, attributes=bench.plans[0])
-    return bench.build(copied_model(bench.dense), plan), plan
+    return bench.made(plan)
 
 
 def attempt(bench: Bench, graphs: bool) -> tuple[nn.Module, Surgery]:
@@ -241,14 +257,15 @@ def attempt(bench: Bench, graphs: bool) -> tuple[nn.Module, Surgery]:
     for plan in plans:
         error = bench.tried(plan)
         if error is None:
-            return bench.build(copied_model(bench.dense), plan), plan
+            return bench.made(plan)
         errors.append(f"{type(error).__name__}: {first_line(error)}{_statement_of(error)}")
-    for plan in plans:
-        edited = bench.in_own_code(plan)
-        if edited is not None and edited != plan:
+    tried = list(plans)
+    for edited in (one for shares in (False, True) for plan in plans for one in bench.in_own_code(plan, shares)):
+        if edited not in tried:
+            tried.append(edited)
             error = bench.tried(edited)
             if error is None:
-                return bench.build(copied_model(bench.dense), edited), edited
+                return bench.made(edited)
             errors.append(
                 f"with other numbers in it, {type(error).__name__}: {first_line(error)}{_statement_of(error)}"
             )
@@ -261,10 +278,10 @@ def attempt(bench: Bench, graphs: bool) -> tuple[nn.Module, Surgery]:
         )
     replaced = bench.replacements(plans[0])
     if replaced is not None:
-        return bench.build(copied_model(bench.dense), plans[0], replaced), plans[0]
+        return bench.made(plans[0], replaced)
     error = bench.tried(bench.surgery, [""])
     if error is not None:
         raise ShrinkError(
             f"neither the model's code ({errors[0]}) nor its graph ({first_line(error)}) takes the smaller sizes"
         )
-    return bench.build(copied_model(bench.dense), bench.surgery, [""]), bench.surgery
+    return bench.made(bench.surgery, [""])

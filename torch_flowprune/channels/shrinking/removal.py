@@ -23,7 +23,7 @@ from torch_flowprune.channels.shrinking.attempts import Bench, attempt, untried
 from torch_flowprune.channels.shrinking.handing_over import Follower, Handover, Optimizers
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, kept_positions, operated
 from torch_flowprune.channels.shrinking.written import written
-from torch_flowprune.channels.tracing import Reading, canonical_names
+from torch_flowprune.channels.tracing import Reading, canonical_names, without_onlookers
 from torch_flowprune.inputs import check_keywords
 from torch_flowprune.masking import apply_masks, dense_copy, remove, write_zeros
 
@@ -89,14 +89,15 @@ def shrink(
     given = {names[name]: mask.bool() for name, mask in {**own_masks, **(masks or {})}.items()}
     write_zeros(dense, given)
     args, keywords = arguments_of(dense, example_inputs, kwargs)
-    reading = reading or reading_of(dense, args, keywords)
+    quiet = without_onlookers(dense, args, keywords)
+    reading = reading or reading_of(quiet, args, keywords)
     coupling = coupling or coupling_of(reading)
     coupling.check_fits({**dict(dense.named_parameters()), **dict(dense.named_buffers())})
     kept = living_channels(coupling, given or {n: p != 0 for n, p in dense.named_parameters()})
     surgery = Surgery(kept_positions(coupling, kept, dense), {})
     small = dense
     if surgery.keep:
-        bench = Bench(dense, reading, surgery, args, keywords, given)
+        bench = Bench(dense, quiet, reading, surgery, args, keywords, given)
         small, surgery = attempt(bench, graphs and not inplace) if verify else untried(bench)
     if inplace and type(small) is not type(dense):
         raise ShrinkError(

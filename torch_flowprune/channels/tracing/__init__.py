@@ -4,6 +4,7 @@ from torch_flowprune.channels.tracing.label_propagation import Walk, flat
 from torch_flowprune.channels.tracing.labelled_graph import Reading, canonical_names, program_of, read, twin
 from torch_flowprune.channels.tracing.labels import Block, Value
 from torch_flowprune.channels.tracing.nodes import concrete, module_path, operator_name, sharing
+from torch_flowprune.channels.tracing.onlookers import without_onlookers
 
 __all__ = [
     "Block",
@@ -19,4 +20,5 @@ __all__ = [
     "read",
     "sharing",
     "twin",
+    "without_onlookers",
 ]

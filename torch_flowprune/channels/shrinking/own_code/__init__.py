@@ -8,7 +8,8 @@ from torch_flowprune.channels.shrinking.own_code.edited_code import (
     own_class,
     with_edits,
 )
-from torch_flowprune.channels.shrinking.own_code.told_numbers import SetRight, ToldNumbers, told_numbers
+from torch_flowprune.channels.shrinking.own_code.set_right import SetRight
+from torch_flowprune.channels.shrinking.own_code.told_numbers import ToldNumbers, told_numbers
 
 __all__ = [
     "Edits",

@@ -144,7 +144,17 @@ def _is_private_to(tree: ast.FunctionDef) -> bool:
 def _is_place(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
         return _name_called(node) in RESIZERS and not any(keyword.arg is None for keyword in node.keywords)
+    if isinstance(node, ast.Subscript):
+        parts = index_parts(node)
+        bounds = [bound for part in parts if isinstance(part, ast.Slice) for bound in (part.lower, part.upper)]
+        starred = any(isinstance(part, ast.Starred) for part in parts)
+        return any(bounds) and not starred and isinstance(node.ctx, ast.Load)
     return isinstance(node, ast.BinOp)
+
+
+def index_parts(node: ast.Subscript) -> list[ast.expr]:
+    """What stands between the brackets, one for each comma."""
+    return node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
 
 
 def _name_called(node: ast.Call) -> str:
@@ -155,11 +165,20 @@ def _name_called(node: ast.Call) -> str:
 # -- what a call is told, part by part ------------------------------------------
 
 
-def slots_told(call: ast.Call, groups: Sequence[Any], keywords: Mapping[str, Any]) -> list[tuple[Slot, Any]]:
+BOUNDS = ("lower", "upper", "step")
+"""Of a slice, as trees name them."""
+
+
+def slots_told(
+    call: ast.Call | ast.Subscript, groups: Sequence[Any], keywords: Mapping[str, Any]
+) -> list[tuple[Slot, Any]]:
     """What each part of a call is told. groups: one for each positional argument, of one value, or of an unpacked many.
 
-    An empty slot is a part that nothing can be put in place of.
+    Of an index, one for each part: the bounds of slices. An empty slot is a part that nothing can be put in place of.
     """
+    if isinstance(call, ast.Subscript):
+        slices = ((at, group) for at, group in enumerate(groups) if len(group) == len(BOUNDS))
+        return [((at, side), group[side]) for at, group in slices for side in (0, 1)]
     told = [(at, argument, groups[at]) for at, argument in enumerate(call.args)]
     told += [(str(k.arg), k.value, (keywords[str(k.arg)],)) for k in call.keywords]  # type: ignore[misc]
     parts: list[tuple[Slot, Any]] = []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import copy
+import operator
 from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,9 +14,11 @@ import torch
 from torch import nn
 
 from torch_flowprune.channels.shrinking.own_code.code_source import (
+    BOUNDS,
     Slot,
     SourceFunction,
     code_of_class,
+    index_parts,
     rebuilt_functions,
 )
 from torch_flowprune.masking import quiet_subclass
@@ -28,7 +32,8 @@ class Edit(NamedTuple):
         digest: of the function's source.
         place: the number of the call or operation in its tree.
         slot: which part of that.
-        value: what it says instead; of several numbers, None for one that stays as the code has it.
+        value: what it says instead, a number or a share of what stands there; of several numbers, None for one that
+            stays as the code has it.
     """
 
     function: str
@@ -39,6 +44,34 @@ class Edit(NamedTuple):
 
 
 Edits = tuple[Edit, ...]
+_SHARE_OF_IT = "share"
+
+
+def share(new: int, old: int) -> Any:
+    """What to say of a number that grows with the batch too: which share of it is left; the number if that is none."""
+    left = Fraction(new, old) if old > 0 and new > 0 else None
+    return new if left is None else (_SHARE_OF_IT, left.numerator, left.denominator)
+
+
+def _laid_on(before: Edit, edit: Edit) -> Edit:
+    """An edit on top of one that stood there when it was made."""
+    return Edit(*edit[:-1], _value_over(before.value, edit.value))
+
+
+def _value_over(before: Any, now: Any) -> Any:
+    if now is None or before is None:
+        return before if now is None else now
+    if _is_share(now):
+        left = Fraction(*now[1:])
+        return (
+            int(left * before) if isinstance(before, int) else share(*(left * Fraction(*before[1:])).as_integer_ratio())
+        )
+    several = isinstance(now, tuple) and isinstance(before, tuple) and len(now) == len(before) and not _is_share(before)
+    return tuple(map(_value_over, before, now)) if several else now
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, tuple) and value[:1] == (_SHARE_OF_IT,)
 
 
 _classes_made: dict[tuple[type[nn.Module], Edits], type[nn.Module]] = {}
@@ -62,7 +95,10 @@ def with_edits(cls: type[nn.Module], edits: Iterable[Edit]) -> type[nn.Module]:
     Raises:
         ValueError: where the code is another than the edits were made for.
     """
-    places = {(e.function, e.place, e.slot): e for e in (*edits_of(cls), *edits)}
+    places = {(e.function, e.place, e.slot): e for e in edits_of(cls)}
+    for edit in edits:
+        before = places.get((edit.function, edit.place, edit.slot))
+        places[edit.function, edit.place, edit.slot] = edit if before is None else _laid_on(before, edit)
     return _edited(own_class(cls), tuple(sorted(places.values(), key=lambda e: (e.function, e.place, str(e.slot)))))
 
 
@@ -125,15 +161,28 @@ def with_old_numbers(value: Any, before: Any) -> Any:
 
 
 def _expression(value: Any, before: ast.AST) -> ast.expr:
-    """The numbers as code; those that stay are read off the expression that stood there, which is run once."""
-    if not isinstance(value, tuple) or None not in value:
-        return ast.parse(repr(value), mode="eval").body
-    parts = ", ".join(f"sizes[{at}]" if number is None else repr(number) for at, number in enumerate(value))
-    call = ast.parse(f"(lambda sizes: ({parts},))(0)", mode="eval").body
-    assert isinstance(call, ast.Call)
+    """The numbers as code; what stays, in whole or in part, is read off the expression that stood there, run once."""
     assert isinstance(before, ast.expr)
+    if _is_share(value):
+        return _share_of(before, value)
+    if not isinstance(value, tuple) or not any(number is None or _is_share(number) for number in value):
+        return ast.parse(repr(value), mode="eval").body
+    call = ast.parse("(lambda sizes: (0,))(0)", mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert isinstance(call.func, ast.Lambda)
     call.args = [before]
+    call.func.body = ast.Tuple([_element(at, number) for at, number in enumerate(value)], ast.Load())
     return call
+
+
+def _element(at: int, number: Any) -> ast.expr:
+    before = ast.parse(f"sizes[{at}]", mode="eval").body
+    return before if number is None else _expression(number, before)
+
+
+def _share_of(before: ast.expr, value: Any) -> ast.expr:
+    new, old = map(operator.index, value[1:])  # whole numbers, in a file that somebody wrote too
+    return ast.BinOp(ast.BinOp(before, ast.Mult(), ast.Constant(new)), ast.FloorDiv(), ast.Constant(old))
 
 
 def _put(node: ast.AST, slot: Slot, value: ast.expr) -> None:
@@ -144,8 +193,11 @@ def _put(node: ast.AST, slot: Slot, value: ast.expr) -> None:
         else:
             setattr(node, slot[0], value)
         return
-    assert isinstance(node, ast.Call)
     at, *inside = slot
+    if isinstance(node, ast.Subscript):
+        setattr(index_parts(node)[at], BOUNDS[inside[0]], value)
+        return
+    assert isinstance(node, ast.Call)
     keyword = next((k for k in node.keywords if k.arg == at), None)
     if inside:
         held: Any = keyword.value if keyword is not None else node.args[at]
@@ -161,6 +213,8 @@ def part_of(node: Any, slot: Slot) -> ast.AST:
     if isinstance(node, ast.BinOp):
         return node if slot == ("all",) else getattr(node, slot[0])
     at, *inside = slot
+    if isinstance(node, ast.Subscript):
+        return getattr(index_parts(node)[at], BOUNDS[inside[0]])  # type: ignore[no-any-return]
     held: Any = next((k.value for k in node.keywords if k.arg == at), None) or node.args[at]
     return held.elts[inside[0]] if inside else held  # type: ignore[no-any-return]
 
@@ -179,9 +233,11 @@ def _line(function: SourceFunction, edit: Edit) -> str:
 
 def _numbers_shown(value: Any) -> str:
     """As code has it, three dots for what stays."""
+    if _is_share(value):
+        return f"{value[1]}/{value[2]} of it"
     if not isinstance(value, tuple):
-        return str(value)
-    return f"({', '.join('...' if number is None else str(number) for number in value)})"
+        return "..." if value is None else str(value)
+    return f"({', '.join(map(_numbers_shown, value))})"
 
 
 def edits_from(data: Mapping[str, Any]) -> dict[str, Edits]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from torch_flowprune.channels.shrinking.own_code.code_source import (
+    BOUNDS,
     Slot,
     SourceFunction,
     code_of_class,
+    index_parts,
     rebuilt_functions,
     slots_told,
 )
@@ -57,6 +60,19 @@ class _Watched(ast.NodeTransformer):
             "computed__", node, number, [ast.Constant(type(node.op).__name__), node.left, node.right]
         )
 
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        number = self.numbers.get(id(node))
+        self.generic_visit(node)
+        if number is None:
+            return node
+        parts = [
+            [getattr(part, bound) or ast.Constant(None) for bound in BOUNDS] if isinstance(part, ast.Slice) else [part]
+            for part in index_parts(node)
+        ]
+        groups = ast.Tuple([ast.Tuple(part, ast.Load()) for part in parts], ast.Load())
+        several = ast.Constant(isinstance(node.slice, ast.Tuple))
+        return self._by_way_of("cut__", node, number, [node.value, groups, several])
+
     def _by_way_of(self, watcher: str, node: ast.AST, number: int, arguments: list[ast.expr]) -> ast.AST:
         owner = ast.Name(self.owner, ast.Load()) if self.owner else ast.Constant(None)
         about: list[ast.expr] = [owner, ast.Constant(self.name), ast.Constant(number)]
@@ -71,7 +87,7 @@ class CodeWatcher:
         self.classes = {path: own_class(type(module)) for path, module in model.named_modules()}
         self.modules = dict(model.named_modules())
         self.own_paths = {id(module): path for path, module in model.named_modules()}
-        names = {"called__": self.called, "computed__": self.worked_out}
+        names = {"called__": self.called, "computed__": self.worked_out, "cut__": self.cut}
         classes = {cls: _watched_class(cls, names) for cls in dict.fromkeys(type(m) for m in model.modules())}
         for module in model.modules():
             module.__class__ = classes[type(module)]
@@ -89,7 +105,7 @@ class CodeWatcher:
 
     def parts(self, place: Place, groups: Any, keywords: Any) -> list[tuple[Slot, Any]]:
         node = self.function(place).places[place[2]]
-        assert isinstance(node, ast.Call)
+        assert isinstance(node, (ast.Call, ast.Subscript))
         return slots_told(node, groups, keywords)
 
     def called(
@@ -99,6 +115,20 @@ class CodeWatcher:
 
     def worked_out(self, owner: Any, function: str, number: int, name: str, left: Any, right: Any) -> Any:
         raise NotImplementedError
+
+    def cut(self, owner: Any, function: str, number: int, value: Any, groups: Any, several: bool) -> Any:
+        """An index with slices: of tensors it tells their operators where to cut."""
+        what = partial(_cut_out, value, tuple(map(len, groups)), several)
+        if not isinstance(value, Tensor):
+            return what(*(part for group in groups for part in group))
+        return self.called(owner, function, number, what, groups, {})
+
+
+def _cut_out(value: Any, lengths: Sequence[int], several: bool, *parts: Any) -> Any:
+    """What was cut out, by an index that was taken apart."""
+    left = iter(parts)
+    index = [next(left) if length == 1 else slice(*(next(left) for _ in range(length))) for length in lengths]
+    return value[tuple(index) if several else index[0]]
 
 
 def _watched_class(cls: type[nn.Module], names: Mapping[str, Any]) -> type[nn.Module]:
