@@ -110,6 +110,33 @@ def test_exclude(exclude, gone):
     assert names(Net(), exclude=exclude) == [name for name in DEFAULT if name not in gone]
 
 
+@pytest.mark.parametrize(
+    ("pick", "expected"),
+    [
+        (lambda net: net.head, ["head.weight"]),
+        (lambda net: net.body, ["body.0.weight", "body.2.weight"]),  # a Sequential is one pattern, not several
+        (lambda net: [net.up, net.head], ["up.weight", "head.weight"]),
+        (lambda net: net.cross, [name for name in DEFAULT if name.startswith("cross.")]),
+        (lambda net: net.norm, ["norm.weight", "norm.bias"]),
+        (lambda net: net, DEFAULT),
+    ],
+)
+def test_modules(pick, expected):
+    """A module stands for all that is in it, as a glob of its name does, under a wrapper too."""
+    net = Net()
+    assert names(net, include=pick(net)) == expected
+    assert names(nn.Sequential(net), include=pick(net)) == [f"0.{name}" for name in expected]
+    if expected != DEFAULT:
+        assert names(net, exclude=pick(net)) == [name for name in DEFAULT if name not in expected]
+
+
+def test_a_module_that_holds_a_tied_weight_names_it():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    model.append(nn.Linear(3, 2))
+    assert names(model, exclude=model[1]) == ["2.weight"]
+
+
 def test_include_and_exclude():
     assert names(Net(), include="*", exclude=[nn.MultiheadAttention, "*out_proj"]) == [
         "body.0.weight",
@@ -143,8 +170,15 @@ MODEL = Net()
         ({"include": "zzzzzz"}, ValueError, "include='zzzzzz' matches no parameter; see model.named_parameters()"),
         ({"exclude": "hed"}, ValueError, "exclude='hed' matches no parameter; near: head"),
         ({"include": nn.Conv3d}, ValueError, "include=: no weight of a Conv3d in this model"),
-        ({"include": 3}, TypeError, "include= takes name globs or module types, got 3"),
-        ({"include": [int]}, TypeError, "include= takes name globs or module types, got <class 'int'>"),
+        ({"include": 3}, TypeError, "include= takes name globs, module types or modules, got 3"),
+        (
+            {"include": nn.Linear(4, 2)},
+            ValueError,
+            "include=: the Linear that was given is none of this model; give a part of the model, or its name",
+        ),
+        ({"exclude": nn.ReLU()}, ValueError, "exclude=: the ReLU that was given has no parameters"),
+        ({"include": MODEL.head.weight}, TypeError, "name globs, module types or modules, got a tensor"),
+        ({"include": [int]}, TypeError, "include= takes name globs, module types or modules, got <class 'int'>"),
         (
             {"include": "head", "exclude": "head"},
             ValueError,

@@ -52,6 +52,10 @@ class Costs:
     holdings: tuple[Holding, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
+    def tells(self, cost: str) -> bool:
+        """Whether it says what this is: one that an earlier version saved has the counts alone."""
+        return cost in COUNTED or bool(self.operators if cost == "latency" else self.holdings)
+
     def of(self, kept: Kept) -> Size:
         """What ``shrink`` leaves where these units stay; of groups not named, those that the model's masks keep."""
         return Size(self._sum(self.parameters, kept), self._sum(self.flops, kept))
@@ -78,14 +82,25 @@ class Costs:
         return {name: torch.ones_like(kept) for name, kept in self.kept.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """The counts, as plain values and tensors; what the model runs and holds is left out."""
+        """The counts, what the model runs and what it holds, as plain values and tensors."""
         counts = {cost: [term.to_dict() for term in self._terms(cost)] for cost in COUNTED}
-        return {**counts, "kept": dict(self.kept)}
+        numbers: dict[Extent, int] = {}
+        parts: dict[str, tuple[Operator, ...] | tuple[Holding, ...]] = {
+            "operators": self.operators,
+            "holdings": self.holdings,
+        }
+        run = {word: [one.to_dict(numbers) for one in made] for word, made in parts.items()}
+        extents = [extent.to_dict() for extent in numbers]  # in the order of their numbers
+        return {**counts, **run, "extents": extents, "kept": dict(self.kept)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Costs:
+        """Of :meth:`to_dict`; one of an earlier version has the counts alone."""
         parameters, flops = (tuple(Term.from_dict(term) for term in data[cost]) for cost in COUNTED)
-        return cls(parameters, flops, data["kept"])
+        extents = [Extent(**extent) for extent in data.get("extents", ())]
+        operators = tuple(Operator.from_dict(one, extents) for one in data.get("operators", ()))
+        holdings = tuple(Holding.from_dict(one, extents) for one in data.get("holdings", ()))
+        return cls(parameters, flops, data["kept"], operators, holdings)
 
     def largest(self, cost: str, kept: Kept, most: int = 3) -> list[tuple[str, int]]:
         """The names and counts of the largest terms."""

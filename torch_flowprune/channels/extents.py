@@ -25,6 +25,10 @@ class Extent:
     def size(self, kept: Kept) -> int:
         return self.fixed + sum(int(positions[kept[name]].sum()) for name, positions in self.owned.items())
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values and tensors."""
+        return {"fixed": self.fixed, "owned": dict(self.owned)}
+
 
 @dataclass(frozen=True, eq=False)
 class Term:
@@ -39,7 +43,7 @@ class Term:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values and tensors."""
-        extents = [{"fixed": extent.fixed, "owned": dict(extent.owned)} for extent in self.extents]
+        extents = [extent.to_dict() for extent in self.extents]
         return {"name": self.name, "factor": self.factor, "extents": extents}
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -138,6 +138,16 @@ class Operator:
 
         return Call(self.target, *tree_map(known, (self.args, self.kwargs)))
 
+    def to_dict(self, numbers: dict[Extent, int]) -> dict[str, Any]:
+        """As plain values."""
+        kwargs = {name: _plain(value, numbers) for name, value in self.kwargs.items()}
+        return {"name": self.name, "target": self.target, "args": _plain(self.args, numbers), "kwargs": kwargs}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], extents: Sequence[Extent]) -> Operator:
+        kwargs = {name: _from_plain(value, extents) for name, value in data["kwargs"].items()}
+        return cls(data["name"], data["target"], tuple(_from_plain(data["args"], extents)), kwargs)
+
     def extents(self) -> Iterator[Extent]:
         yield from _extents_in((self.args, self.kwargs))
 
@@ -152,6 +162,38 @@ def _extents_in(value: Any) -> Iterator[Extent]:
             yield from _extents_in(item)
 
 
+def _plain(value: Any, numbers: dict[Extent, int]) -> Any:
+    """Arguments of an operator as plain values: extents by their numbers, which are given to those that are new."""
+    if isinstance(value, Extent):
+        return {"extent": numbers.setdefault(value, len(numbers))}
+    if isinstance(value, Operand):
+        extents = [numbers.setdefault(extent, len(numbers)) for extent in value.extents]
+        return {"operand": extents, "dtype": _word(value.dtype), "order": list(value.order)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one, numbers) for one in value]  # a graph's lists and tuples are classes of its own
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    return {"torch": _word(value)} if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)) else value
+
+
+def _from_plain(value: Any, extents: Sequence[Extent]) -> Any:
+    """What :func:`_plain` was given."""
+    if isinstance(value, (list, tuple)):
+        return [_from_plain(one, extents) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "operand" in value:
+        dtype = getattr(torch, value["dtype"])
+        return Operand(tuple(extents[number] for number in value["operand"]), dtype, tuple(value["order"]))
+    if "extent" in value:
+        return extents[value["extent"]]
+    return torch.device(value["device"]) if "device" in value else getattr(torch, value["torch"])
+
+
+def _word(value: object) -> str:
+    return str(value).removeprefix("torch.")
+
+
 @dataclass(frozen=True, eq=False)
 class Holding:
     """A tensor in memory from the step that makes it to the step before which it is let go; -1: from the start."""
@@ -159,6 +201,14 @@ class Holding:
     operand: Operand
     made: int
     freed: int
+
+    def to_dict(self, numbers: dict[Extent, int]) -> dict[str, Any]:
+        """As plain values."""
+        return {"operand": _plain(self.operand, numbers), "made": self.made, "freed": self.freed}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], extents: Sequence[Extent]) -> Holding:
+        return cls(_from_plain(data["operand"], extents), data["made"], data["freed"])
 
 
 def most_held(holdings: Iterable[Holding], sizes: Mapping[Extent, int]) -> int:

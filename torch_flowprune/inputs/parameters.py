@@ -113,9 +113,10 @@ def prunable(
 
     Args:
         parameters: ``(module, name)`` pairs, as ``torch.nn.utils.prune`` takes them; exactly these.
-        include: globs of parameter or module names, or module types. A glob picks among the weights pruned by default
-            (of linear, bilinear, recurrent and attention layers and convolutions); one that names none of those picks
-            among all parameters. A type picks the weights of its modules.
+        include: globs of parameter or module names, module types, or modules of the model. A glob, or a module with
+            all that is in it, picks among the weights pruned by default (of linear, bilinear, recurrent and attention
+            layers and convolutions); one that names none of those picks among all parameters. A type picks the weights
+            of its modules.
         exclude: the same patterns, taken away.
 
     Raises:

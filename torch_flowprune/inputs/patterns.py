@@ -1,9 +1,9 @@
-"""Parameters picked as users name them: ``(module, name)`` pairs, globs of names, module types."""
+"""Parameters picked as users name them: ``(module, name)`` pairs, globs of names, module types, modules."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
@@ -13,7 +13,7 @@ from torch_flowprune.inputs.aliases import forms
 from torch_flowprune.inputs.target import Pair, Target
 from torch_flowprune.inputs.unprunable import computed_weights, no_such_parameter
 
-Pattern: TypeAlias = str | type[nn.Module]
+Pattern: TypeAlias = str | type[nn.Module] | nn.Module
 
 
 def of_pairs(targets: list[Target], pairs: Iterable[Pair]) -> list[Target]:
@@ -47,30 +47,38 @@ def matching(
 ) -> list[Target]:
     """The parameters that any of the patterns names, in model order.
 
-    With ``default_first`` a glob that names some of the weights pruned by default names only those, and a layer whose
-    weight is computed from other parameters is not named by them.
+    With ``default_first`` a glob or a module that names some of the weights pruned by default names only those, and a
+    layer whose weight is computed from other parameters is not named by them.
     """
     chosen: set[str] = set()
     for pattern in each(patterns):
-        matches = [target for target in targets if _matches(target, pattern, argument)]
+        named = _reader(pattern, argument)
+        matches = [target for target in targets if named(target)]
         if not matches:
             raise ValueError(_no_match(targets, pattern, argument))
         if default_first:
             matches = _without_computed(matches, pattern, argument)
-        preferred = (
-            [target for target in matches if target.is_default] if default_first and isinstance(pattern, str) else []
-        )
+        preferred = [] if isinstance(pattern, type) or not default_first else [one for one in matches if one.is_default]
         chosen.update(target.name for target in preferred or matches)
     return [target for target in targets if target.name in chosen]
 
 
 def each(patterns: Pattern | Sequence[Pattern]) -> list[Pattern]:
     """One pattern, or several, as a list."""
-    return [patterns] if isinstance(patterns, (str, type)) or not isinstance(patterns, Iterable) else list(patterns)
+    kinds = (str, type, nn.Module, Tensor)  # a Sequential can be walked through, and is one
+    one = isinstance(patterns, kinds) or not isinstance(patterns, Iterable)
+    return [patterns] if one else list(patterns)  # type: ignore[list-item, arg-type]
+
+
+def holds_modules(patterns: Pattern | Sequence[Pattern] | None) -> bool:
+    """Whether some pattern is a module itself, which names nothing in a copy of the model."""
+    return any(isinstance(pattern, nn.Module) for pattern in each(patterns or ()))
 
 
 def names_module(pattern: Pattern, path: str, module: nn.Module) -> bool:
-    """Whether a pattern picks a layer by its name, its type, or the name of its weight."""
+    """Whether a pattern picks a layer by itself, its name, its type, or the name of its weight."""
+    if isinstance(pattern, nn.Module):
+        return any(part is module for part in pattern.modules())
     if isinstance(pattern, str):
         return any(fnmatchcase(name, form) for form in forms(pattern) for name in (path, f"{path}.weight"))
     return isinstance(pattern, type) and isinstance(module, pattern)
@@ -95,12 +103,17 @@ def _of_computed(target: Target) -> list[str]:
     return [reason for module, _ in target.owners for reason in computed_weights(module)]
 
 
-def _matches(target: Target, pattern: object, argument: str) -> bool:
+def _reader(pattern: object, argument: str) -> Callable[[Target], bool]:
+    """What says of a parameter whether a pattern names it."""
     if isinstance(pattern, str):
-        return any(fnmatchcase(name, form) for form in forms(pattern) for name in _names(target))
+        return lambda target: any(fnmatchcase(name, form) for form in forms(pattern) for name in _names(target))
     if isinstance(pattern, type) and issubclass(pattern, nn.Module):
-        return any(isinstance(module, pattern) and "weight" in attribute for module, attribute in target.owners)
-    raise TypeError(f"{argument}= takes name globs or module types, got {pattern!r}")
+        return lambda target: any(isinstance(owner, pattern) and "weight" in name for owner, name in target.owners)
+    if isinstance(pattern, nn.Module):
+        parts = {id(part) for part in pattern.modules()}
+        return lambda target: any(id(owner) in parts for owner, _ in target.owners)
+    kind = "a tensor" if isinstance(pattern, Tensor) else repr(pattern)
+    raise TypeError(f"{argument}= takes name globs, module types or modules, got {kind}")
 
 
 def _names(target: Target) -> list[str]:
@@ -113,6 +126,9 @@ def _no_match(targets: list[Target], pattern: Pattern, argument: str) -> str:
         owners = [module for target in targets for module, _ in target.owners if isinstance(module, pattern)]
         reasons = "".join(f": {reason}" for reason in dict.fromkeys(r for m in owners for r in computed_weights(m)))
         return f"{argument}=: no weight of a {pattern.__name__} in this model{reasons}"
+    if isinstance(pattern, nn.Module):
+        what = "is none of this model" if next(pattern.parameters(), None) is not None else "has no parameters"
+        return f"{argument}=: the {type(pattern).__name__} that was given {what}; give a part of the model, or its name"
     names = {name for target in targets for name in _names(target)}
     near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
     return f"{argument}={pattern!r} matches no parameter; " + (

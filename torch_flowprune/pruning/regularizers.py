@@ -27,7 +27,7 @@ class GroupLasso:
         strength: the factor; a tensor or a number, and an attribute that may be set anew while training.
         scored_by: which weights of a channel: ``"group"``, all that is coupled to it; ``"producer"``, those that
             compute it; ``"norm"``, γ and β of its norms; ``"scale"``, γ alone.
-        exclude: name globs or module types of producers whose channels are left alone.
+        exclude: name globs, module types or modules of producers whose channels are left alone.
 
     Raises:
         ValueError: where it is called, for a model that the coupling does not fit.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from torch_flowprune.channels import Coupling, couple
 from torch_flowprune.gradients import FlowSource
-from torch_flowprune.inputs import Pair, Pattern, example_of, prunable, untouched
+from torch_flowprune.inputs import Pair, Pattern, example_of, holds_modules, parameters_of, prunable, untouched
 from torch_flowprune.scoring.candidates import Candidates, label, parameter_candidates
 from torch_flowprune.scoring.channel_candidates import channel_candidates
 from torch_flowprune.scoring.granularity import Granularity
@@ -60,6 +60,19 @@ class PrunableUnits:
             warnings.simplefilter("ignore")
             picked = prunable(model, self.parameters, self.include, self.exclude)
         return {target.name: tuple(target.parameter.shape) for target in picked}
+
+    @property
+    def names_modules(self) -> bool:
+        """Whether some word is a module of the model itself, and says nothing of another model."""
+        return self.parameters is not None or holds_modules(self.include) or holds_modules(self.exclude)
+
+    def on(self, small: nn.Module, picked: Collection[str]) -> PrunableUnits:
+        """The same of the model that took this one's place, in which the parameters picked have these names."""
+        if not self.names_modules:
+            return self
+        known = parameters_of(small)
+        pairs = [known[name].owners[0] for name in picked if name in known]
+        return replace(self, parameters=pairs, include=None, exclude=None)
 
     def read(self, model: nn.Module, source: FlowSource) -> PrunableUnits:
         """The same with the coupling of the model, where there are channels and none was given."""

@@ -111,6 +111,12 @@ class Allocation:
         return next(iter(self.at_most)) if self.at_most and self.cost == "units" else self.cost
 
     @property
+    def targets(self) -> list[str]:
+        """What sparsities are shares of, and ``at_most`` says, where these are not units."""
+        costs = dict.fromkeys((self.counted_cost, *(self.at_most or ())))
+        return [cost if isinstance(cost, str) else "latency" for cost in costs if cost != "units"]
+
+    @property
     def cost_name(self) -> str:
         """The word for what a target is a share of."""
         return self.counted_cost if isinstance(self.counted_cost, str) else "latency"

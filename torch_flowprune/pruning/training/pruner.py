@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from torch_flowprune.channels import Coupling, Surgery
 from torch_flowprune.gradients import Flow, FlowSource, LossOptions, flow_over
-from torch_flowprune.inputs import Batch, OneBatch, from_options, parameters_of, unwrapped
+from torch_flowprune.inputs import Batch, OneBatch, from_options, unwrapped
 from torch_flowprune.masking import averaged_model, sync_masks
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.route import GivenScores, prune, scored_units
@@ -232,7 +232,7 @@ class Pruner:
         """
         words = measure_lookup.name_of(self.method), label(self.units.granularity), self.asked
         check_words(state, *words, random=self.generator is not None)
-        origins = saved_origins(state, self._origins, self.allocation.cost_name)
+        origins = saved_origins(state, self._origins, self.allocation.targets)
         if state["coupling"] is not None:
             self.units = replace(self.units, coupling=Coupling.from_dict(state["coupling"]))
         self._origins, self.goals = origins, tuple(state["goals"])  # counted from where that run began
@@ -257,14 +257,12 @@ class Pruner:
         found = {name: getattr(one, "left", one) for name, one in self._candidates().items()} if self._origins else {}
         origins = {name: self._origins[name].after(one, surgery) for name, one in found.items()}
         coupling = None if self.units.coupling is None else surgery.coupling(self.units.coupling)
-        names = None if self.units.parameters is None else [one.targets[0].name for one in found.values()]
+        picked = list(self._layers)
         theta0 = None if self.source.theta0 is None else surgery.cut_all(self.source.theta0)
 
         def go_on(small: nn.Module) -> None:
-            known = parameters_of(unwrapped(small))
-            pairs = None if names is None else [known[name].owners[0] for name in names]
             self.model, self._origins = small, origins
-            self.units = replace(self.units, coupling=coupling, parameters=pairs)
+            self.units = replace(self.units.on(unwrapped(small), picked), coupling=coupling)
             self.source = replace(self.source, theta0=theta0)
             self._layers = self.units.layers(unwrapped(small))
             self._seen.forget()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch_flowprune.channels import COUNTED, Costs, Coupling
+from torch_flowprune.channels import Costs, Coupling
 from torch_flowprune.pruning.training.rounds import Rounds
 from torch_flowprune.scoring import Origin
 
@@ -64,8 +65,8 @@ def costs_to_save(origins: Mapping[str, Origin]) -> dict[str, Any] | None:
     return costs.to_dict() if costs is not None and _has_shrunk(origins) else None
 
 
-def saved_origins(state: Mapping[str, Any], known: Mapping[str, Origin], cost: str) -> dict[str, Origin]:
-    """The layers of a state, which are those known.
+def saved_origins(state: Mapping[str, Any], known: Mapping[str, Origin], targets: Collection[str]) -> dict[str, Origin]:
+    """The layers of a state, which are those known; ``targets`` are what this pruner's are shares or amounts of.
 
     Raises:
         ValueError: naming those that are not, or have another size now.
@@ -73,13 +74,14 @@ def saved_origins(state: Mapping[str, Any], known: Mapping[str, Origin], cost: s
     shrunk = any(layer["kept"] is not None for layer in state["layers"].values())
     costs = next((one.costs for one in known.values()), None)
     if shrunk:  # counted from the dense model, which is not there
-        saved = state.get("costs")
-        if cost != "units" and (saved is None or cost not in COUNTED):
-            raise ValueError(
-                f"this state is of a model that was shrunk, and does not hold what it cost: a target in {cost} cannot "
-                "go on; make a new pruner of the smaller model"
-            )
+        device, saved = costs and costs.device, state.get("costs")
         costs = None if saved is None else Costs.from_dict(saved)
+        if unknown := [cost for cost in targets if costs is None or not costs.tells(cost)]:
+            raise ValueError(
+                f"this state is of a model that was shrunk, and does not hold what it cost: a target in {unknown[0]} "
+                "cannot go on; make a new pruner of the smaller model"
+            )
+        costs = costs and replace(costs, device=device or costs.device)
     origins = {name: Origin.from_dict(layer, costs) for name, layer in state["layers"].items()}
     if known:
         _check_layers({name: one.now for name, one in origins.items()}, {name: one.now for name, one in known.items()})
