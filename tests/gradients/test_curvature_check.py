@@ -2,9 +2,11 @@
 
 import warnings
 
+import oracles
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import torch_flowprune as fp
 from torch_flowprune.gradients.operators import double_backward, one_sample_norms
@@ -196,3 +198,36 @@ def test_faults_that_there_were_would_have_been_found(name):
         take_out(patch)
         with pytest.warns(UserWarning, match=r"H·g is not how g changes along g: off by \d+%"):
             fp.flow(model, data, check=True)
+
+
+class TiedTokens(nn.Module):
+    """The table of embeddings is the output's weight, its row of padding among them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rows, self.mix = nn.Embedding(7, 4, padding_idx=0), nn.Linear(4, 4)
+        self.double()
+        nn.init.normal_(self.rows.weight)
+
+    def forward(self, ids):
+        return self.read(self.rows(ids))
+
+    def read(self, h):
+        return self.mix(h).tanh().sum(1) @ self.rows.weight.mT
+
+
+def test_the_row_of_padding_stands_still_as_a_lookup_reads_it():
+    """As in training: g is of the loss with that row for a constant there, and H·g its derivative."""
+    model, ids, y = TiedTokens(), torch.tensor([[1, 2, 0], [3, 0, 0], [4, 5, 6]]), torch.tensor([1, 2, 3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fp.flow(model, (ids, y), check=True)
+    here, row = (ids == 0).unsqueeze(-1), model.rows.weight[0].detach()
+    parameters = list(model.parameters())
+    looked_up = torch.where(here, row, model.rows.weight[ids])
+    loss = F.cross_entropy(model.read(looked_up), y)
+    g = torch.autograd.grad(loss, parameters, create_graph=True)
+    product = torch.autograd.grad(g, parameters, [value.detach() for value in g])
+    for kind, expected in (("g", g), ("Hg", product)):
+        oracles.assert_named_close(getattr(found, kind), dict(zip(found.theta, expected, strict=True)), 1e-12)

@@ -521,7 +521,7 @@ def check_same_samples(loader, model=None, **options):
         seen.append((batch[0].clone(), loss.item()))
         return loss
 
-    fp.flow(model, loader, closure=closure, max_samples=14, **options)
+    fp.flow(model, loader, closure=closure, max_samples=14, reduction="mean", **options)
     half = len(seen) // 2
     assert half == 4
     for (x1, l1), (x2, l2) in zip(seen[:half], seen[half:], strict=True):

@@ -1,5 +1,6 @@
 """Means over batches, and over parts of them, against one batch of everything; losses that are no mean of samples."""
 
+import warnings
 from functools import partial
 from itertools import pairwise
 
@@ -158,3 +159,99 @@ def test_all_ignored_and_an_unknown_word():
         fp.flow(nn.Linear(3, 2), [batch, batch])
     with pytest.raises(ValueError, match="reduction should be one of"):
         fp.flow(nn.Linear(3, 2), batch, reduction="tokens")
+    with pytest.raises(ValueError, match="reduction= should give how many the loss of a batch is a mean over"):
+        fp.flow(nn.Linear(3, 2), batch, reduction=lambda batch: float("nan"))
+
+
+NOT_OVER_SAMPLES = {
+    "ignored": lambda x, y: F.cross_entropy(x, y, ignore_index=2),
+    "a sum": lambda x, y: F.cross_entropy(x, y, reduction="sum"),
+    "across samples": lambda x, y: F.cross_entropy(x, y) + x.mean(0).square().sum(),
+}
+
+
+@pytest.mark.parametrize("needs", [("g",), ("Hg",), ("diagH",)], ids=str)
+@pytest.mark.parametrize("name", NOT_OVER_SAMPLES)
+def test_a_loss_that_is_no_mean_over_samples_is_told_of(name, needs):
+    """Where it matters, which is of several batches; said once what it is, it is not."""
+    model, x, y = cases.mlp(), *CASES["mlp"].batches((12,))[0]
+    y = torch.arange(12) % 3
+    batches, loss = [(x[:5], y[:5]), (x[5:], y[5:])], NOT_OVER_SAMPLES[name]
+    with pytest.warns(UserWarning, match="batches count by their samples, as if the loss were a mean over these"):
+        fp.flow(model, batches, needs=needs, loss=loss, probes=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fp.flow(model, (x, y), needs=needs, loss=loss, probes=1)
+        fp.flow(model, batches, needs=needs, loss=loss, probes=1, reduction="mean")
+        fp.flow(model, batches, needs=needs, loss=lambda x, y: F.cross_entropy(x, y), probes=1)
+
+
+def test_a_diagnosis_and_a_prediction_tell_of_it_too():
+    model, batches = cases.mlp(), CASES["mlp"].batches((5, 6))
+    masks = {"0.weight": torch.arange(model[0].weight.numel()).view_as(model[0].weight) % 3 > 0}
+    loss = NOT_OVER_SAMPLES["a sum"]
+    for call in (partial(fp.predict, model, masks), partial(fp.diagnose, model)):
+        with pytest.warns(UserWarning, match="batches count by their samples"):
+            call(data=batches, loss=loss)
+
+
+def test_a_loss_that_draws_is_not_told_of():
+    """Its halves tell nothing."""
+    model, batches = cases.mlp(), CASES["mlp"].batches((5, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fp.flow(model, batches, needs=("g",), loss=lambda x, y: F.cross_entropy(x + torch.randn_like(x), y))
+
+
+def test_a_function_says_what_a_batch_counts_for():
+    """Of a loss whose own mean is over what it counts, whatever that is."""
+    model, (x, y) = wide_net(), sorted_batch()
+    words = {"loss": ignoring, "reduction": lambda batch: (batch[1] != 2).sum()}
+    needs = ("g", "g2_sample", "Hg")
+    expected = fp.flow(model, (x, y), needs=needs, **words)
+    batches = [(x[a:b], y[a:b]) for a, b in ((0, 5), (5, 11), (11, 13), (13, 16))]  # the last has nothing that counts
+    budget = int(1.5 * least(model, [(x, y)], needs=needs, **words))
+    for found in (
+        fp.flow(model, batches, needs=needs, **words),
+        fp.flow(model, (x, y), needs=needs, max_memory=budget, **words),
+    ):
+        for kind in needs:
+            oracles.assert_named_close(getattr(found, kind), getattr(expected, kind), 1e-9)
+
+
+class InFloat32(nn.Module):
+    """Of a model in float64, logits as language models give them."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = wide_net()
+
+    def forward(self, x):
+        return self.net(x).float()
+
+
+def test_losses_in_fewer_digits_than_the_model_has_are_not_taken_for_other_data():
+    model, batches = InFloat32(), images(6, 5)
+    needs = ("g", "g2_sample", "Hg")
+    budget = int(1.5 * max(least(model, [batch], needs=needs) for batch in batches))
+    expected, found = fp.flow(model, batches, needs=needs), fp.flow(model, batches, needs=needs, max_memory=budget)
+    for kind in needs:
+        oracles.assert_named_close(getattr(found, kind), getattr(expected, kind), 1e-5)
+
+
+def penalised(model, batch):
+    """As critics are trained: the loss takes a gradient itself."""
+    x = batch[0].clone().requires_grad_()
+    y = model(x)
+    (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    return F.cross_entropy(y, batch[1]) + (slope.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def test_a_loss_that_takes_gradients_itself_runs_in_parts_and_is_compared():
+    model, batches = wide_net(), images(6, 5)
+    words = {"closure": penalised, "needs": ("g", "Hg")}
+    budget = int(1.5 * max(least(model, [batch], **words) for batch in batches))
+    expected, found = fp.flow(model, batches, **words), fp.flow(model, batches, max_memory=budget, **words)
+    for kind in words["needs"]:
+        oracles.assert_named_close(getattr(found, kind), getattr(expected, kind), 1e-9)
+    assert fp.compare(model, "magnitude", 0.5, batches, closure=penalised).loss == pytest.approx(expected.loss)

@@ -261,11 +261,11 @@ def mean_loss(model: nn.Module, source: FlowSource, ranks: Ranks) -> tuple[float
     total, whole, samples = 0.0, 0.0, 0
     weights = LossWeights(model, source.objective, source.reduction, source.batch_dim)
     device = next(iter(parameters_of(model).values())).parameter.device
-    with untouched(model, source.data, source.mode), torch.no_grad():
+    with untouched(model, source.data, source.mode):
         for batch, size in sized(as_batches(source.data), device, None, source.batch_size, source.batch_dim):
             samples += size
             if weight := weights(batch, size):
-                total += weights.mean(source.objective.number(model, batch), size).item() * weight
+                total += weights.mean(source.objective.number_alone(model, batch), size).item() * weight
                 whole += weight
     sums = torch.tensor([total, whole, samples], dtype=torch.float64, device=device)
     ranks.sum([sums])

@@ -1,6 +1,6 @@
 """The flow of a model over data: θ, g, H·g, squared gradients."""
 
-from torch_flowprune.gradients.batches import LossWeights
+from torch_flowprune.gradients.batches import LossWeights, Reduction
 from torch_flowprune.gradients.differentiable import differentiable
 from torch_flowprune.gradients.flow_source import FlowOptions, FlowSource, LossOptions, SweepOptions
 from torch_flowprune.gradients.gradient_flow import INGREDIENTS, Flow, flow, flow_over
@@ -19,6 +19,7 @@ __all__ = [
     "LossWeights",
     "Products",
     "ProposedCut",
+    "Reduction",
     "SweepOptions",
     "differentiable",
     "flow",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from torch_flowprune.gradients.batches import Resources, check_reduction, in_bytes
+from torch_flowprune.gradients.batches import Reduction, Resources, check_reduction, in_bytes
 from torch_flowprune.inputs import (
     BatchDim,
     BatchSize,
@@ -40,7 +40,7 @@ class SweepOptions(TypedDict, total=False):
     autocast: torch.dtype | None
     batch_size: BatchSize | None
     batch_dim: BatchDim
-    reduction: str | None
+    reduction: Reduction | None
     check: bool | None
     probes: int
 
@@ -80,7 +80,7 @@ class FlowSource:
     autocast: torch.dtype | None = None
     batch_size: BatchSize | None = None
     batch_dim: BatchDim = 0
-    reduction: str | None = None
+    reduction: Reduction | None = None
     check: bool | None = None
     probes: int = 32
     under_masks: bool = False

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Never
 
+from torch_flowprune.gradients.batches import Reduction
 from torch_flowprune.gradients.differentiable import check_opens, differentiable, reference_of
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.sweeping import MOMENTS, Products
@@ -51,7 +52,8 @@ class Flow(ComparedByValue):
     Attributes:
         theta: the parameters as the forward uses them (masked where pruned).
         theta0: the reference point given.
-        g: gradient of the mean loss.
+        g: gradient of the mean loss, as training has it: the row of an embedding's ``padding_idx`` is a constant where
+            it is looked up, so that of a table that is the output's weight too g and Hg know it by the output alone.
         g2: sample-weighted mean over batches of the squared batch gradients.
         g2_sample: mean over samples of the squared sample gradients.
         Hg: Hessian of the mean loss times g, over the same data.
@@ -134,7 +136,7 @@ def flow(
     autocast: torch.dtype | None = None,
     batch_size: BatchSize | None = None,
     batch_dim: BatchDim = 0,
-    reduction: str | None = None,
+    reduction: Reduction | None = None,
     check: bool | None = None,
     probes: int = 32,
     under_masks: bool = False,
@@ -176,10 +178,12 @@ def flow(
             ``in_dims`` of ``torch.vmap`` it may be nested as the batch is, with None for what all samples share:
             ``(1, 0)`` for inputs with time first, ``((0, None), 0)`` for a mask beside the inputs, ``{"mask": None}``.
         reduction: what the loss of a batch is: the ``"mean"`` over its samples, their ``"sum"``, or the mean over the
-            places of the target that are not ignored (``"token"``). The flow is that of the mean over all the data, and
+            places of the target that are not ignored (``"token"``); or a function of a batch that gives how many its
+            loss is a mean over. The flow is that of the mean over all the data, and
             so are batches weighed, and parts of one. None reads it off the loss: torch's cross-entropy is a mean over
             places, by class weights where it has them; the loss that a language model returns is one over tokens, where
-            it is seen to be; a loss set to ``reduction="sum"`` is a sum; all others are taken for means over samples.
+            it is seen to be; a loss set to ``reduction="sum"`` is a sum; all others are taken for means over samples,
+            and where several batches show that one is not, a warning says so.
         under_masks: of a pruned model, derivatives by what is pruned too: the slope of the loss along a weight that is
             0 now, by which :func:`~torch_flowprune.regrow` chooses. Without it they are 0 there.
         check: hold H·g against the change of g along g, on two samples in float64, and warn of the layers where they

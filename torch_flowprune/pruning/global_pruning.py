@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Never
 
 from torch_flowprune.channels import Coupling, LatencyTable
-from torch_flowprune.gradients import FlowSource
+from torch_flowprune.gradients import FlowSource, Reduction
 from torch_flowprune.inputs import BatchDim, BatchSize, Closure, Loss, Pair, Pattern, check_keywords
 from torch_flowprune.pruning.report import Report
 from torch_flowprune.pruning.route import GivenScores, prune
@@ -49,7 +49,7 @@ def global_prune(
     autocast: torch.dtype | None = None,
     batch_size: BatchSize | None = None,
     batch_dim: BatchDim = 0,
-    reduction: str | None = None,
+    reduction: Reduction | None = None,
     check: bool | None = None,
     probes: int = 32,
     scores: GivenScores | None = None,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Never, Unpack
 
 from torch_flowprune.channels import Coupling
-from torch_flowprune.gradients import FlowOptions, FlowSource, flow_over
+from torch_flowprune.gradients import FlowOptions, FlowSource, Reduction, flow_over
 from torch_flowprune.inputs import (
     BatchDim,
     BatchSize,
@@ -70,7 +70,7 @@ def scores(
     autocast: torch.dtype | None = None,
     batch_size: BatchSize | None = None,
     batch_dim: BatchDim = 0,
-    reduction: str | None = None,
+    reduction: Reduction | None = None,
     check: bool | None = None,
     probes: int = 32,
     **unknown: Never,

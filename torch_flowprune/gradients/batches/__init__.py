@@ -3,7 +3,8 @@
 from torch_flowprune.gradients.batches.batch_derivatives import Derivatives, Grads
 from torch_flowprune.gradients.batches.batch_streams import SizedBatch, length_of, until, with_progress
 from torch_flowprune.gradients.batches.checkpointing import no_hidden_blocks
-from torch_flowprune.gradients.batches.loss_weights import LossWeights, check_reduction
+from torch_flowprune.gradients.batches.loss_of_halves import warn_unless_mean
+from torch_flowprune.gradients.batches.loss_weights import LossWeights, Reduction, check_reduction
 from torch_flowprune.gradients.batches.memory_budget import Resources, in_bytes
 from torch_flowprune.gradients.batches.microbatches import Graphs, MicroBatches, check_runs_alone
 from torch_flowprune.gradients.batches.same_data import check_same_count, check_same_losses, check_sample_losses
@@ -27,6 +28,7 @@ __all__ = [
     "Graphs",
     "LossWeights",
     "MicroBatches",
+    "Reduction",
     "Resources",
     "SizedBatch",
     "add_weighted",
@@ -48,6 +50,7 @@ __all__ = [
     "standard_error",
     "taken",
     "until",
+    "warn_unless_mean",
     "with_progress",
     "zero_sums",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,16 @@ REDUCTIONS = ("mean", "sum", "token")
 _IGNORED = -100  # what torch's cross-entropy and all who build on it leave out
 
 
+Reduction: TypeAlias = "str | Callable[[Batch], float | Tensor]"
+
+
 def check_reduction(reduction: object) -> None:
-    """An error for a word that is none of :data:`REDUCTIONS`, or None."""
-    if reduction not in (None, *REDUCTIONS):
-        raise ValueError(f"reduction should be one of {REDUCTIONS}, or None to read it off the loss, got {reduction!r}")
+    """An error for what is neither one of :data:`REDUCTIONS`, nor a function, nor None."""
+    if not callable(reduction) and reduction not in (None, *REDUCTIONS):
+        raise ValueError(
+            f"reduction should be one of {REDUCTIONS}, a function of a batch that gives what its loss is a mean over, "
+            f"or None to read it off the loss, got {reduction!r}"
+        )
 
 
 @dataclass(frozen=True)
@@ -44,39 +50,50 @@ class LossWeights:
     """``weights(batch, size)``, by which means over batches and over parts of one are those over all of it.
 
     ``reduction`` says what the loss of a batch is: a ``"mean"`` over its samples, their ``"sum"``, or a mean over the
-    places of the target that are not ignored (``"token"``). Where it is None torch's cross-entropy is known to be
+    places of the target that are not ignored (``"token"``); or it is a function of a batch, which says how many the
+    loss of it is a mean over. Where it is None torch's cross-entropy is known to be
     the last, by class weights if it has them, and so is the loss that a language model itself returns, where it is
     seen to be; the rest are means over samples.
     """
 
     def __init__(
-        self, model: nn.Module, objective: Objective, reduction: str | None = None, along: BatchDim = 0
+        self, model: nn.Module, objective: Objective, reduction: Reduction | None = None, along: BatchDim = 0
     ) -> None:
         self.model, self.objective, self.reduction, self.along = model, objective, reduction, along
         self.sums = reduction == "sum" or (reduction is None and _setting(objective.loss, "reduction") == "sum")
         self._count: Callable[[Batch], float | None] | None = None
+        self._decided = False
 
     def __call__(self, batch: Batch, size: int) -> float:
+        if callable(self.reduction):
+            return _told(self.reduction(batch))
         if self.sums or self.reduction == "mean":
             return size
-        if self._count is None:
-            self._count = self._counting(batch, size)
-        count = self._count(batch)
+        count = None if (counting := self._counted_by(batch, size)) is None else counting(batch)
         return size if count is None else count
+
+    def are_supposed(self, batch: Batch, size: int) -> bool:
+        """Whether samples are counted for want of any word on what the loss is a mean over."""
+        return self.reduction is None and not self.sums and self._counted_by(batch, size) is None
+
+    def _counted_by(self, batch: Batch, size: int) -> Callable[[Batch], float | None] | None:
+        """What is counted in each batch, decided on the first; None for samples."""
+        if not self._decided:
+            self._count, self._decided = self._counting(batch, size), True
+        return self._count
 
     def mean(self, loss: Tensor, size: int) -> Tensor:
         """The loss of a batch as a mean: a sum is divided by the number of samples."""
         return loss / size if self.sums else loss
 
-    def _counting(self, batch: Batch, size: int) -> Callable[[Batch], float | None]:
-        """What is counted in each batch, decided on the first."""
+    def _counting(self, batch: Batch, size: int) -> Callable[[Batch], float | None] | None:
         own = isinstance(batch, Mapping) and self.objective.is_the_models
         counted = None if own else self._by_settings()
         if counted is None and self.reduction == "token":
             counted = _Counted(_setting(self.objective.loss, "ignore_index", _IGNORED))
         if own and (found := _language_model(self.model, _few(batch, size, self.along))) is not None:
             return found
-        return lambda batch: None if counted is None else counted.of(in_two(batch)[1])
+        return None if counted is None else lambda batch: counted.of(in_two(batch)[1])
 
     def _by_settings(self) -> _Counted | None:
         """Of torch's cross-entropy, and of the default."""
@@ -84,6 +101,16 @@ class LossWeights:
         if self.objective.closure is not None or not (loss is None or _is_cross_entropy(loss)):
             return None
         return _Counted(_setting(loss, "ignore_index", _IGNORED), _setting(loss, "weight"))
+
+
+def _told(count: Any) -> float:
+    """What a user's function of a batch gives, as a number."""
+    value = float(count)
+    if not 0 <= value < float("inf"):
+        raise ValueError(
+            f"reduction= should give how many the loss of a batch is a mean over, a number of at least 0, got {count!r}"
+        )
+    return value
 
 
 def _is_cross_entropy(loss: Loss) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 
 from torch_flowprune.gradients.batches.batch_derivatives import Derivatives, Grads
+from torch_flowprune.gradients.batches.loss_of_halves import difference_of_halves
 from torch_flowprune.gradients.batches.memory_budget import Cost, measured, readable
 from torch_flowprune.gradients.operators import twice_differentiable
 from torch_flowprune.inputs import Batch, first, parts, shapes, spread_out, untouched, wide_type
@@ -83,29 +84,12 @@ class MicroBatches:
 
     def _check_mean(self, batch: Batch, size: int) -> None:
         """The same result from parts needs a loss that is what its weights say: tried on samples from all the batch."""
-        with untouched(self.derivatives.model), torch.no_grad():
-            halves = self._counting(parts(batch, size, -(-size // 2), self.along))
-            if not halves:
-                return
-            value, weights = self._number(batch, size), [self.derivatives.weight(*half) for half in halves]
-            mean = sum(self._number(*half) * w for half, w in zip(halves, weights, strict=True)) / sum(weights)
-        tolerance = (
-            2e-2
-            if self.derivatives.resources.autocast or min(p.element_size() for p in self.derivatives.parameters) < 4
-            else 1e-4
-        )
-        if abs(value - mean) > tolerance * max(abs(value), abs(mean)):
+        if difference := difference_of_halves(self.derivatives, batch, size):
             raise ValueError(
                 "max_memory= cuts batches, which needs a loss that is a mean over samples or tokens, or a sum: that of "
-                f"{size} samples is {value:.6g}, from its halves {mean:.6g}; say what it is with reduction=, use no "
-                "statistics over the batch, or smaller batches without max_memory="
+                f"{size} samples is {difference[0]:.6g}, from its halves {difference[1]:.6g}; say what it is with "
+                "reduction=, use no statistics over the batch, or smaller batches without max_memory="
             )
-
-    def _number(self, batch: Batch, size: int) -> float:
-        with self.derivatives.cast():
-            return self.derivatives.weights.mean(
-                self.derivatives.objective.number(self.derivatives.model, batch), size
-            ).item()
 
 
 def _norm_over_batch(model: torch.nn.Module) -> str | None:

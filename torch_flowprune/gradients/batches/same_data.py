@@ -9,6 +9,9 @@ from torch import Tensor
 
 from torch_flowprune.inputs import Ranks
 
+_LEAST = 1e-6
+"""Relative, of what is told apart: some roundings in float32."""
+
 
 def check_same_count(first: int, second: int) -> None:
     """An error where the data were not as many samples twice."""
@@ -62,14 +65,16 @@ def _first_difference(
     """The first batch whose losses differ by more than rounding in this dtype, and both; -1 where none does.
 
     The sweeps compute by operators that are equal, and round in ways of their own: half the digits are held against
-    each other, of the loss or, where it is nearly 0, of the mean loss.
+    each other, of the loss or, where it is nearly 0, of the mean loss. Models in float64 may have code inside that
+    computes in float32.
     """
     count = min(len(first), len(second))
     if not count:
         return -1, 0.0, 0.0
     before, after = torch.stack([*first[:count]]).double(), torch.stack([*second[:count]]).double()
     size = before.abs().clamp(min=before.abs().mean().item())
-    differs = ~((after - before).abs() <= size * torch.finfo(dtype).eps ** 0.5)
+    tolerance = max(_LEAST, *(torch.finfo(one).eps ** 0.5 for one in (dtype, first[0].dtype)))
+    differs = ~((after - before).abs() <= size * tolerance)
     if not differs.any():
         return -1, 0.0, 0.0
     index = int(differs.int().argmax())

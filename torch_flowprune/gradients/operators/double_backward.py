@@ -25,6 +25,11 @@ from torch_flowprune.gradients.operators.bilinear_operators import (
     Wanted,
 )
 from torch_flowprune.gradients.operators.embedding_bags import bag_of_embeddings
+from torch_flowprune.gradients.operators.twice_differentiable_losses import (
+    connectionist_temporal_classification,
+    margin_of_classes,
+    margin_of_labels,
+)
 from torch_flowprune.torch_internals import HARDSIGMOID_IN_PLACE, HARDSIGMOIDS, fused_weight_norm, has_hooks
 
 
@@ -32,8 +37,9 @@ from torch_flowprune.torch_internals import HARDSIGMOID_IN_PLACE, HARDSIGMOIDS, 
 def twice_differentiable() -> Iterator[WeightGradients]:
     """Inside, a forward uses operators that have second derivatives: plain attention, relu6 for hardsigmoid.
 
-    Sums of embeddings are plain ones. Of weight norm torch has one, and it is wrong: the plain formula takes its place.
-    Convolutions, linear layers and batch norms in eval mode go through :class:`_Product`.
+    Sums of embeddings are plain ones, and so are losses whose kernels have none. Of weight norm torch has one, and it
+    is wrong: the plain formula takes its place. Convolutions, linear layers and batch norms in eval mode go through
+    :class:`_Product`.
     """
     weight_gradients = WeightGradients()
     with sdpa_kernel(SDPBackend.MATH), _Substitutes(weight_gradients):
@@ -162,5 +168,8 @@ _SUBSTITUTES: dict[Any, Callable[..., Tensor | BilinearCall | None]] = {
     HARDSIGMOID_IN_PLACE: partial(_hardsigmoid, inplace=True),
     fused_weight_norm: _weight_norm,
     functional.embedding_bag: bag_of_embeddings,
+    **dict.fromkeys((functional.ctc_loss, torch.ctc_loss), connectionist_temporal_classification),
+    functional.multi_margin_loss: margin_of_classes,
+    functional.multilabel_margin_loss: margin_of_labels,
     **BILINEAR_CALLS,
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from torch_flowprune.gradients.batches import Derivatives, Resources, taken
@@ -100,12 +101,13 @@ def _both(
         )
         along = [value.to(p.device, torch.float64) for value, p in zip(g, same.parameters, strict=True)]
         step = share * _norm(same.parameters) / max(_norm(along), 1e-300)
-        found, sides = _product(same, batch, size, along), []
+        found, sides, padding = _product(same, batch, size, along), [], list[Tensor]()
         rewind()
-        middle = _gradient(same, batch, size)
+        with _Padding(padding, again=False):
+            middle = _gradient(same, batch, size)
         for sign in (1, -1):
             rewind()
-            with _moved(same, along, sign * step):
+            with _moved(same, along, sign * step), _Padding(padding, again=True):
                 sides.append(_gradient(same, batch, size))
         ahead, behind = sides
         expected = [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
@@ -140,6 +142,39 @@ class _NoNarrowing(TorchFunctionMode):
             for word, value in (kwargs or {}).items()
         }
         return _WIDER.get(func, func)(*wide, **words)
+
+
+class _Padding(TorchFunctionMode):
+    """Notes the row of ``padding_idx`` at each lookup, or gives those that were noted: autograd has it for a constant.
+
+    In a table that is the output's weight too it is one of the parameters that move, so that g as a function of them
+    would change by more than H·g, the derivative of the loss in which it stands still, can tell.
+    """
+
+    def __init__(self, noted: list[Tensor], *, again: bool) -> None:
+        super().__init__()
+        self.noted, self.again = noted, iter(noted) if again else None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        place = _padding(*args, **(kwargs or {})) if func is functional.embedding else None
+        if place is None:
+            return result
+        here, row = place
+        if self.again is None:
+            self.noted.append(row)
+            return result
+        return torch.where(here, next(self.again, row), result)
+
+
+def _padding(
+    ids: Tensor, table: Tensor, padding_idx: int | None = None, *_: Any, **__: Any
+) -> tuple[Tensor, Tensor] | None:
+    """Of a lookup, where it reads the row of padding, and that row; None where there is none."""
+    if padding_idx is None:
+        return None
+    row = padding_idx % len(table)  # it may be told from the end
+    return (ids == row).unsqueeze(-1), table[row].detach()
 
 
 @contextmanager

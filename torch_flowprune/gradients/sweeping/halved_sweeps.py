@@ -21,6 +21,7 @@ from torch_flowprune.gradients.batches import (
     length_of,
     over_ranks,
     scale,
+    warn_unless_mean,
 )
 from torch_flowprune.gradients.sweeping.curvature_check import check_curvature, check_is_due
 from torch_flowprune.gradients.sweeping.products import AddPiece, Piece, Products, ProposedCut, Slopes
@@ -121,6 +122,8 @@ class HalvedSweeps(Products):
                 self.losses.append(portion.losses[-1])
                 weights.append(portion.weights[-1])
         check_read(self.counted, weights)
+        if not self.single:
+            warn_unless_mean(self.derivatives, [self.head] * len(self.places), self.ranks, stacklevel=6)
         self._check_samples()
         self.derivatives.warn_unreached(self.names, stacklevel=5)
         finite_mean_loss(self.losses, weights)  # names the batch of one that is not

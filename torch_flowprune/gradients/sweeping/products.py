@@ -24,6 +24,7 @@ from torch_flowprune.gradients.batches import (
     over_ranks,
     scale,
     standard_error,
+    warn_unless_mean,
 )
 from torch_flowprune.gradients.operators import twice_differentiable
 from torch_flowprune.gradients.sweeping.sweeps import Sweeps
@@ -121,7 +122,9 @@ class Products(Sweeps):
     def _over_all(self, data: Iterable[Batch], add: AddPiece, sums: Sequence[list[Tensor]]) -> tuple[float, float]:
         """One sweep over the data, its sums over all ranks; the weight of it all, and the mean loss."""
         with self._sound():
-            losses, weights = self._swept(chain(*self._stream(data)), length_of(data), add, held=len(sums))
+            head, rest = self._stream(data)
+            losses, weights = self._swept(chain(head, rest), length_of(data), add, held=len(sums))
+            warn_unless_mean(self.derivatives, head, self.ranks, stacklevel=6)
             check_read(self.seen, weights)
             mean = finite_mean_loss(losses, weights)
             self.seen, whole, mean = over_ranks(self.ranks, sums, self.seen, sum(weights), mean)

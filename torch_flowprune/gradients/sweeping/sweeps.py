@@ -33,6 +33,7 @@ from torch_flowprune.gradients.batches import (
     scale,
     taken,
     until,
+    warn_unless_mean,
     with_progress,
     zero_sums,
 )
@@ -103,10 +104,12 @@ class Sweeps:
         check_read(len(head))
         kinds = wanted & MOMENTS.keys()
         self.moments = InputMoments(self.model, self.targets, self.source, kinds) if kinds else None
+        batches = chain(head, stream)
         if wanted == kinds:
-            return self._forwards(chain(head, stream), length_of(data))
+            return self._forwards(batches, length_of(data))
+        warn_unless_mean(self.derivatives, head, self.ranks, stacklevel=6)
         if "Hg" not in wanted:
-            return self._first(chain(head, stream), wanted, length_of(data), micro, None)
+            return self._first(batches, wanted, length_of(data), micro, None)
         if len(head) == 1 and self.ranks.alone and not self.offload and len(micro.of(*head[0])) == 1:
             fields = self._single(next(self._observed(head)), wanted)
         else:
@@ -144,7 +147,7 @@ class Sweeps:
         fields = self._first(chain(head, stream), wanted, length_of(data), micro, graphs)
         self.rewind()
         again = iter(head) if isinstance(data, Iterator) else chain(*self._stream(data))
-        return {**fields, "Hg": self._second(again, fields, length_of(data), micro, graphs)}
+        return {**fields, "Hg": self._second(again, fields, length_of(data), graphs)}
 
     def _stream(self, data: Iterable[Batch]) -> tuple[list[SizedBatch], Iterator[SizedBatch]]:
         """The first two batches and the rest: sweeps read ahead alike, as data and model may draw from one source."""
@@ -175,8 +178,8 @@ class Sweeps:
         self._check_samples()
         self.derivatives.warn_unreached(self.names, stacklevel=5)
         loss = finite_mean_loss(losses, weights)
-        count, whole, mean_loss = over_ranks(self.ranks, sums.values(), self.seen, sum(weights), loss)
-        return self._fields({kind: scale(total, 1 / whole) for kind, total in sums.items()}, mean_loss, count)
+        count, whole, loss = over_ranks(self.ranks, sums.values(), self.seen, sum(weights), loss)
+        return self._fields({kind: scale(total, 1 / whole) for kind, total in sums.items()}, loss, count)
 
     def _gradient(
         self, sums: Sums, whole: SizedBatch, parts: list[SizedBatch], micro: MicroBatches, graphs: Graphs | None
@@ -214,12 +217,7 @@ class Sweeps:
         return torch.stack(losses).sum() / whole, list(scale(total, 1 / whole))
 
     def _second(
-        self,
-        batches: Iterator[SizedBatch],
-        first: Mapping[str, Any],
-        length: int | None,
-        micro: MicroBatches,
-        graphs: Graphs,
+        self, batches: Iterator[SizedBatch], first: Mapping[str, Any], length: int | None, graphs: Graphs
     ) -> dict[str, Tensor]:
         """H·g: each batch's gradient, differentiated along the mean gradient that the first sweep gave."""
         along, total, whole = list(first["g"].values()), self._zeros(), 0.0
@@ -228,7 +226,7 @@ class Sweeps:
             until(batches, self.seen - count if graphs.kept else sys.maxsize), length, "Hessian-gradient product"
         ):
             of_parts, of_batch = [], 0.0
-            for part in micro.of(batch, size):
+            for part in graphs.micro.of(batch, size):
                 weight = self.derivatives.weight(*part)
                 of_batch += weight
                 with twice_differentiable() as weight_gradients:

@@ -67,6 +67,17 @@ class Objective:
             raise ValueError(f"the loss should be one number, got {kind}; use reduction='mean' in it")
         return value.reshape(())
 
+    def number_alone(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss for its own sake, without a graph where it takes no gradients itself."""
+        try:
+            with torch.no_grad():
+                return self.number(model, batch)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+        with torch.enable_grad():
+            return self.number(model, batch).detach()
+
     def _value(self, model: nn.Module, batch: Batch) -> Tensor:
         if isinstance(batch, Mapping):
             return self._of_mapping(model, batch)
