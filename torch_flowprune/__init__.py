@@ -45,6 +45,8 @@ from torch_flowprune.masking import (
     sync_masks,
 )
 from torch_flowprune.pruning import (
+    FoldedConstants,
+    FoldedLayer,
     Layer,
     LayerCollapseWarning,
     LayerReconstruction,
@@ -53,6 +55,7 @@ from torch_flowprune.pruning import (
     Report,
     Spent,
     TiedScoresWarning,
+    fold_constants,
     global_prune,
     recalibrate,
     reconstruct,
@@ -76,6 +79,8 @@ __all__ = [
     "Diagnosis",
     "Exported",
     "Flow",
+    "FoldedConstants",
+    "FoldedLayer",
     "Group",
     "LatencyTable",
     "Layer",
@@ -107,6 +112,7 @@ __all__ = [
     "export",
     "export_ready",
     "flow",
+    "fold_constants",
     "global_prune",
     "hessian_vector",
     "importance_scores",

@@ -144,7 +144,7 @@ def test_a_list_of_tensors_alike_is_asked_about():
         fp.flow(nn.Linear(5, 5), x, **words)
     assert fp.flow(nn.Linear(5, 5), tuple(x), **words).samples == 3
     assert (
-        fp.flow(nn.Linear(5, 5), [(one,) for one in x], closure=lambda m, b: m(b[0]).sum(), needs=("g",)).samples == 6
+        fp.flow(nn.Linear(5, 5), [(one,) for one in x], closure=lambda m, b: m(b[0]).mean(), needs=("g",)).samples == 6
     )
     assert fp.flow(nn.Linear(5, 3), [x[0], torch.arange(3)], needs=("g",)).samples == 3
     pruner = fp.Pruner(nn.Linear(5, 5), "grasp", 0.5, loss=nn.functional.mse_loss)
@@ -219,7 +219,7 @@ def test_squares_of_samples_that_are_cut_wrongly_are_an_error():
     across = lambda output, target: (output - output.mean(0)).square().mean()
     for data in ((X, Y), [(X, Y), (X, Y)]):
         with pytest.raises(ValueError, match="need samples that do not look at each other"):
-            fp.scores(nn.Linear(4, 3), ["fisher_sample", "grasp"], data, loss=across)
+            fp.scores(nn.Linear(4, 3), ["fisher_sample", "grasp"], data, loss=across, reduction="mean")
     fp.flow(nn.Sequential(nn.Linear(4, 3), nn.Dropout()), (X, Y), needs=("g2_sample",), mode="train")
 
 

@@ -2,6 +2,7 @@
 
 from torch_flowprune.pruning import methods, regularizers
 from torch_flowprune.pruning.current_sparsity import report
+from torch_flowprune.pruning.folded_constants import FoldedConstants, FoldedLayer, fold_constants
 from torch_flowprune.pruning.global_pruning import global_prune
 from torch_flowprune.pruning.recalibration import recalibrate
 from torch_flowprune.pruning.reconstruction import LayerReconstruction, Reconstruction, reconstruct
@@ -17,6 +18,8 @@ from torch_flowprune.pruning.route import prune_to
 from torch_flowprune.pruning.training import Pruner
 
 __all__ = [
+    "FoldedConstants",
+    "FoldedLayer",
     "Layer",
     "LayerCollapseWarning",
     "LayerReconstruction",
@@ -26,6 +29,7 @@ __all__ = [
     "Spent",
     "TiedScoresWarning",
     "blank_figure",
+    "fold_constants",
     "global_prune",
     "methods",
     "prune_to",

@@ -17,7 +17,7 @@ REDUCTIONS = ("mean", "sum", "token")
 _IGNORED = -100  # what torch's cross-entropy and all who build on it leave out
 
 
-Reduction: TypeAlias = "str | Callable[[Batch], float | Tensor]"
+Reduction: TypeAlias = str | Callable[[Batch], float | Tensor]
 
 
 def check_reduction(reduction: object) -> None:
@@ -66,7 +66,7 @@ class LossWeights:
 
     def __call__(self, batch: Batch, size: int) -> float:
         if callable(self.reduction):
-            return _told(self.reduction(batch))
+            return _counted_by_user(self.reduction(batch))
         if self.sums or self.reduction == "mean":
             return size
         count = None if (counting := self._counted_by(batch, size)) is None else counting(batch)
@@ -103,7 +103,7 @@ class LossWeights:
         return _Counted(_setting(loss, "ignore_index", _IGNORED), _setting(loss, "weight"))
 
 
-def _told(count: Any) -> float:
+def _counted_by_user(count: Any) -> float:
     """What a user's function of a batch gives, as a number."""
     value = float(count)
     if not 0 <= value < float("inf"):

@@ -95,7 +95,7 @@ def margin_of_classes(
     if weight is not None:
         over = over * weight[labels]
     others = torch.ones_like(rows, dtype=torch.bool).scatter(1, labels, value=False)
-    return _reduced(torch.where(others, over, 0).sum(1) / rows.shape[1], reduction, input.dim() == 1)
+    return _over_rows(torch.where(others, over, 0).sum(1) / rows.shape[1], reduction, input.dim() == 1)
 
 
 def margin_of_labels(
@@ -114,10 +114,10 @@ def margin_of_labels(
     chosen = chosen.scatter_add(1, labels.clamp(min=0), meant) if meant.numel() else chosen
     over = (1 - rows.gather(1, labels.clamp(min=0))[:, :, None] + rows[:, None, :]).clamp(min=0)
     counted = meant[:, :, None] & ~chosen[:, None, :]
-    return _reduced(torch.where(counted, over, 0).sum((1, 2)) / rows.shape[1], reduction, input.dim() == 1)
+    return _over_rows(torch.where(counted, over, 0).sum((1, 2)) / rows.shape[1], reduction, input.dim() == 1)
 
 
-def _reduced(losses: Tensor, reduction: str, single: bool) -> Tensor:
+def _over_rows(losses: Tensor, reduction: str, single: bool) -> Tensor:
     if reduction == "none":
         return losses.squeeze(0) if single else losses
     return losses.mean() if reduction == "mean" else losses.sum()

@@ -157,7 +157,7 @@ class _Padding(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        place = _padding(*args, **(kwargs or {})) if func is functional.embedding else None
+        place = _padding_read(*args, **(kwargs or {})) if func is functional.embedding else None
         if place is None:
             return result
         here, row = place
@@ -167,7 +167,7 @@ class _Padding(TorchFunctionMode):
         return torch.where(here, next(self.again, row), result)
 
 
-def _padding(
+def _padding_read(
     ids: Tensor, table: Tensor, padding_idx: int | None = None, *_: Any, **__: Any
 ) -> tuple[Tensor, Tensor] | None:
     """Of a lookup, where it reads the row of padding, and that row; None where there is none."""

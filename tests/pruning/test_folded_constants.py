@@ -1,0 +1,178 @@
+"""What removed channels passed on whatever the input was stays, where that is exact."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import torch_flowprune as fp
+
+
+def with_biases(model):
+    """Biases and statistics as training leaves them."""
+    torch.manual_seed(1)
+    for module in model.modules():
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if name in ("bias", "running_mean"):
+                tensor.data.normal_(0, 0.5)
+            elif name == "running_var":
+                tensor.data.uniform_(0.5, 2)
+    return model.double().eval()
+
+
+def pruned(model, x, sparsity=0.5):
+    model = with_biases(model)
+    dense = copy.deepcopy(model)
+    fp.global_prune(model, "magnitude", sparsity, granularity="channel", example_inputs=x)
+    return dense, model
+
+
+def weights_alone_at_zero(dense, model):
+    """The oracle: rows that are gone are zero, and all else is dense, their biases and the columns behind them too."""
+    for name, mask in fp.masks(model).items():
+        if name.endswith("weight") and mask.dim() > 1:
+            rows_gone = ~mask.flatten(1).any(1)
+            dense.get_parameter(name).data[rows_gone] = 0
+    return dense
+
+
+class Gated(nn.Module):
+    """What one layer gives times one number for all that the input makes: no constant passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(6, 1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.a(x).sigmoid() * self.b(x).tanh())
+
+
+class Branching(nn.Module):
+    """A norm is right behind a layer, and is not the only one to read it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1, bias=False)
+        self.norm, self.out = nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.b(self.a(x).sigmoid())
+        return self.out((self.norm(h) + h).mean((2, 3)))
+
+
+class CalledTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.a(x).sigmoid()) + self.out(self.b(x).sigmoid())
+
+
+def image_net(padding, mode="zeros"):
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 6, 1, bias=False), nn.BatchNorm2d(6)]
+    last = nn.Conv2d(6, 4, 3, padding=padding, padding_mode=mode)
+    return nn.Sequential(*layers, nn.Sigmoid(), last, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+TOKENS, IMAGES = torch.randn(5, 6, dtype=torch.float64), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+ALL = {
+    "linear": (
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 3)),
+        TOKENS,
+    ),
+    "convolutions, and a norm behind": (lambda: image_net(0), IMAGES),
+    "padded with what is there": (lambda: image_net(1, "replicate"), IMAGES),
+    "along time": (
+        lambda: nn.Sequential(nn.Conv1d(3, 8, 2), nn.Sigmoid(), nn.Conv1d(8, 4, 2), nn.Flatten(), nn.Linear(24, 3)),
+        IMAGES[:, :, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_model_is_what_it_was_with_the_weights_alone_at_zero(name):
+    build, x = ALL[name]
+    dense, model = pruned(build(), x)
+    before = model(x)
+    folded = fp.fold_constants(model, x)
+    assert folded.layers
+    assert not folded.left
+    other = x.flip(0) * 1.5 + 0.1  # not only for what it was tried with
+    torch.testing.assert_close(model(other), weights_alone_at_zero(dense, model)(other), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(model(x), before)
+    small = fp.shrink(model, x)
+    torch.testing.assert_close(small(other), model(other), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_second_time_nothing_is_added(name):
+    build, x = ALL[name]
+    _, model = pruned(build(), x)
+    fp.fold_constants(model, x)
+    once = model(x)
+    again = fp.fold_constants(model, x)
+    assert max(layer.largest for layer in again.layers) < 1e-12
+    assert torch.allclose(model(x), once, rtol=1e-12, atol=1e-12)
+
+
+LEFT = {
+    "zero padding": (lambda: image_net(1), IMAGES, "its padding reads zeros beside the constant"),
+    "a gate": (Gated, TOKENS, "what is removed is another value for each input"),
+    "no bias": (
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 3, bias=False)),
+        TOKENS,
+        "it has no bias, and no batch norm right behind",
+    ),
+    "a norm that is not alone": (Branching, IMAGES, "it has no bias, and no batch norm right behind"),
+    "called twice": (CalledTwice, TOKENS, "what is removed is another value for each input"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_is_not_exact_is_left_with_its_reason(name):
+    build, x, reason = LEFT[name]
+    _, model = pruned(build(), x)
+    before = model(x)
+    folded = fp.fold_constants(model, x)
+    assert reason in folded.left.values()
+    if not folded.layers:
+        assert torch.equal(model(x), before)
+    small = fp.shrink(model, x)
+    torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+def test_the_loss_before_and_after_is_told():
+    dense, model = pruned(ALL["linear"][0](), TOKENS)
+    target = dense(TOKENS).detach()
+    data = (TOKENS, target)
+    before = F.mse_loss(model(TOKENS), target).item()
+    folded = fp.fold_constants(model, data=data, loss=F.mse_loss)
+    assert folded.loss_before == pytest.approx(before)
+    assert folded.loss_after == pytest.approx(F.mse_loss(model(TOKENS), target).item())
+    assert folded.loss_after < folded.loss_before
+    assert str(folded).startswith(f"loss {folded.loss_before:.4g} -> {folded.loss_after:.4g}")
+    assert "channels into 2.bias, at most" in str(folded)
+
+
+def test_nothing_but_what_takes_constants_is_touched():
+    _, model = pruned(image_net(0), IMAGES)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    folded = fp.fold_constants(model, IMAGES)
+    after = model.state_dict()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    taken = {layer.into for layer in folded.layers}
+    columns = {layer.name.replace("weight", "weight_orig") for layer in folded.layers}
+    assert {name.removesuffix("_orig") for name in moved} - taken <= {name.removesuffix("_orig") for name in columns}
+    assert modes == [module.training for module in model.modules()]
+    dense = fp.state_dict(model)
+    assert all(torch.equal(dense[name], value) for name, value in fp.state_dict(model).items())
+
+
+def test_without_masked_channels_it_says_what_to_do():
+    model = ALL["linear"][0]().double()
+    with pytest.raises(ValueError, match="no channel of this model is masked: prune it with granularity='channel'"):
+        fp.fold_constants(model, TOKENS)

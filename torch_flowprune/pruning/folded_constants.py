@@ -1,0 +1,203 @@
+"""What removed channels passed on whatever the input was, added to the bias of what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Never
+
+from torch_flowprune.channels import Coupling, couple, living_channels
+from torch_flowprune.gradients import FlowSource, flow_over
+from torch_flowprune.inputs import (
+    Closure,
+    Loss,
+    call,
+    check_keywords,
+    copied_model,
+    example_of,
+    parameters_of,
+    untouched,
+    unwrapped,
+)
+from torch_flowprune.masking import masks
+from torch_flowprune.pruning.constant_readers import (
+    Reader,
+    close_unfolded,
+    find_shift,
+    observe,
+    open_removed,
+    readers_of,
+)
+from torch_flowprune.torch_internals import tree_leaves
+
+
+@dataclass(frozen=True)
+class FoldedLayer:
+    """What a layer that read removed channels was given for them.
+
+    Attributes:
+        name: of its weight.
+        channels: how many of the removed channels that it read were constants.
+        into: the bias, or the running mean of the norm behind, that took them.
+        largest: the largest of what was added.
+    """
+
+    name: str
+    channels: int
+    into: str
+    largest: float
+
+
+@dataclass(frozen=True)
+class FoldedConstants:
+    """What :func:`fold_constants` did.
+
+    Attributes:
+        layers: one entry for each layer that took constants, in the order of the model's groups.
+        left: the names of the others' weights, each with the reason.
+        loss_before: the loss of the pruned model as it was, where data were given.
+        loss_after: the same afterwards.
+    """
+
+    layers: tuple[FoldedLayer, ...]
+    left: dict[str, str]
+    loss_before: float | None = None
+    loss_after: float | None = None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{one.name}: {one.channels} channels into {one.into}, at most {one.largest:.3g}" for one in self.layers
+        ]
+        lines += [f"{name}: left, {reason}" for name, reason in self.left.items()]
+        moved = [] if self.loss_after is None else [f"loss {self.loss_before:.4g} -> {self.loss_after:.4g}"]
+        return "\n".join([*moved, *lines])
+
+
+def fold_constants(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    data: object = None,
+    loss: Loss | None = None,
+    closure: Closure | None = None,
+    coupling: Coupling | None = None,
+    **unknown: Never,
+) -> FoldedConstants:
+    """Keep what removed channels passed on whatever the input was: their biases, through all that follows.
+
+    A channel whose weights are gone would still pass on a constant: its bias, or the shift of its norm, through the
+    activation. Pruning takes that too. Here it is added to the bias of the layers that read the channel, or where these
+    have none to the running mean of a batch norm right behind, so that the model computes what it did with the removed
+    channels' weights alone at zero. The masked model and the one that ``shrink`` makes of it stay equal. It is done
+    where it is exact, which is tried: not at zero padding, and not where a gate makes the constant another for each
+    input.
+
+    Args:
+        model: pruned by channels, with its masks on (``fp.remove`` and ``fp.shrink`` lose the biases); changed in
+            place.
+        example_inputs: what it is called with, two samples or more; those of the first batch, where there are data.
+        data, loss, closure: what the loss before and after is taken over, see :func:`~torch_flowprune.flow`; none is
+            measured without them.
+        coupling: what :func:`~torch_flowprune.couple` gave for this model, where it is at hand.
+        unknown: none; a word of another library is answered with the one meant.
+
+    Returns:
+        Which layers took how many constants, which did not and why, and the loss before and after.
+
+    Raises:
+        ValueError: where no channel is masked; the model is as it was.
+
+    >>> import torch_flowprune as fp
+    >>> _ = torch.manual_seed(0)
+    >>> model, x = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)), torch.randn(5, 4)
+    >>> _ = fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=x)
+    >>> print(fp.fold_constants(model, x))  # doctest: +ELLIPSIS
+    2.weight: 4 channels into 2.bias, at most 0...
+    """
+    check_keywords(fold_constants, unknown)
+    source, inner = FlowSource(data, loss, closure), unwrapped(model)
+    example = example_of(data, example_inputs, next(inner.parameters()).device)
+    coupling = couple(inner, example) if coupling is None else coupling
+    gone = {name: ~kept for name, kept in living_channels(coupling, masks(inner)).items() if not kept.all()}
+    if not gone:
+        raise ValueError(
+            "no channel of this model is masked: prune it with granularity='channel' first, and fold before fp.remove "
+            "or fp.shrink, which lose the biases"
+        )
+    before = None if data is None else flow_over(source, model, ("g",)).loss
+    done = _fold(inner, example, coupling, gone)
+    after = None if data is None else flow_over(source, model, ("g",)).loss
+    return FoldedConstants(tuple(done.layers), done.left, before, after)
+
+
+@dataclass
+class _Done:
+    layers: list[FoldedLayer] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def _fold(model: nn.Module, example: Any, coupling: Coupling, gone: Mapping[str, Tensor]) -> _Done:
+    """First into norms too, then without them, where a norm was not the only one to read what it normalised."""
+    for norms in (True, False):
+        opened = copied_model(model)
+        readers = readers_of(opened, coupling, gone)
+        open_removed(opened, coupling, gone)
+        with untouched(opened, mode="eval"), torch.no_grad():
+            observe(opened, readers, example)
+            for reader in readers:
+                find_shift(reader, norms=norms)
+            close_unfolded(readers)
+            expected = tree_leaves(call(opened, example))
+        done, undo = _put_shifts(model, opened, readers)
+        with untouched(model, mode="eval"), torch.no_grad():
+            found = tree_leaves(call(model, example))
+        if all(_near(a, b) for a, b in zip(found, expected, strict=True)):
+            return done
+        undo()
+    raise RuntimeError(
+        "with the removed channels' constants folded the model does not compute what it did with their weights alone "
+        "at zero: nothing was changed"
+    )
+
+
+def _put_shifts(model: nn.Module, opened: nn.Module, readers: list[Reader]) -> tuple[_Done, Callable[[], None]]:
+    """Onto the model itself; and the way back."""
+    names = {module: name for name, module in opened.named_modules()}
+    modules, known = dict(model.named_modules()), parameters_of(model)
+    done, kept = _Done(), list[tuple[Tensor, Tensor]]()
+    with torch.no_grad():
+        for reader in readers:
+            weight = known[reader.weight.name]
+            if reader.shift is None or reader.folded is None:
+                done.left[weight.name] = reader.reason
+                continue
+            if reader.bias is not None:
+                into, bias = reader.bias.name, known[reader.bias.name]
+                value, shift = bias.parameter.data, reader.shift
+                shift = shift if bias.mask is None else torch.where(bias.mask.bool(), shift, 0)
+            else:
+                behind = names[reader.behind]
+                into, value, shift = f"{behind}.running_mean", modules[behind].running_mean, -reader.shift
+            places = reader.part.index[reader.folded.cpu()].reshape(-1).to(weight.parameter.device)
+            kept += [(tensor, tensor.clone()) for tensor in (value, weight.parameter.data)]
+            value.add_(shift.to(value.dtype))
+            weight.parameter.data.index_fill_(reader.part.axis, places, 0)  # under the mask: it is read no second time
+            count = int(reader.folded.sum())
+            done.layers.append(FoldedLayer(weight.name, count, into, float(reader.shift.abs().max())))
+
+    def undo() -> None:
+        for tensor, value in reversed(kept):
+            tensor.copy_(value)
+
+    return done, undo
+
+
+def _near(found: Any, expected: Any) -> bool:
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        return True
+    size = max(float(expected.abs().max()), 1e-30)
+    return bool(((found - expected).abs().max() / size) <= torch.finfo(found.dtype).eps ** 0.5)
