@@ -52,6 +52,7 @@ from torch_flowprune.pruning import (
     LayerReconstruction,
     Pruner,
     Reconstruction,
+    RemovedExperts,
     Report,
     Spent,
     TiedScoresWarning,
@@ -60,6 +61,7 @@ from torch_flowprune.pruning import (
     recalibrate,
     reconstruct,
     regrow,
+    remove_experts,
     report,
 )
 from torch_flowprune.pruning import methods as _methods
@@ -91,6 +93,7 @@ __all__ = [
     "Prediction",
     "Pruner",
     "Reconstruction",
+    "RemovedExperts",
     "Report",
     "Scores",
     "Sensitivity",
@@ -128,6 +131,7 @@ __all__ = [
     "reconstruct",
     "regrow",
     "remove",
+    "remove_experts",
     "replaced_modules",
     "report",
     "save_pruned",

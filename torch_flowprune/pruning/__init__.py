@@ -2,6 +2,7 @@
 
 from torch_flowprune.pruning import methods, regularizers
 from torch_flowprune.pruning.current_sparsity import report
+from torch_flowprune.pruning.expert_removal import RemovedExperts, remove_experts
 from torch_flowprune.pruning.folded_constants import FoldedConstants, FoldedLayer, fold_constants
 from torch_flowprune.pruning.global_pruning import global_prune
 from torch_flowprune.pruning.recalibration import recalibrate
@@ -25,6 +26,7 @@ __all__ = [
     "LayerReconstruction",
     "Pruner",
     "Reconstruction",
+    "RemovedExperts",
     "Report",
     "Spent",
     "TiedScoresWarning",
@@ -37,6 +39,7 @@ __all__ = [
     "reconstruct",
     "regrow",
     "regularizers",
+    "remove_experts",
     "report",
     "warn_of_collapse",
     "warn_of_ties",

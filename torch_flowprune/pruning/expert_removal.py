@@ -1,0 +1,190 @@
+"""Whole experts of a mixture removed, with their rows of the router."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Never
+
+from torch_flowprune.gradients import FlowSource, flow_over
+from torch_flowprune.inputs import Closure, Loss, as_batches, check_keywords, example_of, parameters_of, unwrapped, wide
+from torch_flowprune.masking import masks
+from torch_flowprune.pruning.expert_blocks import (
+    ExpertBlock,
+    Undo,
+    cut_experts,
+    expert_blocks,
+    outputs_of,
+    parameters_in,
+    state_experts,
+    without_experts,
+)
+from torch_flowprune.scoring import Measure, measure_lookup
+from torch_flowprune.selection import fraction
+
+
+@dataclass(frozen=True)
+class RemovedExperts:
+    """What :func:`remove_experts` did.
+
+    Attributes:
+        kept: of each block the experts that are left, by their numbers before.
+        scores: of each block what every expert scored.
+        left: blocks that look like experts and were left as they are, with the reason.
+    """
+
+    kept: dict[str, tuple[int, ...]]
+    scores: dict[str, tuple[float, ...]]
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {len(kept)} of {len(self.scores[name])} experts left" for name, kept in self.kept.items()]
+        return "\n".join([*lines, *(f"{name}: left, {reason}" for name, reason in self.left.items())])
+
+
+def remove_experts(
+    model: nn.Module,
+    method: str | Measure = "loss_preservation",
+    sparsity: float = 0.5,
+    *,
+    example_inputs: Any = None,
+    data: object = None,
+    loss: Loss | None = None,
+    closure: Closure | None = None,
+    include: str | Sequence[str] = "*",
+    scores: Mapping[str, Tensor] | None = None,
+    **unknown: Never,
+) -> RemovedExperts:
+    """Remove the experts of lowest score from every block of a mixture, in place, with their rows of the router.
+
+    A unit is one expert: all its weights, and its row of the router. The same number goes from each block, as one
+    number in a config says how many there are. What is left computes what the dense model does whose router gives −∞
+    for the removed experts: each block is tried so, on the example, and stays as it is where that does not hold.
+
+    Args:
+        model: with experts in a ``ModuleList`` or ``ModuleDict``, or as rows of three-dimensional parameters, and
+            beside them a router with a row for each; without masks.
+        method: a measure's name or a function of rows, here an expert each.
+        sparsity: the share of each block's experts that goes; one stays in any case.
+        example_inputs: what the model is called with to try what is left; those of the first batch, if left out.
+        data, loss, closure: what the scores are taken over, see :func:`~torch_flowprune.flow`.
+        include: globs of the blocks' names.
+        scores: a number for each expert by the block's name, in place of a measure: how often each is picked, say.
+        unknown: none; a word of another library is answered with the one meant.
+
+    Returns:
+        Which experts are left, the scores, and which blocks were left as they are.
+
+    Raises:
+        ValueError: where there are no experts, masks lie on the model, or no block can be cut; the model is as it was.
+    """
+    check_keywords(remove_experts, unknown)
+    source, inner = FlowSource(data, loss, closure, example_inputs=example_inputs), unwrapped(model)
+    globs = [include] if isinstance(include, str) else list(include)
+    blocks = [one for one in expert_blocks(inner) if any(fnmatchcase(one.name, glob) for glob in globs)]
+    if not blocks:
+        raise ValueError(
+            "no experts were found: they are looked for in a ModuleList, a ModuleDict or three-dimensional parameters "
+            "beside a router with a row for each"
+        )
+    if masks(inner):
+        raise ValueError("masks lie on this model: remove experts before other prunes, or call fp.remove(model) first")
+    example = _example(inner, data, example_inputs)
+    ranked = _given(scores, blocks) if scores is not None else _scored(model, blocks, method, source)
+    share = fraction(sparsity)
+    done, undone = RemovedExperts({}, {}), list[Undo]()
+    try:
+        for block in blocks:
+            gone = min(round(share * block.count), block.count - 1)
+            keep = torch.ones(block.count, dtype=torch.bool)
+            keep[ranked[block.name].argsort(stable=True)[:gone]] = False
+            undo, reason = _tried(inner, block, keep, example)
+            undone.append(undo)
+            if reason:
+                done.left[block.name] = reason
+            else:
+                done.kept[block.name] = tuple(keep.nonzero().flatten().tolist())
+                done.scores[block.name] = tuple(ranked[block.name].tolist())
+        _check_any(done)
+    except BaseException:
+        for undo in reversed(undone):
+            undo()
+        raise
+    if not done.left:
+        state_experts(inner, blocks[0].count, len(next(iter(done.kept.values()))))
+    return done
+
+
+def _check_any(done: RemovedExperts) -> None:
+    if not done.kept:
+        raise ValueError(f"no block can be cut: {'; '.join(f'{name}: {why}' for name, why in done.left.items())}")
+
+
+def _example(model: nn.Module, data: object, example_inputs: Any) -> Any:
+    """Of a batch that is a dict all of it: models with a decoder read their labels."""
+    if example_inputs is None and data is not None:
+        batch = next(iter(as_batches(data)))
+        example_inputs = batch if isinstance(batch, Mapping) else None
+    return example_of(data, example_inputs, next(model.parameters()).device)
+
+
+def _tried(model: nn.Module, block: ExpertBlock, keep: Tensor, example: Any) -> tuple[Undo, str]:
+    """The block cut; or as it was, with what is against it."""
+    expected = without_experts(model, block, keep, example)
+    if expected is None:
+        return Undo(), "nothing that looks like its router is multiplied with what it reads"
+    undo = cut_experts(block, keep)
+    try:
+        found = outputs_of(model, example)
+        reason = "" if _alike(found, expected) else "what is left is not the model whose router never picks the others"
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        reason = f"what is left does not run ({' '.join(str(error).split())[:120]})"
+    if reason:
+        undo()
+    return undo, reason
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape or not bool(expected.isfinite().all()):
+        return False
+    size = max(float(expected.abs().max()), 1e-30)
+    return bool((found - expected).abs().max() <= size * torch.finfo(expected.dtype).eps ** 0.5)
+
+
+def _scored(
+    model: nn.Module, blocks: Sequence[ExpertBlock], method: str | Measure, source: FlowSource
+) -> dict[str, Tensor]:
+    measure = measure_lookup.resolve(method)
+    asked = measure_lookup.needs(measure)
+    held = parameters_in(blocks)
+    names = {target.parameter: name for name, target in parameters_of(unwrapped(model)).items()}
+    wanted = [names[p] for p in names if p in held]
+    kinds = [kind for kind in asked if kind not in ("theta", "generator")]
+    point = flow_over(source, model, kinds, wanted)
+    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    found = {}
+    for block in blocks:
+        of = {
+            kind: block.rows_of({p: wide(dict(point.tensors(kind))[names[p]].detach()) for p in held if p in names})
+            for kind in asked
+            if kind != "generator"
+        }
+        found[block.name] = measure(**of, **({"generator": generator} if "generator" in asked else {})).cpu()
+    return found
+
+
+def _given(scores: Mapping[str, Tensor], blocks: Sequence[ExpertBlock]) -> dict[str, Tensor]:
+    found = {}
+    for block in blocks:
+        if block.name not in scores or len(scores[block.name]) != block.count:
+            raise ValueError(
+                f"scores= should have a number for each of the {block.count} experts of {block.name!r}, got "
+                f"{scores.get(block.name)!r}"
+            )
+        found[block.name] = torch.as_tensor(scores[block.name], device="cpu").double()
+    return found
