@@ -60,8 +60,8 @@ def expert_blocks(model: nn.Module) -> Iterator[ExpertBlock]:
                 continue
             owner, key = routers[0]
             router = owner._parameters[key]
-            fused = [] if _is_list(holder) else [(holder, key) for key in _along(holder, count)]
-            beside = [(one, name) for one in dict.fromkeys((owner, module)) for name in _along(one, count)]
+            fused = [] if _is_list(holder) else [(holder, key) for key in _entries_of(holder, count)]
+            beside = [(one, name) for one in dict.fromkeys((owner, module)) for name in _entries_of(one, count)]
             rows = tuple(dict.fromkeys((*fused, *beside)))
             listed = (holder,) if _is_list(holder) else ()
             if isinstance(router, nn.Parameter):
@@ -86,7 +86,7 @@ def _routing(owner: nn.Module, count: int) -> list[str]:
     return [key for key, p in owner._parameters.items() if p is not None and p.dim() == 2 and len(p) == count]
 
 
-def _along(owner: nn.Module, count: int) -> list[str]:
+def _entries_of(owner: nn.Module, count: int) -> list[str]:
     """Of its own tensors those that have an entry for each."""
     held = {**owner._parameters, **owner._buffers}
     return [key for key, tensor in held.items() if tensor is not None and tensor.dim() and len(tensor) == count]
@@ -120,7 +120,7 @@ def cut_experts(block: ExpertBlock, keep: Tensor) -> Undo:
         kept = dict(zip(names, [children[i] for i in chosen.tolist()], strict=False))
         undo.set(container, "_modules", kept)
     for module in block.module.modules():
-        _say(undo, module, block.count, len(chosen))
+        _restate(undo, module, block.count, len(chosen))
     return undo
 
 
@@ -133,7 +133,7 @@ def state_experts(model: nn.Module, before: int, after: int) -> None:
                 setattr(config, key, after)
 
 
-def _say(undo: Undo, module: nn.Module, before: int, after: int) -> None:
+def _restate(undo: Undo, module: nn.Module, before: int, after: int) -> None:
     named = [key for key, value in vars(module).items() if type(value) is int and value == before]
     for key in named:
         if "expert" in key or (key == "out_features" and len(module._parameters["weight"]) == after):  # type: ignore[arg-type]

@@ -82,6 +82,21 @@ def remove_experts(
 
     Raises:
         ValueError: where there are no experts, masks lie on the model, or no block can be cut; the model is as it was.
+
+    >>> class Mixture(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.gate = nn.Linear(4, 6)
+    ...         self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(6))
+    ...
+    ...     def forward(self, x):
+    ...         shares = self.gate(x).softmax(-1)
+    ...         return sum(share[:, None] * e(x) for share, e in zip(shares.unbind(1), self.experts))
+    >>> model = Mixture()
+    >>> print(remove_experts(model, "magnitude", 0.5, example_inputs=torch.randn(5, 4)))
+    : 3 of 6 experts left
+    >>> model.gate
+    Linear(in_features=4, out_features=3, bias=True)
     """
     check_keywords(remove_experts, unknown)
     source, inner = FlowSource(data, loss, closure, example_inputs=example_inputs), unwrapped(model)
@@ -95,7 +110,7 @@ def remove_experts(
     if masks(inner):
         raise ValueError("masks lie on this model: remove experts before other prunes, or call fp.remove(model) first")
     example = _example(inner, data, example_inputs)
-    ranked = _given(scores, blocks) if scores is not None else _scored(model, blocks, method, source)
+    ranked = _given(scores, blocks) if scores is not None else _measured(model, blocks, method, source)
     share = fraction(sparsity)
     done, undone = RemovedExperts({}, {}), list[Undo]()
     try:
@@ -141,7 +156,9 @@ def _tried(model: nn.Module, block: ExpertBlock, keep: Tensor, example: Any) -> 
     undo = cut_experts(block, keep)
     try:
         found = outputs_of(model, example)
-        reason = "" if _alike(found, expected) else "what is left is not the model whose router never picks the others"
+        reason = (
+            "" if _same_output(found, expected) else "what is left is not the model whose router never picks the others"
+        )
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         reason = f"what is left does not run ({' '.join(str(error).split())[:120]})"
     if reason:
@@ -149,14 +166,14 @@ def _tried(model: nn.Module, block: ExpertBlock, keep: Tensor, example: Any) -> 
     return undo, reason
 
 
-def _alike(found: Tensor, expected: Tensor) -> bool:
+def _same_output(found: Tensor, expected: Tensor) -> bool:
     if found.shape != expected.shape or not bool(expected.isfinite().all()):
         return False
     size = max(float(expected.abs().max()), 1e-30)
     return bool((found - expected).abs().max() <= size * torch.finfo(expected.dtype).eps ** 0.5)
 
 
-def _scored(
+def _measured(
     model: nn.Module, blocks: Sequence[ExpertBlock], method: str | Measure, source: FlowSource
 ) -> dict[str, Tensor]:
     measure = measure_lookup.resolve(method)
