@@ -9,6 +9,7 @@ what every extension of ``nn.Module`` is written against.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ __all__ = [
     "is_read_as_a_graph",
     "keep_where_positive",
     "list_flat_weights",
+    "made_of_operators",
     "names_of_flat_weights",
     "runs_step_hooks",
     "schema_of",
@@ -99,6 +101,17 @@ class OperatorMode(TorchDispatchMode):
 
 # Autograd left out, and nothing marked as `inference_mode` would mark it: the model may keep what is made inside.
 BelowAutograd: Any = torch._C._AutoDispatchBelowAutograd
+
+
+def made_of_operators(function: Any) -> FunctionType:
+    """The same function of ``torch.nn.functional``, which hands itself to no mode: the mode sees what it calls.
+
+    By a copy whose globals answer for ``has_torch_function``.
+    """
+    names = {**function.__globals__, "has_torch_function": lambda _: False}
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 def in_function_transform() -> bool:

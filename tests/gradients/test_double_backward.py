@@ -133,7 +133,9 @@ def test_the_operators_are_in_place(name):
 
 
 def test_every_substitute_is_tried():
-    assert len(_SUBSTITUTES) == 4 + 1 + 2 + 6 + 4  # the last in test_twice_differentiable_losses
+    assert (
+        len(_SUBSTITUTES) == 4 + 1 + 2 + 6 + 4 + 1
+    )  # the last two in test_twice_differentiable_losses, test_tiled_attention
     assert {f"conv{n}d" for n in (1, 2, 3)} | {f"conv_transpose{n}d" for n in (1, 2, 3)} <= {
         name.split(",")[0] for name in OPERATORS
     }

@@ -19,7 +19,7 @@ ROWS = {
     "9.1": (
         "fused attention has no second derivative",
         "handled",
-        "H·g runs the forward with plain attention",
+        "H·g runs the forward with attention in tiles, in memory linear in the sequence",
     ),
     "9.2": (
         "the switches for it are global, or too late",

@@ -183,7 +183,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     """
     operands = [tensor for tensor in tensors if tensor is not None]
     return (
-        all(_is_ordinary(tensor) and tensor.layout is torch.strided for tensor in operands)
+        all(is_ordinary(tensor) and tensor.layout is torch.strided for tensor in operands)
         and operands[0].is_floating_point()
         and len({tensor.dtype for tensor in operands}) == 1
         and not torch.is_autocast_enabled(operands[0].device.type)
@@ -191,7 +191,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     )
 
 
-def _is_ordinary(tensor: Tensor) -> bool:
+def is_ordinary(tensor: Tensor) -> bool:
     """Of a class that leaves torch's functions as they are: a parameter's, a masked weight's."""
     return type(tensor) is Tensor or type(tensor).__torch_function__ is NO_TORCH_FUNCTION
 

@@ -25,17 +25,24 @@ from torch_flowprune.gradients.operators.bilinear_operators import (
     Wanted,
 )
 from torch_flowprune.gradients.operators.embedding_bags import bag_of_embeddings
+from torch_flowprune.gradients.operators.tiled_attention import tiled_attention
 from torch_flowprune.gradients.operators.twice_differentiable_losses import (
     connectionist_temporal_classification,
     margin_of_classes,
     margin_of_labels,
 )
-from torch_flowprune.torch_internals import HARDSIGMOID_IN_PLACE, HARDSIGMOIDS, fused_weight_norm, has_hooks
+from torch_flowprune.torch_internals import (
+    HARDSIGMOID_IN_PLACE,
+    HARDSIGMOIDS,
+    fused_weight_norm,
+    has_hooks,
+    made_of_operators,
+)
 
 
 @contextmanager
 def twice_differentiable() -> Iterator[WeightGradients]:
-    """Inside, a forward uses operators that have second derivatives: plain attention, relu6 for hardsigmoid.
+    """Inside, a forward uses operators that have second derivatives: attention in tiles, relu6 for hardsigmoid.
 
     Sums of embeddings are plain ones, and so are losses whose kernels have none. Of weight norm torch has one, and it
     is wrong: the plain formula takes its place. Convolutions, linear layers and batch norms in eval mode go through
@@ -139,6 +146,9 @@ class _Substitutes(TorchFunctionMode):
         self.weight_gradients = weight_gradients
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _OF_OPERATORS:
+            with self:
+                return _OF_OPERATORS[func](*args, **(kwargs or {}))
         substitute = _SUBSTITUTES.get(func)
         substituted = substitute(*args, **(kwargs or {})) if substitute else None
         if substituted is None:
@@ -167,9 +177,11 @@ _SUBSTITUTES: dict[Any, Callable[..., Tensor | BilinearCall | None]] = {
     **dict.fromkeys(HARDSIGMOIDS, _hardsigmoid),
     HARDSIGMOID_IN_PLACE: partial(_hardsigmoid, inplace=True),
     fused_weight_norm: _weight_norm,
+    functional.scaled_dot_product_attention: tiled_attention,
     functional.embedding_bag: bag_of_embeddings,
     **dict.fromkeys((functional.ctc_loss, torch.ctc_loss), connectionist_temporal_classification),
     functional.multi_margin_loss: margin_of_classes,
     functional.multilabel_margin_loss: margin_of_labels,
     **BILINEAR_CALLS,
 }
+_OF_OPERATORS = {functional.multi_head_attention_forward: made_of_operators(functional.multi_head_attention_forward)}

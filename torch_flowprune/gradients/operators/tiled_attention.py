@@ -1,0 +1,157 @@
+"""Attention with a first and a second derivative in memory that grows with the sequence, not with its square."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from torch_flowprune.gradients.operators.attention_tiles import Attention
+from torch_flowprune.gradients.operators.bilinear_operators import is_ordinary
+from torch_flowprune.torch_internals import in_function_transform
+
+
+def tiled_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor | None:
+    """The attention of torch's function; None where that is left to torch, errors among it."""
+    query, key, value = map(_as_autocast_has_it, (query, key, value))
+    heads = _heads(query, key, value, enable_gqa)
+    if heads is None or not _is_for_tiles(heads, attn_mask, dropout_p, is_causal):
+        return None
+    q, batch, kind = heads[0], heads[0].shape[:-2], query.device.type
+    with torch.autocast(kind, enabled=False):
+        digits = torch.promote_types(q.dtype, torch.float32)  # as plain attention of fewer digits is computed, too
+        flat = [each.to(digits).reshape(-1, *each.shape[-2:]) for each in heads]
+        mask, mask_of = _matrices(attn_mask, batch, digits)
+        attention = Attention(
+            scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale,
+            causal=is_causal,
+            dropout=dropout_p,
+            seed=int(torch.randint(2**62, ())) if dropout_p else 0,
+            mask_of=mask_of,
+            learned=mask is not None and mask.requires_grad,
+        )
+        out, _ = _Attention.apply(attention, *flat, mask)
+        return out.view(*batch, *out.shape[-2:]).to(q.dtype)  # type: ignore[no-any-return]
+
+
+def _as_autocast_has_it(operand: Tensor) -> Tensor:
+    """In the digits that autocast, where it is on, has attention in; it leaves float64 alone."""
+    kind = operand.device.type
+    if not torch.is_autocast_enabled(kind) or not operand.is_floating_point() or operand.dtype is torch.float64:
+        return operand
+    return operand.to(torch.get_autocast_dtype(kind))
+
+
+def _heads(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Queries, keys and values of all heads, as many of each; None where they do not fit."""
+    heads = query, key, value
+    if not all(
+        is_ordinary(each) and each.layout is torch.strided and each.dim() > 1 and each.numel() for each in heads
+    ):
+        return None
+    if grouped and query.dim() > 2:
+        if any(query.shape[-3] % each.shape[-3] for each in heads):
+            return None
+        key, value = (each.repeat_interleave(query.shape[-3] // each.shape[-3], -3) for each in (key, value))
+    try:
+        batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    except RuntimeError:
+        return None
+    query, key, value = (each.expand(*batch, *each.shape[-2:]) for each in (query, key, value))
+    return query, key, value
+
+
+def _is_for_tiles(heads: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, dropout: float, causal: bool) -> bool:
+    """Whether torch's function takes them, and in a way that tiles do."""
+    q, k, v = heads
+    return (
+        q.is_floating_point()
+        and q.dtype == k.dtype == v.dtype
+        and q.device == k.device == v.device
+        and (q.shape[-1], k.shape[-2]) == (k.shape[-1], v.shape[-2])
+        and 0 <= dropout < 1
+        and not in_function_transform()
+        and (mask is None or (not causal and _is_mask_of(mask, (*q.shape[:-1], k.shape[-2]), q)))
+    )
+
+
+def _is_mask_of(mask: Tensor, shape: tuple[int, ...], q: Tensor) -> bool:
+    """Whether it is a mask that needs no more room than the scores."""
+    kinds = (torch.bool, torch.float32, q.dtype)
+    if not is_ordinary(mask) or mask.layout is not torch.strided or mask.dtype not in kinds or mask.device != q.device:
+        return False
+    sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
+    return 1 < mask.dim() <= len(shape) and all(size in (1, most) for size, most in sizes)
+
+
+def _matrices(mask: Tensor | None, batch: torch.Size, digits: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """A mask's matrices in one axis, and which of them is each head's."""
+    if mask is None:
+        return None, None
+    numbers = torch.arange(math.prod(mask.shape[:-2]), device=mask.device).view(mask.shape[:-2])
+    matrices = mask.reshape(-1, *mask.shape[-2:])
+    return matrices if mask.dtype is torch.bool else matrices.to(digits), numbers.expand(batch).reshape(-1)
+
+
+class _Attention(Function):
+    """The output, and what makes tiles of probabilities again."""
+
+    @staticmethod
+    def forward(attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        return attention.forward(q, k, v, mask)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.attention, *operands = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*operands, *output)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Tensor) -> Any:
+        return None, *_Gradients.apply(ctx.attention, dy, *ctx.saved_tensors)
+
+
+class _Gradients(Function):
+    """The derivative of attention, with a derivative of its own."""
+
+    @staticmethod
+    def forward(attention: Attention, dy: Tensor, *operands: Any) -> Any:
+        return attention.backward(dy, *operands)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.attention, *operands = inputs
+        ctx.save_for_backward(*operands)
+
+    @staticmethod
+    def backward(ctx: Any, *along: Tensor | None) -> Any:
+        dy, q, k, v, mask, out, sums = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a loss that takes second derivatives itself
+            return None, *_differentiable(ctx.attention, along, dy, q, k, v, mask), None, None
+        ddy, of_operands = ctx.attention.double_backward(along, dy, q, k, v, mask, out, sums)
+        return None, ddy, *of_operands, None, None
+
+
+def _differentiable(
+    attention: Attention, along: tuple[Tensor | None, ...], dy: Tensor, *operands: Tensor | None
+) -> list[Tensor | None]:
+    """The same by autograd, which can be differentiated once more, with whole matrices."""
+    wanted = [operand is not None and operand.requires_grad for operand in operands]
+    live = [operand for operand, want in zip(operands, wanted, strict=True) if operand is not None and want]
+    out = attention.plain(*operands)  # type: ignore[arg-type]
+    grads = torch.autograd.grad(out, live, dy, create_graph=True)
+    vectors = [vector for vector, want in zip(along, wanted, strict=True) if want]
+    found = iter(torch.autograd.grad(grads, [dy, *live], vectors, create_graph=True, allow_unused=True))
+    return [next(found) if want else None for want in (True, *wanted)]
