@@ -49,6 +49,7 @@ MEASURES = ("magnitude", "loss_preservation", "taylor", "gradient_norm_preservat
 GRANULARITIES = ("channel", "filter")
 SPARSITIES = (0.5, 0.7, 0.3)
 STAGES = ("at once", "tuned")
+COSTS = ("units", "flops")
 SCORE_BATCH = 64
 WRITTEN_EVERY = 25
 
@@ -108,7 +109,12 @@ class Study:
 
     def is_asked(self, stage: str, case: Case) -> bool:
         options = self.options
-        asked = (options.stages, stage), (options.measures, case.measure), (options.sharings, case.sharing)
+        asked = (
+            (options.stages, stage),
+            (options.measures, case.measure),
+            (options.sharings, case.sharing),
+            (options.costs, case.cost),
+        )
         return all(chosen is None or one in chosen for chosen, one in asked)
 
     def pause(self) -> None:
@@ -266,6 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, help="at once, or after tuning (default: both)")
     parser.add_argument("--measures", nargs="+", choices=MEASURES, help="(default: all)")
     parser.add_argument("--sharings", nargs="+", choices=SHARINGS, help="(default: all)")
+    parser.add_argument("--costs", nargs="+", choices=COSTS, help="what the sparsity is a fraction of (default: both)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=50_000, help="training images")
     parser.add_argument("--score-images", type=int, default=512, help="of the training images, for scores")
