@@ -9,11 +9,29 @@ author = "torch-flowprune contributors"
 copyright = "2026, torch-flowprune contributors"  # noqa: A001 - Sphinx's name for it
 release = version = importlib.metadata.version("torch-flowprune")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+copybutton_exclude = ".linenos, .gp, .go"  # what is copied of a session is what one types
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "auto_gallery",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_signature": False,
+    "write_computation_times": False,
+}
 html_theme = "furo"
 html_title = f"torch-flowprune {release}"
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gallery"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

@@ -46,14 +46,16 @@ for _ in times:
     gradients = torch.autograd.grad(nn.functional.cross_entropy(model(data[0]), data[1]), list(model.parameters()))
     with torch.no_grad():
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-            parameter -= step * gradient
+            parameter.sub_(step * gradient)
 
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
 for axes, name in zip(panels, layers, strict=True):
     norm = theta[name].square().sum()
     axes.plot(times, norms[name], color="black", label="trained")
     axes.plot(times, norm + first[name] * times, "--", label="first order: θ g")
-    axes.plot(times, norm + first[name] * times + second[name] * times**2 / 2, ":", label="second order: θ g, ‖g‖², θ Hg")
+    axes.plot(
+        times, norm + first[name] * times + second[name] * times**2 / 2, ":", label="second order: θ g, ‖g‖², θ Hg"
+    )
     axes.set(xlabel="time", ylabel="squared norm", title=name, ylim=(min(norms[name]) - 0.3, max(norms[name]) + 0.3))
 axes.legend(frameon=False)
 
