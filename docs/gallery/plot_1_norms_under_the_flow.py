@@ -15,10 +15,9 @@ descent, and lay the two expansions at the start over the path that the norm tak
 
 import matplotlib.pyplot as plt
 import torch
+import torch_flowprune as fp
 from sklearn.datasets import load_digits
 from torch import nn
-
-import torch_flowprune as fp
 
 torch.manual_seed(0)
 images, labels = load_digits(return_X_y=True)
@@ -32,7 +31,10 @@ start = fp.flow(model, data)
 layers = ["0.weight", "2.weight"]
 theta = {name: model.get_parameter(name).detach().clone() for name in layers}
 first = {name: -2 * (theta[name] * start.g[name]).sum() for name in layers}
-second = {name: 2 * (start.g[name].square() + theta[name] * start.Hg[name]).sum() for name in layers}
+second = {
+    name: 2 * (start.g[name].square() + theta[name] * start.Hg[name]).sum()
+    for name in layers
+}
 
 # %%
 # Then the model follows the flow, in steps of 0.02 up to time 6.
@@ -43,7 +45,10 @@ norms = {name: [] for name in layers}
 for _ in times:
     for name in layers:
         norms[name].append(model.get_parameter(name).detach().square().sum().item())
-    gradients = torch.autograd.grad(nn.functional.cross_entropy(model(data[0]), data[1]), list(model.parameters()))
+    gradients = torch.autograd.grad(
+        nn.functional.cross_entropy(model(data[0]), data[1]),
+        list(model.parameters()),
+    )
     with torch.no_grad():
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.sub_(step * gradient)
@@ -54,9 +59,17 @@ for axes, name in zip(panels, layers, strict=True):
     axes.plot(times, norms[name], color="black", label="trained")
     axes.plot(times, norm + first[name] * times, "--", label="first order: θ g")
     axes.plot(
-        times, norm + first[name] * times + second[name] * times**2 / 2, ":", label="second order: θ g, ‖g‖², θ Hg"
+        times,
+        norm + first[name] * times + second[name] * times**2 / 2,
+        ":",
+        label="second order: θ g, ‖g‖², θ Hg",
     )
-    axes.set(xlabel="time", ylabel="squared norm", title=name, ylim=(min(norms[name]) - 0.3, max(norms[name]) + 0.3))
+    axes.set(
+        xlabel="time",
+        ylabel="squared norm",
+        title=name,
+        ylim=(min(norms[name]) - 0.3, max(norms[name]) + 0.3),
+    )
 axes.legend(frameon=False)
 
 # %%

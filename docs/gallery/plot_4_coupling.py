@@ -9,7 +9,6 @@ keeps or loses the same ones. :func:`torch_flowprune.couple` reads this off the 
 import matplotlib.pyplot as plt
 import timm
 import torch
-
 import torch_flowprune as fp
 
 model = timm.create_model("test_resnet", num_classes=10).eval()
@@ -18,7 +17,11 @@ coupling = fp.couple(model, torch.randn(2, 3, 64, 64))
 # %%
 # Each column is a group of channels that are removed together; its mark says which part a parameter has in it.
 
-marks = {"producer": ("s", "makes the channel"), "affine": ("o", "scales and shifts it"), "consumer": (">", "reads it")}
+marks = {
+    "producer": ("s", "makes the channel"),
+    "affine": ("o", "scales and shifts it"),
+    "consumer": (">", "reads it"),
+}
 names = [name for name, _ in model.named_parameters()]
 figure, axes = plt.subplots(figsize=(8, 9), layout="constrained")
 for role, (marker, meaning) in marks.items():

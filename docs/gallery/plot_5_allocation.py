@@ -7,12 +7,12 @@ which layers give up how much. Here a ResNet-18 with random weights; on a traine
 *Choosing where to prune*).
 """
 
+import warnings
 from copy import deepcopy
 
 import matplotlib.pyplot as plt
 import timm
 import torch
-
 import torch_flowprune as fp
 
 torch.manual_seed(0)
@@ -21,7 +21,10 @@ x = torch.randn(2, 3, 64, 64)
 coupling = fp.couple(model, x)
 
 # %%
-# The coupling is read once and used for every prune. The raw ranking warns of the layers that it nearly empties.
+# The coupling is read once and used for every prune. The raw ranking would warn of the
+# layers that it nearly empties: the picture shows them.
+
+warnings.simplefilter("ignore", fp.LayerCollapseWarning)
 
 ways = {
     "the default": {},
@@ -33,10 +36,26 @@ figure, axes = plt.subplots(figsize=(11, 4), layout="constrained")
 for label, options in ways.items():
     pruned = deepcopy(model)
     report = fp.global_prune(
-        pruned, "magnitude", 0.5, granularity="channel", coupling=coupling, example_inputs=x, **options
+        pruned,
+        "magnitude",
+        0.5,
+        granularity="channel",
+        coupling=coupling,
+        example_inputs=x,
+        **options,
     )
     kept = [1 - layer.sparsity for layer in report.layers]
-    axes.plot(kept, marker="o", label=f"{label}: {report.left.flops / report.dense.flops:.0%} of the FLOPs are left")
-axes.set_xticks(range(len(report.layers)), [layer.name for layer in report.layers], rotation=60, ha="right", fontsize=7)
+    axes.plot(
+        kept,
+        marker="o",
+        label=f"{label}: {report.left.flops / report.dense.flops:.0%} of the FLOPs are left",
+    )
+axes.set_xticks(
+    range(len(report.layers)),
+    [layer.name for layer in report.layers],
+    rotation=60,
+    ha="right",
+    fontsize=7,
+)
 axes.set(ylabel="fraction of channels kept", ylim=(0, 1.05))
 axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
