@@ -154,7 +154,26 @@ ASKED = {
     "shrink": ({}, {"inputs": "example_inputs", "optimiser": "optimizer"}),
     "export": ({"example_inputs": X, "path": "x.onnx"}, {"dynamic_axes": "dynamic_shapes"}),
     "report": ({}, {"dummy_input": "example_inputs"}),
+    "fold_constants": ({}, {"dataloader": "data", "criterion": "loss"}),
+    "remove_experts": ({}, {"dataloader": "data", "pruning_ratio": "sparsity"}),
+    "apply_masks": ({"masks": {}}, {"replaces": "replace"}),
+    "masks": ({}, {"pack": "packed"}),
+    "state_dict": ({}, {"densely": "dense"}),
+    "load_state_dict": ({"state": {}}, {"lift_mask": "lift_masks", "strictly": "strict"}),
+    "keep_zeros": ({"optimizer": None}, {"mask": "masks"}),
+    "export_ready": ({}, {"inputs": "example_inputs"}),
+    "to_semi_structured": ({}, {"strictly": "strict"}),
 }
+
+
+def test_every_call_on_a_model_answers_so():
+    """But those with torch's own signature, of one module."""
+    calls = {name: getattr(fp, name) for name in fp.__all__ if inspect.isfunction(getattr(fp, name))}
+    for name, call in calls.items():
+        words = inspect.signature(call).parameters.values()
+        optional = any(word.default is not word.empty for word in words)
+        if optional and next(iter(words)).name in ("model", "source"):
+            assert any(word.kind is word.VAR_KEYWORD for word in words), name
 
 
 @pytest.mark.parametrize("call", ASKED)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from typing_extensions import Never
 
 from torch_flowprune.checkpoints.key_counts import KeyCounts, each_shard
 from torch_flowprune.checkpoints.local_choices import BelowCut, TensorChoice
@@ -20,6 +21,7 @@ from torch_flowprune.checkpoints.pruned_copy import write_pruned
 from torch_flowprune.checkpoints.shards import FLOATS, CheckpointFolder
 from torch_flowprune.checkpoints.stored_units import Patterns, StoredUnits
 from torch_flowprune.checkpoints.unfinished import Unfinished, check_target
+from torch_flowprune.inputs import check_keywords
 from torch_flowprune.pruning import Layer, Report, warn_of_collapse, warn_of_ties
 from torch_flowprune.selection import Allocation, Goal, PerLayer, Plan, SharedOut
 
@@ -41,6 +43,7 @@ def prune_checkpoint(
     max_sparsity: PerLayer | None = None,
     order: nn.Module | Iterable[str] | None = None,
     threads: int | None = None,
+    **unknown: Never,
 ) -> Report:
     """Prune a folder of safetensors shards into another folder, without a model and in bounded memory.
 
@@ -67,6 +70,7 @@ def prune_checkpoint(
             If left out, the order of the index; where that is sorted by name, the order of the model that
             ``config.json`` names, if transformers is installed.
         threads: how many shards are worked on side by side (by default 4, or as many as there are processors).
+        unknown: none; a word of another library is answered with the one meant.
 
     Returns:
         What was removed, where. Ties are counted where whole tensors are ranked, not by row or block.
@@ -89,6 +93,7 @@ def prune_checkpoint(
     >>> report.pruned, report.units
     (16, 32)
     """
+    check_keywords(prune_checkpoint, unknown)
     opened, out = CheckpointFolder.open(Path(source)), Path(target)
     check_target(out)
     scored = None if scores is None else CheckpointFolder.open(Path(scores), "scores")

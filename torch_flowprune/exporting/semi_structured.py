@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured
+from typing_extensions import Never
 
-from torch_flowprune.inputs import parameters_of
+from torch_flowprune.inputs import check_keywords, parameters_of
 from torch_flowprune.masking import export_ready
 from torch_flowprune.torch_internals import semi_structured_sizes
 
 _KEPT, _BLOCK = 2, 4
 
 
-def to_semi_structured(model: nn.Module, *, strict: bool = True) -> nn.Module:
+def to_semi_structured(model: nn.Module, *, strict: bool = True, **unknown: Never) -> nn.Module:
     """A copy whose 2:4-pruned linear layers run on torch's semi-structured kernels (``to_sparse_semi_structured``).
 
     The copy is for inference. Zeros in blocks make nothing faster by themselves: these kernels do, on NVIDIA GPUs since
@@ -21,6 +22,7 @@ def to_semi_structured(model: nn.Module, *, strict: bool = True) -> nn.Module:
     Args:
         model: pruned with ``granularity="2:4"``, on a GPU and in the precision that it is to run in; it stays as it is.
         strict: whether a layer that is pruned to 2:4 and that the kernels do not take is an error, or stays dense.
+        unknown: none; a word of another library is answered with the one meant.
 
     Returns:
         The copy.
@@ -36,6 +38,7 @@ def to_semi_structured(model: nn.Module, *, strict: bool = True) -> nn.Module:
     Traceback (most recent call last):
     ValueError: ...weight is on cpu: the kernels run on CUDA devices, so move the model there first...
     """
+    check_keywords(to_semi_structured, unknown)
     masked = {name: target.owners for name, target in parameters_of(model).items() if target.mask is not None}
     paths = {name: path for path, module in model.named_modules() if (name := f"{path}.weight".lstrip(".")) in masked}
     linear = [name for name, path in paths.items() if isinstance(model.get_submodule(path), nn.Linear)]

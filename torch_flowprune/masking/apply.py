@@ -6,15 +6,18 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Never
 
-from torch_flowprune.inputs import Target, flags, forget_caches, lasting, parameters_of, unwrapped
+from torch_flowprune.inputs import Target, check_keywords, flags, forget_caches, lasting, parameters_of, unwrapped
 from torch_flowprune.masking.carrier import put_on, take_off
 from torch_flowprune.masking.checks import all_fitting
 from torch_flowprune.masking.pretrained_files import guard_saving
 from torch_flowprune.masking.snapshots import all_or_nothing
 
 
-def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], *, replace: bool = False, copy: bool = True) -> None:
+def apply_masks(
+    model: nn.Module, masks: Mapping[str, Tensor], *, replace: bool = False, copy: bool = True, **unknown: Never
+) -> None:
     """Put masks on a model, by parameter name: bool (True = kept), or packed as ``fp.masks(packed=True)`` gives them.
 
     A parameter already pruned keeps only what both masks keep; with ``replace=True`` these masks are all that there is,
@@ -34,6 +37,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], *, replace: bool 
     >>> int((layer.weight == 0).sum())
     2
     """
+    check_keywords(apply_masks, unknown)
     known = parameters_of(unwrapped(model))
     checked = all_fitting(known, masks)
     with all_or_nothing(known[name] for name in checked):

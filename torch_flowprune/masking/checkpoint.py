@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import Never
 
 from torch_flowprune.inputs import (
     Target,
+    check_keywords,
     forget_caches,
     forms,
     is_mask,
@@ -30,7 +32,7 @@ from torch_flowprune.masking.pretrained_files import guard_saving, with_zeros
 from torch_flowprune.masking.snapshots import intact_on_error
 
 
-def masks(model: nn.Module, packed: bool = False) -> dict[str, Tensor]:
+def masks(model: nn.Module, packed: bool = False, **unknown: Never) -> dict[str, Tensor]:
     """The masks of a pruned model by parameter name, True = kept; a parameter that is not pruned has none.
 
     :func:`~torch_flowprune.apply_masks` puts them on another model.
@@ -38,6 +40,7 @@ def masks(model: nn.Module, packed: bool = False) -> dict[str, Tensor]:
     Args:
         model: any module.
         packed: eight entries to a byte (uint8), for storing.
+        unknown: none; a word of another library is answered with the one meant.
 
     >>> import torch, torch_flowprune as fp
     >>> layer = nn.Linear(2, 2)
@@ -45,6 +48,7 @@ def masks(model: nn.Module, packed: bool = False) -> dict[str, Tensor]:
     >>> masks(layer)["weight"].tolist(), masks(layer, packed=True)["weight"].tolist()
     ([[True, False], [True, True]], [13])
     """
+    check_keywords(masks, unknown)
     known = parameters_of(unwrapped(model))
     if not packed:
         return masks_on(known)
@@ -56,7 +60,7 @@ def masks_on(targets: Mapping[str, Target]) -> dict[str, Tensor]:
     return {name: target.mask != 0 for name, target in targets.items() if target.mask is not None}
 
 
-def state_dict(model: nn.Module, *, dense: bool = False) -> dict[str, Any]:
+def state_dict(model: nn.Module, *, dense: bool = False, **unknown: Never) -> dict[str, Any]:
     """The model's state dict with its masks packed to bits: a mask takes 1/32 of its float32 weight.
 
     :func:`load_state_dict` reads it back into a pruned or a dense model; ``torch.save`` and safetensors both write it.
@@ -66,6 +70,7 @@ def state_dict(model: nn.Module, *, dense: bool = False) -> dict[str, Any]:
         dense: the names of the unpruned model, and zeros in the values, without the masks: what any strict loader takes
             (``from_pretrained``, a hub, a trainer that resumes). Store :func:`masks` beside it, and put them on with
             :func:`~torch_flowprune.apply_masks`. The values under the masks are not in it.
+        unknown: none; a word of another library is answered with the one meant.
 
     >>> import torch_flowprune as fp
     >>> layer = nn.Linear(16, 2)
@@ -75,6 +80,7 @@ def state_dict(model: nn.Module, *, dense: bool = False) -> dict[str, Any]:
     >>> nn.Linear(16, 2).load_state_dict(state_dict(layer, dense=True))
     <All keys matched successfully>
     """
+    check_keywords(state_dict, unknown)
     inner = unwrapped(model)
     state = inner.state_dict()
     if dense:
@@ -93,7 +99,7 @@ def _with_metadata(values: Mapping[str, Any], metadata: Mapping[str, Any] | None
 
 
 def load_state_dict(
-    model: nn.Module, state: Mapping[str, Any], *, lift_masks: bool = False, strict: bool = True
+    model: nn.Module, state: Mapping[str, Any], *, lift_masks: bool = False, strict: bool = True, **unknown: Never
 ) -> nn.Module:
     """Load a state dict of any kind into a model of any kind, all of it or nothing.
 
@@ -111,6 +117,7 @@ def load_state_dict(
         The model.
 
     Raises:
+        TypeError: for an unknown word, with the one meant.
         ValueError: if an entry is missing, unexpected or of another shape, or nothing fits where ``strict=False`` asks
             for what does; nothing was loaded then.
         Exception: what a module's own loader raises; nothing was loaded then either.
@@ -124,6 +131,7 @@ def load_state_dict(
     >>> bool((load_state_dict(dense, state_dict(pruned)).weight == pruned.weight).all())
     True
     """
+    check_keywords(load_state_dict, unknown)
     inner = unwrapped(model)
     known, own = parameters_of(inner), inner.state_dict()
     expected = {plain_name(key, own): value for key, value in own.items() if not is_mask(key, own)}

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Never
 
-from torch_flowprune.inputs import call, example_of, parameters_of, untouched, unwrapped
+from torch_flowprune.inputs import call, check_keywords, example_of, parameters_of, untouched, unwrapped
 from torch_flowprune.masking.carrier import factors, permanent, same_bits
 from torch_flowprune.masking.dense import dense_copy
 from torch_flowprune.torch_internals import tree_leaves
 
 
-def export_ready(model: nn.Module, example_inputs: Any = None) -> nn.Module:
+def export_ready(model: nn.Module, example_inputs: Any = None, **unknown: Never) -> nn.Module:
     """A copy of the model with its masks made permanent, checked to be equal: what to quantise, script or export.
 
     Tools that go by a module's exact class, by its code or by the names of its tensors take a masked layer for
@@ -26,6 +27,7 @@ def export_ready(model: nn.Module, example_inputs: Any = None) -> nn.Module:
         model: any module, pruned by this package or by torch's own functions; it stays as it is.
         example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of them. Where given,
             outputs in eval mode are compared too.
+        unknown: none; a word of another library is answered with the one meant.
 
     Returns:
         The copy, in the train or eval mode of the model.
@@ -40,6 +42,7 @@ def export_ready(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     >>> type(plain) is nn.Linear, int((plain.weight == 0).sum()), fp.masks(layer).keys()
     (True, 4, dict_keys(['weight']))
     """
+    check_keywords(export_ready, unknown)
     inner = unwrapped(model)
     dense, _ = dense_copy(inner)
     _check_tensors(inner, dense)

@@ -10,8 +10,9 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from typing_extensions import Never
 
-from torch_flowprune.inputs import clear, own_names, parameters_of, unwrapped
+from torch_flowprune.inputs import check_keywords, clear, own_names, parameters_of, unwrapped
 from torch_flowprune.masking.mask_memory import MaskMemory
 from torch_flowprune.torch_internals import runs_step_hooks
 
@@ -35,7 +36,9 @@ def holders(model: nn.Module) -> set[Any]:
     return {one for one, memories in _HELD.items() if any(memory.model is model for memory in memories)}
 
 
-def keep_zeros(model: nn.Module, optimizer: Any, masks: Mapping[str, Tensor] | None = None) -> RemovableHandle:
+def keep_zeros(
+    model: nn.Module, optimizer: Any, masks: Mapping[str, Tensor] | None = None, **unknown: Never
+) -> RemovableHandle:
     """Hold pruned entries at exactly 0, in the parameters and in the optimizer's state, now and after every step.
 
     Without it a masked model computes the same, but momentum and weight decay move what lies under the mask; and after
@@ -54,6 +57,7 @@ def keep_zeros(model: nn.Module, optimizer: Any, masks: Mapping[str, Tensor] | N
             fastai's or timm's ``Lookahead``.
         masks: what to hold besides the model's own masks, by parameter name: the way to hold zeros of a model whose
             masks were made permanent before.
+        unknown: none; a word of another library is answered with the one meant.
 
     Returns:
         A handle: ``handle.remove()`` ends it. A copied or loaded optimizer has no hooks: call this again.
@@ -71,6 +75,7 @@ def keep_zeros(model: nn.Module, optimizer: Any, masks: Mapping[str, Tensor] | N
     >>> int((layer.weight_orig == 0).sum())
     4
     """
+    check_keywords(keep_zeros, unknown)
     if not callable(getattr(optimizer, "step", None)):
         raise TypeError(f"expected an optimizer or a wrapper around one, got {type(optimizer).__name__}")
     chain = _chain(optimizer)
