@@ -295,3 +295,19 @@ def test_what_cannot_be_reached_is_said_in_its_unit(cost):
         fp.global_prune(
             build(), "magnitude", 0.5, cost=cost, granularity="channel", example_inputs=X, allocation={"stem*": 0.5}
         )
+
+
+def test_parts_that_are_all_empty_are_joined():
+    """A detector that detects nothing joins nothing."""
+
+    class Detects(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            scores = self.head(self.body(x).relu())
+            found = [scores[i][scores[i] > 1e9] for i in range(2)]
+            return scores, torch.cat(found)
+
+    assert fp.couple(Detects(), torch.ones(2, 4))["body.weight"].size == 8

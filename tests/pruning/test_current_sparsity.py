@@ -65,3 +65,39 @@ def test_a_dense_model():
     assert fp.report(net()).sparsity == 0
     with pytest.raises(ValueError, match="nothing to prune"):
         fp.report(nn.ReLU())
+
+
+class Experts(nn.Module):
+    """Matrices of its own, as those of transformers' mixtures have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Parameter(torch.arange(1.0, 97).view(4, 6, 4))
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, x):
+        return torch.einsum("eij,bj->bi", self.up, x) * self.scale
+
+
+def test_matrices_that_a_prune_was_told_to_take_are_counted():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), Experts())
+    fp.global_prune(model, "magnitude", 0.5, include=["1", "2.up", "0"], allocation="layer")
+    report = fp.report(model)
+    assert [layer.name for layer in report.layers] == ["0.weight", "1.weight", "2.up"]
+    assert report.pruned == 10 + 8 + 48
+    assert [layer.name for layer in fp.report(model, exclude="0").layers] == ["1.weight", "2.up"]
+    assert [layer.name for layer in fp.report(model, include="1").layers] == ["1.weight"]
+
+
+def test_a_model_of_nothing_else_is_reported():
+    model = Experts()
+    fp.global_prune(model, "magnitude", 0.25, include="up")
+    assert fp.report(model).sparsity == 0.25
+
+
+def test_masked_matrices_are_not_said_to_stay_dense():
+    model = nn.Sequential(nn.Linear(4, 4), Experts())
+    with pytest.warns(UserWarning, match=r"stay dense: \*.up"):
+        fp.global_prune(model, "magnitude", 0.2)
+    fp.global_prune(model, "magnitude", 0.5, include="1.up")
+    fp.global_prune(model, "magnitude", 0.4)

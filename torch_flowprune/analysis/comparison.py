@@ -261,7 +261,7 @@ def mean_loss(model: nn.Module, source: FlowSource, ranks: Ranks) -> tuple[float
     total, whole, samples = 0.0, 0.0, 0
     weights = LossWeights(model, source.objective, source.reduction, source.batch_dim)
     device = next(iter(parameters_of(model).values())).parameter.device
-    with untouched(model, source.data, source.mode):
+    with untouched(model, source.data, source.mode, source.functions):
         for batch, size in sized(as_batches(source.data), device, None, source.batch_size, source.batch_dim):
             samples += size
             if weight := weights(batch, size):

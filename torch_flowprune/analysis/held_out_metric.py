@@ -48,7 +48,7 @@ def measured_by(metric: Metric | None, model: nn.Module, data: object) -> float 
     """
     if metric is None:
         return None
-    with untouched(model, data, "eval"), torch.no_grad():
+    with untouched(model, data, "eval", [metric]), torch.no_grad():
         value = _accumulated(metric, model, data) if isinstance(metric, AccumulatingMetric) else metric(model, data)
     try:
         return float(value)

@@ -132,7 +132,7 @@ def predict(
     ranks, model = Ranks.of(model), unwrapped(model)
     cut = cut_by(parameters_of(model), masks)
     known = differentiable(model, cut.masks, {"Hg"})
-    with untouched(model, data, source.mode) as rewind:
+    with untouched(model, data, source.mode, source.functions) as rewind:
         for target in known.values():
             target.parameter.requires_grad_(True)
         expansions = Products(model, known, source, rewind, ranks).along(cut, as_batches(data))

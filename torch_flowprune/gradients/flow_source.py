@@ -97,6 +97,11 @@ class FlowSource:
         _ = self.objective, self.resources  # both check their words
 
     @property
+    def functions(self) -> tuple[object, ...]:
+        """The user's, which may run other models beside this one."""
+        return self.loss, self.closure
+
+    @property
     def counting_words(self) -> tuple[int | None, BatchSize | None, BatchDim]:
         """How many samples are read, and how they are told from each other."""
         return self.max_samples, self.batch_size, self.batch_dim

@@ -242,7 +242,7 @@ def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parame
     if source.under_masks:
         check_opens(targets, wanted)
     opened = gradients_under_masks() if source.under_masks else nullcontext()
-    with untouched(model, source.data, source.mode) as rewind, opened:
+    with untouched(model, source.data, source.mode, source.functions) as rewind, opened:
         for target in targets.values():
             target.parameter.requires_grad_(True)
         if "gR" in wanted:

@@ -47,7 +47,7 @@ def halved_flow(
     point = flow_over(source, model, [*({*needs} - wanted)], parameters)
     cut_over = {*differentiable(bare, cut.masks, {"g", "Hg"})}
     targets = differentiable(bare, [*parameters, *cut.masks], {"g", "Hg"})
-    with untouched(bare, source.data, source.mode) as rewind:
+    with untouched(bare, source.data, source.mode, source.functions) as rewind:
         for target in targets.values():
             target.parameter.requires_grad_(True)
         sweeps = HalvedSweeps(bare, targets, source, rewind, ranks)

@@ -59,7 +59,7 @@ def hessian_vector(
         if value.shape != targets[name].parameter.shape:
             expected = tuple(targets[name].parameter.shape)
             raise ValueError(f"v[{name!r}] should have the parameter's shape {expected}, got {tuple(value.shape)}")
-    with untouched(model, data, source.mode) as rewind:
+    with untouched(model, data, source.mode, source.functions) as rewind:
         for target in targets.values():
             target.parameter.requires_grad_(True)
         return Products(model, targets, source, rewind, ranks).times(named, as_batches(data))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import nn
 
+from torch_flowprune.inputs.beside import modules_beside
 from torch_flowprune.inputs.names import is_mask
 from torch_flowprune.torch_internals import is_compiled
 
@@ -17,19 +18,24 @@ Restore = Callable[[], None]
 
 
 @contextmanager
-def untouched(model: nn.Module, data: object = None, mode: str = "eval") -> Iterator[Restore]:
+def untouched(
+    model: nn.Module, data: object = None, mode: str = "eval", functions: Iterable[object] = ()
+) -> Iterator[Restore]:
     """Inside, the model may be run and differentiated in ``mode``; afterwards, also after an error, it is as it was.
 
     Kept: buffers (values, identity, order), train/eval flags module by module, ``requires_grad``, ``.grad``, and the
     state of every source of randomness (torch on each of the model's devices, ``random``, numpy, the generators of a
     ``DataLoader``). Inside, the caller's autocast, inference mode and compiled code do not count.
 
+    Of other modules that ``functions`` of the user's run, a teacher or a critic, the buffers are kept as well.
+
     Yields:
         A function that puts randomness and buffers back to the state at entry, so that a second sweep sees the same
         shuffling, dropout and power iteration.
     """
     check_mode(mode)
-    draw_again, fill_again = _randomness(model, data), _buffers(model)
+    beside = modules_beside(model, functions)
+    draw_again, fill_again = _randomness(model, data), _buffers([*model.modules(), *beside])
 
     def rewind() -> None:
         fill_again()
@@ -125,10 +131,10 @@ def _parameters(model: nn.Module) -> Restore:
     return restore
 
 
-def _buffers(model: nn.Module) -> Restore:
+def _buffers(modules: Iterable[nn.Module]) -> Restore:
     kept = [
         (module, [(key, buffer, _copied_buffer(module, key, buffer)) for key, buffer in module._buffers.items()])
-        for module in model.modules()
+        for module in modules
     ]
 
     def restore() -> None:

@@ -21,7 +21,7 @@ _KNOWN = (nn.Embedding, nn.EmbeddingBag, ParametrizationList)
 
 def warn_uncovered(targets: Sequence[Target]) -> None:
     """Name the matrices that stay dense, where they are a tenth of the model's weights or more."""
-    left = [target for target in targets if _is_matrix(target)]
+    left = [target for target in targets if target.mask is None and _is_matrix(target)]
     count, total = (
         sum(target.parameter.numel() for target in some if not is_lazy(target.parameter)) for some in (left, targets)
     )

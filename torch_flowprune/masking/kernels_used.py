@@ -58,7 +58,7 @@ def lost_zeros(
     kernels = _Kernels({id(target.parameter): name for name, target in pruned.items()})
     if run is not None and not any(map(_is_fixed, model.modules())):
         # an exported model, say, has no modes to be put into
-        with suppress(Exception), untouched(model, data), as_it_was(model.modules()):
+        with suppress(Exception), untouched(model, data, functions=[run]), as_it_was(model.modules()):
             kernels.see(run, [target.parameter for target in pruned.values()])
     for name, target in pruned.items():
         if name not in kernels.left and _may_be_tried_alone(target):

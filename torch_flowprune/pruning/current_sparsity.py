@@ -37,7 +37,8 @@ def report(
     Args:
         model: any module, pruned by this package, by torch, or made of zeros.
         granularity: what is counted: ``"weight"``, ``"filter"``, ``"n:m"`` or ``"channel"``.
-        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
+        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`; by
+            default with all other matrices that wear a mask (experts, embeddings).
         example_inputs, coupling: for channels, an example of what the model is called with, or what
             :func:`~torch_flowprune.couple` gives.
         unknown: none; a word of another library is answered with the one meant.
@@ -54,6 +55,8 @@ def report(
     """
     check_keywords(report, unknown)
     inner = unwrapped(model)
+    if parameters is None and include is None and label(granularity) in ("weight", "filter"):
+        parameters = _pruned_by_default_or_masked(inner)
     units = PrunableUnits(granularity, parameters, include, exclude, coupling=coupling)
     candidates = units.of(inner, FlowSource(example_inputs=example_inputs))
     known = {name: _zeroed(target) for name, target in parameters_of(inner).items()}
@@ -63,6 +66,13 @@ def report(
     dense, small = sizes_of(candidates)
     whole = sum(target.parameter.numel() for target in known.values())
     return Report("as it is", label(granularity), layers, dense=dense, left=small, model_weights=whole)
+
+
+def _pruned_by_default_or_masked(model: nn.Module) -> list[Pair] | None:
+    """Those that a prune takes by default, and matrices that one took because it was told to; None: no others."""
+    known = parameters_of(model).values()
+    others = {one.name for one in known if one.mask is not None and one.parameter.dim() > 1 and not one.is_default}
+    return [one.owners[0] for one in known if one.is_default or one.name in others] if others else None
 
 
 def _zeroed(target: Target) -> Target:

@@ -15,7 +15,7 @@ from torch_flowprune.channels.tracing import Value, Walk, concrete
 
 
 def cat(g: Walk, x: Sequence[Value], dim: int = 0) -> Value:
-    x = [v for v in x if v.shape != (0,)]  # torch's legacy: an empty vector concatenates with anything
+    x = [v for v in x if v.shape != (0,)] or list(x)  # torch's legacy: an empty vector concatenates with anything
     dim = dim % x[0].ndim
     out = x[0]
     for d in range(out.ndim):
