@@ -91,7 +91,7 @@ def test_a_measure_has_a_source_and_an_example(name):
 
 def test_only_two_modules_import_torchs_pruning():
     importers = {str(path.relative_to(PACKAGE)) for path in MODULES if _imports(path, "torch.nn.utils.prune")}
-    assert importers == {"masking/carrier/hook.py", "pruning/base_method.py"}
+    assert importers == {"masking/carrier/hook.py", "pruning/methods/base_method.py"}
 
 
 def test_files_stay_readable():

@@ -12,7 +12,7 @@ from typing_extensions import Never
 from torch_flowprune.channels import Coupling
 from torch_flowprune.gradients import FlowSource
 from torch_flowprune.inputs import Pair, Pattern, Target, check_keywords, parameters_of, unwrapped
-from torch_flowprune.pruning.report import Report
+from torch_flowprune.pruning.reports import Report
 from torch_flowprune.pruning.single_round import layers_of, sizes_of
 from torch_flowprune.scoring import Granularity, PrunableUnits, label, lefts
 from torch_flowprune.selection import numbers

@@ -12,7 +12,7 @@ from typing_extensions import Never
 from torch_flowprune.channels import Coupling, LatencyTable
 from torch_flowprune.gradients import FlowSource, Reduction
 from torch_flowprune.inputs import BatchDim, BatchSize, Closure, Loss, Pair, Pattern, check_keywords
-from torch_flowprune.pruning.report import Report
+from torch_flowprune.pruning.reports import Report
 from torch_flowprune.pruning.route import GivenScores, prune
 from torch_flowprune.scoring import Granularity, Measure, PrunableUnits, Scores, measure_lookup
 from torch_flowprune.selection import Allocation, AtMost, Goal, PerLayer, Schedule, SharedOut

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch_flowprune.gradients import Flow, FlowSource, flow_over
 from torch_flowprune.inputs import Pair, Ranks, check_shapes, own_names, parameters_of, unwrapped
 from torch_flowprune.masking import all_or_nothing, lost_zeros
-from torch_flowprune.pruning.report import Report
-from torch_flowprune.pruning.report_warnings import warn_of_collapse, warn_of_lost_zeros, warn_of_ties
+from torch_flowprune.pruning.reports import Report, warn_of_collapse, warn_of_lost_zeros, warn_of_ties
 from torch_flowprune.pruning.single_round import joined, prune_once, renewed, with_spent
 from torch_flowprune.pruning.trial import trial_of
 from torch_flowprune.scoring import (

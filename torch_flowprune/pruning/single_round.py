@@ -12,7 +12,7 @@ from torch_flowprune.channels import Size
 from torch_flowprune.gradients import Flow
 from torch_flowprune.inputs import Target, no_collection, parameters_of
 from torch_flowprune.masking import put_masks
-from torch_flowprune.pruning.report import Layer, Report, Spent
+from torch_flowprune.pruning.reports import Layer, Report, Spent
 from torch_flowprune.scoring import Candidates, Scores, lefts, masks_of, targets_of
 from torch_flowprune.selection import Choice, Plan, living_units, numbers
 

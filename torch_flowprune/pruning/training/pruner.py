@@ -14,7 +14,7 @@ from torch_flowprune.channels import Coupling, Surgery
 from torch_flowprune.gradients import Flow, FlowSource, LossOptions, flow_over
 from torch_flowprune.inputs import Batch, OneBatch, from_options, unwrapped
 from torch_flowprune.masking import averaged_model, sync_masks
-from torch_flowprune.pruning.report import Report
+from torch_flowprune.pruning.reports import Report
 from torch_flowprune.pruning.route import GivenScores, prune, scored_units
 from torch_flowprune.pruning.training.backward_gradients import BackwardGradients, overflown
 from torch_flowprune.pruning.training.last_seen import LastSeen

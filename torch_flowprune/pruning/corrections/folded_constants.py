@@ -24,7 +24,7 @@ from torch_flowprune.inputs import (
     unwrapped,
 )
 from torch_flowprune.masking import masks
-from torch_flowprune.pruning.constant_readers import (
+from torch_flowprune.pruning.corrections.constant_readers import (
     Reader,
     close_unfolded,
     find_shift,

@@ -18,10 +18,10 @@ hook. The contract they share:
 
 from __future__ import annotations
 
-from torch_flowprune.pruning import structured_methods as _structured
-from torch_flowprune.pruning import unstructured_methods as _unstructured
-from torch_flowprune.pruning.structured_methods import *  # noqa: F403
-from torch_flowprune.pruning.unstructured_methods import *  # noqa: F403
+from torch_flowprune.pruning.methods import structured_methods as _structured
+from torch_flowprune.pruning.methods import unstructured_methods as _unstructured
+from torch_flowprune.pruning.methods.structured_methods import *  # noqa: F403
+from torch_flowprune.pruning.methods.unstructured_methods import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += _structured.__all__

@@ -14,7 +14,7 @@ from typing_extensions import Never
 from torch_flowprune.gradients import FlowSource, flow_over
 from torch_flowprune.inputs import Closure, Loss, as_batches, check_keywords, example_of, parameters_of, unwrapped, wide
 from torch_flowprune.masking import masks
-from torch_flowprune.pruning.expert_blocks import (
+from torch_flowprune.pruning.experts.expert_blocks import (
     ExpertBlock,
     Undo,
     cut_experts,

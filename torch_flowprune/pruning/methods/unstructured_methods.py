@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch_flowprune.pruning.base_method import Unstructured, unstructured
+from torch_flowprune.pruning.methods.base_method import Unstructured, unstructured
 from torch_flowprune.scoring import measures
 
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from torch_flowprune.masking import LostZeros
-from torch_flowprune.pruning.report import Layer, Report
+from torch_flowprune.pruning.reports.report import Layer, Report
 
 
 class LayerCollapseWarning(UserWarning):
