@@ -42,7 +42,7 @@ def test_a_function_that_only_its_module_uses_begins_with_an_underscore():
 def test_only_a_folders_face_lists_its_names():
     lists = {str(path.relative_to(PACKAGE)) for path, tree in MODULES.items() if "__all__" in set(_defined(tree))}
     # The package exports the methods with a star; the last has no folder, and is its own face.
-    methods = {f"pruning/{name}.py" for name in ("methods", "structured_methods", "unstructured_methods")}
+    methods = {f"pruning/methods/{name}.py" for name in ("structured_methods", "unstructured_methods")}
     assert lists == {*methods, "torch_internals.py"}
 
 
