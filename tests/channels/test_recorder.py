@@ -51,8 +51,12 @@ def traced(middle: Callable[[Net, Tensor], Any], training: bool = False) -> Any:
     return recorded(twin(Net(middle)), (torch.randn(2, 3),), {}, training)[0]
 
 
-# torch.export cannot read the lengths of packed sequences
-@pytest.mark.parametrize("name", [name for name in CASES if name != "LSTM that reads packed sequences"])
+# torch.export cannot read the lengths of packed sequences, and does not say whose code divides by a number of channels
+TOLD = [name for name in CASES if "told in the code" in name or "OwnRMSNorm" in name]
+NOT_BY_EXPORT = ("LSTM that reads packed sequences", *TOLD)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in NOT_BY_EXPORT])
 def test_the_coupling_is_that_of_torch_export(name: str) -> None:
     model, x, found = coupled(CASES[name])
     assert trace(model, (x,), {}, False)[0].program is None
@@ -252,7 +256,12 @@ def test_a_number_that_is_handed_out_costs_what_it_is_taken_of() -> None:
             h = self.first(x)
             return self.last(h), h.mean().item()
 
-    assert couple(Averaged(lambda net, x: x).eval(), torch.randn(2, 3)).groups == ()
+    net, x = Averaged(lambda net, x: x).double().eval(), torch.randn(2, 3, dtype=torch.float64)
+    with torch.no_grad():
+        net.first.weight[0], net.first.bias[0], net.last.weight[:, 0] = 0, 0, 0
+    small = fp.shrink(net, x)
+    assert small.first.out_features == 3
+    assert small(x)[1] == pytest.approx(net(x)[1], rel=1e-12)
 
 
 def test_a_layer_that_did_not_run_where_values_decide_is_asked_for() -> None:
@@ -468,7 +477,7 @@ def test_a_head_that_is_idle_binds_all_the_same() -> None:
             self.kept = self.aside(h.relu()).mean()
             return self.head(h)
 
-    (group,) = couple(Heads(), torch.randn(2, 3)).groups
+    group = couple(Heads(), torch.randn(2, 3))["trunk.weight"]
     assert {"head.weight", "aside.weight"} <= {part.parameter for part in group.slices}
 
 

@@ -22,6 +22,9 @@ from torch_flowprune.scoring.channel_candidates import channel_candidates
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")
 
 
+# norms of a part of their channels are made of several operators, and are foretold as torch's one
+_NORMS = ("norm over less", "norm of one group", "channels last norm", "residual width", "told in the code")
+NARROWED = [name for name in CASES if any(words in name for words in _NORMS)]
 WRITTEN = "multi-head attention of torch"
 """A module written for its sizes stands in its place: the same products, laid out otherwise."""
 
@@ -67,7 +70,7 @@ def test_a_smaller_model_runs_and_holds_what_was_foretold(name):
     keep = kept_of(known)
     small = shrink(model, x, masks=channel_masks(known, keep, dict(model.named_parameters())))
     found = fp.couple(small, x).costs
-    if name == WRITTEN:
+    if name == WRITTEN or name in NARROWED:
         assert known.costs.count("flops", keep) == found.count("flops", found.all)
         return
     assert shapes_of(known.costs.calls(keep)) == shapes_of(found.calls(found.all))

@@ -220,6 +220,88 @@ class Multihead(nn.Module):
         return self.b(self.attn(x, x, x, need_weights=False)[0])
 
 
+class OwnRMSNorm(nn.Module):
+    """As language models write it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-3))
+
+
+class OwnLayerNorm(nn.LayerNorm):
+    """With a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class ChannelsFirst(nn.LayerNorm):
+    """By way of its parent's forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(0, 1)).transpose(0, 1)
+
+
+class Variance(nn.Module):
+    """A norm without a mean, by torch's variance."""
+
+    def __init__(self, **words: Any) -> None:
+        super().__init__()
+        self.words = words
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (torch.var(x, dim=-1, keepdim=True, unbiased=bool(self.words)) + x.var(-1, keepdim=True) + 1e-2)
+
+
+class BothMoments(nn.Module):
+    """Variance and mean at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(x, -1, keepdim=True)
+        return x * (var + 0.1).rsqrt() + mean
+
+
+class ResponseNorm(nn.Module):
+    """Norms over positions, divided by their mean over channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        norms = x.norm(p=2, dim=1, keepdim=True)
+        return x * (norms / (norms.mean(dim=-1, keepdim=True) + 1e-3))
+
+
+class Spread(nn.Module):
+    """A mean, and the mean square beside it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.mean(x * x, dim=-1, keepdim=True) + x.mean((1, 2), keepdim=True)
+
+
+OWN_NORMS: dict[str, Callable[[], nn.Module]] = {
+    "RMS norm": lambda: OwnRMSNorm(6),
+    "layer norm": lambda: OwnLayerNorm(6),
+    "layer norm by its parent": lambda: ChannelsFirst(6),
+    "variance": Variance,
+    "variance without bias": lambda: Variance(unbiased=True),
+    "both moments": BothMoments,
+    "response norm": ResponseNorm,
+    "mean square": Spread,
+}
+
+
+class NormedByItself(nn.Module):
+    """A norm that no class of torch's is, between layers."""
+
+    def __init__(self, norm: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(8, 6), norm(), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.norm(self.a(x)))
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """make: the model.
@@ -251,6 +333,10 @@ def _thirds(h: Tensor) -> Tensor:
 def _between(f: Callable[[Tensor], Tensor]) -> Model:
     """A function between a layer that makes channels and one that reads them."""
     return Fn(lambda s, x: s.b(f(s.a(x))), a=nn.Linear(8, 6), b=nn.Linear(6, 3))
+
+
+def _between_rows(norm: nn.Module) -> Model:
+    return nn.Sequential(nn.Linear(4, 5), norm, nn.Linear(5, 3))
 
 
 def _recurrent(kind: str, units: int = 5, **options: Any) -> Model:
@@ -286,9 +372,28 @@ CASES: dict[str, Case] = {
     "bn without statistics": Case(lambda: conv_net(nn.BatchNorm2d(6, track_running_stats=False)), IMAGE, FIRST),
     "instance norm": Case(lambda: conv_net(nn.InstanceNorm2d(6, affine=True, track_running_stats=True)), IMAGE, FIRST),
     "group norm": Case(lambda: conv_net(nn.GroupNorm(3, 6)), IMAGE, {"0.weight": 3}),
-    "group norm of one group": Case(lambda: conv_net(nn.GroupNorm(1, 6)), IMAGE, {}),
-    "layer norm": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)), ROW, {}),
-    "rms norm": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.RMSNorm(5), nn.Linear(5, 3)), ROW, {}),
+    "group norm of one group": Case(lambda: conv_net(nn.GroupNorm(1, 6), nn.ReLU()), IMAGE, FIRST),
+    "group norm of one group without affine": Case(lambda: conv_net(nn.GroupNorm(1, 6, affine=False)), IMAGE, FIRST),
+    "layer norm over less": Case(lambda: _between_rows(nn.LayerNorm(5)), ROW, {"0.weight": 5}),
+    "layer norm over less without bias": Case(lambda: _between_rows(nn.LayerNorm(5, bias=False)), ROW, {"0.weight": 5}),
+    "layer norm over less without affine": Case(
+        lambda: _between_rows(nn.LayerNorm(5, elementwise_affine=False)), ROW, {"0.weight": 5}
+    ),
+    "layer norm over less, of what is not zero": Case(
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.LayerNorm(5), nn.Linear(5, 3)), ROW, {}
+    ),
+    "layer norm over two dimensions": Case(
+        lambda: nn.Sequential(nn.Linear(8, 6), nn.LayerNorm((5, 6)), nn.Linear(6, 3)), TOKENS, {}
+    ),
+    "rms norm over less": Case(lambda: _between_rows(nn.RMSNorm(5)), ROW, {"0.weight": 5}),
+    "rms norm over less without affine": Case(
+        lambda: _between_rows(nn.RMSNorm(5, elementwise_affine=False)), ROW, {"0.weight": 5}
+    ),
+    **{
+        f"{name}, told in the code": Case(lambda norm=norm: NormedByItself(norm), TOKENS, {"a.weight": 6})
+        for name, norm in OWN_NORMS.items()
+    },
+    "a norm of a function that is held": Case(lambda: _between(lambda h: h - h.var(-1, keepdim=True)), TOKENS, {}),
     "prelu": Case(lambda: conv_net(nn.PReLU(6)), IMAGE, FIRST),
     "pools": Case(lambda: conv_net(nn.MaxPool2d(2), nn.AvgPool2d(2, 1), nn.AdaptiveAvgPool2d(2)), IMAGE, FIRST),
     "upsample": Case(
@@ -436,10 +541,18 @@ CASES: dict[str, Case] = {
             out=nn.Conv2d(4, 2, 1),
         ),
         IMAGE,
-        {"up.weight": 6, "down.weight": 4},
+        {"a.weight": 4, "up.weight": 6, "down.weight": 4},
     ),
     "transformer block": Case(lambda: Block(nn.LayerNorm), TOKENS, {"attn.q.weight": 4, "up.weight": 10}),
     "transformer block, rms norm": Case(lambda: Block(nn.RMSNorm), TOKENS, {"attn.q.weight": 4, "up.weight": 10}),
+    **{
+        f"residual width, {norm.__name__}": Case(
+            lambda norm=norm: nn.Sequential(nn.Linear(8, 8), Block(norm), norm(8), nn.Linear(8, 3)),
+            TOKENS,
+            {"0.weight": 8, "1.attn.q.weight": 4, "1.up.weight": 10},
+        )
+        for norm in (nn.LayerNorm, nn.RMSNorm, OwnRMSNorm)
+    },
     "grouped queries, expanded": Case(Grouped, TOKENS, {"q.weight": 2}),
     "rotary positions": Case(lambda: Rotary(8, 3, 4), TOKENS, {"q.weight": 3}),
     "relative position table": Case(Relative, TOKENS, {"qkv.weight": 4}),
@@ -472,7 +585,9 @@ CASES: dict[str, Case] = {
     "attention manual fused": Case(lambda: Attention(8, 4, 3, manual=True, fused=True), TOKENS, {"qkv.weight": 4}),
     "attention shared keys": Case(lambda: Attention(8, 4, 3, kv_heads=2), TOKENS, {"q.weight": 2}),
     "one head": Case(lambda: Attention(8, 1, 4, own_scale=True), TOKENS, {"q.weight": 4, "v.weight": 4}),
-    "one head, default scale": Case(lambda: Attention(8, 1, 4), TOKENS, {"v.weight": 4}),
+    "one head, default scale told in the code": Case(
+        lambda: Attention(8, 1, 4), TOKENS, {"q.weight": 4, "v.weight": 4}
+    ),
     "layer scale": Case(
         lambda: Fn(
             lambda s, x: s.b(s.gamma * s.a(x)),

@@ -9,6 +9,9 @@ from torch_flowprune.channels.groups import MASKED, Coupling, Group, Slice
 from torch_flowprune.channels.latency_table import LatencyTable
 from torch_flowprune.channels.shrinking import (
     NarrowAttention,
+    NarrowGroupNorm,
+    NarrowLayerNorm,
+    NarrowRMSNorm,
     ShrinkError,
     Surgery,
     describe,
@@ -31,6 +34,9 @@ __all__ = [
     "Kept",
     "LatencyTable",
     "NarrowAttention",
+    "NarrowGroupNorm",
+    "NarrowLayerNorm",
+    "NarrowRMSNorm",
     "ShrinkError",
     "Size",
     "Slice",

@@ -60,6 +60,8 @@ def _operator(node: Node, reading: Reading, ruler: Ruler) -> Operator:
         return _operand(read, reading, ruler)
 
     def measured(one: Any, argument: str) -> Any:
+        if argument == "normalized_shape":
+            return [ruler.extent(labels) for labels in reading.values[node].dims[-len(one) :]]
         labels = reading.counts.get((node, argument))
         return torch.fx.node.map_arg(one, operand) if labels is None else ruler.extent(labels)
 

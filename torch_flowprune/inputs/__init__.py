@@ -40,7 +40,7 @@ from torch_flowprune.inputs.names import is_mask, mask_of, masked_name, original
 from torch_flowprune.inputs.numbers import plain_number, plain_sequence, real_tensor, whole_number, without_nan
 from torch_flowprune.inputs.options import check_keywords, check_options, from_options
 from torch_flowprune.inputs.parameters import parameters_of, prunable, unwrapped, wide, wide_type
-from torch_flowprune.inputs.patterns import Pattern, holds_modules
+from torch_flowprune.inputs.patterns import Pattern, holds_modules, matching
 from torch_flowprune.inputs.precision import in_float32, is_half, widened
 from torch_flowprune.inputs.processes import Ranks
 from torch_flowprune.inputs.state_guard import (
@@ -111,6 +111,7 @@ __all__ = [
     "masked",
     "masked_for_now",
     "masked_name",
+    "matching",
     "no_collection",
     "no_such_parameter",
     "on_host",

@@ -22,13 +22,15 @@ from torch_flowprune.channels import (
     living_channels_of,
     rows,
 )
-from torch_flowprune.inputs import Pair, Pattern, Target, flags, parameters_of, prunable
+from torch_flowprune.inputs import Pair, Pattern, Target, flags, matching, parameters_of, prunable
 from torch_flowprune.masking import check_can_mask, masks
 from torch_flowprune.scoring.candidates import Candidates, kernel_of
 from torch_flowprune.scoring.granularity import Blocks
 from torch_flowprune.torch_internals import AnyStatisticsNorm
 
 SCORED_BY = ("producer", "consumer", "group", "norm", "scale")
+InPart = dict[str, tuple[list[str], list[str]]]
+"""Group -> the producers that were asked for, and those that were not."""
 _NORMS = (AnyStatisticsNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
@@ -146,6 +148,8 @@ def channel_candidates(
 ) -> Candidates:
     """The groups of a model whose producers are all among the parameters to prune.
 
+    By default tables that are looked up (embeddings) go along with the layers that make the same channels.
+
     Args:
         model: run once on the example, where no coupling is given; left as it was.
         example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of them; two samples or more.
@@ -167,11 +171,13 @@ def channel_candidates(
     device = next(iter(known.values())).parameter.device
     costs = coupling.costs and replace(coupling.costs, kept=living_channels(coupling, masks(model)), device=device)
     chosen = {target.name for target in prunable(model, parameters, include, exclude)}
+    along = _going_along(known.values(), exclude) if include is None and parameters is None else set()
     checked = dict[str, Target]()
     candidates: Candidates = {}
-    in_part = dict[str, tuple[list[str], list[str]]]()
+    in_part: InPart = {}
     for group in coupling.groups:
         picked, others = _producers_of(group, chosen)
+        others = [name for name in others if not picked or name not in along]
         if picked and others and (include is not None or parameters is not None):
             in_part[group.name] = picked, others
         if not others:
@@ -180,9 +186,17 @@ def channel_candidates(
             candidates[group.name] = GroupUnits(group, members, _scored(group, members, scored_by), costs)
     if not candidates:
         raise ValueError(_in_part(in_part) if in_part else _nothing(coupling))
+    in_part = _without_what_takes_part(in_part, coupling, candidates)
     if in_part:
         warnings.warn(_in_part(in_part), UserWarning, stacklevel=2)
     return candidates
+
+
+def _going_along(targets: Collection[Target], exclude: Pattern | Sequence[Pattern] | None) -> set[str]:
+    """What the default does not prune by itself, and the user did not take away."""
+    gone = [] if exclude is None else matching(list(targets), exclude, "exclude", default_first=False)
+    away = {target.name for target in gone}
+    return {target.name for target in targets if not target.is_default and target.name not in away}
 
 
 def _producers_of(group: Group, chosen: Collection[str]) -> tuple[list[str], list[str]]:
@@ -191,7 +205,14 @@ def _producers_of(group: Group, chosen: Collection[str]) -> tuple[list[str], lis
     return [name for name in names if name in chosen], [name for name in names if name not in chosen]
 
 
-def _in_part(groups: Mapping[str, tuple[list[str], list[str]]]) -> str:
+def _without_what_takes_part(groups: InPart, coupling: Coupling, candidates: Collection[str]) -> InPart:
+    """Channels of layers that lose nothing at all: of others the inputs go, as was asked."""
+    busy = {part.parameter for group in coupling.groups if group.name in candidates for part in group.slices}
+    idle = {name: ([one for one in picked if one not in busy], others) for name, (picked, others) in groups.items()}
+    return {name: pair for name, pair in idle.items() if pair[0]}
+
+
+def _in_part(groups: InPart) -> str:
     """Channels that were asked for without all that makes them."""
     picked, others = next(iter(groups.values()))
     more = f", and so on for {len(groups) - 1} groups more" if len(groups) > 1 else ""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch_flowprune.channels.rules.pointwise import added
-from torch_flowprune.channels.rules.reductions import dims_of, singular_spread, statistic
+from torch_flowprune.channels.rules.reductions import averaged, dims_of, singular_spread, statistic
 from torch_flowprune.channels.rules.views import replaced
 from torch_flowprune.channels.tracing import Value, Walk, concrete
 
@@ -58,11 +58,11 @@ def extremes(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> list[
 
 
 def spread_and_mean(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> list[Value]:
-    return [singular_spread(g, x, dim, keepdim), statistic(g, x, dim, keepdim)]
+    return [singular_spread(g, x, dim, keepdim), averaged(g, x, dim, keepdim)]
 
 
 def variance_and_mean(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> list[Value]:
-    return [statistic(g, x, dim, keepdim)] * 2
+    return [averaged(g, x, dim, keepdim)] * 2
 
 
 def log_total(g: Walk, x: Value, dim: Any, keepdim: bool = False) -> Value:

@@ -239,9 +239,8 @@ def attention(
     enable_gqa: bool = False,
 ) -> Value:
     """softmax(query keyᵀ scale + mask) value; heads are a batch dimension, keys shared by several where asked."""
-    if scale is None:
-        g.freeze(query.dims[-1], "sets the default scale of attention")
-        g.freeze(key.dims[-1], "sets the default scale of attention")
+    if scale is None:  # that of the width of a head, whatever is left of it
+        g.span(-1, query.dims[-1])
     if enable_gqa:
         times = query.shape[-3] // key.shape[-3]
         key, value = (replaced(v, -3, v.dims[-3].repeat_interleave(times)) for v in (key, value))

@@ -34,9 +34,26 @@ def statistic(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Valu
     return _kept_or_dropped(g, x, dims, keepdim)
 
 
+def averaged(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+    """Mean, variance: of one dimension positions that are zero may go, where the sum goes on being divided by all."""
+    dims = dims_of(x, dim)
+    _may_span(g, x, dims)
+    return _kept_or_dropped(g, x, dims, keepdim)
+
+
+def _may_span(g: Walk, x: Value, dims: Sequence[int]) -> None:
+    """Of the dimensions that statistics are taken over, one may lose positions that are zero: these add nothing."""
+    free = [d for d in dims if x.zero[d] and not g.axes.is_fixed(x.dims[d])]
+    for d in dims:
+        if d not in free[-1:]:
+            g.freeze(x.dims[d], _STATISTICS)
+    for d in free[-1:]:
+        g.span(d - x.ndim, x.dims[d])
+
+
 def singular_spread(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     """A deviation, which has no slope where all is equal. A variance has one, and is a statistic like others."""
-    return singular(g, statistic(g, x, dim, keepdim))
+    return singular(g, averaged(g, x, dim, keepdim))
 
 
 def total(g: Walk, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
@@ -108,11 +125,11 @@ def instance_norm(
 
 
 def group_norm(g: Walk, x: Value, num_groups: int, weight: Value | None = None, bias: Value | None = None) -> Value:
-    """Statistics over a group's channels and space: whole groups may go, where there are several."""
+    """Statistics over a group's channels and space: whole groups may go, or of a single one what is zero."""
     for labels in x.dims[2:]:
         g.freeze(labels, _STATISTICS)
     if num_groups == 1:
-        g.freeze(x.dims[1], _STATISTICS)
+        _may_span(g, x, [1])
         return _affine(g, x, 1, weight, bias)
     groups = unflatten(g, x.dims[1], [num_groups, x.shape[1] // num_groups], axis=0)[0]
     g.count("num_groups", groups)
@@ -122,12 +139,30 @@ def group_norm(g: Walk, x: Value, num_groups: int, weight: Value | None = None, 
 def layer_norm(
     g: Walk, x: Value, normalized_shape: Sequence[int], weight: Value | None = None, bias: Value | None = None
 ) -> Value:
-    last = len(normalized_shape)
+    """A row of zeros is normalised to zeros, which the shift moves; a channel that is zero to what the mean takes."""
+    out = _normalised(g, x, len(normalized_shape), weight, bias)
+    own = weight is not None and weight.zero[-1] and (bias is None or bias.zero[-1])
+    return out.with_zero([*((False,) * (x.ndim - 1) if bias is not None else x.zero[:-1]), own])
+
+
+def rms_norm(g: Walk, x: Value, normalized_shape: Sequence[int], weight: Value | None = None) -> Value:
+    """Without a mean zeros stay zeros."""
+    out = _normalised(g, x, len(normalized_shape), weight, None)
+    return out.with_zero([*x.zero[:-1], x.zero[-1] or (weight is not None and weight.zero[-1])])
+
+
+def _normalised(g: Walk, x: Value, last: int, weight: Value | None, bias: Value | None) -> Value:
+    """Over the last dimension channels that are zero may go; over several of them all stay."""
+    if last == 1:
+        _may_span(g, x, [x.ndim - 1])
+        for v in (weight, bias):
+            if v is not None:
+                g.join(x.dims[-1], v.dims[0])
+        return x
     for v in (x, weight, bias):
         for labels in v.dims[v.ndim - last :] if v is not None else ():
             g.freeze(labels, _STATISTICS)
-    # a row of zeros is normalised to zeros, which the shift moves
-    return x if bias is None else x.without_zero()
+    return x
 
 
 def pool(count: int) -> Callable[..., Value]:

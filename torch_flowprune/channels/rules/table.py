@@ -62,6 +62,7 @@ from torch_flowprune.channels.rules.pointwise import (
 )
 from torch_flowprune.channels.rules.recurrent import RECURRENT_RULES
 from torch_flowprune.channels.rules.reductions import (
+    averaged,
     batch_norm,
     grid_sample,
     group_norm,
@@ -73,6 +74,7 @@ from torch_flowprune.channels.rules.reductions import (
     pool,
     pool_with_places,
     resample,
+    rms_norm,
     scan,
     singular_spread,
     softmax,
@@ -126,7 +128,8 @@ RULES: dict[str, Callable[..., Any]] = {
     **{name: pool(n) for name, n in _POOLS.items()},
     **dict.fromkeys(_UPSAMPLES, resample),
     **{name: pool_with_places(n) for name, n in _POOLS_WITH_PLACES.items()},
-    **dict.fromkeys(("mean", "nanmean", "amax", "amin", "var", "prod", "all"), statistic),
+    **dict.fromkeys(("mean", "var"), averaged),
+    **dict.fromkeys(("nanmean", "amax", "amin", "prod", "all"), statistic),
     **dict.fromkeys(("sum", "nansum", "any", "count_nonzero"), total),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), transposed_convolution),
@@ -140,7 +143,8 @@ RULES: dict[str, Callable[..., Any]] = {
     ),
     **dict.fromkeys(("cumsum", "cumprod"), scan),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax"), softmax),
-    **dict.fromkeys(("layer_norm", "rms_norm"), layer_norm),
+    "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
     "zeros_like": filled_like(True),
     "meshgrid": several_positions,
     "one_hot": one_hot,

@@ -5,10 +5,19 @@ from torch_flowprune.channels.shrinking.removal import shrink
 from torch_flowprune.channels.shrinking.replaced_modules import replaced_modules
 from torch_flowprune.channels.shrinking.saving import describe, load_shrunk, rebuild, save_shrunk
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery
-from torch_flowprune.channels.shrinking.written import NarrowAttention, register
+from torch_flowprune.channels.shrinking.written import (
+    NarrowAttention,
+    NarrowGroupNorm,
+    NarrowLayerNorm,
+    NarrowRMSNorm,
+    register,
+)
 
 __all__ = [
     "NarrowAttention",
+    "NarrowGroupNorm",
+    "NarrowLayerNorm",
+    "NarrowRMSNorm",
     "ShrinkError",
     "Surgery",
     "describe",

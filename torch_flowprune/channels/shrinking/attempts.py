@@ -35,7 +35,7 @@ from torch_flowprune.channels.shrinking.module_sizes import (
     changed_sizes,
     layer_attributes,
 )
-from torch_flowprune.channels.shrinking.own_code import SetRight, ToldNumbers, told_numbers
+from torch_flowprune.channels.shrinking.own_code import Edits, SetRight, ToldNumbers, told_numbers
 from torch_flowprune.channels.shrinking.proof import Trial, first_line, holds_nothing, tolerance_of, training
 from torch_flowprune.channels.shrinking.running_modules import RunningModules
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, dead_labels, operated
@@ -173,8 +173,11 @@ class Bench:
     @cached_property
     def told(self) -> ToldNumbers | None:
         """What the code has to tell its operators; None where it runs otherwise than when it was read."""
+        return self._told_of(None)
+
+    def _told_of(self, only: Collection[str] | None) -> ToldNumbers | None:
         with suppress(Exception):  # whatever foreign code raises when it is compiled anew and watched
-            return told_numbers(twin(self.dense), self.reading, self.dead, self.args, self.kwargs)
+            return told_numbers(twin(self.dense), self.reading, self.dead, self.args, self.kwargs, only)
         return None
 
     def in_own_code(self, plan: Surgery, shares: bool) -> Iterator[Surgery]:
@@ -190,7 +193,14 @@ class Bench:
             attributes = {path: {**plan.attributes.get(path, {}), **more.get(path, {})} for path in paths}
             plans.insert(0, replace(plan, attributes=attributes))
         for one in plans:
-            yield replace(one, code=self.set_right(one, shares).code())
+            yield one.with_code(self.set_right(one, shares).code())
+
+    @cached_property
+    def spans(self) -> Mapping[str, Edits]:
+        """What the code has to say where it divides by a number of channels that changes, outside of torch's norms."""
+        own = [path for path in self.surgery.spans if path not in self.paths_written]
+        told = self._told_of(own) if own else None
+        return {} if told is None else told.span_edits()
 
     def set_right(self, plan: Surgery, shares: bool) -> SetRight:
         """The plan's model, run with the numbers in its code set right."""
@@ -246,13 +256,13 @@ def _outermost(paths: Sequence[str]) -> list[str]:
 
 def untried(bench: Bench) -> tuple[nn.Module, Surgery]:
     """The modules' own code by the likeliest plan, and no proof."""
-    plan = replace(bench.surgery, attributes=bench.plans[0])
+    plan = replace(bench.surgery, attributes=bench.plans[0], code=bench.spans)
     return bench.made(plan)
 
 
 def attempt(bench: Bench, graphs: bool) -> tuple[nn.Module, Surgery]:
     """The first way that passes: the modules' own code, then some modules as graphs, then all of the model as one."""
-    plans = [replace(bench.surgery, attributes=attributes) for attributes in bench.plans]
+    plans = [replace(bench.surgery, attributes=attributes, code=bench.spans) for attributes in bench.plans]
     errors = []
     for plan in plans:
         error = bench.tried(plan)

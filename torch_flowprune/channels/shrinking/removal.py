@@ -21,7 +21,7 @@ from torch_flowprune.channels.group_masks import living_channels
 from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.shrinking.attempts import Bench, attempt, untried
 from torch_flowprune.channels.shrinking.handing_over import Follower, Handover, Optimizers
-from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, kept_positions, operated
+from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, kept_positions, operated, with_spans
 from torch_flowprune.channels.shrinking.written import written
 from torch_flowprune.channels.tracing import Reading, canonical_names, without_onlookers
 from torch_flowprune.inputs import check_keywords
@@ -94,7 +94,7 @@ def shrink(
     coupling = coupling or coupling_of(reading)
     coupling.check_fits({**dict(dense.named_parameters()), **dict(dense.named_buffers())})
     kept = living_channels(coupling, given or {n: p != 0 for n, p in dense.named_parameters()})
-    surgery = Surgery(kept_positions(coupling, kept, dense), {})
+    surgery = with_spans(Surgery(kept_positions(coupling, kept, dense), {}), reading)
     small = dense
     if surgery.keep:
         bench = Bench(dense, quiet, reading, surgery, args, keywords, given)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torch_flowprune.channels.groups import Coupling, Group, Slice
 from torch_flowprune.channels.shrinking.own_code import Edits
-from torch_flowprune.channels.tracing import Reading, canonical_names
+from torch_flowprune.channels.tracing import Reading, canonical_names, module_path
 from torch_flowprune.inputs import plain_name
 from torch_flowprune.torch_internals import list_flat_weights
 
@@ -28,11 +28,14 @@ class Surgery:
         keep: tensor -> axis -> (size,) bool.
         attributes: module path -> attribute -> value.
         code: module path -> what its code says instead.
+        spans: module path -> dimension of what it is given -> (size,) bool, where its statistics are over channels that
+            go: the positions that it still sees.
     """
 
     keep: Mapping[str, Mapping[int, Tensor]]
     attributes: Mapping[str, Mapping[str, Any]]
     code: Mapping[str, Edits] = field(default_factory=dict)
+    spans: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
         for axis, kept in self.keep.get(name, {}).items():
@@ -51,6 +54,11 @@ class Surgery:
     def _slice(self, one: Slice) -> Slice:
         kept = self.keep.get(one.parameter, {}).get(one.axis)
         return one if kept is None else replace(one, index=(kept.cumsum(0) - 1)[one.index[kept[one.index].all(-1)]])
+
+    def with_code(self, more: Mapping[str, Edits]) -> Surgery:
+        """The same, with more edits of code."""
+        paths = (*self.code, *more)
+        return replace(self, code={path: (*self.code.get(path, ()), *more.get(path, ())) for path in paths})
 
     def shape(self, name: str, old: Sequence[int]) -> tuple[int, ...]:
         axes = self.keep.get(name, {})
@@ -86,6 +94,15 @@ def dead_labels(reading: Reading, surgery: Surgery) -> Tensor:
         if kept is not None:
             roots[reading.solution.root[b.start : b.start + b.size][~kept]] = True
     return roots[reading.solution.root]
+
+
+def with_spans(surgery: Surgery, reading: Reading) -> Surgery:
+    """The surgery, with the statistics that are taken over channels which go."""
+    dead, spans = dead_labels(reading, surgery), dict[str, dict[int, Tensor]]()
+    for node, (dim, labels) in reading.spans.items():
+        if bool(dead[labels].any()):
+            spans.setdefault(module_path(node), {})[dim] = ~dead[labels]
+    return replace(surgery, spans=spans)
 
 
 def operated(model: nn.Module, surgery: Surgery) -> nn.Module:

@@ -24,6 +24,7 @@ from torch_flowprune.channels.tracing.nodes import (
     concrete,
     idle_nodes,
     is_in_place,
+    is_tellable_node,
     module_path,
     operator_name,
     sharing,
@@ -52,6 +53,7 @@ class Walk:
     named: dict[str, Value] = field(default_factory=dict)
     sites: dict[str, Site] = field(default_factory=dict)
     counts: dict[tuple[Node, str], Tensor] = field(default_factory=dict)
+    spans: dict[Node, tuple[int, Tensor]] = field(default_factory=dict)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     reads_zero: dict[tuple[str, int], bool] = field(default_factory=dict)
     segments: list[Tensor] = field(default_factory=list)
@@ -104,6 +106,17 @@ class Walk:
         """Note a number (of groups, say) that the current operator was given: one label per thing counted."""
         assert self.node is not None
         self.counts[self.node, name] = labels
+
+    def span(self, dim: int, labels: Tensor) -> None:
+        """Note what the current operator divides by: the positions of a dimension of its first operand.
+
+        Where the code cannot be told of the dense size they stay.
+        """
+        assert self.node is not None
+        if not is_tellable_node(self.node):
+            self.freeze(labels, "is divided by in code that cannot be told another number")
+        elif not self.axes.is_fixed(labels):
+            self.spans[self.node] = dim, labels
 
     def segment(self, labels: Tensor) -> Tensor:
         """Note a part of an axis that becomes a tensor of its own: something of it has to be left."""

@@ -28,13 +28,19 @@ _ROUNDS = 10  # walks with different choices; the deepest nesting of choices see
 
 @dataclass
 class Reading:
-    """A model's graph(s), with the labels of every tensor and what follows from them."""
+    """A model's graph(s), with the labels of every tensor and what follows from them.
+
+    Attributes:
+        counts: operator and argument -> one label for each thing that the argument counts.
+        spans: operator -> the dimension of its first operand whose positions it divides by, and their labels.
+    """
 
     traced: dict[str, Traced]
     axes: Axes
     solution: Solution
     values: dict[Node, Any]
     counts: dict[tuple[Node, str], Tensor]
+    spans: dict[Node, tuple[int, Tensor]]
     roles: dict[tuple[str, int], str]
     reads_zero: dict[tuple[str, int], bool]
     named: dict[str, Value]
@@ -151,6 +157,7 @@ def read(
         solution,
         walk.values,
         walk.counts,
+        walk.spans,
         walk.roles,
         walk.reads_zero,
         walk.named,

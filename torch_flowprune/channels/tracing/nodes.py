@@ -61,6 +61,12 @@ def module_path(node: Node) -> str:
     return str(path).split("@")[0]
 
 
+def is_tellable_node(node: Node) -> bool:
+    """Whether a smaller model can be told what the operator divides by: as recorded, or by a norm of torch's."""
+    stack = list((node.meta.get("nn_module_stack") or {"": ("", None)}).values())
+    return bool(node.meta.get("tellable", "torch.nn.modules." in str(stack[-1][1])))
+
+
 def concrete(shape: Sequence[Any]) -> tuple[int, ...]:
     """Sizes in the example: of a free size its hint."""
     return tuple(s if isinstance(s, int) else int(s.node.hint) for s in shape)

@@ -24,14 +24,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_flowprune.channels.tracing.memory import layout_of, memory_of, without_content
-from torch_flowprune.channels.tracing.nodes import Traced
-from torch_flowprune.channels.tracing.paths import (
-    MOST_READ,
-    Answers,
-    Read,
-    Recording,
-    UnrecordableError,
-)
+from torch_flowprune.channels.tracing.nodes import Traced, operator_name
+from torch_flowprune.channels.tracing.paths import MOST_READ, Answers, Read, Recording, UnrecordableError
+from torch_flowprune.channels.tracing.tellable import SPANNING, is_tellable
 from torch_flowprune.inputs import same_randomness, settle
 from torch_flowprune.torch_internals import (
     BelowAutograd,
@@ -95,7 +90,7 @@ class _Recorder(OperatorMode):
         self.kept: set[int] = set()  # memory that may be read, but not be written to: the model goes on with it
         self.held: dict[Node, Any] = {}  # whose memory, made by an operator, is still there
         self.laid_out: dict[Any, tuple[Node, Any]] = {}
-        self.modules = [""]
+        self.modules, self.running = [""], list[nn.Module]()
         self.calls: dict[str, list[Node | None]] = {}
         self.refused = ""
 
@@ -152,6 +147,8 @@ class _Recorder(OperatorMode):
             {name: self.node_of(value) for name, value in kwargs.items()},
         )
         node.meta["nn_module_stack"] = {"": (self.modules[-1], None)}
+        if operator_name(node) in SPANNING:
+            node.meta["tellable"] = is_tellable(self.running[-1])
         for held in freed:
             del self.held[held]
             held.meta["freed_before"] = node
@@ -222,14 +219,16 @@ class _Recorder(OperatorMode):
             module.register_forward_pre_hook(partial(self.enter, path), with_kwargs=True)
             module.register_forward_hook(self.leave)
 
-    def enter(self, path: str, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def enter(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self.modules.append(path)
+        self.running.append(module)
         if path not in self.calls:
             leaves = tree_leaves((args, dict(kwargs)))
             self.calls[path] = [self.nodes.get(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
 
     def leave(self, *_: Any) -> None:
         self.modules.pop()
+        self.running.pop()
 
 
 class _Closed(TorchFunctionMode):

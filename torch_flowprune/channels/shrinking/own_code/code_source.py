@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from torch_flowprune.channels.shrinking.dense_spans import OVER
 from torch_flowprune.channels.shrinking.graphs import RESIZERS
 
 Slot = tuple[Any, ...]
@@ -143,7 +144,8 @@ def _is_private_to(tree: ast.FunctionDef) -> bool:
 
 def _is_place(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
-        return _name_called(node) in RESIZERS and not any(keyword.arg is None for keyword in node.keywords)
+        known = name_called(node) in RESIZERS or name_called(node) in OVER
+        return known and not any(keyword.arg is None for keyword in node.keywords)
     if isinstance(node, ast.Subscript):
         parts = index_parts(node)
         bounds = [bound for part in parts if isinstance(part, ast.Slice) for bound in (part.lower, part.upper)]
@@ -157,9 +159,15 @@ def index_parts(node: ast.Subscript) -> list[ast.expr]:
     return node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
 
 
-def _name_called(node: ast.Call) -> str:
+def name_called(node: ast.Call) -> str:
+    """The name of a function or method; of a forward only where it is a parent's."""
     function = node.func
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return "" if name == "forward" and not _is_of_parent(function) else name
+
+
+def _is_of_parent(function: ast.expr) -> bool:
+    return isinstance(function, ast.Attribute) and ast.unparse(function.value).startswith("super(")
 
 
 # -- what a call is told, part by part ------------------------------------------

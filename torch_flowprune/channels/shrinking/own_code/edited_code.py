@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from torch_flowprune.channels.shrinking.dense_spans import OVER
 from torch_flowprune.channels.shrinking.own_code.code_source import (
     BOUNDS,
     Slot,
@@ -31,9 +32,10 @@ class Edit(NamedTuple):
         function: that it stands in.
         digest: of the function's source.
         place: the number of the call or operation in its tree.
-        slot: which part of that.
+        slot: which part of that; ``SPAN`` for a call that divides by a number of channels.
         value: what it says instead, a number or a share of what stands there; of several numbers, None for one that
-            stays as the code has it.
+            stays as the code has it. Of a ``SPAN`` the function's name, whether it is a tensor's method, the dimension
+            and its dense size.
     """
 
     function: str
@@ -44,6 +46,9 @@ class Edit(NamedTuple):
 
 
 Edits = tuple[Edit, ...]
+SPAN = ("over",)
+NAMES = {f"{name}_over__": function for name, function in OVER.items()}
+"""What stands in the code in the place of functions that divide by a number of channels."""
 _SHARE_OF_IT = "share"
 
 
@@ -54,8 +59,8 @@ def share(new: int, old: int) -> Any:
 
 
 def _laid_on(before: Edit, edit: Edit) -> Edit:
-    """An edit on top of one that stood there when it was made."""
-    return Edit(*edit[:-1], _value_over(before.value, edit.value))
+    """An edit on top of one that stood there when it was made; the dense size stays that of the dense model."""
+    return before if edit.slot == SPAN else Edit(*edit[:-1], _value_over(before.value, edit.value))
 
 
 def _value_over(before: Any, now: Any) -> Any:
@@ -114,7 +119,7 @@ def _edited(base: type[nn.Module], edits: Edits) -> type[nn.Module]:
                 "library that it was shrunk with"
             )
     changed = list(dict.fromkeys(edit.function for edit in edits))
-    methods = rebuilt_functions(functions, changed, partial(tree_with, edits=edits), {})
+    methods = rebuilt_functions(functions, changed, partial(tree_with, edits=edits), NAMES)
     space = {one.function.__name__: new for one, new in methods}
     about = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     made = quiet_subclass(base, base.__name__, {**space, **about, **_KEPT, "code_base": base, "code_edits": edits})
@@ -144,12 +149,27 @@ _KEPT: dict[str, Callable[..., Any]] = {"__reduce_ex__": _reduced}
 def tree_with(function: SourceFunction, edits: Iterable[Edit]) -> ast.FunctionDef:
     """A copy of a function's tree in which they stand."""
     tree = copy.deepcopy(function.tree)
-    numbered = dict(enumerate(ast.walk(tree)))
-    for edit in edits:
-        if edit.function == function.name:
-            node = numbered[edit.place]
+    numbered: dict[int, Any] = dict(enumerate(ast.walk(tree)))
+    for number, node in numbered.items():
+        node.place = number
+    own = [edit for edit in edits if edit.function == function.name]
+    for edit in sorted(own, key=lambda edit: edit.slot == SPAN):  # which moves arguments
+        node = numbered[edit.place]
+        if edit.slot == SPAN:
+            _put_span(node, tree, *edit.value)
+        else:
             _put(node, edit.slot, _expression(edit.value, part_of(node, edit.slot)))
     return tree
+
+
+def _put_span(call: ast.Call, tree: ast.FunctionDef, name: str, method: bool, dim: int, dense: int) -> None:
+    """The function of the same name that is told the dense size of a dimension."""
+    if method and isinstance(call.func, ast.Attribute):
+        call.args.insert(0, call.func.value)
+    elif name == "forward":
+        call.args.insert(0, ast.Name(tree.args.args[0].arg, ast.Load()))
+    call.args = [ast.Constant(dim), ast.Constant(dense), *call.args]
+    call.func = ast.Name(f"{name}_over__", ast.Load())
 
 
 def with_old_numbers(value: Any, before: Any) -> Any:
@@ -210,6 +230,8 @@ def _put(node: ast.AST, slot: Slot, value: ast.expr) -> None:
 
 def part_of(node: Any, slot: Slot) -> ast.AST:
     """What stands in a slot."""
+    if slot == SPAN:
+        return node  # type: ignore[no-any-return]
     if isinstance(node, ast.BinOp):
         return node if slot == ("all",) else getattr(node, slot[0])
     at, *inside = slot
@@ -227,6 +249,8 @@ def lines_of(cls: type[nn.Module]) -> list[str]:
 
 def _line(function: SourceFunction, edit: Edit) -> str:
     node = function.places[edit.place]
+    if edit.slot == SPAN:
+        return f"{function.line(edit.place)}: {ast.unparse(node)}: as over {edit.value[-1]} channels"
     was = ast.unparse(part_of(node, edit.slot))
     return f"{function.line(edit.place)}: {ast.unparse(node)}: {_numbers_shown(edit.value)} in place of {was}"
 

@@ -10,15 +10,17 @@ import ast
 import operator
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from torch_flowprune.channels.shrinking.dense_spans import OVER
 from torch_flowprune.channels.shrinking.graphs import flat_numbers, resized_arguments
-from torch_flowprune.channels.shrinking.own_code.code_source import Slot
+from torch_flowprune.channels.shrinking.own_code.code_source import Slot, name_called
+from torch_flowprune.channels.shrinking.own_code.edited_code import SPAN, Edit, Edits
 from torch_flowprune.channels.shrinking.own_code.watched_code import CodeWatcher, Place, operation_named
 from torch_flowprune.channels.tracing import Reading, operator_name
 from torch_flowprune.inputs import same_randomness, settle
@@ -31,17 +33,20 @@ class ToldNumbers(CodeWatcher, OperatorMode):
     Attributes:
         calls: place -> call after call, the numbers in its arguments in order; None where the graph does not tell.
         scalars: place -> operation after operation, the number that takes part or comes out.
+        spans: place -> the edit of a call that divides by a number of channels which changes.
     """
 
-    def __init__(self, model: nn.Module, reading: Reading, dead: Tensor) -> None:
+    def __init__(self, model: nn.Module, reading: Reading, dead: Tensor, only: Collection[str] | None = None) -> None:
         OperatorMode.__init__(self)
-        CodeWatcher.__init__(self, model)
+        CodeWatcher.__init__(self, model, only)
         self.reading, self.dead, self.at, self.lost = reading, dead, 0, False
         graph = reading.traced["eval"].graph
         self.nodes = [n for n in graph.nodes if n.op == "call_function" and n.target is not operator.getitem]
         self.seen: dict[Place, list[tuple[list[list[int]], list[Node]]]] = defaultdict(list)
         self.calls: dict[Place, list[list[int | None] | None]] = {}
         self.scalars: dict[Place, list[tuple[Slot, Any] | None]] = defaultdict(list)
+        self.spans: dict[Place, Edit] = {}
+        self.spanning: list[tuple[Place, bool, list[Node]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.lost = self.lost or self.at >= len(self.nodes) or self.nodes[self.at].target is not func
@@ -56,7 +61,16 @@ class ToldNumbers(CodeWatcher, OperatorMode):
         if not self.lost and place is not None:
             told = [flat_numbers(part) for _, part in self.parts(place, groups, keywords)]
             self.seen[place].append((told, self.nodes[start : self.at]))
+            nodes = [node for node in self.nodes[start : self.at] if node in self.reading.spans]
+            self.spanning.append((place, isinstance(getattr(what, "__self__", None), Tensor), nodes))
         return result
+
+    def span_edits(self) -> dict[str, Edits]:
+        """By module."""
+        found: dict[str, Edits] = {}
+        for (path, _, _), edit in self.spans.items():
+            found[path] = (*found.get(path, ()), edit)
+        return found
 
     def conclude(self) -> None:
         """Once nothing is watched any more: what becomes of the numbers that were seen."""
@@ -64,6 +78,20 @@ class ToldNumbers(CodeWatcher, OperatorMode):
             index = isinstance(self.function(place).places[place[2]], ast.Subscript)
             expected = self._bounds if index else self._expected
             self.calls[place] = [expected(told, nodes) for told, nodes in calls]
+        self._conclude_spans()
+
+    def _conclude_spans(self) -> None:
+        """The innermost call that runs an operator over channels some of which go is the one to tell."""
+        spans, claimed = self.reading.spans, set[Node]()
+        for place, is_method, nodes in self.spanning:  # inner calls end first
+            found = [n for n in nodes if n not in claimed and bool(self.dead[spans[n][1]].any())]
+            function = self.function(place)
+            name = name_called(function.places[place[2]])  # type: ignore[arg-type]
+            if len(found) == 1 and name in OVER:
+                claimed.update(found)
+                dim, labels = spans[found[0]]
+                value = (name, is_method, dim, len(labels))
+                self.spans[place] = Edit(place[1], function.digest, place[2], SPAN, value)
 
     def _bounds(self, told: Sequence[Sequence[int]], nodes: Sequence[Node]) -> list[int | None]:
         """Of an index: its slices are operators in the order of its parts; one that leaves all as it is, is none."""
@@ -99,11 +127,16 @@ class ToldNumbers(CodeWatcher, OperatorMode):
 
 
 def told_numbers(
-    model: nn.Module, reading: Reading, dead: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module,
+    reading: Reading,
+    dead: Tensor,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    only: Collection[str] | None = None,
 ) -> ToldNumbers:
-    """Run a copy of the dense model, which is used up, with its code watched."""
+    """Run a copy of the dense model, which is used up, with its code watched, or that of some of its modules alone."""
     settle(model, "eval")
-    told = ToldNumbers(model, reading, dead)
+    told = ToldNumbers(model, reading, dead, only)
     args, kwargs = tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))
     with same_randomness(model), torch.no_grad(), BelowAutograd(), told:
         model(*args, **kwargs)

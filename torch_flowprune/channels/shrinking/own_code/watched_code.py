@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch_flowprune.channels.shrinking.own_code.code_source import (
     rebuilt_functions,
     slots_told,
 )
-from torch_flowprune.channels.shrinking.own_code.edited_code import edits_of, own_class, tree_with
+from torch_flowprune.channels.shrinking.own_code.edited_code import NAMES, edits_of, own_class, tree_with
 from torch_flowprune.channels.shrinking.running_modules import RunningModules
 from torch_flowprune.masking import quiet_subclass
 
@@ -40,19 +40,23 @@ class _Watched(ast.NodeTransformer):
     def __init__(self, function: SourceFunction, tree: ast.FunctionDef) -> None:
         self.name, arguments = function.name, tree.args.posonlyargs + tree.args.args
         self.owner = arguments[0].arg if function.owner is not None and arguments else None
-        self.numbers = {id(node): n for n, node in enumerate(ast.walk(tree)) if n in function.places}
+        self.places = function.places
+
+    def _number(self, node: Any) -> int | None:
+        number: int | None = getattr(node, "place", None)
+        return number if number in self.places else None
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        number = self.numbers.get(id(node))
+        number = self._number(node)
         self.generic_visit(node)
-        if number is None:
+        if number is None or getattr(node.func, "id", "") in NAMES:  # whose arguments are others
             return node
         groups = ast.Tuple([ast.Tuple([argument], ast.Load()) for argument in node.args], ast.Load())
         keywords = ast.Dict([ast.Constant(k.arg) for k in node.keywords], [k.value for k in node.keywords])
         return self._by_way_of("called__", node, number, [node.func, groups, keywords])
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        number = self.numbers.get(id(node))
+        number = self._number(node)
         self.generic_visit(node)
         if number is None:
             return node
@@ -61,7 +65,7 @@ class _Watched(ast.NodeTransformer):
         )
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
-        number = self.numbers.get(id(node))
+        number = self._number(node)
         self.generic_visit(node)
         if number is None:
             return node
@@ -80,17 +84,21 @@ class _Watched(ast.NodeTransformer):
 
 
 class CodeWatcher:
-    """What watched code goes by way of: by module and place, in order."""
+    """What watched code goes by way of: by module and place, in order.
 
-    def __init__(self, model: nn.Module) -> None:
+    only: the modules whose classes are watched, if not all.
+    """
+
+    def __init__(self, model: nn.Module, only: Collection[str] | None = None) -> None:
         self.running, self.paths = RunningModules(), {path for path, _ in model.named_modules()}
         self.classes = {path: own_class(type(module)) for path, module in model.named_modules()}
         self.modules = dict(model.named_modules())
         self.own_paths = {id(module): path for path, module in model.named_modules()}
         names = {"called__": self.called, "computed__": self.worked_out, "cut__": self.cut}
-        classes = {cls: _watched_class(cls, names) for cls in dict.fromkeys(type(m) for m in model.modules())}
+        picked = self.modules.values() if only is None else [self.modules[path] for path in only]
+        classes = {cls: _watched_class(cls, names) for cls in dict.fromkeys(map(type, picked))}
         for module in model.modules():
-            module.__class__ = classes[type(module)]
+            module.__class__ = classes.get(type(module), type(module))
         self.running.watch(model, self.paths)
 
     def place(self, owner: Any, function: str, number: int) -> Place | None:
@@ -141,7 +149,8 @@ def _watched_class(cls: type[nn.Module], names: Mapping[str, Any]) -> type[nn.Mo
         tree = tree_with(function, edits_of(cls))
         return _Watched(function, tree).visit(tree)  # type: ignore[no-any-return]
 
-    space = {one.function.__name__: new for one, new in rebuilt_functions(functions, changed, watched, names)}
+    anew = rebuilt_functions(functions, changed, watched, {**NAMES, **names})
+    space = {one.function.__name__: new for one, new in anew}
     return quiet_subclass(cls, cls.__name__, {**space, "__module__": cls.__module__})
 
 

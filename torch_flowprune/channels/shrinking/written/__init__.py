@@ -1,6 +1,7 @@
 """Modules written for sizes that torch's own classes cannot state."""
 
 from torch_flowprune.channels.shrinking.written.narrow_attention import NarrowAttention
+from torch_flowprune.channels.shrinking.written.narrow_norms import NarrowGroupNorm, NarrowLayerNorm, NarrowRMSNorm
 from torch_flowprune.channels.shrinking.written.written_modules import (
     paths_of_written,
     register,
@@ -11,6 +12,9 @@ from torch_flowprune.channels.shrinking.written.written_modules import (
 
 __all__ = [
     "NarrowAttention",
+    "NarrowGroupNorm",
+    "NarrowLayerNorm",
+    "NarrowRMSNorm",
     "paths_of_written",
     "register",
     "written",

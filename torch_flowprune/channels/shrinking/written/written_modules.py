@@ -12,6 +12,7 @@ from torch_flowprune.channels.shrinking.graphs import graft
 from torch_flowprune.channels.shrinking.own_code import Edits, with_edits
 from torch_flowprune.channels.shrinking.surgery import Surgery
 from torch_flowprune.channels.shrinking.written.narrow_attention import NarrowAttention
+from torch_flowprune.channels.shrinking.written.narrow_norms import NARROW_NORMS, narrowed
 
 KeptRows = Mapping[str, Mapping[int, Tensor]]
 Writer = Callable[[Any, KeptRows], nn.Module]
@@ -28,6 +29,7 @@ _WRITERS: dict[type[nn.Module], Writer] = {
     nn.MultiheadAttention: NarrowAttention.of,
     NarrowAttention: NarrowAttention.of,
     nn.TransformerEncoder: _without_nested_tensors,
+    **dict.fromkeys((*NARROW_NORMS, *NARROW_NORMS.values()), narrowed),
 }
 
 
@@ -100,7 +102,8 @@ def written_paths(model: nn.Module, surgery: Surgery) -> list[str]:
     return [
         path
         for path, module in reversed(list(model.named_modules()))
-        if _writer_of(module) is not None and _keep_inside(surgery, path)
+        if (writer := _writer_of(module)) is not None
+        and (path in surgery.spans if writer is narrowed else _keep_inside(surgery, path))
     ]
 
 
@@ -135,4 +138,5 @@ def written_anew(model: nn.Module, paths: Collection[str]) -> nn.Module:
 
 def _keep_inside(surgery: Surgery, path: str) -> dict[str, Mapping[int, Tensor]]:
     prefix = f"{path}." if path else ""
-    return {name.removeprefix(prefix): kept for name, kept in surgery.keep.items() if name.startswith(prefix)}
+    inside = {name.removeprefix(prefix): kept for name, kept in surgery.keep.items() if name.startswith(prefix)}
+    return {**inside, **({"": surgery.spans[path]} if path in surgery.spans else {})}

@@ -1,0 +1,88 @@
+"""Norms of fewer channels than their statistics are over: what torch's own classes cannot state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from torch_flowprune.channels.shrinking.dense_spans import forward_over
+
+
+class NarrowLayerNorm(nn.LayerNorm):
+    """``nn.LayerNorm`` over a width of which a part is left; the rest counts as zeros in the mean and the variance.
+
+    Attributes:
+        dense_width: the number that sums over channels are divided by.
+    """
+
+    dense_width: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As that of ``nn.LayerNorm``, on the channels that are left."""
+        return forward_over(-1, self.dense_width, self, input)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, dense_width={self.dense_width}"
+
+
+class NarrowRMSNorm(nn.RMSNorm):
+    """``nn.RMSNorm`` over a width of which a part is left; the rest counts as zeros in the mean square.
+
+    Attributes:
+        dense_width: the number that sums over channels are divided by.
+    """
+
+    dense_width: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As that of ``nn.RMSNorm``, on the channels that are left."""
+        return forward_over(-1, self.dense_width, self, x)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, dense_width={self.dense_width}"
+
+
+class NarrowGroupNorm(nn.GroupNorm):
+    """``nn.GroupNorm`` of one group of which a part is left; the rest counts as zeros in the mean and the variance.
+
+    Attributes:
+        dense_width: the number of channels that sums over them are divided by.
+    """
+
+    dense_width: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As that of ``nn.GroupNorm``, on the channels that are left."""
+        return forward_over(1, self.dense_width, self, input)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, dense_width={self.dense_width}"
+
+
+NARROW_NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.LayerNorm: NarrowLayerNorm,
+    nn.RMSNorm: NarrowRMSNorm,
+    nn.GroupNorm: NarrowGroupNorm,
+}
+
+
+def narrowed(module: Any, kept: Mapping[str, Mapping[int, Tensor]]) -> nn.Module:
+    """The module after its tensors were cut, as one that knows its dense width.
+
+    Args:
+        module: with smaller tensors.
+        kept: of what it is given, under an empty name, the channels that it still sees; without, it sees all.
+    """
+    kind = next(narrow for plain, narrow in NARROW_NORMS.items() if isinstance(module, plain))
+    stated = module.num_channels if isinstance(module, nn.GroupNorm) else module.normalized_shape[-1]
+    left = next((int(seen.sum()) for seen in kept.get("", {}).values()), stated)
+    new: Any = kind.__new__(kind)
+    vars(new).update(vars(module))
+    new.dense_width = getattr(module, "dense_width", stated)
+    if isinstance(module, nn.GroupNorm):
+        new.num_channels = left
+    else:
+        new.normalized_shape = (left,)
+    return new  # type: ignore[no-any-return]
