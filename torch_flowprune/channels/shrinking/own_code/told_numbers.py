@@ -86,7 +86,8 @@ class ToldNumbers(CodeWatcher, OperatorMode):
         for place, is_method, nodes in self.spanning:  # inner calls end first
             found = [n for n in nodes if n not in claimed and bool(self.dead[spans[n][1]].any())]
             function = self.function(place)
-            name = name_called(function.places[place[2]])  # type: ignore[arg-type]
+            call = function.places[place[2]]
+            name = name_called(call) if isinstance(call, ast.Call) else ""
             if len(found) == 1 and name in OVER:
                 claimed.update(found)
                 dim, labels = spans[found[0]]
