@@ -20,14 +20,19 @@ from typing_extensions import Never
 from torch_flowprune.channels.counting import costs_of
 from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
 from torch_flowprune.channels.rules import RULES, SPATIAL
-from torch_flowprune.channels.tracing import Block, Reading, read, without_onlookers
+from torch_flowprune.channels.tracing import Block, Reading, read, relabelled, without_onlookers
 from torch_flowprune.inputs import arguments, check_keywords, on_host, parameters_of, without_cache
 from torch_flowprune.masking import dense_copy
 from torch_flowprune.torch_internals import tree_map_only
 
 
 def couple(
-    model: nn.Module, example_inputs: Any = None, kwargs: Mapping[str, Any] | None = None, **unknown: Never
+    model: nn.Module,
+    example_inputs: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    narrow_heads: bool = False,
+    **unknown: Never,
 ) -> Coupling:
     """The coupling of a model's channels, read off the operators of one forward. The model is left as it was.
 
@@ -36,6 +41,8 @@ def couple(
         example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of them; a batch of two samples
             or more.
         kwargs: keyword arguments of the model's forward, besides.
+        narrow_heads: where a dimension is a product, as heads and the width of each, make the inner factor smaller:
+            narrower heads in the place of fewer.
         unknown: none; a word of another library is answered with the one meant.
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -45,6 +52,7 @@ def couple(
     check_keywords(couple, unknown)
     dense = _without_masks(model)
     reading = reading_of(dense, example_inputs, kwargs)
+    reading = relabelled(reading, dense, RULES) if narrow_heads else reading
     coupling = coupling_of(reading)
     every = {group.name: torch.ones(group.size, dtype=torch.bool) for group in coupling.groups}
     return replace(coupling, costs=costs_of(reading, coupling, dense, every))

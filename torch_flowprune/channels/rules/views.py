@@ -76,7 +76,7 @@ def unflatten(g: Walk, labels: Tensor, sizes: Sequence[int], axis: int | None = 
         return [g.axes.fixed(s) for s in sizes]
     grid = labels.reshape(tuple(sizes))
     options = [i for i, s in enumerate(sizes) if s > 1] if axis is None else [axis]
-    if _is_shuffle(g.node):
+    if _is_shuffle(g.node) != g.inner:
         options.reverse()
     natural = [i for i in options if _is_repeated(grid, i)]
     kept = natural[0] if natural else options[g.choose([_along(grid, i)[:, 0] for i in options])]

@@ -16,12 +16,12 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Never
 
-from torch_flowprune.channels.coupling import arguments_of, coupling_of, reading_of
-from torch_flowprune.channels.group_masks import living_channels
+from torch_flowprune.channels.coupling import arguments_of
 from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.shrinking.attempts import Bench, attempt, untried
+from torch_flowprune.channels.shrinking.best_reading import best_surgery, readings_of
 from torch_flowprune.channels.shrinking.handing_over import Follower, Handover, Optimizers
-from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, kept_positions, operated, with_spans
+from torch_flowprune.channels.shrinking.surgery import ShrinkError, operated
 from torch_flowprune.channels.shrinking.written import written
 from torch_flowprune.channels.tracing import Reading, canonical_names, without_onlookers
 from torch_flowprune.inputs import check_keywords
@@ -90,11 +90,9 @@ def shrink(
     write_zeros(dense, given)
     args, keywords = arguments_of(dense, example_inputs, kwargs)
     quiet = without_onlookers(dense, args, keywords)
-    reading = reading or reading_of(quiet, args, keywords)
-    coupling = coupling or coupling_of(reading)
-    coupling.check_fits({**dict(dense.named_parameters()), **dict(dense.named_buffers())})
-    kept = living_channels(coupling, given or {n: p != 0 for n, p in dense.named_parameters()})
-    surgery = with_spans(Surgery(kept_positions(coupling, kept, dense), {}), reading)
+    readings = [reading] if reading else readings_of(quiet, args, keywords)
+    zeros = given or {name: parameter != 0 for name, parameter in dense.named_parameters()}
+    reading, surgery = best_surgery(dense, readings, coupling, zeros)
     small = dense
     if surgery.keep:
         bench = Bench(dense, quiet, reading, surgery, args, keywords, given)
@@ -104,7 +102,7 @@ def shrink(
             f"a {type(dense).__name__} is a {type(small).__name__} once it is smaller, which cannot be done in place: "
             "take what shrink returns without inplace"
         )
-    left = _left_of(given, surgery)
+    left = surgery.left_of(given)
     if left and not surgery.keep:
         _warn_nothing_goes(left)
     apply_masks(small, {name: mask for name, mask in left.items() if name in dict(small.named_parameters())})
@@ -116,12 +114,6 @@ def shrink(
         apply_masks(small, left)
     handover.to(small)
     return small
-
-
-def _left_of(masks: Mapping[str, Tensor], surgery: Surgery) -> dict[str, Tensor]:
-    """The masks cut to size, of what they still mask: single weights and filters, whose channels live on."""
-    small = {name: surgery.cut(name, mask) for name, mask in masks.items()}
-    return {name: mask for name, mask in small.items() if not bool(mask.all())}
 
 
 def _warn_nothing_goes(left: Mapping[str, Tensor]) -> None:

@@ -60,6 +60,15 @@ class Surgery:
         paths = (*self.code, *more)
         return replace(self, code={path: (*self.code.get(path, ()), *more.get(path, ())) for path in paths})
 
+    def left_of(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The masks cut to size, of what they still mask: single weights and filters, whose channels live on."""
+        small = {name: self.cut(name, mask) for name, mask in masks.items()}
+        return {name: mask for name, mask in small.items() if not bool(mask.all())}
+
+    def count(self) -> int:
+        """How many positions of tensors go."""
+        return sum(int((~kept).sum()) for axes in self.keep.values() for kept in axes.values())
+
     def shape(self, name: str, old: Sequence[int]) -> tuple[int, ...]:
         axes = self.keep.get(name, {})
         return tuple(int(axes[i].sum()) if i in axes else n for i, n in enumerate(old))

@@ -1,7 +1,7 @@
 """A model's operators as a graph whose tensor axes are labelled."""
 
 from torch_flowprune.channels.tracing.label_propagation import Walk, flat
-from torch_flowprune.channels.tracing.labelled_graph import Reading, canonical_names, program_of, read, twin
+from torch_flowprune.channels.tracing.labelled_graph import Reading, canonical_names, program_of, read, relabelled, twin
 from torch_flowprune.channels.tracing.labels import Block, Value
 from torch_flowprune.channels.tracing.nodes import concrete, module_path, operator_name, sharing
 from torch_flowprune.channels.tracing.onlookers import without_onlookers
@@ -18,6 +18,7 @@ __all__ = [
     "operator_name",
     "program_of",
     "read",
+    "relabelled",
     "sharing",
     "twin",
     "without_onlookers",

@@ -45,7 +45,12 @@ class Site:
 
 @dataclass
 class Walk:
-    """The state of one pass over the graph; what rules are given as their first argument."""
+    """The state of one pass over the graph; what rules are given as their first argument.
+
+    Attributes:
+        choices: which option to take at a site, where it is not the first.
+        inner: whether of two factors of a dimension (heads, and the width of each) the inner one is the first option.
+    """
 
     choices: Mapping[str, int]
     axes: Axes = field(default_factory=Axes)
@@ -58,6 +63,7 @@ class Walk:
     reads_zero: dict[tuple[str, int], bool] = field(default_factory=dict)
     segments: list[Tensor] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
+    inner: bool = False
     node: Node | None = None
     prefix: str = ""
     shape: tuple[int, ...] | None = None

@@ -31,11 +31,13 @@ class Reading:
     """A model's graph(s), with the labels of every tensor and what follows from them.
 
     Attributes:
+        unread: what is wrong with a training graph that reads further parameters; empty where nothing is.
         counts: operator and argument -> one label for each thing that the argument counts.
         spans: operator -> the dimension of its first operand whose positions it divides by, and their labels.
     """
 
     traced: dict[str, Traced]
+    unread: str
     axes: Axes
     solution: Solution
     values: dict[Node, Any]
@@ -150,9 +152,27 @@ def read(
         except Exception as e:  # noqa: BLE001 - whatever the training forward raises, what only training reads is then frozen
             error = f"its training graph, which reads further parameters, cannot be read: {type(e).__name__}"
     _check_all_read(model, traced, unused)
-    walk, solution = _best_walk(traced, names, rules, error)
+    return _labelled(traced, names, rules, error, unused)
+
+
+def relabelled(reading: Reading, model: nn.Module, rules: Mapping[str, Rule]) -> Reading:
+    """The same graphs, where of two factors of a dimension the inner one may lose positions: narrower heads."""
+    return _labelled(reading.traced, canonical_names(model), rules, reading.unread, reading.unused, inner=True)
+
+
+def _labelled(
+    traced: dict[str, Traced],
+    names: Mapping[str, str],
+    rules: Mapping[str, Rule],
+    error: str,
+    unused: tuple[str, ...],
+    *,
+    inner: bool = False,
+) -> Reading:
+    walk, solution = _best_walk(traced, names, rules, error, inner)
     return Reading(
         traced,
+        error,
         walk.axes,
         solution,
         walk.values,
@@ -185,13 +205,13 @@ def _check_all_read(model: nn.Module, traced: Mapping[str, Traced], unused: Sequ
 
 @on_host()
 def _best_walk(
-    traced: Mapping[str, Traced], names: Mapping[str, str], rules: Mapping[str, Rule], error: str
+    traced: Mapping[str, Traced], names: Mapping[str, str], rules: Mapping[str, Rule], error: str, inner: bool
 ) -> tuple[Walk, Solution]:
     """Walks with one set of choices after another; the one that leaves most positions of parameters removable."""
     choices: dict[str, int] = {}
     best: tuple[int, Walk, Solution] | None = None
     for _ in range(_ROUNDS):
-        walk = Walk(dict(choices))
+        walk = Walk(dict(choices), inner=inner)
         for prefix, graph in traced.items():
             walk.prefix = f"{prefix}:"
             walk.run(graph, names, rules)
