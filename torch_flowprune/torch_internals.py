@@ -54,6 +54,7 @@ __all__ = [
     "list_flat_weights",
     "made_of_operators",
     "names_of_flat_weights",
+    "past_modes",
     "runs_step_hooks",
     "schema_of",
     "semi_structured_sizes",
@@ -104,14 +105,25 @@ BelowAutograd: Any = torch._C._AutoDispatchBelowAutograd
 
 
 def made_of_operators(function: Any) -> FunctionType:
-    """The same function of ``torch.nn.functional``, which hands itself to no mode: the mode sees what it calls.
-
-    By a copy whose globals answer for ``has_torch_function``.
-    """
+    """A copy of a function of ``torch.nn.functional`` that hands itself to no mode: the mode sees what it calls."""
     names = {**function.__globals__, "has_torch_function": lambda _: False}
     copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
+
+
+def past_modes(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward of (context, saved tensors, gradients) that no mode looks at, but while hidden blocks run again.
+
+    Run inside of a mode of torch's functions, it would ask it for every tensor's shape.
+    """
+
+    def past(ctx: Any, *gradients: Any) -> Any:
+        saved = ctx.saved_tensors
+        with torch._C.DisableTorchFunction():
+            return backward(ctx, saved, *gradients)
+
+    return past
 
 
 def in_function_transform() -> bool:

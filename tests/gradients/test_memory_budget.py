@@ -95,6 +95,17 @@ def test_graphs_that_fit_are_kept_for_the_second_sweep():
     assert set(counts) - {4, 8}, "some kept, some not"
 
 
+def test_where_everything_fits_one_sample_is_tried_once():
+    """More runs are made only where a budget might not do."""
+    seen, model = [], wide_net()
+    whole = peak_of(lambda: fp.flow(model, images(6, 6)))
+    fp.flow(model, images(6, 6), closure=counting(seen), max_memory="1GB", check=False)
+    assert [size for size in seen if size < 3] == [1]
+    seen.clear()
+    fp.flow(model, images(6, 6), closure=counting(seen), max_memory=int(1.2 * whole), check=False)
+    assert [size for size in seen if size < 3] == [1, 1, 2]
+
+
 def test_randomness_in_eval_mode_is_the_same_for_kept_and_other_graphs():
     class Noisy(nn.Module):
         def __init__(self):

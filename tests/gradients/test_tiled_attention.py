@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import torch_flowprune as fp
 from torch_flowprune.gradients.batches.memory_budget import Peak
 from torch_flowprune.gradients.operators import attention_tiles, twice_differentiable
-from torch_flowprune.gradients.operators.tiled_attention import tiled_attention
+from torch_flowprune.gradients.operators.tiled_attention import attention_of_long_sequences, tiled_attention
 
 DOUBLE = torch.float64
 SHAPES = {  # samples, heads, heads of keys, queries, keys, elements, elements of values
@@ -172,6 +172,14 @@ class _Encoder(nn.Module):
         return self.out(self.layer(x).mean(1))
 
 
+def test_short_sequences_keep_their_matrix():
+    """It takes no more than the operands do, and making it again takes time."""
+    q, k = torch.randn(1, 2, 16, 4), torch.randn(1, 2, 17, 4)
+    assert attention_of_long_sequences(q, q, q) is None
+    assert attention_of_long_sequences(q, k, k) is not None
+    assert attention_of_long_sequences(query=k, key=k, value=k, is_causal=True) is not None
+
+
 def test_attention_of_torchs_modules_is_in_tiles(monkeypatch):
     """What a function of torch's calls inside is seen too."""
     torch.manual_seed(0)
@@ -182,7 +190,7 @@ def test_attention_of_torchs_modules_is_in_tiles(monkeypatch):
         return double_backward(self, *arguments)
 
     monkeypatch.setattr(attention_tiles.Attention, "double_backward", counted)
-    model, data = _Encoder().double(), [(torch.randn(4, 5, 8).double(), torch.tensor([0, 1, 2, 0]))]
+    model, data = _Encoder().double(), [(torch.randn(4, 20, 8).double(), torch.tensor([0, 1, 2, 0]))]
     found = fp.flow(model, data, loss=F.cross_entropy, needs=("g", "Hg"))
     assert calls
     plain = copy.deepcopy(model).eval()

@@ -130,17 +130,25 @@ class Resources:
             )
 
 
+def bounded(work: Callable[[int], object], _: int) -> tuple[Cost, Cost]:
+    """What ``work(n)`` takes and goes on holding at most: n times what one sample does, in a single run."""
+    peak, kept = _of_run(work, 1)
+    return Cost(peak, peak), Cost(kept, kept)
+
+
 def measured(work: Callable[[int], object], samples: int) -> tuple[Cost, Cost]:
     """``work(n)`` on one sample and on two, if there are two.
 
-    What it takes at most, and what its result goes on holding.
+    What it takes at most, and what its result goes on holding. It has run before: what a first call loads and caches is
+    not the samples'.
     """
-    work(1)  # what a first call loads and caches is not the samples'
-    peaks, kept = [], []
-    for count in (1, min(2, samples)):
-        with Peak() as memory:
-            result = work(count)
-            kept.append(memory.live)
-            peaks.append(memory.peak)
-            del result
-    return Cost(peaks[0], peaks[1] - peaks[0]), Cost(kept[0], kept[1] - kept[0])
+    (peak, kept), (peaks, both) = _of_run(work, 1), _of_run(work, min(2, samples))
+    return Cost(peak, peaks - peak), Cost(kept, both - kept)
+
+
+def _of_run(work: Callable[[int], object], count: int) -> tuple[int, int]:
+    with Peak() as memory:
+        result = work(count)
+        kept = memory.live
+        del result
+    return memory.peak, kept

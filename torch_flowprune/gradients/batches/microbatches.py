@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import torch
 
 from torch_flowprune.gradients.batches.batch_derivatives import Derivatives, Grads
 from torch_flowprune.gradients.batches.loss_of_halves import difference_of_halves
-from torch_flowprune.gradients.batches.memory_budget import Cost, measured, readable
+from torch_flowprune.gradients.batches.memory_budget import Cost, bounded, measured, readable
 from torch_flowprune.gradients.operators import twice_differentiable
 from torch_flowprune.inputs import Batch, first, parts, shapes, spread_out, untouched, wide_type
 from torch_flowprune.torch_internals import AnyBatchNorm
@@ -21,7 +21,8 @@ Part: TypeAlias = "tuple[Batch, int]"
 class MicroBatches:
     """Batches cut so that the sums of a sweep and what one part takes stay below ``max_memory``; whole without one.
 
-    What a part takes is measured on one sample and on two of the first batch of its shape, and is linear in between.
+    What a part takes is linear in its samples: at most so many times what one sample takes, which one run tells, and
+    may do; where it does not, one sample and two are measured, from then on for every shape.
     ``held`` says how many tensors a parameter a sweep holds, where it is not one for each derivative wanted.
     """
 
@@ -29,6 +30,7 @@ class MicroBatches:
         self.along = derivatives.weights.along
         self.derivatives, self.second = derivatives, "Hg" in wanted
         self.limit, self.costs = derivatives.resources.max_memory, dict[Any, tuple[Cost, Cost]]()
+        self.exact, self._few = False, dict[Any, Part]()
         each = sum(wide_type(parameter).itemsize * parameter.numel() for parameter in derivatives.parameters)
         kinds = len(wanted & {"g", "g2", "g2_sample", "Hg"}) if held is None else held
         # besides, a batch's own gradient, summed over its parts
@@ -44,6 +46,9 @@ class MicroBatches:
         if self.limit is None:
             return self._counting([(batch, size)])
         peak, _ = self.cost(batch, size)
+        if peak.of(size) > self.limit - self.sums:
+            self.measure()
+            peak, _ = self.cost(batch, size)
         most = min(size, peak.samples(self.limit - self.sums))
         if not most:
             needed = (
@@ -61,11 +66,28 @@ class MicroBatches:
 
     def cost(self, batch: Batch, size: int) -> tuple[Cost, Cost]:
         """Of a batch of this shape: the peak, and what the graph of its gradient holds."""
-        key = shapes(batch, self.along)
+        key = self.shape(batch)
         if key not in self.costs:
-            with untouched(self.derivatives.model, mode=self.derivatives.mode):
-                self.costs[key] = measured(lambda count: self._work(first(batch, size, count, self.along), count), size)
+            few = min(2, size)
+            self._few[key] = first(batch, size, few, self.along), few
+            self.costs[key] = self._cost(bounded, *self._few[key])
+            if self.exact:
+                self.costs[key] = self._cost(measured, *self._few[key])
         return self.costs[key]
+
+    def shape(self, batch: Batch) -> Any:
+        """What batches have in common that take as much a sample."""
+        return shapes(batch, self.along)
+
+    def measure(self) -> None:
+        """In place of bounds, from now on."""
+        if not self.exact:
+            self.exact = True
+            self.costs = {key: self._cost(measured, *few) for key, few in self._few.items()}
+
+    def _cost(self, how: Callable[..., tuple[Cost, Cost]], batch: Batch, size: int) -> tuple[Cost, Cost]:
+        with untouched(self.derivatives.model, mode=self.derivatives.mode):
+            return how(lambda count: self._work(first(batch, size, count, self.along), count), size)
 
     def _work(self, batch: Batch, size: int) -> Grads:
         if not self.second:
@@ -120,8 +142,8 @@ class Graphs:
     """
 
     def __init__(self, micro: MicroBatches) -> None:
-        self.micro, self.worst, self.held = micro, 0.0, 0.0
-        self.kept: deque[tuple[Grads, int, float, float]] = deque()
+        self.micro, self.worst, self.held, self.largest = micro, 0.0, 0.0, dict[Any, int]()
+        self.kept: deque[tuple[Grads, int, Any, float]] = deque()
 
     @property
     def active(self) -> bool:
@@ -140,13 +162,15 @@ class Graphs:
     def expect(self, batch: Batch, size: int) -> bool:
         """Make room for a batch; whether its graph may be kept."""
         peak, _ = self.micro.cost(batch, size)
+        shape = self.micro.shape(batch)
+        self.largest[shape] = max(size, self.largest.get(shape, 0))
         self.worst = max(self.worst, peak.of(size))
         self._drop()
         return self.room > 0
 
     def pass_by(self, size: int) -> None:
         """A batch that has nothing to take a mean over: a second sweep need not read it either."""
-        self.kept.append(([None] * len(self.micro.derivatives.parameters), size, 0.0, 0.0))
+        self.kept.append(([None] * len(self.micro.derivatives.parameters), size, None, 0.0))
 
     def give_up(self) -> None:
         """A batch is not kept: those kept have to be the last ones, and none before it is any more."""
@@ -154,15 +178,25 @@ class Graphs:
         self.held = 0.0
 
     def add(self, grads: Grads, batch: Batch, size: int) -> None:
-        held = self.micro.cost(batch, size)[1].of(size)
-        self.kept.append((grads, size, held, self.micro.derivatives.weight(batch, size)))
-        self.held += held
+        self.micro.cost(batch, size)
+        shape = self.micro.shape(batch)
+        self.kept.append((grads, size, shape, self.micro.derivatives.weight(batch, size)))
+        self.held += self._bytes(shape, size)
         self._drop()
+
+    def _bytes(self, shape: Any, size: int) -> float:
+        return 0.0 if shape is None else self.micro.costs[shape][1].of(size)
 
     @property
     def room(self) -> float:
         return (self.micro.limit or 0) - self.micro.sums - self.worst
 
     def _drop(self) -> None:
+        """By bounds where these do, else by what was measured."""
+        if self.kept and self.held > self.room and not self.micro.exact:
+            self.micro.measure()
+            self.worst = max((self.micro.costs[shape][0].of(size) for shape, size in self.largest.items()), default=0)
+            self.held = sum(self._bytes(shape, size) for _, size, shape, _ in self.kept)
         while self.kept and self.held > self.room:
-            self.held -= self.kept.popleft()[2]
+            _, size, shape, _ = self.kept.popleft()
+            self.held -= self._bytes(shape, size)

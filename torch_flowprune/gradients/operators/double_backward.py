@@ -25,7 +25,7 @@ from torch_flowprune.gradients.operators.bilinear_operators import (
     Wanted,
 )
 from torch_flowprune.gradients.operators.embedding_bags import bag_of_embeddings
-from torch_flowprune.gradients.operators.tiled_attention import tiled_attention
+from torch_flowprune.gradients.operators.tiled_attention import attention_of_long_sequences
 from torch_flowprune.gradients.operators.twice_differentiable_losses import (
     connectionist_temporal_classification,
     margin_of_classes,
@@ -37,18 +37,19 @@ from torch_flowprune.torch_internals import (
     fused_weight_norm,
     has_hooks,
     made_of_operators,
+    past_modes,
 )
 
 
 @contextmanager
-def twice_differentiable() -> Iterator[WeightGradients]:
+def twice_differentiable(*, values_read: bool = True) -> Iterator[WeightGradients]:
     """Inside, a forward uses operators that have second derivatives: attention in tiles, relu6 for hardsigmoid.
 
     Sums of embeddings are plain ones, and so are losses whose kernels have none. Of weight norm torch has one, and it
     is wrong: the plain formula takes its place. Convolutions, linear layers and batch norms in eval mode go through
-    :class:`_Product`.
+    :class:`_Product`; linear layers where a gradient's value is left out (``values_read``), as nothing else is saved.
     """
-    weight_gradients = WeightGradients()
+    weight_gradients = WeightGradients(values_read)
     with sdpa_kernel(SDPBackend.MATH), _Substitutes(weight_gradients):
         yield weight_gradients
 
@@ -56,7 +57,8 @@ def twice_differentiable() -> Iterator[WeightGradients]:
 class WeightGradients:
     """Whether the values of the weights' gradients are read, or only what they depend on: then they are left out."""
 
-    read = True
+    def __init__(self, always_read: bool) -> None:
+        self.always_read, self.read = always_read, True
 
     @contextmanager
     def unread(self) -> Iterator[None]:
@@ -85,20 +87,18 @@ def check_twice(outputs: Iterable[Tensor]) -> None:
 class _Product(Function):
     """``x * w + b``."""
 
-    @staticmethod
+    @staticmethod  # what is saved, saved here: for a method of its own torch inspects the signature in every call
     def forward(
-        operator: Bilinear, x: Tensor, w: Tensor, b: Tensor | None, weight_gradients: WeightGradients
+        ctx: Any, operator: Bilinear, x: Tensor, w: Tensor, b: Tensor | None, weight_gradients: WeightGradients
     ) -> Tensor:
+        ctx.operator, ctx.weight_gradients = operator, weight_gradients
+        ctx.save_for_backward(x, w)
         return operator.product(x, w, b)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.operator, x, w, _, ctx.weight_gradients = inputs
-        ctx.save_for_backward(x, w)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:
-        x, w = ctx.saved_tensors
+    @past_modes
+    def backward(ctx: Any, saved: Any, dy: Tensor) -> Any:
+        x, w = saved
         unread = not ctx.weight_gradients.read and torch.is_grad_enabled() and w.is_leaf and not has_hooks(w)
         return None, *_Transposes.apply(ctx.operator, dy, x, w, ctx.needs_input_grad[1:4], unread), None
 
@@ -111,20 +111,20 @@ class _Transposes(Function):
     """
 
     @staticmethod
-    def forward(operator: Bilinear, dy: Tensor, x: Tensor, w: Tensor, wanted: Wanted, unread: bool) -> Gradients:
+    def forward(
+        ctx: Any, operator: Bilinear, dy: Tensor, x: Tensor, w: Tensor, wanted: Wanted, unread: bool
+    ) -> Gradients:
+        ctx.operator = operator
+        ctx.save_for_backward(dy, x, w)
+        ctx.set_materialize_grads(False)
         grads = operator.transposes(dy, x, w, (wanted[0], wanted[1] and not unread, wanted[2]))
         dx, dw, db = (grad if want else None for grad, want in zip(grads, wanted, strict=True))
         return dx, w.new_zeros(()).expand_as(w) if wanted[1] and unread else dw, db
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
-        ctx.operator, dy, x, w, _, _ = inputs
-        ctx.save_for_backward(dy, x, w)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, u: Tensor | None, v: Tensor | None, b: Tensor | None) -> Any:
-        dy, x, w = ctx.saved_tensors
+    @past_modes
+    def backward(ctx: Any, saved: Any, u: Tensor | None, v: Tensor | None, b: Tensor | None) -> Any:
+        dy, x, w = saved
         needs_dy, needs_x, needs_w = ctx.needs_input_grad[1:4]
         linear, ddy = ctx.operator.linear or ctx.operator, None
         if needs_dy and (v is not None or b is not None):
@@ -149,7 +149,8 @@ class _Substitutes(TorchFunctionMode):
         if func in _OF_OPERATORS:
             with self:
                 return _OF_OPERATORS[func](*args, **(kwargs or {}))
-        substitute = _SUBSTITUTES.get(func)
+        plain = func is functional.linear and self.weight_gradients.always_read
+        substitute = None if plain else _SUBSTITUTES.get(func)
         substituted = substitute(*args, **(kwargs or {})) if substitute else None
         if substituted is None:
             return func(*args, **(kwargs or {}))
@@ -177,7 +178,7 @@ _SUBSTITUTES: dict[Any, Callable[..., Tensor | BilinearCall | None]] = {
     **dict.fromkeys(HARDSIGMOIDS, _hardsigmoid),
     HARDSIGMOID_IN_PLACE: partial(_hardsigmoid, inplace=True),
     fused_weight_norm: _weight_norm,
-    functional.scaled_dot_product_attention: tiled_attention,
+    functional.scaled_dot_product_attention: attention_of_long_sequences,
     functional.embedding_bag: bag_of_embeddings,
     **dict.fromkeys((functional.ctc_loss, torch.ctc_loss), connectionist_temporal_classification),
     functional.multi_margin_loss: margin_of_classes,

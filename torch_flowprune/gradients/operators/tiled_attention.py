@@ -11,7 +11,14 @@ from torch.autograd import Function
 
 from torch_flowprune.gradients.operators.attention_tiles import Attention
 from torch_flowprune.gradients.operators.bilinear_operators import is_ordinary
-from torch_flowprune.torch_internals import in_function_transform
+from torch_flowprune.torch_internals import in_function_transform, past_modes
+
+
+def attention_of_long_sequences(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor | None:
+    """Attention in tiles where its matrix is larger than its operands and output together; None elsewhere."""
+    queries, keys, widths = query.shape[-2:-1], key.shape[-2:-1], (*query.shape[-1:], *value.shape[-1:])
+    fits = math.prod(queries + keys) <= (sum(queries) + sum(keys)) * sum(widths)
+    return None if fits else tiled_attention(query, key, value, *rest, **options)
 
 
 def tiled_attention(
@@ -42,7 +49,7 @@ def tiled_attention(
             mask_of=mask_of,
             learned=mask is not None and mask.requires_grad,
         )
-        out, _ = _Attention.apply(attention, *flat, mask)
+        out = _Attention.apply(attention, *flat, mask)
         return out.view(*batch, *out.shape[-2:]).to(q.dtype)  # type: ignore[no-any-return]
 
 
@@ -106,38 +113,34 @@ def _matrices(mask: Tensor | None, batch: torch.Size, digits: torch.dtype) -> tu
 
 
 class _Attention(Function):
-    """The output, and what makes tiles of probabilities again."""
+    """The output, of which tiles of probabilities are made again."""
 
     @staticmethod
-    def forward(attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        return attention.forward(q, k, v, mask)
+    def forward(ctx: Any, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        out, sums = attention.forward(q, k, v, mask)
+        ctx.attention = attention
+        ctx.save_for_backward(q, k, v, mask, out, sums)
+        return out
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.attention, *operands = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*operands, *output)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor, _: Tensor) -> Any:
-        return None, *_Gradients.apply(ctx.attention, dy, *ctx.saved_tensors)
+    @past_modes
+    def backward(ctx: Any, saved: Any, dy: Tensor) -> Any:
+        return None, *_Gradients.apply(ctx.attention, dy, *saved)
 
 
 class _Gradients(Function):
     """The derivative of attention, with a derivative of its own."""
 
     @staticmethod
-    def forward(attention: Attention, dy: Tensor, *operands: Any) -> Any:
+    def forward(ctx: Any, attention: Attention, dy: Tensor, *operands: Any) -> Any:
+        ctx.attention = attention
+        ctx.save_for_backward(dy, *operands)
         return attention.backward(dy, *operands)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.attention, *operands = inputs
-        ctx.save_for_backward(*operands)
-
-    @staticmethod
-    def backward(ctx: Any, *along: Tensor | None) -> Any:
-        dy, q, k, v, mask, out, sums = ctx.saved_tensors
+    @past_modes
+    def backward(ctx: Any, saved: Any, *along: Any) -> Any:
+        dy, q, k, v, mask, out, sums = saved
         if torch.is_grad_enabled():  # a loss that takes second derivatives itself
             return None, *_differentiable(ctx.attention, along, dy, q, k, v, mask), None, None
         ddy, of_operands = ctx.attention.double_backward(along, dy, q, k, v, mask, out, sums)

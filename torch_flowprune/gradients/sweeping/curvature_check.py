@@ -126,8 +126,8 @@ def _gradient(derivatives: Derivatives, batch: Batch, size: int) -> list[Tensor]
 
 
 def _product(derivatives: Derivatives, batch: Batch, size: int, along: Sequence[Tensor]) -> list[Tensor]:
-    """H times a vector."""
-    with same_randomness(derivatives.model), twice_differentiable():
+    """H times a vector, by all operators that a sweep may put in place."""
+    with same_randomness(derivatives.model), twice_differentiable(values_read=False):
         grads = derivatives.gradient(derivatives.loss(batch, size), create_graph=True)
         return taken(derivatives.product(grads, along), derivatives.parameters)
 

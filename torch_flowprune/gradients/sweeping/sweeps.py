@@ -229,11 +229,12 @@ class Sweeps:
             for part in graphs.micro.of(batch, size):
                 weight = self.derivatives.weight(*part)
                 of_batch += weight
-                with twice_differentiable() as weight_gradients:
+                with twice_differentiable(values_read=False) as weight_gradients:
                     loss = self.derivatives.loss(*part)
                     with weight_gradients.unread():
                         grads = self.derivatives.gradient(loss, create_graph=True)
-                    add_weighted(total, self.derivatives.product(grads, along), weight)
+                    products = self.derivatives.product(grads, along)
+                add_weighted(total, products, weight)
                 of_parts.append(loss.detach().double() * weight)
             if of_parts:
                 losses.append(torch.stack(of_parts).sum() / of_batch)
@@ -243,7 +244,8 @@ class Sweeps:
             grads, _, _, weight = graphs.kept.popleft()
             whole += weight
             with twice_differentiable():  # checkpointed blocks run again
-                add_weighted(total, self.derivatives.product(grads, along), weight)
+                products = self.derivatives.product(grads, along)
+            add_weighted(total, products, weight)
         count, whole, _ = over_ranks(self.ranks, [total], count, whole)
         check_same_count(first["samples"], count)
         check_same_losses(self.losses, losses, self.derivatives.digits(), self.ranks)
@@ -255,10 +257,10 @@ class Sweeps:
         with twice_differentiable():
             loss = self.derivatives.loss(batch, size)
             grads = self.derivatives.gradient(loss, create_graph=True)
-            values = detached(grads)
-            g = taken(values, self.parameters)
-            product = taken(self.derivatives.product(grads, g), self.parameters, besides=g)
-        self.losses = [loss.detach()]
+        g = taken(values := detached(grads), self.parameters)  # outside, where no operator is looked at
+        with twice_differentiable():  # checkpointed blocks run again
+            products = self.derivatives.product(grads, g)
+        product, self.losses = taken(products, self.parameters, besides=g), [loss.detach()]
         self.derivatives.warn_unreached(self.names, stacklevel=5)
         sums: Sums = {kind: self._zeros() for kind in ("g2", "g2_sample") if kind in wanted}
         self._accumulate(sums, values, batch, size)

@@ -57,10 +57,11 @@ def overflown(found: Candidates) -> bool:
     """Whether some gradient is not finite; asked of the devices once."""
     grads = [target.parameter.grad for target in targets_of(found).values() if target.parameter.grad is not None]
     # a sum is not finite where one of its terms is not, and takes a fifth of the time; one that overflows tells nothing
-    if not grads or _all_true([grad.detach().sum().isfinite() for grad in grads]):
+    if not grads or _are_finite_numbers([grad.detach().sum() for grad in grads]):
         return False
-    return not _all_true([grad.detach().isfinite().all() for grad in grads])
+    # 0 times what is not finite is nan
+    return not _are_finite_numbers([grad.detach().mul(0).sum() for grad in grads])
 
 
-def _all_true(flags: list[Tensor]) -> bool:
-    return bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all())
+def _are_finite_numbers(numbers: list[Tensor]) -> bool:
+    return bool(torch.stack([number.to(numbers[0].device) for number in numbers]).isfinite().all())
