@@ -76,6 +76,7 @@ def test_one_sample_that_may_be_read_has_no_halves():
     assert (found.samples, found.total.stability) == (1, None)
 
 
+@pytest.mark.filterwarnings("ignore:the diagonal of H from")
 @pytest.mark.parametrize("options", [{}, {"batch_size": 5}, {"max_samples": 4}, {"mode": "train"}], ids=str)
 @pytest.mark.parametrize("sizes", [(5,), (5, 5, 3)], ids=["one batch", "batches"])
 @pytest.mark.parametrize("method", ["grasp", "fisher", "fisher_sample", "synflow", "obd", "wanda"])

@@ -1,10 +1,14 @@
 """H·v along any vector, and the diagonal by probes, against the whole Hessian."""
 
+import warnings
+
 import cases
 import oracles
 import pytest
 import torch
 from cases import CASES, every_case
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import torch_flowprune as fp
 
@@ -80,3 +84,62 @@ def test_beside_other_derivatives():
     with pytest.raises(ValueError, match="diagH takes a sweep of its own"):
         fp.flow(model, iter(batches), needs=("diagH", "g"))
     assert fp.global_prune(model, "obd", 0.5, data=batches, probes=4).method == "obd"
+
+
+def a_vision_transformer():
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=4, depth=1).double().eval()
+    x, y = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4)
+    return model, [(x[:3], y[:3]), (x[3:], y[3:])], lambda: F.cross_entropy(model(x), y)
+
+
+def a_residual_net():
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("resnet10t", num_classes=4).double()
+    x, y = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4)
+    fp.recalibrate(model, (x, y)).eval()
+    return model, [(x[:3], y[:3]), (x[3:], y[3:])], lambda: F.cross_entropy(model(x), y)
+
+
+def a_language_model():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 4}
+    config = transformers.BertConfig(**sizes, intermediate_size=24, max_position_embeddings=32)
+    model = transformers.BertForSequenceClassification(config).double().eval()
+    ids, y = torch.randint(3, 60, (4, 8)), torch.arange(4)
+    batches = [{"input_ids": ids[a:b], "labels": y[a:b]} for a, b in ((0, 3), (3, 4))]
+    return model, batches, lambda: model(input_ids=ids, labels=y).loss
+
+
+@pytest.mark.filterwarnings("ignore:the diagonal of H from")
+@pytest.mark.parametrize("make", [a_residual_net, a_vision_transformer, a_language_model])
+def test_of_models_people_have_it_lies_within_its_error(make):
+    """Some entries, each a product of its own with a unit vector."""
+    torch.manual_seed(0)
+    model, batches, loss = make()
+    found = fp.flow(model, batches, needs=("diagH",), probes=16)
+    parameters, sigmas = dict(model.named_parameters()), []
+    with sdpa_kernel(SDPBackend.MATH):
+        g = dict(
+            zip(parameters, torch.autograd.grad(loss(), list(parameters.values()), create_graph=True), strict=True)
+        )
+        for name in list(parameters)[:: max(1, len(parameters) // 20)]:
+            for place in torch.randint(parameters[name].numel(), (4,)).tolist():
+                (row,) = torch.autograd.grad(g[name].flatten()[place], parameters[name], retain_graph=True)
+                error = found.diagH_error[name].flatten()[place]
+                if error > 1e-14:
+                    sigmas.append((found.diagH[name].flatten()[place] - row.flatten()[place]) / error)
+    assert len(sigmas) > 40
+    assert torch.stack(sigmas).square().mean() < 2.5
+    assert torch.stack(sigmas).abs().max() < 7
+
+
+def test_a_diagonal_that_is_mostly_noise_is_told_of():
+    """By its error bars; the more probes the less it is."""
+    model, batches = cases.mlp(), CASES["mlp"].batches()
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match=r"the diagonal of H from 2 probes is \d+% noise, by its own error bars"):
+        fp.flow(model, batches, needs=("diagH",), probes=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fp.flow(model, batches, needs=("diagH",), probes=400)

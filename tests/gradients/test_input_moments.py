@@ -242,3 +242,28 @@ def test_channels_that_no_weight_reads_are_named():
     alone = fp.Coupling((fp.Group(group.name, tuple(one for one in group.slices if one.role != "consumer")),))
     with pytest.raises(ValueError, match="scored_by='consumer': no weight reads the channels of '0.weight'"):
         fp.scores(model, "magnitude", granularity="channel", coupling=alone, scored_by="consumer")
+
+
+class Decoding(nn.Module):
+    """As models with a decoder: it reads the labels, and does not run without."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm, self.out = nn.Embedding(7, 4), nn.BatchNorm1d(4), nn.Linear(4, 7)
+
+    def forward(self, input_ids, labels=None):
+        if labels is None:
+            raise ValueError("the decoder is given nothing")
+        h = self.norm(self.embed(input_ids).mean(1) + self.embed(labels).mean(1))
+        return {"loss": self.out(h).square().mean()}
+
+
+def test_models_that_read_their_labels_are_given_them():
+    ids = torch.randint(7, (6, 3))
+    data = [{"input_ids": ids[:4], "labels": ids[:4].flip(1)}, {"input_ids": ids[4:], "labels": ids[4:].flip(1)}]
+    model = Decoding()
+    fp.recalibrate(model, data)
+    model.eval()
+    assert fp.flow(model, data, needs=("x2",)).x2["out.weight"].shape == (7, 4)
+    fp.global_prune(model, "wanda", 0.5, data=data, include="out")
+    assert [layer.name for layer in fp.reconstruct(model, data).layers] == ["out.weight"]

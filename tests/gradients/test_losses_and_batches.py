@@ -96,7 +96,28 @@ LOSSES = {
         {"loss": nn.BCEWithLogitsLoss()},
     ),
     "warmed": Case(mlp, pairs(Y), summed(lambda o, t: CE(o / 3, t), Y), {"temperature": 3.0}),
+    "focal": Case(mlp, pairs(Y), summed(lambda o, t: focal(o, t).sum(), Y), {"loss": lambda o, t: focal(o, t).mean()}),
+    "counted by a function": Case(
+        mlp,
+        pairs(Y),
+        summed(partial(CE, ignore_index=2), Y, lambda a, b: (Y[a:b] != 2).sum()),
+        {
+            "loss": lambda o, t: F.cross_entropy(o, t, ignore_index=2) if (t != 2).any() else o.sum() * 0,
+            "reduction": lambda batch: (batch[1] != 2).sum(),
+        },
+    ),
+    "margins": Case(
+        mlp,
+        pairs(Y),
+        summed(lambda o, t: ((1 - o.gather(1, t[:, None]) + o).clamp(min=0) ** 2).sum() / 3 - len(t) / 3, Y),
+        {"loss": nn.MultiMarginLoss(p=2)},
+    ),
 }
+
+
+def focal(output, target):
+    losses = F.cross_entropy(output, target, reduction="none")
+    return (1 - torch.exp(-losses)).square() * losses
 
 
 class Wrapped(nn.Module):
@@ -116,6 +137,27 @@ class Heads(NamedTuple):
 FIRST = {"loss": lambda o, t: F.cross_entropy(o[0], t)}
 
 
+def of_three(model, batch):
+    return F.triplet_margin_loss(*(model(x) for x in batch), margin=2.0)
+
+
+def of_two(o, target):
+    return F.cross_entropy(o["classes"], target["classes"]) + F.mse_loss(o["numbers"], target["numbers"])
+
+
+def two(net, a, b):
+    y = net(X[a:b])["classes"]
+    return CE(y, Y[a:b]) + (2 * y - REALS[a:b]).square().sum() / 3, float(b - a)
+
+
+def three(net, a, b):
+    anchor, near, far = (net(x) for x in (X[a:b], X[a:b] + 0.1 * SHIFT[a:b], SHIFT[a:b]))
+    return F.triplet_margin_loss(anchor, near, far, margin=2.0, reduction="sum"), float(b - a)
+
+
+SHIFT = drawn(SAMPLES, 4).flip(0)
+
+
 def wrapped(wrap, unwrap, words):
     part = lambda net, a, b: (CE(unwrap(net(X[a:b])), Y[a:b]), float(b - a))
     return Case(lambda: Wrapped(wrap), pairs(Y), part, words)
@@ -127,6 +169,15 @@ OUTPUTS = {
     "an object with logits": wrapped(lambda y: Heads(y, 2 * y), lambda o: o.logits, {}),
     "a tuple": wrapped(lambda y: (y, 2 * y), lambda o: o[0], FIRST),
     "a list": wrapped(lambda y: [y, 2 * y], lambda o: o[0], FIRST),
+    "three inputs that are compared": Case(
+        mlp, lambda a, b: (X[a:b], X[a:b] + 0.1 * SHIFT[a:b], SHIFT[a:b]), three, {"closure": of_three}
+    ),
+    "two heads with targets in a dict": Case(
+        lambda: Wrapped(lambda y: {"classes": y, "numbers": 2 * y}),
+        lambda a, b: (X[a:b], {"classes": Y[a:b], "numbers": REALS[a:b]}),
+        two,
+        {"loss": of_two},
+    ),
     "a dict of its own": wrapped(
         lambda y: {"a": y}, lambda o: o["a"], {"loss": lambda o, t: F.cross_entropy(o["a"], t)}
     ),

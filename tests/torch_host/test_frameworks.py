@@ -543,6 +543,7 @@ PRUNES = {
 
 
 @pytest.mark.filterwarnings("ignore::torch_flowprune.LayerCollapseWarning", "ignore::torch_flowprune.TiedScoresWarning")
+@pytest.mark.filterwarnings("ignore:the diagonal of H from")
 @pytest.mark.parametrize("how", PRUNES)
 def test_row_7_17_a_default_device_other_than_the_models(how):
     """The meta device, which has no values, so that whatever lands on it by accident fails."""

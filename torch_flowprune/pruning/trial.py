@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from torch_flowprune.gradients import FlowSource
-from torch_flowprune.inputs import as_batches, call, example_of, inputs_of, sized
+from torch_flowprune.inputs import as_batches, call, example_of, sized
 
 _SAMPLES = 2
 
@@ -29,6 +29,6 @@ def trial_of(model: nn.Module, source: FlowSource) -> Callable[[], object] | Non
                 return call(model, example_of(None, source.example_inputs, device))
             few = _SAMPLES if source.batch_size is None else None  # else where samples lie may not be known
             batch, _ = next(sized(as_batches(source.data), device, few, source.batch_size, source.batch_dim))
-            return source.closure(model, batch) if source.closure else call(model, inputs_of(batch))
+            return source.objective.forward(model, batch)
 
     return run

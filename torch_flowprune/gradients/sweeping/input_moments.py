@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.gradients.flow_source import FlowSource
-from torch_flowprune.inputs import Batch, Ranks, Target, call, inputs_of, same_randomness, wide
+from torch_flowprune.inputs import Batch, Ranks, Target, same_randomness, wide
 from torch_flowprune.torch_internals import OperatorMode, convolution_backward, storage_key, to_copy
 
 MOMENTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -60,18 +60,18 @@ class InputMoments:
 
     def add(self, batch: Batch) -> None:
         """One more forward."""
-        closure, dtype = self.source.closure, self.source.autocast
+        dtype = self.source.autocast
         kind = next(self.model.parameters()).device.type
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # it is one operator, in which no product can be seen
         try:
             with (
                 same_randomness(self.model),
-                torch.set_grad_enabled(closure is not None),
+                torch.set_grad_enabled(self.source.closure is not None),
                 torch.autocast(kind, dtype, enabled=dtype is not None),
                 _Operands(self.parameters, self._note),
             ):
-                closure(self.model, batch) if closure else call(self.model, inputs_of(batch))
+                self.source.objective.forward(self.model, batch)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -48,6 +49,8 @@ class Piece(NamedTuple):
     weight: float
 
 
+_NOISE = 0.5
+"""The share of the squares of a diagonal that may be those of its errors."""
 AddPiece: TypeAlias = Callable[[Piece], None]
 
 
@@ -117,7 +120,8 @@ class Products(Sweeps):
 
         whole, _ = self._over_all(data, add, [total, spread])
         errors = [value.sqrt_() for value in scale(spread, 1 / whole**2)]
-        return {"diagH": self._named(scale(total, 1 / whole)), "diagH_error": self._named(errors), "samples": self.seen}
+        _warn_of_noise(scale(total, 1 / whole), errors, probes)
+        return {"diagH": self._named(total), "diagH_error": self._named(errors), "samples": self.seen}
 
     def _over_all(self, data: Iterable[Batch], add: AddPiece, sums: Sequence[list[Tensor]]) -> tuple[float, float]:
         """One sweep over the data, its sums over all ranks; the weight of it all, and the mean loss."""
@@ -174,6 +178,19 @@ class Products(Sweeps):
             "gradient_norm_curvature": dot_product(product, product).item(),
             "gradient_norm_lost": dot_product(lost, lost).item(),
         }
+
+
+def _warn_of_noise(diagonal: Sequence[Tensor], errors: Sequence[Tensor], probes: int) -> None:
+    """Say so where most of what the probes found is their own error."""
+    found, noise = (float(torch.stack([one.norm().cpu() for one in values]).norm()) for values in (diagonal, errors))
+    if probes > 1 and found and noise**2 > _NOISE * found**2:
+        warnings.warn(
+            f"the diagonal of H from {probes} probes is {min(noise / found, 1.0) ** 2:.0%} noise, by its own error "
+            "bars: single weights are ranked nearly at random. Take more probes, rank filters or channels, or by a "
+            "measure that is exact: 'fisher_sample' has the diagonal of the empirical Fisher matrix",
+            UserWarning,
+            stacklevel=7,
+        )
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:

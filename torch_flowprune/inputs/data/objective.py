@@ -67,6 +67,13 @@ class Objective:
             raise ValueError(f"the loss should be one number, got {kind}; use reduction='mean' in it")
         return value.reshape(())
 
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """The model as the loss has it run, for what it computes on the way."""
+        if self.closure:
+            return self.closure(model, batch)
+        whole = isinstance(batch, Mapping) and self.is_the_models  # models with a decoder read the targets
+        return call(model, batch if whole else inputs_of(batch))
+
     def number_alone(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss for its own sake, without a graph where it takes no gradients itself."""
         try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Never
 
-from torch_flowprune.inputs import as_batches, call, check_keywords, first_axis, inputs_of, sized, untouched, unwrapped
+from torch_flowprune.inputs import Objective, as_batches, check_keywords, first_axis, sized, untouched, unwrapped
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -61,7 +61,7 @@ def _forward_all(model: nn.Module, norms: list[nn.Module], data: object, max_sam
                 seen += size
                 for norm in norms:
                     norm.momentum = size / seen  # type: ignore[assignment]
-                call(model, inputs_of(batch))
+                Objective().forward(model, batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -13,14 +13,13 @@ from torch.nn.functional import pad, unfold
 from typing_extensions import Never
 
 from torch_flowprune.inputs import (
+    Objective,
     Target,
     as_batches,
-    call,
     check_keywords,
     check_readable_again,
     first_axis,
     flags,
-    inputs_of,
     parameters_of,
     sized,
     untouched,
@@ -160,7 +159,7 @@ def _moments(model: nn.Module, target: Target, data: object, max_samples: int | 
         read = 0
         for batch, size in sized(as_batches(data), target.parameter.device, max_samples, first_axis):
             read += size
-            call(model, inputs_of(batch))
+            Objective().forward(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
