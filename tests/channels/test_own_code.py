@@ -150,6 +150,34 @@ class Mixed(Base):
         return torch.relu(h).reshape(len(h) * 8, 36).reshape(shape).reshape(-1, 8, 6, 6)
 
 
+class MakesValues(Base):
+    """Numbers that are values of tensors, not sizes: the dense model's hold."""
+
+    def inner(self, h: Tensor) -> Tensor:
+        return super().inner(h) / torch.sqrt(torch.tensor(h.shape[1])) + torch.as_tensor([h.shape[1], 1.0]).sum()
+
+
+class EachTime(Base):
+    """One helper for several tensors, whose sizes are others once they have shrunk; one of them stays as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.d, self.width = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), 4
+        self.b = nn.Conv2d(24, 2, 1)
+
+    def heads(self, h: Tensor) -> Tensor:
+        return h.view(len(h), 2, self.width, *h.shape[2:])
+
+    def heads_of_shape(self, h: Tensor) -> Tensor:
+        shape = (len(h), 2, self.width, 6, 6)
+        return h.view(shape).view(*shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = [layer(x) for layer in (self.a, self.c, self.d)]
+        h = [self.heads(one).softmax(1) * self.heads_of_shape(one).tanh() for one in made]
+        return self.b(torch.cat(h, 2).flatten(1, 2))
+
+
 def renaming(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """As libraries wrap methods whose arguments have new names."""
 
@@ -190,7 +218,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "a decorated method": (Decorated, IMAGES),
     "a shape in an attribute": (Stored, IMAGES),
     "slices": (Fused, IMAGES),
+    "values made of a size": (MakesValues, IMAGES),
     "a product with the batch": (Mixed, IMAGES),
+    "another number each time": (EachTime, IMAGES),
 }
 
 
@@ -289,6 +319,55 @@ def test_an_attribute_that_is_a_factor_is_set() -> None:
     torch.testing.assert_close(small(IMAGES[:1]), model(IMAGES[:1]))
 
 
+def test_an_attribute_of_a_part_that_the_code_reads_is_set() -> None:
+    """The part has no use for it; where it stays too large, the forward that reads it raises."""
+
+    class Part(nn.Conv2d):
+        def __init__(self, width: int) -> None:
+            super().__init__(3, 8, 1)
+            self.hidden_width = width
+
+    class Whole(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.parts = nn.Conv2d(3, 8, 1), nn.ModuleDict({"one": Part(5)})
+            self.b = nn.Conv2d(8, 2, 1)
+
+        def inner(self, h: Tensor) -> Tensor:
+            width = self.parts.one.hidden_width
+            if h.shape[1] <= width:
+                raise ValueError("nothing is left for the context")
+            one, other = torch.split(h, [width, h.shape[1] - width], dim=1)
+            return torch.cat([one.tanh(), other.relu()], 1)
+
+    torch.manual_seed(0)
+    model = Whole().double().eval()
+    keep = torch.ones(8, dtype=torch.bool)
+    keep[:4] = False
+    fp.apply_masks(model, {"a.weight": keep.view(8, 1, 1, 1).expand(8, 3, 1, 1), "a.bias": keep})
+    small = fp.shrink(model, IMAGES)
+    assert small.parts.one.hidden_width == 1
+    assert fp.replaced_modules(small) == {}
+    torch.testing.assert_close(small(IMAGES), model(IMAGES))
+
+
+def test_a_number_that_is_another_each_time_follows_from_the_others() -> None:
+    """Two of three calls of one line shrink, by other amounts; the third stays as it is."""
+    model, x = made("another number each time")
+    width = torch.ones(8, dtype=torch.bool)
+    two, one = width.clone(), width.clone()
+    two[[0, 1, 4, 5]], one[[3, 7]] = False, False
+    masks = {f"{name}.bias": keep for name, keep in (("a", two), ("c", one))}
+    masks |= {name.replace("bias", "weight"): keep.view(-1, 1, 1, 1).expand(8, 3, 1, 1) for name, keep in masks.items()}
+    fp.apply_masks(model, masks)
+    small = fp.shrink(model, x)
+    assert [small.a.out_channels, small.c.out_channels, small.d.out_channels] == [4, 6, 8]
+    for other in (x, x[:1]):
+        torch.testing.assert_close(small(other), model(other))
+    said = [text.rpartition(": ")[2] for text in fp.replaced_modules(small)[""]]
+    assert sorted(said) == ["(..., ..., -1, ..., ...) in place of shape"] * 2 + ["-1 in place of self.width"]
+
+
 def test_shares_are_shown_and_are_whole_numbers_in_a_file() -> None:
     _, small, _ = halved("a product with the batch")
     said = [text.rpartition(": ")[2] for text in fp.replaced_modules(small)[""]]
@@ -315,6 +394,45 @@ def test_it_is_copied_pickled_described_and_saved(name: str, tmp_path: Any) -> N
     pytest.importorskip("safetensors")
     fp.save_shrunk(small, tmp_path / "small.safetensors")
     assert torch.equal(fp.load_shrunk(made(name)[0], tmp_path / "small.safetensors")(x), small(x))
+
+
+class Caches(nn.Module):
+    """What eval mode keeps of a parameter, in a dict, until it is trained again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.kept = 4, {}
+        self.qkv, self.proj, self.bias = nn.Linear(8, 24), nn.Linear(8, 8), nn.Parameter(torch.randn(4, 1, 1))
+
+    def train(self, mode: bool = True) -> Caches:
+        self.kept = {}
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and "bias" not in self.kept:
+            self.kept["bias"] = self.bias.abs()
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = q @ k.mT + (self.bias.abs() if self.training else self.kept["bias"])
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_what_eval_mode_keeps_of_weights_is_made_anew(inplace: bool) -> None:
+    torch.manual_seed(0)
+    model = Caches().double().eval()
+    coupling = couple(model, TOKENS)
+    (group,) = [group for group in coupling.groups if group.size == 4]
+    fp.apply_masks(model, {s.parameter: cut(model.get_parameter(s.parameter), s) for s in group.slices})
+    expected = model(TOKENS)
+    small = fp.shrink(model, TOKENS, inplace=inplace)
+    assert small.heads == 3
+    torch.testing.assert_close(small(TOKENS), expected)
+
+
+def cut(parameter: Tensor, part: Any) -> Tensor:
+    """A mask without the first unit of a group."""
+    keep = torch.ones_like(parameter, dtype=torch.bool)
+    return keep.index_fill_(part.axis, part.index[0], False)
 
 
 def test_in_place_too() -> None:

@@ -391,6 +391,24 @@ def test_what_a_hook_looks_at_binds_nothing(name: str) -> None:
     assert [group.size for group in couple(net, x).groups] == [8]
 
 
+def test_code_that_writes_to_its_weights_is_read_by_export_and_freezes_them() -> None:
+    """Where it does so without gradients, the export has an operator around that part that has no schema."""
+
+    class Rescales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                self.a.weight.mul_(1.0)
+            return self.b(self.a(x).relu())
+
+    coupling = couple(Rescales().eval(), torch.randn(4, 3))
+    assert coupling.groups == ()
+    assert list(coupling.unknown) == ["wrap_with_set_grad_enabled"]
+
+
 def filters() -> tuple[nn.Sequential, torch.Tensor]:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3)).eval(), torch.randn(2, 3, 8, 8)
@@ -460,7 +478,7 @@ def test_hooks_that_set_weights_or_that_the_forward_relies_on_are_read_along() -
 
     gathers = Gathers()
     assert without_onlookers(gathers, (x,), {}) is gathers
-    assert couple(gathers, x).groups == ()  # a mean over channels
+    assert couple(gathers, x).unknown == {}
     assert gathers.held == []
 
 

@@ -273,6 +273,47 @@ def test_what_a_writer_gives_is_proved(registered: None) -> None:
         fp.shrink(model, x)
 
 
+class Stale(Heads):
+    """Computes with what its weights were, and has their gradients all the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        now = self.b.bias
+        return super().forward(x) - now.detach() + self.was
+
+
+class Forgetful(Heads):
+    """Takes another state than it is given."""
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        state[f"{prefix}a.weight"] = 2 * state[f"{prefix}a.weight"]
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+class Refusing(Heads):
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        raise RuntimeError("not this one")
+
+
+@pytest.mark.parametrize(
+    ("cls", "text"),
+    [
+        (Stale, "output after a step of an optimizer differs from the masked model's"),
+        (Forgetful, "is another once it has loaded the state that it gave"),
+        (Refusing, "does not load the state that it gives: not this one"),
+    ],
+)
+def test_what_learns_otherwise_or_does_not_load_is_found(registered: None, cls: type[Heads], text: str) -> None:
+    def writer(module: Heads, kept: Any) -> Heads:
+        module = narrower(module, kept)
+        module.__class__, module.was = cls, module.b.bias.detach().clone()
+        return module
+
+    register(Heads, writer)
+    model, x = net_of_heads()
+    with pytest.raises(ShrinkError, match=text):
+        fp.shrink(model, x)
+
+
 def test_only_classes_of_modules_are_registered() -> None:
     with pytest.raises(TypeError, match="cls should be a class of modules, got 'Heads'"):
         register("Heads", narrower)  # type: ignore[arg-type]

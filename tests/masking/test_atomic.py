@@ -205,3 +205,29 @@ def test_remove_is_all_or_nothing_too():
     assert at > 20
     assert torch.equal(model(X), expected)
     assert not prune.is_pruned(model)
+
+
+class HookedLazily(nn.Module):
+    """Puts hooks on its layers in its first forward, as models of transformers do that hand out hidden states."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.hooked, self.kept = nn.Linear(8, 8), nn.Linear(8, 2), False, {}
+        self.scale = nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        if not self.hooked:
+            self.hooked = True
+            for layer in (self.a, self.b):
+                layer.register_forward_hook(lambda module, args, output: output + 1)
+        self.kept["scaled"] = x * self.scale
+        return self.b(self.a(self.kept["scaled"]))
+
+
+@pytest.mark.parametrize("words", [{"granularity": "channel"}, {}])
+def test_hooks_that_a_model_makes_in_its_first_forward_are_not_made_twice(words):
+    torch.manual_seed(0)
+    model = HookedLazily()
+    fp.global_prune(model, "magnitude", 0.5, example_inputs=X, **words)
+    model(X)
+    assert [len(layer._forward_hooks) for layer in (model.a, model.b)] == [1, 1]

@@ -19,8 +19,9 @@ ROWS = {
         "quantisation, eager, by graphs or dynamic, leaves masked layers in float, or breaks",
         "documented",
         (
-            "it goes by exact class: preparing a masked model is a warning; quantise `fp.export_ready(model)`, a "
-            "copy with the masks made permanent, checked equal"
+            "it goes by exact class: preparing a masked model is a warning, and the error of `fuse_modules` says that "
+            "the class is a masked one; quantise `fp.export_ready(model)`, a copy with the masks made permanent, "
+            "checked equal"
         ),
     ),
 }
@@ -141,3 +142,31 @@ def test_row_7_15_quantisation_warns_of_masks_and_takes_what_is_export_ready(qua
     prepare = quantization.propagate_qconfig_ if quantize is eager else quantize
     with pytest.warns(UserWarning, match=r"a masked model is prepared .*quantise fp.export_ready\(model\)"):
         prepare(model)
+
+
+@deprecated
+def test_row_7_15_the_error_of_fuse_modules_says_what_makes_a_masked_layer_plain():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    x = torch.randn(2, 2, 6, 6)
+    fp.global_prune(model, "magnitude", 0.5)
+    expected = model(x)
+    with pytest.raises(
+        AssertionError, match=r"Conv2d'> \(masked: fp.remove\(model\) or fp.export_ready\(model\) makes"
+    ):
+        quantization.fuse_modules(model, [["0", "1", "2"]])
+    fused = quantization.fuse_modules(fp.remove(model), [["0", "1", "2"]])
+    torch.testing.assert_close(fused(x), expected)
+    assert "masked" not in repr(type(model[0]))
+
+
+@deprecated
+def test_row_7_15_shrunk_models_are_fused_where_no_mask_is_left():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 3)).eval()
+    x = torch.randn(2, 2, 8, 8)
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=x)
+    small = fp.shrink(model, x)
+    fused = quantization.fuse_modules(small, [["0", "1", "2"]])
+    assert fused[0][0].out_channels == 4
+    torch.testing.assert_close(fused(x), model(x))

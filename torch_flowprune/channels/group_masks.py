@@ -67,3 +67,28 @@ def living_channels_of(group: Group, masks: Mapping[str, Tensor]) -> Tensor:
         mask = masks.get(s.parameter)
         kept |= s.of(mask.cpu()).any(-1) if mask is not None else True
     return kept
+
+
+def read_channels(
+    coupling: Coupling, masks: Mapping[str, Tensor], kept: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Of the living channels those that something reads: not where the masks leave nothing of any consumer.
+
+    What makes such a channel goes with it, and what is then read by nothing more. Where two activations are multiplied
+    with each other one may still be read otherwise: the result is to be proved.
+    """
+    found, left = dict(kept), dict(masks)
+    waiting = list(coupling.groups)
+    while waiting:
+        group = waiting.pop()
+        consumers = [part for part in group.slices if part.role == "consumer"]
+        if not consumers or not all(part.parameter in left for part in consumers):
+            continue
+        read = torch.stack([part.of(left[part.parameter].cpu()).any(-1) for part in consumers]).any(0)
+        if bool((found[group.name] & ~read).any()):
+            found[group.name] = found[group.name] & read
+            for name in {part.parameter for part in group.slices} & left.keys():
+                left[name] = left[name].clone()
+            clear_removed(left, group, found[group.name], tensors)
+            waiting = list(coupling.groups)
+    return found

@@ -46,7 +46,8 @@ def _computes(node: Node, reading: Reading) -> bool:
         or not isinstance(reading.values[node], (Value, list))
     ):
         return False
-    return _makes_memory(node) or bool(schema_of(node.target).is_mutable)
+    schema = schema_of(node.target)  # none of what export puts around a part of the code, as a change of grad mode
+    return schema is not None and (_makes_memory(node) or bool(schema.is_mutable))
 
 
 def _operator(node: Node, reading: Reading, ruler: Ruler) -> Operator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from types import CellType, FunctionType, MethodType
 from typing import Any
@@ -22,7 +23,9 @@ def copied_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
     memo = {} if memo is None else memo
     for module in model.modules():
         for name, value in vars(module).items():
-            if name not in ("_parameters", "_modules"):
+            if type(value) in (dict, OrderedDict) and not value:
+                memo[id(value)] = type(value)()  # a module holds a dozen for hooks, and each is slow to copy deeply
+            elif name not in ("_parameters", "_modules"):
                 for tensor in _tensors_kept(value):
                     if not tensor.is_leaf and id(tensor) not in memo:
                         memo[id(tensor)] = tensor.detach().clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -9,6 +10,9 @@ from torch import nn
 
 from torch_flowprune.inputs import Target, no_collection
 from torch_flowprune.masking.carrier import pruning_hooks
+
+_REGISTRIES = (dict, OrderedDict)
+"""What modules have their tensors, parts and hooks in, and caches of their own."""
 
 
 def all_or_nothing(targets: Iterable[Target]) -> AbstractContextManager[None]:
@@ -61,16 +65,18 @@ def _snapshots(modules: Iterable[nn.Module]) -> Callable[[], None]:
 def _snapshot(module: nn.Module) -> Callable[[], None]:
     """A function that puts back the module's class, parameters, buffers, hooks and attributes as they are now."""
     kind, attributes = type(module), dict(module.__dict__)
-    registries = {key: list(attributes[key].items()) for key in ("_parameters", "_buffers", "_forward_pre_hooks")}
+    dicts = [value for value in attributes.values() if type(value) in _REGISTRIES]
+    held = [(value, list(value.items())) for value in dicts if value]
     histories = [(hook, dict(vars(hook))) for hook in pruning_hooks(module).values()]
 
     def restore() -> None:
         module.__class__ = kind
         module.__dict__.clear()
         module.__dict__.update(attributes)
-        for key, items in registries.items():
-            attributes[key].clear()
-            attributes[key].update(items)
+        for value in dicts:
+            value.clear()
+        for value, items in held:
+            value.update(items)
         for hook, history in histories:
             vars(hook).update(history)
 

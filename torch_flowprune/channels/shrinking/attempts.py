@@ -41,7 +41,7 @@ from torch_flowprune.channels.shrinking.running_modules import RunningModules
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, dead_labels, operated
 from torch_flowprune.channels.shrinking.written import written, written_paths
 from torch_flowprune.channels.tracing import Reading, Value, canonical_names, program_of, read, twin
-from torch_flowprune.inputs import copied_model
+from torch_flowprune.inputs import copied_model, forget_caches
 from torch_flowprune.torch_internals import tree_leaves
 
 
@@ -100,6 +100,7 @@ class Bench:
     def build(self, model: nn.Module, surgery: Surgery, replaced: Collection[str] = ()) -> nn.Module:
         """``model``, a copy of the dense one, after surgery, with the modules at some paths replaced by graphs."""
         small = written(operated(model, surgery), surgery)
+        forget_caches(small)
         for path in replaced:
             module = small.get_submodule(path)
             small = graft(small, path, resized_graph(module, *self.graph_of(path)))

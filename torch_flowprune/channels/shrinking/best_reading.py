@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels.coupling import coupling_of, reading_of
-from torch_flowprune.channels.group_masks import living_channels
+from torch_flowprune.channels.group_masks import living_channels, read_channels
 from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.rules import RULES
-from torch_flowprune.channels.shrinking.surgery import Surgery, dead_labels, kept_positions, with_spans
+from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, dead_labels, kept_positions, with_spans
 from torch_flowprune.channels.tracing import Reading, relabelled
 
 
@@ -35,6 +36,20 @@ def best_surgery(
             return reading, with_spans(surgery, reading)
     reading, surgery = max(found, key=lambda one: one[1].count())
     return reading, with_spans(surgery, reading)
+
+
+def surgery_of_read(
+    model: nn.Module, reading: Reading, coupling: Coupling | None, masks: Mapping[str, Tensor]
+) -> Surgery | None:
+    """Without what nothing reads besides, which has to be proved. None where that is no more, or would be all."""
+    coupling = coupling or coupling_of(reading)
+    kept = living_channels(coupling, masks)
+    read = read_channels(coupling, masks, kept, dict(model.named_parameters()))
+    if all(torch.equal(kept[name], left) for name, left in read.items()):
+        return None
+    with suppress(ShrinkError):
+        return with_spans(Surgery(kept_positions(coupling, read, model), {}), reading)
+    return None
 
 
 def _surgery_of(model: nn.Module, coupling: Coupling, masks: Mapping[str, Tensor]) -> Surgery:

@@ -7,7 +7,7 @@ against the masked model, and tries another reading where several attributes of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torch_flowprune.channels.shrinking.graphs import RESIZERS
+from torch_flowprune.channels.shrinking.own_code import attributes_of_parts_read, own_class
 from torch_flowprune.channels.shrinking.surgery import Surgery
 from torch_flowprune.channels.tracing import Reading, Value, flat, module_path, operator_name
 from torch_flowprune.torch_internals import AnyConvolution, AnyStatisticsNorm
@@ -144,15 +145,29 @@ def _sizes_of_recurrent(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]
 
 
 def _matched_attributes(model: nn.Module, reading: Reading, dead: Tensor) -> Attributes:
-    """Integers (and integers in tuples) of a module that equal a size which shrinks in an operator of its forward."""
+    """Integers (and integers in tuples) that equal a size which shrinks in an operator of a module's forward.
+
+    Those of the module, and those that its code reads of its parts.
+    """
     plan: Attributes = {}
     for path, sizes in changed_sizes(reading, dead).items():
         module = model.get_submodule(path) if path else model
-        for name, value in vars(module).items():
+        for holder, name in _attributes_read(module):
+            value = vars(module.get_submodule(holder)).get(name)
             new = _matched(value, sizes)
             if not name.startswith("_") and new != value:
-                plan.setdefault(path, {})[name] = new
+                plan.setdefault(".".join(filter(None, (path, holder))), {})[name] = new
     return plan
+
+
+def _attributes_read(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """The path of a part, or of the module itself as nothing, and the name of an attribute."""
+    yield from (("", name) for name in vars(module))
+    parts = dict(module.named_modules())
+    kind: Any = own_class(type(module))
+    for *names, name in attributes_of_parts_read(kind):
+        if ".".join(names) in parts:
+            yield ".".join(names), name
 
 
 def _matched(value: Any, sizes: Mapping[int, int]) -> Any:

@@ -10,7 +10,8 @@ model is left as it was.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,12 +20,12 @@ from typing_extensions import Never
 from torch_flowprune.channels.coupling import arguments_of
 from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.shrinking.attempts import Bench, attempt, untried
-from torch_flowprune.channels.shrinking.best_reading import best_surgery, readings_of
+from torch_flowprune.channels.shrinking.best_reading import best_surgery, readings_of, surgery_of_read
 from torch_flowprune.channels.shrinking.handing_over import Follower, Handover, Optimizers
-from torch_flowprune.channels.shrinking.surgery import ShrinkError, operated
+from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, operated
 from torch_flowprune.channels.shrinking.written import written
 from torch_flowprune.channels.tracing import Reading, canonical_names, without_onlookers
-from torch_flowprune.inputs import check_keywords
+from torch_flowprune.inputs import check_keywords, forget_caches
 from torch_flowprune.masking import apply_masks, dense_copy, remove, write_zeros
 
 
@@ -45,8 +46,9 @@ def shrink(
 ) -> nn.Module:
     """A smaller model without the dead channels of this one; its outputs are checked to be the masked model's.
 
-    A channel is dead where the masks leave nothing of its unit. Masks of single weights and of filters go along, cut to
-    size; so do gradients, attributes that you put on parameters, and what is given as ``optimizer`` and ``pruner``.
+    A channel is dead where the masks leave nothing of its unit, or nothing of what reads it. Masks of single weights
+    and of filters go along, cut to size; so do gradients, attributes that you put on parameters, and what is given as
+    ``optimizer`` and ``pruner``.
 
     Args:
         model: the pruned model; left as it was unless ``inplace``.
@@ -93,10 +95,9 @@ def shrink(
     readings = [reading] if reading else readings_of(quiet, args, keywords)
     zeros = given or {name: parameter != 0 for name, parameter in dense.named_parameters()}
     reading, surgery = best_surgery(dense, readings, coupling, zeros)
-    small = dense
-    if surgery.keep:
-        bench = Bench(dense, quiet, reading, surgery, args, keywords, given)
-        small, surgery = attempt(bench, graphs and not inplace) if verify else untried(bench)
+    more = surgery_of_read(dense, reading, coupling, given) if verify and surgery.left_of(given) else None
+    benches = [Bench(dense, quiet, reading, one, args, keywords, given) for one in (more, surgery) if one is not None]
+    small, surgery = _smaller(benches, graphs and not inplace, verify)
     if inplace and type(small) is not type(dense):
         raise ShrinkError(
             f"a {type(dense).__name__} is a {type(small).__name__} once it is smaller, which cannot be done in place: "
@@ -111,9 +112,21 @@ def shrink(
         handover.warn_left_behind()
         write_zeros(remove(model), given)
         small = written(operated(model, surgery), surgery)
+        forget_caches(small)
         apply_masks(small, left)
     handover.to(small)
     return small
+
+
+def _smaller(benches: Sequence[Bench], graphs: bool, verify: bool) -> tuple[nn.Module, Surgery]:
+    """The first of these that passes; the model itself where nothing goes."""
+    for bench in benches[:-1]:
+        with suppress(ShrinkError):
+            return attempt(bench, graphs=False)
+    last = benches[-1]
+    if not last.surgery.keep:
+        return last.whole, last.surgery
+    return attempt(last, graphs) if verify else untried(last)
 
 
 def _warn_nothing_goes(left: Mapping[str, Tensor]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,10 +57,7 @@ def twin(model: nn.Module) -> nn.Module:
     """
     shared = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
     shared += model.parameters()
-    memo: dict[int, Any] = {id(t): t for t in shared}
-    for value in (v for m in model.modules() for v in vars(m).values() if type(v) in (dict, OrderedDict) and not v):
-        memo[id(value)] = type(value)()  # a module holds a dozen empty dicts for hooks, and each is slow to copy deeply
-    return copied_model(model, memo)
+    return copied_model(model, {id(t): t for t in shared})
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> list[Traced]:

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
 
 
-def quiet_subclass(base: type[nn.Module], name: str, namespace: Mapping[str, Any]) -> type[nn.Module]:
-    """A subclass that no ``__init_subclass__`` and no metaclass is told of: registries keep the class they know."""
-    return _quiet_class(type(base), name, (base,), namespace)
+def quiet_subclass(base: type[nn.Module], name: str, namespace: Mapping[str, Any], said: str = "") -> type[nn.Module]:
+    """A subclass that no ``__init_subclass__`` and no metaclass is told of: registries keep the class they know.
+
+    said: what a message that prints the class says of it, where a table of exact classes has none for it.
+    """
+    meta: Any = type(base)
+    return _quiet_class(_saying(meta, said) if said else meta, name, (base,), namespace)
+
+
+@cache
+def _saying(meta: Any, said: str) -> Any:
+    def shown(kind: Any) -> str:
+        return f"{meta.__repr__(kind)} {said}"
+
+    return type(meta.__name__, (meta,), {"__repr__": shown})
 
 
 def _quiet_class(meta: Any, name: str, bases: tuple[type, ...], namespace: Mapping[str, Any]) -> type[nn.Module]:

@@ -23,6 +23,8 @@ from torch_flowprune.masking.carrier.weight_standardization import MaskedKernel,
 from torch_flowprune.masking.carrier.written_through import MaskedWeight, is_handed_out, written_through
 from torch_flowprune.torch_internals import FLAT_WEIGHTS, is_read_as_a_graph, names_of_flat_weights, tensor_name
 
+_SAID = "(masked: fp.remove(model) or fp.export_ready(model) makes it plain)"
+
 
 def masked_kind(kind: type[nn.Module]) -> tuple[type[nn.Module], tuple[str, ...]]:
     """The dense class behind a class made here, and what it masks; any other class itself, and nothing."""
@@ -66,7 +68,7 @@ def _masked_class(dense: type[nn.Module], names: tuple[str, ...]) -> type[nn.Mod
     kinds = _made.setdefault(dense, WeakValueDictionary())
     made = kinds.get(names)
     if made is None:
-        made = kinds[names] = quiet_subclass(dense, dense.__name__, _namespace(dense, names))
+        made = kinds[names] = quiet_subclass(dense, dense.__name__, _namespace(dense, names), _SAID)
     return made
 
 

@@ -1,5 +1,6 @@
 """The code of a model, read and run with other numbers in a few places."""
 
+from torch_flowprune.channels.shrinking.own_code.code_read import attributes_of_parts_read
 from torch_flowprune.channels.shrinking.own_code.edited_code import (
     Edits,
     edits_from,
@@ -15,6 +16,7 @@ __all__ = [
     "Edits",
     "SetRight",
     "ToldNumbers",
+    "attributes_of_parts_read",
     "edits_from",
     "edits_of",
     "lines_of",

@@ -9,6 +9,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import CellType, FunctionType
 from typing import Any
 
@@ -86,22 +87,27 @@ def _add_called(found: dict[str, SourceFunction], function: FunctionType) -> Non
 
 def _add(found: dict[str, SourceFunction], function: FunctionType, owner: type | None) -> bool:
     """Whether the source can be had, and means the same where it is compiled again."""
+    one = _read_source(function, owner)
+    if one is not None:
+        found[one.name] = one
+    return one is not None
+
+
+@cache
+def _read_source(function: FunctionType, owner: type | None) -> SourceFunction | None:
     inner = inspect.unwrap(function)
     if not isinstance(inner, FunctionType) or not _can_be_taken_out(function, inner):
-        return False
+        return None
     try:
         text = textwrap.dedent(inspect.getsource(inner))
         (tree,) = ast.parse(text).body
     except (OSError, TypeError, SyntaxError, ValueError):
-        return False
+        return None
     if not isinstance(tree, ast.FunctionDef) or _is_private_to(tree):
-        return False
+        return None
     tree.decorator_list, tree.returns = [], None
     places = {n: node for n, node in enumerate(ast.walk(tree)) if _is_place(node)}
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    one = SourceFunction(inner, function, owner, tree, places, digest)
-    found[one.name] = one
-    return True
+    return SourceFunction(inner, function, owner, tree, places, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def _can_be_taken_out(outer: FunctionType, inner: FunctionType) -> bool:
@@ -144,7 +150,8 @@ def _is_private_to(tree: ast.FunctionDef) -> bool:
 
 def _is_place(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
-        known = name_called(node) in RESIZERS or name_called(node) in OVER
+        name = name_called(node)
+        known = name in RESIZERS or name in OVER or name in MAKE_VALUES
         return known and not any(keyword.arg is None for keyword in node.keywords)
     if isinstance(node, ast.Subscript):
         parts = index_parts(node)
@@ -173,6 +180,12 @@ def _is_of_parent(function: ast.expr) -> bool:
 # -- what a call is told, part by part ------------------------------------------
 
 
+MAKE_VALUES = ("tensor", "as_tensor", "scalar_tensor")
+"""What makes tensors of numbers: these are values, and stay what they are in the dense model."""
+
+UNPACKED = "*"
+"""In slots: all that an argument with a star is."""
+
 BOUNDS = ("lower", "upper", "step")
 """Of a slice, as trees name them."""
 
@@ -192,7 +205,8 @@ def slots_told(
     parts: list[tuple[Slot, Any]] = []
     for at, argument, group in told:
         if isinstance(argument, ast.Starred):
-            parts.append(((), tuple(group)))
+            numbers = bool(group) and all(type(value) is int for value in group)
+            parts.append(((at, UNPACKED) if numbers else (), tuple(group)))
         elif _is_written_out(argument):
             parts += [((at, i), value) for i, value in enumerate(group[0])]
         else:

@@ -16,6 +16,7 @@ from torch import nn
 from torch_flowprune.channels.shrinking.dense_spans import OVER
 from torch_flowprune.channels.shrinking.own_code.code_source import (
     BOUNDS,
+    UNPACKED,
     Slot,
     SourceFunction,
     code_of_class,
@@ -218,6 +219,9 @@ def _put(node: ast.AST, slot: Slot, value: ast.expr) -> None:
         setattr(index_parts(node)[at], BOUNDS[inside[0]], value)
         return
     assert isinstance(node, ast.Call)
+    if inside == [UNPACKED]:
+        node.args[at].value = value  # type: ignore[attr-defined]
+        return
     keyword = next((k for k in node.keywords if k.arg == at), None)
     if inside:
         held: Any = keyword.value if keyword is not None else node.args[at]
@@ -237,6 +241,8 @@ def part_of(node: Any, slot: Slot) -> ast.AST:
     at, *inside = slot
     if isinstance(node, ast.Subscript):
         return getattr(index_parts(node)[at], BOUNDS[inside[0]])  # type: ignore[no-any-return]
+    if inside == [UNPACKED]:
+        return node.args[at].value  # type: ignore[no-any-return]
     held: Any = next((k.value for k in node.keywords if k.arg == at), None) or node.args[at]
     return held.elts[inside[0]] if inside else held  # type: ignore[no-any-return]
 

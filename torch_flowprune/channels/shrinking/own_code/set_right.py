@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from torch import nn
 
 from torch_flowprune.channels.shrinking.graphs import flat_numbers
-from torch_flowprune.channels.shrinking.own_code.code_source import Slot, SourceFunction
+from torch_flowprune.channels.shrinking.own_code.code_source import (
+    UNPACKED,
+    Slot,
+    SourceFunction,
+    name_called,
+)
 from torch_flowprune.channels.shrinking.own_code.edited_code import Edit, part_of, share, with_old_numbers
 from torch_flowprune.channels.shrinking.own_code.told_numbers import ToldNumbers
 from torch_flowprune.channels.shrinking.own_code.watched_code import CodeWatcher, Place, operation_named
+
+_FREE = -1  # the size that follows from the others
+_TAKE_FREE = ("view", "_unsafe_view", "reshape", "unflatten")
+SaidInCall = tuple[list[Any], list[Any]]
+"""The numbers that a slot said in one call, and those that it had to say."""
 
 
 class SetRight(CodeWatcher):
@@ -26,17 +36,17 @@ class SetRight(CodeWatcher):
 
     Attributes:
         shares: whether to say which share of a number is left, for one that grows with the batch too.
-        edits: module -> what was set.
+        noted: place -> slot -> call after call.
+        kinds: whether a slot says one number, several, or such in one another, which are said anew as a whole.
         factors: module -> attribute that a number is a product of -> what it has to be.
-        refused: places whose numbers cannot be set, with the reason.
     """
 
     def __init__(self, model: nn.Module, told: ToldNumbers, shares: bool = False) -> None:
         super().__init__(model)
         self.told, self.shares, self.seen = told, shares, defaultdict[Place, int](int)
+        self.noted: dict[Place, dict[Slot, list[SaidInCall]]] = defaultdict(lambda: defaultdict(list))
+        self.kinds: dict[tuple[Place, Slot], str] = {}
         self.factors: dict[str, dict[str, int]] = defaultdict(dict)
-        self.edits: dict[str, dict[tuple[str, int, Slot], Edit]] = defaultdict(dict)
-        self.refused: dict[Place, str] = {}
 
     def _next(self, table: Mapping[Place, Sequence[Any]], place: Place | None) -> Any:
         if place is None:
@@ -55,8 +65,6 @@ class SetRight(CodeWatcher):
             parts = self.parts(place, groups, keywords)
             if len(expected) == sum(len(flat_numbers(value)) for _, value in parts):
                 self._set(place, parts, list(expected), arguments, keywords)
-            else:
-                self.refused[place] = "another number of sizes"
         return what(*(value for group in arguments for value in group), **keywords)
 
     def _set(self, place: Place, parts: Any, expected: list[int | None], arguments: Any, keywords: Any) -> None:
@@ -64,15 +72,12 @@ class SetRight(CodeWatcher):
             own = flat_numbers(value)
             wanted, expected = expected[: len(own)], expected[len(own) :]
             right = [o if e is None else e for o, e in zip(own, wanted, strict=True)]
-            if own != right and not slot:
-                self.refused[place] = "an unpacked value"
-            elif own != right:
-                literal = isinstance(part_of(self.function(place).places[place[2]], slot), ast.Constant)
-                as_share = self.shares and not literal
-                new = [share(n, o) if as_share else n for n, o in zip(right, own, strict=True)]
-                self._note(place, slot, new[0] if type(value) is int else _numbers_changed(value, own, right, new))
-                if type(value) is int:
-                    self._note_factor(place, slot, Fraction(right[0], own[0] or 1))
+            if not own or not slot:
+                continue
+            self.noted[place][slot].append((own, right))
+            self.kinds[place, slot] = _kind_of(value, own)
+            if own != right:
+                self._note_factor(place, slot, own, right)
                 _put_in(arguments, keywords, slot, right[0] if type(value) is int else tuple(right))
 
     def worked_out(self, owner: Any, function: str, number: int, name: str, left: Any, right: Any) -> Any:
@@ -83,46 +88,97 @@ class SetRight(CodeWatcher):
         slot, value = expected
         own = {("left",): left, ("right",): right}.get(slot)
         if own is not None and own != value and isinstance(own, (int, float)):
-            self._note(place, slot, value)
+            self._note_scalar(place, slot, own, value)
             left, right = (value, right) if slot == ("left",) else (left, value)
         result = operation_named(name)(left, right)
         if slot == ("all",) and isinstance(result, float) and result != value:
-            self._note(place, slot, value)
+            self._note_scalar(place, slot, result, value)
             return value
         return result
 
+    def _note_scalar(self, place: Place, slot: Slot, own: Any, value: Any) -> None:
+        self.noted[place][slot].append(([own], [value]))
+        self.kinds[place, slot] = "one"
+
+    def _note_factor(self, place: Place, slot: Slot, own: Sequence[int], right: Sequence[int]) -> None:
+        """An attribute of the module that the number is a product of, with something that is no attribute of it."""
+        path, _, number = place
+        held, names = vars(self.modules[path]), _own_factors(self.function(place), number, slot)
+        if len(names) == 1 and type(held.get(names[0])) is int and own[0]:
+            new = Fraction(right[0], own[0]) * held[names[0]]
+            if new.denominator == 1:
+                self.factors[path][names[0]] = int(new)
+
+    # What follows for the code.
+
     def code(self) -> dict[str, tuple[Edit, ...]]:
         """Module path -> what its code says instead."""
-        return {path: tuple(edits.values()) for path, edits in self.edits.items() if edits}
+        found: dict[str, tuple[Edit, ...]] = {}
+        for place in self.noted:
+            edits = [Edit(place[1], self.function(place).digest, place[2], *said) for said in self._said_at(place)]
+            if edits:
+                found[place[0]] = (*found.get(place[0], ()), *edits)
+        return found
 
     def attributes(self) -> dict[str, dict[str, Any]]:
         """The numbers that stand in attributes of the module itself: these can be set, and the code be left alone."""
         found: dict[str, dict[str, Any]] = defaultdict(dict)
         for path, factors in self.factors.items():
             found[path] |= factors
-        for path, edits in self.edits.items():
-            held = vars(self.modules[path])
-            for (name, number, slot), edit in edits.items():
-                attribute = _own_attribute(self.function((path, name, number)), number, slot)
-                if attribute in held:
-                    found[path][attribute] = with_old_numbers(edit.value, held[attribute])
+        for place in self.noted:
+            held = vars(self.modules[place[0]])
+            for slot, value in self._said_at(place):
+                attribute = _own_attribute(self.function(place), place[2], slot)
+                if attribute in held and not _is_free(value):
+                    found[place[0]][attribute] = with_old_numbers(value, held[attribute])
         return found
 
-    def _note_factor(self, place: Place, slot: Slot, left: Fraction) -> None:
-        """An attribute of the module that the number is a product of, with something that is no attribute of it."""
-        path, _, number = place
-        held, names = vars(self.modules[path]), _own_factors(self.function(place), number, slot)
-        if len(names) == 1 and type(held.get(names[0])) is int:
-            new = left * held[names[0]]
-            if new.denominator == 1:
-                self.factors[path][names[0]] = int(new)
+    def _said_at(self, place: Place) -> Iterator[tuple[Slot, Any]]:
+        """The slots that have to say something else, with that."""
+        may_be_free = self._leaves_one_free(place)
+        for slot, calls in self.noted[place].items():
+            if any(own != right for own, right in calls):
+                literal = isinstance(part_of(self.function(place).places[place[2]], slot), ast.Constant)
+                shares, kind = self.shares and not literal, self.kinds[place, slot]
+                numbers = tuple(_number_said(pairs, shares, may_be_free) for pairs in _each_number(calls))
+                yield slot, {"one": numbers[0], "several": numbers, "nested": tuple(calls[-1][1])}[kind]
 
-    def _note(self, place: Place, slot: Slot, value: Any) -> None:
-        path, name, number = place
-        before = self.edits[path].get((name, number, slot))
-        if before is not None and before.value != value:
-            self.refused[place] = "another number each time"
-        self.edits[path][name, number, slot] = Edit(name, self.function(place).digest, number, slot, value)
+    def _leaves_one_free(self, place: Place) -> bool:
+        """Whether a call takes a size that follows from the others, and needs no more than one."""
+        node = self.function(place).places[place[2]]
+        if not isinstance(node, ast.Call) or name_called(node) not in _TAKE_FREE:
+            return False
+        positions = [pairs for calls in self.noted[place].values() for pairs in _each_number(calls)]
+        free = [_number_said(pairs, self.shares, free=True) == _FREE or pairs[0][0] == _FREE for pairs in positions]
+        return free.count(True) == 1
+
+
+def _kind_of(value: Any, numbers: Sequence[int]) -> str:
+    if type(value) is int:
+        return "one"
+    return "several" if len(value) == len(numbers) else "nested"
+
+
+def _each_number(calls: Sequence[SaidInCall]) -> Iterator[list[tuple[Any, Any]]]:
+    """Of each number that a slot says what it was and what it had to be, call after call.
+
+    Of sequences of other lengths those of the last.
+    """
+    alike = [call for call in calls if len(call[0]) == len(calls[-1][0])]
+    for at in range(len(calls[-1][0])):
+        yield [(own[at], right[at]) for own, right in alike]
+
+
+def _number_said(pairs: Sequence[tuple[Any, Any]], shares: bool, free: bool) -> Any:
+    """None for a number that stays; what is another each time can only follow from the other sizes."""
+    if all(own == right for own, right in pairs):
+        return None
+    said = list(dict.fromkeys(share(right, own) if shares else right for own, right in pairs))
+    return _FREE if free and len(said) > 1 else said[-1]
+
+
+def _is_free(value: Any) -> bool:
+    return value == _FREE or (isinstance(value, tuple) and _FREE in value)
 
 
 def _own_attribute(function: SourceFunction, number: int, slot: Slot) -> str:
@@ -148,17 +204,13 @@ def _own_factors(function: SourceFunction, number: int, slot: Slot) -> list[str]
     return names if len(factors) > 1 else []
 
 
-def _numbers_changed(value: Any, own: Sequence[int], right: Sequence[int], new: Sequence[Any]) -> tuple[Any, ...]:
-    """What of a sequence of numbers becomes another: None for those that stay, which may be a batch's."""
-    if len(value) != len(own):  # numbers in numbers
-        return tuple(right)
-    return tuple(None if old == n else said for old, n, said in zip(own, right, new, strict=True))
-
-
 def _put_in(arguments: Any, keywords: dict[str, Any], slot: Slot, value: Any) -> None:
     at, *inside = slot
     held: Any = keywords if isinstance(at, str) else arguments[at]
     key: Any = at if isinstance(at, str) else 0
+    if inside == [UNPACKED]:
+        held[:] = value
+        return
     if inside and isinstance(held, list) and len(held) > 1:  # bounds of a slice
         held[inside[0]] = value
         return

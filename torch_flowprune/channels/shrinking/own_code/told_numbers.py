@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from torch_flowprune.channels.shrinking.dense_spans import OVER
 from torch_flowprune.channels.shrinking.graphs import flat_numbers, resized_arguments
-from torch_flowprune.channels.shrinking.own_code.code_source import Slot, name_called
+from torch_flowprune.channels.shrinking.own_code.code_source import MAKE_VALUES, Slot, name_called
 from torch_flowprune.channels.shrinking.own_code.edited_code import SPAN, Edit, Edits
 from torch_flowprune.channels.shrinking.own_code.watched_code import CodeWatcher, Place, operation_named
 from torch_flowprune.channels.tracing import Reading, operator_name
@@ -75,8 +75,10 @@ class ToldNumbers(CodeWatcher, OperatorMode):
     def conclude(self) -> None:
         """Once nothing is watched any more: what becomes of the numbers that were seen."""
         for place, calls in self.seen.items():
-            index = isinstance(self.function(place).places[place[2]], ast.Subscript)
-            expected = self._bounds if index else self._expected
+            node = self.function(place).places[place[2]]
+            expected = self._bounds if isinstance(node, ast.Subscript) else self._expected
+            if isinstance(node, ast.Call) and name_called(node) in MAKE_VALUES:
+                expected = self._as_they_are
             self.calls[place] = [expected(told, nodes) for told, nodes in calls]
         self._conclude_spans()
 
@@ -93,6 +95,10 @@ class ToldNumbers(CodeWatcher, OperatorMode):
                 dim, labels = spans[found[0]]
                 value = (name, is_method, dim, len(labels))
                 self.spans[place] = Edit(place[1], function.digest, place[2], SPAN, value)
+
+    def _as_they_are(self, told: Sequence[Sequence[int]], nodes: Sequence[Node]) -> list[int | None]:  # noqa: ARG002
+        """Of what makes values of numbers."""
+        return [number for part in told for number in part]
 
     def _bounds(self, told: Sequence[Sequence[int]], nodes: Sequence[Node]) -> list[int | None]:
         """Of an index: its slices are operators in the order of its parts; one that leaves all as it is, is none."""

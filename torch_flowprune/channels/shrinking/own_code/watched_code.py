@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torch_flowprune.channels.shrinking.own_code.code_read import names_reached
 from torch_flowprune.channels.shrinking.own_code.code_source import (
     BOUNDS,
     Slot,
@@ -96,7 +97,8 @@ class CodeWatcher:
         self.own_paths = {id(module): path for path, module in model.named_modules()}
         names = {"called__": self.called, "computed__": self.worked_out, "cut__": self.cut}
         picked = self.modules.values() if only is None else [self.modules[path] for path in only]
-        classes = {cls: _watched_class(cls, names) for cls in dict.fromkeys(map(type, picked))}
+        reached = names_reached(dict.fromkeys(self.classes.values()))
+        classes = {cls: _watched_class(cls, names, reached) for cls in dict.fromkeys(map(type, picked))}
         for module in model.modules():
             module.__class__ = classes.get(type(module), type(module))
         self.running.watch(model, self.paths)
@@ -139,8 +141,9 @@ def _cut_out(value: Any, lengths: Sequence[int], several: bool, *parts: Any) -> 
     return value[tuple(index) if several else index[0]]
 
 
-def _watched_class(cls: type[nn.Module], names: Mapping[str, Any]) -> type[nn.Module]:
-    functions = code_of_class(own_class(cls))
+def _watched_class(cls: type[nn.Module], names: Mapping[str, Any], reached: Collection[str]) -> type[nn.Module]:
+    code = code_of_class(own_class(cls))
+    functions = {name: function for name, function in code.items() if function.function.__name__ in reached}
     changed = [name for name, function in functions.items() if function.places]
     if not changed:
         return cls

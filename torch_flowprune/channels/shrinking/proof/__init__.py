@@ -2,11 +2,11 @@
 
 from torch_flowprune.channels.shrinking.proof.equivalence import (
     Trial,
-    first_line,
     holds_nothing,
     tolerance_of,
     training,
 )
+from torch_flowprune.channels.shrinking.proof.learning import first_line
 
 __all__ = [
     "Trial",

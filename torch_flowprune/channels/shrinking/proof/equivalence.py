@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -13,19 +13,14 @@ from torch import Tensor, nn
 from torch_flowprune.channels.shrinking.graphs import BuiltForError
 from torch_flowprune.channels.shrinking.proof.dropout_calls import DropoutCalls
 from torch_flowprune.channels.shrinking.proof.further_calls import TriedCall, further_calls
+from torch_flowprune.channels.shrinking.proof.learning import LearningTrial, Mode, copied_tensor, evaluated, first_line
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery
 from torch_flowprune.channels.tracing import Reading, operator_name
 from torch_flowprune.inputs import copied_model
 from torch_flowprune.masking import write_zeros
 from torch_flowprune.torch_internals import AnyDropout, AnyStatisticsNorm, tree_leaves, tree_map
 
-Mode = Callable[[nn.Module], nn.Module]
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without its traceback."""
-    return (str(error).splitlines() or [""])[0]
 
 
 def tolerance_of(reading: Reading) -> float | None:
@@ -58,7 +53,7 @@ class Trial:
         kwargs: Mapping[str, Any],
         tolerance: float | None,
     ) -> None:
-        self.surgery = surgery
+        self.surgery, self.masks = surgery, masks
         for dtype in (torch.float64, torch.float32):
             self.model = _shaken(copied_model(dense).to(dtype).eval(), surgery)
             write_zeros(self.model, masks)
@@ -80,11 +75,16 @@ class Trial:
 
     def run(self, model: nn.Module, call: TriedCall | None = None, seed: int = 0) -> Ran:
         """What the model gives, in the precision of the trial, with random numbers always the same."""
-        args, kwargs = tree_map(_copy_tensor, ((call or self.example).args, dict((call or self.example).kwargs)))
+        args, kwargs = tree_map(copied_tensor, ((call or self.example).args, dict((call or self.example).kwargs)))
         with torch.no_grad(), torch.random.fork_rng(), DropoutCalls() as dropout:
             torch.manual_seed(seed)
             out = model(*args, **kwargs)
         return Ran([t for t in tree_leaves(out) if isinstance(t, Tensor)], dropout.rates)
+
+    @cached_property
+    def spare(self) -> nn.Module:
+        """A copy of the masked model for runs in eval mode, after which the smaller ones are not made."""
+        return copied_model(self.model)
 
     def masked(self, mode: Mode, call: TriedCall | None = None, seed: int = 0) -> Ran | None:
         """What the masked model gives in a mode, or on another call.
@@ -92,7 +92,7 @@ class Trial:
         None where it does not run: a batch of one does not do for training, nor every model for every size.
         """
         try:
-            return self.run(mode(copied_model(self.model)), call, seed)
+            return self.run(mode(self.spare if mode is evaluated else copied_model(self.model)), call, seed)
         except Exception:  # noqa: BLE001 - whatever the model raises, there is nothing to compare with
             return None
 
@@ -101,7 +101,8 @@ class Trial:
 
         Args:
             small: the smaller model.
-            thorough: also on other calls, with norms frozen, and its gradients: for code that is not the user's own.
+            thorough: also on other calls, with norms frozen, its gradients, after a step along these, and the state
+                that it loads: for code that is not the user's own.
 
         Raises:
             ShrinkError: if they differ.
@@ -109,22 +110,26 @@ class Trial:
         self.compare(self.expected, self.run(small.eval()), "output")
         if thorough:
             for call, expected in self.further:
-                self._check_in(_evaluated, expected, small, f"output {call.said}", call)
-            self._check_gradients(small)
+                self.check_in(evaluated, expected, small, f"output {call.said}", call)
+            self.learning.check(small)
         if self.trained is None:
             return
         if thorough and self.frozen is not None:
-            self._check_in(_with_frozen_norms, self.frozen, small, "output in train mode with norms in eval mode")
-        self._check_in(training, self.trained, small, "output in train mode")
+            self.check_in(_with_frozen_norms, self.frozen, small, "output in train mode with norms in eval mode")
+        self.check_in(training, self.trained, small, "output in train mode")
 
     @cached_property
     def further(self) -> list[tuple[TriedCall, Ran]]:
         """Other calls that the masked model takes, with what it gives."""
         found = []
         for alternatives in further_calls(self.model, self.example):
-            outcomes = ((call, self.masked(_evaluated, call)) for call in alternatives)
+            outcomes = ((call, self.masked(evaluated, call)) for call in alternatives)
             found += [next(((c, o) for c, o in outcomes if o is not None and _all_finite(o.tensors)), None)]
         return [one for one in found if one is not None]
+
+    @cached_property
+    def learning(self) -> LearningTrial:
+        return LearningTrial(self)
 
     @cached_property
     def frozen(self) -> Ran | None:
@@ -132,12 +137,11 @@ class Trial:
         norms = any(isinstance(module, AnyStatisticsNorm) for module in self.model.modules())
         return self.masked(_with_frozen_norms) if norms else None
 
-    @cached_property
-    def gradients(self) -> dict[str, Tensor]:
-        return ({} if self.is_random(_evaluated) else self._gradients_of(copied_model(self.model))) or {}
+    def check_in(self, mode: Mode, expected: Ran, small: nn.Module, what: str, call: TriedCall | None = None) -> None:
+        """The smaller model in a mode, or on another call.
 
-    def _check_in(self, mode: Mode, expected: Ran, small: nn.Module, what: str, call: TriedCall | None = None) -> None:
-        """Of a model that draws numbers all the same nothing can be told: other widths draw others."""
+        Of a model that draws numbers all the same nothing can be told: other widths draw others.
+        """
         try:
             outcome = self.run(mode(small), call)
         except BuiltForError as error:
@@ -169,34 +173,6 @@ class Trial:
                 f"the smaller model's {what} comes of dropout at rates {smaller.dropped} instead of {masked.dropped}"
             )
 
-    def _check_gradients(self, small: nn.Module) -> None:
-        """Of a fixed weighing of the outputs, in eval mode, by every parameter."""
-        found = self._gradients_of(small) if self.gradients else None
-        if self.gradients and found is None:
-            raise ShrinkError("no gradient passes through the smaller model")
-        largest = max((float(gradient.abs().max()) for gradient in self.gradients.values()), default=0.0) or 1.0
-        for name, gradient in self.gradients.items():
-            own = (found or {}).get(name)
-            off = float("nan") if own is None else float((self.surgery.cut(name, gradient) - own).abs().max())
-            if not off <= self.tolerance * largest:
-                raise ShrinkError(
-                    f"the smaller model's gradient of {name} differs from the masked model's by {off / largest:.1e}"
-                )
-
-    def _gradients_of(self, model: nn.Module) -> dict[str, Tensor] | None:
-        """None where no gradient can be taken."""
-        args, kwargs = tree_map(_copy_tensor, (self.args, self.kwargs))
-        parameters = {name: p for name, p in model.eval().named_parameters() if p.requires_grad}
-        try:
-            with torch.enable_grad(), torch.random.fork_rng(), DropoutCalls():
-                torch.manual_seed(0)
-                outputs = [t for t in tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor) and t.requires_grad]
-                weighed = torch.stack([(t * _weighing(t)).sum() for t in outputs]).sum()
-                found = torch.autograd.grad(weighed, list(parameters.values()), allow_unused=True)
-        except Exception:  # noqa: BLE001 - whatever the model raises
-            return None
-        return {n: g for n, g in zip(parameters, found, strict=True) if g is not None and g.numel()}
-
     def is_random(self, mode: Mode | None = None, call: TriedCall | None = None) -> bool:
         """Whether the forward draws numbers all the same, in train mode if nothing else is said."""
         one, other = (self.masked(mode or training, call, seed) for seed in (0, 1))
@@ -205,21 +181,12 @@ class Trial:
         return any(relative_error(a, b) > 0 for a, b in zip(one.tensors, other.tensors, strict=True))
 
 
-def _evaluated(model: nn.Module) -> nn.Module:
-    return model.eval()
-
-
 def _with_frozen_norms(model: nn.Module) -> nn.Module:
     """In train mode but for the norms, as models are trained further on few samples."""
     for module in training(model).modules():
         if isinstance(module, AnyStatisticsNorm):
             module.eval()
     return model
-
-
-def _weighing(output: Tensor) -> Tensor:
-    """Weights of the outputs' entries, no two alike."""
-    return torch.linspace(0.5, 1.5, output.numel(), device=output.device).to(output.dtype).view_as(output)
 
 
 def training(model: nn.Module) -> nn.Module:
@@ -252,10 +219,6 @@ def _check_finite(outputs: Sequence[Tensor]) -> None:
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _copy_tensor(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

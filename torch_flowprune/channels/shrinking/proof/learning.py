@@ -1,0 +1,134 @@
+"""That a smaller model learns as the masked one does: its gradients, a step along them, and the state that it loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_flowprune.channels.shrinking.proof.dropout_calls import DropoutCalls
+from torch_flowprune.channels.shrinking.surgery import ShrinkError
+from torch_flowprune.inputs import copied_model
+from torch_flowprune.masking import write_zeros
+from torch_flowprune.torch_internals import tree_leaves, tree_map
+
+if TYPE_CHECKING:
+    from torch_flowprune.channels.shrinking.proof.equivalence import Ran, Trial
+
+Mode = Callable[[nn.Module], nn.Module]
+_STEP = 0.01  # how far a step moves the entry with the largest gradient
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without its traceback."""
+    return (str(error).splitlines() or [""])[0]
+
+
+def evaluated(model: nn.Module) -> nn.Module:
+    """The model in eval mode."""
+    return model.eval()
+
+
+class LearningTrial:
+    """The gradients of the masked model of a trial, in eval mode, and what it gives after a step along them."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+
+    def check(self, small: nn.Module) -> None:
+        """Raises what is wrong with the smaller model; nothing, where the masked one has no gradients or is random."""
+        if self.gradients:
+            try:
+                self._compare(self._gradients_of(small))
+            except ShrinkError:
+                if not self.trial.is_random(evaluated):
+                    raise
+                return
+            self._check_step(small)
+
+    @cached_property
+    def gradients(self) -> dict[str, Tensor]:
+        return self._gradients_of(self.trial.spare) or {}
+
+    @cached_property
+    def largest(self) -> float:
+        return max((float(gradient.abs().max()) for gradient in self.gradients.values()), default=0.0) or 1.0
+
+    def _compare(self, found: Mapping[str, Tensor] | None) -> None:
+        if found is None:
+            raise ShrinkError("no gradient passes through the smaller model")
+        for name, gradient in self.gradients.items():
+            own = found.get(name)
+            off = float("nan") if own is None else float((self.trial.surgery.cut(name, gradient) - own).abs().max())
+            if not off <= self.trial.tolerance * self.largest:
+                raise ShrinkError(
+                    f"the smaller model's gradient of {name} differs from the masked model's by "
+                    f"{off / self.largest:.1e}"
+                )
+
+    def _gradients_of(self, model: nn.Module) -> dict[str, Tensor] | None:
+        """Of a fixed weighing of the outputs, by every parameter. None where no gradient can be taken."""
+        args, kwargs = tree_map(copied_tensor, (self.trial.args, self.trial.kwargs))
+        parameters = {name: p for name, p in model.eval().named_parameters() if p.requires_grad}
+        try:
+            with torch.enable_grad(), torch.random.fork_rng(), DropoutCalls():
+                torch.manual_seed(0)
+                outputs = [t for t in tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor) and t.requires_grad]
+                weighed = torch.stack([(t * _weighing(t)).sum() for t in outputs]).sum()
+                found = torch.autograd.grad(weighed, list(parameters.values()), allow_unused=True)
+        except Exception:  # noqa: BLE001 - whatever the model raises
+            return None
+        return {n: g for n, g in zip(parameters, found, strict=True) if g is not None and g.numel()}
+
+    # A step, and the state before it loaded again.
+
+    @cached_property
+    def stepped(self) -> Ran | None:
+        """What the masked model gives after a step, with zeros where it had them. None where it does not run then."""
+        trial, model = self.trial, copied_model(self.trial.model)
+        self._step(model, self.gradients)
+        write_zeros(model, trial.masks)
+        for name, parameter in model.named_parameters():
+            for axis, kept in trial.surgery.keep.get(name, {}).items():
+                parameter.detach().index_fill_(axis, (~kept).nonzero().flatten().to(parameter.device), 0)
+        try:
+            return trial.run(model.eval())
+        except Exception:  # noqa: BLE001 - whatever the model raises
+            return None
+
+    def _check_step(self, small: nn.Module) -> None:
+        """That what the parameters are is what is computed with, also once a state was loaded."""
+        if self.stepped is None:
+            return
+        trial = self.trial
+        state = {name: t.clone() if isinstance(t, Tensor) else t for name, t in small.state_dict().items()}
+        before = [parameter.detach().clone() for parameter in small.parameters()]
+        self._step(small, {name: trial.surgery.cut(name, gradient) for name, gradient in self.gradients.items()})
+        write_zeros(small, {name: trial.surgery.cut(name, mask) for name, mask in trial.masks.items()})
+        trial.check_in(evaluated, self.stepped, small, "output after a step of an optimizer")
+        try:
+            small.load_state_dict(state)
+        except RuntimeError as error:
+            raise ShrinkError(
+                f"the smaller model does not load the state that it gives: {first_line(error)}"
+            ) from error
+        if not all(map(torch.equal, before, small.parameters())):
+            raise ShrinkError("the smaller model is another once it has loaded the state that it gave")
+
+    def _step(self, model: nn.Module, gradients: Mapping[str, Tensor]) -> None:
+        for name, parameter in model.named_parameters():
+            if name in gradients:
+                parameter.detach().sub_(gradients[name], alpha=_STEP / self.largest)
+
+
+def _weighing(output: Tensor) -> Tensor:
+    """Weights of the outputs' entries, no two alike."""
+    return torch.linspace(0.5, 1.5, output.numel(), device=output.device).to(output.dtype).view_as(output)
+
+
+def copied_tensor(value: Any) -> Any:
+    """A copy of what a run may write to."""
+    return value.clone() if isinstance(value, Tensor) else value
