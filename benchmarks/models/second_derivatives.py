@@ -213,7 +213,18 @@ class _Made(nn.Module):
         h = self.gates(h + self.bag(ids).unsqueeze(1)) * functional.mish(h) + self.rows(h, h.flip(1))
         h = self.recurrent(functional.normalize(h, dim=-1))[0]
         h = self.attention(h, h, h, need_weights=False)[0] + torch.cdist(h, x.tanh()).mean(-1, keepdim=True)
-        return self.out(functional.celu(h).logsumexp(1))
+        return self.out(functional.celu(h).logsumexp(1)) + self._losses(h) / 100
+
+    def _losses(self, h: Tensor) -> Tensor:
+        """Whose kernels have no second derivative."""
+        times, labels = h.log_softmax(-1).transpose(0, 1), torch.tensor([[1, 2], [3, 3]])
+        said = functional.ctc_loss(times, labels, (5, 5), (2, 2))
+        margins = functional.multi_margin_loss(h[:, 0], labels[:, 0], p=2)
+        return (
+            said
+            + margins
+            + functional.multilabel_margin_loss(h[:, 1].square(), torch.tensor([[1, 2, -1, 0, 0, 0]] * 2))
+        )
 
 
 def _made() -> zoo.Subject:

@@ -247,6 +247,34 @@ def penalised(model, batch):
     return F.cross_entropy(y, batch[1]) + (slope.flatten(1).norm(dim=1) - 1).square().mean()
 
 
+def test_a_model_that_knows_its_batchs_size_is_not_run_on_fewer():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.net(x.view(4, 3))
+
+    batches = [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1])) for _ in range(2)]
+    assert fp.flow(Fixed(), batches, loss=lambda o, t: F.cross_entropy(o, t)).samples == 8
+
+
+def test_a_closure_may_ask_for_a_graph():
+    """As one does that checks what it returns."""
+
+    def checked(model, batch):
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        if not loss.requires_grad:
+            raise ValueError("something is detached")
+        return loss
+
+    model, batches = cases.mlp(), CASES["mlp"].batches((5, 6))
+    found = fp.flow(model, batches, needs=("g",), closure=checked)
+    oracles.assert_named_close(found.g, fp.flow(model, batches, needs=("g",)).g)
+    assert fp.compare(model, "magnitude", 0.5, batches, closure=checked).loss == pytest.approx(found.loss)
+
+
 def test_a_loss_that_takes_gradients_itself_runs_in_parts_and_is_compared():
     model, batches = wide_net(), images(6, 5)
     words = {"closure": penalised, "needs": ("g", "Hg")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 from torch_flowprune.gradients.batches.batch_derivatives import Derivatives
 from torch_flowprune.gradients.batches.batch_streams import SizedBatch
@@ -46,10 +47,13 @@ def warn_unless_mean(derivatives: Derivatives, head: Sequence[SizedBatch], ranks
         few = spread_out(batch, size, count, derivatives.weights.along)
     except ValueError:  # one that cannot be cut
         return
-    with untouched(derivatives.model, mode=derivatives.mode):
+    difference = None
+    with untouched(derivatives.model, mode=derivatives.mode), suppress(Exception):  # the code may know its batch's size
         difference = difference_of_halves(derivatives, few, count)
         if difference is None or _draws(derivatives, few, count):
             return
+    if difference is None:
+        return
     warnings.warn(
         f"batches count by their samples, as if the loss were a mean over these: that of {count} samples of the first "
         f"batch is {difference[0]:.6g}, from its halves {difference[1]:.6g}. Say what it is with reduction=: 'sum', "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -75,14 +76,10 @@ class Objective:
         return call(model, batch if whole else inputs_of(batch))
 
     def number_alone(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss for its own sake, without a graph where it takes no gradients itself."""
-        try:
-            with torch.no_grad():
-                return self.number(model, batch)
-        except RuntimeError as error:
-            if "does not require grad" not in str(error):
-                raise
-        with torch.enable_grad():
+        """The loss for its own sake, without a graph where it does not take gradients itself or ask for one."""
+        with torch.no_grad(), suppress(Exception):
+            return self.number(model, batch)
+        with torch.enable_grad():  # where an error is one of the user's
             return self.number(model, batch).detach()
 
     def _value(self, model: nn.Module, batch: Batch) -> Tensor:
