@@ -116,17 +116,17 @@ def is_quantized(model):
     return {name for name, module in model.named_modules() if "quantized" in type(module).__module__}
 
 
-def eager(model):
+def eager(model, inputs=X):
     model = nn.Sequential(quantization.QuantStub(), *model, quantization.DeQuantStub()).eval()
     model.qconfig = quantization.default_qconfig
     prepared = quantization.prepare(model)
-    prepared(X)
+    prepared(inputs)
     return quantization.convert(prepared)
 
 
-def by_graphs(model):
-    prepared = quantize_fx.prepare_fx(model.eval(), quantization.get_default_qconfig_mapping(), (X,))
-    prepared(X)
+def by_graphs(model, inputs=X):
+    prepared = quantize_fx.prepare_fx(model.eval(), quantization.get_default_qconfig_mapping(), (inputs,))
+    prepared(inputs)
     return quantize_fx.convert_fx(prepared)
 
 
@@ -170,3 +170,28 @@ def test_row_7_15_shrunk_models_are_fused_where_no_mask_is_left():
     fused = quantization.fuse_modules(small, [["0", "1", "2"]])
     assert fused[0][0].out_channels == 4
     torch.testing.assert_close(fused(x), model(x))
+
+
+def stock():
+    """Convolutions with batch norm, which graphs fold in."""
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+@deprecated
+@pytest.mark.parametrize("make", [lambda: (mlp(), X), lambda: (stock(), torch.linspace(-1, 1, 768).view(1, 3, 16, 16))])
+@pytest.mark.parametrize("quantize", [eager, by_graphs])
+def test_row_7_15_what_is_quantised_computes_what_the_masked_model_does_and_keeps_its_zeros(quantize, make):
+    torch.manual_seed(0)
+    model, inputs = make()
+    model.eval()
+    fp.global_prune(model, "magnitude", 0.7)
+    expected = model(inputs)
+    quantized = quantize(fp.export_ready(model, inputs), inputs)
+    assert (quantized(inputs) - expected).abs().max() < 0.05 * expected.abs().max()
+    weights = [module.weight().dequantize() for module in quantized.modules() if is_quantized(nn.ModuleList([module]))
+               and callable(getattr(module, "weight", None))]  # fmt: skip
+    masks = fp.masks(model)
+    assert len(weights) == len(masks)
+    for mask in masks.values():
+        assert any(weight.shape == mask.shape and not weight[~mask].any() for weight in weights)
