@@ -409,7 +409,7 @@ What each said:
 
 H·g of each model, as `fp.flow` gives it, was held against a central difference of gradients along g (`check=True`), in
 float64 on two samples. Functions written in Python (`torch.autograd.Function`) are looked at by this too. Those where
-it differed, or was refused:
+it differed, was refused, or took more memory than it was given (9 to 12 GB):
 
 {models}
 
