@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import torch_flowprune as fp
-from torch_flowprune.channels.coupling import arguments_of, couple, coupling_of
+from torch_flowprune.channels.coupling import arguments_of, couple, coupling_of, reading_of
 from torch_flowprune.channels.group_masks import channel_masks, living_channels, rows
 from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
 from torch_flowprune.channels.rules.table import RULES
@@ -23,6 +23,7 @@ from torch_flowprune.channels.shrinking.removal import shrink
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
 from torch_flowprune.channels.tracing.label_propagation import required_by
 from torch_flowprune.channels.tracing.labelled_graph import program_of, read
+from torch_flowprune.channels.tracing.nodes import operator_name
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -51,6 +52,21 @@ def test_an_operator_without_a_rule_is_listed_and_freezes() -> None:
     _, _, coupling = coupled(CASES["unknown operator"])
     assert coupling.unknown == {"renorm": 1}
     assert any("without a rule (renorm)" in f.reason for f in coupling.frozen)
+
+
+def test_windows_counted_from_the_end() -> None:
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(4, 2), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(self.b(self.a(x).unfold(-2, 4, 2)).mT)
+
+    reading = reading_of(Patches().eval(), torch.randn(2, 10, 3))
+    (unfolded,) = [value for node, value in reading.values.items() if operator_name(node) == "unfold"]
+    assert unfolded.shape == (2, 4, 8, 4)
+    assert [(group.name, group.size) for group in coupling_of(reading).groups] == [("a.weight", 8)]
 
 
 def test_no_trace() -> None:

@@ -45,7 +45,8 @@ def page(data: Mapping[str, Any], known: int) -> str:
         summary(results),
         command(data, known),
         *data.get("notes", []),
-        table(results),
+        table(results, data.get("replaced", {})),
+        *([replacements(results, data["replaced"])] if "replaced" in data else []),
         reasons(results),
     ]
     return wrapped("\n\n".join(parts)) + "\n"
@@ -150,7 +151,7 @@ def faster(results: Mapping[str, Any]) -> str:
 # -- the table ------------------------------------------
 
 
-def table(results: Mapping[str, Any]) -> str:
+def table(results: Mapping[str, Any], replaced: Mapping[str, Any]) -> str:
     lines = [
         f"| model | M parameters | {' | '.join(COLUMNS)} | as graphs | {' | '.join(f'TP {c}' for c in COLUMNS)} |",
         (
@@ -161,7 +162,7 @@ def table(results: Mapping[str, Any]) -> str:
     for name, both in results.items():
         ours, peer = both.get("ours", {}), both.get("peer", {})
         size = f"{ours.get('parameters', peer.get('parameters', 0)) / 1e6:.1f}"
-        graphs = str(ours.get("0.5", {}).get("graphs", "-"))
+        graphs = "0" if name in replaced else str(ours.get("0.5", {}).get("graphs", "-"))
         lines.append(f"| {' | '.join([name.replace('_', chr(92) + '_'), size, *cells(ours), graphs, *cells(peer)])} |")
     return "\n".join(lines)
 
@@ -184,6 +185,40 @@ def outcome(found: Mapping[str, Any], ratio: float) -> str:
         return "-"
     detail = {"differs": f" {at.get('difference', 0):.0e}", "raises": f": {at['stage']}", "stopped": f": {at['stage']}"}
     return at["status"] + detail.get(at["status"], "")
+
+
+REPLACED = """## What became of modules that spell out a size
+
+The models of the list in which `shrink` once put exported graphs (*before*: how many), run again at 50 %, with the
+proof that `shrink` makes; *as graphs* above has what is there now. Counted are modules that are not of torch's own
+classes. *attribute*: one was set; *written*: a module written for the size stands there; *number*: another number
+stands in the class's code, in one line or several. A graph takes `graphs=True` now."""
+KINDS = ("attribute", "written", "number in the code")
+
+
+def replacements(results: Mapping[str, Any], replaced: Mapping[str, Any]) -> str:
+    lines = ["| model | before | what became of them |", "| --- | ---: | --- |"]
+    for name, row in replaced.items():
+        of_kind = row.get("became", {})
+        said = [
+            f"{kind.split(' ')[0]}: {', '.join(f'{n} {cls}' for cls, n in of_kind[kind].items())}"
+            for kind in KINDS
+            if kind in of_kind
+        ]
+        shown_row = "; ".join(said) or ("refused" if "refused" in row else "nothing but torch's own layers")
+        lines.append(f"| {name.replace('_', chr(92) + '_')} | {graphs_before(results, name)} | {shown_row} |")
+    commits = Counter(row["commit"] for row in replaced.values())
+    rows = ", ".join(f"{one} ({n} rows)" for one, n in commits.most_common())
+    old = {name: graphs_before(results, name) for name in results if name not in replaced}
+    left = ", ".join(f"{name} ({before})" for name, before in old.items() if before)
+    last = f"Commits: {rows}. Not run again, and with the old count in the table above: {left or 'none'}."
+    command = shown("python -m benchmarks.models.coverage.replaced --below 35")
+    return "\n".join([REPLACED, "", command, "", *lines, "", last])
+
+
+def graphs_before(results: Mapping[str, Any], name: str) -> int:
+    """How many graphs a model held when it was measured, before they had to be asked for."""
+    return int(results[name].get("ours", {}).get("0.5", {}).get("graphs", 0))
 
 
 def reasons(results: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
     python -m benchmarks.models.coverage.replaced --below 35     # models of fewer million parameters; resumes
 
 Half of every group's channels go, and `shrink` proves what is left. Counted by class: modules of which an attribute was
-set, that a written module stands for, in whose code another number stands, and that a graph replaced.
+set, that a written module stands for, and in whose code another number stands. The page of coverage has the table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,14 @@ import torch_flowprune as fp
 from benchmarks.common.measure import commit
 from benchmarks.common.record import RESULTS
 from benchmarks.models.coverage.models import built
+from benchmarks.models.coverage.page import graphs_before
 from benchmarks.models.coverage.trial import LIMIT, RATIOS, Ours, timed
-
-KINDS = ("attribute", "written", "number in the code", "graph")
-HEAD = """## What became of modules that spell out a size
-
-The models of the list in which `shrink` once put exported graphs (*before*: how many), at 50 % and with the proof that
-`shrink` makes. Modules of torch's own classes, which state their sizes, are not counted. *attribute*: one was set;
-*written*: a module written for the size stands there; *number*: another number stands in the class's code, in one line
-or several. None holds a graph, which takes `graphs=True`.
-
-    python -m benchmarks.models.coverage.replaced --below 35
-"""
 
 
 def became(dense: nn.Module, small: nn.Module) -> dict[str, dict[str, int]]:
     """Kind -> class -> how many modules."""
     change = fp.describe(dense, small)
-    own = {path for path, module in dense.named_modules() if not type(module).__module__.startswith("torch.nn")}
+    own = {path for path, module in dense.named_modules() if not is_of_torch(module)}
     of_kind = {
         "attribute": [path for path in change["attributes"] if path in own and path not in change["code"]],
         "written": change["written"],
@@ -47,6 +37,11 @@ def became(dense: nn.Module, small: nn.Module) -> dict[str, dict[str, int]]:
     }
     counts = {kind: Counter(type(dense.get_submodule(p)).__name__ for p in paths) for kind, paths in of_kind.items()}
     return {kind: dict(found) for kind, found in counts.items() if found}
+
+
+def is_of_torch(module: nn.Module) -> bool:
+    """Whether its class is torch's, or comes of one of torch's layers."""
+    return any(kind.__module__.startswith("torch.nn.") and kind is not nn.Module for kind in type(module).__mro__)
 
 
 def replaced_in(name: str) -> dict[str, Any]:
@@ -60,37 +55,16 @@ def replaced_in(name: str) -> dict[str, Any]:
     return {"became": became(model, small), "seconds": round(seconds, 2), "commit": commit()}
 
 
-def section(found: Mapping[str, Any], coverage: Mapping[str, Any]) -> str:
-    """The table of a page."""
-    lines = ["| model | before | what became of them |", "| --- | ---: | --- |"]
-    for name, row in found.items():
-        said = [
-            f"{kind.split(' ')[0]}: {', '.join(f'{n} {cls}' for cls, n in row['became'][kind].items())}"
-            for kind in KINDS
-            if kind in row.get("became", {})
-        ]
-        shown = "; ".join(said) or ("refused" if "refused" in row else "nothing but torch's own layers")
-        lines.append(f"| {name.replace('_', chr(92) + '_')} | {graphs_before(coverage, name)} | {shown} |")
-    left = [name for name in coverage if graphs_before(coverage, name) and name not in found]
-    commits = Counter(row["commit"] for row in found.values())
-    rows = ", ".join(f"{one} ({n} rows)" for one, n in commits.most_common())
-    return "\n".join([HEAD, *lines, "", f"Commits: {rows}. Not run again: {', '.join(left) or 'none'}."])
-
-
-def graphs_before(coverage: Mapping[str, Any], name: str) -> int:
-    return int(coverage[name].get("ours", {}).get("0.5", {}).get("graphs", 0))
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    coverage = json.loads(options.out.with_suffix(".json").read_text())["results"]
-    data = options.out.with_suffix(".replaced.json")
-    found = json.loads(data.read_text()) if data.exists() else {}
+    data = json.loads(options.out.with_suffix(".json").read_text())
+    coverage, found = data["results"], data.setdefault("replaced", {})
     torch.set_num_threads(1)
     for name in (name for name in coverage if graphs_before(coverage, name) and name not in found):
         if coverage[name]["ours"]["parameters"] < options.below * 1e6:
             found[name] = replaced_in(name)
-            data.write_text(json.dumps({n: found[n] for n in coverage if n in found}, indent=1) + "\n")
+            data["replaced"] = {n: found[n] for n in coverage if n in found}
+            options.out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
             print(name, json.dumps(found[name]), flush=True)
 
 
@@ -105,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         default=RESULTS / "models" / "coverage",
-        help="read: OUT.json; written: OUT.replaced.json",
+        help="read and written: OUT.json",
     )
     return parser
 

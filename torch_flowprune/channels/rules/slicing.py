@@ -160,7 +160,7 @@ def embedding_bag(g: Walk, weight: Value, indices: Value) -> list[Value]:
 
 def unfold(g: Walk, x: Value, dimension: int) -> Value:
     g.freeze(x.dims[dimension], "is cut into windows")
-    fixed = g.fixed(g.out_shape)
+    fixed, dimension = g.fixed(g.out_shape), dimension % x.ndim  # of one dimension less than what comes out
     kept = replaced(x, dimension, fixed.dims[dimension])
     return Value((*kept.dims, fixed.dims[-1]), (*kept.zero, True))
 

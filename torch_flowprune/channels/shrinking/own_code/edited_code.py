@@ -53,9 +53,10 @@ NAMES = {f"{name}_over__": function for name, function in OVER.items()}
 _SHARE_OF_IT = "share"
 
 
-def share(new: int, old: int) -> Any:
+def share(new: Any, old: Any) -> Any:
     """What to say of a number that grows with the batch too: which share of it is left; the number if that is none."""
-    left = Fraction(new, old) if old > 0 and new > 0 else None
+    whole = type(new) is int and type(old) is int and new > 0 and old > 0
+    left = Fraction(new, old) if whole else None
     return new if left is None else (_SHARE_OF_IT, left.numerator, left.denominator)
 
 

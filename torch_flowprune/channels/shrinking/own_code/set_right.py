@@ -149,7 +149,10 @@ class SetRight(CodeWatcher):
         if not isinstance(node, ast.Call) or name_called(node) not in _TAKE_FREE:
             return False
         positions = [pairs for calls in self.noted[place].values() for pairs in _each_number(calls)]
-        free = [_number_said(pairs, self.shares, free=True) == _FREE or pairs[0][0] == _FREE for pairs in positions]
+        free = [
+            _number_said(pairs, self.shares, free=True) == _FREE or any(own == _FREE for own, _ in pairs)
+            for pairs in positions
+        ]
         return free.count(True) == 1
 
 
