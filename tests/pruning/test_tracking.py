@@ -1,5 +1,7 @@
 """What a pruner remembers between minibatches, and between runs."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -85,3 +87,29 @@ def test_a_gradient_sum_that_overflows_is_no_overflow():
     )
     pruner.track()
     assert pruner.minibatches == 1
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_a_minibatch_walks_over_the_model_once(granularity):
+    """And looks at no signature layer by layer: what is the same for all minibatches and layers is found once."""
+    model = nn.Sequential(*(part for _ in range(12) for part in (nn.Linear(8, 8), nn.ReLU())), nn.Linear(8, 3))
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    pruner = fp.Pruner(model, "taylor", 0.5, granularity=granularity, example_inputs=x)
+    calls = []
+
+    def seen(frame, event, _):
+        if event == "call" and frame.f_code.co_name in {"parameters_of", "signature", "couple"}:
+            calls.append(frame.f_code.co_name)
+
+    for _ in range(2):
+        model.zero_grad()
+        model(x).square().sum().backward()
+        calls.clear()
+        sys.setprofile(seen)
+        try:
+            pruner.track()
+        finally:
+            sys.setprofile(None)
+    assert calls.count("parameters_of") == 1
+    assert calls.count("signature") < 13  # layers
+    assert "couple" not in calls

@@ -3,7 +3,7 @@
 from torch_flowprune.gradients.batches import LossWeights, Reduction
 from torch_flowprune.gradients.differentiable import differentiable
 from torch_flowprune.gradients.flow_source import FlowOptions, FlowSource, LossOptions, SweepOptions
-from torch_flowprune.gradients.gradient_flow import INGREDIENTS, Flow, flow, flow_over
+from torch_flowprune.gradients.gradient_flow import INGREDIENTS, Flow, flow, flow_over, point_of
 from torch_flowprune.gradients.halved_flow import HalvedFlow, halved_flow
 from torch_flowprune.gradients.hessian_vector import hessian_vector
 from torch_flowprune.gradients.sweeping import MOMENTS, Products, ProposedCut
@@ -26,4 +26,5 @@ __all__ = [
     "flow_over",
     "halved_flow",
     "hessian_vector",
+    "point_of",
 ]

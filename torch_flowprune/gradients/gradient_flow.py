@@ -23,6 +23,7 @@ from torch_flowprune.inputs import (
     ComparedByValue,
     Loss,
     Ranks,
+    Target,
     as_batches,
     check_keywords,
     check_readable_again,
@@ -225,6 +226,12 @@ def flow(
     return flow_over(source, model, needs, [parameters] if isinstance(parameters, str) else parameters)
 
 
+def point_of(source: FlowSource, targets: Mapping[str, Target]) -> Flow:
+    """The parameters themselves, and where they began: what needs no sweep."""
+    theta = {name: wide(target.theta) for name, target in targets.items()}
+    return Flow(theta=theta, theta0=reference_of(source.theta0, targets))
+
+
 def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parameters: Iterable[str] = ()) -> Flow:
     """:func:`flow` with its words as one value, which the calls that take a flow hand on."""
     ranks, model, parameters = Ranks.of(model), unwrapped(model), list(parameters)
@@ -235,8 +242,7 @@ def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parame
             "initialisation"
         )
     targets = differentiable(model, parameters, wanted)
-    theta = {name: wide(target.theta) for name, target in targets.items()}
-    point = Flow(theta=theta, theta0=reference_of(source.theta0, targets))
+    point = point_of(source, targets)
     if not wanted:
         return point
     if source.under_masks:

@@ -23,12 +23,12 @@ def evaluate(
 ) -> Scores:
     """One measure over every candidate of a flow; every score is finite."""
     tensors, ours = _tensors_of(point, measure, found), measure in measures.MEASURES.values()
-    values, source = {}, cpu_generator(generator)
+    values, source, asked = {}, cpu_generator(generator), measure_lookup.asks(measure)
     for name, candidate in found.items():
         given = {"generator": source, "name": name, "shape": candidate.shape}
         arguments = {
             kind: given[kind] if kind in given else _handed_out(candidate.rows(tensors[kind]), shared=ours)
-            for kind in measure_lookup.asks(measure)
+            for kind in asked
         }
         values[name] = _checked(measure(**arguments), len(candidate), measure, name)
     _check_extremes({name: _extremes(value) for name, value in values.items()}, measure_lookup.name_of(measure))

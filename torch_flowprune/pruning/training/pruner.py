@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from torch_flowprune.channels import Coupling, Surgery
-from torch_flowprune.gradients import Flow, FlowSource, LossOptions, flow_over
+from torch_flowprune.gradients import Flow, FlowSource, LossOptions, flow_over, point_of
 from torch_flowprune.inputs import Batch, OneBatch, from_options, unwrapped
 from torch_flowprune.masking import averaged_model, sync_masks
 from torch_flowprune.pruning.reports import Report
@@ -289,7 +289,7 @@ class Pruner:
                 f"{measure_lookup.name_of(self.method)!r} reads {', '.join(sorted(beyond))}, which .grad does not "
                 "hold: call track(batch)"
             )
-        point = flow_over(self.source, self.model, (), targets_of(found))
+        point = point_of(self.source, targets_of(found))
         return self._gradients.read(point, found, squares="g2" in needs) if self._reads_gradients else point
 
     @property
