@@ -361,6 +361,20 @@ def test_what_can_not_be_recorded_is_exported() -> None:
     assert graph.program is not None
 
 
+def test_an_operator_over_functions_is_one_without_a_rule() -> None:
+    """As an export makes of a part without gradients, where the recording fails."""
+
+    class WithoutGradients(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                h = self.first(x) + ELSEWHERE
+            return self.last(self.middle[0](self, h))
+
+    coupling = couple(WithoutGradients(lambda net, x: x).eval(), torch.randn(2, 3))
+    assert coupling.groups == ()
+    assert coupling.costs.dense.parameters == sum(p.numel() for p in Net(lambda net, x: x).parameters())
+
+
 def test_what_can_be_read_neither_way_is_said_in_a_line_with_its_statement() -> None:
     with pytest.raises(UnrecordableError, match=r"cannot be read off this model: numpy hands out values.*line \d+ of"):
         couple(Net(VALUES["numpy"]).eval(), torch.randn(2, 3))

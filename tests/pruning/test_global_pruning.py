@@ -892,3 +892,20 @@ def test_the_masks_hold_through_training():
     for target in prunable(model):
         module, attribute = target.owners[0]
         assert torch.equal(getattr(module, attribute) == 0, ~before[target.name])
+
+
+def test_hooks_that_a_first_run_puts_on_are_on_once() -> None:
+    """As transformers' models do to capture what layers give: a run on a sample leaves neither hooks nor the note."""
+
+    class Captures(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not hasattr(self, "installed"):
+                self.installed, self.seen = True, []
+                self[0].register_forward_hook(lambda module, args, output: self.seen.append(output))
+            return super().forward(x)
+
+    model = Captures(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=torch.randn(2, 3))
+    assert not model[0]._forward_hooks
+    model(torch.randn(2, 3))
+    assert len(model.seen) == len(model[0]._forward_hooks) == 1
