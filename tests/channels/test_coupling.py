@@ -395,3 +395,25 @@ def test_an_overload_without_a_rules_arguments_freezes() -> None:
     reading = read(model, (torch.randn(2, 3),), {}, {**RULES, "relu": lambda walk, x, exponent: x})
     assert reading.unknown == {"relu": 1}
     assert coupling_of(reading).groups == ()
+
+
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="an operator of newer versions of torch")
+def test_matrices_of_experts_lose_their_inner_width() -> None:
+    """Torch multiplies rows by groups in float32 and below, so the proof is in float32."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = (nn.Parameter(torch.randn(2, *shape)) for shape in ((8, 16), (16, 8)))
+            self.register_buffer("ends", torch.tensor([2, 6], dtype=torch.int32))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch._grouped_mm(torch.relu(torch._grouped_mm(x, self.up, self.ends)), self.down, self.ends)
+
+    torch.manual_seed(0)
+    model, x = Experts(), torch.randn(6, 8)
+    coupling = couple(model, x)
+    assert {group.name: group.size for group in coupling.groups} == {"up": 16}
+    keep = {"up": torch.arange(16) < 8}
+    small = shrink(model, x, masks=channel_masks(coupling, keep, dict(model.named_parameters())))
+    assert (small.up.shape, small.down.shape) == ((2, 8, 8), (2, 8, 8))

@@ -753,6 +753,9 @@ CASES: dict[str, Case] = {
             "prod": lambda h: h.prod(1, keepdim=True),
             "var_mean": lambda h: torch.cat(torch.var_mean(h, 1, keepdim=True), 1),
             "diff": lambda h: h.diff(dim=1),
+            "diff with a start and an end": lambda h: h.diff(dim=1, prepend=h[:, :1], append=h[:, 2:4]),
+            "flags joined by &, | and ^": lambda h: h * ((h > 0) & (h < 1) | (h > 2) ^ (h < -1)),
+            "empty_like": lambda h: torch.empty_like(h).copy_(h),
             "fft": lambda h: torch.fft.irfft(torch.fft.rfft(h, dim=1), n=5, dim=1),
             "fft of several": lambda h: torch.fft.fft2(h[..., None], dim=(1, 3)).real[..., 0],
             "tril": lambda h: h.transpose(1, 2)[..., None].expand(-1, -1, -1, 5).tril().sum(-1).transpose(1, 2),
@@ -782,11 +785,22 @@ CASES: dict[str, Case] = {
             "scatter_add": lambda h: torch.zeros_like(h).scatter_add(2, torch.arange(6).flip(0).expand(2, 5, 6), h),
             "index_add": lambda h: torch.zeros_like(h).index_add(2, torch.arange(6).flip(0), h),
             "diff": lambda h: h.diff(dim=2, prepend=h[..., :1]),
+            "histc": lambda h: h * torch.histc(h, 6, -1, 1),
             "hypot, which has no slope at zero,": lambda h: torch.hypot(h, h * 2),
             "a logit": lambda h: torch.logit(h.tanh()),
             "lgamma": lambda h: torch.lgamma(h),
         }.items()
     },
+    "fractional pool": Case(
+        lambda: Fn(
+            lambda s, x: s.b(F.fractional_max_pool2d(s.a(x), 2, output_size=3, _random_samples=s.where)),
+            a=nn.Conv2d(3, 6, 1),
+            b=nn.Conv2d(6, 2, 1),
+            where=nn.Parameter(torch.rand(2, 6, 2), requires_grad=False),
+        ),
+        IMAGE,
+        {"a.weight": 6},
+    ),
     "distances between rows": Case(
         lambda: Fn(lambda s, x: torch.cdist(s.a(x), s.b(x)) @ x, a=nn.Linear(8, 6), b=nn.Linear(8, 6)),
         TOKENS,

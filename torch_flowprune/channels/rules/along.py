@@ -10,7 +10,8 @@ from typing import Any
 
 from torch_flowprune.channels.rules.pointwise import added
 from torch_flowprune.channels.rules.reductions import averaged, dims_of, singular_spread, statistic
-from torch_flowprune.channels.rules.views import replaced
+from torch_flowprune.channels.rules.slicing import cat
+from torch_flowprune.channels.rules.views import replaced, spatial
 from torch_flowprune.channels.tracing import Value, Walk, concrete
 
 
@@ -70,7 +71,27 @@ def log_total(g: Walk, x: Value, dim: Any, keepdim: bool = False) -> Value:
 
 
 def differences(g: Walk, x: Value, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
-    return along(g, x, [dim]) if prepend is None and append is None else NotImplemented
+    parts = [part for part in (prepend, x, append) if part is not None]
+    shape = [sum(part.shape[d] for part in parts) if d == dim % x.ndim else size for d, size in enumerate(x.shape)]
+    return along(g, cat(g.at_shape(shape), parts, dim), [dim])
+
+
+def fractional_pool(count: int) -> Callable[..., list[Value]]:
+    """Where windows begin is drawn for each channel."""
+
+    def rule(g: Walk, x: Value, random_samples: Value) -> list[Value]:
+        assert g.node is not None
+        g.join(x.dims[-count - 1], random_samples.dims[1])
+        return _with_places(spatial(g.at_shape(concrete(g.node.meta["val"][0].shape)), x, count))
+
+    return rule
+
+
+def in_bins(g: Walk, x: Value) -> Value:
+    """How many values fall into each of some bins: zeros do too."""
+    for labels in x.dims:
+        g.freeze(labels, "is counted")
+    return g.fixed(g.out_shape)
 
 
 def turned(g: Walk, x: Value, k: int = 1, dims: Sequence[int] = (0, 1)) -> Value:
@@ -116,6 +137,8 @@ ALONG_RULES: dict[str, Callable[..., Any]] = {
     "var_mean": variance_and_mean,
     "logsumexp": log_total,
     "diff": differences,
+    "histc": in_bins,
+    **{f"fractional_max_pool{n}d": fractional_pool(n) for n in (2, 3)},
     "rot90": turned,
     "view_as_real": parts_as_last,
     "view_as_complex": parts_of_last,

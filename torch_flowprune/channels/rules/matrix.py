@@ -143,6 +143,16 @@ def _may_lose(g: Walk, x: Value, dim: int) -> None:
         g.freeze(x.dims[dim], "is summed over where a removed unit is not zero")
 
 
+def product_by_groups(g: Walk, x: Value, mat2: Value, offs: Any = None, bias: Any = None) -> Any:
+    """Rows in order, each group of them by a matrix of its own, as experts compute."""
+    if offs is None or bias is not None or (x.ndim, mat2.ndim) != (2, 3):
+        return NotImplemented
+    for labels in (x.dims[0], mat2.dims[0]):
+        g.freeze(labels, "is cut into groups")
+    rows = Value((g.axes.fixed(x.shape[0]), x.dims[1]), x.zero, x.constant)
+    return _contraction(g, [(rows, ["n", "k"]), (mat2, ["e", "k", "m"])], ["n", "m"])
+
+
 def deformable_convolution(
     g: Walk,
     x: Value,

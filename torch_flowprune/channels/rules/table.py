@@ -26,6 +26,7 @@ from torch_flowprune.channels.rules.matrix import (
     matrix_product,
     matrix_vector,
     outer_product,
+    product_by_groups,
     similarity,
     transposed_convolution,
 )
@@ -99,7 +100,7 @@ _MOVING = (
 _SINGULAR = ("log log2 log10 sqrt rsqrt reciprocal acos acosh logit special_logit lgamma digamma").split()
 _COMPARING = (
     "eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor isclose "
-    "logaddexp logaddexp2"
+    "logaddexp logaddexp2 __and__ __or__ __xor__"
 ).split()
 _POOLS = {f"{kind}{n}d": n for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool")}
 _POOLS_WITH_PLACES = {
@@ -137,7 +138,7 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("arange", "linspace", "scalar_tensor", "eye", "tril_indices", "triu_indices"), positions),
     **dict.fromkeys(("zeros", "new_zeros"), filled(True)),
     **dict.fromkeys(("ones", "full", "new_ones", "new_full", "empty", "new_empty"), filled(False)),
-    **dict.fromkeys(("ones_like", "full_like"), filled_like(False)),
+    **dict.fromkeys(("ones_like", "full_like", "empty_like"), filled_like(False)),
     **dict.fromkeys(
         ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size", "sym_constrain_range"), nothing
     ),
@@ -154,6 +155,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "linear": linear_layer,
     "matmul": matmul,
     "mv": matrix_vector,
+    "_grouped_mm": product_by_groups,
     "dot": inner_product,
     "addmm": addmm,
     "baddbmm": baddbmm,
