@@ -35,7 +35,11 @@ def untouched(
     """
     check_mode(mode)
     beside = modules_beside(model, functions)
-    draw_again, fill_again = _randomness(model, data), _buffers([*model.modules(), *beside])
+    draw_again, own, others = _randomness(model, data), _buffers(model.modules()), _buffers(beside, sparing=True)
+
+    def fill_again() -> None:
+        own()
+        others()
 
     def rewind() -> None:
         fill_again()
@@ -131,7 +135,8 @@ def _parameters(model: nn.Module) -> Restore:
     return restore
 
 
-def _buffers(modules: Iterable[nn.Module]) -> Restore:
+def _buffers(modules: Iterable[nn.Module], *, sparing: bool = False) -> Restore:
+    """``sparing``: what is as it was is not written, as kept graphs may read it (the class weights of a loss)."""
     kept = [
         (module, [(key, buffer, _copied_buffer(module, key, buffer)) for key, buffer in module._buffers.items()])
         for module in modules
@@ -145,10 +150,14 @@ def _buffers(modules: Iterable[nn.Module]) -> Restore:
         with torch.no_grad():
             for _, buffers in kept:
                 for _, buffer, value in buffers:
-                    if buffer is not None and value is not None:
+                    if buffer is not None and value is not None and not (sparing and _is_as_kept(buffer, value)):
                         _apart(buffer).copy_(value)
 
     return restore
+
+
+def _is_as_kept(buffer: torch.Tensor, value: torch.Tensor) -> bool:
+    return torch.equal(_apart(buffer), value)
 
 
 def _copied_buffer(module: nn.Module, key: str, buffer: torch.Tensor | None) -> torch.Tensor | None:
