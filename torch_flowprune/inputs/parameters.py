@@ -52,30 +52,34 @@ def parameters_of(model: nn.Module) -> dict[str, Target]:
     """Every parameter of the model once, by its name in the unpruned model, in model order."""
     targets: dict[int, Target] = {}
     for path, plain, module, in_adapter in _modules(model):
+        adapters = _adapters(module) if module._parameters and not in_adapter else ()
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                target = _target(path, plain, module, key, parameter, in_adapter=in_adapter or _adds(module, key))
+                target = _target(path, plain, module, key, parameter, in_adapter=in_adapter or key in adapters)
                 known = targets.get(id(parameter))
                 targets[id(parameter)] = _tied(known, target) if known else target
     return {target.name: target for target in targets.values()}
 
 
-def _modules(
-    module: nn.Module, path: str = "", plain: str = "", above: tuple[nn.Module, ...] = (), *, in_adapter: bool = False
-) -> Iterator[tuple[str, str, nn.Module, bool]]:
+def _modules(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, bool]]:
     """Every module under each of its paths, the path without the names of wrappers on the way, and if it is added."""
-    yield path, plain, module, in_adapter
-    inner, above = _inside(module), (*above, module)
-    for name, child in module._modules.items():
-        if child is not None and not any(child is one for one in above):
-            paths = _join(path, name), plain if child is inner else _join(plain, name)
-            yield from _modules(child, *paths, above, in_adapter=in_adapter or _adds(module, name))
+    todo: list[tuple[str, str, nn.Module, bool, tuple[int, ...]]] = [("", "", model, False, ())]
+    while todo:
+        path, plain, module, in_adapter, above = todo.pop()
+        yield path, plain, module, in_adapter
+        if not module._modules:
+            continue
+        inner, adapters, above = _inside(module), _adapters(module), (*above, id(module))
+        for name, child in reversed(module._modules.items()):
+            if child is not None and id(child) not in above:
+                plainly = plain if child is inner else _join(plain, name)
+                todo.append((_join(path, name), plainly, child, in_adapter or name in adapters, above))
 
 
-def _adds(module: nn.Module, name: str) -> bool:
-    """Whether a layer with an adapter says that this is of the adapter, as those of peft do."""
+def _adapters(module: nn.Module) -> Sequence[str]:
+    """The names of what a layer with an adapter says is of the adapter, as those of peft do."""
     listed = getattr(type(module), "adapter_layer_names", ())
-    return isinstance(listed, (tuple, list)) and name in listed
+    return listed if isinstance(listed, (tuple, list)) else ()
 
 
 def _join(path: str, name: str) -> str:
