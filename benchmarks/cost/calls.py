@@ -1,7 +1,7 @@
 """What scoring, selecting and masking cost, as ratios taken in one run.
 
     python -m benchmarks.cost.calls [--models resnet50 vit_base_patch16_224] [--quick] [--rounds 5]
-        [--out FILE.json] [--readme]
+        [--out FILE.json]
 
 ``benchmarks/README.md`` says how to read the result.
 """
@@ -27,8 +27,8 @@ from torch.nn.utils import prune
 
 import torch_flowprune as fp
 from benchmarks.common.measure import Times, alternating, forget_peak, memory
-from benchmarks.common.page import into_page, shown, table, wrapped
-from benchmarks.common.record import README, RESULTS, ROOT, begun, keep, steady
+from benchmarks.common.page import shown, table, wrapped
+from benchmarks.common.record import ROOT, begun, keep, steady
 from torch_flowprune.inputs.parameters import prunable
 from torch_flowprune.scoring import measure_lookup
 from torch_flowprune.scoring.candidates import parameter_candidates
@@ -56,14 +56,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     text = report(found)
     print(text)
     keep(found, options.out)
-    if options.readme:
-        into_page(
-            README,
-            _MARKS,
-            "\n\n".join(
-                report(json.loads(file.read_text())) for file in sorted((RESULTS / "cost").glob("calls*.json"))
-            ),
-        )
     return found
 
 
@@ -79,11 +71,6 @@ def _parser() -> argparse.ArgumentParser:
         "--threads", type=int, default=1, help="of torch; one gives the steadiest ratios on a busy machine"
     )
     parser.add_argument("--out", type=Path, help="write the result as JSON")
-    parser.add_argument(
-        "--readme",
-        action="store_true",
-        help="put the tables of all benchmarks/results/cost/calls*.json into benchmarks/README.md",
-    )
     parser.add_argument("--memory-of", nargs=2, metavar=("WORK", "MODEL"), help=argparse.SUPPRESS)
     return parser
 
@@ -331,9 +318,6 @@ def _measure_table(scores: dict[str, Any]) -> list[str]:
         for name, by in scores.items()
     ]
     return table(["measure: of forward+backward (formula, ms)", *GRANULARITIES], rows)
-
-
-_MARKS = ("<!-- tables of python -m benchmarks.cost.calls -->", "<!-- end of tables -->")
 
 
 if __name__ == "__main__":

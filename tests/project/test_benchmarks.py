@@ -112,8 +112,7 @@ def test_the_pages_made_from_a_result_say_what_it_says(monkeypatch):
     assert load("benchmarks.cost.latency").report(kept("cost/latency.json")) in page("docs/guide/structured.md")
     assert load("benchmarks.cost.targets").report(kept("cost/targets.json")) in page("docs/guide/allocation.md")
     assert load("benchmarks.carriers.__main__").report(kept("cost/carriers.json")) in page("docs/explanation/host.md")
-    for name in ("calls_resnet50", "calls_vit_base_patch16_224"):
-        assert load("benchmarks.cost.calls").report(kept(f"cost/{name}.json")) in page("benchmarks/README.md")
+    assert load("benchmarks.growth.__main__").report(kept("growth/growth.json")) in page("docs/results/growth.md")
 
 
 LONG = (
@@ -285,3 +284,33 @@ def test_carriers_quick_tries_every_way_on_every_row(tmp_path):
     assert all(list(row["holds"]) == ways for row in found["rows"].values())
     lost = [number for number, row in found["rows"].items() if not row["holds"][ways[0]]]
     assert lost == ["7.15"], "what the package's own way does not keep: code that goes by exact class"
+
+
+def test_growth_quick_measures_every_side(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT))
+    growth = importlib.import_module("benchmarks.growth.__main__")
+    monkeypatch.setattr(growth, "steady", lambda _: None)
+    monkeypatch.setattr(growth, "_ENOUGH", 0.0)
+
+    def here(name, side, size):
+        growth.main(["--one", name, side, str(size)])
+        return json.loads(capsys.readouterr().out)
+
+    monkeypatch.setattr(growth, "_apart", here)
+    out = tmp_path / "growth.json"
+    growth.main(["--quick", "--only", "tracked", "tokens", "--out", str(out)])
+    growths = json.loads(out.read_text())["growths"]
+    assert growths.keys() == {"tracked", "tokens"}
+    for one in growths.values():
+        assert all(len(side["points"]) == 2 for side in one["sides"].values())
+        assert all(side["exponents"]["seconds"] is not None for side in one["sides"].values())
+    assert "| tokens of one sequence, g and H·g |" in capsys.readouterr().out
+
+
+def test_an_exponent_is_a_slope_of_logarithms(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    exponent = importlib.import_module("benchmarks.growth.__main__").exponent
+    assert exponent({1: 3.0, 10: 300.0, 100: 30000.0}) == pytest.approx(2)
+    assert exponent({1: 3.0}) is None
+    every = importlib.import_module("benchmarks.growth.works").GROWTHS
+    assert all(len(growth.sizes) > 1 and "torch_flowprune" in growth.sides for growth in every.values())
