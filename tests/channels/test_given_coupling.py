@@ -130,3 +130,12 @@ def test_a_coupling_that_does_not_fit(words, error, text):
 def test_of_a_coupling_written_by_hand_no_cost_is_known():
     with pytest.raises(ValueError, match="a coupling written by hand counts no costs"):
         prune(Sorted(), 0.5, coupling=by_hand(), cost="flops")
+
+
+def test_a_coupling_that_was_read_is_the_same_and_saved_alike():
+    """What a slice finds out when it is used is no part of it."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    coupling = fp.couple(model, torch.ones(2, 4))
+    before = coupling.to_dict()
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", coupling=coupling)
+    assert coupling.to_dict() == before

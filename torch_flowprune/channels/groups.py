@@ -76,21 +76,18 @@ class Slice:
                 f"which has {shape[self.axis]}"
             )
 
-    @cached_property
-    def _in_order(self) -> int:
-        """How many positions there are, where they are the first of all, one after the other; else -1."""
-        places = self.index.reshape(-1)
-        return len(places) if torch.equal(places, torch.arange(len(places), device=places.device)) else -1
-
     @property
     def _kind(self) -> str:
         return "buffer" if self.role == "buffer" else "parameter"
 
     def of(self, tensor: Tensor) -> Tensor:
         """(units, elements): what the slice holds of its parameter; a view where that is all of it, in order."""
-        if self._in_order == tensor.shape[self.axis]:
+        places = self.index.reshape(-1)
+        if len(places) == tensor.shape[self.axis] and torch.equal(
+            places, torch.arange(len(places), device=places.device)
+        ):
             return tensor.movedim(self.axis, 0).reshape(len(self.index), -1)
-        picked = tensor.index_select(self.axis, self.index.reshape(-1).to(tensor.device))
+        picked = tensor.index_select(self.axis, places.to(tensor.device))
         return picked.movedim(self.axis, 0).reshape(len(self.index), -1)
 
 
