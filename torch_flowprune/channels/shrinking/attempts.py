@@ -284,8 +284,9 @@ def attempt(bench: Bench, graphs: bool) -> tuple[nn.Module, Surgery]:
         said = "; ".join(dict.fromkeys((errors[0], errors[-1] if len(errors) > len(plans) else errors[0])))
         raise ShrinkError(
             f"the model's own code does not take the smaller sizes: {said}; let it read the size off an attribute "
-            "or a tensor, say with fp.channels.register what becomes of its class, leave its layers out (exclude=), or "
-            "take a graph that holds for calls like the example (graphs=True)"
+            "or a tensor, say with fp.channels.register what becomes of its class, prune to widths that its operators "
+            "take (round_to=), leave its layers out (exclude=), or take a graph that holds for calls like the example "
+            "(graphs=True)"
         )
     replaced = bench.replacements(plans[0])
     if replaced is not None:
