@@ -157,6 +157,13 @@ class MakesValues(Base):
         return super().inner(h) / torch.sqrt(torch.tensor(h.shape[1])) + torch.as_tensor([h.shape[1], 1.0]).sum()
 
 
+class OneSize(Base):
+    """Takes images of another size too, and mixes samples up: nothing that a user would do."""
+
+    def inner(self, h: Tensor) -> Tensor:
+        return torch.relu(h).reshape(-1, 8, 6, 6)
+
+
 class EachTime(Base):
     """One helper for several tensors, whose sizes are others once they have shrunk; one of them stays as it is."""
 
@@ -218,6 +225,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "a decorated method": (Decorated, IMAGES),
     "a shape in an attribute": (Stored, IMAGES),
     "slices": (Fused, IMAGES),
+    "a literal that takes another size": (OneSize, torch.cat([IMAGES, -IMAGES])),
     "values made of a size": (MakesValues, IMAGES),
     "a product with the batch": (Mixed, IMAGES),
     "another number each time": (EachTime, IMAGES),

@@ -124,8 +124,15 @@ class Trial:
         found = []
         for alternatives in further_calls(self.model, self.example):
             outcomes = ((call, self.masked(evaluated, call)) for call in alternatives)
-            found += [next(((c, o) for c, o in outcomes if o is not None and _all_finite(o.tensors)), None)]
+            taken = ((c, o) for c, o in outcomes if o is not None and _all_finite(o.tensors) and self._is_apt(c, o))
+            found += [next(taken, None)]
         return [one for one in found if one is not None]
+
+    def _is_apt(self, call: TriedCall, outcome: Ran) -> bool:
+        """Not where samples are mixed up: a literal shape takes parts of several of another size for one."""
+        batch, now = (next(iter(one.tensors()), torch.empty(0)).shape[:1] for one in (self.example, call))
+        pairs = zip(self.expected.tensors, outcome.tensors, strict=False)
+        return batch != now or all(new.shape[:1] == batch for old, new in pairs if old.shape[:1] == batch)
 
     @cached_property
     def learning(self) -> LearningTrial:
