@@ -361,7 +361,7 @@ def test_equal_fractions_meet_a_target_of_flops():
         ({"allocation": "erd"}, "allocation should be one of global, lamp, isomorphic, row, layer, er, erk, a mapping"),
         ({"allocation": "erk", "scope": "layer"}, "scope='layer' is short for allocation='layer': give one of the two"),
         ({"allocation": "lamp", "normalize": "mean"}, "leave normalize= out"),
-        ({"normalize": "median"}, "normalize should be 'mean', 'max', 'l2', 'default' or None, got 'median'"),
+        ({"normalize": "median"}, "normalize should be 'mean', 'max', 'l2', 'lamp', 'default' or None, got 'median'"),
         ({"round_to": 0}, "round_to should be a whole number of at least 1"),
         ({"max_sparsity": 1.5}, "max_sparsity should be a fraction of a layer's units"),
         ({"max_sparsity": {"9*": 0.5}}, "max_sparsity: '9\\*' matches no layer that is pruned; .*0.weight"),
@@ -396,15 +396,25 @@ def test_a_report_says_what_decided():
     assert report.to_dict()["layers"][0]["why"]
 
 
+@pytest.mark.parametrize(("granularity", "why"), [("filter", "scores by LAMP"), ("channel", "scores over their mean")])
 @pytest.mark.parametrize("method", ["magnitude", "l1"])
-def test_measures_of_weights_alone_are_ranked_over_their_layers_mean(method):
-    """By default, for widths: a layer of small weights gives up as much as one of large."""
+def test_measures_of_weights_alone_are_made_comparable_between_layers(method, granularity, why):
+    """By default, for widths: a layer of small weights gives up no more than its width says."""
     model = net()
     with torch.no_grad():
         model[0].weight.mul_(1e-3)
-    report = fp.global_prune(model, method, 0.5, granularity="filter")
-    assert report.layers[0].why == "global, scores over their mean"
-    assert 0.25 < report.layers[0].sparsity < 0.75
+    report = fp.global_prune(model, method, 0.5, granularity=granularity, example_inputs=IMAGES)
+    assert report.layers[0].why == f"global, {why}"
+    assert 0.0 < report.layers[0].sparsity < 0.75
+
+
+def test_filters_are_ranked_by_lamp_by_default_as_if_it_had_been_said():
+    masks = []
+    for options in ({}, {"normalize": "lamp"}, {"allocation": "lamp"}):
+        model = net()
+        fp.global_prune(model, "magnitude", 0.5, granularity="filter", **options)
+        masks.append(fp.masks(model))
+    assert all(torch.equal(masks[0][name], other[name]) for other in masks[1:] for name in masks[0])
 
 
 def test_other_measures_and_scores_of_ones_own_are_ranked_as_they_are():

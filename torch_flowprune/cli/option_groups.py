@@ -95,7 +95,7 @@ def add_allocation(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--normalize",
-        choices=("default", "none", "mean", "max", "l2"),
+        choices=("default", "none", "mean", "max", "l2", "lamp"),
         default="default",
         help="what a layer's scores are divided by before layers are ranked together",
     )

@@ -82,8 +82,9 @@ def global_prune(
             sparsities; or a function of ``(layers, sparsity)``.
         scope: a shorter name for the first three.
         normalize: what a layer's scores are divided by before layers are ranked together: their ``"mean"``, ``"max"``
-            or ``"l2"`` norm; None ranks them as they are, as the paper does. By default filters and channels are
-            ranked by their ``magnitude`` or ``l1`` over the mean of their layer, all else as it is.
+            or ``"l2"`` norm; ``"lamp"`` divides a score's square by the sum of those not lower. None ranks them as
+            they are, as the paper does. By default ``magnitude`` and ``l1`` rank channels over their layer's mean and
+            filters by LAMP; all else is ranked as it is.
         data, loss, closure, theta0, max_samples, temperature, mode, progress, max_memory, offload, autocast: what the
             scores are taken over, and with what, see :func:`~torch_flowprune.flow`.
         batch_size, batch_dim, reduction: how many samples a batch has, along which axis, and what its loss is over

@@ -45,6 +45,10 @@ class Candidate(Protocol):
         """Whether units are parts of a layer's width: without any the layer is dead."""
 
     @property
+    def coupled(self) -> bool:
+        """Whether a unit is a channel with all that lives or dies with it, and what is left can be built smaller."""
+
+    @property
     def output_axis(self) -> int | None:
         """Of single weights, the axis that outputs lie along; else None."""
 
@@ -127,6 +131,10 @@ class ParameterUnits:
     @property
     def structured(self) -> bool:
         return not isinstance(self.units, (Weights, Blocks))
+
+    @property
+    def coupled(self) -> bool:
+        return False
 
     @property
     def output_axis(self) -> int | None:

@@ -77,6 +77,10 @@ class GroupUnits:
         return True
 
     @property
+    def coupled(self) -> bool:
+        return True
+
+    @property
     def output_axis(self) -> int | None:
         return None
 

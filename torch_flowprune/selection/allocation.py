@@ -73,8 +73,9 @@ class Allocation:
         for word, value in (("min_keep", self.min_keep), ("max_sparsity", self.max_sparsity)):
             if value is not None and not isinstance(value, Mapping):
                 object.__setattr__(self, word, check_number(word, value))
-        if self.normalize not in (None, "default", "mean", "max", "l2"):
-            raise ValueError(f"normalize should be 'mean', 'max', 'l2', 'default' or None, got {self.normalize!r}")
+        if self.normalize not in (None, "default", *NORMALIZERS):
+            known = ", ".join(map(repr, NORMALIZERS))
+            raise ValueError(f"normalize should be {known}, 'default' or None, got {self.normalize!r}")
         object.__setattr__(self, "round_to", whole_number(self.round_to, "round_to", ", such as 8"))
 
     def _check_cost(self) -> None:
@@ -97,7 +98,7 @@ class Allocation:
             )
         if not isinstance(rule, (str, Mapping)) and not callable(rule):
             raise TypeError(f"allocation should be a name, a mapping or a function of (layers, sparsity), got {rule!r}")
-        if rule == "lamp" and self.normalize not in (None, "default"):
+        if rule == "lamp" and self.normalize not in (None, "default", "lamp"):
             raise ValueError("allocation='lamp' makes scores comparable in its own way: leave normalize= out")
 
     @property
@@ -138,16 +139,19 @@ class Allocation:
                 f"share of: 'parameters', 'flops', 'memory' or 'latency'; got cost={self.cost!r}"
             )
 
-    def _normalizer(self, method: str, *, structured: bool) -> str | None:
+    def _normalizer(self, method: str, found: Candidates) -> str | None:
         """What scores go through before they are ranked.
 
-        By default their layer's mean, for widths by measures whose scale is the layer's and nothing of the loss.
+        By default LAMP for filters and their layer's mean for channels, by measures whose scale is the layer's and
+        nothing of the loss. The guide has what was measured: of LAMP's ranking channels keep more FLOPs.
         """
         if self.rule == "lamp":
             return "lamp"
-        if self.normalize == "default":
-            return "mean" if structured and method in OF_WEIGHTS_ALONE else None
-        return self.normalize
+        if self.normalize != "default":
+            return self.normalize
+        if method not in OF_WEIGHTS_ALONE or not all(candidate.structured for candidate in found.values()):
+            return None
+        return "mean" if all(candidate.coupled for candidate in found.values()) else "lamp"
 
     def plan(self, found: Candidates, goal: Goal, method: str = "") -> Plan:
         """What goes from where, round by round, by scores of a measure of this name.
@@ -161,7 +165,7 @@ class Allocation:
         self._check_units(found)
         bounds = self._bounds(found)
         layers = Layers(found, bounds, self.round_to)
-        normalizer = self._normalizer(method, structured=all(candidate.structured for candidate in found.values()))
+        normalizer = self._normalizer(method, found)
         comparable = None if normalizer is None else NORMALIZERS[normalizer]
         made = partial(Plan, self._why(normalizer), bounds, comparable=comparable, round_to=self.round_to)
         if self.counted_cost != "units":
@@ -172,7 +176,9 @@ class Allocation:
 
     def _why(self, normalizer: str | None) -> str:
         named = self.rule if isinstance(self.rule, str) else "given" if isinstance(self.rule, Mapping) else "function"
-        return f"{named}, scores over their {normalizer}" if normalizer in ("mean", "max", "l2") else named
+        if normalizer is None or named == normalizer:
+            return named
+        return f"{named}, scores by LAMP" if normalizer == "lamp" else f"{named}, scores over their {normalizer}"
 
     def _check_units(self, found: Candidates) -> None:
         structured = all(candidate.structured for candidate in found.values())
