@@ -24,8 +24,9 @@ Row = dict[str, Any]
 GUIDE = ROOT / "docs" / "guide" / "allocation.md"
 MARKS = ("<!-- table of python -m benchmarks.accuracy.allocation_tables -->", "<!-- end of table -->")
 MARKS_OF_DRAWS = ("<!-- table of draws -->", "<!-- end of draws -->")
+MARKS_OF_LOSSES = ("<!-- table of losses -->", "<!-- end of losses -->")
 DRAWS = OUT.with_name("allocations_draws.json")
-"""A smaller study, of magnitude alone, in several draws of the images that nets are tuned on."""
+"""A study of magnitude alone, in several draws of the images that nets are tuned on."""
 SPARSITIES = (0.3, 0.5, 0.7)
 
 
@@ -119,22 +120,32 @@ def guide(found: dict[str, Any]) -> str:
 
 
 def draws(found: dict[str, Any]) -> str:
-    """A table a net of a study in several draws of images: what was measured for every way, in each draw."""
+    """Accuracy after tuning, and the FLOPs left, of what was measured for every way, in each draw of images."""
+    return _by_way(found, "tuned", lambda rows, cost: after_tuning(rows) + _flops_left(rows, cost))
+
+
+def losses(found: dict[str, Any]) -> str:
+    """The loss before tuning, of what was measured for every way."""
+    return _by_way(found, "at once", lambda rows, _: f"{mean(rows, 'loss'):.2f}")
+
+
+def _flops_left(rows: list[Row], cost: str) -> str:
+    flops = None if cost == "flops" else mean(rows, "flops")
+    return "" if flops is None else f" / {flops:.0%}"
+
+
+def _by_way(found: dict[str, Any], stage: str, cell: Callable[[list[Row], str], str]) -> str:
+    """Ways across, and what was pruned down: of a net, by a granularity, to a sparsity of units or FLOPs."""
     every = [row for net in found["nets"].values() for row in net["tuned"]]
     ways = [sharing for sharing in SHARINGS if rows_of(every, sharing=sharing)]
     lines = ["| pruned | draws | " + " | ".join(ways) + " |", "|---|---:|" + "---:|" * len(ways)]
     for name, net in found["nets"].items():
-        tuned = rows_of(net["tuned"], measure="magnitude")
-        for granularity, sparsity, cost in sorted(
-            {(row["granularity"], row["sparsity"], row["cost"]) for row in tuned}
-        ):
-            seeds = _seeds_of_all(rows_of(tuned, granularity=granularity, sparsity=sparsity, cost=cost), ways)
-            if seeds:
-                words = {"granularity": granularity, "sparsity": sparsity, "cost": cost}
-                cells = [
-                    after_tuning([row for row in rows_of(tuned, sharing=way, **words) if row["seed"] in seeds])
-                    for way in ways
-                ]
+        rows = rows_of(net[stage], measure="magnitude")
+        for granularity, sparsity, cost in sorted({(row["granularity"], row["sparsity"], row["cost"]) for row in rows}):
+            words = {"granularity": granularity, "sparsity": sparsity, "cost": cost}
+            if seeds := _seeds_of_all(rows_of(rows, **words), ways):
+                of_ways = [rows_of(rows, sharing=way, **words) for way in ways]
+                cells = [cell([row for row in of_way if row["seed"] in seeds], cost) for of_way in of_ways]
                 what = f"{sparsity:.0%} of {'FLOPs' if cost == 'flops' else granularity + 's'}"
                 lines.append(f"| {name}, {what} | {len(seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -153,7 +164,9 @@ def main(arguments: list[str]) -> None:
     print(page(found))
     if docs:
         into_page(GUIDE, MARKS, guide(found))
-        into_page(GUIDE, MARKS_OF_DRAWS, draws(json.loads((ROOT / DRAWS).read_text())))
+        of_draws = json.loads((ROOT / DRAWS).read_text())
+        into_page(GUIDE, MARKS_OF_DRAWS, draws(of_draws))
+        into_page(GUIDE, MARKS_OF_LOSSES, losses(of_draws))
 
 
 if __name__ == "__main__":

@@ -110,6 +110,10 @@ class Survivors:
         return self.left.structured
 
     @property
+    def coupled(self) -> bool:
+        return self.left.coupled
+
+    @property
     def output_axis(self) -> int | None:
         return self.left.output_axis
 
