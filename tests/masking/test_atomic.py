@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 import torch_flowprune as fp
 from torch_flowprune.inputs.parameters import parameters_of
 from torch_flowprune.masking.carrier import hook
-from torch_flowprune.pruning import base_method
+from torch_flowprune.pruning.methods import base_method
 
 X = torch.linspace(-1, 1, 24).view(3, 8)
 FILES = {base_method.__file__, *(str(path) for path in Path(hook.__file__).parent.glob("*.py"))}
