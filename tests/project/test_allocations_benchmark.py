@@ -44,6 +44,11 @@ def sharing(monkeypatch):
     return importlib.import_module("benchmarks.accuracy.sharing")
 
 
+def tables_of(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.accuracy.allocation_tables")
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_every_case_is_measured_once_and_a_second_run_adds_nothing(benchmark, tmp_path):
     out = tmp_path / "found.json"
@@ -129,20 +134,35 @@ def test_the_figure_is_of_the_files_rows(monkeypatch, tmp_path):
 
 
 def test_the_guide_has_the_table_of_the_draws(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    tables = importlib.import_module("benchmarks.accuracy.allocation_tables")
+    tables = tables_of(monkeypatch)
     found = json.loads((ROOT / tables.DRAWS).read_text())
-    assert tables.draws(found) in tables.GUIDE.read_text(encoding="utf-8")
+    text = tables.GUIDE.read_text(encoding="utf-8")
+    assert tables.draws(found) in text
+    assert tables.losses(found) in text
 
 
 def test_a_row_of_draws_has_those_in_which_every_way_was_measured(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    tables = importlib.import_module("benchmarks.accuracy.allocation_tables")
+    tables = tables_of(monkeypatch)
     case = {"granularity": "filter", "sparsity": 0.5, "cost": "units", "measure": "magnitude"}
     measured = {("raw", 0): 0.5, ("lamp", 0): 0.6, ("raw", 1): 0.7, ("lamp", 1): 0.8, ("raw", 2): 0.9}
-    rows = [{**case, "sharing": way, "seed": seed, "accuracy": value} for (way, seed), value in measured.items()]
+    rows = [
+        {**case, "sharing": way, "seed": seed, "accuracy": value, "flops": None}
+        for (way, seed), value in measured.items()
+    ]
     assert tables.draws({"nets": {"net": {"tuned": rows}}}).splitlines() == [
         "| pruned | draws | raw | lamp |",
         "|---|---:|---:|---:|",
         "| net, 50% of filters | 2 | 60.0 ± 14.1 | 70.0 ± 14.1 |",
     ]
+
+
+def test_channels_show_the_flops_that_they_leave_where_these_were_not_the_target(monkeypatch):
+    tables = tables_of(monkeypatch)
+    row = {"granularity": "channel", "sparsity": 0.5, "measure": "magnitude", "sharing": "raw", "seed": 0}
+    rows = [{**row, "accuracy": 0.6, "flops": 0.27, "loss": 2.5, "cost": cost} for cost in ("units", "flops")]
+    found = {"nets": {"net": {"tuned": rows, "at once": rows[:1]}}}
+    assert tables.draws(found).splitlines()[2:] == [
+        "| net, 50% of FLOPs | 1 | 60.0 |",
+        "| net, 50% of channels | 1 | 60.0 / 27% |",
+    ]
+    assert tables.losses(found).splitlines()[2:] == ["| net, 50% of channels | 1 | 2.50 |"]
