@@ -29,7 +29,7 @@ import torch_flowprune as fp
 from benchmarks.common.measure import Times, alternating, forget_peak, memory
 from benchmarks.common.page import shown, table, wrapped
 from benchmarks.common.record import ROOT, begun, keep, steady
-from torch_flowprune.inputs.parameters import prunable
+from torch_flowprune.inputs.named_parameters.parameters import prunable
 from torch_flowprune.scoring import measure_lookup
 from torch_flowprune.scoring.candidates import parameter_candidates
 from torch_flowprune.scoring.evaluation import evaluate

@@ -35,7 +35,7 @@ from benchmarks.common.measure import Times, alternating, forget_peak, memory
 from benchmarks.common.page import into_page, shown, table, wrapped
 from benchmarks.common.record import README, RESULTS, ROOT, Row, begun, keep, steady
 from benchmarks.cost.calls import SPARSITY, _ours, _tensor_bytes, _torch, build, weights_of
-from torch_flowprune.inputs.parameters import prunable
+from torch_flowprune.inputs.named_parameters.parameters import prunable
 
 COMMAND = "python -m benchmarks.cost.goals"
 MARKS = ("<!-- table of python -m benchmarks.cost.goals -->", "<!-- end of table -->")

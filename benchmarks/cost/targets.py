@@ -27,7 +27,7 @@ from benchmarks.common.measure import alternating
 from benchmarks.common.page import into_page, shown, table, wrapped
 from benchmarks.common.record import ROOT, begun, keep, steady
 from benchmarks.cost.latency import MODELS, QUICK, answer, built, clock_of
-from torch_flowprune.channels.latency_table import in_turns
+from torch_flowprune.channels.costs.latency_table import in_turns
 
 COMMAND = "python -m benchmarks.cost.targets"
 PAGE = ROOT / "docs" / "guide" / "allocation.md"

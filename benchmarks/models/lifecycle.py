@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_flowprune as fp
 from benchmarks.models.zoo import Subject, gradients, outputs
-from torch_flowprune.inputs.parameters import parameters_of
+from torch_flowprune.inputs.named_parameters.parameters import parameters_of
 
 MEASURES = ("magnitude", "loss_preservation", "gradient_norm_preservation")
 GRANULARITIES = ("weight", "filter")

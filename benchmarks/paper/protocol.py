@@ -21,7 +21,7 @@ from benchmarks.common.measure import environment
 from benchmarks.paper import models
 from benchmarks.paper.data import Batch, Data, Split
 from benchmarks.paper.size import size
-from torch_flowprune.inputs.parameters import parameters_of
+from torch_flowprune.inputs.named_parameters.parameters import parameters_of
 from torch_flowprune.scoring import measure_lookup
 
 NONE = "none"

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import torch_flowprune as fp
-from torch_flowprune.channels.counting import costs_of
+from torch_flowprune.channels.counting.counting import costs_of
 from torch_flowprune.channels.coupling import coupling_of, reading_of
 from torch_flowprune.channels.group_masks import channel_masks
 from torch_flowprune.channels.shrinking.removal import shrink

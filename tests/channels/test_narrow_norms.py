@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import torch_flowprune as fp
 from torch_flowprune.channels import NarrowLayerNorm, NarrowRMSNorm
-from torch_flowprune.channels.shrinking.dense_spans import OVER
+from torch_flowprune.channels.shrinking.own_code.dense_spans import OVER
 from torch_flowprune.channels.shrinking.written.narrow_norms import narrowed
 from torch_flowprune.channels.tracing.tellable import SPANNING
 

@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import torch_flowprune as fp
+from torch_flowprune.channels.costs.latency_table import median_seconds
+from torch_flowprune.channels.costs.operators import Call, Holding, Laid, Operand, most_held
 from torch_flowprune.channels.group_masks import channel_masks
-from torch_flowprune.channels.latency_table import median_seconds
-from torch_flowprune.channels.operators import Call, Holding, Laid, Operand, most_held
 from torch_flowprune.channels.shrinking.removal import shrink
 from torch_flowprune.scoring.channel_candidates import channel_candidates
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.channels.shrinking.running_modules import RunningModules
+from torch_flowprune.channels.shrinking.own_code.running_modules import RunningModules
 
 
 class Fails(nn.Module):

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import torch_flowprune as fp
-from torch_flowprune.cli import demo, image_folder
+from torch_flowprune.cli import demo
 from torch_flowprune.cli.arguments import COMMANDS
 from torch_flowprune.cli.commands import main
+from torch_flowprune.cli.sources import image_folder
 
 timm = pytest.importorskip("timm")
 pytest.importorskip("torchvision")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import torch_flowprune as fp
-from torch_flowprune.inputs.parameters import parameters_of
+from torch_flowprune.inputs.named_parameters.parameters import parameters_of
 from torch_flowprune.selection.schedules import steps
 
 

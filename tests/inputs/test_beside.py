@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import torch_flowprune as fp
-from torch_flowprune.inputs.beside import modules_beside
+from torch_flowprune.inputs.guards.beside import modules_beside
 
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
 DATA = [(X[:8], torch.arange(8) % 3), (X[8:], torch.arange(8) % 3)]

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import torch_flowprune as fp
-from torch_flowprune.inputs.parameters import parameters_of
+from torch_flowprune.inputs.named_parameters.parameters import parameters_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::torch_flowprune.LayerCollapseWarning",

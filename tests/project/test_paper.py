@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import torch_flowprune as fp
-from torch_flowprune.inputs.parameters import parameters_of
+from torch_flowprune.inputs.named_parameters.parameters import parameters_of
 
 pytest.importorskip("sklearn")
 pytest.importorskip("torchvision")

@@ -105,7 +105,7 @@ def test_the_modules_are_all_in_the_architecture():
 
 
 def test_outside_a_folder_only_its_face_is_imported():
-    """`from torch_flowprune.inputs import ...`, never `from torch_flowprune.inputs.parameters import ...`."""
+    """`from torch_flowprune.inputs import ...`, never `from torch_flowprune.inputs.numbers import ...`."""
     past_a_face = []
     for path in MODULES:
         here = path.relative_to(ROOT).parent

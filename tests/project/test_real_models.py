@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import torch_flowprune as fp
-from torch_flowprune.inputs.parameters import parameters_of, prunable
+from torch_flowprune.inputs.named_parameters.parameters import parameters_of, prunable
 
 timm = pytest.importorskip("timm")
 

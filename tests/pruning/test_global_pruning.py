@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import torch_flowprune as fp
-from torch_flowprune.inputs.parameters import parameters_of, prunable
+from torch_flowprune.inputs.named_parameters.parameters import parameters_of, prunable
 
 QUIET = pytest.mark.filterwarnings(
     "ignore::torch_flowprune.LayerCollapseWarning", "ignore::torch_flowprune.TiedScoresWarning"

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import torch_flowprune as fp
-from torch_flowprune.inputs.parameters import prunable
+from torch_flowprune.inputs.named_parameters.parameters import prunable
 from torch_flowprune.scoring.granularity import GroupedOutputs, alive, parse_granularity
 
 SHAPES = [(6,), (4, 8), (4, 8, 3), (4, 8, 3, 2), (2, 4, 2, 1, 3)]

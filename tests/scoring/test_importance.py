@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import torch_flowprune as fp
-from torch_flowprune.inputs.parameters import parameters_of
+from torch_flowprune.inputs.named_parameters.parameters import parameters_of
 from torch_flowprune.scoring import measure_lookup
 
 ALL = list(fp.MEASURES)

@@ -20,8 +20,8 @@ from torch_flowprune.scoring.evaluation import on_access
 from torch_flowprune.scoring.measures import MEASURES, magnitude
 from torch_flowprune.scoring.stacked_scores import WORD, Computed, stacks
 from torch_flowprune.scoring.unit_scores import Scores
-from torch_flowprune.selection import sampled_bracket
-from torch_flowprune.selection.lowest_k import lowest
+from torch_flowprune.selection.ranking import sampled_bracket
+from torch_flowprune.selection.ranking.lowest_k import lowest
 
 CASE = CASES["residual"]
 

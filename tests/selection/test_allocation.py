@@ -11,10 +11,10 @@ from residual_net import X, build
 from torch import nn
 
 import torch_flowprune as fp
-from torch_flowprune.inputs.parameters import parameters_of
-from torch_flowprune.selection.comparable_scores import NORMALIZERS, comparable
-from torch_flowprune.selection.layer_shares import LayerUnits, counted_exactly, er, erk
-from torch_flowprune.selection.rounding import rounded
+from torch_flowprune.inputs.named_parameters.parameters import parameters_of
+from torch_flowprune.selection.rules.comparable_scores import NORMALIZERS, comparable
+from torch_flowprune.selection.rules.layer_shares import LayerUnits, counted_exactly, er, erk
+from torch_flowprune.selection.rules.rounding import rounded
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::torch_flowprune.LayerCollapseWarning", "ignore::torch_flowprune.TiedScoresWarning"

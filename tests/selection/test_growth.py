@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_flowprune as fp
 from torch_flowprune.gradients.batches.memory_budget import Peak
-from torch_flowprune.inputs import parameters
+from torch_flowprune.inputs.named_parameters import parameters
 from torch_flowprune.scoring.candidates import masks_of
 from torch_flowprune.scoring.channel_candidates import channel_candidates
-from torch_flowprune.selection.lowest_k import lowest, lowest_of_each
+from torch_flowprune.selection.ranking.lowest_k import lowest, lowest_of_each
 
 PACKAGE = str(Path(fp.__file__).parent)
 FEW, MANY = 30, 300

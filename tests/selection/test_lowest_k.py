@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from torch_flowprune.scoring import stacks
-from torch_flowprune.selection import lowest_k, sampled_bracket
-from torch_flowprune.selection.lowest_k import lowest, lowest_in_blocks, with_floors
+from torch_flowprune.selection.ranking import lowest_k, sampled_bracket
+from torch_flowprune.selection.ranking.lowest_k import lowest, lowest_in_blocks, with_floors
 
 examples = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 FEW = st.sampled_from([-math.inf, -2.0, -1.0, -0.0, 0.0, 1e-30, 1e-12, 0.5, 1.0, 2.0, math.inf])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from torch_flowprune.selection import lowest_k
+from torch_flowprune.selection.ranking import lowest_k
 
 UNITS = 1 << 18
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import torch_flowprune as fp
-from torch_flowprune.inputs.parameters import parameters_of
+from torch_flowprune.inputs.named_parameters.parameters import parameters_of
 
 ROWS = {
     "6.10": (

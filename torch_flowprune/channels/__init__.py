@@ -1,12 +1,10 @@
 """Which channels live or die together, what they cost, and their physical removal."""
 
-from torch_flowprune.channels.costs import COUNTED, Costs, Size
+from torch_flowprune.channels.costs import COUNTED, Costs, Kept, LatencyTable, Size
 from torch_flowprune.channels.counting import costs_of
 from torch_flowprune.channels.coupling import couple, coupling_of, reading_of
-from torch_flowprune.channels.extents import Kept
 from torch_flowprune.channels.group_masks import channel_masks, clear_removed, living_channels, living_channels_of, rows
 from torch_flowprune.channels.groups import MASKED, Coupling, Group, Slice
-from torch_flowprune.channels.latency_table import LatencyTable
 from torch_flowprune.channels.shrinking import (
     NarrowAttention,
     NarrowGroupNorm,

@@ -7,9 +7,9 @@ import json
 from typing import Any
 
 import torch_flowprune as fp
-from torch_flowprune.cli.named_models import load_model
 from torch_flowprune.cli.output_files import IMAGES, check_output, tell
 from torch_flowprune.cli.scoring_words import check_measures, images, source_of, units_of
+from torch_flowprune.cli.sources import load_model
 
 
 def run_score(chosen: argparse.Namespace) -> None:

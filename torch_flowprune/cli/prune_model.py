@@ -10,10 +10,9 @@ from typing import Any
 from torch import nn
 
 import torch_flowprune as fp
-from torch_flowprune.cli.checkpoints import existing
-from torch_flowprune.cli.named_models import example_input, load_model
 from torch_flowprune.cli.output_files import IMAGES, check_output, tell
 from torch_flowprune.cli.scoring_words import check_measures, source_of, units_of
+from torch_flowprune.cli.sources import example_input, existing, load_model
 from torch_flowprune.selection import AllocationOptions
 
 _NORMALIZE = {"none": None}

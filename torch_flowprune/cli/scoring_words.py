@@ -10,9 +10,7 @@ import torch
 from torch import nn
 
 import torch_flowprune as fp
-from torch_flowprune.cli.checkpoints import existing
-from torch_flowprune.cli.image_folder import ImageOptions, image_loader
-from torch_flowprune.cli.named_models import example_input
+from torch_flowprune.cli.sources import ImageOptions, example_input, existing, image_loader
 from torch_flowprune.scoring import measure_lookup, parse_granularity
 
 _OF_A_LOSS = {"g", "g2", "g2_sample", "Hg", "x2", "diagH"}

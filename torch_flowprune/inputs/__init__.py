@@ -1,8 +1,5 @@
 """What the user hands in: a model and its parameters, data, a loss, processes; looked at without a trace."""
 
-from torch_flowprune.inputs.aliases import forms, own_names
-from torch_flowprune.inputs.collector import no_collection
-from torch_flowprune.inputs.copies import copied_model
 from torch_flowprune.inputs.data import (
     Batch,
     BatchDim,
@@ -36,27 +33,53 @@ from torch_flowprune.inputs.data import (
     without_cache,
 )
 from torch_flowprune.inputs.equality import ComparedByValue, same_values
-from torch_flowprune.inputs.names import is_mask, mask_of, masked_name, original, plain_name, without_wrappers
-from torch_flowprune.inputs.numbers import plain_number, plain_sequence, real_tensor, whole_number, without_nan
-from torch_flowprune.inputs.options import check_keywords, check_options, from_options
-from torch_flowprune.inputs.parameters import parameters_of, prunable, unwrapped, wide, wide_type
-from torch_flowprune.inputs.patterns import Pattern, holds_modules, matching
-from torch_flowprune.inputs.precision import in_float32, is_half, widened
-from torch_flowprune.inputs.processes import Ranks
-from torch_flowprune.inputs.state_guard import (
+from torch_flowprune.inputs.guards import (
     Restore,
     check_mode,
+    copied_model,
     cpu_generator,
     forget_caches,
+    no_collection,
     on_host,
     same_randomness,
     settle,
     untouched,
 )
-from torch_flowprune.inputs.target import Pair, Target, check_shapes, is_computed_on_access
+from torch_flowprune.inputs.named_parameters import (
+    Pair,
+    Pattern,
+    Target,
+    check_shapes,
+    clear,
+    computed,
+    flags,
+    forms,
+    gradients_under_masks,
+    holds_modules,
+    is_computed_on_access,
+    is_mask,
+    lasting,
+    mask_of,
+    masked,
+    masked_for_now,
+    masked_name,
+    matching,
+    no_such_parameter,
+    original,
+    own_names,
+    parameters_of,
+    plain_name,
+    prunable,
+    unwrapped,
+    wide,
+    wide_type,
+    without_wrappers,
+)
+from torch_flowprune.inputs.numbers import plain_number, plain_sequence, real_tensor, whole_number, without_nan
+from torch_flowprune.inputs.options import check_keywords, check_options, from_options
+from torch_flowprune.inputs.precision import in_float32, is_half, widened
+from torch_flowprune.inputs.processes import Ranks
 from torch_flowprune.inputs.tensor_files import read_tensors, write_tensors
-from torch_flowprune.inputs.unprunable import computed, no_such_parameter
-from torch_flowprune.inputs.zeros import clear, flags, gradients_under_masks, lasting, masked, masked_for_now
 
 __all__ = [
     "Batch",

@@ -1,10 +1,7 @@
 """Masks on a model and off it, and what has to keep step with them: checkpoints, optimizers, averages."""
 
-from torch_flowprune.masking.accepting import accept_masks
 from torch_flowprune.masking.apply import apply_masks, put_masks, set_mask
-from torch_flowprune.masking.averages import averaged_model, sync_masks
 from torch_flowprune.masking.carrier import put_on, quiet_subclass
-from torch_flowprune.masking.checkpoint import load_state_dict, masks, state_dict
 from torch_flowprune.masking.checks import all_fitting, check_can_mask
 from torch_flowprune.masking.dense import dense_copy, remove, write_zeros
 from torch_flowprune.masking.export import export_ready
@@ -13,6 +10,7 @@ from torch_flowprune.masking.optimizer_zeros import held_by, holders, keep_zeros
 from torch_flowprune.masking.packed_bits import pack, unpack
 from torch_flowprune.masking.pretrained_files import MASKS_FILE
 from torch_flowprune.masking.snapshots import all_or_nothing, restored
+from torch_flowprune.masking.states import accept_masks, averaged_model, load_state_dict, masks, state_dict, sync_masks
 
 __all__ = [
     "MASKS_FILE",

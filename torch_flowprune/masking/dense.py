@@ -17,10 +17,10 @@ from torch_flowprune.masking.carrier import (
     undress,
     write,
 )
-from torch_flowprune.masking.checkpoint import masks_on
 from torch_flowprune.masking.mask_memory import remember
 from torch_flowprune.masking.pretrained_files import unguard_saving
 from torch_flowprune.masking.snapshots import intact_on_error
+from torch_flowprune.masking.states import masks_on
 
 
 def remove(model: nn.Module) -> nn.Module:

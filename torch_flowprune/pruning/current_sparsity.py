@@ -37,7 +37,7 @@ def report(
     Args:
         model: any module, pruned by this package, by torch, or made of zeros.
         granularity: what is counted: ``"weight"``, ``"filter"``, ``"n:m"`` or ``"channel"``.
-        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`; by
+        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`; by
             default with all other matrices that wear a mask (experts, embeddings).
         example_inputs, coupling: for channels, an example of what the model is called with, or what
             :func:`~torch_flowprune.couple` gives.

@@ -92,7 +92,7 @@ def global_prune(
         check: whether H·g is held against a difference of g on two samples, see there.
         probes: of how many random probes ``obd`` reads the Hessian's diagonal, see there.
         unknown: none; a word of another library is answered with the one meant.
-        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
+        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`.
         min_keep: how many units every layer keeps at least: a number (int), a fraction of the layer (float), or a
             mapping of name globs to these. One, for filters and channels, unless 0 is given.
         max_sparsity: the largest share of a layer that may be gone: a number, or a mapping of name globs to numbers.

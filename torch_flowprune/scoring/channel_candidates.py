@@ -157,7 +157,7 @@ def channel_candidates(
     Args:
         model: run once on the example, where no coupling is given; left as it was.
         example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of them; two samples or more.
-        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
+        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`.
         scored_by: ``"producer"``, the weights that compute the channel (the paper's); ``"consumer"``, those
             that read it; ``"group"``, everything coupled;
             ``"norm"``, γ and β of its norms; ``"scale"``, γ alone.

@@ -84,7 +84,7 @@ def scores(
         data: what the flow reads, see :func:`~torch_flowprune.flow`; ``magnitude``, ``l1``, ``random`` need none.
         granularity: ``"weight"``, ``"filter"``, ``"n:m"`` or ``"channel"``; names of scores are then those of the
             coupled groups.
-        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.parameters.prunable`.
+        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`.
         loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress, max_memory, offload, autocast:
             see :func:`~torch_flowprune.flow`.
         batch_size, batch_dim, reduction: how many samples a batch has, along which axis, and what its loss is over

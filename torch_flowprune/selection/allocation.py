@@ -13,15 +13,22 @@ from torch_flowprune.channels import LatencyTable
 from torch_flowprune.inputs import whole_number
 from torch_flowprune.scoring import Blocks, Candidates, lefts
 from torch_flowprune.selection.allowances import AtMost, allowances, checked_amounts, counted_range
-from torch_flowprune.selection.bounds import Bounds, PerLayer, bounds_of, by_layer, check_number
 from torch_flowprune.selection.budget import Budget, living_units
-from torch_flowprune.selection.comparable_scores import NORMALIZERS
 from torch_flowprune.selection.goal import Goal
-from torch_flowprune.selection.layer_shares import SHARE_RULES, ShareRule
 from torch_flowprune.selection.layers import Layers
 from torch_flowprune.selection.meters import COSTS
 from torch_flowprune.selection.plan import Plan, Pool, Pools, Spending
-from torch_flowprune.selection.sampled_bracket import numbers
+from torch_flowprune.selection.ranking import numbers
+from torch_flowprune.selection.rules import (
+    NORMALIZERS,
+    SHARE_RULES,
+    Bounds,
+    PerLayer,
+    ShareRule,
+    bounds_of,
+    by_layer,
+    check_number,
+)
 
 SharedOut: TypeAlias = str | ShareRule | Mapping[str, float]
 

@@ -10,18 +10,17 @@ from torch import Tensor
 
 from torch_flowprune.inputs import no_collection
 from torch_flowprune.scoring import Candidate, Candidates, LayerScores, Scores, all_stored, lefts
-from torch_flowprune.selection.comparable_scores import comparable
-from torch_flowprune.selection.lowest_k import (
+from torch_flowprune.selection.plan import Plan, Pool, Pools
+from torch_flowprune.selection.ranking import (
     Cut,
     lowest,
     lowest_in_blocks,
     lowest_of_each,
+    numbers,
     tied_in_blocks,
     with_floors,
 )
-from torch_flowprune.selection.plan import Plan, Pool, Pools
-from torch_flowprune.selection.rounding import rounded
-from torch_flowprune.selection.sampled_bracket import numbers
+from torch_flowprune.selection.rules import comparable, rounded
 
 
 @dataclass(frozen=True)

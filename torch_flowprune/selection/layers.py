@@ -7,12 +7,10 @@ from dataclasses import replace
 from functools import cached_property
 
 from torch_flowprune.scoring import Candidates, lefts
-from torch_flowprune.selection.bounds import Bounds
 from torch_flowprune.selection.goal import Goal
-from torch_flowprune.selection.layer_shares import LayerUnits, ShareRule, counted_exactly
 from torch_flowprune.selection.plan import Pool, Pools, Split
-from torch_flowprune.selection.rounding import narrowest
-from torch_flowprune.selection.sampled_bracket import numbers
+from torch_flowprune.selection.ranking import numbers
+from torch_flowprune.selection.rules import Bounds, LayerUnits, ShareRule, counted_exactly, narrowest
 
 
 class Layers:

@@ -8,10 +8,9 @@ from typing import TypeAlias
 
 from torch_flowprune.channels import Kept
 from torch_flowprune.scoring import Blocks
-from torch_flowprune.selection.bounds import Bounds
 from torch_flowprune.selection.budget import Budget
-from torch_flowprune.selection.comparable_scores import Comparable
 from torch_flowprune.selection.goal import share_of
+from torch_flowprune.selection.rules import Bounds, Comparable
 
 
 @dataclass(frozen=True)

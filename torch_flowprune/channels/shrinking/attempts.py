@@ -35,9 +35,8 @@ from torch_flowprune.channels.shrinking.module_sizes import (
     changed_sizes,
     layer_attributes,
 )
-from torch_flowprune.channels.shrinking.own_code import Edits, SetRight, ToldNumbers, told_numbers
+from torch_flowprune.channels.shrinking.own_code import Edits, RunningModules, SetRight, ToldNumbers, told_numbers
 from torch_flowprune.channels.shrinking.proof import Trial, first_line, holds_nothing, tolerance_of, training
-from torch_flowprune.channels.shrinking.running_modules import RunningModules
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, dead_labels, operated
 from torch_flowprune.channels.shrinking.written import written, written_paths
 from torch_flowprune.channels.tracing import Reading, Value, canonical_names, program_of, read, twin

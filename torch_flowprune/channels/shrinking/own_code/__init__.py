@@ -1,6 +1,7 @@
 """The code of a model, read and run with other numbers in a few places."""
 
 from torch_flowprune.channels.shrinking.own_code.code_read import attributes_of_parts_read
+from torch_flowprune.channels.shrinking.own_code.dense_spans import forward_over
 from torch_flowprune.channels.shrinking.own_code.edited_code import (
     Edits,
     edits_from,
@@ -9,16 +10,19 @@ from torch_flowprune.channels.shrinking.own_code.edited_code import (
     own_class,
     with_edits,
 )
+from torch_flowprune.channels.shrinking.own_code.running_modules import RunningModules
 from torch_flowprune.channels.shrinking.own_code.set_right import SetRight
 from torch_flowprune.channels.shrinking.own_code.told_numbers import ToldNumbers, told_numbers
 
 __all__ = [
     "Edits",
+    "RunningModules",
     "SetRight",
     "ToldNumbers",
     "attributes_of_parts_read",
     "edits_from",
     "edits_of",
+    "forward_over",
     "lines_of",
     "own_class",
     "told_numbers",

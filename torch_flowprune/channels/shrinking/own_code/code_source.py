@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from torch_flowprune.channels.shrinking.dense_spans import OVER
 from torch_flowprune.channels.shrinking.graphs import RESIZERS
+from torch_flowprune.channels.shrinking.own_code.dense_spans import OVER
 
 Slot = tuple[Any, ...]
 """Which part of a place: an argument by position or name, an element that is written out, a side of an operation."""

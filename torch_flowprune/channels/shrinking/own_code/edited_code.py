@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from torch_flowprune.channels.shrinking.dense_spans import OVER
 from torch_flowprune.channels.shrinking.own_code.code_source import (
     BOUNDS,
     UNPACKED,
@@ -23,6 +22,7 @@ from torch_flowprune.channels.shrinking.own_code.code_source import (
     index_parts,
     rebuilt_functions,
 )
+from torch_flowprune.channels.shrinking.own_code.dense_spans import OVER
 from torch_flowprune.masking import quiet_subclass
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from torch_flowprune.channels.shrinking.dense_spans import OVER
 from torch_flowprune.channels.shrinking.graphs import flat_numbers, resized_arguments
 from torch_flowprune.channels.shrinking.own_code.code_source import MAKE_VALUES, Slot, name_called
+from torch_flowprune.channels.shrinking.own_code.dense_spans import OVER
 from torch_flowprune.channels.shrinking.own_code.edited_code import SPAN, Edit, Edits
 from torch_flowprune.channels.shrinking.own_code.watched_code import CodeWatcher, Place, operation_named
 from torch_flowprune.channels.tracing import Reading, operator_name

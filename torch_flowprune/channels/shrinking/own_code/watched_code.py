@@ -21,7 +21,7 @@ from torch_flowprune.channels.shrinking.own_code.code_source import (
     slots_told,
 )
 from torch_flowprune.channels.shrinking.own_code.edited_code import NAMES, edits_of, own_class, tree_with
-from torch_flowprune.channels.shrinking.running_modules import RunningModules
+from torch_flowprune.channels.shrinking.own_code.running_modules import RunningModules
 from torch_flowprune.masking import quiet_subclass
 
 Place = tuple[str, str, int]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch_flowprune.channels.shrinking.dense_spans import forward_over
+from torch_flowprune.channels.shrinking.own_code import forward_over
 
 
 class NarrowLayerNorm(nn.LayerNorm):

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from torch_flowprune.channels.costs import Costs
-from torch_flowprune.channels.extents import Kept, Term
+from torch_flowprune.channels.costs import Costs, Kept, Term
+from torch_flowprune.channels.counting.ruler import Dims, Ruler
+from torch_flowprune.channels.counting.running import holdings_of, operators_of
 from torch_flowprune.channels.groups import Coupling
-from torch_flowprune.channels.ruler import Dims, Ruler
-from torch_flowprune.channels.running import holdings_of, operators_of
 from torch_flowprune.channels.tracing import Reading, Value, module_path, operator_name
 from torch_flowprune.inputs import on_host
 from torch_flowprune.torch_internals import schema_of

@@ -9,9 +9,9 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from torch_flowprune.inputs.aliases import forms
-from torch_flowprune.inputs.target import Pair, Target
-from torch_flowprune.inputs.unprunable import computed_weights, no_such_parameter
+from torch_flowprune.inputs.named_parameters.aliases import forms
+from torch_flowprune.inputs.named_parameters.target import Pair, Target
+from torch_flowprune.inputs.named_parameters.unprunable import computed_weights, no_such_parameter
 
 Pattern: TypeAlias = str | type[nn.Module] | nn.Module
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_flowprune.cli.checkpoints import from_checkpoint
+from torch_flowprune.cli.sources.checkpoints import from_checkpoint
 
 
 def load_model(chosen: argparse.Namespace) -> nn.Module:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from torch_flowprune.channels.operators import Holding, Operand, Operator
-from torch_flowprune.channels.ruler import Ruler
+from torch_flowprune.channels.costs import Holding, Operand, Operator
+from torch_flowprune.channels.counting.ruler import Ruler
 from torch_flowprune.channels.tracing import Reading, Value, module_path, operator_name, sharing
 from torch_flowprune.torch_internals import schema_of
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from torch_flowprune.channels.extents import Extent, Kept, Term, extent_sizes
-from torch_flowprune.channels.operators import Call, Holding, Operator, most_held
+from torch_flowprune.channels.costs.extents import Extent, Kept, Term, extent_sizes
+from torch_flowprune.channels.costs.operators import Call, Holding, Operator, most_held
 
 COUNTED = ("parameters", "flops")
 """What is counted by terms alone."""

@@ -7,8 +7,8 @@ import re
 from torch import nn
 from torch.nn.utils import parametrize
 
-from torch_flowprune.inputs.names import plain_name
-from torch_flowprune.inputs.target import Pair, default_weights
+from torch_flowprune.inputs.named_parameters.names import plain_name
+from torch_flowprune.inputs.named_parameters.target import Pair, default_weights
 
 
 def no_such_parameter(pair: Pair) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from torch_flowprune.scoring import LayerScores, Stack, bases, notes, parts_of, read_on_host, stacks
-from torch_flowprune.selection.sampled_bracket import NARROW, Sample, Swept, numbers, sweep
+from torch_flowprune.selection.ranking.sampled_bracket import NARROW, Sample, Swept, numbers, sweep
 
 _SMALL = 1 << 16
 """Units of a layer up to which what a cut costs is its operators, not its units."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_flowprune.channels.extents import Extent
+from torch_flowprune.channels.costs.extents import Extent
 from torch_flowprune.torch_internals import tree_map
 
 

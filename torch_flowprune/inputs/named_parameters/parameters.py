@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.inputs.callers import users_level
-from torch_flowprune.inputs.names import mask_of, plain_name
-from torch_flowprune.inputs.patterns import Pattern, each, matching, names_module, of_pairs
-from torch_flowprune.inputs.target import DEFAULT_KINDS, Pair, Target, default_weights
-from torch_flowprune.inputs.uncovered import warn_uncovered
-from torch_flowprune.inputs.unprunable import computed
-from torch_flowprune.inputs.zeros import flags
+from torch_flowprune.inputs.named_parameters.names import mask_of, plain_name
+from torch_flowprune.inputs.named_parameters.patterns import Pattern, each, matching, names_module, of_pairs
+from torch_flowprune.inputs.named_parameters.target import DEFAULT_KINDS, Pair, Target, default_weights
+from torch_flowprune.inputs.named_parameters.uncovered import warn_uncovered
+from torch_flowprune.inputs.named_parameters.unprunable import computed
+from torch_flowprune.inputs.named_parameters.zeros import flags
 from torch_flowprune.torch_internals import inside_compiled
 
 

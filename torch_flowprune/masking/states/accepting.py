@@ -9,8 +9,8 @@ from torch.utils.hooks import RemovableHandle
 
 from torch_flowprune.inputs import is_mask, parameters_of, unwrapped
 from torch_flowprune.masking.apply import set_mask
-from torch_flowprune.masking.checkpoint import wanted_masks
 from torch_flowprune.masking.snapshots import all_or_nothing
+from torch_flowprune.masking.states.checkpoint import wanted_masks
 
 
 def accept_masks(model: nn.Module) -> RemovableHandle:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from torch_flowprune.channels.operators import Call
+from torch_flowprune.channels.costs.operators import Call
 
 Timer: TypeAlias = Callable[[Sequence[Callable[[], object]], torch.device], Sequence[float]]
 """From what to run, one after the other, and where, to the seconds that each takes."""

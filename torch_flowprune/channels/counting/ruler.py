@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from torch_flowprune.channels.extents import Extent, Term
+from torch_flowprune.channels.costs import Extent, Term
 from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.tracing import Reading
 

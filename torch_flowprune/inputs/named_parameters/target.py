@@ -11,8 +11,8 @@ from typing import TypeAlias
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from torch_flowprune.inputs.names import plain_name
-from torch_flowprune.inputs.zeros import clear
+from torch_flowprune.inputs.named_parameters.names import plain_name
+from torch_flowprune.inputs.named_parameters.zeros import clear
 
 Pair: TypeAlias = tuple[nn.Module, str]
 _Habits: TypeAlias = tuple[tuple[str, ...], int]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from torch_flowprune.inputs.names import without_wrappers
-from torch_flowprune.inputs.target import Target
+from torch_flowprune.inputs.named_parameters.names import without_wrappers
+from torch_flowprune.inputs.named_parameters.target import Target
 
 
 def own_names(known: Mapping[str, Target], given: Iterable[str]) -> dict[str, str]:

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 import torch
 from torch import nn
 
-from torch_flowprune.inputs.beside import modules_beside
-from torch_flowprune.inputs.names import is_mask
+from torch_flowprune.inputs.guards.beside import modules_beside
+from torch_flowprune.inputs.named_parameters import is_mask
 from torch_flowprune.torch_internals import is_compiled
 
 Restore = Callable[[], None]

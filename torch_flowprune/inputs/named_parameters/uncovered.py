@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from torch_flowprune.inputs.callers import users_level
-from torch_flowprune.inputs.target import Target, default_weights
+from torch_flowprune.inputs.named_parameters.target import Target, default_weights
 
 _SHARE = 0.1
 _KNOWN = (nn.Embedding, nn.EmbeddingBag, ParametrizationList)
