@@ -6,11 +6,9 @@ import ast
 import copy
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from torch_flowprune.channels.shrinking.own_code.code_source import (
@@ -23,6 +21,15 @@ from torch_flowprune.channels.shrinking.own_code.code_source import (
     rebuilt_functions,
 )
 from torch_flowprune.channels.shrinking.own_code.dense_spans import OVER
+from torch_flowprune.channels.shrinking.own_code.said_numbers import (
+    Turns,
+    is_in_turn,
+    is_plain,
+    is_share,
+    numbers_shown,
+    share_of,
+    value_over,
+)
 from torch_flowprune.masking import quiet_subclass
 
 
@@ -34,9 +41,8 @@ class Edit(NamedTuple):
         digest: of the function's source.
         place: the number of the call or operation in its tree.
         slot: which part of that; ``SPAN`` for a call that divides by a number of channels.
-        value: what it says instead, a number or a share of what stands there; of several numbers, None for one that
-            stays as the code has it. Of a ``SPAN`` the function's name, whether it is a tensor's method, the dimension
-            and its dense size.
+        value: what it says instead (``said_numbers``); of several numbers, None for one that stays as the code has it.
+            Of a ``SPAN`` the function's name, whether it is a tensor's method, the dimension and its dense size.
     """
 
     function: str
@@ -48,37 +54,15 @@ class Edit(NamedTuple):
 
 Edits = tuple[Edit, ...]
 SPAN = ("over",)
-NAMES = {f"{name}_over__": function for name, function in OVER.items()}
+WHOLE = ("all",)
+"""Of an operation: what it comes to."""
+NAMES = {**{f"{name}_over__": function for name, function in OVER.items()}, "Turns__": Turns}
 """What stands in the code in the place of functions that divide by a number of channels."""
-_SHARE_OF_IT = "share"
-
-
-def share(new: Any, old: Any) -> Any:
-    """What to say of a number that grows with the batch too: which share of it is left; the number if that is none."""
-    whole = type(new) is int and type(old) is int and new > 0 and old > 0
-    left = Fraction(new, old) if whole else None
-    return new if left is None else (_SHARE_OF_IT, left.numerator, left.denominator)
 
 
 def _laid_on(before: Edit, edit: Edit) -> Edit:
     """An edit on top of one that stood there when it was made; the dense size stays that of the dense model."""
-    return before if edit.slot == SPAN else Edit(*edit[:-1], _value_over(before.value, edit.value))
-
-
-def _value_over(before: Any, now: Any) -> Any:
-    if now is None or before is None:
-        return before if now is None else now
-    if _is_share(now):
-        left = Fraction(*now[1:])
-        return (
-            int(left * before) if isinstance(before, int) else share(*(left * Fraction(*before[1:])).as_integer_ratio())
-        )
-    several = isinstance(now, tuple) and isinstance(before, tuple) and len(now) == len(before) and not _is_share(before)
-    return tuple(map(_value_over, before, now)) if several else now
-
-
-def _is_share(value: Any) -> bool:
-    return isinstance(value, tuple) and value[:1] == (_SHARE_OF_IT,)
+    return before if edit.slot == SPAN else Edit(*edit[:-1], value_over(before.value, edit.value))
 
 
 _classes_made: dict[tuple[type[nn.Module], Edits], type[nn.Module]] = {}
@@ -155,12 +139,17 @@ def tree_with(function: SourceFunction, edits: Iterable[Edit]) -> ast.FunctionDe
     for number, node in numbered.items():
         node.place = number
     own = [edit for edit in edits if edit.function == function.name]
+    turns: list[Any] = []
     for edit in sorted(own, key=lambda edit: edit.slot == SPAN):  # which moves arguments
         node = numbered[edit.place]
         if edit.slot == SPAN:
             _put_span(node, tree, *edit.value)
         else:
-            _put(node, edit.slot, _expression(edit.value, part_of(node, edit.slot)))
+            before = ast.Constant(None) if edit.slot == WHOLE else part_of(node, edit.slot)
+            _put(node, edit.slot, _expression(edit.value, before, turns))
+    if turns:
+        state = ast.Call(ast.Name("Turns__", ast.Load()), [ast.Constant(said) for said in turns], [])
+        tree.body = [ast.With([ast.withitem(state, ast.Name("turns__", ast.Store()))], tree.body)]
     return tree
 
 
@@ -174,43 +163,47 @@ def _put_span(call: ast.Call, tree: ast.FunctionDef, name: str, method: bool, di
     call.func = ast.Name(f"{name}_over__", ast.Load())
 
 
-def with_old_numbers(value: Any, before: Any) -> Any:
-    """The numbers of an edit, those that stay as they were before, in a sequence of the same kind."""
-    if not isinstance(value, tuple) or None not in value:
-        return value
-    numbers = tuple(old if new is None else new for old, new in zip(before, value, strict=True))
-    return type(before)(numbers) if type(before) in (list, torch.Size) else numbers
+def _expression(value: Any, before: ast.AST, turns: list[Any]) -> ast.expr:
+    """The numbers as code; what stays, in whole or in part, is read off the expression that stood there, run once.
 
-
-def _expression(value: Any, before: ast.AST) -> ast.expr:
-    """The numbers as code; what stays, in whole or in part, is read off the expression that stood there, run once."""
+    turns: what is said in turn in the function, to which this is added.
+    """
     assert isinstance(before, ast.expr)
-    if _is_share(value):
-        return _share_of(before, value)
-    if not isinstance(value, tuple) or not any(number is None or _is_share(number) for number in value):
+    if is_share(value):
+        new, old = map(ast.Constant, share_of(value))
+        return ast.BinOp(ast.BinOp(before, ast.Mult(), new), ast.FloorDiv(), old)
+    if is_in_turn(value):
+        turns.append(tuple(_checked(number) for number in value[1:]))
+        call = ast.parse(f"turns__.next({len(turns) - 1}, 0)", mode="eval").body
+        assert isinstance(call, ast.Call)
+        call.args[1] = before
+        return call
+    if is_plain(value):
         return ast.parse(repr(value), mode="eval").body
     call = ast.parse("(lambda sizes: (0,))(0)", mode="eval").body
     assert isinstance(call, ast.Call)
     assert isinstance(call.func, ast.Lambda)
     call.args = [before]
-    call.func.body = ast.Tuple([_element(at, number) for at, number in enumerate(value)], ast.Load())
+    call.func.body = ast.Tuple([_element(at, number, turns) for at, number in enumerate(value)], ast.Load())
     return call
 
 
-def _element(at: int, number: Any) -> ast.expr:
+def _element(at: int, number: Any, turns: list[Any]) -> ast.expr:
     before = ast.parse(f"sizes[{at}]", mode="eval").body
-    return before if number is None else _expression(number, before)
+    return before if number is None else _expression(number, before, turns)
 
 
-def _share_of(before: ast.expr, value: Any) -> ast.expr:
-    new, old = map(operator.index, value[1:])  # whole numbers, in a file that somebody wrote too
-    return ast.BinOp(ast.BinOp(before, ast.Mult(), ast.Constant(new)), ast.FloorDiv(), ast.Constant(old))
+def _checked(number: Any) -> Any:
+    """One of several in turn, in a file that somebody wrote too."""
+    if is_share(number):
+        return ("", *share_of(number))
+    return number if number is None or isinstance(number, float) else operator.index(number)
 
 
 def _put(node: ast.AST, slot: Slot, value: ast.expr) -> None:
     """In place of a part of a call; of an operation, of one side, or of all of it."""
     if isinstance(node, ast.BinOp):
-        if slot == ("all",):  # once the value, as the node has to stay one of its kind
+        if slot == WHOLE:  # once the value, as the node has to stay one of its kind
             node.left, node.op, node.right = ast.Constant(1), ast.Mult(), value
         else:
             setattr(node, slot[0], value)
@@ -238,7 +231,7 @@ def part_of(node: Any, slot: Slot) -> ast.AST:
     if slot == SPAN:
         return node  # type: ignore[no-any-return]
     if isinstance(node, ast.BinOp):
-        return node if slot == ("all",) else getattr(node, slot[0])
+        return node if slot == WHOLE else getattr(node, slot[0])
     at, *inside = slot
     if isinstance(node, ast.Subscript):
         return getattr(index_parts(node)[at], BOUNDS[inside[0]])  # type: ignore[no-any-return]
@@ -259,16 +252,7 @@ def _line(function: SourceFunction, edit: Edit) -> str:
     if edit.slot == SPAN:
         return f"{function.line(edit.place)}: {ast.unparse(node)}: as over {edit.value[-1]} channels"
     was = ast.unparse(part_of(node, edit.slot))
-    return f"{function.line(edit.place)}: {ast.unparse(node)}: {_numbers_shown(edit.value)} in place of {was}"
-
-
-def _numbers_shown(value: Any) -> str:
-    """As code has it, three dots for what stays."""
-    if _is_share(value):
-        return f"{value[1]}/{value[2]} of it"
-    if not isinstance(value, tuple):
-        return "..." if value is None else str(value)
-    return f"({', '.join(map(_numbers_shown, value))})"
+    return f"{function.line(edit.place)}: {ast.unparse(node)}: {numbers_shown(edit.value)} in place of {was}"
 
 
 def edits_from(data: Mapping[str, Any]) -> dict[str, Edits]:

@@ -10,7 +10,7 @@ import ast
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -21,14 +21,21 @@ from torch_flowprune.channels.shrinking.own_code.code_source import (
     SourceFunction,
     name_called,
 )
-from torch_flowprune.channels.shrinking.own_code.edited_code import Edit, part_of, share, with_old_numbers
+from torch_flowprune.channels.shrinking.own_code.edited_code import WHOLE, Edit, part_of
+from torch_flowprune.channels.shrinking.own_code.said_numbers import in_turn, is_in_turn, share, with_old_numbers
 from torch_flowprune.channels.shrinking.own_code.told_numbers import ToldNumbers
 from torch_flowprune.channels.shrinking.own_code.watched_code import CodeWatcher, Place, operation_named
 
 _FREE = -1  # the size that follows from the others
 _TAKE_FREE = ("view", "_unsafe_view", "reshape", "unflatten")
-SaidInCall = tuple[list[Any], list[Any]]
-"""The numbers that a slot said in one call, and those that it had to say."""
+
+
+class Said(NamedTuple):
+    """The numbers that a slot said in one run, those that it had to say, and in which call of its function that was."""
+
+    own: list[Any]
+    right: list[Any]
+    entry: int
 
 
 class SetRight(CodeWatcher):
@@ -36,7 +43,8 @@ class SetRight(CodeWatcher):
 
     Attributes:
         shares: whether to say which share of a number is left, for one that grows with the batch too.
-        noted: place -> slot -> call after call.
+        noted: place -> slot -> run after run.
+        entries: module and function -> how often it was called.
         kinds: whether a slot says one number, several, or such in one another, which are said anew as a whole.
         factors: module -> attribute that a number is a product of -> what it has to be.
     """
@@ -44,9 +52,17 @@ class SetRight(CodeWatcher):
     def __init__(self, model: nn.Module, told: ToldNumbers, shares: bool = False) -> None:
         super().__init__(model)
         self.told, self.shares, self.seen = told, shares, defaultdict[Place, int](int)
-        self.noted: dict[Place, dict[Slot, list[SaidInCall]]] = defaultdict(lambda: defaultdict(list))
+        self.noted: dict[Place, dict[Slot, list[Said]]] = defaultdict(lambda: defaultdict(list))
+        self.entries: dict[tuple[str, str], int] = defaultdict(int)
         self.kinds: dict[tuple[Place, Slot], str] = {}
         self.factors: dict[str, dict[str, int]] = defaultdict(dict)
+
+    def entered(self, owner: Any, function: str) -> None:
+        if (place := self.place(owner, function, 0)) is not None:
+            self.entries[place[:2]] += 1
+
+    def _note(self, place: Place, slot: Slot, own: list[Any], right: list[Any]) -> None:
+        self.noted[place][slot].append(Said(own, right, self.entries[place[:2]]))
 
     def _next(self, table: Mapping[Place, Sequence[Any]], place: Place | None) -> Any:
         if place is None:
@@ -74,7 +90,7 @@ class SetRight(CodeWatcher):
             right = [o if e is None else e for o, e in zip(own, wanted, strict=True)]
             if not own or not slot:
                 continue
-            self.noted[place][slot].append((own, right))
+            self._note(place, slot, own, right)
             self.kinds[place, slot] = _kind_of(value, own)
             if own != right:
                 self._note_factor(place, slot, own, right)
@@ -87,17 +103,18 @@ class SetRight(CodeWatcher):
             return operation_named(name)(left, right)
         slot, value = expected
         own = {("left",): left, ("right",): right}.get(slot)
-        if own is not None and own != value and isinstance(own, (int, float)):
+        if isinstance(own, (int, float)):
             self._note_scalar(place, slot, own, value)
+        if isinstance(own, (int, float)) and own != value:
             left, right = (value, right) if slot == ("left",) else (left, value)
         result = operation_named(name)(left, right)
-        if slot == ("all",) and isinstance(result, float) and result != value:
+        if slot == WHOLE and isinstance(result, float):
             self._note_scalar(place, slot, result, value)
             return value
         return result
 
     def _note_scalar(self, place: Place, slot: Slot, own: Any, value: Any) -> None:
-        self.noted[place][slot].append(([own], [value]))
+        self._note(place, slot, [own], [value])
         self.kinds[place, slot] = "one"
 
     def _note_factor(self, place: Place, slot: Slot, own: Sequence[int], right: Sequence[int]) -> None:
@@ -129,29 +146,29 @@ class SetRight(CodeWatcher):
             held = vars(self.modules[place[0]])
             for slot, value in self._said_at(place):
                 attribute = _own_attribute(self.function(place), place[2], slot)
-                if attribute in held and not _is_free(value):
+                if attribute in held and not _is_of_code(value):
                     found[place[0]][attribute] = with_old_numbers(value, held[attribute])
         return found
 
     def _said_at(self, place: Place) -> Iterator[tuple[Slot, Any]]:
         """The slots that have to say something else, with that."""
         may_be_free = self._leaves_one_free(place)
-        for slot, calls in self.noted[place].items():
-            if any(own != right for own, right in calls):
-                literal = isinstance(part_of(self.function(place).places[place[2]], slot), ast.Constant)
-                shares, kind = self.shares and not literal, self.kinds[place, slot]
-                numbers = tuple(_number_said(pairs, shares, may_be_free) for pairs in _each_number(calls))
-                yield slot, {"one": numbers[0], "several": numbers, "nested": tuple(calls[-1][1])}[kind]
+        for slot, runs in self.noted[place].items():
+            if any(own != right for own, right, _ in runs):
+                part = part_of(self.function(place).places[place[2]], slot)
+                shares, kind = self.shares and not isinstance(part, ast.Constant), self.kinds[place, slot]
+                numbers = tuple(_number_said(one, shares, may_be_free, slot != WHOLE) for one in _each_number(runs))
+                yield slot, {"one": numbers[0], "several": numbers, "nested": tuple(runs[-1].right)}[kind]
 
     def _leaves_one_free(self, place: Place) -> bool:
         """Whether a call takes a size that follows from the others, and needs no more than one."""
         node = self.function(place).places[place[2]]
         if not isinstance(node, ast.Call) or name_called(node) not in _TAKE_FREE:
             return False
-        positions = [pairs for calls in self.noted[place].values() for pairs in _each_number(calls)]
+        positions = [one for runs in self.noted[place].values() for one in _each_number(runs)]
         free = [
-            _number_said(pairs, self.shares, free=True) == _FREE or any(own == _FREE for own, _ in pairs)
-            for pairs in positions
+            _number_said(one, self.shares, free=True) == _FREE or any(own == _FREE for own, _, _ in one)
+            for one in positions
         ]
         return free.count(True) == 1
 
@@ -162,26 +179,40 @@ def _kind_of(value: Any, numbers: Sequence[int]) -> str:
     return "several" if len(value) == len(numbers) else "nested"
 
 
-def _each_number(calls: Sequence[SaidInCall]) -> Iterator[list[tuple[Any, Any]]]:
-    """Of each number that a slot says what it was and what it had to be, call after call.
+def _each_number(runs: Sequence[Said]) -> Iterator[list[tuple[Any, Any, int]]]:
+    """Of each number that a slot says what it was and what it had to be, run after run.
 
     Of sequences of other lengths those of the last.
     """
-    alike = [call for call in calls if len(call[0]) == len(calls[-1][0])]
-    for at in range(len(calls[-1][0])):
-        yield [(own[at], right[at]) for own, right in alike]
+    alike = [one for one in runs if len(one.own) == len(runs[-1].own)]
+    for at in range(len(runs[-1].own)):
+        yield [(one.own[at], one.right[at], one.entry) for one in alike]
 
 
-def _number_said(pairs: Sequence[tuple[Any, Any]], shares: bool, free: bool) -> Any:
-    """None for a number that stays; what is another each time can only follow from the other sizes."""
-    if all(own == right for own, right in pairs):
+def _number_said(runs: Sequence[tuple[Any, Any, int]], shares: bool, free: bool, may_stay: bool = True) -> Any:
+    """None for a number that stays. What is another each time follows from the other sizes, or is said in turn.
+
+    may_stay: whether what stands there can be said again.
+    """
+    if all(own == right for own, right, _ in runs):
         return None
-    said = list(dict.fromkeys(share(right, own) if shares else right for own, right in pairs))
-    return _FREE if free and len(said) > 1 else said[-1]
+    said = list(dict.fromkeys(share(right, own) if shares else right for own, right, _ in runs))
+    if len(said) == 1:
+        return said[0]
+    if free:
+        return _FREE
+    by_entry: dict[int, list[Any]] = defaultdict(list)
+    for own, right, entry in runs:
+        stays = may_stay and own == right
+        by_entry[entry].append(None if stays else share(right, own) if shares else right)
+    first, *others = by_entry.values()
+    return in_turn(first) if all(other == first for other in others) else said[-1]
 
 
-def _is_free(value: Any) -> bool:
-    return value == _FREE or (isinstance(value, tuple) and _FREE in value)
+def _is_of_code(value: Any) -> bool:
+    """Whether it can be said in code alone."""
+    several = value if isinstance(value, tuple) else (value,)
+    return any(number == _FREE or is_in_turn(number) for number in (value, *several))
 
 
 def _own_attribute(function: SourceFunction, number: int, slot: Slot) -> str:

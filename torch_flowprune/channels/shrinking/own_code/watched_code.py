@@ -43,6 +43,17 @@ class _Watched(ast.NodeTransformer):
         self.owner = arguments[0].arg if function.owner is not None and arguments else None
         self.places = function.places
 
+    def whole(self, tree: ast.FunctionDef) -> ast.FunctionDef:
+        self.generic_visit(tree)
+        entered = ast.Call(ast.Name("entered__", ast.Load()), self._about(), [])
+        tree.body.insert(0, ast.copy_location(ast.Expr(entered), tree.body[0]))
+        return tree
+
+    def _about(self) -> list[ast.expr]:
+        """The owner and the name of the function, as a watcher takes them."""
+        owner = ast.Name(self.owner, ast.Load()) if self.owner else ast.Constant(None)
+        return [owner, ast.Constant(self.name)]
+
     def _number(self, node: Any) -> int | None:
         number: int | None = getattr(node, "place", None)
         return number if number in self.places else None
@@ -79,8 +90,7 @@ class _Watched(ast.NodeTransformer):
         return self._by_way_of("cut__", node, number, [node.value, groups, several])
 
     def _by_way_of(self, watcher: str, node: ast.AST, number: int, arguments: list[ast.expr]) -> ast.AST:
-        owner = ast.Name(self.owner, ast.Load()) if self.owner else ast.Constant(None)
-        about: list[ast.expr] = [owner, ast.Constant(self.name), ast.Constant(number)]
+        about = [*self._about(), ast.Constant(number)]
         return ast.copy_location(ast.Call(ast.Name(watcher, ast.Load()), [*about, *arguments], []), node)
 
 
@@ -95,7 +105,7 @@ class CodeWatcher:
         self.classes = {path: own_class(type(module)) for path, module in model.named_modules()}
         self.modules = dict(model.named_modules())
         self.own_paths = {id(module): path for path, module in model.named_modules()}
-        names = {"called__": self.called, "computed__": self.worked_out, "cut__": self.cut}
+        names = {"called__": self.called, "computed__": self.worked_out, "cut__": self.cut, "entered__": self.entered}
         picked = self.modules.values() if only is None else [self.modules[path] for path in only]
         reached = names_reached(dict.fromkeys(self.classes.values()))
         classes = {cls: _watched_class(cls, names, reached) for cls in dict.fromkeys(map(type, picked))}
@@ -117,6 +127,9 @@ class CodeWatcher:
         node = self.function(place).places[place[2]]
         assert isinstance(node, (ast.Call, ast.Subscript))
         return slots_told(node, groups, keywords)
+
+    def entered(self, owner: Any, function: str) -> None:
+        """A function begins to run."""
 
     def called(
         self, owner: Any, function: str, number: int, what: Callable[..., Any], groups: Any, keywords: Any
@@ -150,7 +163,7 @@ def _watched_class(cls: type[nn.Module], names: Mapping[str, Any], reached: Coll
 
     def watched(function: SourceFunction) -> ast.FunctionDef:
         tree = tree_with(function, edits_of(cls))
-        return _Watched(function, tree).visit(tree)  # type: ignore[no-any-return]
+        return _Watched(function, tree).whole(tree)
 
     anew = rebuilt_functions(functions, changed, watched, {**NAMES, **names})
     space = {one.function.__name__: new for one, new in anew}
