@@ -10,9 +10,6 @@ from channel_cases import CASES, assert_equal_without, coupled
 
 import torch_flowprune as fp
 
-ALIKE = "grouped queries, expanded"
-"""One statement lays out keys and values: it can say one width, so that both have to lose equally much."""
-
 # name -> the groups of attention: units are dimensions of all heads at once
 NARROW = {
     "attention": {"q.weight": 3, "v.weight": 3},
@@ -20,7 +17,7 @@ NARROW = {
     "attention manual": {"q.weight": 3, "v.weight": 3},
     "attention manual fused": {"qkv.weight": 3},
     "attention shared keys": {"q.weight": 3, "v.weight": 3},
-    ALIKE: {"q.weight": 3, "v.weight": 3},
+    "grouped queries, expanded": {"q.weight": 3, "v.weight": 3},
     "relative position table": {"qkv.weight": 3},
     "multi-head attention of torch": {"a.weight": 8, "attn.in_proj_weight": 2, "attn.out_proj.weight": 8},
     "residual width, LayerNorm": {"0.weight": 8, "1.attn.q.weight": 3, "1.attn.v.weight": 3, "1.up.weight": 10},
@@ -39,7 +36,7 @@ def test_each_dimension_by_itself_and_half_of_all(name: str) -> None:
     """Without a word on heads: by which labels the masks are channels is found."""
     model, x, _ = coupled(CASES[name])
     coupling = fp.couple(model, x, narrow_heads=True)
-    for group in coupling.groups if name != ALIKE else ():
+    for group in coupling.groups:
         assert_equal_without(model, x, coupling, {group.name: [group.size - 1]})
     halves = {group.name: list(range(0, group.size, 2)) for group in coupling.groups}
     assert_equal_without(model, x, coupling, halves)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import torch_flowprune as fp
 from torch_flowprune.channels import ShrinkError, couple
 from torch_flowprune.channels.shrinking.own_code.edited_code import edits_of, own_class, with_edits
+from torch_flowprune.channels.shrinking.own_code.said_numbers import Turns, in_turn, share, value_over
 
 TOKENS = torch.randn(2, 5, 8, dtype=torch.float64)
 IMAGES = torch.randn(2, 3, 6, 6, dtype=torch.float64)
@@ -185,6 +186,30 @@ class EachTime(Base):
         return self.b(torch.cat(h, 2).flatten(1, 2))
 
 
+class InTurn(Base):
+    """Lines in loops that need another number in each run: in a list, times the batch's size, in a shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.ModuleList(nn.Conv2d(3, 8, 1) for _ in range(3)), nn.Conv2d(24, 2, 1)
+        self.width = 4
+        self.dropped: list[nn.Module] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = [self.head(x) for _ in range(2)]
+        return sum(heads[1:], heads[0])
+
+    def head(self, x: Tensor) -> Tensor:
+        made = []
+        for layer in self.a:
+            if layer not in self.dropped:
+                halves = layer(x).split([self.width, self.width], 1)
+                rows = [half.flatten(0, 1).split([len(x) * self.width], 0)[0].tanh() for half in halves]
+                shape = (len(x), self.width, 36)
+                made += [row.reshape(shape).relu() for row in rows]
+        return self.b(torch.cat(made, 1).unflatten(-1, (6, 6)))
+
+
 def renaming(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """As libraries wrap methods whose arguments have new names."""
 
@@ -229,6 +254,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "values made of a size": (MakesValues, IMAGES),
     "a product with the batch": (Mixed, IMAGES),
     "another number each time": (EachTime, IMAGES),
+    "another number in each run of a loop": (InTurn, IMAGES),
 }
 
 
@@ -374,6 +400,71 @@ def test_a_number_that_is_another_each_time_follows_from_the_others() -> None:
         torch.testing.assert_close(small(other), model(other))
     said = [text.rpartition(": ")[2] for text in fp.replaced_modules(small)[""]]
     assert sorted(said) == ["(..., ..., -1, ..., ...) in place of shape"] * 2 + ["-1 in place of self.width"]
+
+
+def looped() -> tuple[nn.Module, nn.Module, Tensor]:
+    """Three layers that one loop runs, of which 0, 4 and 6 channels go."""
+    model, x = made("another number in each run of a loop")
+    masks = {}
+    for at, gone in ((1, [0, 1, 4, 5]), (2, [0, 1, 2, 4, 5, 6])):
+        keep = torch.ones(8, dtype=torch.bool).index_fill_(0, torch.tensor(gone), value=False)
+        masks |= {f"a.{at}.bias": keep, f"a.{at}.weight": keep.view(8, 1, 1, 1).expand(8, 3, 1, 1)}
+    fp.apply_masks(model, masks)
+    return model, fp.shrink(model, x), x
+
+
+def test_a_line_in_a_loop_says_other_numbers_in_turn() -> None:
+    model, small, x = looped()
+    assert [layer.out_channels for layer in small.a] == [8, 4, 2]
+    for other in (x, x[:1], torch.cat([x, x])):
+        torch.testing.assert_close(small(other), model(other))
+    said = [text.rpartition(": ")[2] for text in fp.replaced_modules(small)[""]]
+    assert said.count("4/1 of it, 2/1 of it, ... in turn in place of self.width") == 2
+    assert "4/1 of it, 4/1 of it, 2/1 of it, 2/1 of it, ..., ... in turn in place of len(x) * self.width" in said
+
+
+def test_numbers_in_turn_are_compiled_exported_and_of_each_call() -> None:
+    _, small, x = looped()
+    compiled = torch.compile(small, fullgraph=True, backend="eager")
+    exported = torch.export.export(small, (x,)).module()
+    for one in (compiled, exported):
+        torch.testing.assert_close(one(x), small(x))
+
+
+def test_a_loop_of_which_a_part_is_left_out_is_an_error() -> None:
+    """By how often a line has run it is not known which run that is."""
+    _, small, x = looped()
+    expected = small(x)
+    small.dropped = [small.a[0]]
+    with pytest.raises(RuntimeError):
+        small(x)
+    small.dropped = []
+    assert torch.equal(small(x), expected)
+    turns = Turns((4, None, ("share", 1, 2)))
+    with (
+        pytest.raises(
+            RuntimeError, match=r"\(4, ..., 1/2 of it in turn\) ran 2 times .* expected 3 .*no layers dropped"
+        ),
+        turns,
+    ):
+        assert [turns.next(0, 8), turns.next(0, 8)] == [4, 8]
+    assert turns.next(0, 8) == 4
+    with pytest.raises(RuntimeError, match="ran 4 times in one call of its function, expected 3"):
+        turns.next(0, 8)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        (in_turn([4, None, 2]), None, in_turn([4, None, 2])),
+        (in_turn([4, None, 2]), in_turn([None, 3, 1]), in_turn([4, 3, 1])),
+        (in_turn([4, None, share(2, 4)]), share(1, 2), in_turn([2, share(1, 2), share(1, 4)])),
+        (4, in_turn([3, None, 2]), in_turn([3, 4, 2])),
+        ((None, 8), (in_turn([3, 2]), None), (in_turn([3, 2]), 8)),
+    ],
+)
+def test_numbers_in_turn_over_those_that_were_said_before(before: Any, now: Any, expected: Any) -> None:
+    assert value_over(before, now) == expected
 
 
 def test_shares_are_shown_and_are_whole_numbers_in_a_file() -> None:

@@ -24,10 +24,10 @@ from torch_flowprune.channels.shrinking.own_code.dense_spans import OVER
 from torch_flowprune.channels.shrinking.own_code.said_numbers import (
     Turns,
     is_in_turn,
-    is_plain,
+    is_said_anew,
     is_share,
+    numbers_of_share,
     numbers_shown,
-    share_of,
     value_over,
 )
 from torch_flowprune.masking import quiet_subclass
@@ -170,15 +170,15 @@ def _expression(value: Any, before: ast.AST, turns: list[Any]) -> ast.expr:
     """
     assert isinstance(before, ast.expr)
     if is_share(value):
-        new, old = map(ast.Constant, share_of(value))
+        new, old = map(ast.Constant, numbers_of_share(value))
         return ast.BinOp(ast.BinOp(before, ast.Mult(), new), ast.FloorDiv(), old)
     if is_in_turn(value):
-        turns.append(tuple(_checked(number) for number in value[1:]))
+        turns.append(tuple(_turn_checked(number) for number in value[1:]))
         call = ast.parse(f"turns__.next({len(turns) - 1}, 0)", mode="eval").body
         assert isinstance(call, ast.Call)
         call.args[1] = before
         return call
-    if is_plain(value):
+    if is_said_anew(value):
         return ast.parse(repr(value), mode="eval").body
     call = ast.parse("(lambda sizes: (0,))(0)", mode="eval").body
     assert isinstance(call, ast.Call)
@@ -193,10 +193,10 @@ def _element(at: int, number: Any, turns: list[Any]) -> ast.expr:
     return before if number is None else _expression(number, before, turns)
 
 
-def _checked(number: Any) -> Any:
+def _turn_checked(number: Any) -> Any:
     """One of several in turn, in a file that somebody wrote too."""
     if is_share(number):
-        return ("", *share_of(number))
+        return (number[0], *numbers_of_share(number))
     return number if number is None or isinstance(number, float) else operator.index(number)
 
 

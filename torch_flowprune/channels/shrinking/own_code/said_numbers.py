@@ -40,13 +40,13 @@ def is_in_turn(value: Any) -> bool:
     return isinstance(value, tuple) and value[:1] == (_IN_TURN,)
 
 
-def is_plain(value: Any) -> bool:
+def is_said_anew(value: Any) -> bool:
     """A number, or several, whatever stood there."""
     several = value if isinstance(value, tuple) else ()
     return not any(number is None or is_share(number) or is_in_turn(number) for number in several)
 
 
-def share_of(value: Any) -> tuple[int, int]:
+def numbers_of_share(value: Any) -> tuple[int, int]:
     """Whole numbers, in a file that somebody wrote too."""
     _, new, old = value
     return operator.index(new), operator.index(old)
@@ -116,7 +116,7 @@ class Turns:
         run = self.runs[at]
         self.runs[at] = run + 1
         if run >= len(self.sequences[at]):
-            raise RuntimeError(self._said_of(at))
+            raise RuntimeError(self._ran_otherwise(at))
         value = self.sequences[at][run]
         if value is None:
             return before
@@ -126,9 +126,9 @@ class Turns:
         if kind is None:
             for at, runs in enumerate(self.runs):
                 if runs not in (0, len(self.sequences[at])):
-                    raise RuntimeError(self._said_of(at))
+                    raise RuntimeError(self._ran_otherwise(at))
 
-    def _said_of(self, at: int) -> str:
+    def _ran_otherwise(self, at: int) -> str:
         return (
             f"a statement with other numbers each time ({numbers_shown(in_turn(self.sequences[at]))}) ran "
             f"{self.runs[at]} times in one call of its function, expected {len(self.sequences[at])} as when the model "
