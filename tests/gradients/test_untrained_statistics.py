@@ -84,3 +84,10 @@ def test_what_is_advised_gives_the_scores_of_the_training_forward():
         torch.stack([torch.cat(list(scores.values())), torch.cat(list(training.values()))])
     )[0, 1]
     assert correlation(advised) > correlation(eval_)
+
+
+def test_missing_data_are_said_before_anything_about_the_model():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="this needs data: pass data="):
+            fp.flow(_net())

@@ -410,7 +410,7 @@ def test_measures_of_weights_alone_are_made_comparable_between_layers(method, gr
 
 def test_filters_are_ranked_by_lamp_by_default_as_if_it_had_been_said():
     masks = []
-    for options in ({}, {"normalize": "lamp"}, {"allocation": "lamp"}):
+    for options in ({}, {"normalize": "lamp"}, {"allocation": "lamp"}, {"allocation": "lamp", "normalize": "lamp"}):
         model = net()
         fp.global_prune(model, "magnitude", 0.5, granularity="filter", **options)
         masks.append(fp.masks(model))

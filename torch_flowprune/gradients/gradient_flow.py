@@ -17,6 +17,7 @@ from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.sweeping import MOMENTS, Products
 from torch_flowprune.gradients.synflow import synaptic_gradient
 from torch_flowprune.inputs import (
+    Batch,
     BatchDim,
     BatchSize,
     Closure,
@@ -258,15 +259,16 @@ def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parame
             settle(model, source.mode)
             rewind()  # the example may have drawn from the loader, whose order both sweeps share
         if wanted - {"gR"}:
-            fields = _swept(Products(model, targets, source, rewind, ranks), wanted - {"gR"})
+            data = as_batches(source.data)  # or an error, before anything is said of the model
+            fields = _swept(Products(model, targets, source, rewind, ranks), data, wanted - {"gR"})
             point = replace(point, **fields, counted=source.counting)
             source.warn_of_fewer(point.samples, ranks)
     return point
 
 
-def _swept(sweeps: Products, wanted: set[str]) -> dict[str, Any]:
+def _swept(sweeps: Products, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:
     """What the data give: the diagonal takes a sweep of its own."""
-    data, others = as_batches(sweeps.source.data), wanted - {"diagH"}
+    others = wanted - {"diagH"}
     fields = sweeps.run(data, others) if others else {}
     if "diagH" not in wanted:
         return fields
