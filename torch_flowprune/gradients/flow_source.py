@@ -23,6 +23,7 @@ from torch_flowprune.inputs import (
     check_batch_dim,
     check_batch_size,
     check_mode,
+    users_level,
     whole_number,
 )
 
@@ -112,7 +113,7 @@ class FlowSource:
             warnings.warn(
                 f"max_samples={self.max_samples}, and the data have {samples}: all of them were read",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=users_level(),
             )
 
     @property

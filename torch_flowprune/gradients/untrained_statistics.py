@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from torch_flowprune.inputs import users_level
 
-def warn_untrained(model: nn.Module, mode: str, stacklevel: int) -> None:
+
+def warn_untrained(model: nn.Module, mode: str) -> None:
     """A warning where the scores are not those of the network that training will see."""
     names = list(_untrained(model)) if mode == "eval" else []
     if names:
@@ -19,7 +21,7 @@ def warn_untrained(model: nn.Module, mode: str, stacklevel: int) -> None:
             "it is, and scores are of another network than the one that trains. At initialisation pass mode='train' "
             "(GraSP keeps better weights by it), or take their statistics first: fp.recalibrate(model, data)",
             UserWarning,
-            stacklevel=stacklevel,
+            stacklevel=users_level(),
         )
 
 

@@ -1,5 +1,6 @@
 """What the user hands in: a model and its parameters, data, a loss, processes; looked at without a trace."""
 
+from torch_flowprune.inputs.callers import users_level
 from torch_flowprune.inputs.data import (
     Batch,
     BatchDim,
@@ -158,6 +159,7 @@ __all__ = [
     "tensors_in",
     "untouched",
     "unwrapped",
+    "users_level",
     "whole_number",
     "wide",
     "wide_type",

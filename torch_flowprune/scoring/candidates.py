@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels import Costs
-from torch_flowprune.inputs import Pair, Pattern, Target, no_collection, prunable
+from torch_flowprune.inputs import Pair, Pattern, Target, no_collection, prunable, users_level
 from torch_flowprune.masking import check_can_mask
 from torch_flowprune.scoring.granularity import Blocks, Granularity, Units, Weights, alive, parse_granularity
 
@@ -258,4 +258,4 @@ def _report_left_out(names: list[str], granularity: Granularity, *, required: bo
     text = f"the input axis of {', '.join(names)} does not divide into whole blocks of {label(granularity)}"
     if required:
         raise ValueError(f"{text}: leave them out")
-    warnings.warn(f"{text}: they stay dense", UserWarning, stacklevel=4)
+    warnings.warn(f"{text}: they stay dense", UserWarning, stacklevel=users_level())

@@ -22,7 +22,7 @@ from torch_flowprune.channels import (
     living_channels_of,
     rows,
 )
-from torch_flowprune.inputs import Pair, Pattern, Target, flags, matching, parameters_of, prunable
+from torch_flowprune.inputs import Pair, Pattern, Target, flags, matching, parameters_of, prunable, users_level
 from torch_flowprune.masking import check_can_mask, masks
 from torch_flowprune.scoring.candidates import Candidates, kernel_of
 from torch_flowprune.scoring.granularity import Blocks
@@ -192,7 +192,7 @@ def channel_candidates(
         raise ValueError(_in_part(in_part) if in_part else _nothing(coupling))
     in_part = _without_what_takes_part(in_part, coupling, candidates)
     if in_part:
-        warnings.warn(_in_part(in_part), UserWarning, stacklevel=2)
+        warnings.warn(_in_part(in_part), UserWarning, stacklevel=users_level())
     return candidates
 
 

@@ -14,7 +14,7 @@ from torch_flowprune.gradients.batches.checkpointing import no_reentrant_checkpo
 from torch_flowprune.gradients.batches.loss_weights import LossWeights
 from torch_flowprune.gradients.batches.memory_budget import Resources
 from torch_flowprune.gradients.operators import check_twice, no_lost_graph, sound_norms
-from torch_flowprune.inputs import Batch, Objective, settle
+from torch_flowprune.inputs import Batch, Objective, settle, users_level
 from torch_flowprune.torch_internals import differentiate
 
 Grads: TypeAlias = "list[Tensor | None]"
@@ -136,10 +136,10 @@ class Derivatives:
             for hook in hooks:
                 hook.remove()
 
-    def warn_unreached(self, names: Sequence[str], stacklevel: int) -> None:
+    def warn_unreached(self, names: Sequence[str]) -> None:
         missed = [name for name, seen in zip(names, self.reached, strict=True) if not seen]
         if missed:
             listed = ", ".join(missed[:5]) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
             warnings.warn(
-                f"the loss does not reach {listed}: their gradient counts as 0", UserWarning, stacklevel=stacklevel
+                f"the loss does not reach {listed}: their gradient counts as 0", UserWarning, stacklevel=users_level()
             )

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch_flowprune.gradients.batches import Derivatives, Resources, taken
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.operators import twice_differentiable
-from torch_flowprune.inputs import Batch, BatchDim, first, in_dtype, same_randomness, untouched, widened
+from torch_flowprune.inputs import Batch, BatchDim, first, in_dtype, same_randomness, untouched, users_level, widened
 
 _CHECKED = 2
 _FROM = 16
@@ -56,7 +56,7 @@ def check_curvature(
         "operator there or behind hides from autograd what its gradient depends on (a backward that reads detached "
         "tensors): use its plain form, or a measure of g alone; check=False leaves this out",
         UserWarning,
-        stacklevel=7,
+        stacklevel=users_level(),
     )
 
 

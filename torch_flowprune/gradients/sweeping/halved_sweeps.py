@@ -123,9 +123,9 @@ class HalvedSweeps(Products):
                 weights.append(portion.weights[-1])
         check_read(self.counted, weights)
         if not self.single:
-            warn_unless_mean(self.derivatives, [self.head] * len(self.places), self.ranks, stacklevel=6)
+            warn_unless_mean(self.derivatives, [self.head] * len(self.places), self.ranks)
         self._check_samples()
-        self.derivatives.warn_unreached(self.names, stacklevel=5)
+        self.derivatives.warn_unreached(self.names)
         finite_mean_loss(self.losses, weights)  # names the batch of one that is not
         return self._over_ranks(portions)
 

@@ -29,7 +29,7 @@ from torch_flowprune.gradients.batches import (
 )
 from torch_flowprune.gradients.operators import twice_differentiable
 from torch_flowprune.gradients.sweeping.sweeps import Sweeps
-from torch_flowprune.inputs import Batch, Ranks, wide, wide_type
+from torch_flowprune.inputs import Batch, Ranks, users_level, wide, wide_type
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ class Products(Sweeps):
         with self._sound():
             head, rest = self._stream(data)
             losses, weights = self._swept(chain(head, rest), length_of(data), add, held=len(sums))
-            warn_unless_mean(self.derivatives, head, self.ranks, stacklevel=6)
+            warn_unless_mean(self.derivatives, head, self.ranks)
             check_read(self.seen, weights)
             mean = finite_mean_loss(losses, weights)
             self.seen, whole, mean = over_ranks(self.ranks, sums, self.seen, sum(weights), mean)
-            self.derivatives.warn_unreached(self.names, stacklevel=6)
+            self.derivatives.warn_unreached(self.names)
         return whole, mean
 
     def _swept(
@@ -189,7 +189,7 @@ def _warn_of_noise(diagonal: Sequence[Tensor], errors: Sequence[Tensor], probes:
             "bars: single weights are ranked nearly at random. Take more probes, rank filters or channels, or by a "
             "measure that is exact: 'fisher_sample' has the diagonal of the empirical Fisher matrix",
             UserWarning,
-            stacklevel=7,
+            stacklevel=users_level(),
         )
 
 

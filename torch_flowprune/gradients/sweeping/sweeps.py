@@ -78,7 +78,7 @@ class Sweeps:
             raise ValueError(
                 "offload=True keeps the sums on the host, where ranks do not add them up: score in one process"
             )
-        warn_untrained(model, source.mode, stacklevel=6)
+        warn_untrained(model, source.mode)
         self.offload, self.seen, self.losses, self.of_samples = source.offload, 0, list[Tensor](), list[Tensor]()
         weights = LossWeights(model, source.objective, source.reduction, source.batch_dim)
         self.moments: InputMoments | None = None
@@ -107,7 +107,7 @@ class Sweeps:
         batches = chain(head, stream)
         if wanted == kinds:
             return self._forwards(batches, length_of(data))
-        warn_unless_mean(self.derivatives, head, self.ranks, stacklevel=6)
+        warn_unless_mean(self.derivatives, head, self.ranks)
         if "Hg" not in wanted:
             return self._first(batches, wanted, length_of(data), micro, None)
         if len(head) == 1 and self.ranks.alone and not self.offload and len(micro.of(*head[0])) == 1:
@@ -176,7 +176,7 @@ class Sweeps:
         self.losses = losses
         check_read(self.seen, weights)
         self._check_samples()
-        self.derivatives.warn_unreached(self.names, stacklevel=5)
+        self.derivatives.warn_unreached(self.names)
         loss = finite_mean_loss(losses, weights)
         count, whole, loss = over_ranks(self.ranks, sums.values(), self.seen, sum(weights), loss)
         return self._fields({kind: scale(total, 1 / whole) for kind, total in sums.items()}, loss, count)
@@ -261,7 +261,7 @@ class Sweeps:
         with twice_differentiable():  # checkpointed blocks run again
             products = self.derivatives.product(grads, g)
         product, self.losses = taken(products, self.parameters, besides=g), [loss.detach()]
-        self.derivatives.warn_unreached(self.names, stacklevel=5)
+        self.derivatives.warn_unreached(self.names)
         sums: Sums = {kind: self._zeros() for kind in ("g2", "g2_sample") if kind in wanted}
         self._accumulate(sums, values, batch, size)
         self._check_samples()
