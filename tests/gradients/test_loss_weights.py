@@ -1,5 +1,6 @@
 """Means over batches, and over parts of them, against one batch of everything; losses that are no mean of samples."""
 
+import copy
 import warnings
 from functools import partial
 from itertools import pairwise
@@ -201,6 +202,33 @@ def test_a_loss_that_draws_is_not_told_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fp.flow(model, batches, needs=("g",), loss=lambda x, y: F.cross_entropy(x + torch.randn_like(x), y))
+
+
+def of_itself(model, batch, teacher):
+    return F.kl_div(model(batch[0]).log_softmax(1), teacher(batch[0]).softmax(1), reduction="batchmean")
+
+
+def of_a_critic(model, batch, teacher):
+    return (model(batch[0]) - model(batch[0] * (1 + 1e-5))).mean()
+
+
+def of_an_advantage(model, batch, teacher):
+    """As policies are trained: 1 times what sums to 0 over a batch, not over its half."""
+    ratio = (model(batch[0]) - teacher(batch[0])).mean(1).exp()
+    return (ratio * batch[1]).mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("closure", [of_itself, of_a_critic, of_an_advantage])
+def test_what_cancels_is_told_apart_to_rounding_of_what_it_is_made_of(closure, dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 5)).to(dtype)
+    teacher, x = copy.deepcopy(model), torch.randn(6, 4, dtype=dtype)
+    advantage = torch.randn(6, dtype=dtype)
+    data = [(x, advantage - advantage.mean())] * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fp.flow(model, data, needs=("g",), closure=partial(closure, teacher=teacher))
 
 
 def test_a_function_says_what_a_batch_counts_for():

@@ -8,10 +8,12 @@ from contextlib import suppress
 
 from torch_flowprune.gradients.batches.batch_derivatives import Derivatives
 from torch_flowprune.gradients.batches.batch_streams import SizedBatch
-from torch_flowprune.inputs import Batch, Ranks, parts, same_randomness, spread_out, untouched
+from torch_flowprune.inputs import Batch, Ranks, parts, same_randomness, spread_out, untouched, users_level
 
 _TRIED = 8
 """Samples of a batch, from all over it."""
+_ROUNDING = 1e-2
+"""Losses below are no smaller to rounding: of one that is 0 as what it is made of cancels, that is all there is."""
 
 
 def difference_of_halves(derivatives: Derivatives, batch: Batch, size: int) -> tuple[float, float] | None:
@@ -25,14 +27,15 @@ def difference_of_halves(derivatives: Derivatives, batch: Batch, size: int) -> t
         if not halves:
             return None
         value = _number(derivatives, batch, size)
-        total = sum(_number(derivatives, half, count) * weight for half, count, weight in halves)
-        mean = total / sum(weight for _, _, weight in halves)
+        numbers = [_number(derivatives, half, count) for half, count, _ in halves]
+    weights = [weight for _, _, weight in halves]
+    mean = sum(number * weight for number, weight in zip(numbers, weights, strict=True)) / sum(weights)
     narrow = derivatives.resources.autocast or min(p.element_size() for p in derivatives.parameters) < 4
-    tolerance = 2e-2 if narrow else 1e-4
-    return None if abs(value - mean) <= tolerance * max(abs(value), abs(mean)) else (value, mean)
+    tolerance = (2e-2 if narrow else 1e-4) * max(_ROUNDING, *map(abs, (value, *numbers)))
+    return None if abs(value - mean) <= tolerance else (value, mean)
 
 
-def warn_unless_mean(derivatives: Derivatives, head: Sequence[SizedBatch], ranks: Ranks, stacklevel: int) -> None:
+def warn_unless_mean(derivatives: Derivatives, head: Sequence[SizedBatch], ranks: Ranks) -> None:
     """Say that a loss, of which nothing tells what it is a mean over, is none over samples, by which batches count.
 
     Of a single batch it does not matter.
@@ -60,7 +63,7 @@ def warn_unless_mean(derivatives: Derivatives, head: Sequence[SizedBatch], ranks
         "'token' (what of the target is not -100), a function that gives how many a batch's loss is a mean over; or "
         "'mean', where samples are to count all the same",
         UserWarning,
-        stacklevel=stacklevel,
+        stacklevel=users_level(),
     )
 
 
