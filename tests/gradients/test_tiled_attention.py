@@ -35,6 +35,9 @@ def _mask(kind, samples, heads, queries, keys):
             2, torch.tensor([1]), value=False
         ),
         "infinite": lambda: torch.randn(samples, 1, 1, keys, dtype=DOUBLE).index_fill(3, torch.tensor([1]), -torch.inf),
+        "a query to which all is infinite": lambda: torch.randn(queries, keys, dtype=DOUBLE).index_fill(
+            0, torch.tensor([1]), -torch.inf
+        ),
         "learned": lambda: torch.randn(1, heads, queries, keys, dtype=DOUBLE, requires_grad=True),
         "learned by sample": lambda: torch.randn(samples, heads, queries, keys, dtype=DOUBLE, requires_grad=True),
         "learned by key": lambda: torch.randn(heads, 1, keys, dtype=DOUBLE, requires_grad=True),
@@ -42,8 +45,8 @@ def _mask(kind, samples, heads, queries, keys):
     return masks[kind]() if kind in masks else None
 
 
-MASKS = ["none", "causal", "bool", "a query that sees nothing", "infinite", "learned", "learned by sample",
-         "learned by key"]  # fmt: skip
+MASKS = ["none", "causal", "bool", "a query that sees nothing", "infinite", "a query to which all is infinite",
+         "learned", "learned by sample", "learned by key"]  # fmt: skip
 
 
 def _operands(shape, requires_grad=(True, True, True)):
@@ -105,6 +108,27 @@ def test_operands_that_want_no_gradient(live, third):
     assert torch.allclose(product(tiled_attention), product(F.scaled_dot_product_attention), rtol=1e-12)
 
 
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.usefixtures("small_tiles")
+def test_operands_that_are_made_of_one_another(weighed):
+    """And a gradient of the output that is made of it, or of nothing: to the third derivative."""
+    torch.manual_seed(0)
+    x, weights = (torch.randn(2, 2, 7, 7, dtype=DOUBLE, requires_grad=True) for _ in range(2))
+
+    def derivatives(attention):
+        key = (x * weights).tanh()
+        out = attention(x, key, key * x, attn_mask=key.square())
+        (grad,) = torch.autograd.grad(out.exp().sum() if weighed else out.sum(), x, create_graph=True)
+        product = torch.autograd.grad(grad.square().sum(), [x, weights], create_graph=True)
+        along = [part.detach() for part in product]
+        return [grad, *product, *torch.autograd.grad(product, [x, weights], along)]
+
+    with sdpa_kernel(SDPBackend.MATH):
+        torch.testing.assert_close(
+            derivatives(tiled_attention), derivatives(F.scaled_dot_product_attention), rtol=1e-9, atol=1e-11
+        )
+
+
 @pytest.mark.usefixtures("small_tiles")
 def test_dropout_drops_the_same_in_every_pass():
     torch.manual_seed(0)
@@ -117,19 +141,48 @@ def test_dropout_drops_the_same_in_every_pass():
     def gradients(*operands):
         return torch.autograd.grad(attention(*operands).square().sum(), operands, create_graph=True)
 
+    def product(create_graph):
+        grads = gradients(*operands)
+        along = [grad.detach() for grad in grads]
+        return torch.autograd.grad(grads, operands, along, create_graph=create_graph)
+
     assert not torch.equal(attention(*operands), tiled_attention(*operands, is_causal=True))
     assert torch.autograd.gradcheck(attention, operands, fast_mode=True)
     assert torch.autograd.gradgradcheck(attention, operands, fast_mode=True)
     assert torch.autograd.gradgradcheck(gradients, operands, fast_mode=True)
+    torch.testing.assert_close(product(create_graph=True), product(create_graph=False), rtol=1e-10, atol=1e-12)
 
 
 def test_dropout_keeps_its_share_and_its_mean():
     torch.manual_seed(0)
     v = torch.eye(64, dtype=DOUBLE)[None]
     q = torch.zeros(1, 400, 8, dtype=DOUBLE)
-    p = tiled_attention(q, q[:, :64], v, dropout_p=0.25)
+    p, again = (tiled_attention(q, q[:, :64], v, dropout_p=0.25) for _ in range(2))
+    assert not torch.equal(p, again)
     assert (p == 0).double().mean().item() == pytest.approx(0.25, abs=0.01)
     assert p.sum(-1).mean().item() == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_every_tile_drops_others():
+    q, v = torch.zeros(1, 6, 8, dtype=DOUBLE), torch.eye(40, dtype=DOUBLE)[None]
+    first, second = tiled_attention(q, q.new_zeros(1, 40, 8), v, dropout_p=0.5).split(3, 1)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("heads", "queries", "keys"), [(5, 7, 7), (3, 2, 4), (9, 3, 3), (1, 20, 12)])
+@pytest.mark.usefixtures("small_tiles")
+def test_tiles_have_every_place_once_and_take_no_more_than_their_room(heads, queries, keys, causal):
+    q, k = torch.empty(heads, queries, 1), torch.empty(heads, keys, 1)
+    seen = torch.zeros(heads, queries, keys)
+    for at in attention_tiles.Attention(1.0, causal)._tiles(q, k):
+        seen[at] += 1
+        assert seen[at].numel() <= 40 or (seen[at].shape[0] == 1 and seen[at].shape[1] <= 3)
+    visible = torch.ones(queries, keys).tril() if causal else torch.ones(queries, keys)
+    assert (seen[:, visible > 0] == 1).all()
+    assert seen.max() == 1
+    assert not causal or queries < 7 or (seen == 0).any(), "what no query of a tile sees is left out"
 
 
 @pytest.mark.parametrize(
@@ -138,9 +191,12 @@ def test_dropout_keeps_its_share_and_its_mean():
         ((torch.ones(1, 4, 2), torch.ones(1, 4, 3), torch.ones(1, 4, 3)), {}),
         ((torch.ones(2, 4, 2), torch.ones(3, 4, 2), torch.ones(3, 4, 2)), {}),
         ((torch.ones(4, 4, 2), torch.ones(3, 4, 2), torch.ones(3, 4, 2)), {"enable_gqa": True}),
+        ((torch.ones(1, 4, 2), torch.ones(2, 3, 2), torch.ones(2, 3, 2)), {"enable_gqa": True}),
         ((torch.ones(1, 4, 2).double(), torch.ones(1, 4, 2), torch.ones(1, 4, 2)), {}),
         ((torch.ones(1, 4, 2), torch.ones(1, 5, 2), torch.ones(1, 4, 2)), {}),
         ((torch.ones(1, 4, 2),) * 3, {"attn_mask": torch.ones(4, 3)}),
+        ((torch.ones(1, 4, 2),) * 3, {"attn_mask": torch.ones(4)}),
+        ((torch.ones(1, 4, 2),) * 3, {"attn_mask": torch.ones(1, 1, 4, 4)}),
         ((torch.ones(1, 4, 2),) * 3, {"attn_mask": torch.ones(4, 4, dtype=torch.long)}),
         ((torch.ones(1, 4, 2),) * 3, {"attn_mask": torch.ones(4, 4), "is_causal": True}),
         ((torch.ones(1, 4, 2),) * 3, {"dropout_p": 1.0}),
@@ -152,6 +208,12 @@ def test_what_is_left_to_torch(arguments, options):
     assert tiled_attention(*arguments, **options) is None
 
 
+def test_transforms_of_functions_are_left_to_torch():
+    found = []
+    torch.vmap(lambda q: found.append(tiled_attention(q, q, q)) or q)(torch.ones(2, 4, 2))
+    assert found == [None]
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_few_digits_are_computed_in_more(autocast):
     torch.manual_seed(0)
@@ -160,6 +222,14 @@ def test_few_digits_are_computed_in_more(autocast):
         found, expected = tiled_attention(q, q, q), F.scaled_dot_product_attention(q, q, q)
     assert found.dtype is expected.dtype is torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+    wide = q.bfloat16().float()
+    assert torch.equal(found, tiled_attention(wide, wide, wide).bfloat16())
+
+
+def test_autocast_leaves_float64_alone():
+    q = torch.randn(1, 2, 5, 4, dtype=DOUBLE)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tiled_attention(q, q, q).dtype is F.scaled_dot_product_attention(q, q, q).dtype is DOUBLE
 
 
 class _Encoder(nn.Module):
@@ -202,6 +272,26 @@ def test_attention_of_torchs_modules_is_in_tiles(monkeypatch):
         products = torch.autograd.grad(grads, [*parameters.values()], along)
     for name, product in zip(parameters, products, strict=True):
         assert torch.allclose(found.Hg[name], product, rtol=1e-10, atol=1e-12)
+
+
+def test_a_loss_that_takes_gradients_itself():
+    """As critics are trained, whose H·g is a third derivative."""
+    torch.manual_seed(0)
+    model, x, y = _Encoder().double().eval(), torch.randn(3, 20, 8, dtype=DOUBLE), torch.tensor([0, 1, 2])
+
+    def penalised(model, batch):
+        inputs = batch[0].clone().requires_grad_()
+        out = model(inputs)
+        (slope,) = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+        return F.cross_entropy(out, batch[1]) + slope.square().mean()
+
+    found = fp.flow(model, (x, y), closure=penalised)
+    parameters = list(model.parameters())
+    with sdpa_kernel(SDPBackend.MATH):
+        g = torch.autograd.grad(penalised(model, (x, y)), parameters, create_graph=True)
+        products = torch.autograd.grad(g, parameters, [value.detach() for value in g])
+    for name, product in zip(found.theta, products, strict=True):
+        torch.testing.assert_close(found.Hg[name], product, rtol=1e-8, atol=1e-10)
 
 
 def _bytes_of_a_product(tokens):

@@ -177,8 +177,8 @@ class Attention:
 
     @staticmethod
     def _part(mask: Tensor, queries: slice, keys: slice) -> Tensor:
-        """Of an axis of one element all of it: it counts for every query, or key."""
-        return mask[:, queries if mask.shape[1] > 1 else slice(None), keys if mask.shape[2] > 1 else slice(None)]
+        """Of an axis of one element all of it: it counts for every query, or key (of which a tile has the first)."""
+        return mask[:, queries if mask.shape[1] > 1 else slice(None), keys]
 
 
 def _kept_of(values: Tensor, kept: Tensor | None) -> Tensor:

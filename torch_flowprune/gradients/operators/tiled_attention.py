@@ -148,13 +148,17 @@ class _Gradients(Function):
 
 
 def _differentiable(
-    attention: Attention, along: tuple[Tensor | None, ...], dy: Tensor, *operands: Tensor | None
+    attention: Attention, along: tuple[Tensor | None, ...], *operands: Tensor | None
 ) -> list[Tensor | None]:
-    """The same by autograd, which can be differentiated once more, with whole matrices."""
+    """The same by autograd, which can be differentiated once more, with whole matrices; of dy and the operands.
+
+    Aliases stand for them: they may have been made of one another, dy of the output, by ways that are not attention's.
+    """
     wanted = [operand is not None and operand.requires_grad for operand in operands]
-    live = [operand for operand, want in zip(operands, wanted, strict=True) if operand is not None and want]
-    out = attention.plain(*operands)  # type: ignore[arg-type]
-    grads = torch.autograd.grad(out, live, dy, create_graph=True)
-    vectors = [vector for vector, want in zip(along, wanted, strict=True) if want]
-    found = iter(torch.autograd.grad(grads, [dy, *live], vectors, create_graph=True, allow_unused=True))
-    return [next(found) if want else None for want in (True, *wanted)]
+    dy, *inputs = aliases = [None if operand is None else operand.view_as(operand) for operand in operands]
+    live = [alias for alias, want in zip(aliases, wanted, strict=True) if alias is not None and want]
+    out = attention.plain(*inputs)  # type: ignore[arg-type]
+    grads = torch.autograd.grad(out, live[wanted[0] :], dy, create_graph=True)
+    vectors = [vector for vector, want in zip(along, wanted[1:], strict=True) if want]
+    found = iter(torch.autograd.grad(grads, live, vectors, create_graph=True, allow_unused=True))
+    return [next(found) if want else None for want in wanted]
