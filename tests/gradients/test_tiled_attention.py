@@ -185,6 +185,14 @@ def test_tiles_have_every_place_once_and_take_no_more_than_their_room(heads, que
     assert not causal or queries < 7 or (seen == 0).any(), "what no query of a tile sees is left out"
 
 
+class _Minded(torch.Tensor):
+    """Of a class that has ways of its own with torch's functions."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return super().__torch_function__(func, types, args, kwargs)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options"),
     [
@@ -202,6 +210,8 @@ def test_tiles_have_every_place_once_and_take_no_more_than_their_room(heads, que
         ((torch.ones(1, 4, 2),) * 3, {"dropout_p": 1.0}),
         ((torch.ones(1, 0, 2),) * 3, {}),
         ((torch.ones(2),) * 3, {}),
+        ((torch.ones(1, 4, 2).to_sparse(),) * 3, {}),
+        ((torch.ones(1, 4, 2).as_subclass(_Minded),) * 3, {}),
     ],
 )
 def test_what_is_left_to_torch(arguments, options):
@@ -224,6 +234,9 @@ def test_few_digits_are_computed_in_more(autocast):
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
     wide = q.bfloat16().float()
     assert torch.equal(found, tiled_attention(wide, wide, wide).bfloat16())
+    mask = torch.randn(5, 5)  # in more digits than the operands
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert torch.equal(tiled_attention(q, q, q, mask), tiled_attention(wide, wide, wide, mask).bfloat16())
 
 
 def test_autocast_leaves_float64_alone():
