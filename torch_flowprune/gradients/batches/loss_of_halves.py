@@ -12,7 +12,7 @@ from torch_flowprune.inputs import Batch, Ranks, parts, same_randomness, spread_
 
 _TRIED = 8
 """Samples of a batch, from all over it."""
-_ROUNDING = 1e-2
+_CANCELLED = 1e-2
 """Losses below are no smaller to rounding: of one that is 0 as what it is made of cancels, that is all there is."""
 
 
@@ -31,7 +31,7 @@ def difference_of_halves(derivatives: Derivatives, batch: Batch, size: int) -> t
     weights = [weight for _, _, weight in halves]
     mean = sum(number * weight for number, weight in zip(numbers, weights, strict=True)) / sum(weights)
     narrow = derivatives.resources.autocast or min(p.element_size() for p in derivatives.parameters) < 4
-    tolerance = (2e-2 if narrow else 1e-4) * max(_ROUNDING, *map(abs, (value, *numbers)))
+    tolerance = (2e-2 if narrow else 1e-4) * max(_CANCELLED, *map(abs, (value, *numbers)))
     return None if abs(value - mean) <= tolerance else (value, mean)
 
 
