@@ -519,3 +519,32 @@ def test_functions_without_a_signature_are_called_as_they_are() -> None:
             return self.layer(x) ** 2 + 2 ** self.layer(x)
 
     trial_of(Powers())
+
+
+def test_the_gradients_of_one_sample_are_right_where_torch_mixes_up_layouts() -> None:
+    """Attention over the tokens of a batch norm: torch's own gradient is wrong, and other widths by other numbers."""
+
+    class Tokens(nn.Module):
+        def __init__(self, norm: Callable[[nn.BatchNorm2d, Tensor], Tensor]) -> None:
+            super().__init__()
+            self.norm, self.of = nn.BatchNorm2d(3), norm
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.of(self.norm, x).flatten(2)
+            return (tokens.mT @ tokens).softmax(-1) @ tokens.mT
+
+    def by_hand(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+        mean, var, weight, bias = (
+            t.view(-1, 1, 1) for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias) if t is not None
+        )
+        return (x - mean) / (var + norm.eps).sqrt() * weight + bias
+
+    x = torch.randn(1, 3, 4, 5)
+    trial = trial_of(Tokens(lambda norm, x: norm(x)), x)
+    gradients = trial.learning.gradients
+    trial.model.of = by_hand
+    expected = trial.learning._gradients_of(trial.model)
+    assert expected is not None
+    assert set(expected) == set(gradients)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, expected[name], rtol=1e-12, atol=1e-12), name

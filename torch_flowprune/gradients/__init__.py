@@ -6,6 +6,7 @@ from torch_flowprune.gradients.flow_source import FlowOptions, FlowSource, LossO
 from torch_flowprune.gradients.gradient_flow import INGREDIENTS, Flow, flow, flow_over, point_of
 from torch_flowprune.gradients.halved_flow import HalvedFlow, halved_flow
 from torch_flowprune.gradients.hessian_vector import hessian_vector
+from torch_flowprune.gradients.operators import sound_norms
 from torch_flowprune.gradients.sweeping import MOMENTS, Products, ProposedCut
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "halved_flow",
     "hessian_vector",
     "point_of",
+    "sound_norms",
 ]

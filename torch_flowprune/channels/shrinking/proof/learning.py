@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torch_flowprune.channels.shrinking.proof.dropout_calls import DropoutCalls
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
+from torch_flowprune.gradients import sound_norms
 from torch_flowprune.inputs import copied_model
 from torch_flowprune.masking import write_zeros
 from torch_flowprune.torch_internals import tree_leaves, tree_map
@@ -70,11 +71,16 @@ class LearningTrial:
                 )
 
     def _gradients_of(self, model: nn.Module) -> dict[str, Tensor] | None:
-        """Of a fixed weighing of the outputs, by every parameter. None where no gradient can be taken."""
+        """Of a fixed weighing of the outputs, by every parameter. None where no gradient can be taken.
+
+        An example of one sample is usual, and torch's own batch norm may get the gradient of one wrong, in the masked
+        model by other numbers than in the smaller one.
+        """
         args, kwargs = tree_map(copied_tensor, (self.trial.args, self.trial.kwargs))
         parameters = {name: p for name, p in model.eval().named_parameters() if p.requires_grad}
+        device = next((p.device for p in parameters.values()), torch.device("cpu"))
         try:
-            with torch.enable_grad(), torch.random.fork_rng(), DropoutCalls():
+            with torch.enable_grad(), torch.random.fork_rng(), sound_norms(device), DropoutCalls():
                 torch.manual_seed(0)
                 outputs = [t for t in tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor) and t.requires_grad]
                 weighed = torch.stack([(t * _weighing(t)).sum() for t in outputs]).sum()
