@@ -1,8 +1,14 @@
 import importlib.metadata
 import importlib.util
+import os
 import pathlib
+import shutil
+import sys
 
+from sphinx.addnodes import pending_xref
 from sphinx.errors import ExtensionError
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "extensions"))
 
 project = "torch-flowprune"
 author = "torch-flowprune contributors"
@@ -10,14 +16,24 @@ copyright = "2026, torch-flowprune contributors"  # noqa: A001 - Sphinx's name f
 release = version = importlib.metadata.version("torch-flowprune")
 
 extensions = [
+    "keyword_descriptions",
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "sphinxext.opengraph",
 ]
+ogp_social_cards = {"enable": False}
+if "READTHEDOCS" in os.environ:  # a build without a network links to no other project
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+    }
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 copybutton_exclude = ".linenos, .gp, .go"  # what is copied of a session is what one types
@@ -32,6 +48,8 @@ sphinx_gallery_conf = {
 html_theme = "furo"
 html_title = f"torch-flowprune {release}"
 exclude_patterns = ["_build", "gallery"]
+templates_path = ["_templates"]
+autosummary_generate = True  # a page for each object of the API reference
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
@@ -56,6 +74,14 @@ def _public(app, env, node, contnode):
     return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, contnode)
 
 
+def _torchs_names(app, doctree):
+    """Annotations say ``nn.Module`` and ``Tensor``; torch's reference has them in full."""
+    for node in doctree.findall(pending_xref):
+        target = node.get("reftarget", "")
+        if node.get("refdomain") == "py" and (target == "Tensor" or target.startswith("nn.")):
+            node["reftarget"] = f"torch.{target}"
+
+
 def _host_table(app):
     """The rows of the host page are those that its tests bear."""
     path = pathlib.Path(__file__).parents[1] / "tests" / "support" / "host_table.py"
@@ -66,8 +92,15 @@ def _host_table(app):
         raise ExtensionError("explanation/host.md: " + "; ".join(problems))
 
 
+def _no_stale_pages(app, config):
+    """Pages of names that are gone."""
+    shutil.rmtree(pathlib.Path(app.srcdir) / "reference" / "objects", ignore_errors=True)
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("config-inited", _no_stale_pages)
     app.connect("builder-inited", _host_table)
     app.connect("autodoc-process-docstring", _bars)
     app.connect("missing-reference", _public)
+    app.connect("doctree-read", _torchs_names)

@@ -190,18 +190,20 @@ def compare(
         methods: names or functions, or one of them.
         sparsities: in (0, 1], above what the model already has.
         data: what the scores are taken over, re-iterable.
-        held_out: what the loss is measured on; ``data`` itself if left out (then the loss is one the scores have seen).
+        held_out: what the loss is measured on, at temperature 1 and in the model's own precision; ``data`` if left out.
         metric: besides the loss, any function of ``(model, data)`` that returns a number; it is called with the
             held-out data, the model in eval mode, without gradients. Or a metric of torchmetrics or torcheval: a copy
             of it is updated with the model's logits and the target, batch by batch.
         generator: for ``random``.
-        options: as :func:`~torch_flowprune.global_prune` takes them: which units (``granularity``, ``parameters``,
-            ``include``, ``exclude``, ``scored_by``, ``coupling``), how sparsity is shared out (``allocation``,
-            ``min_keep``, ``cost``, ...), and what is differentiated (``loss``, ``closure``, ``mode``, ``max_memory``,
-            ...). The loss on held-out data is at temperature 1 and in the model's own precision.
+        options: as :func:`~torch_flowprune.global_prune` takes them: which units (``granularity``, ...), how
+            sparsity is shared out (``allocation``, ...), and what is differentiated (``loss``, ``closure``, ...).
 
     Raises:
         ValueError, TypeError: for bad arguments, naming the way out.
+
+    See Also:
+        :func:`~torch_flowprune.sensitivity`: layer by layer.
+        :func:`~torch_flowprune.predict`: what one cut does to the loss.
 
     >>> import torch_flowprune as fp
     >>> _ = torch.manual_seed(0)

@@ -162,6 +162,10 @@ def diagnose(
     Raises:
         ValueError, TypeError: as :func:`~torch_flowprune.flow` does.
 
+    See Also:
+        :func:`~torch_flowprune.compare`: measures by what they do to the loss.
+        :func:`~torch_flowprune.predict`: what one cut does to the loss.
+
     >>> import torch_flowprune as fp
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))

@@ -110,6 +110,10 @@ def sensitivity(
     Raises:
         ValueError, TypeError: for bad arguments, naming the way out.
 
+    See Also:
+        :func:`~torch_flowprune.compare`: whole models, by several measures.
+        :func:`~torch_flowprune.global_prune`: takes the result: ``allocation=``.
+
     >>> import torch_flowprune as fp
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))

@@ -120,6 +120,9 @@ def predict(
     Raises:
         ValueError: for masks that do not fit, or data that cannot be used.
 
+    See Also:
+        :func:`~torch_flowprune.compare`: the loss after real cuts.
+
     >>> import torch_flowprune as fp
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Linear(4, 2)

@@ -61,20 +61,23 @@ def size_range(
 ) -> SizeRange:
     """What can be asked of a prune: from the model with all its units to the least that its bounds allow.
 
-    Any target from ``least`` on can be met, to within what the last unit costs; one below it is an error. The model is
-    left as it was. The name is in the package but not in its ``__all__``: ``from torch_flowprune import *`` leaves
-    Python's own ``range`` alone.
+    Any target from ``least`` on can be met, to within what the last unit costs; one below it is an error. Units are
+    channels, unless ``granularity`` says otherwise. The model is left as it was. The name is in the package but not in
+    its ``__all__``: ``from torch_flowprune import *`` leaves Python's own ``range`` alone.
 
     Args:
         model: any module, pruned or not.
         example_inputs: what it is called with, as :func:`~torch_flowprune.couple` takes it.
         cost: ``"flops"``, ``"parameters"``, ``"memory"``, ``"latency"``, a :class:`LatencyTable`, or ``"units"``.
-        options: as :func:`~torch_flowprune.global_prune` takes them: which units (``granularity``, here ``"channel"``
-            if left out, ``include``, ``exclude``, ``coupling``, ...), and what each layer keeps (``min_keep``,
+        options: as :func:`~torch_flowprune.global_prune` takes them: which units (``granularity``,
+            ``include``, ``exclude``, ``coupling``, ...), and what each layer keeps (``min_keep``,
             ``max_sparsity``, ``round_to``).
 
     Raises:
         ValueError, TypeError: for bad arguments, and a model of which no channel can go.
+
+    See Also:
+        :func:`~torch_flowprune.global_prune`: prunes to a budget: ``cost=``.
 
     >>> import torch
     >>> import torch_flowprune as fp

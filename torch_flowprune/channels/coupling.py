@@ -45,6 +45,10 @@ def couple(
             narrower heads in the place of fewer.
         unknown: none; a word of another library is answered with the one meant.
 
+    See Also:
+        :func:`~torch_flowprune.global_prune`: prunes coupled channels: ``granularity="channel"``.
+        :func:`~torch_flowprune.shrink`: removes them.
+
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> couple(net, torch.randn(2, 3)).groups[0].size
     4

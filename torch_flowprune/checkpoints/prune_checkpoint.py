@@ -83,6 +83,9 @@ def prune_checkpoint(
         TiedScoresWarning, LayerCollapseWarning: as :func:`~torch_flowprune.global_prune` does.
         UserWarning: for files of weights beside the shards, which are not carried over.
 
+    See Also:
+        :func:`~torch_flowprune.global_prune`: a model in memory.
+
     >>> import tempfile, torch
     >>> from safetensors.torch import save_file
     >>> folder = Path(tempfile.mkdtemp())

@@ -153,6 +153,10 @@ def save_pruned(
         ShrinkError: for a shrunk model with exported graphs in it, which no constructor makes.
         ImportError: without safetensors, an extra.
 
+    See Also:
+        :func:`~torch_flowprune.load_pruned`: reads it back.
+        :func:`~torch_flowprune.save_shrunk`: a shrunk model in one file.
+
     >>> import tempfile, torch_flowprune as fp
     >>> layer = nn.Linear(4, 2)
     >>> report = fp.global_prune(layer, "magnitude", sparsity=0.5)

@@ -197,6 +197,10 @@ def flow(
     Raises:
         ValueError: for empty or one-shot data, a loss that is not one finite number, an unknown name.
 
+    See Also:
+        :func:`~torch_flowprune.hessian_vector`: H·v along any v.
+        :func:`~torch_flowprune.scores`: measures read off a flow.
+
     >>> import torch
     >>> model = nn.Linear(3, 2)
     >>> f = flow(model, (torch.ones(4, 3), torch.tensor([0, 1, 0, 1])), needs=("g",))

@@ -32,7 +32,7 @@ def hessian_vector(
 
     Args:
         model: any module, see :func:`~torch_flowprune.flow`.
-        data: what the loss is taken over, see there.
+        data: what the loss is taken over, see :func:`~torch_flowprune.flow`.
         v: tensors by parameter name, in the parameters' shapes; a parameter without one counts as 0.
         options: of :func:`~torch_flowprune.flow`: ``loss``, ``closure``, ``max_samples``, ``temperature``, ``mode``,
             ``progress``, ``max_memory``, ``offload``, ``autocast``, ``batch_size``, ``reduction``.
@@ -42,6 +42,9 @@ def hessian_vector(
 
     Raises:
         ValueError: for names that the model does not have, and for shapes of another parameter.
+
+    See Also:
+        :func:`~torch_flowprune.flow`: g, H·g and the rest over the same data.
 
     >>> import torch
     >>> model = nn.Linear(2, 1, bias=False)

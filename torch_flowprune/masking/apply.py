@@ -22,12 +22,22 @@ def apply_masks(
 
     A parameter already pruned keeps only what both masks keep; with ``replace=True`` these masks are all that there is,
     and what they keep comes back, with the values that lay under the old ones. All or nothing: everything is checked
-    first, and an error on the way takes back what was done. With ``copy=False`` the masks are given away: the model
-    keeps them themselves where they fit.
+    first, and an error on the way takes back what was done.
+
+    Args:
+        model: any module; masked in place.
+        masks: by parameter name, each in the parameter's shape.
+        replace: these masks take the place of those that are there.
+        copy: False gives the masks away: the model keeps them themselves where they fit.
+        unknown: none; a word of another library is answered with the one meant.
 
     Raises:
         ValueError: for an unknown name, a mask of another shape or dtype, or a parameter that cannot carry a mask.
         TypeError: for a mask that is no tensor.
+
+    See Also:
+        :func:`~torch_flowprune.masks`: the masks of a model.
+        :func:`~torch_flowprune.remove`: to make them permanent.
 
     >>> layer = nn.Linear(2, 2)
     >>> apply_masks(layer, {"weight": torch.tensor([[True, False], [True, True]])})

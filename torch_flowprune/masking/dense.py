@@ -29,11 +29,18 @@ def remove(model: nn.Module) -> nn.Module:
     Works for this package's and for torch's pruning alike; a model that is not pruned stays as it is. The zeros are
     values from here on: training moves them. No code of the model's runs, and all is checked before anything changes.
 
+    Args:
+        model: any module; changed in place.
+
     Returns:
         The model.
 
     Raises:
         ValueError: where zeros in a parameter would not do what its mask does; the model is as it was.
+
+    See Also:
+        :func:`~torch_flowprune.shrink`: to remove channels physically.
+        :func:`~torch_flowprune.export_ready`: a copy without masks, checked equal.
 
     >>> import torch, torch_flowprune as fp
     >>> layer = nn.Linear(2, 2)

@@ -66,6 +66,10 @@ def keep_zeros(
         ValueError: if a mask does not fit its parameter.
         TypeError: if the optimizer has no ``step``.
 
+    See Also:
+        :func:`~torch_flowprune.sync_masks`: averages of the model.
+        :func:`~torch_flowprune.regrow`: to let weights come back.
+
     >>> import torch, torch_flowprune as fp
     >>> layer = nn.Linear(4, 2)
     >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.1)

@@ -46,6 +46,9 @@ def report(
     Raises:
         ValueError, TypeError: for bad arguments, as :func:`~torch_flowprune.global_prune` has them.
 
+    See Also:
+        :func:`~torch_flowprune.global_prune`: returns the like.
+
     >>> import torch, torch_flowprune as fp
     >>> layer = nn.Linear(4, 2)
     >>> pruned = fp.global_prune(layer, sparsity=0.25)

@@ -87,10 +87,8 @@ def global_prune(
             filters by LAMP; all else is ranked as it is.
         data, loss, closure, theta0, max_samples, temperature, mode, progress, max_memory, offload, autocast: what the
             scores are taken over, and with what, see :func:`~torch_flowprune.flow`.
-        batch_size, batch_dim, reduction: how many samples a batch has, along which axis, and what its loss is over
-            them, see there.
-        check: whether H·g is held against a difference of g on two samples, see there.
-        probes: of how many random probes ``obd`` reads the Hessian's diagonal, see there.
+        batch_size, batch_dim, reduction, check, probes: how batches are counted and weighed, whether H·g is checked,
+            and how many random probes ``obd`` takes, see :func:`~torch_flowprune.flow`.
         unknown: none; a word of another library is answered with the one meant.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`.
         min_keep: how many units every layer keeps at least: a number (int), a fraction of the layer (float), or a
@@ -127,6 +125,11 @@ def global_prune(
     Warns:
         LayerCollapseWarning: if a layer lost its last unit.
         TiedScoresWarning: if the order of the layers decided more than the scores did.
+
+    See Also:
+        :class:`~torch_flowprune.Pruner`: the same in a training loop, round by round.
+        :func:`~torch_flowprune.compare`: which measure to take.
+        :func:`~torch_flowprune.shrink`: to remove pruned channels physically.
 
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> report = global_prune(model, "magnitude", sparsity=0.5)

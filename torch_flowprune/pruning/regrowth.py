@@ -51,7 +51,7 @@ def regrow(
         by: ``"gradient"``, ``"random"``, or a function such as a measure is (``lambda g: ...``), whose highest grow.
             It is given one row a weight: ``g``, ``Hg`` and the like as ``fp.flow(under_masks=True)`` has them, and
             ``theta``, which is 0 where a weight is pruned.
-        data, loss, closure, max_samples, mode: what the gradient is taken over, as for :func:`~torch_flowprune.flow`.
+        data, loss, closure, max_samples, mode: what the gradient is taken over, see :func:`~torch_flowprune.flow`.
         optimizer: one, or several, that go on training the model: what they remember of the weights that grow
             (momentum, squares) becomes 0.
         generator: the source of randomness for ``"random"``.
@@ -63,6 +63,9 @@ def regrow(
     Raises:
         ValueError, TypeError: for bad arguments, a model that is not pruned, more than is pruned, scores that are not
             finite. The model is then as it was.
+
+    See Also:
+        :class:`~torch_flowprune.Pruner`: drops and prunes in rounds.
 
     >>> import torch_flowprune as fp
     >>> layer, batch = nn.Linear(8, 4), (torch.randn(16, 8), torch.randint(4, (16,)))

@@ -86,11 +86,9 @@ def scores(
             coupled groups.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`.
         loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress, max_memory, offload, autocast:
-            see :func:`~torch_flowprune.flow`.
-        batch_size, batch_dim, reduction: how many samples a batch has, along which axis, and what its loss is over
-            them, see there.
-        check: whether H·g is held against a difference of g on two samples, see there.
-        probes: of how many random probes ``obd`` reads the Hessian's diagonal, see there.
+            what is differentiated, and with what, see :func:`~torch_flowprune.flow`.
+        batch_size, batch_dim, reduction, check, probes: how batches are counted and weighed, whether H·g is checked,
+            and how many random probes ``obd`` takes, see :func:`~torch_flowprune.flow`.
         unknown: none; a word of another library is answered with the one meant.
         scored_by: for channels: ``"producer"`` (the paper's), ``"group"``, ``"norm"`` or ``"scale"``, see
             :func:`~torch_flowprune.scoring.channel_candidates.channel_candidates`.
@@ -100,6 +98,11 @@ def scores(
 
     Raises:
         ValueError, TypeError: for anything unknown, missing or not finite, naming it.
+
+    See Also:
+        :func:`~torch_flowprune.compare`: measures side by side.
+        :func:`~torch_flowprune.flow`: the derivatives that the scores are made of.
+        :func:`~torch_flowprune.global_prune`: prunes by them: ``scores=``.
 
     >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
     >>> scores(model, "magnitude")["0.weight"].shape
@@ -141,8 +144,15 @@ def importance_scores(
 ) -> dict[Pair, Tensor]:
     """Scores of single weights as ``prune.global_unstructured`` takes them, by ``(module, name)``.
 
-    ``options`` are those of :func:`scores`. Give them to ``prune.global_unstructured`` with one of this package's
-    classes: torch's ``L1Unstructured`` would prune by their absolute value.
+    Give them to ``prune.global_unstructured`` with one of this package's classes: torch's ``L1Unstructured`` would
+    prune by their absolute value.
+
+    Args:
+        model: any module; left as it was.
+        method: a measure's name or a function of rows.
+        data: what the flow reads, see :func:`~torch_flowprune.flow`; ``magnitude``, ``l1``, ``random`` need none.
+        options: of :func:`~torch_flowprune.scores`: what is differentiated (``loss``, ``closure``, ...), and of which
+            parameters (``include``, ``exclude``, ...).
 
     >>> model = nn.Linear(3, 2)
     >>> importance_scores(model)[(model, "weight")].shape

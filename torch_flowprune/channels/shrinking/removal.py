@@ -79,6 +79,11 @@ def shrink(
         UserWarning: where parameters that train are in none of the optimizers given, and ``inplace`` where one whose
             zeros are held was not given.
 
+    See Also:
+        :func:`~torch_flowprune.save_shrunk`: to write the smaller model.
+        :func:`~torch_flowprune.export`: to ONNX or ``torch.export``.
+        :func:`~torch_flowprune.replaced_modules`: which modules got other code.
+
     >>> import torch, torch_flowprune as fp
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> report = fp.global_prune(model, sparsity=0.5, granularity="channel", example_inputs=torch.ones(2, 3))

@@ -72,6 +72,10 @@ def state_dict(model: nn.Module, *, dense: bool = False, **unknown: Never) -> di
             :func:`~torch_flowprune.apply_masks`. The values under the masks are not in it.
         unknown: none; a word of another library is answered with the one meant.
 
+    See Also:
+        :func:`~torch_flowprune.load_state_dict`: reads it back.
+        :func:`~torch_flowprune.save_pruned`: into a file.
+
     >>> import torch_flowprune as fp
     >>> layer = nn.Linear(16, 2)
     >>> report = fp.global_prune(layer, "magnitude", sparsity=0.5)
@@ -113,6 +117,13 @@ def load_state_dict(
     What the state lacks, or has in another shape, stays in the model as it is, masks too. All that is left out is
     named.
 
+    Args:
+        model: pruned or dense; loaded in place.
+        state: of :func:`~torch_flowprune.state_dict`, of torch's ``state_dict()`` of a pruned model, or of a dense one.
+        lift_masks: a dense state takes the model's masks off.
+        strict: False loads what fits.
+        unknown: none; a word of another library is answered with the one meant.
+
     Returns:
         The model.
 
@@ -124,6 +135,10 @@ def load_state_dict(
 
     Warns:
         UserWarning: what was left out, with ``strict=False``.
+
+    See Also:
+        :func:`~torch_flowprune.state_dict`: with packed masks.
+        :func:`~torch_flowprune.load_pruned`: from a file.
 
     >>> import torch_flowprune as fp
     >>> pruned, dense = nn.Linear(4, 2), nn.Linear(4, 2)

@@ -111,6 +111,9 @@ def fold_constants(
     Raises:
         ValueError: where no channel is masked; the model is as it was.
 
+    See Also:
+        :func:`~torch_flowprune.recalibrate`: batch norms measured anew.
+
     >>> import torch_flowprune as fp
     >>> _ = torch.manual_seed(0)
     >>> model, x = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)), torch.randn(5, 4)

@@ -29,6 +29,10 @@ def recalibrate(model: Model, data: object = None, *, max_samples: int | None = 
     Raises:
         ValueError: where the model has no such norm, or the data are empty; the model is as it was.
 
+    See Also:
+        :func:`~torch_flowprune.fold_constants`: what removed channels gave, into biases.
+        :func:`~torch_flowprune.reconstruct`: kept weights refitted, layer by layer.
+
     >>> import torch_flowprune as fp
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     >>> fp.recalibrate(model, (torch.ones(2, 3, 5, 5), torch.zeros(2)))[1].num_batches_tracked

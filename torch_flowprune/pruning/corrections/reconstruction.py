@@ -98,6 +98,9 @@ def reconstruct(
 
     Source: Frantar & Alistarh 2023, "SparseGPT", solve the same problem nearly, in one sweep over the columns.
 
+    See Also:
+        :func:`~torch_flowprune.recalibrate`: batch norms measured anew.
+
     >>> import torch_flowprune as fp
     >>> _ = torch.manual_seed(0)
     >>> model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(64, 8)

@@ -212,7 +212,7 @@ def unstructured(method: type[Unstructured]) -> Callable[..., nn.Module]:
         method.apply(module, name, amount, generator=generator, importance_scores=importance_scores)
         return module
 
-    return _described(function, method, "_unstructured", "the weights with the lowest")
+    return _described(function, method, "_unstructured", "weights")
 
 
 def structured(method: type[Structured]) -> Callable[..., nn.Module]:
@@ -229,15 +229,37 @@ def structured(method: type[Structured]) -> Callable[..., nn.Module]:
         method.apply(module, name, amount, dim, generator=generator, importance_scores=importance_scores)
         return module
 
-    return _described(function, method, "_structured", "the slices along ``dim`` with the lowest")
+    return _described(function, method, "_structured", "slices")
+
+
+_DIM = "    dim: the axis along which the slices lie: 0, outputs, for linear layers and convolutions.\n"
+_DESCRIPTION = """Prune the {units}{along} with the lowest ``{measure}`` from one tensor of a module.
+
+It is :meth:`{method}.apply`.
+
+Args:
+    module: the module that has the tensor.
+    name: the tensor's name in it (``"weight"``).
+    amount: how many are pruned of the {units} that are left: a fraction (float) or a number (int).
+{dim}    importance_scores: scores computed earlier, in the tensor's shape; for measures that need data,
+        :func:`~torch_flowprune.importance_scores` has them.
+    generator: the source of randomness for ``random``; torch's global one if left out, which goes on.
+
+Returns:
+    The module.
+"""
 
 
 def _described(
-    function: Callable[..., nn.Module], method: type[MeasureMethod], suffix: str, what: str
+    function: Callable[..., nn.Module], method: type[MeasureMethod], suffix: str, units: str
 ) -> Callable[..., nn.Module]:
-    function.__name__ = function.__qualname__ = f"{measure_lookup.name_of(method.measure)}{suffix}"
-    function.__doc__ = (
-        f"Prune {what} ``{measure_lookup.name_of(method.measure)}`` from one tensor of a module: "
-        f":meth:`{method.__name__}.apply`. Returns the module."
+    measure, slices = measure_lookup.name_of(method.measure), units == "slices"
+    function.__name__ = function.__qualname__ = f"{measure}{suffix}"
+    function.__doc__ = _DESCRIPTION.format(
+        units=units,
+        along=" along ``dim``" if slices else "",
+        measure=measure,
+        method=method.__name__,
+        dim=_DIM if slices else "",
     )
     return function

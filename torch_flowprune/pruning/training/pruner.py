@@ -85,8 +85,10 @@ class Pruner:
         ValueError, TypeError: for bad arguments, at once and not in the first round; for a sparsity that cannot be
             reached too. (Channels without ``example_inputs`` or ``coupling`` are not known before the first data.)
 
-    Source: the training protocol of Lubana & Dick 2021 (their ``track_importance`` works for some measures only; this
-    for all).
+    Source: the training protocol of Lubana & Dick 2021, whose ``track_importance`` is for some measures only.
+
+    See Also:
+        :func:`~torch_flowprune.global_prune`: a prune at once.
 
     >>> import torch_flowprune as fp
     >>> _ = torch.manual_seed(0)

@@ -31,7 +31,9 @@ _DESCRIBED: dict[str, type[Any]] = {
 def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
     """The architecture of ``small`` as a change of ``dense``, for JSON; :func:`rebuild` makes the one of the other.
 
-    Either may wear masks: these are no part of an architecture.
+    Args:
+        dense: the model before :func:`shrink`; it may wear masks, which are no part of an architecture.
+        small: what ``shrink`` made of it; it may wear masks too.
 
     Returns:
         The ``shapes`` of tensors and the ``attributes`` of modules that differ, the ``values`` of buffers that differ

@@ -39,6 +39,10 @@ def save_shrunk(model: nn.Module, path: str | PathLike[str]) -> None:
         ValueError: where the state holds what is no tensor.
         ImportError: without safetensors.
 
+    See Also:
+        :func:`~torch_flowprune.load_shrunk`: reads it back.
+        :func:`~torch_flowprune.describe`: the architecture alone.
+
     >>> import tempfile, os
     >>> small = nn.Linear(4, 2)
     >>> with tempfile.TemporaryDirectory() as folder:
