@@ -1,16 +1,20 @@
-"""Models sharded over two gloo ranks: one start of processes for all checks."""
+"""Models sharded over gloo ranks: one start of processes for all checks of a kind."""
+
+import importlib
 
 import pytest
 import torch
 
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
+    pytest.mark.skipif(
+        not hasattr(torch.cpu.current_stream(), "record_event"),
+        reason="fully_shard of this torch does not run on the CPU (seen with 2.6)",
+    ),
+]
 
-@pytest.mark.slow
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-@pytest.mark.skipif(
-    not hasattr(torch.cpu.current_stream(), "record_event"),
-    reason="fully_shard of this torch does not run on the CPU (seen with 2.6)",
-)
-def test_two_ranks(tmp_path):
-    import sharded_ranks
 
-    torch.multiprocessing.spawn(sharded_ranks.run, args=(str(tmp_path / "store"),), nprocs=2)
+@pytest.mark.parametrize(("scenarios", "ranks"), [("sharded_ranks", 2), ("shard_masks", 4)])
+def test_on_ranks(scenarios, ranks, tmp_path):
+    module = importlib.import_module(scenarios)
+    torch.multiprocessing.spawn(module.run, args=(str(tmp_path / "store"),), nprocs=ranks)

@@ -309,3 +309,14 @@ def test_where_all_fits_nothing_is_said_and_where_nothing_does_it_is_refused():
     with pytest.raises(ValueError, match="nothing of the state dict fits"):
         fp.load_state_dict(target, {"other": torch.ones(3)}, strict=False)
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+
+
+def test_a_buffer_of_the_models_own_is_no_mask():
+    """Of a shard the parameter keeps its name, and its mask is called as this buffer is."""
+    model = nn.Linear(2, 2)
+    model.register_buffer("weight_mask", torch.ones(2, 2, dtype=torch.bool))
+    state = {**model.state_dict(), "weight_mask": torch.eye(2, dtype=torch.bool)}
+    fp.load_state_dict(model, state)
+    assert torch.equal(model.weight_mask, state["weight_mask"])
+    assert not fp.masks(model)
+    assert torch.equal(fp.state_dict(model)["weight_mask"], state["weight_mask"])

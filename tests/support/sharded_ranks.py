@@ -25,7 +25,8 @@ def run(rank: int, path: str) -> None:
             saved_and_loaded_by_dcp,
             the_full_state_goes_on,
             tensor_parallel_after_remove,
-            sharded_first_is_refused,
+            sharded_then_masked,
+            what_is_refused_of_shards,
         ):
             scenario(rank, f"{path}.{scenario.__name__}")
             distributed.barrier()
@@ -121,11 +122,25 @@ def tensor_parallel_after_remove(rank: int, path: str) -> None:
     assert torch.allclose(tensor_parallel(model)(X), expected, atol=1e-6)
 
 
-def sharded_first_is_refused(rank: int, path: str) -> None:
+def sharded_then_masked(rank: int, path: str) -> None:
+    """Masks that one process chose, put on the shards of all: the steps are those of one process."""
+    alone = pruned()
+    model = sharded(net())
+    fp.apply_masks(model, fp.masks(alone))
+    train(model, X[rank::2], Y[rank::2])
+    train(alone, X, Y)
+    for name, mask in fp.masks(alone).items():
+        block = int(name.partition(".")[0])
+        assert torch.allclose(whole(model[block].weight), alone[block].weight, atol=1e-6), name
+        assert torch.equal(whole(fp.masks(model)[name]), mask)
+    fp.remove(model)
+    assert list(model.state_dict()) == list(net().state_dict())
+
+
+def what_is_refused_of_shards(rank: int, path: str) -> None:
     """On every rank alike, before anything is touched."""
     calls = [
         lambda model: fp.global_prune(model, sparsity=0.5),
-        lambda model: fp.apply_masks(model, {"0.weight": torch.ones(8, 8, dtype=torch.bool)}),
         lambda model: fp.flow(model, [(X, Y)], needs=("Hg",)),
         lambda model: fp.scores(model, "taylor", data=[(X, Y)]),
         lambda model: fp.Pruner(model, sparsity=0.5),

@@ -40,13 +40,13 @@ ROWS = {
     ),
     "7.5": (
         "FSDP2 before pruning fails inside DTensor",
-        "refused",
-        "prune first, then `fully_shard`",
+        "handled",
+        "masks on shards: zeros in the values, the mask a `DTensor` beside them",
     ),
     "7.6": (
         "a second round or `remove` after sharding fails inside DTensor",
         "refused",
-        "load the full state dict into a model that is not sharded",
+        "shard first, and put masks on after; else load the full state dict into a model that is not sharded",
     ),
     "7.7": (
         "`torch.compile` (no fault; eva02 fails)",
@@ -183,18 +183,19 @@ def test_row_7_4_zeros_are_kept_in_the_shards(mesh):
 
 @needs_streams
 @pytest.mark.filterwarnings("ignore")
-def test_row_7_5_fully_shard_then_prune_is_refused(mesh):
-    model = sharded(mlp(), mesh)
-    keep = {"0.weight": torch.ones(8, 8, dtype=torch.bool)}
-    for attempt in (
-        lambda: pruned(model),
-        lambda: fp.l1_unstructured(model[0], "weight", 0.5),
-        lambda: fp.apply_masks(model, keep),
-    ):
-        with pytest.raises(ValueError, match="is a sharded DTensor: prune first, then wrap the model with fully_shard"):
-            attempt()
+def test_row_7_5_fully_shard_then_masks(mesh):
+    model = mlp()
+    single = pruned(copy.deepcopy(model))
+    sharded(model, mesh)
+    with pytest.raises(ValueError, match="is a sharded DTensor, and this takes whole parameters"):
+        fp.l1_unstructured(model[0], "weight", 0.5)
     assert not prune.is_pruned(model)
-    train(model, X)
+    fp.apply_masks(model, fp.masks(single))
+    for one in (model, single):
+        train(one, X, torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1))
+    torch.testing.assert_close(model(X), single(X))
+    assert prune.is_pruned(model)
+    assert not model[0].weight.full_tensor()[~single[0].weight_mask].any()
 
 
 @needs_streams
@@ -212,12 +213,9 @@ def test_a_flow_of_shards_is_refused(mesh, needs):
 def test_row_7_6_a_second_round_and_remove_after_sharding_are_refused(mesh):
     model = sharded(pruned(), mesh)
     for attempt, text in (
-        (lambda: pruned(model, sparsity=0.7), "is a sharded DTensor: prune first"),
-        (
-            lambda: fp.remove(model),
-            r"0 \(Linear\) is sharded: fp.load_state_dict its full state dict into a model that is not",
-        ),
-        (lambda: prune.remove(model[0], "weight"), "is sharded: fp.load_state_dict its full state dict"),
+        (lambda: fp.apply_masks(model, fp.masks(model)), "was pruned before it was sharded.*shard first"),
+        (lambda: fp.remove(model), r"0 \(Linear\) was pruned before it was sharded: fp.load_state_dict its full"),
+        (lambda: prune.remove(model[0], "weight"), "was pruned before it was sharded: fp.load_state_dict its full"),
     ):
         with pytest.raises(ValueError, match=text):
             attempt()

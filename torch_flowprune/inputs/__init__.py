@@ -80,12 +80,22 @@ from torch_flowprune.inputs.numbers import plain_number, plain_sequence, real_te
 from torch_flowprune.inputs.options import check_keywords, check_options, from_options
 from torch_flowprune.inputs.precision import in_float32, is_half, widened
 from torch_flowprune.inputs.processes import Ranks
+from torch_flowprune.inputs.shards import (
+    Box,
+    alike,
+    as_shard_of,
+    box_of,
+    is_sharded,
+    local,
+    whole,
+)
 from torch_flowprune.inputs.tensor_files import read_tensors, write_tensors
 
 __all__ = [
     "Batch",
     "BatchDim",
     "BatchSize",
+    "Box",
     "Closure",
     "ComparedByValue",
     "Loss",
@@ -96,9 +106,12 @@ __all__ = [
     "Ranks",
     "Restore",
     "Target",
+    "alike",
     "answer",
     "arguments",
     "as_batches",
+    "as_shard_of",
+    "box_of",
     "call",
     "check_batch_dim",
     "check_batch_size",
@@ -129,7 +142,9 @@ __all__ = [
     "is_computed_on_access",
     "is_half",
     "is_mask",
+    "is_sharded",
     "lasting",
+    "local",
     "logits_of",
     "mask_of",
     "masked",
@@ -160,6 +175,7 @@ __all__ = [
     "untouched",
     "unwrapped",
     "users_level",
+    "whole",
     "whole_number",
     "wide",
     "wide_type",

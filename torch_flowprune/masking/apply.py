@@ -8,9 +8,22 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Never
 
-from torch_flowprune.inputs import Target, check_keywords, flags, forget_caches, lasting, parameters_of, unwrapped
-from torch_flowprune.masking.carrier import put_on, take_off
+from torch_flowprune.inputs import (
+    Target,
+    alike,
+    as_shard_of,
+    check_keywords,
+    flags,
+    forget_caches,
+    is_sharded,
+    lasting,
+    local,
+    parameters_of,
+    unwrapped,
+)
+from torch_flowprune.masking.carrier import hold_in_shard, put_on, release_shard, take_off
 from torch_flowprune.masking.checks import all_fitting
+from torch_flowprune.masking.mask_memory import remember
 from torch_flowprune.masking.pretrained_files import guard_saving
 from torch_flowprune.masking.snapshots import all_or_nothing
 
@@ -30,6 +43,9 @@ def apply_masks(
         replace: these masks take the place of those that are there.
         copy: False gives the masks away: the model keeps them themselves where they fit.
         unknown: none; a word of another library is answered with the one meant.
+
+    Of a sharded model every rank makes the same call, with whole masks or with shards of them. There the values under a
+    mask are gone, and what comes back is zero.
 
     Raises:
         ValueError: for an unknown name, a mask of another shape or dtype, or a parameter that cannot carry a mask.
@@ -73,14 +89,19 @@ def put_masks(model: nn.Module, targets: Mapping[str, Target], masks: Mapping[st
 
 def _add_mask(target: Target, mask: Tensor, *, replace: bool, copy: bool) -> None:
     old = None if replace else target.mask
-    set_mask(target, mask if old is None else mask & flags(old), copy=copy and old is None)
+    if old is not None:
+        mask = alike(local(as_shard_of(mask, target.parameter)) & local(flags(old)), target.parameter)
+    set_mask(target, mask, copy=copy and old is None)
 
 
 def set_mask(target: Target, mask: Tensor | None, copy: bool = True) -> None:
     """Exactly this mask (none: no mask, the parameter as it is) for every owner of the parameter.
 
-    Tied owners share one tensor.
+    Tied owners share one tensor. Of a shard the values under the mask are zeros from here on.
     """
+    if is_sharded(target.parameter):
+        _set_on_shard(target, mask, copy=copy)
+        return
     own = mask
     if mask is not None and (copy or not _laid_alike(mask, target.parameter)):
         own = lasting(torch.empty_like(target.parameter.detach(), dtype=torch.bool).copy_(mask))
@@ -89,6 +110,18 @@ def set_mask(target: Target, mask: Tensor | None, copy: bool = True) -> None:
             put_on(module, attribute, own)
         elif target.mask is not None:
             take_off(module, attribute)
+
+
+def _set_on_shard(target: Target, mask: Tensor | None, *, copy: bool) -> None:
+    own = None if mask is None else as_shard_of(mask, target.parameter)
+    if own is not None and (own is mask) and copy:
+        own = alike(lasting(local(own).clone()), target.parameter)
+    for module, attribute in target.owners:
+        if own is not None:
+            hold_in_shard(module, attribute, own)
+        elif target.mask is not None:
+            release_shard(module, attribute)
+            remember(target.parameter, None)
 
 
 def _laid_alike(mask: Tensor, parameter: nn.Parameter) -> bool:

@@ -9,12 +9,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from torch_flowprune.inputs import Target, check_shapes, computed, mask_of, original, own_names
+from torch_flowprune.inputs import (
+    Target,
+    alike,
+    as_shard_of,
+    box_of,
+    check_shapes,
+    computed,
+    is_sharded,
+    local,
+    mask_of,
+    original,
+    own_names,
+)
+from torch_flowprune.masking.carrier import shard_hook
 from torch_flowprune.masking.packed_bits import unpack
 
 
-def check_can_mask(target: Target | None, name: str) -> Target:
-    """The target itself, or a ``ValueError`` that says why it cannot carry a mask, and what to do."""
+def check_can_mask(target: Target | None, name: str, *, shards: bool = False) -> Target:
+    """The target itself, or a ``ValueError`` that says why it cannot carry a mask, and what to do.
+
+    Whoever goes on with parts of parameters says so by ``shards``.
+    """
     if target is None:
         raise ValueError(f"this model has no parameter {name!r}")
     check_shapes([target])
@@ -22,14 +38,26 @@ def check_can_mask(target: Target | None, name: str) -> Target:
         raise ValueError(f"{name!r} is on the meta device and has no values: load or initialise the model first")
     if target.parameter.layout is not torch.strided:
         raise ValueError(f"{name!r} is a sparse tensor ({target.parameter.layout}): make it dense first (.to_dense())")
-    if hasattr(target.parameter, "device_mesh"):
-        raise ValueError(
-            f"{name!r} is a sharded DTensor: prune first, then wrap the model with fully_shard, which takes masks "
-            "along; parallelize_module does not: fp.remove them before it"
-        )
+    if is_sharded(target.parameter):
+        _check_shard(target, name, taken=shards)
     for module, attribute in target.owners:
         _check_owner(module, attribute, name)
     return target
+
+
+def _check_shard(target: Target, name: str, *, taken: bool) -> None:
+    """A mask lies as its shard does, beside it and under its name."""
+    if not taken:
+        raise ValueError(
+            f"{name!r} is a sharded DTensor, and this takes whole parameters: choose the masks on a model that is not "
+            "sharded, and put them on with fp.apply_masks, which takes shards"
+        )
+    box_of(target.parameter)
+    if target.mask is not None and not is_sharded(target.mask):
+        raise ValueError(
+            f"{name!r} was pruned before it was sharded, so each rank holds its whole mask: for further rounds shard "
+            "first, load the weights, and put the masks on with fp.apply_masks"
+        )
 
 
 def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
@@ -44,11 +72,12 @@ def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
         )
     if reason := computed(module, attribute):
         raise ValueError(f"{name!r} is {reason}")
-    if attribute in module._parameters:
+    sharded = is_sharded(module._parameters.get(attribute))
+    if attribute in module._parameters and not (sharded and shard_hook(module, attribute) is not None):
         for key in (original(attribute), mask_of(attribute)):
             _check_free(module, key)
     mask = module._buffers.get(mask_of(attribute))
-    if mask is None:
+    if mask is None or sharded:
         _check_plain(module, attribute, name)
         return
     if mask.dtype is not torch.bool and not ((mask == 0) | (mask == 1)).all():
@@ -88,7 +117,7 @@ def _fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
 
     An error says why it cannot be put on the parameter.
     """
-    target = check_can_mask(target, name)
+    target = check_can_mask(target, name, shards=True)
     shape = target.parameter.shape
     if not isinstance(mask, Tensor):
         raise TypeError(
@@ -102,7 +131,11 @@ def _fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
         raise ValueError(
             f"the mask of {target.name!r} should have shape {tuple(target.parameter.shape)}, got {tuple(mask.shape)}"
         )
-    return mask.detach().to(target.parameter.device)
+    return as_shard_of(mask.detach().to(target.parameter.device), target.parameter)
+
+
+def _kept_by_both(one: Tensor, other: Tensor) -> Tensor:
+    return alike(local(one) & local(other), one)
 
 
 def all_fitting(known: Mapping[str, Target], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -114,5 +147,5 @@ def all_fitting(known: Mapping[str, Target], masks: Mapping[str, Tensor]) -> dic
     for given, mask in masks.items():
         name = names[given]
         found = _fitting(known.get(name), given, mask)
-        checked[name] = found & checked[name] if name in checked else found
+        checked[name] = _kept_by_both(found, checked[name]) if name in checked else found
     return checked

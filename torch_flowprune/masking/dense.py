@@ -14,6 +14,8 @@ from torch_flowprune.masking.carrier import (
     list_again,
     permanent,
     pruned_names,
+    release_shard,
+    shard_hook,
     undress,
     write,
 )
@@ -53,9 +55,14 @@ def remove(model: nn.Module) -> nn.Module:
     for path, (module, _) in pruned.items():
         check_removable(module, path)
     tensors = [(module, name) for module, names in pruned.values() for name in names]
+    shards = [pair for pair in tensors if shard_hook(*pair) is not None]
+    tensors = [pair for pair in tensors if shard_hook(*pair) is None]
     for module, name in tensors:
         permanent(*factors(module, name))  # can it be? One after the other: together they are as large as the model
-    _make_permanent(tensors)
+    with intact_on_error({id(module): module for module, _ in shards}.values()):
+        _make_permanent(tensors)
+        for module, name in shards:
+            release_shard(module, name)
     unguard_saving(modules.values())
     return model
 

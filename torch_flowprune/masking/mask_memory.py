@@ -27,7 +27,7 @@ class _Seen:
     @classmethod
     def of(cls, target: Target) -> _Seen:
         module, name = target.owners[0]
-        key = name if target.mask is None else original(name)
+        key = name if name in module._parameters else original(name)
         version = 0 if target.mask is None else version_of(target.mask)
         return cls(module, key, weakref.ref(target.parameter), mask_of(name), target.mask, version)
 

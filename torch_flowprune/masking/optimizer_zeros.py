@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Never
 
-from torch_flowprune.inputs import check_keywords, clear, own_names, parameters_of, unwrapped
+from torch_flowprune.inputs import (
+    as_shard_of,
+    check_keywords,
+    clear,
+    is_sharded,
+    local,
+    own_names,
+    parameters_of,
+    unwrapped,
+)
 from torch_flowprune.masking.mask_memory import MaskMemory
 from torch_flowprune.torch_internals import runs_step_hooks
 
@@ -122,7 +131,7 @@ class _HoldZeros:
         moved = [flag for name, mask in held.items() for flag in self._zero(known[name].parameter, mask)]
         # of a parameter that wears its mask the gradient is 0 there: an optimizer that does not move such zeros by
         # itself has nothing to move. Of one whose mask was made permanent it is not, and of a shard it may not be.
-        stays = all(known[name].mask is not None and not _is_sharded(known[name].parameter) for name in held)
+        stays = all(known[name].mask is not None and not is_sharded(known[name].parameter) for name in held)
         self._still = self._still + 1 if stays and not _any(moved) else 0
         self._rested, self._states = 0, [getattr(one, "state", None) for one in self.optimizers]
 
@@ -141,7 +150,7 @@ class _HoldZeros:
         """Zeros where the mask is false; for each tensor whether there was anything else."""
         held = _laid_as(mask, parameter)
         values = [parameter, *_states_like(mask, parameter, self.optimizers)]
-        return [_cleared(_local(value), held) for value in values]
+        return [_cleared(local(value), held) for value in values]
 
 
 def _cleared(value: Tensor, held: Tensor) -> Tensor:
@@ -153,10 +162,6 @@ def _cleared(value: Tensor, held: Tensor) -> Tensor:
 
 def _any(flags: list[Tensor]) -> bool:
     return bool(flags) and bool(torch.stack([flag.to(flags[0].device) for flag in flags]).any())
-
-
-def _is_sharded(parameter: Tensor) -> bool:
-    return hasattr(parameter, "device_mesh")
 
 
 def zero_grown(parameter: nn.Parameter, grown: Tensor, optimizers: Iterable[Any]) -> None:
@@ -180,21 +185,9 @@ def _has_numbers_like(mask: Tensor, value: object) -> bool:
     return isinstance(value, Tensor) and value.shape == mask.shape and (value.is_floating_point() or value.is_complex())
 
 
-def _local(value: Tensor) -> Tensor:
-    """A sharded tensor's own part; any other tensor itself."""
-    shard: Tensor = value.detach().to_local() if hasattr(value, "device_mesh") else value  # type: ignore[attr-defined]
-    return shard
-
-
 def _laid_as(mask: Tensor, parameter: Tensor) -> Tensor:
-    """A whole mask's entries for the part of the parameter that is here; all ranks have the whole mask."""
-    if not hasattr(parameter, "device_mesh"):
-        return mask
-    from torch.distributed.tensor import DTensor, Replicate
-
-    mesh: Any = parameter.device_mesh
-    whole = DTensor.from_local(mask.to(parameter.device), mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return whole.redistribute(placements=parameter.placements).to_local()  # type: ignore[attr-defined]
+    """A mask's entries for the part of the parameter that is here."""
+    return local(as_shard_of(mask, parameter)) if is_sharded(parameter) else mask
 
 
 def _chain(optimizer: Any) -> list[Any]:

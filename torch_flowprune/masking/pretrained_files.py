@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch_flowprune.inputs import is_mask, mask_of, parameters_of, plain_name, write_tensors
+from torch_flowprune.inputs import is_mask, mask_of, parameters_of, plain_name, whole, write_tensors
 from torch_flowprune.masking.carrier import permanent
 from torch_flowprune.masking.packed_bits import pack
 
@@ -58,7 +58,7 @@ def _save_with_zeros(model: Any, save_directory: Any, *args: Any, **kwargs: Any)
         kwargs[_STATE] = with_zeros(kwargs[_STATE])
     with _dense_state(model):
         result = getattr(type(model), _METHOD)(model, save_directory, *args, **kwargs)
-    masks = {name: pack(one.mask) for name, one in parameters_of(model).items() if one.mask is not None}
+    masks = {name: pack(whole(one.mask)) for name, one in parameters_of(model).items() if one.mask is not None}
     if masks and kwargs.get("is_main_process", True) and Path(save_directory).is_dir():
         write_tensors(Path(save_directory) / MASKS_FILE, masks, {"masks": list(masks)})
     return result

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from torch import nn
 
 from torch_flowprune.inputs import Target, no_collection
-from torch_flowprune.masking.carrier import pruning_hooks
+from torch_flowprune.masking.carrier import pruning_hooks, values_back_on_error
 
 _REGISTRIES = (dict, OrderedDict)
 """What modules have their tensors, parts and hooks in, and caches of their own."""
@@ -22,13 +22,17 @@ def all_or_nothing(targets: Iterable[Target]) -> AbstractContextManager[None]:
 
 @contextmanager
 def intact_on_error(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """An error inside leaves these modules exactly as they were, but for the values of their parameters."""
+    """An error inside leaves these modules exactly as they were, but for values that are written to parameters.
+
+    What masks have cleared in shards comes back.
+    """
     restore = _snapshots(modules)
-    try:
-        yield
-    except BaseException:
-        restore()
-        raise
+    with values_back_on_error():
+        try:
+            yield
+        except BaseException:
+            restore()
+            raise
 
 
 def restored(targets: Iterable[Target]) -> AbstractContextManager[None]:

@@ -5,8 +5,9 @@ Here a *key* is what a registry of a module or a state dict has, in a state dict
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
+from torch_flowprune.inputs.shards import is_sharded
 from torch_flowprune.torch_internals import NAMES_OF_WRAPPED
 
 _ORIGINAL, _MASK = "_orig", "_mask"
@@ -43,10 +44,14 @@ def plain_name(key: str, masks: Container[str]) -> str:
 def is_mask(key: str, parameters: Container[str]) -> bool:
     """Whether a key is a mask's; ``parameters`` are the keys of which one is then its parameter's.
 
+    The parameter under the mask of a shard keeps its name: in a state dict that mask is told by its value.
+
     >>> is_mask("weight_mask", {"weight_orig"}), is_mask("causal_mask", {"weight_orig"})
     (True, False)
     """
-    return key.endswith(_MASK) and original(masked_name(key)) in parameters
+    if not key.endswith(_MASK) or original(masked_name(key)) in parameters:
+        return key.endswith(_MASK)
+    return isinstance(parameters, Mapping) and masked_name(key) in parameters and is_sharded(parameters.get(key))
 
 
 def masked_name(key: str) -> str:

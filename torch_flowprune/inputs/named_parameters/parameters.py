@@ -16,6 +16,7 @@ from torch_flowprune.inputs.named_parameters.target import DEFAULT_KINDS, Pair, 
 from torch_flowprune.inputs.named_parameters.uncovered import warn_uncovered
 from torch_flowprune.inputs.named_parameters.unprunable import computed
 from torch_flowprune.inputs.named_parameters.zeros import flags
+from torch_flowprune.inputs.shards import alike, is_sharded, local, register_shards
 from torch_flowprune.torch_internals import inside_compiled
 
 
@@ -52,6 +53,7 @@ def parameters_of(model: nn.Module) -> dict[str, Target]:
     """Every parameter of the model once, by its name in the unpruned model, in model order."""
     targets: dict[int, Target] = {}
     for path, plain, module, in_adapter in _modules(model):
+        register_shards(module)
         adapters = _adapters(module) if module._parameters and not in_adapter else ()
         for key, parameter in module._parameters.items():
             if parameter is not None:
@@ -88,10 +90,16 @@ def _join(path: str, name: str) -> str:
 
 def _target(path: str, plain: str, module: nn.Module, key: str, parameter: nn.Parameter, *, in_adapter: bool) -> Target:
     name = plain_name(key, module._buffers)
-    mask = None if name == key else module._buffers[mask_of(name)]
+    mask = _mask_on_shard(module, key, parameter) if name == key else module._buffers[mask_of(name)]
     attribute = key if mask is None else name
     aliases = () if plain == path else (_join(plain, attribute),)
     return Target(_join(path, attribute), ((module, attribute),), parameter, mask, aliases, in_adapter)
+
+
+def _mask_on_shard(module: nn.Module, name: str, parameter: Tensor) -> Tensor | None:
+    """The mask beside a sharded parameter, which keeps its name."""
+    mask = module._buffers.get(mask_of(name)) if is_sharded(parameter) else None
+    return mask if is_sharded(mask) else None
 
 
 def _tied(first: Target, other: Target) -> Target:
@@ -101,7 +109,7 @@ def _tied(first: Target, other: Target) -> Target:
     """
     mask = other.mask if first.mask is None else first.mask
     if first.mask is not None and other.mask is not None and first.mask is not other.mask:
-        mask = flags(first.mask) & flags(other.mask)
+        mask = alike(local(flags(first.mask)) & local(flags(other.mask)), first.mask)
     owners = dict.fromkeys([*first.owners, *other.owners])  # a module that is held twice is one owner
     aliases = dict.fromkeys([*first.aliases, *other.names])
     return replace(first, owners=tuple(owners), mask=mask, aliases=tuple(aliases))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_flowprune.inputs.shards import local
 from torch_flowprune.torch_internals import is_read_as_a_graph, keep_where_positive
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -128,11 +129,11 @@ class _Opened(_Masked):
 
 
 def clear(value: Tensor, mask: Tensor) -> Tensor:
-    """:func:`masked` in place, on the value's device, and past autograd; returns the value.
+    """:func:`masked` in place, on the value's device, and past autograd; returns the value. Of shards both are parts.
 
     Bits times 0 or 1, which takes a tenth to a third of the time of a selection.
     """
-    numbers, kept = value.detach(), flags(mask).to(value.device)
+    numbers, kept = local(value), local(flags(mask)).to(value.device)
     bits = _INTEGERS.get(value.dtype.itemsize)
     if bits is None:
         numbers.masked_fill_(~kept, 0)

@@ -17,6 +17,7 @@ from torch_flowprune.masking.carrier.hook import (
 from torch_flowprune.masking.carrier.own_loaders import values_intact_on_error
 from torch_flowprune.masking.carrier.parametrization import masked_kind
 from torch_flowprune.masking.carrier.same_bits import same_bits
+from torch_flowprune.masking.carrier.sharded import hold_in_shard, release_shard, shard_hook, values_back_on_error
 from torch_flowprune.masking.carrier.weight_standardization import CONVOLUTIONS, standardises
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "check_removable",
     "drop_hook",
     "factors",
+    "hold_in_shard",
     "list_again",
     "masked_kind",
     "permanent",
@@ -31,10 +33,13 @@ __all__ = [
     "pruning_hooks",
     "put_on",
     "quiet_subclass",
+    "release_shard",
     "same_bits",
+    "shard_hook",
     "standardises",
     "take_off",
     "undress",
+    "values_back_on_error",
     "values_intact_on_error",
     "write",
 ]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from torch_flowprune.inputs import lasting, mask_of, masked, original
+from torch_flowprune.inputs import is_sharded, lasting, mask_of, masked, original
 from torch_flowprune.masking.carrier.constructor_order import place_as_constructed
 from torch_flowprune.masking.carrier.parametrization import masked_kind, rename, with_masked, without_masked
 from torch_flowprune.masking.carrier.weight_standardization import only_whole_filters, standardises
@@ -205,10 +205,10 @@ def check_removable(module: nn.Module, path: str = "") -> None:
     dense, names = masked_kind(type(module))
     mask = module._buffers.get(mask_of("weight"))
     where = f"{path or 'this module'} ({dense.__name__})"
-    if any(hasattr(parameter, "device_mesh") for parameter in module._parameters.values()):
+    if any(is_sharded(module._parameters.get(original(name))) for name in names):
         raise ValueError(
-            f"{where} is sharded: fp.load_state_dict its full state dict into a model that is not, and remove the "
-            "masks there"
+            f"{where} was pruned before it was sharded: fp.load_state_dict its full state dict into a model that is "
+            "not sharded, and remove the masks there"
         )
     if "weight" in names and mask is not None and standardises(dense) and not only_whole_filters(mask):
         raise ValueError(

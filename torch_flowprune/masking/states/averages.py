@@ -89,7 +89,7 @@ def _follow(known: Mapping[str, Target], targets: Mapping[str, Target]) -> None:
     for name, target in targets.items():
         mask = known[name].mask
         if mask is not None:
-            mask = (mask != 0).to(check_can_mask(target, name).parameter.device)
+            mask = (mask != 0).to(check_can_mask(target, name, shards=True).parameter.device)
         set_mask(target, mask)
 
 

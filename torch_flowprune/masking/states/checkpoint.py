@@ -8,20 +8,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Never
 
 from torch_flowprune.inputs import (
     Target,
+    alike,
+    as_shard_of,
     check_keywords,
     forget_caches,
     forms,
     is_mask,
+    is_sharded,
+    local,
     masked_name,
     own_names,
     parameters_of,
     plain_name,
     unwrapped,
+    whole,
     without_wrappers,
 )
 from torch_flowprune.masking.apply import set_mask
@@ -39,7 +45,8 @@ def masks(model: nn.Module, packed: bool = False, **unknown: Never) -> dict[str,
 
     Args:
         model: any module.
-        packed: eight entries to a byte (uint8), for storing.
+        packed: eight entries to a byte (uint8), for storing. Of a sharded model masks are shards, and packed ones are
+            put together on every rank.
         unknown: none; a word of another library is answered with the one meant.
 
     >>> import torch, torch_flowprune as fp
@@ -52,18 +59,20 @@ def masks(model: nn.Module, packed: bool = False, **unknown: Never) -> dict[str,
     known = parameters_of(unwrapped(model))
     if not packed:
         return masks_on(known)
-    return {name: pack(target.mask) for name, target in known.items() if target.mask is not None}
+    return {name: pack(whole(target.mask)) for name, target in known.items() if target.mask is not None}
 
 
 def masks_on(targets: Mapping[str, Target]) -> dict[str, Tensor]:
     """The masks that these parameters have, as bool: copies, which later pruning leaves as they are."""
-    return {name: target.mask != 0 for name, target in targets.items() if target.mask is not None}
+    found = {name: target.mask for name, target in targets.items() if target.mask is not None}
+    return {name: alike(local(mask) != 0, mask) for name, mask in found.items()}
 
 
 def state_dict(model: nn.Module, *, dense: bool = False, **unknown: Never) -> dict[str, Any]:
     """The model's state dict with its masks packed to bits: a mask takes 1/32 of its float32 weight.
 
     :func:`load_state_dict` reads it back into a pruned or a dense model; ``torch.save`` and safetensors both write it.
+    Of a sharded model it is what ``model.state_dict()`` gives: shards, whose masks lie beside them as bool.
 
     Args:
         model: any module.
@@ -90,7 +99,8 @@ def state_dict(model: nn.Module, *, dense: bool = False, **unknown: Never) -> di
     if dense:
         values = with_zeros(state)
     else:
-        values = {name: pack(value) if is_mask(name, state) else value for name, value in state.items()}
+        masks_in_state = {name for name, one in state.items() if is_mask(name, state) and not is_sharded(one)}
+        values = {name: pack(value) if name in masks_in_state else value for name, value in state.items()}
     return _with_metadata(values, getattr(state, "_metadata", None))
 
 
@@ -164,6 +174,7 @@ def load_state_dict(
             guard_saving(inner)
         own = inner.state_dict()
         loaded = {key: own[key] if is_mask(key, own) else values.get(plain_name(key, own), own[key]) for key in own}
+        loaded = {key: _lying_as(one, own[key]) for key, one in loaded.items()}
         inner.load_state_dict(_with_metadata(loaded, _metadata(state, own)))
         forget_caches(inner)
     return model
@@ -175,10 +186,23 @@ def _split(state: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[dict[
     values: dict[str, Any] = {}
     found: dict[str, Tensor] = {}
     for key, value in state.items():
-        mask = is_mask(key, state)
+        mask = is_mask(key, state) or (key not in expected and _is_of_a_shard(key, state))
         name = masked_name(key) if mask else plain_name(key, state)
         (found if mask else values)[next((own[form] for form in forms(name) if form in own), name)] = value
     return values, found
+
+
+def _is_of_a_shard(key: str, state: Mapping[str, Any]) -> bool:
+    """Whether this is the mask of what was a shard, of which the parameter keeps its name, in a state put together."""
+    mask, value = state[key], state.get(masked_name(key))
+    if mask is value or not isinstance(mask, Tensor) or not isinstance(value, Tensor):
+        return False
+    return mask.dtype is torch.bool and value.shape == mask.shape
+
+
+def _lying_as(value: Any, own: Any) -> Any:
+    """As it is, where not one of the two alone is a shard: those torch does not copy."""
+    return as_shard_of(value, own) if isinstance(value, Tensor) and is_sharded(value) != is_sharded(own) else value
 
 
 def _fill_tied(values: dict[str, Any], known: Mapping[str, Target], expected: Mapping[str, Any]) -> None:
@@ -200,14 +224,15 @@ def _wanted(known: Mapping[str, Target], given: Mapping[str, Tensor]) -> dict[st
     wanted: dict[str, Tensor] = {}
     for key, name in own_names(known, given).items():
         if name in known:
-            mask = _mask(given[key], check_can_mask(known[name], name).parameter)
-            wanted[name] = mask & wanted[name] if name in wanted else mask
+            mask = _mask(given[key], check_can_mask(known[name], name, shards=True).parameter)
+            wanted[name] = alike(local(mask) & local(wanted[name]), mask) if name in wanted else mask
     return wanted
 
 
 def _mask(value: Tensor, parameter: Tensor) -> Tensor:
-    whole = value.shape == parameter.shape
-    return ((value != 0) if whole else unpack(value, parameter.shape)).to(parameter.device)
+    if value.shape != parameter.shape:
+        value = unpack(value, parameter.shape)
+    return as_shard_of(alike(local(value) != 0, value).to(parameter.device), parameter)
 
 
 def _metadata(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

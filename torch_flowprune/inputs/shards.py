@@ -1,0 +1,118 @@
+"""Tensors of which every rank holds a part: ``DTensor``, as ``fully_shard`` and tensor parallelism make them.
+
+A part is a box: some range along each axis of the whole. Nothing here talks to other ranks but where it says so.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where a part begins in its whole, and how far it reaches, along each axis."""
+
+    begin: tuple[int, ...]
+    size: tuple[int, ...]
+
+    def of(self, whole: Tensor) -> Tensor:
+        """The part of a whole tensor: a view."""
+        return whole[tuple(slice(begin, begin + size) for begin, size in zip(self.begin, self.size, strict=True))]
+
+
+def is_sharded(value: object) -> bool:
+    """Whether a tensor is a ``DTensor``."""
+    return isinstance(value, Tensor) and hasattr(value, "device_mesh")
+
+
+def local(value: Tensor) -> Tensor:
+    """The part that is here, detached, in the memory it has; a plain tensor is all here."""
+    if not is_sharded(value):
+        return value.detach()
+    part: Tensor = value.detach().to_local()  # type: ignore[attr-defined]
+    return part.trigger_wait() if hasattr(part, "trigger_wait") else part  # one that is still on its way
+
+
+def alike(part: Tensor, value: Tensor) -> Tensor:
+    """This part as the ``DTensor`` that lies on the ranks as ``value`` does; where that is plain, the part."""
+    if not is_sharded(value):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    spread: Any = value
+    shape, stride = value.shape, value.stride()
+    return DTensor.from_local(part, spread.device_mesh, spread.placements, run_check=False, shape=shape, stride=stride)
+
+
+def box_of(value: Tensor) -> Box:
+    """Where the part that is here lies in the whole.
+
+    Raises:
+        ValueError: for parts that are no boxes.
+    """
+    if not is_sharded(value):
+        return Box((0,) * value.dim(), tuple(value.shape))
+    spread: Any = value
+    box, found = _box_by(tuple(value.shape), spread.device_mesh, spread.placements), tuple(local(value).shape)
+    if any(placement.is_partial() for placement in spread.placements) or (box.size != found and 0 not in found):
+        raise ValueError(
+            f"a tensor of shape {tuple(value.shape)} lies on the ranks by {spread.placements}, and the part here, of "
+            f"shape {found}, is no range along its axes: give it other placements, such as Shard(0)"
+        )
+    return box if 0 not in found else Box((0,) * value.dim(), found)
+
+
+def _box_by(shape: tuple[int, ...], mesh: Any, placements: Sequence[Any]) -> Box:
+    """Where the part on this rank lies: each axis of the mesh cuts what those before it have left, into equal pieces.
+
+    The cut that ``fully_shard`` makes of shards is written before theirs, with a factor, and comes after it.
+    """
+    begin, size = [0] * len(shape), list(shape)
+    cuts = [one for one in zip(placements, mesh.get_coordinate(), mesh.shape, strict=True) if hasattr(one[0], "dim")]
+    for placement, rank, ranks in sorted(cuts, key=lambda one: hasattr(one[0], "split_factor")):
+        axis, step = placement.dim, -(-size[placement.dim] // ranks)
+        first = min(rank * step, size[axis])
+        begin[axis], size[axis] = begin[axis] + first, min(step, size[axis] - first)
+    return Box(tuple(begin), tuple(size))
+
+
+def whole(value: Tensor) -> Tensor:
+    """All of it, put together on every rank; a plain tensor as it is."""
+    return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
+
+
+def as_shard_of(given: Tensor, value: Tensor) -> Tensor:
+    """A tensor that every rank has, or one that lies on the ranks otherwise, as ``value`` lies.
+
+    Of one that every rank has the part is copied; one that lies otherwise is sent between the ranks.
+    """
+    if not is_sharded(value):
+        return whole(given)
+    if not is_sharded(given):
+        return alike(box_of(value).of(given.detach()).to(local(value).device).clone(), value)
+    spread: Any = value
+    if _lies_as(given) == _lies_as(value):
+        return given
+    if given.device_mesh != spread.device_mesh:  # type: ignore[attr-defined]
+        return as_shard_of(whole(given), value)
+    moved: Tensor = given.redistribute(placements=spread.placements)  # type: ignore[attr-defined]
+    return moved
+
+
+def _lies_as(value: Any) -> tuple[Any, ...]:
+    return value.device_mesh, tuple(value.placements)
+
+
+def register_shards(module: nn.Module) -> None:
+    """Of a module that ``fully_shard`` has wrapped, and that a forward has left whole, the parameters are shards again.
+
+    Any other module stays as it is. The next forward gathers them.
+    """
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    if kind is not None and isinstance(module, kind):
+        module.reshard()
