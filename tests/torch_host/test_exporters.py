@@ -1,4 +1,4 @@
-"""Rows 7.19 to 7.21 of docs/explanation/host.md: other runtimes, which are handed a copy whose masks are permanent."""
+"""Rows 7.19 to 7.22 of docs/explanation/host.md: other runtimes, which are handed a copy whose masks are permanent."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ ROWS = {
             "`torch.export` an MLP and a small convolutional net, by modules a ResNet, of which 51 quantisers were put "
             "into the copy and 30 into the masked model"
         ),
+    ),
+    "7.22": (
+        "OpenVINO reads the weights of a model that it converts",
+        "handled",
+        "masked or not: its constants have the mask's zeros. Tried with OpenVINO 2026.4, shrunk models too",
     ),
 }  # fmt: skip
 
@@ -117,3 +122,18 @@ def test_row_7_21_what_nncf_quantises(make):
     integers = [value for value in quantized.state_dict().values() if value.dtype is torch.int8 and value.dim() > 1]
     for name, mask in fp.masks(model).items():
         assert any(value.shape == mask.shape and not value[~mask].any() for value in integers), name
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [mlp, cnn])
+def test_row_7_22_what_openvino_converts(make):
+    openvino = pytest.importorskip("openvino")
+    model, inputs = pruned(make)
+    expected = sum(int((~mask).sum()) for mask in fp.masks(model).values())
+    for given in (model, fp.export_ready(model, inputs)):
+        converted = openvino.convert_model(given, example_input=inputs)
+        compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        output = torch.from_numpy(compiled(inputs.numpy())[0])
+        torch.testing.assert_close(output, model(inputs).detach(), rtol=1e-4, atol=1e-5)
+        constants = [one.data for one in converted.get_ops() if one.get_type_name() == "Constant"]
+        assert sum(int((value == 0).sum()) for value in constants if value.ndim > 1) == expected

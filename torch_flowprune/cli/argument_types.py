@@ -16,7 +16,7 @@ def as_fraction(text: str) -> float:
         value = float("nan")
     if (text.strip() == text and text.endswith("%")) or "," in text or not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(
-            f"expected a fraction from 0 to 1, such as 0.9, got {text!r}{_hint(text, value)}"
+            f"{_hint(text, value)}expected a fraction from 0 to 1, such as 0.9, got {text!r}"
         )
     return value
 
@@ -24,7 +24,7 @@ def as_fraction(text: str) -> float:
 def _hint(text: str, value: float) -> str:
     percent = text.endswith("%") or value > 1
     meant = value / _HUNDRED if percent else value
-    return f": write {meant:g}" if 0 <= meant <= 1 else ""
+    return f"write {meant:g}: " if 0 <= meant <= 1 else ""
 
 
 def as_count(text: str) -> int:

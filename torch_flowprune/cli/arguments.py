@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 from pathlib import Path
+from typing import NoReturn
 
 import torch_flowprune as fp
 from torch_flowprune.analysis import DEFAULT_MEASURES
@@ -35,9 +36,16 @@ half of its FLOPs removed, by a measure that reads a folder of images
 torch-flowprune COMMAND --help lists the options of a command"""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line: a screen of options would hide it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists the options)\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    whole = argparse.ArgumentParser(
+    whole = _Parser(
         prog="torch-flowprune",
         description=fp.__doc__,
         epilog=_EXAMPLE,

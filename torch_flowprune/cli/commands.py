@@ -53,8 +53,8 @@ def _parsed_words(whole: argparse.ArgumentParser, words: list[str]) -> argparse.
     if unknown:
         known = [option for option in vars(chosen) if option not in ("run", "command")]
         near = difflib.get_close_matches(unknown[0].lstrip("-").replace("-", "_"), known, n=1)
-        hint = f"did you mean --{near[0].replace('_', '-')}?" if near else f"{chosen.command} --help lists the options"
-        whole.error(f"{chosen.command} does not take {' '.join(unknown)}: {hint}")
+        hint = f": did you mean --{near[0].replace('_', '-')}?" if near else ""
+        whole.error(f"{chosen.command} does not take {' '.join(unknown)}{hint}")
     return chosen
 
 
