@@ -231,6 +231,20 @@ def test_bad_arguments_leave_the_module_alone(arguments, options, error, text):
     assert dict(module.__dict__).keys() == before.keys()
 
 
+@pytest.mark.parametrize("granularity", ["2:4", "1:2"])
+def test_scores_of_units_in_another_order_are_refused(granularity, tmp_path):
+    """Blocks run along the inputs of a kernel, so that scores one by one do not lie as its weights do."""
+    conv = nn.Conv2d(4, 2, 3)
+    scores = fp.scores(conv, granularity=granularity)
+    scores.save(tmp_path / "scores.safetensors")
+    for given in (scores["weight"], dict(scores)["weight"], fp.Scores.load(tmp_path / "scores.safetensors")["weight"]):
+        with pytest.raises(ValueError, match=f"importance_scores of 'weight' are of units '{granularity}'"):
+            fp.MagnitudeUnstructured.apply(conv, "weight", 36, importance_scores=given)
+    assert not prune.is_pruned(conv)
+    fp.MagnitudeUnstructured.apply(conv, "weight", 36, importance_scores=fp.scores(conv)["weight"])
+    assert int((conv.weight == 0).sum()) == 36
+
+
 @pytest.mark.parametrize("dim", [1.0, None, True, "0"])
 def test_an_axis_that_is_no_number(dim):
     with pytest.raises(TypeError, match="dim should be an int, the axis whose slices are pruned, got"):

@@ -19,7 +19,7 @@ from torch_flowprune.scoring.stacked_scores import (
     stacks,
 )
 from torch_flowprune.scoring.survivors import Origin, changes, counted_from
-from torch_flowprune.scoring.unit_scores import Scores, given
+from torch_flowprune.scoring.unit_scores import Scores, given, units_of
 
 __all__ = [
     "MEASURES",
@@ -62,4 +62,5 @@ __all__ = [
     "scores",
     "stacks",
     "targets_of",
+    "units_of",
 ]

@@ -15,6 +15,13 @@ from torch_flowprune.scoring.granularity import Granularity
 from torch_flowprune.scoring.stacked_scores import Computed, LayerScores
 from torch_flowprune.tables import InNotebooks, Table
 
+_UNITS = "_flowprune_units"
+
+
+def units_of(scores: Tensor) -> str | None:
+    """The granularity of scores that were read off :class:`Scores`; None of others, whose order nothing tells."""
+    return getattr(scores, _UNITS, None)
+
 
 class Scores(Mapping[str, Tensor], InNotebooks):
     """One score a unit, by parameter name: what :func:`scores` returns and ``global_prune(scores=...)`` takes.
@@ -35,7 +42,9 @@ class Scores(Mapping[str, Tensor], InNotebooks):
 
     def __getitem__(self, name: str) -> Tensor:
         value = self._values[name]
-        return value.all() if isinstance(value, Computed) else value
+        scores = value.all() if isinstance(value, Computed) else value
+        vars(scores)[_UNITS] = self.granularity
+        return scores
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
