@@ -22,6 +22,7 @@ from benchmarks.paper.figures import FIGURES, figure, name_of
 from benchmarks.paper.rows import Row
 from benchmarks.paper.sweep import short
 from benchmarks.paper.tables import TABLES
+from benchmarks.paper.verdicts import verdicts
 
 PAGE, ALL = "paper.md", "paper_tables.md"
 COMMAND = "python -m benchmarks.paper.findings benchmarks/results/paper/*.json --docs docs/results"
@@ -61,10 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def tables_page(found: list[Row]) -> str:
     """The page of all tables, and of the figures."""
-    effects = table(
-        ["claim", "effect", "on", "mean ± sd", "seeds that agree"],
-        lines({f"{one['experiment']} {one['name']}": one for one in found}),
-    )
+    effects = table(["claim", "effect", "on", "mean ± sd", "seeds that agree"], lines(_by_name(found)))
     parts = [_HEAD.rstrip(), "## Effects of the claims", "\n".join(effects), *map(_section, found)]
     return wrapped("\n\n".join(parts)) + "\n"
 
@@ -75,10 +73,16 @@ def _section(one: Row) -> str:
     return "\n\n".join([f"## {heading}", *drawn, *("\n".join(made) for made in TABLES[one["experiment"]](one))])
 
 
+def _by_name(found: list[Row]) -> dict[str, Row]:
+    return {f"{one['experiment']} {one['name']}": one for one in found}
+
+
 def filled(page: str, found: list[Row]) -> str:
     """The page with its generated parts made anew: each stands between a mark with its name and the end mark."""
-    results = {f"{one['experiment']} {one['name']}": one for one in found}
-    made = {
+    results = _by_name(found)
+    header = ["claim", "comparison", "networks with its sign", "chance", "mean difference [95 % interval]", "verdict"]
+    made = {"verdicts": wrapped("\n".join(table(header, [one.line() for one in verdicts(results)])))}
+    made |= {
         f"{name}, table {i}": wrapped("\n".join(text))
         for name, one in results.items()
         for i, text in enumerate(TABLES[one["experiment"]](one), 1)

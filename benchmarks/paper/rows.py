@@ -67,14 +67,14 @@ def over_seeds(rows: Iterable[Row], value: Value, **where: Any) -> list[float]:
     return [value(row) for row in chosen(rows, **where)]
 
 
-def paired(rows: list[Row], value: Value, one: Row, other: Row) -> list[float]:
+def paired(rows: list[Row], value: Value, one: Row, other: Row) -> dict[int, float]:
     """By seed, the value where ``one`` holds less that where ``other`` does; of the seeds that have both."""
     return matched(*({row["seed"]: value(row) for row in chosen(rows, **where)} for where in (one, other)))
 
 
-def matched(one: dict[int, float], other: dict[int, float]) -> list[float]:
-    """The differences of what two have by seed."""
-    return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+def matched(one: dict[int, float], other: dict[int, float]) -> dict[int, float]:
+    """The differences of what two have, by seed."""
+    return {seed: one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())}
 
 
 def spread(values: list[float], digits: int = 3) -> str:

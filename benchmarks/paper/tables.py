@@ -209,7 +209,7 @@ def _gains(found: Row, rows: list[Row], rounds: list[int]) -> list[list[str]]:
         ]
         return [
             SHORT.get(method, method),
-            *(signed(values) for values in (*more, *over)),
+            *(signed(list(values.values())) for values in (*more, *over)),
             *([""] * len(rounds) if method == "random" else []),
         ]
 

@@ -53,6 +53,7 @@ def paper(monkeypatch):
         "rows",
         "tables",
         "effects",
+        "verdicts",
         "findings",
         "__main__",
     )
@@ -837,3 +838,51 @@ def test_runs_of_several_networks_in_one_table(paper, tiny_run, tmp_path):
     assert [line.split(" | ")[0] for line in table[-2:]] == ["| resnet20", "| vgg13"]
     assert all(parameters in line and f"| {100 * found['test']['accuracy']:.1f} |" in line for line in table[-2:])
     assert "16 steps" in table[0]
+
+
+@pytest.mark.parametrize(
+    ("agreeing", "count", "expected"),
+    [
+        (3, 3, "holds weakly"),  # p = 0.25
+        (5, 5, "holds weakly"),  # p = 0.06
+        (6, 6, "holds"),  # p = 0.03
+        (8, 9, "holds"),  # p = 0.04
+        (7, 9, "holds weakly"),  # p = 0.18
+        (6, 9, "not seen"),
+        (3, 6, "not seen"),
+        (1, 6, "the opposite, weakly"),
+        (0, 6, "the opposite holds"),
+        (0, 3, "the opposite, weakly"),
+    ],
+)
+def test_a_verdict_is_by_the_sign_of_networks(paper, agreeing, count, expected):
+    assert paper.verdicts.word(agreeing, count) == expected
+
+
+def test_chance_is_that_of_coins(paper):
+    assert paper.verdicts.sign_test(9, 9) == 2 / 2**9
+    assert paper.verdicts.sign_test(1, 9) == paper.verdicts.sign_test(8, 9) == 2 * 10 / 2**9
+    assert paper.verdicts.sign_test(2, 4) == 1.0
+
+
+def test_ages_of_one_network_are_one_unit(paper):
+    """Three ages on three seeds are three networks, each with its mean."""
+    losses = {"magnitude": {1: 2.0, 5: 1.0}, "loss_preservation": {1: 1.0, 5: 3.0}}
+    parts = {
+        f"{seed}/{method}/{epoch}": [
+            {"method": method, "seed": seed, "epoch": epoch, "validation": [[9, 0], [loss + seed, 0]]}
+        ]
+        for method, by_epoch in losses.items()
+        for epoch, loss in by_epoch.items()
+        for seed in range(3)
+    }
+    found = {"experiment": "convergence", "name": "digits", "parts": parts}
+    (verdict,) = paper.verdicts.verdicts({"convergence digits": found})
+    assert verdict.networks == {"convergence digits": {0: -0.5, 1: -0.5, 2: -0.5}}
+    assert verdict.line()[2:] == ["3 of 3", "0.25", "digits -0.5 [-0.5, -0.5]", "**holds weakly**"]
+
+
+def test_the_interval_is_students(paper):
+    values = [1.0, 2.0, 6.0]
+    half = 4.303 * (7.0 / 3) ** 0.5
+    assert paper.verdicts.interval(values) == f"3 [{3 - half:.2g}, {3 + half:.2g}]"
