@@ -1,4 +1,4 @@
-"""Decide what to prune, and live with the pruned model: gradient-flow pruning for PyTorch."""
+"""Decide what to prune in a PyTorch model, prune it, and fine-tune, save or export the result."""
 
 from torch_flowprune.analysis import (
     Comparison,

@@ -52,12 +52,12 @@ class Outcome:
 
     Attributes:
         method: the measure's name.
-        sparsity: the share of units gone; also where the target was a share of a cost.
+        sparsity: the fraction of units that are pruned, also if the target was a fraction of a cost.
         loss: the mean loss with these masks.
-        change: that minus the loss without them.
-        predicted: −Σ θ·g over what goes, on the scoring data: the first-order change.
+        change: this loss minus the loss without masks.
+        predicted: −Σ θ·g over the pruned weights, on the scoring data: the first-order change.
         emptied: how many layers have nothing left.
-        metric: the value of a ``metric=`` of yours.
+        metric: the value of your ``metric=``.
     """
 
     method: str
@@ -75,11 +75,11 @@ class Comparison(InNotebooks):
 
     Attributes:
         loss: the loss before pruning.
-        outcomes: one entry a measure and sparsity.
-        correlation: Spearman's rank correlation of the scores of what is left, by pair of measures.
+        outcomes: one entry per measure and sparsity.
+        correlation: Spearman's rank correlation of the scores of unpruned units, by pair of measures.
         samples: how many samples the loss was measured on.
-        held_out: whether these were other data than the scores were taken over.
-        metric: the value of a ``metric=`` of yours before pruning.
+        held_out: whether these samples were not those that the scores read.
+        metric: the value of your ``metric=`` before pruning.
     """
 
     loss: float
@@ -98,7 +98,7 @@ class Comparison(InNotebooks):
         return f"loss {self.loss:.4g}{metric} on {self.samples:,} {which} before pruning"
 
     def table(self) -> str:
-        """One line a measure and sparsity, as text."""
+        """A text table with one line per measure and sparsity."""
         return str(self._cells())
 
     def _cells(self) -> Table:
@@ -118,7 +118,7 @@ class Comparison(InNotebooks):
         return str(Table(("", *names), rows))
 
     def to_dataframe(self) -> Any:
-        """One row a measure and sparsity, as a ``pandas.DataFrame``.
+        """A ``pandas.DataFrame`` with one row per measure and sparsity.
 
         Raises:
             ImportError: without pandas.
@@ -128,7 +128,7 @@ class Comparison(InNotebooks):
         return pd.DataFrame([asdict(outcome) for outcome in self.outcomes])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values that ``json`` writes."""
+        """Everything as plain values for ``json``."""
         plain: dict[str, Any] = without_nan(asdict(self))
         return plain
 
@@ -185,25 +185,25 @@ def compare(
     All scores come from one flow over ``data``.
 
     Args:
-        model: any module; left as it was. Of a ``DistributedDataParallel`` model every rank makes the same call, and
-            scores and losses are over the data of all.
-        methods: names or functions, or one of them.
+        model: any module; left as it was. With ``DistributedDataParallel``, make the same call on every rank; scores
+            and losses are over the data of all ranks.
+        methods: one measure or several, each a name or a function.
         sparsities: in (0, 1], above what the model already has.
-        data: what the scores are taken over, re-iterable.
-        held_out: what the loss is measured on, at temperature 1 and in the model's own precision; ``data`` if left out.
-        metric: besides the loss, any function of ``(model, data)`` that returns a number; it is called with the
+        data: the data for the scores; it is read more than once.
+        held_out: the data for the loss, at temperature 1 and in the model's own precision; ``data`` if left out.
+        metric: an additional figure of merit: any function of ``(model, data)`` that returns a number, called with the
             held-out data, the model in eval mode, without gradients. Or a metric of torchmetrics or torcheval: a copy
             of it is updated with the model's logits and the target, batch by batch.
-        generator: for ``random``.
-        options: as :func:`~torch_flowprune.global_prune` takes them: which units (``granularity``, ...), how
-            sparsity is shared out (``allocation``, ...), and what is differentiated (``loss``, ``closure``, ...).
+        generator: the random generator for ``random``.
+        options: keywords of :func:`~torch_flowprune.global_prune`: which units (``granularity``, ...), how sparsity is
+            distributed (``allocation``, ...), and what is differentiated (``loss``, ``closure``, ...).
 
     Raises:
-        ValueError, TypeError: for bad arguments, naming the way out.
+        ValueError, TypeError: for bad arguments; the message says how to fix them.
 
     See Also:
-        :func:`~torch_flowprune.sensitivity`: layer by layer.
-        :func:`~torch_flowprune.predict`: what one cut does to the loss.
+        :func:`~torch_flowprune.sensitivity`: the loss layer by layer.
+        :func:`~torch_flowprune.predict`: what one set of masks does to the loss.
 
     >>> import torch_flowprune as fp
     >>> _ = torch.manual_seed(0)

@@ -45,9 +45,9 @@ class LayerDiagnosis:
         theta_norm_acceleration: d²‖θ‖²/dt² = 2 (‖g‖² + θᵀHg).
         gradient_norm: ‖g‖².
         theta_Hg: θᵀHg.
-        zero_share: which share of its units that are left scores exactly 0: there the order of the model decides, not
-            the measure.
-        stability: Spearman's correlation of their scores on two halves of the data; None where there is one sample.
+        zero_share: the fraction of its unpruned units that score exactly 0; for these, model order decides, not the
+            measure.
+        stability: Spearman's correlation of their scores on two halves of the data; None if there is only one sample.
     """
 
     name: str
@@ -66,12 +66,12 @@ class Diagnosis(InNotebooks):
     """What :func:`diagnose` found.
 
     Attributes:
-        method: the measure whose zeros and stability were asked.
-        layers: one entry a parameter, in model order.
-        total: the same over all of them together.
+        method: the measure whose zeros and stability are shown.
+        layers: one entry per parameter, in model order.
+        total: the same over all parameters together.
         loss: the mean loss.
-        samples: over how many samples.
-        prediction: what the masks that were proposed would cost, or None.
+        samples: how many samples were read.
+        prediction: the predicted cost of the proposed masks, or None.
     """
 
     method: str
@@ -91,7 +91,7 @@ class Diagnosis(InNotebooks):
         )
 
     def table(self) -> str:
-        """One line a layer and one in total, as text."""
+        """A text table with one line per layer and one for the total."""
         return str(self._cells())
 
     def _cells(self) -> Table:
@@ -99,12 +99,12 @@ class Diagnosis(InNotebooks):
         return Table(header, [_table_row(layer) for layer in (*self.layers, self.total)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values that ``json`` writes; what is no number (nan) is None."""
+        """Everything as plain values for ``json``; nan becomes None."""
         plain: dict[str, Any] = without_nan(asdict(self))
         return plain
 
     def plot(self, path: str | PathLike[str]) -> None:
-        """Write to ``path``, layer by layer, how the norm moves, and how stable the scores are.
+        """Write a plot to ``path``: how each layer's norm changes, and how stable its scores are.
 
         Raises:
             ImportError: without matplotlib, an extra.
@@ -141,30 +141,30 @@ def diagnose(
     generator: torch.Generator | None = None,
     **options: Unpack[DiagnoseOptions],
 ) -> Diagnosis:
-    """Per layer and in total: ‖θ‖², its first two time derivatives, ‖g‖², θᵀHg, and how stable a ranking is.
+    """Per layer and in total: ‖θ‖², its first two time derivatives, ‖g‖², θᵀHg, and how stable the ranking is.
 
-    Stability is Spearman's rank correlation between the scores on the even and the odd batches (the halves of the batch
-    where there is one): near 1 the data suffice, far below it another sample would prune something else.
+    Stability is Spearman's rank correlation between the scores on the even and the odd batches (or on the halves of a
+    single batch). Near 1, the data is sufficient. Far below 1, other data would prune other units.
 
     Args:
         model: any module; left as it was.
-        data: what the flow reads, re-iterable.
-        loss: ``loss(output, target)``, a mean over the batch; cross-entropy if left out, or the model's own for dict
-            batches.
-        masks: a cut that is only thought of, by parameter name: what :func:`~torch_flowprune.predict` says of it is
-            added.
-        method: the measure whose zeros and stability are asked.
-        generator: for ``random``.
-        options: the units of the measure as :func:`~torch_flowprune.scores` takes them (``granularity``,
-            ``parameters``, ``include``, ``exclude``, ``scored_by``, ``coupling``), and the words of
-            :func:`~torch_flowprune.flow` (``closure``, ``max_samples``, ``theta0``, ``max_memory``, ...).
+        data: what the flow reads; it is read more than once.
+        loss: ``loss(output, target)``, a mean over the batch; if left out, cross-entropy, or the model's own loss for
+            dict batches.
+        masks: proposed masks, by parameter name, which are not applied: the result of :func:`~torch_flowprune.predict`
+            for them is added.
+        method: the measure whose zeros and stability are shown.
+        generator: the random generator for ``random``.
+        options: keywords of :func:`~torch_flowprune.scores` for the units (``granularity``, ``parameters``,
+            ``include``, ``exclude``, ``scored_by``, ``coupling``), and of :func:`~torch_flowprune.flow` (``closure``,
+            ``max_samples``, ``theta0``, ``max_memory``, ...).
 
     Raises:
         ValueError, TypeError: as :func:`~torch_flowprune.flow` does.
 
     See Also:
-        :func:`~torch_flowprune.compare`: measures by what they do to the loss.
-        :func:`~torch_flowprune.predict`: what one cut does to the loss.
+        :func:`~torch_flowprune.compare`: what each measure does to the loss.
+        :func:`~torch_flowprune.predict`: what one set of masks does to the loss.
 
     >>> import torch_flowprune as fp
     >>> _ = torch.manual_seed(0)

@@ -24,9 +24,9 @@ class Sensitivity:
     """What :func:`sensitivity` found.
 
     Attributes:
-        loss: as the model was.
+        loss: the loss before pruning.
         units: how many units each layer has.
-        losses: by layer, the loss by the number of its units that are gone, from what was gone before.
+        losses: for each layer, the loss by the number of its pruned units, beginning with those pruned before.
         samples: how many samples the losses were measured on.
     """
 
@@ -36,13 +36,14 @@ class Sensitivity:
     samples: int
 
     def allocation(self, sparsity: float) -> dict[str, float]:
-        """A sparsity for each layer, ``round(sparsity · units)`` units in all, to pass as ``allocation=``.
+        """A sparsity for each layer, ``round(sparsity · units)`` units in total, to pass as ``allocation=``.
 
-        As if losses added up, and lay on straight lines between those that were measured: the layer goes on whose next
-        step costs least a unit (of its losses' lower convex hull). What layers do to each other is left out.
+        It assumes that losses of layers add up, and interpolates linearly between measured losses: the next step is
+        taken in the layer where it costs least per unit (on the lower convex hull of its losses). Interactions between
+        layers are ignored.
 
         Raises:
-            ValueError: for a sparsity beyond those that were measured, or below what is gone.
+            ValueError: for a sparsity above those measured, or below what is already pruned.
         """
         total = round(fraction(sparsity) * sum(self.units.values()))
         gone = {name: min(found) for name, found in self.losses.items()}
@@ -75,7 +76,7 @@ class Sensitivity:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values that ``json`` writes."""
+        """Everything as plain values for ``json``."""
         return asdict(self)
 
 
@@ -95,24 +96,24 @@ def sensitivity(
 ) -> Sensitivity:
     """Prune one layer at a time to each sparsity, and measure the loss on held-out data; the model is left as it was.
 
-    That is as many passes over the held-out data as there are layers times sparsities: a few batches are enough.
+    This makes one pass over the held-out data per layer and sparsity, so use a few batches.
 
     Args:
         model: any module; left as it was.
-        method: a measure's name or function: what goes first of each layer.
-        data: what the scores are taken over, re-iterable.
-        held_out: what the loss is measured on; ``data`` itself if left out (then the loss is one the scores have seen).
-        sparsities: of the layer, above what is gone of it.
-        generator: for ``random``.
-        options: as :func:`~torch_flowprune.global_prune` takes them: which units (``granularity``, ``include``, ...),
-            and what is differentiated (``loss``, ``closure``, ...).
+        method: a measure's name or function, which ranks the units of each layer.
+        data: the data for the scores; it is read more than once.
+        held_out: the data for the loss; ``data`` if left out (the scores have then seen these samples).
+        sparsities: of the layer, above what is already pruned.
+        generator: the random generator for ``random``.
+        options: keywords of :func:`~torch_flowprune.global_prune`: which units (``granularity``, ``include``, ...), and
+            what is differentiated (``loss``, ``closure``, ...).
 
     Raises:
-        ValueError, TypeError: for bad arguments, naming the way out.
+        ValueError, TypeError: for bad arguments; the message says how to fix them.
 
     See Also:
-        :func:`~torch_flowprune.compare`: whole models, by several measures.
-        :func:`~torch_flowprune.global_prune`: takes the result: ``allocation=``.
+        :func:`~torch_flowprune.compare`: prunes whole models, by several measures.
+        :func:`~torch_flowprune.global_prune`: accepts the result as ``allocation=``.
 
     >>> import torch_flowprune as fp
     >>> _ = torch.manual_seed(0)

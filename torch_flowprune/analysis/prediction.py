@@ -26,21 +26,22 @@ from torch_flowprune.masking import all_fitting
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted effect of removing v, the part of θ that a mask takes away.
+    """The predicted effect of removing v, the part of θ that masks set to zero.
 
     Attributes:
         loss: the mean loss now.
         first_order: −vᵀg, the change of the loss to first order.
-        curvature: ½ vᵀHv, the second-order term: what first order leaves out, to the next order.
-        standard_error: of the first-order change over the batches (nan for a single batch): what other data would give.
+        curvature: ½ vᵀHv, the second-order term.
+        standard_error: standard error of the first-order change over the batches (nan for a single batch): how much
+            other data would change it.
         gradient_norm: ‖g‖² now, over all parameters that require a gradient, and those masked.
-        gradient_norm_change: −2 vᵀHg, the change of this to first order: what GraSP ranks by, and what a report has as
-            ``predicted_gradient_norm_change``.
-        gradient_norm_curvature: ‖Hv‖², what first order leaves out where the loss is quadratic: g becomes g − Hv.
-        gradient_norm_lost: ‖g − Hv‖² over what is masked: there the pruned model has no gradient any more.
-        removed_norm: ‖v‖/‖θ‖ over the masked parameters: how far the cut reaches. Both expansions are about 0; the
-            larger this is, the less they say.
-        samples: over how many samples.
+        gradient_norm_change: −2 vᵀHg, the first-order change of ``gradient_norm``: GraSP ranks by it, and a report has
+            it as ``predicted_gradient_norm_change``.
+        gradient_norm_curvature: ‖Hv‖², the term that first order leaves out if the loss is quadratic: g becomes g − Hv.
+        gradient_norm_lost: ‖g − Hv‖² over the masked weights, where the pruned model has no gradient.
+        removed_norm: ‖v‖/‖θ‖ over the masked parameters, the size of the change. Both expansions are about 0, so the
+            larger it is, the less accurate they are.
+        samples: how many samples were read.
     """
 
     loss: float
@@ -58,8 +59,8 @@ class Prediction:
     def loss_change(self) -> float:
         """The change of the loss to second order: −vᵀg + ½ vᵀHv.
 
-        On small trained nets the actual change lay between ``first_order`` and this in 240 of 264 cuts, mostly nearer
-        to first order.
+        On small trained networks, the actual change was between ``first_order`` and this in 240 of 264 cases, mostly
+        nearer to first order.
         """
         return self.first_order + self.curvature
 
@@ -67,8 +68,8 @@ class Prediction:
     def pruned_gradient_norm(self) -> float:
         """‖g‖² of the pruned model, exact where the loss is quadratic: ‖g − Hv‖² over what is kept.
 
-        On a small net, a tenth of its filters gone, it was too high by a factor of 1.6 to 8 in the median, and ordered
-        the cuts well after training.
+        On a small network with a tenth of its filters pruned, it was too high by a factor of 1.6 to 8 in the median,
+        and ranked the masks well after training.
         """
         return self.gradient_norm + self.gradient_norm_change + self.gradient_norm_curvature - self.gradient_norm_lost
 
@@ -76,9 +77,9 @@ class Prediction:
     def gradient_norm_error(self) -> float:
         """The error bar of ``pruned_gradient_norm``: the size of the second-order term, ‖Hv‖².
 
-        What other data would give is not in it.
+        It does not include how much other data would change the value.
 
-        The actual ‖g‖² was within it in 117 of 132 such cuts.
+        The actual ‖g‖² was within it in 117 of 132 such cases.
         """
         return self.gradient_norm_curvature
 
@@ -107,21 +108,20 @@ def predict(
     data: object = None,
     **options: Unpack[LossOptions],
 ) -> Prediction:
-    """What putting ``masks`` on would do to the loss and to ‖g‖², from one sweep; the model is left as it was.
+    """What applying ``masks`` would do to the loss and to ‖g‖², from one sweep; the model is left as it was.
 
     Args:
         model: any module.
-        masks: by parameter name, bool (True = kept) or packed; what the model has masked already counts as gone.
-        data: what the two terms are taken over, see :func:`~torch_flowprune.flow`.
-        options: of :func:`~torch_flowprune.flow`: ``loss``, ``closure``, ``max_samples``, ``temperature``, ``mode``,
-            ``progress``, ``max_memory``, ``offload``, ``autocast``, ``batch_size``,
-            ``reduction``.
+        masks: by parameter name, bool (True = kept) or packed; weights that are already masked count as removed.
+        data: the data for the two terms, see :func:`~torch_flowprune.flow`.
+        options: keywords of :func:`~torch_flowprune.flow`: ``loss``, ``closure``, ``max_samples``, ``temperature``,
+            ``mode``, ``progress``, ``max_memory``, ``offload``, ``autocast``, ``batch_size``, ``reduction``.
 
     Raises:
         ValueError: for masks that do not fit, or data that cannot be used.
 
     See Also:
-        :func:`~torch_flowprune.compare`: the loss after real cuts.
+        :func:`~torch_flowprune.compare`: the measured loss after pruning.
 
     >>> import torch_flowprune as fp
     >>> _ = torch.manual_seed(0)

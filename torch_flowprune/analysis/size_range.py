@@ -17,13 +17,13 @@ from torch_flowprune.selection import Allocation, PerLayer
 
 @dataclass(frozen=True)
 class SizeRange:
-    """What a model can cost.
+    """The range of costs that pruning can reach.
 
     Attributes:
-        cost: its word; ``"memory"`` is in bytes and ``"latency"`` in milliseconds.
-        dense: with all units.
-        now: with those that are left.
-        least: with the fewest that may stay.
+        cost: the name of the cost; ``"memory"`` is in bytes and ``"latency"`` in milliseconds.
+        dense: the cost with all units.
+        now: the cost with the units that are left.
+        least: the cost with the fewest units that must stay.
     """
 
     cost: str
@@ -33,7 +33,7 @@ class SizeRange:
 
     @property
     def sparsity(self) -> float:
-        """The largest share that can go."""
+        """The largest fraction of the cost that can be removed."""
         return 1 - self.least / self.dense if self.dense else 0.0
 
     def __str__(self) -> str:
@@ -59,25 +59,24 @@ def size_range(
     cost: str | LatencyTable = "flops",
     **options: Unpack[RangeOptions],
 ) -> SizeRange:
-    """What can be asked of a prune: from the model with all its units to the least that its bounds allow.
+    """The range of costs that pruning can reach: from the model with all its units to the least that the bounds allow.
 
-    Any target from ``least`` on can be met, to within what the last unit costs; one below it is an error. Units are
+    Any target from ``least`` on can be met, to within the cost of the last unit; a target below is an error. Units are
     channels, unless ``granularity`` says otherwise. The model is left as it was. The name is in the package but not in
-    its ``__all__``: ``from torch_flowprune import *`` leaves Python's own ``range`` alone.
+    its ``__all__``: ``from torch_flowprune import *`` does not replace Python's own ``range``.
 
     Args:
         model: any module, pruned or not.
-        example_inputs: what it is called with, as :func:`~torch_flowprune.couple` takes it.
+        example_inputs: what the model is called with, as for :func:`~torch_flowprune.couple`.
         cost: ``"flops"``, ``"parameters"``, ``"memory"``, ``"latency"``, a :class:`LatencyTable`, or ``"units"``.
-        options: as :func:`~torch_flowprune.global_prune` takes them: which units (``granularity``,
-            ``include``, ``exclude``, ``coupling``, ...), and what each layer keeps (``min_keep``,
-            ``max_sparsity``, ``round_to``).
+        options: keywords of :func:`~torch_flowprune.global_prune`: which units (``granularity``, ``include``,
+            ``exclude``, ``coupling``, ...), and what each layer keeps (``min_keep``, ``max_sparsity``, ``round_to``).
 
     Raises:
-        ValueError, TypeError: for bad arguments, and a model of which no channel can go.
+        ValueError, TypeError: for bad arguments, and for a model without removable channels.
 
     See Also:
-        :func:`~torch_flowprune.global_prune`: prunes to a budget: ``cost=``.
+        :func:`~torch_flowprune.global_prune`: prunes to a budget, with ``cost=``.
 
     >>> import torch
     >>> import torch_flowprune as fp

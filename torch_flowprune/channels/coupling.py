@@ -34,16 +34,16 @@ def couple(
     narrow_heads: bool = False,
     **unknown: Never,
 ) -> Coupling:
-    """The coupling of a model's channels, read off the operators of one forward. The model is left as it was.
+    """The coupling of a model's channels, read from the operators of a forward pass. The model is left as it was.
 
     Args:
-        model: any module. Where its forward depends on values, ``torch.export`` has to be able to read it.
-        example_inputs: what it is called with: a tensor, a tuple of arguments or a dict of them; a batch of two samples
-            or more.
-        kwargs: keyword arguments of the model's forward, besides.
-        narrow_heads: where a dimension is a product, as heads and the width of each, make the inner factor smaller:
-            narrower heads in the place of fewer.
-        unknown: none; a word of another library is answered with the one meant.
+        model: any module. If its forward depends on values, ``torch.export`` must be able to read it.
+        example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of them; a batch of two
+            samples or more.
+        kwargs: further keyword arguments of the model's forward.
+        narrow_heads: where a dimension is a product, such as heads times head width, reduce the inner factor: narrower
+            heads instead of fewer heads.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     See Also:
         :func:`~torch_flowprune.global_prune`: prunes coupled channels: ``granularity="channel"``.

@@ -28,13 +28,13 @@ class Slice:
     """The part of one parameter or buffer that belongs to the units of a group.
 
     Attributes:
-        parameter: its name.
-        axis: the one along which it is cut.
-        index: (units, positions) long, the positions along ``axis`` of each unit (a channel flattened over space has
-            many).
+        parameter: the name of the parameter or buffer.
+        axis: the axis along which it is cut.
+        index: a long tensor (units, positions): the positions along ``axis`` of each unit (a channel that is flattened
+            over space has many).
         role: ``producer`` computes the unit, ``affine`` scales or shifts it or is added to it, ``consumer`` reads it,
-            ``buffer`` goes along (running statistics, position tables).
-        reads_zero: for consumers, True where the unit is exactly zero when it is read and its producers are masked: the
+            ``buffer`` holds its statistics or tables (running statistics, position tables).
+        reads_zero: for consumers, True if the unit is exactly zero where it is read when its producers are masked; the
             consumer's columns then need no mask.
     """
 
@@ -81,7 +81,7 @@ class Slice:
         return "buffer" if self.role == "buffer" else "parameter"
 
     def of(self, tensor: Tensor) -> Tensor:
-        """(units, elements): what the slice holds of its parameter; a view where that is all of it, in order."""
+        """(units, elements): the slice of its parameter; a view if the slice is all of it, in order."""
         places = self.index.reshape(-1)
         if len(places) == tensor.shape[self.axis] and torch.equal(
             places, torch.arange(len(places), device=places.device)
@@ -93,11 +93,11 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Units that are of one kind: each owns the same slices of the same parameters.
+    """Units of one kind: each owns a part of the same slices.
 
     Attributes:
-        name: that of the first parameter which produces the units.
-        slices: what every unit owns a part of.
+        name: the name of the first parameter that produces the units.
+        slices: the slices, of which every unit owns a part.
     """
 
     name: str
@@ -133,13 +133,13 @@ class Frozen:
 
 @dataclass(frozen=True, eq=False)
 class Coupling(ComparedByValue, InNotebooks):
-    """What may be removed of a model, and what not: a plain value, to print, to draw, to store, or to write by hand.
+    """What can be removed from a model, and what cannot: a plain value to print, draw, store, or write by hand.
 
     Attributes:
         groups: the removable units.
-        frozen: what is not removable, with the reason.
-        unknown: operators without a rule, and how many of them the graph has.
-        costs: what the model costs as a function of the units that stay, where the coupling was read off it.
+        frozen: what cannot be removed, with the reason.
+        unknown: operators without a rule, and how many of each the graph has.
+        costs: the model's cost as a function of the kept units, if the coupling was read from a model.
     """
 
     groups: tuple[Group, ...]
@@ -173,10 +173,10 @@ class Coupling(ComparedByValue, InNotebooks):
                 )
 
     def check_fits(self, tensors: Mapping[str, Tensor], roles: Collection[str] = (*MASKED, "buffer")) -> None:
-        """An error if these tensors, by name, have no place for a slice.
+        """Raise an error if a slice does not fit these tensors.
 
         Raises:
-            ValueError: for an unknown name, an axis or a position that is not there.
+            ValueError: for an unknown name, axis or position.
         """
         for group in self.groups:
             for part in group.slices:
@@ -193,7 +193,7 @@ class Coupling(ComparedByValue, InNotebooks):
         return {group.name: group for group in self.groups}
 
     def share(self) -> float:
-        """Removable output channels of linear layers and convolutions / all of them."""
+        """The fraction of the output channels of linear layers and convolutions that can be removed."""
         free = sum(s.index.numel() for g in self.groups for s in g.slices if s.role == "producer")
         held = sum(f.positions for f in self.frozen if f.role == "producer")
         return free / (free + held) if free + held else 0.0
@@ -233,7 +233,7 @@ class Coupling(ComparedByValue, InNotebooks):
         return "\n".join([*lines, "}"])
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """The coupling as plain values for JSON."""
         groups = [
             {"name": g.name, "slices": [{**vars(s), "index": s.index.tolist()} for s in g.slices]} for g in self.groups
         ]

@@ -47,44 +47,44 @@ def prune_checkpoint(
 ) -> Report:
     """Prune a folder of safetensors shards into another folder, without a model and in bounded memory.
 
-    The zeros are those of :func:`~torch_flowprune.global_prune` on the loaded model: exactly ``round(sparsity · n)`` of
-    the n weights go, ties broken in model order. Shards are read in small parts; half-precision weights are read
-    twice, once to be counted, once to be copied. The target appears when all of it is on the disk. Where a run was
-    interrupted, the same call goes on with what ``TARGET.unfinished`` holds.
+    The result has the zeros that :func:`~torch_flowprune.global_prune` would give on the loaded model: exactly
+    ``round(sparsity · n)`` of the n weights are pruned, with ties broken in model order. Shards are read in small
+    parts. Half-precision weights are read twice, once to count and once to copy. The target appears when all of it is
+    on the disk. After an interruption, the same call continues with the contents of ``TARGET.unfinished``.
 
     Args:
         source: a folder with one ``.safetensors`` file, or several and their index.
-        target: a folder that is not there yet. It gets the shards under their names, the index, and every other file
-            that holds no weights: configuration, tokenizer.
-        method: ``"magnitude"`` (or ``"l1"``, the same for single weights); with ``scores`` a name for the report.
-        sparsity: the share of the weights that is gone, from 0 to 1; for ``"n:m"`` it follows from the pattern.
+        target: a folder that does not exist yet. It gets the shards under their names, the index, and every other file
+            without weights: configuration, tokenizer.
+        method: ``"magnitude"`` (or ``"l1"``, which is the same for single weights); with ``scores``, a name for the
+            report.
+        sparsity: the fraction of the weights that are pruned, from 0 to 1; for ``"n:m"`` it follows from the pattern.
         granularity: ``"weight"``, or ``"n:m"`` such as ``"2:4"``, along the second axis of each weight.
-        allocation: as :func:`~torch_flowprune.global_prune` has it, but for ``"lamp"``.
-        scores: a folder of safetensors with one score a weight, under the weights' names, where another measure made
-            them; the lowest go.
-        include, exclude: name globs, as :func:`~torch_flowprune.global_prune` takes them. By default all floating
-            tensors called ``weight`` with two axes or more are pruned, but those that a name tells to be of an
-            embedding or a norm.
+        allocation: as in :func:`~torch_flowprune.global_prune`, except for ``"lamp"``.
+        scores: a folder of safetensors with one score per weight, under the weights' names, from another measure; the
+            lowest are pruned.
+        include, exclude: name globs, as in :func:`~torch_flowprune.global_prune`. By default, floating-point tensors
+            called ``weight`` with two axes or more are pruned, except embeddings and norms, recognised by their names.
         min_keep, max_sparsity: see :func:`~torch_flowprune.global_prune`.
-        order: the model (the meta device will do), or the names of its parameters in order: which of equal weights go.
-            If left out, the order of the index; where that is sorted by name, the order of the model that
-            ``config.json`` names, if transformers is installed.
-        threads: how many shards are worked on side by side (by default 4, or as many as there are processors).
-        unknown: none; a word of another library is answered with the one meant.
+        order: the model (it may be on the meta device), or the names of its parameters in order, which decides which of
+            equal weights are pruned. If left out, the order of the index or, for an index sorted by name, the order of
+            the model that ``config.json`` names, if transformers is installed.
+        threads: how many shards are processed in parallel (by default 4, or the number of processors).
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Returns:
-        What was removed, where. Ties are counted where whole tensors are ranked, not by row or block.
+        What was pruned, and where. Ties are counted if whole tensors are ranked, not by row or block.
 
     Raises:
-        ValueError, TypeError: for bad arguments, quantised weights, weights that are not finite, damaged files.
-        OSError: for missing files, a target that is there already, or a disk without room.
+        ValueError, TypeError: for bad arguments, quantised weights, weights that are not finite, and damaged files.
+        OSError: for missing files, a target that exists already, or a full disk.
 
     Warns:
-        TiedScoresWarning, LayerCollapseWarning: as :func:`~torch_flowprune.global_prune` does.
-        UserWarning: for files of weights beside the shards, which are not carried over.
+        TiedScoresWarning, LayerCollapseWarning: as in :func:`~torch_flowprune.global_prune`.
+        UserWarning: for files of weights beside the shards, which are not copied.
 
     See Also:
-        :func:`~torch_flowprune.global_prune`: a model in memory.
+        :func:`~torch_flowprune.global_prune`: prunes a model in memory.
 
     >>> import tempfile, torch
     >>> from safetensors.torch import save_file

@@ -27,9 +27,9 @@ from torch_flowprune.cli.output_files import IMAGES, check_output
 from torch_flowprune.cli.prune_model import run_prune
 
 _EXAMPLE = """\
-example: half of the weights of a ResNet-18 pruned by magnitude, without data
+example: prune half of the weights of a ResNet-18 by magnitude, without data
   torch-flowprune prune resnet18 --sparsity 0.5 --out pruned.safetensors
-half of its FLOPs removed, by a measure that reads a folder of images
+remove half of its FLOPs, by a measure that reads a folder of images
   torch-flowprune prune resnet18 --method taylor --data images/ --granularity channel \\
       --cost flops --sparsity 0.5 --shrink --out small.safetensors --onnx small.onnx
 
@@ -61,8 +61,14 @@ def parser() -> argparse.ArgumentParser:
 def _demo(command: argparse.ArgumentParser) -> None:
     default = demo.Settings()
     add = command.add_argument
-    add("--seed", type=as_seed, default=default.seed, metavar="N", help="of the net, the data and random (default: 0)")
-    add("--out", type=Path, default=default.out, metavar="FILE.png", help="the picture (default: %(default)s)")
+    add(
+        "--seed",
+        type=as_seed,
+        default=default.seed,
+        metavar="N",
+        help="random seed of the network, the data and the measure random (default: 0)",
+    )
+    add("--out", type=Path, default=default.out, metavar="FILE.png", help="the figure (default: %(default)s)")
     add(
         "--granularity",
         default=default.granularity,
@@ -85,13 +91,15 @@ def _demo(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="measures (default: all)",
     )
-    add("--epochs", type=as_count, default=default.epochs, metavar="N", help="of training (default: %(default)s)")
+    add(
+        "--epochs", type=as_count, default=default.epochs, metavar="N", help="epochs of training (default: %(default)s)"
+    )
     add(
         "--tuning-epochs",
         type=as_workers,
         default=default.tuning_epochs,
         metavar="N",
-        help="after pruning (default: %(default)s)",
+        help="epochs of fine-tuning after pruning (default: %(default)s)",
     )
     add_traceback(command)
     command.set_defaults(run=_run_demo)
@@ -109,19 +117,21 @@ def _prune(command: argparse.ArgumentParser) -> None:
     add_rounds(command)
     add_units(command)
     add_data(command)
-    written = command.add_argument_group("what is written")
+    written = command.add_argument_group("output")
     written.add_argument(
         "--out",
         type=Path,
         metavar="FILE.safetensors",
-        help="the pruned weights under the model's own names, zeros in place, the masks in the metadata",
+        help="the pruned weights under the model's own names, with zeros, and the masks in the metadata",
     )
     written.add_argument(
-        "--shrink", action="store_true", help="remove pruned channels physically (with --granularity channel)"
+        "--shrink", action="store_true", help="remove the pruned channels (with --granularity channel)"
     )
-    written.add_argument("--onnx", type=Path, metavar="FILE.onnx", help="the pruned model as ONNX, run and compared")
-    written.add_argument("--report", type=Path, metavar="FILE.json", help="what is pruned, layer by layer")
-    written.add_argument("--plot", type=Path, metavar="FILE.png", help="the sparsity of every layer as a picture")
+    written.add_argument(
+        "--onnx", type=Path, metavar="FILE.onnx", help="the pruned model as ONNX, run and compared with the original"
+    )
+    written.add_argument("--report", type=Path, metavar="FILE.json", help="a report of what is pruned, layer by layer")
+    written.add_argument("--plot", type=Path, metavar="FILE.png", help="a figure of the sparsity of every layer")
     command.set_defaults(run=run_prune)
 
 
@@ -130,7 +140,7 @@ def _score(command: argparse.ArgumentParser) -> None:
     add_method(command)
     add_units(command)
     add_data(command)
-    command.add_argument("--out", type=Path, metavar="FILE.safetensors", help="the scores, one tensor a parameter")
+    command.add_argument("--out", type=Path, metavar="FILE.safetensors", help="the scores, one tensor per parameter")
     command.set_defaults(run=run_score)
 
 
@@ -150,7 +160,7 @@ def _compare(command: argparse.ArgumentParser) -> None:
     add_units(command)
     add_data(command)
     command.add_argument(
-        "--held-out", type=Path, metavar="DIR", help="images that the loss is measured on (default: those of --data)"
+        "--held-out", type=Path, metavar="DIR", help="images to measure the loss on (default: those of --data)"
     )
     add_report(command)
     command.set_defaults(run=run_compare)
@@ -166,11 +176,11 @@ def _diagnose(command: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = {
-    "demo": (_demo, "a small net on scikit-learn's digits, pruned by every measure; a minute on a CPU"),
-    "prune": (_prune, "prune any timm model, and write it"),
-    "score": (_score, "score the units of any timm model, and write the scores for prune --scores"),
-    "compare": (_compare, "measure what every measure at every sparsity costs a timm model"),
-    "diagnose": (_diagnose, "show how the norm of each layer moves, and how far its scores can be trusted"),
+    "demo": (_demo, "prune a small network on scikit-learn's digits by every measure; a minute on a CPU"),
+    "prune": (_prune, "prune any timm model and write it to a file"),
+    "score": (_score, "score the units of any timm model and write the scores, for prune --scores"),
+    "compare": (_compare, "measure how much each measure raises the loss of a timm model at each sparsity"),
+    "diagnose": (_diagnose, "show how the norm of each layer changes in training, and how stable its scores are"),
     "prune-checkpoint": (add_checkpoint_options, "prune a folder of safetensors, without a model"),
 }
 """By name: what adds a command's options, and what it does."""

@@ -1,4 +1,4 @@
-"""Options that several commands share, under a heading each."""
+"""Options that several commands share, each under a heading."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def add_model(command: argparse.ArgumentParser) -> None:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="weights to load instead of timm's pretrained ones; masks in it go on the model",
+        help="weights to load instead of timm's pretrained ones; masks in the file are applied",
     )
     weights.add_argument(
-        "--random-init", action="store_true", help="no weights: the model as timm initialises it (see --seed)"
+        "--random-init",
+        action="store_true",
+        help="no pretrained weights: the model as timm initialises it (see --seed)",
     )
+    group.add_argument("--num-classes", type=as_count, metavar="N", help="a new head for N classes")
     group.add_argument(
-        "--num-classes", type=as_count, metavar="N", help="a head for N classes instead of the model's own"
-    )
-    group.add_argument(
-        "--device", default=None, metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
+        "--device", default=None, metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if available)"
     )
     group.add_argument(
         "--seed",
         type=as_seed,
         default=0,
         metavar="N",
-        help="of --random-init, the choice of samples and random (default: 0)",
+        help="random seed of --random-init, of the drawn samples and of the measure random (default: 0)",
     )
     add_traceback(command)
 
@@ -59,39 +59,39 @@ def add_allocation(command: argparse.ArgumentParser) -> None:
         "--sparsity",
         type=as_fraction,
         metavar="S",
-        help="the fraction of all prunable units that is pruned afterwards, 0 to 1; not for n:m",
+        help="the fraction of all prunable units that are pruned afterwards, 0 to 1; not for n:m",
     )
     add(
         "--cost",
         default="units",
         choices=COSTS,
-        help="what --sparsity is a fraction of; all but units: of what shrink leaves of the model, with channels "
-        "(default: units)",
+        help="what --sparsity is a fraction of (default: units); all other costs need channels, and count what "
+        "shrink leaves",
     )
     add(
         "--at-most",
         nargs="+",
         type=as_amount,
         metavar="COST=AMOUNT",
-        help="what the model may cost in the end, with channels: latency=12.5 (ms), memory=5e7 (bytes), flops=1e9, "
+        help="absolute budgets for the smaller model, with channels: latency=12.5 (ms), memory=5e7 (bytes), flops=1e9, "
         "parameters=2e6; all of them are met",
     )
     add(
         "--scores",
         type=Path,
         metavar="FILE",
-        help="scores written by score --out: no data are read, and --method is not needed",
+        help="scores written by score --out: no data is read, and --method is not needed",
     )
     add(
         "--scope",
         default="global",
         choices=("global", "layer"),
-        help="a shorter name for --allocation global and layer",
+        help="a short form of --allocation global and layer",
     )
     add(
         "--allocation",
         metavar="NAME",
-        help="how sparsity is shared out: global, layer, row, isomorphic, er, erk or lamp (default: global)",
+        help="how sparsity is distributed: global, layer, row, isomorphic, er, erk or lamp (default: global)",
     )
     add(
         "--normalize",
@@ -99,21 +99,21 @@ def add_allocation(command: argparse.ArgumentParser) -> None:
         default="default",
         help="what a layer's scores are divided by before layers are ranked together",
     )
-    add("--max-sparsity", type=as_fraction, metavar="S", help="the largest fraction of any layer that may be pruned")
-    add("--min-keep", type=as_number, metavar="K", help="units that every layer keeps: a number, or a fraction")
+    add("--max-sparsity", type=as_fraction, metavar="S", help="the highest sparsity of any layer")
+    add("--min-keep", type=as_number, metavar="K", help="units that every layer keeps: a number or a fraction")
     add("--round-to", type=as_count, default=1, metavar="N", help="layers keep a multiple of N filters or channels")
-    add("--allow-collapse", action="store_true", help="write a model of which a layer has nothing left all the same")
+    add("--allow-collapse", action="store_true", help="write the model even if nothing is left of a layer")
 
 
 def add_rounds(command: argparse.ArgumentParser) -> None:
     """In how many steps."""
-    add = command.add_argument_group("in how many steps").add_argument
+    add = command.add_argument_group("rounds").add_argument
     add(
         "--rounds",
         type=as_count,
         default=1,
         metavar="N",
-        help="prune in N steps, scoring anew before each (default: 1)",
+        help="prune in N steps, with new scores before each (default: 1)",
     )
     add(
         "--schedule",
@@ -125,25 +125,36 @@ def add_rounds(command: argparse.ArgumentParser) -> None:
 
 def add_units(command: argparse.ArgumentParser) -> None:
     """What may be pruned."""
-    add = command.add_argument_group("what may be pruned").add_argument
+    add = command.add_argument_group("what can be pruned").add_argument
     add("--granularity", metavar="G", help="what a unit is: weight (the default), filter, channel, or n:m such as 2:4")
     add("--include", nargs="+", metavar="GLOB", help="prune only these parameters, by name: 'blocks.*.attn.qkv'")
-    add("--exclude", nargs="+", metavar="GLOB", help="leave these parameters alone: 'head*'")
+    add("--exclude", nargs="+", metavar="GLOB", help="do not prune these parameters: 'head*'")
 
 
 def add_data(command: argparse.ArgumentParser) -> None:
-    """What the scores are taken over."""
-    add = command.add_argument_group("what the scores are taken over").add_argument
+    """The data for the scores."""
+    add = command.add_argument_group("data for the scores").add_argument
     add(
         "--data",
         type=Path,
         metavar="DIR",
-        help="images in one folder a class; timm's transforms for the model are used",
+        help="images, in one folder per class; timm's transforms for the model are used",
     )
-    add("--samples", type=as_count, default=2560, metavar="N", help="images drawn (default: 2560, the paper's)")
-    add("--batch-size", type=as_count, default=64, metavar="N", help="(default: %(default)s)")
+    add(
+        "--samples",
+        type=as_count,
+        default=2560,
+        metavar="N",
+        help="how many images to draw (default: 2560, as in the paper)",
+    )
+    add("--batch-size", type=as_count, default=64, metavar="N", help="images per batch (default: %(default)s)")
     add("--workers", type=as_workers, default=0, metavar="N", help="processes that read images (default: %(default)s)")
-    add("--mode", default="eval", choices=("eval", "train"), help="batch norm and dropout meanwhile (default: eval)")
+    add(
+        "--mode",
+        default="eval",
+        choices=("eval", "train"),
+        help="mode of batch norm and dropout while scoring (default: eval)",
+    )
     add(
         "--temperature",
         type=float,
@@ -160,12 +171,12 @@ def add_data(command: argparse.ArgumentParser) -> None:
 
 
 def add_report(command: argparse.ArgumentParser) -> None:
-    """What is written of what was found."""
-    add = command.add_argument_group("what is written").add_argument
-    add("--report", type=Path, metavar="FILE.json", help="the figures")
-    add("--plot", type=Path, metavar="FILE.png", help="a picture of them")
+    """Output files for the results."""
+    add = command.add_argument_group("output").add_argument
+    add("--report", type=Path, metavar="FILE.json", help="the results")
+    add("--plot", type=Path, metavar="FILE.png", help="a figure of the results")
 
 
 def add_traceback(command: argparse.ArgumentParser) -> None:
-    """For reports of faults."""
-    command.add_argument("--traceback", action="store_true", help="show where an error came from")
+    """For bug reports."""
+    command.add_argument("--traceback", action="store_true", help="show the traceback of an error")

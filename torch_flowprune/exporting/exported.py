@@ -32,14 +32,14 @@ class Exported:
 
     Attributes:
         path: the file.
-        format: its kind.
+        format: its format.
         file_bytes: its size.
-        dense_bytes: what the parameters and buffers of the unpruned model take.
-        parameters: how many the exported model has.
-        difference: the largest difference between the outputs of the model and of what was read back, as a fraction of
-            the largest output; None where nothing here can run the file.
-        model_seconds: the time of a call of the pruned model, in eval mode, masks and all; the median of five.
-        file_seconds: that of what was read back; None where nothing here can run it.
+        dense_bytes: the size of the unpruned model's parameters and buffers.
+        parameters: how many parameters the exported model has.
+        difference: the largest difference between the outputs of the model and of the file that was read back, as a
+            fraction of the largest output; None if nothing here can run the file.
+        model_seconds: the time of a call of the pruned model, in eval mode, with masks; the median of five.
+        file_seconds: the time of a call of the file that was read back; None if nothing here can run it.
     """
 
     path: str
@@ -62,7 +62,7 @@ class Exported:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values that ``json`` writes."""
+        """Everything as plain values for ``json``."""
         return asdict(self)
 
 
@@ -78,27 +78,27 @@ def export(
 ) -> Exported:
     """Write a pruned model to a file, read it back, and compare the two.
 
-    A copy is made, in eval mode: its masks become zeros, or its dead channels are removed. The suffix says what is
-    written: ``.onnx``, ``.pt2`` (a ``torch.export`` program) or ``.safetensors`` (weights and masks, for
-    :func:`~torch_flowprune.load_pruned`; under the names of the unpruned model). A file that was there stays as it was
-    until the new one has passed.
+    It exports a copy in eval mode: masks become zeros, or dead channels are removed. The suffix sets the format:
+    ``.onnx``, ``.pt2`` (a ``torch.export`` program) or ``.safetensors`` (weights and masks, for
+    :func:`~torch_flowprune.load_pruned`, under the names of the unpruned model). An existing file is replaced only
+    after the new one has passed.
 
     Args:
-        model: the pruned model, or any other; it stays as it is.
+        model: any model, pruned or not; it stays as it is.
         example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of them.
         path: the file.
         shrink: remove dead channels, as :func:`~torch_flowprune.shrink` does.
         dynamic_shapes: axes whose size is left open, as ``torch.export.export`` takes them.
         tolerance: how far outputs may differ, as a fraction of the largest; 1e-3 in float32 if left out.
-        unknown: none; a word of another library is answered with the one meant.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Returns:
         Size, time and difference.
 
     Raises:
-        ValueError: for an unknown suffix, and where what was read back computes something else.
-        ShrinkError: where no smaller model can be made, or written.
-        ImportError: where a package is missing.
+        ValueError: for an unknown suffix, or if the file that was read back computes something else.
+        ShrinkError: if no smaller model can be made, or written.
+        ImportError: if a package is missing.
 
     >>> import tempfile, torch, torch_flowprune as fp
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))

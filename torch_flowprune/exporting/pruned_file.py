@@ -129,21 +129,21 @@ def save_pruned(
     kept_only: bool = False,
     **facts: Any,
 ) -> PrunedFile:
-    """Write a pruned model as safetensors under the names of the unpruned one, zeros in place, masks in the metadata.
+    """Write a pruned model as safetensors: the unpruned model's names, zeros in the weights, masks in the metadata.
 
-    The unpruned model's own loader reads it; :func:`load_pruned` besides puts the masks on again, so that what is
-    pruned stays pruned. The same model gives the same bytes.
+    The unpruned model's own loader reads the file. :func:`load_pruned` also applies the masks, so that pruned weights
+    stay pruned. The same model gives the same bytes.
 
-    With ``kept_only=True`` the file has no zeros: of a masked weight it holds the values that are kept, in order, and
-    the mask, a bit a weight. At a sparsity of 90 % it is about an eighth of the dense file, and :func:`load_pruned`
-    and the command line alone read it.
+    With ``kept_only=True`` the file has no zeros: for a masked weight it holds the kept values, in order, and the mask,
+    one bit per weight. At a sparsity of 90 % it is about an eighth of the dense file. Only :func:`load_pruned` and the
+    command line read it.
 
     Args:
         model: the pruned model; it stays as it is.
         path: the file.
-        shrunk: the smaller model that :func:`~torch_flowprune.shrink` made of it, to be written in its place.
-        kept_only: leave the zeros under masks out. (Masks that cannot be made permanent, of standardised kernels, are
-            written beside whole weights in any case.)
+        shrunk: the smaller model that :func:`~torch_flowprune.shrink` made of it, to be written instead.
+        kept_only: leave out the zeros under masks. (Masks that cannot be made permanent, of standardised kernels, are
+            always written beside whole weights.)
         facts: plain values to keep in the metadata.
 
     Returns:
@@ -172,12 +172,12 @@ def save_pruned(
 
 
 def load_pruned(model: nn.Module, path: str | PathLike[str]) -> nn.Module:
-    """A file of :func:`save_pruned`, :func:`~torch_flowprune.export` or the command line, into its model.
+    """Load a file of :func:`save_pruned`, :func:`~torch_flowprune.export` or the command line into a model.
 
     Args:
-        model: a new model of the dense architecture; in place it gets the weights, the masks, and the sizes where the
-            file is of a shrunk model.
-        path: the file; one of another writer is loaded as it is.
+        model: a new model of the dense architecture; it gets the weights and the masks, and the sizes if the file is of
+            a shrunk model, in place.
+        path: the file; a file of another writer is loaded as it is.
 
     Returns:
         The model.

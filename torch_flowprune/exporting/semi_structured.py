@@ -16,20 +16,20 @@ _KEPT, _BLOCK = 2, 4
 def to_semi_structured(model: nn.Module, *, strict: bool = True, **unknown: Never) -> nn.Module:
     """A copy whose 2:4-pruned linear layers run on torch's semi-structured kernels (``to_sparse_semi_structured``).
 
-    The copy is for inference. Zeros in blocks make nothing faster by themselves: these kernels do, on NVIDIA GPUs since
-    Ampere, and for large layers.
+    The copy is for inference. Zeros in blocks alone make nothing faster. These kernels do, on NVIDIA GPUs since Ampere
+    and for large layers.
 
     Args:
-        model: pruned with ``granularity="2:4"``, on a GPU and in the precision that it is to run in; it stays as it is.
-        strict: whether a layer that is pruned to 2:4 and that the kernels do not take is an error, or stays dense.
-        unknown: none; a word of another library is answered with the one meant.
+        model: pruned with ``granularity="2:4"``, on a GPU and in the precision for inference; it stays as it is.
+        strict: whether a layer that is pruned to 2:4 but not supported by the kernels is an error; else it stays dense.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Returns:
         The copy.
 
     Raises:
-        ValueError: with the reason, layer by layer: a CPU, a dtype, a shape, a pattern that the kernels do not take; or
-            where no linear layer is pruned to 2:4.
+        ValueError: with the reason for each layer (a CPU, or a dtype, shape or pattern that the kernels do not
+            support), or if no linear layer is pruned to 2:4.
 
     >>> import torch_flowprune as fp
     >>> layer = nn.Linear(64, 64)

@@ -45,31 +45,31 @@ INGREDIENTS = ("theta", "theta0", "generator", *_DERIVATIVES)
 
 @dataclass(frozen=True, eq=False)
 class Flow(ComparedByValue):
-    """One point of the gradient flow dθ/dt = −g: tensors by parameter name, or None where not asked for.
+    """One point of the gradient flow dθ/dt = −g: tensors by parameter name, or None where not requested.
 
-    Everything is float32 or better, shaped like its parameter, on the parameter's device (on the host if offloaded;
-    :meth:`tensors` brings them back one by one). ``theta`` shares the storage of float32
-    parameters: clone it for a snapshot that survives a training step.
+    All tensors are float32 or better, shaped like their parameter, and on the parameter's device (or on the host with
+    ``offload``; :meth:`tensors` brings them back one by one). ``theta`` shares the storage of float32 parameters: clone
+    it for a snapshot that survives a training step.
 
     Attributes:
         theta: the parameters as the forward uses them (masked where pruned).
-        theta0: the reference point given.
-        g: gradient of the mean loss, as training has it: the row of an embedding's ``padding_idx`` is a constant where
-            it is looked up, so that of a table that is the output's weight too g and Hg know it by the output alone.
+        theta0: the given reference point.
+        g: gradient of the mean loss, as in training. The lookup of an embedding's ``padding_idx`` has no gradient; if
+            the table is also the output's weight, g and Hg of this row come from the output alone.
         g2: sample-weighted mean over batches of the squared batch gradients.
         g2_sample: mean over samples of the squared sample gradients.
-        Hg: Hessian of the mean loss times g, over the same data.
-        x2: mean over samples and positions of the squared input that each weight multiplies (0 where that is padding),
-            of weights that products and convolutions have for an operand.
-        x1: likewise of its absolute value.
-        x0: likewise how often it is not zero.
-        diagH: diagonal of the Hessian, the mean over probes of z·Hz for random signs z, drawn anew for each batch.
+        Hg: the Hessian-vector product H·g: the Hessian of the mean loss times g, over the same data.
+        x2: mean over samples and positions of the squared input that each weight multiplies (0 for padding), for
+            weights that are operands of products and convolutions.
+        x1: the same mean of the input's absolute value.
+        x0: the fraction of samples and positions where the input is not zero.
+        diagH: diagonal of the Hessian: the mean over probes of z·Hz for random signs z, with new signs for each batch.
         diagH_error: its standard error over the probes; nan for a single one.
-        gR: gradient of the synaptic-flow objective, float64 (of a float32 net of convolutions, on a CPU, right to
-            float32's digits).
-        loss: the mean loss, or None where no data were read.
+        gR: gradient of the synaptic-flow objective, in float64 (for a float32 convolutional network on a CPU, accurate
+            to float32).
+        loss: the mean loss, or None if no data was read.
         samples: how many samples were read.
-        counted: how they were counted; None where no data were read.
+        counted: how they were counted; None if no data was read.
     """
 
     theta: Named
@@ -144,62 +144,63 @@ def flow(
     under_masks: bool = False,
     **unknown: Never,
 ) -> Flow:
-    """θ and the derivatives of the loss that ``needs`` names, exact, over all the data, leaving no trace on the model.
+    """θ and the derivatives of the loss that ``needs`` names, exact, over all the data; the model is left as it was.
 
-    They are taken over every parameter that requires a gradient, and over ``parameters`` besides (so a frozen model can
-    be scored). H·g is exact (reverse over reverse), with g and H over the same samples: two sweeps, or one where the
-    data is a single batch.
+    They are taken with respect to every parameter that requires a gradient, and those in ``parameters`` (so a frozen
+    model can be scored). The Hessian-vector product H·g is exact (reverse over reverse), with g and H over the same
+    samples: two sweeps over the data, or one if the data is a single batch.
 
     Args:
-        model: any module; unwrapped if compiled or data-parallel. Of a ``DistributedDataParallel`` model every rank
-            makes the same call with its own share of the data, and the flow is that over all of them.
+        model: any module; unwrapped if compiled or data-parallel. With ``DistributedDataParallel``, make the same call
+            on every rank, each with its own part of the data; the flow is over all parts.
         data: an iterable of ``(input, target)`` or dict batches, or one batch. Batches are moved to the model's device.
-            An input that is a tuple is spread over the model's arguments; a list is one argument, unless the model
-            needs several. Of a dict the model gets what its signature takes.
-        loss: ``loss(output, target)`` of what the model returned; torch's own losses get the
-            logits of a dict or an object that has ``logits`` or ``out``. Cross-entropy if left out, for targets that
-            are classes, or the model's own for dict batches.
+            A tuple as input is spread over the model's arguments; a list is one argument, unless the model needs
+            several. From a dict the model gets the keys that its signature takes.
+        loss: ``loss(output, target)``, with the output as the model returns it; torch's own losses get the logits of a
+            dict or an object that has ``logits`` or ``out``. If left out: cross-entropy for targets that are classes,
+            or the model's own loss for dict batches.
         needs: any of ``g``, ``g2``, ``g2_sample``, ``Hg``, ``gR``, ``x2``, ``x1``, ``x0``, ``diagH``.
-        closure: ``closure(model, batch) -> loss`` for anything else; ``loss`` and ``temperature`` are then yours.
+        closure: ``closure(model, batch) -> loss`` for anything else; it replaces ``loss`` and ``temperature``.
         parameters: names of parameters to include even if they are frozen.
         theta0: a state dict of the reference point (the initialisation, for instance).
         max_samples: read exactly this many samples (the last batch is cut).
         temperature: the output is divided by it before the loss.
-        mode: "eval" (the paper's), or "train", as is right at initialisation: batch norm and dropout while scoring.
-        example_inputs: inputs that show the shape ``gR`` needs, where there is no data.
+        mode: batch norm and dropout while scoring: "eval" (as in the paper), or "train", for untrained networks.
+        example_inputs: inputs that show the shape that ``gR`` needs, if no ``data`` is given.
         progress: True or False; None shows a bar on a terminal, once a sweep has taken two seconds.
-        max_memory: what a sweep may take besides model and data, in bytes or as ``"2GB"``: batches that would take more
-            are run in parts, with the same result; where there is room, graphs are kept for the second sweep, which is
+        max_memory: memory for a sweep, beyond model and data, in bytes or as ``"2GB"``. Batches that would need more
+            are run in parts, with the same result. Where there is room, graphs are kept for the second sweep, which is
             then faster.
         offload: keep the sums of the derivatives on the host, for models whose θ, g and H·g do not fit on the device
             together.
-        autocast: ``torch.bfloat16`` runs the model in mixed precision; sums are in float32 all the same.
-        batch_size: how many samples a batch has, a number or a function of the batch; read off inputs and target where
-            they agree, along ``batch_dim`` or in lists of samples.
-        batch_dim: the axis that samples lie along; a tensor that has not as many has them along its first. As the
-            ``in_dims`` of ``torch.vmap`` it may be nested as the batch is, with None for what all samples share:
-            ``(1, 0)`` for inputs with time first, ``((0, None), 0)`` for a mask beside the inputs, ``{"mask": None}``.
-        reduction: what the loss of a batch is: the ``"mean"`` over its samples, their ``"sum"``, or the mean over the
-            places of the target that are not ignored (``"token"``); or a function of a batch that gives how many its
-            loss is a mean over. The flow is that of the mean over all the data, and
-            so are batches weighed, and parts of one. None reads it off the loss: torch's cross-entropy is a mean over
-            places, by class weights where it has them; the loss that a language model returns is one over tokens, where
-            it is seen to be; a loss set to ``reduction="sum"`` is a sum; all others are taken for means over samples,
-            and where several batches show that one is not, a warning says so.
-        under_masks: of a pruned model, derivatives by what is pruned too: the slope of the loss along a weight that is
-            0 now, by which :func:`~torch_flowprune.regrow` chooses. Without it they are 0 there.
-        check: hold H·g against the change of g along g, on two samples in float64, and warn of the layers where they
-            differ: there an operator hides from autograd what its gradient depends on. None does so from 16 batches
+        autocast: ``torch.bfloat16`` runs the model in mixed precision; sums are in float32.
+        batch_size: how many samples a batch has: a number or a function of the batch. If left out, it is read from
+            inputs and target where they agree, along ``batch_dim`` or in lists of samples.
+        batch_dim: the axis along which samples lie; a tensor without that many axes has them along its first. Like the
+            ``in_dims`` of ``torch.vmap`` it may be nested as the batch is, with None for what all samples share: ``(1,
+            0)`` for inputs with time first, ``((0, None), 0)`` for a mask beside the inputs, ``{"mask": None}``.
+        reduction: how the loss reduces a batch: the ``"mean"`` over its samples, their ``"sum"``, the mean over
+            positions of the target that are not ignored (``"token"``), or a function of a batch that returns how many
+            terms its loss is the mean of. The flow is that of the mean over all the data; batches and their parts are
+            weighted accordingly. None infers it from the loss: torch's cross-entropy is a mean over positions, with
+            class weights if it has them; the loss that a language model returns is a mean over tokens, if it is
+            recognised as one; a loss with ``reduction="sum"`` is a sum; all others count as means over samples, and a
+            warning says so where several batches contradict this.
+        under_masks: for a pruned model, also compute derivatives of pruned weights: the slope of the loss along a
+            weight that is 0 now, by which :func:`~torch_flowprune.regrow` chooses. Without it they are 0 there.
+        check: compare H·g with the change of g along g, on two samples in float64, and warn about layers where they
+            differ, because an operator hides from autograd what its gradient depends on. None checks from 16 batches
             on, where it costs little.
-        probes: how many random vectors ``diagH`` is estimated from, a product with H each; their seed is torch's.
-        unknown: none; a word of another library is answered with the one meant.
+        probes: how many random vectors ``diagH`` is estimated from, with one Hessian-vector product each; the seed is
+            torch's.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Raises:
         ValueError: for empty or one-shot data, a loss that is not one finite number, an unknown name.
 
     See Also:
         :func:`~torch_flowprune.hessian_vector`: H·v along any v.
-        :func:`~torch_flowprune.scores`: measures read off a flow.
+        :func:`~torch_flowprune.scores`: scores computed from a flow.
 
     >>> import torch
     >>> model = nn.Linear(3, 2)

@@ -26,22 +26,23 @@ from torch_flowprune.inputs import (
 def hessian_vector(
     model: nn.Module, data: object, v: Mapping[str, Tensor], **options: Unpack[LossOptions]
 ) -> dict[str, Tensor]:
-    """H·v, exact, for the Hessian H of the mean loss over all the data; the model is left as it was.
+    """The exact Hessian-vector product H·v, for the mean loss over all the data; the model is left as it was.
 
-    One sweep of reverse over reverse. H is that over all parameters that require a gradient and those of ``v``.
+    It takes one sweep over the data (reverse over reverse). H is the Hessian with respect to all parameters that
+    require a gradient, and those of ``v``.
 
     Args:
         model: any module, see :func:`~torch_flowprune.flow`.
         data: what the loss is taken over, see :func:`~torch_flowprune.flow`.
-        v: tensors by parameter name, in the parameters' shapes; a parameter without one counts as 0.
+        v: tensors by parameter name, in the parameters' shapes; parameters that are left out count as 0.
         options: of :func:`~torch_flowprune.flow`: ``loss``, ``closure``, ``max_samples``, ``temperature``, ``mode``,
             ``progress``, ``max_memory``, ``offload``, ``autocast``, ``batch_size``, ``reduction``.
 
     Returns:
-        Tensors by name, one for every parameter that H is over, in float32 or better.
+        Tensors by name, one for every parameter of H, in float32 or better.
 
     Raises:
-        ValueError: for names that the model does not have, and for shapes of another parameter.
+        ValueError: for names that the model does not have, and for shapes that do not fit the parameter.
 
     See Also:
         :func:`~torch_flowprune.flow`: g, H·g and the rest over the same data.

@@ -23,9 +23,9 @@ _BEYOND = {"g2_sample", "Hg"}
 class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types for us
     """Prune while a ``Trainer`` trains, round by round, and resume from its checkpoints.
 
-    A round stands at the start of an epoch, the first of them at epoch ``every_n_epochs``: from a checkpoint that is
-    saved while an epoch ends, in validation or after it, the run then goes on as it would have. The schedule and what
-    was tracked are in the checkpoint, and its masks go on before its weights are loaded.
+    A round prunes at the start of an epoch, the first at epoch ``every_n_epochs``. So a run resumes exactly from a
+    checkpoint that is saved at the end of an epoch, in validation or after it. The checkpoint holds the schedule and
+    the tracked scores. Its masks are applied before its weights are loaded.
 
     Averages (``WeightAveraging``) get the masks of the model after each round. The fraction of zeros is logged as
     ``sparsity``, and by layer as ``sparsity/NAME``.
@@ -33,20 +33,20 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
     Args:
         method: a measure's name or function.
         sparsity: the sparsity after the last round, of all prunable units.
-        amount: instead, what goes in every round of the units that are left.
+        amount: instead of ``sparsity``, what every round prunes of the units that are left.
         rounds: how many rounds.
-        every_n_epochs: how many epochs lie between two rounds, and before the first.
+        every_n_epochs: the number of epochs between two rounds, and before the first.
         granularity: what a unit is.
-        data: what scores are taken over: ``"train"``, a sweep over the training loader, with the loss that
-            ``training_step`` returns; a loader; or None, the gradients of the training itself, averaged since the last
+        data: the data for the scores: ``"train"``, a sweep over the training loader, with the loss that
+            ``training_step`` returns; a loader; or None, which uses the gradients of training, averaged since the last
             round. Measures that read H·g need a sweep.
-        at_end: after the training, ``"keep"`` the masks, ``"remove"`` them (zeros in place), or ``"shrink"`` the model
-            in place.
+        at_end: after training, ``"keep"`` the masks, ``"remove"`` them (zeros in the weights), or ``"shrink"`` the
+            model in place.
         options: further arguments of :class:`~torch_flowprune.Pruner` (``schedule``, ``include``, ``min_keep``,
             ``loss``, ...).
 
     Raises:
-        ValueError, TypeError: for bad arguments; the pruner's own when the training begins.
+        ValueError, TypeError: for bad arguments; those of the pruner are raised when training begins.
 
     >>> callback = FlowPruning("loss_preservation", sparsity=0.8, rounds=4, every_n_epochs=5)
     """

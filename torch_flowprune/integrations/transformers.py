@@ -27,21 +27,21 @@ _AT_END = ("keep", "remove", "shrink")
 
 
 def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> None:
-    """Write a pruned or shrunk model into a folder that :func:`from_pretrained` reads.
+    """Write a pruned or shrunk model to a folder that :func:`from_pretrained` reads.
 
-    A model with masks, or one whose config says its sizes, goes the way of its own ``save_pretrained``: dense names
-    with zeros, the masks beside them, and ``AutoModel.from_pretrained`` reads it too. So it does a shrunk model whose
-    MLPs gave up equally much (``scope="layer"``, heads left out), where a config says such sizes: that is found, and
-    written. Any other is written with its architecture, by :func:`~torch_flowprune.save_shrunk`: there ``AutoModel``
-    raises.
+    A model with masks, or one whose config states its sizes, is written by its own ``save_pretrained``: dense names
+    with zeros, and the masks beside them. ``AutoModel.from_pretrained`` reads it too. This includes a shrunk model
+    whose MLPs all have the same size (``scope="layer"``, heads left out), if a config can state such sizes: they are
+    detected and written. Any other shrunk model is written with its architecture, by
+    :func:`~torch_flowprune.save_shrunk`; ``AutoModel`` raises an error for it.
 
     Args:
         model: a model of transformers.
-        save_directory: the folder; made where there is none.
-        options: those of the model's ``save_pretrained``.
+        save_directory: the folder; created if it does not exist.
+        options: keywords of the model's ``save_pretrained``.
 
     Raises:
-        ShrinkError: where a module was replaced by its exported graph.
+        ShrinkError: if a module was replaced by its exported graph.
     """
     config = model.config if _is_as_its_config_says(model) else None if masks(model) else refitted_config(model)
     if config is not None:
@@ -62,15 +62,18 @@ def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> N
 
 
 def from_pretrained(kind: Any, save_directory: str | Path, **options: Any) -> Any:
-    """The model of a folder that :func:`save_pretrained`, a masked model's own, or a ``Trainer`` wrote, masks and all.
+    """Load a model, with its masks, from a folder of :func:`save_pretrained`.
+
+    A masked model's own ``save_pretrained`` and a ``Trainer`` write such folders too.
 
     Args:
-        kind: its class, or one of transformers' ``Auto`` classes.
+        kind: the model's class, or one of transformers' ``Auto`` classes.
         save_directory: the folder.
-        options: those of ``kind.from_pretrained``; of a model that was shrunk to other sizes than a config says, none.
+        options: keywords of ``kind.from_pretrained``; none for a model that was shrunk to sizes that a config cannot
+            state.
 
     Raises:
-        ValueError: for masks that are not those of the weights beside them, or a file that is damaged.
+        ValueError: for masks that do not belong to the weights beside them, or a damaged file.
     """
     folder = Path(save_directory)
     if not _holds_architecture(folder / _WEIGHTS):
@@ -88,32 +91,32 @@ def from_pretrained(kind: Any, save_directory: str | Path, **options: Any) -> An
 
 
 class FlowPruningCallback(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
-    """Prunes the model that a ``Trainer`` trains, round by round, and goes on where a killed run stopped.
+    """Prune a model in rounds while a ``Trainer`` trains it, also across interruptions.
 
-    After every so many optimizer steps a round of a :class:`~torch_flowprune.Pruner` prunes: by the weights, by the
+    Every ``every_n_steps`` optimizer steps, a :class:`~torch_flowprune.Pruner` prunes one round: by the weights, by the
     gradients of the steps since the last round, or by scores over ``data``. Checkpoints hold dense weights with zeros,
-    the masks, and the pruner's state: ``trainer.train(resume_from_checkpoint=True)`` ends with the weights of a run
-    that was never stopped, and ``AutoModel.from_pretrained`` reads every one of them.
+    the masks, and the pruner's state. ``trainer.train(resume_from_checkpoint=True)`` ends with the weights of an
+    uninterrupted run, and ``AutoModel.from_pretrained`` reads every checkpoint.
 
     Args:
         method: a measure's name or function.
         sparsity: the sparsity after the last round.
         rounds: how many rounds.
         every_n_steps: how many optimizer steps a round takes.
-        every_n_epochs: the same in passes over the training data; one, where neither is given.
-        data: what scores are taken over when a round is due; the gradients of training, where it is left out.
-        at_end: what becomes of the masks after training: ``"keep"``, ``"remove"`` (zeros in the weights), or
-            ``"shrink"``, in place, which takes ``granularity="channel"`` and ``example_inputs``.
-        resume_from: the checkpoint's folder, where it is not in the trainer's ``output_dir``.
-        options: further words of :class:`~torch_flowprune.Pruner` (``schedule``, ``granularity``, ``closure``, ...).
+        every_n_epochs: the same in passes over the training data; 1 if neither is given.
+        data: the data for the scores of each round; if left out, the gradients of training are used.
+        at_end: what happens to the masks after training: ``"keep"``, ``"remove"`` (zeros in the weights), or
+            ``"shrink"``, in place, which needs ``granularity="channel"`` and ``example_inputs``.
+        resume_from: the checkpoint's folder, if it is not in the trainer's ``output_dir``.
+        options: further keywords of :class:`~torch_flowprune.Pruner` (``schedule``, ``granularity``, ``closure``, ...).
 
     Attributes:
-        reports: what each round of this run removed.
-        pruner: the pruner, once training began.
+        reports: the report of each round of this run.
+        pruner: the pruner, after training has begun.
 
     Raises:
-        ValueError: for words that do not go together; when training begins, for more rounds than its steps hold, and on
-            resuming, for a checkpoint without the state of a pruner.
+        ValueError: for keywords that exclude each other; when training begins, for more rounds than fit in its steps;
+            on resuming, for a checkpoint without the state of a pruner.
 
     >>> callback = FlowPruningCallback("taylor", 0.5, rounds=5, every_n_steps=100)
     """

@@ -31,29 +31,29 @@ from torch_flowprune.masking.snapshots import all_or_nothing
 def apply_masks(
     model: nn.Module, masks: Mapping[str, Tensor], *, replace: bool = False, copy: bool = True, **unknown: Never
 ) -> None:
-    """Put masks on a model, by parameter name: bool (True = kept), or packed as ``fp.masks(packed=True)`` gives them.
+    """Apply masks to a model, by parameter name: bool (True = kept), or packed as by ``fp.masks(packed=True)``.
 
-    A parameter already pruned keeps only what both masks keep; with ``replace=True`` these masks are all that there is,
-    and what they keep comes back, with the values that lay under the old ones. All or nothing: everything is checked
-    first, and an error on the way takes back what was done.
+    A parameter that is already pruned keeps only what both masks keep. With ``replace=True`` the new masks replace the
+    old ones, and weights that only the new masks keep come back with their old values. All or nothing: everything is
+    checked first, and an error undoes the changes.
 
     Args:
         model: any module; masked in place.
         masks: by parameter name, each in the parameter's shape.
-        replace: these masks take the place of those that are there.
-        copy: False gives the masks away: the model keeps them themselves where they fit.
-        unknown: none; a word of another library is answered with the one meant.
+        replace: whether these masks replace the existing ones.
+        copy: with False, the model keeps these mask tensors without copying them, where they fit.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Of a sharded model every rank makes the same call, with whole masks or with shards of them. There the values under a
     mask are gone, and what comes back is zero.
 
     Raises:
         ValueError: for an unknown name, a mask of another shape or dtype, or a parameter that cannot carry a mask.
-        TypeError: for a mask that is no tensor.
+        TypeError: for a mask that is not a tensor.
 
     See Also:
         :func:`~torch_flowprune.masks`: the masks of a model.
-        :func:`~torch_flowprune.remove`: to make them permanent.
+        :func:`~torch_flowprune.remove`: makes masks permanent.
 
     >>> layer = nn.Linear(2, 2)
     >>> apply_masks(layer, {"weight": torch.tensor([[True, False], [True, True]])})

@@ -28,8 +28,9 @@ from torch_flowprune.masking.states import masks_on
 def remove(model: nn.Module) -> nn.Module:
     """Make every mask permanent: parameters get their names and order back, with zeros where they were pruned.
 
-    Works for this package's and for torch's pruning alike; a model that is not pruned stays as it is. The zeros are
-    values from here on: training moves them. No code of the model's runs, and all is checked before anything changes.
+    This works for this package's and for torch's pruning. A model that is not pruned stays as it is. The zeros are then
+    ordinary values that training changes. No code of the model runs, and everything is checked before anything is
+    changed.
 
     Args:
         model: any module; changed in place.
@@ -38,10 +39,10 @@ def remove(model: nn.Module) -> nn.Module:
         The model.
 
     Raises:
-        ValueError: where zeros in a parameter would not do what its mask does; the model is as it was.
+        ValueError: if zeros in a parameter would not have the effect of its mask; the model is as it was.
 
     See Also:
-        :func:`~torch_flowprune.shrink`: to remove channels physically.
+        :func:`~torch_flowprune.shrink`: removes pruned channels.
         :func:`~torch_flowprune.export_ready`: a copy without masks, checked equal.
 
     >>> import torch, torch_flowprune as fp

@@ -17,23 +17,23 @@ from torch_flowprune.torch_internals import tree_leaves
 
 
 def export_ready(model: nn.Module, example_inputs: Any = None, **unknown: Never) -> nn.Module:
-    """A copy of the model with its masks made permanent, checked to be equal: what to quantise, script or export.
+    """A copy of the model with its masks made permanent, checked to be equal, to quantise, script or export.
 
-    Tools that go by a module's exact class, by its code or by the names of its tensors take a masked layer for
-    something else: quantisation leaves it in float, TorchScript refuses it, exporters keep the mask in the graph. The
-    copy is of ordinary modules, with zeros; the model goes on training.
+    Some tools look at a module's exact class, its code or the names of its tensors, and do not recognise a masked
+    layer: quantisation leaves it in float, TorchScript refuses it, and exporters keep the mask in the graph. The copy
+    has ordinary modules with zeros. You can continue to train the model.
 
     Args:
         model: any module, pruned by this package or by torch's own functions; it stays as it is.
-        example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of them. Where given,
+        example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of them. If given,
             outputs in eval mode are compared too.
-        unknown: none; a word of another library is answered with the one meant.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Returns:
         The copy, in the train or eval mode of the model.
 
     Raises:
-        ValueError: where masks cannot be made permanent, see :func:`~torch_flowprune.remove`, or the copy differs.
+        ValueError: if masks cannot be made permanent, see :func:`~torch_flowprune.remove`, or if the copy differs.
 
     >>> import torch_flowprune as fp
     >>> layer = nn.Linear(4, 2)

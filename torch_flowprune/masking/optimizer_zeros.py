@@ -50,34 +50,34 @@ def keep_zeros(
 ) -> RemovableHandle:
     """Hold pruned entries at exactly 0, in the parameters and in the optimizer's state, now and after every step.
 
-    Without it a masked model computes the same, but momentum and weight decay move what lies under the mask; and after
-    :func:`~torch_flowprune.remove` training revives zeros. What is held is the latest mask of each parameter, whatever
-    put it on: of rounds that come later too, and after ``remove``. So it may be called before the first prune.
+    Without it a masked model computes the same, but momentum and weight decay change the values under the mask, and
+    after :func:`~torch_flowprune.remove` training changes the zeros. The latest mask of each parameter holds, whatever
+    applied it, also from later rounds and after ``remove``. So you can call it before the first pruning.
 
     Zeros are written after a step that follows a change of masks, parameters or optimizer states; once two steps have
-    moved none of them, after every hundredth. Of parameters whose masks were made permanent, after every step.
+    changed none of them, after every hundredth step. For parameters whose masks were made permanent, they are written
+    after every step.
 
-    Optimizers that look at a whole parameter (the norms of LAMB, LARS and Adafactor, adaptive clipping) count what lies
-    under the mask. From the first step on they count zeros.
+    Optimizers that read a whole parameter (the norms of LAMB, LARS and Adafactor, adaptive clipping) also read the
+    values under the mask. From the first step on, these are zeros.
 
     Args:
-        model: the model, pruned or not yet.
+        model: the model, pruned or not.
         optimizer: any optimizer over its parameters, or a wrapper around one, such as accelerate's, Lightning's,
             fastai's or timm's ``Lookahead``.
-        masks: what to hold besides the model's own masks, by parameter name: the way to hold zeros of a model whose
-            masks were made permanent before.
-        unknown: none; a word of another library is answered with the one meant.
+        masks: further masks to hold, by parameter name, for a model whose masks were made permanent before.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Returns:
-        A handle: ``handle.remove()`` ends it. A copied or loaded optimizer has no hooks: call this again.
+        A handle: ``handle.remove()`` ends it. A copied or loaded optimizer has no hooks, so call this again for it.
 
     Raises:
         ValueError: if a mask does not fit its parameter.
         TypeError: if the optimizer has no ``step``.
 
     See Also:
-        :func:`~torch_flowprune.sync_masks`: averages of the model.
-        :func:`~torch_flowprune.regrow`: to let weights come back.
+        :func:`~torch_flowprune.sync_masks`: gives masks to averages of the model.
+        :func:`~torch_flowprune.regrow`: lets weights come back.
 
     >>> import torch, torch_flowprune as fp
     >>> layer = nn.Linear(4, 2)

@@ -29,25 +29,25 @@ def report(
     coupling: Coupling | None = None,
     **unknown: Never,
 ) -> Report:
-    """How sparse a model is, layer by layer: one that was loaded, or that others pruned. It is left as it was.
+    """How sparse a model is, layer by layer, also a loaded one or one that other code pruned. It is left as it was.
 
-    A unit is gone where its layer's mask leaves nothing of it, and in a layer without a mask, where all of it is
-    exactly zero.
+    A unit counts as pruned if its layer's mask removes all of it or, in a layer without a mask, if all of it is exactly
+    zero.
 
     Args:
         model: any module, pruned by this package, by torch, or made of zeros.
         granularity: what is counted: ``"weight"``, ``"filter"``, ``"n:m"`` or ``"channel"``.
-        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`; by
-            default with all other matrices that wear a mask (experts, embeddings).
-        example_inputs, coupling: for channels, an example of what the model is called with, or what
-            :func:`~torch_flowprune.couple` gives.
-        unknown: none; a word of another library is answered with the one meant.
+        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`; by default also
+            all other matrices that have a mask (experts, embeddings).
+        example_inputs, coupling: for channels, an example of what the model is called with, or the result of
+            :func:`~torch_flowprune.couple`.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Raises:
-        ValueError, TypeError: for bad arguments, as :func:`~torch_flowprune.global_prune` has them.
+        ValueError, TypeError: for bad arguments, as in :func:`~torch_flowprune.global_prune`.
 
     See Also:
-        :func:`~torch_flowprune.global_prune`: returns the like.
+        :func:`~torch_flowprune.global_prune`: returns such a report.
 
     >>> import torch, torch_flowprune as fp
     >>> layer = nn.Linear(4, 2)

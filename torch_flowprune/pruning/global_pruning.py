@@ -61,75 +61,76 @@ def global_prune(
     round_to: int = 1,
     **unknown: Never,
 ) -> Report:
-    """Prune the units of lowest score over the whole model, in place.
+    """Prune the units with the lowest scores over the whole model, in place.
 
-    Exactly ``round(sparsity · n)`` of the n prunable units are gone afterwards, ties broken in model order. What was
-    pruned before stays pruned and counts. An error leaves the model as it was.
+    After the call, exactly ``round(sparsity · n)`` of the n prunable units are pruned, with ties broken in model order.
+    Units that were pruned before stay pruned and count. An error leaves the model as it was.
 
     Args:
-        model: any module; pruned in place. Of a ``DistributedDataParallel`` model every rank makes the same call, and
-            all get the same masks.
+        model: any module; pruned in place. With ``DistributedDataParallel``, make the same call on every rank; all
+            ranks get the same masks.
         method: a measure's name (``"loss_preservation"``) or a function of rows.
-        sparsity: the share of all prunable units that is gone after the call, from 0 to 1; for ``"n:m"`` it follows
-            from the pattern.
-        amount: instead of ``sparsity``, torch's meaning: a fraction of what is left (float) or a number of units (int).
-        granularity: ``"weight"`` (if left out), ``"filter"``, ``"n:m"`` such as ``"2:4"``, or ``"channel"``: coupled
-            channels, which :func:`~torch_flowprune.shrink` then removes physically.
-        allocation: how sparsity is shared out over the layers, see :doc:`/guide/allocation`: ``"global"``, one ranking
+        sparsity: the fraction of all prunable units that are pruned after the call, from 0 to 1; for ``"n:m"`` it
+            follows from the pattern.
+        amount: instead of ``sparsity``, as in torch: a fraction of the units that are left (float) or a number of units
+            (int).
+        granularity: what a unit is: ``"weight"`` (the default), ``"filter"``, ``"n:m"`` such as ``"2:4"``, or
+            ``"channel"``: coupled channels, which :func:`~torch_flowprune.shrink` can then remove.
+        allocation: how sparsity is distributed over the layers, see :doc:`/guide/allocation`: ``"global"``, one ranking
             over all of them; ``"layer"``, every layer to the same sparsity; ``"row"``, every output of every layer;
             ``"isomorphic"``, one ranking for each kind of layer; ``"er"`` and ``"erk"``, by the layers' shapes;
             ``"lamp"``, one ranking of scores relative to those above them in their layer; a mapping of name globs to
             sparsities; or a function of ``(layers, sparsity)``.
-        scope: a shorter name for the first three.
+        scope: a short form of ``allocation``, for its first three values.
         normalize: what a layer's scores are divided by before layers are ranked together: their ``"mean"``, ``"max"``
-            or ``"l2"`` norm; ``"lamp"`` divides a score's square by the sum of those not lower. None ranks them as
-            they are, as the paper does. By default ``magnitude`` and ``l1`` rank channels over their layer's mean and
-            filters by LAMP; all else is ranked as it is.
-        data, loss, closure, theta0, max_samples, temperature, mode, progress, max_memory, offload, autocast: what the
-            scores are taken over, and with what, see :func:`~torch_flowprune.flow`.
+            or ``"l2"`` norm. ``"lamp"`` divides a score's square by the sum of the squares that are not lower. None
+            ranks raw scores, as the paper does. By default ``magnitude`` and ``l1`` divide scores of channels by their
+            layer's mean and rank filters by LAMP; all other scores are ranked raw.
+        data, loss, closure, theta0, max_samples, temperature, mode, progress, max_memory, offload, autocast: how scores
+            are computed, and from which data, see :func:`~torch_flowprune.flow`.
         batch_size, batch_dim, reduction, check, probes: how batches are counted and weighed, whether H·g is checked,
             and how many random probes ``obd`` takes, see :func:`~torch_flowprune.flow`.
-        unknown: none; a word of another library is answered with the one meant.
+        unknown: no other keyword is accepted; the error names the one meant.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`.
-        min_keep: how many units every layer keeps at least: a number (int), a fraction of the layer (float), or a
-            mapping of name globs to these. One, for filters and channels, unless 0 is given.
-        max_sparsity: the largest share of a layer that may be gone: a number, or a mapping of name globs to numbers.
-        rounds: prune in this many steps, one if left out, scoring anew before each.
+        min_keep: the least that every layer keeps: a number of units (int), a fraction of the layer (float), or a
+            mapping of name globs to these. For filters and channels the default is 1; 0 allows empty layers.
+        max_sparsity: the highest sparsity of any layer: a number, or a mapping of name globs to numbers.
+        rounds: the number of steps to prune in, with new scores before each; 1 if left out.
         schedule: the sparsity after each round: ``"exponential"``, ``"linear"``, ``"cubic"``, ``"paper"``, a function
             of ``(rounds, start, target)``, or the sparsities themselves, ``[0.5, 0.75, 0.9]``.
-        generator: the source of randomness for ``random``; torch's global one if left out, which goes on.
-        scores: scores computed earlier, by parameter name or ``(module, name)``: no sweep is made, and no ``method`` is
+        generator: the random generator for ``random``; if left out, torch's global generator, which then advances.
+        scores: scores computed earlier, by parameter name or ``(module, name)``. No data is read, and no ``method`` is
             needed.
-        example_inputs: inputs that show the shapes that ``synflow`` and channels need, where there is no data.
+        example_inputs: inputs that show the shapes that ``synflow`` and channels need, if no ``data`` is given.
         scored_by: for channels, which of the coupled slices a measure reads: ``"producer"``, ``"consumer"``,
             ``"group"``, ``"norm"`` or ``"scale"``.
-        coupling: for channels, what :func:`~torch_flowprune.couple` gives, or written by hand: the model is not read
-            again, and needs no ``example_inputs``.
-        cost: what ``sparsity`` and ``amount`` are shares of: ``"units"``, or for channels the ``"parameters"``,
-            ``"flops"``, ``"memory"`` or ``"latency"`` of the whole model, see :doc:`/guide/allocation`; a
-            :class:`LatencyTable` keeps what was measured. The units of lowest score then go, as few as bring what
-            ``shrink`` leaves down to the target; every group keeps one.
-        at_most: for channels, what the model may cost in the end, whatever its share: ``{"latency": 12.5}``
-            (milliseconds), ``{"memory": 50e6}`` (bytes), ``{"flops": 1e9, "parameters": 2e6}`` (both are met). Beside
-            ``sparsity`` all targets are met, and ``cost`` says what ``sparsity`` is of.
-        round_to: for filters and channels, what the number that a layer keeps is a multiple of (8 for tensor cores).
-            The count is then met as nearly as the multiple allows.
+        coupling: for channels, the result of :func:`~torch_flowprune.couple`, or a coupling written by hand: the model
+            is then not read again, and needs no ``example_inputs``.
+        cost: what ``sparsity`` and ``amount`` are fractions of: ``"units"``, or for channels the ``"parameters"``,
+            ``"flops"``, ``"memory"`` or ``"latency"`` of the whole model, see :doc:`/guide/allocation`. A
+            :class:`LatencyTable` keeps the measured latencies. With a cost, the units of lowest score are pruned until
+            the model that ``shrink`` leaves meets the target. Every group keeps at least one.
+        at_most: for channels, absolute budgets for the smaller model: ``{"latency": 12.5}`` (milliseconds),
+            ``{"memory": 50e6}`` (bytes), ``{"flops": 1e9, "parameters": 2e6}`` (both are met). With ``sparsity``, all
+            targets are met, and ``cost`` says what ``sparsity`` is a fraction of.
+        round_to: for filters and channels, every layer keeps a multiple of this number (8 for tensor cores). The count
+            is then met as nearly as the multiple allows.
 
     Returns:
-        What was removed, where, and what it was predicted to cost.
+        What was pruned, where, and the predicted change of the loss.
 
     Raises:
-        ValueError, TypeError: for bad arguments, naming what was expected, what was found and the way out; before the
-        model is touched.
+        ValueError, TypeError: for bad arguments, before the model is changed. The message says what was expected, what
+            was found, and how to fix it.
 
     Warns:
         LayerCollapseWarning: if a layer lost its last unit.
-        TiedScoresWarning: if the order of the layers decided more than the scores did.
+        TiedScoresWarning: if many units tie with the last pruned one, so that model order decided.
 
     See Also:
-        :class:`~torch_flowprune.Pruner`: the same in a training loop, round by round.
-        :func:`~torch_flowprune.compare`: which measure to take.
-        :func:`~torch_flowprune.shrink`: to remove pruned channels physically.
+        :class:`~torch_flowprune.Pruner`: the same in rounds, in a training loop.
+        :func:`~torch_flowprune.compare`: which measure to use.
+        :func:`~torch_flowprune.shrink`: removes the pruned channels.
 
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> report = global_prune(model, "magnitude", sparsity=0.5)

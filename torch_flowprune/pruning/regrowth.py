@@ -38,34 +38,35 @@ def regrow(
     generator: torch.Generator | None = None,
     **unknown: Never,
 ) -> dict[str, int]:
-    """Let pruned weights come back, exactly as many as are asked for, each with the value 0.
+    """Unmask pruned weights, exactly as many as requested, each with the value 0.
 
-    What dynamic sparse training does after it has dropped weights: by the gradient that they would have (RigL), or at
-    random (SET). Of each layer its own share grows, the highest first, of equal ones the first. Filters come back
-    with ``fp.apply_masks(model, masks, replace=True)``.
+    This is the growth step of dynamic sparse training, after weights were dropped: by the gradient that the weights
+    would have (RigL), or at random (SET). In each layer, the weights with the highest values come back; ties are broken
+    in order. Filters come back with ``fp.apply_masks(model, masks, replace=True)``.
 
     Args:
-        model: a model with masks on single weights; all of it grows, or nothing.
-        fraction: how much comes back of what is pruned in each layer: a fraction (float) or a number (int), or
-            either by parameter name.
-        by: ``"gradient"``, ``"random"``, or a function such as a measure is (``lambda g: ...``), whose highest grow.
-            It is given one row a weight: ``g``, ``Hg`` and the like as ``fp.flow(under_masks=True)`` has them, and
-            ``theta``, which is 0 where a weight is pruned.
-        data, loss, closure, max_samples, mode: what the gradient is taken over, see :func:`~torch_flowprune.flow`.
-        optimizer: one, or several, that go on training the model: what they remember of the weights that grow
-            (momentum, squares) becomes 0.
-        generator: the source of randomness for ``"random"``.
-        unknown: none; a word of another library is answered with the one meant.
+        model: a model with masks on single weights; all layers are changed, or none.
+        fraction: how many of each layer's pruned weights come back: a fraction (float) or a number (int), or either by
+            parameter name.
+        by: ``"gradient"``, ``"random"``, or a function like a measure (``lambda g: ...``), whose highest values come
+            back. It gets one row per weight: ``g``, ``Hg`` and others from ``fp.flow(under_masks=True)``, and
+            ``theta``, which is 0 for pruned weights.
+        data, loss, closure, max_samples, mode: how the gradient is computed, and from which data, see
+            :func:`~torch_flowprune.flow`.
+        optimizer: one or several optimizers of the model: their state (momentum, squares) of regrown weights is set to
+            0.
+        generator: the random generator for ``"random"``.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Returns:
         How many weights came back, by parameter name.
 
     Raises:
-        ValueError, TypeError: for bad arguments, a model that is not pruned, more than is pruned, scores that are not
-            finite. The model is then as it was.
+        ValueError, TypeError: for bad arguments, a model that is not pruned, more weights than are pruned, or scores
+            that are not finite. The model is then as it was.
 
     See Also:
-        :class:`~torch_flowprune.Pruner`: drops and prunes in rounds.
+        :class:`~torch_flowprune.Pruner`: prunes in rounds.
 
     >>> import torch_flowprune as fp
     >>> layer, batch = nn.Linear(8, 4), (torch.randn(16, 8), torch.randint(4, (16,)))

@@ -17,20 +17,20 @@ from torch_flowprune.scoring import Candidates, PrunableUnits
 
 
 class GroupLasso:
-    """strength · Σ √n · ‖θ_unit‖₂ over coupled channels, n the number of a channel's weights: added to the loss.
+    """A penalty for the loss: strength · Σ √n · ‖θ_unit‖₂ over coupled channels, n the number of a channel's weights.
 
-    The gradient has the same length however small a channel is, so that whole channels go to zero. With
-    ``scored_by="scale"`` it is over γ of the channels' norms alone: the ℓ1 penalty of network slimming.
+    The gradient has the same length however small a channel is, so whole channels are driven to zero. With
+    ``scored_by="scale"`` the sum is over γ of the channels' norms: the ℓ1 penalty of network slimming.
 
     Args:
-        coupling: what :func:`~torch_flowprune.couple` gives for the model that trains.
-        strength: the factor; a tensor or a number, and an attribute that may be set anew while training.
+        coupling: the result of :func:`~torch_flowprune.couple` for the model that trains.
+        strength: the factor, a tensor or a number; you can change this attribute during training.
         scored_by: which weights of a channel: ``"group"``, all that is coupled to it; ``"producer"``, those that
             compute it; ``"norm"``, γ and β of its norms; ``"scale"``, γ alone.
-        exclude: name globs, module types or modules of producers whose channels are left alone.
+        exclude: name globs, module types or modules of producers whose channels are not penalised.
 
     Raises:
-        ValueError: where it is called, for a model that the coupling does not fit.
+        ValueError: when called with a model that the coupling does not fit.
 
     Source: Yuan & Lin 2006 (the group lasso); Liu et al. 2017 (network slimming, γ alone).
 
@@ -53,7 +53,7 @@ class GroupLasso:
         self._known: WeakKeyDictionary[nn.Module, Candidates] = WeakKeyDictionary()
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """The penalty of the model as it is, differentiable."""
+        """The penalty of the current model, differentiable."""
         model = unwrapped(model)
         if model not in self._known:
             self._known[model] = self._units.of(model, FlowSource())
@@ -65,20 +65,21 @@ class GroupLasso:
 
 
 class GrowingDecay:
-    """strength / 2 · Σ θ² over the weights that a mask would remove, with a strength that :meth:`step` raises.
+    """A penalty: strength / 2 · Σ θ² over the weights that a mask would remove; :meth:`step` raises the strength.
 
-    What will be pruned is chosen first and brought to zero slowly, while the rest of the model takes its place.
+    The weights to prune are chosen first and brought to zero slowly, while the rest of the model adapts.
 
     Args:
-        masks: by parameter name, True where a weight stays: those of a pruned copy (``fp.masks(copy)``), say.
+        masks: by parameter name, True where a weight is kept, for example the masks of a pruned copy
+            (``fp.masks(copy)``).
         by: what each :meth:`step` adds to the strength.
-        most: the strength at which it stops.
+        most: the highest strength.
 
     Attributes:
-        strength: the factor now; it begins at 0.
+        strength: the current factor; it begins at 0.
 
     Raises:
-        ValueError: where it is called, for masks that do not fit the model.
+        ValueError: when called with a model that the masks do not fit.
 
     Source: Wang et al. 2021, "Neural Pruning via Growing Regularization".
 
@@ -96,7 +97,7 @@ class GrowingDecay:
         self.masks, self.by, self.most, self.strength = dict(masks), by, most, 0.0
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """The penalty of the model as it is, differentiable."""
+        """The penalty of the current model, differentiable."""
         model = unwrapped(model)
         fitting = all_fitting(parameters_of(model), self.masks)
         used = _used(model, set(fitting))
@@ -104,7 +105,7 @@ class GrowingDecay:
         return torch.stack([part.to(parts[0].device) for part in parts]).sum() * (self.strength / 2)
 
     def step(self) -> None:
-        """Raise the strength, after so many optimizer steps as you like."""
+        """Raise the strength; call it after as many optimizer steps as you like."""
         self.strength = min(self.strength + self.by, self.most)
 
 

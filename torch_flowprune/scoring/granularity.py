@@ -127,7 +127,7 @@ class Blocks:
 
 
 def parse_granularity(granularity: Granularity) -> Callable[[Target], Units]:
-    """From the word a user gives to the cut of each parameter.
+    """Resolve a ``granularity`` argument to the way each parameter is cut into units.
 
     Args:
         granularity: ``"weight"``, ``"filter"`` (slices along the output axis), ``"n:m"``, an object with ``rows`` and
@@ -135,7 +135,7 @@ def parse_granularity(granularity: Granularity) -> Callable[[Target], Units]:
             returns one.
 
     Raises:
-        ValueError: for any other word.
+        ValueError: for any other value.
     """
     if isinstance(granularity, str):
         return _named(granularity)

@@ -79,30 +79,30 @@ def scores(
 
     Args:
         model: any module.
-        method: a measure's name, a function of rows, or a list of them: all are read from one flow, and a dict by name
-            comes back.
+        method: a measure's name, a function of rows, or a list of them. A list is scored from one flow, and the result
+            is a dict by name.
         data: what the flow reads, see :func:`~torch_flowprune.flow`; ``magnitude``, ``l1``, ``random`` need none.
-        granularity: ``"weight"``, ``"filter"``, ``"n:m"`` or ``"channel"``; names of scores are then those of the
+        granularity: ``"weight"``, ``"filter"``, ``"n:m"`` or ``"channel"``; for channels, scores have the names of the
             coupled groups.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`.
         loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress, max_memory, offload, autocast:
-            what is differentiated, and with what, see :func:`~torch_flowprune.flow`.
+            how the flow is computed, see :func:`~torch_flowprune.flow`.
         batch_size, batch_dim, reduction, check, probes: how batches are counted and weighed, whether H·g is checked,
             and how many random probes ``obd`` takes, see :func:`~torch_flowprune.flow`.
-        unknown: none; a word of another library is answered with the one meant.
+        unknown: no other keyword is accepted; the error names the one meant.
         scored_by: for channels: ``"producer"`` (the paper's), ``"group"``, ``"norm"`` or ``"scale"``, see
             :func:`~torch_flowprune.scoring.channel_candidates.channel_candidates`.
-        coupling: for channels, what :func:`~torch_flowprune.couple` gives, or written by hand: the model is not read
-            again, and needs no ``example_inputs``.
-        generator: the source of randomness for ``random``; torch's global one if left out, which goes on.
+        coupling: for channels, the result of :func:`~torch_flowprune.couple`, or a coupling written by hand: the model
+            is then not read again, and needs no ``example_inputs``.
+        generator: the random generator for ``random``; if left out, torch's global generator, which then advances.
 
     Raises:
-        ValueError, TypeError: for anything unknown, missing or not finite, naming it.
+        ValueError, TypeError: for anything unknown, missing or not finite; the message names it.
 
     See Also:
         :func:`~torch_flowprune.compare`: measures side by side.
-        :func:`~torch_flowprune.flow`: the derivatives that the scores are made of.
-        :func:`~torch_flowprune.global_prune`: prunes by them: ``scores=``.
+        :func:`~torch_flowprune.flow`: the derivatives that the scores are computed from.
+        :func:`~torch_flowprune.global_prune`: prunes by scores, with ``scores=``.
 
     >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
     >>> scores(model, "magnitude")["0.weight"].shape
@@ -142,17 +142,17 @@ def scores(
 def importance_scores(
     model: nn.Module, method: str | Measure = "magnitude", data: object = None, **options: Unpack[ScoreOptions]
 ) -> dict[Pair, Tensor]:
-    """Scores of single weights as ``prune.global_unstructured`` takes them, by ``(module, name)``.
+    """Scores of single weights by ``(module, name)``, for ``prune.global_unstructured``.
 
-    Give them to ``prune.global_unstructured`` with one of this package's classes: torch's ``L1Unstructured`` would
+    Pass them to ``prune.global_unstructured`` with one of this package's classes: torch's ``L1Unstructured`` would
     prune by their absolute value.
 
     Args:
         model: any module; left as it was.
         method: a measure's name or a function of rows.
         data: what the flow reads, see :func:`~torch_flowprune.flow`; ``magnitude``, ``l1``, ``random`` need none.
-        options: of :func:`~torch_flowprune.scores`: what is differentiated (``loss``, ``closure``, ...), and of which
-            parameters (``include``, ``exclude``, ...).
+        options: keywords of :func:`~torch_flowprune.scores`: what is differentiated (``loss``, ``closure``, ...), and
+            which parameters are scored (``include``, ``exclude``, ...).
 
     >>> model = nn.Linear(3, 2)
     >>> importance_scores(model)[(model, "weight")].shape

@@ -15,11 +15,11 @@ _ABOUT_LAYERS = ("name", "shape")
 
 
 def resolve(method: str | Measure) -> Measure:
-    """The measure that a name, an alias or a function stands for.
+    """Resolve a measure from its name, an alias or a function.
 
     Raises:
-        ValueError: for an unknown name, with the nearest known ones, or a function that asks for something the flow
-        does not have.
+        ValueError: for an unknown name (the message has the nearest known ones), or for a function with a parameter
+            that the flow does not have.
         TypeError: for anything that is neither.
 
     >>> resolve("snip") is MEASURES["loss_preservation"]

@@ -22,7 +22,7 @@ holds one score per unit, shape ``(..., unit)``; the lowest scores are pruned an
 later. A single weight is a unit of one element. Any function of this shape, yours included, can be passed wherever a
 measure's name can; yours may ask for ``name`` and ``shape`` too, the parameter's.
 
-Where the absolute value stands, inside or outside the sum, is what tells several measures apart: read the formulas.
+Several measures differ only in where they take the absolute value, inside or outside the sum: read the formulas.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Measure: TypeAlias = Callable[..., Tensor]
 
 
 def magnitude(theta: Rows) -> UnitScores:
-    """‖θ‖₂, the zeroth-order measure: the square root of the norm whose motion the other measures read.
+    """‖θ‖₂, the zeroth-order measure; the other measures read how its square changes.
 
     Source: Lubana & Dick 2021 (``mag_based``); Han et al. 2015 on weights.
 
@@ -71,7 +71,7 @@ def loss_preservation(theta: Rows, g: Rows) -> UnitScores:
 
 
 def taylor(theta: Rows, g: Rows) -> UnitScores:
-    """|Σ θ g|: the size of the first-order change of the loss when the whole unit goes.
+    """|Σ θ g|: the size of the first-order change of the loss when the whole unit is removed.
 
     Source: Molchanov et al., ICLR 2017 (``tfo``).
 
@@ -82,7 +82,7 @@ def taylor(theta: Rows, g: Rows) -> UnitScores:
 
 
 def biased_loss_preservation(theta: Rows, g: Rows) -> UnitScores:
-    """Σ|θ|·|θ g|: loss preservation biased towards removing what is small.
+    """Σ|θ|·|θ g|: loss preservation biased towards removing small weights.
 
     Source: Lubana & Dick 2021 (``biased_loss``).
 
@@ -93,7 +93,7 @@ def biased_loss_preservation(theta: Rows, g: Rows) -> UnitScores:
 
 
 def distance_biased_loss_preservation(theta: Rows, theta0: Rows, g: Rows) -> UnitScores:
-    """Σ|θ−θ₀|·|θ g|: loss preservation biased towards removing what training has moved little.
+    """Σ|θ−θ₀|·|θ g|: loss preservation biased towards removing weights that training has moved little.
 
     Source: the code of Lubana & Dick 2021 (``biased_loss`` with ``use_init``).
 
@@ -105,7 +105,7 @@ def distance_biased_loss_preservation(theta: Rows, theta0: Rows, g: Rows) -> Uni
 
 
 def gradient_norm_increase(theta: Rows, Hg: Rows) -> UnitScores:
-    """Σ θ·Hg, signed: half the first-order *fall* of ‖g‖² when the unit goes, so the lowest raise ‖g‖² most.
+    """Σ θ·Hg, signed: half the first-order *decrease* of ‖g‖² when the unit is removed; the lowest raise ‖g‖² most.
 
     With logits divided by T = 200 this is GraSP. Source: Lubana & Dick 2021 (``grasp``); Wang et al., ICLR 2020.
 
@@ -116,7 +116,7 @@ def gradient_norm_increase(theta: Rows, Hg: Rows) -> UnitScores:
 
 
 def gradient_norm_preservation(theta: Rows, Hg: Rows) -> UnitScores:
-    """|Σ θ·Hg|, the second-order measure: the lowest change ‖g‖² least.
+    """|Σ θ·Hg|, the second-order measure: the units with the lowest scores change ‖g‖² least.
 
     Source: Lubana & Dick 2021 (``grad_preserve``).
 
@@ -158,11 +158,10 @@ def random(theta: Rows, generator: torch.Generator) -> UnitScores:
 
 
 def synflow(theta: Rows, gR: Rows) -> UnitScores:
-    """Σ|θ ∂R/∂θ| for R, the summed output of the network with every parameter by absolute value, on ones.
+    """Σ|θ ∂R/∂θ| for R, the summed output of the network with absolute values of all parameters, on an input of ones.
 
-    No data, no labels. Dead filters with ReLU in front of batch norm score highest: their running variance is 0, and R
-    is multiplied by 1/√ε.
-    Source: Tanaka et al., NeurIPS 2020.
+    It needs no data and no labels. Dead filters with ReLU in front of batch norm score highest: their running variance
+    is 0, so R is multiplied by 1/√ε. Source: Tanaka et al., NeurIPS 2020.
 
     >>> synflow(torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 1.0]]))
     tensor([5.])
@@ -171,9 +170,9 @@ def synflow(theta: Rows, gR: Rows) -> UnitScores:
 
 
 def wanda(theta: Rows, x2: Rows) -> UnitScores:
-    """Σ|θ|·√E[x²]: each weight by the size of what it passes on. No labels, no backward.
+    """Σ|θ|·√E[x²]: each weight times the size of its input. It needs no labels and no backward pass.
 
-    With ``allocation="row"`` it is the published method. Source: Sun et al., ICLR 2024.
+    With ``allocation="row"`` this is the published method. Source: Sun et al., ICLR 2024.
 
     >>> wanda(torch.tensor([[1.0, -2.0]]), torch.tensor([[9.0, 4.0]]))
     tensor([7.])
@@ -182,9 +181,9 @@ def wanda(theta: Rows, x2: Rows) -> UnitScores:
 
 
 def reconstruction(theta: Rows, x2: Rows) -> UnitScores:
-    """Σ θ²·E[x²]: the diagonal of the error that removal makes in the layer's output, in the mean square.
+    """Σ θ²·E[x²]: the diagonal part of the mean squared error in the layer's output when the unit is removed.
 
-    Of several weights it leaves out how their inputs go together. Source: Dong et al., NeurIPS 2017.
+    It ignores correlations between the inputs of a unit's weights. Source: Dong et al., NeurIPS 2017.
 
     >>> reconstruction(torch.tensor([[1.0, -2.0]]), torch.tensor([[9.0, 4.0]]))
     tensor([25.])
@@ -195,7 +194,7 @@ def reconstruction(theta: Rows, x2: Rows) -> UnitScores:
 def obd(theta: Rows, diagH: Rows) -> UnitScores:
     """½ Σ θ²·diag H: optimal brain damage, the second-order change of the loss at a minimum, signed.
 
-    The diagonal is estimated by random probes (``probes=``), with an error in the flow. Source: LeCun et al., NeurIPS
+    The diagonal is estimated by random probes (``probes=``); the flow holds its error. Source: LeCun et al., NeurIPS
     1989; the probes, Bekas et al. 2007.
 
     >>> obd(torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, -1.0]]))

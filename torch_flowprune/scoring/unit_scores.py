@@ -24,7 +24,7 @@ def units_of(scores: Tensor) -> str | None:
 
 
 class Scores(Mapping[str, Tensor], InNotebooks):
-    """One score a unit, by parameter name: what :func:`scores` returns and ``global_prune(scores=...)`` takes.
+    """One score per unit, by parameter name: what :func:`scores` returns and ``global_prune(scores=...)`` accepts.
 
     A mapping: 1-d tensors by parameter name, in model order.
 
@@ -71,7 +71,7 @@ class Scores(Mapping[str, Tensor], InNotebooks):
         return Table(header, [_row(name, value) for name, value in self.items() if value.numel()])
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a safetensors file; the measure and the granularity travel in its metadata."""
+        """Write a safetensors file, with the measure and the granularity in its metadata."""
         about = {"method": self.method, "granularity": self.granularity, "names": list(self)}
         write_tensors(path, dict(self), about)
 
@@ -80,7 +80,7 @@ class Scores(Mapping[str, Tensor], InNotebooks):
         """Read what :meth:`save` wrote.
 
         Raises:
-            ValueError: for a file of another kind, or a damaged one.
+            ValueError: for a file of another kind or a damaged file.
         """
         tensors, about = read_tensors(path, "scores", "Scores.save")
         words, names = [about.get("method"), about.get("granularity")], about.get("names")

@@ -21,12 +21,12 @@ COUNTED = ("parameters", "flops")
 
 @dataclass(frozen=True)
 class Size:
-    """What a model costs.
+    """The size of a model.
 
     Attributes:
-        parameters: how many it has.
-        flops: of one forward pass on the example inputs, two for each multiply-add, as ``torch.utils.flop_counter``
-            counts.
+        parameters: the number of its parameters.
+        flops: FLOPs of one forward pass on the example inputs, two for each multiply-add, as
+            ``torch.utils.flop_counter`` counts.
     """
 
     parameters: int

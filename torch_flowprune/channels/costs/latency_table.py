@@ -44,20 +44,20 @@ def in_turns(runs: Sequence[Callable[[], object]], device: torch.device, clock: 
 
 
 class LatencyTable:
-    """Milliseconds of operators by their sizes: measured when they are first asked for, and not again.
+    """The latency of operators by their sizes, in milliseconds; each is measured once, when it is first needed.
 
-    The latency of a model is the sum over the operators of its forward on the example inputs. They are run one after
-    the other, each on what the one before made, and each is timed. What that leaves out: Python between operators, and
-    what a device runs side by side. :doc:`/guide/allocation` has what was foretold beside what was then measured.
+    The latency of a model is the sum over the operators of its forward on the example inputs. They are run and timed
+    one after the other, each on the output of the one before. The sum leaves out Python code between operators, and
+    operators that a device runs in parallel. :doc:`/guide/allocation` compares predicted with measured latencies.
 
     Args:
-        path: a JSON file that measurements are read from and written to; none: they last as long as this object.
-        timer: takes a list of functions to run in order and the device, and returns the seconds of each; if left out,
-            medians over five passes or more.
+        path: a JSON file to read measurements from and write them to; None keeps them in this object only.
+        timer: a function of a list of functions to run in order and the device that returns the seconds of each; if
+            left out, medians over five passes or more.
         multiple: widths are rounded up to a multiple of it before they are measured, so that the table stays small.
 
     Raises:
-        ValueError: where a file was measured on another device than the model is on, or is no such table.
+        ValueError: if a file was measured on another device than the model's, or is not a latency table.
 
     >>> table = LatencyTable(timer=lambda runs, device: [0.002 for run in runs])
     >>> table.milliseconds([Call("aten.relu.default", (), {})] * 3, torch.device("cpu"))
@@ -75,7 +75,7 @@ class LatencyTable:
             self._read(self.path)
 
     def milliseconds(self, calls: Iterable[Call], device: torch.device) -> float:
-        """The sum over the calls; where some are not known, all are run in turn and these are measured."""
+        """The sum over the calls; if some are not in the table, all calls are run in turn and these are measured."""
         calls = list(calls)
         if any(str(call) not in self.known for call in calls):
             self._check_is_on(device)

@@ -44,45 +44,47 @@ def shrink(
     verify: bool = True,
     **unknown: Never,
 ) -> nn.Module:
-    """A smaller model without the dead channels of this one; its outputs are checked to be the masked model's.
+    """A smaller model without the dead channels of this one; its outputs are checked against the masked model's.
 
-    A channel is dead where the masks leave nothing of its unit, or nothing of what reads it. Masks of single weights
-    and of filters go along, cut to size; so do gradients, attributes that you put on parameters, and what is given as
+    A channel is dead if the masks remove all of its unit, or everything that reads it. Masks of single weights and of
+    filters are cut to size and carried over. So are gradients, attributes that you put on parameters, and the state of
     ``optimizer`` and ``pruner``.
 
     Args:
         model: the pruned model; left as it was unless ``inplace``.
         example_inputs: what the model is called with: a tensor, a tuple of arguments or a dict of them; a batch of two
             samples or more.
-        masks: by parameter name, True = kept; those on the model if left out, and where there are none, exact zeros.
-        coupling, reading: of the model without masks, where they are at hand or written by hand; else read from it.
-        kwargs: keyword arguments of the model's forward, besides.
-        optimizer: one or several, which go on with the smaller parameters: their state (momentum) is sliced along,
-            schedulers and scalers stay theirs, and what :func:`~torch_flowprune.keep_zeros` holds is held on.
-        pruner: a :class:`~torch_flowprune.Pruner` of this model, which goes on with the smaller one.
+        masks: by parameter name, True = kept; if left out, the model's masks, or exact zeros if it has none.
+        coupling, reading: those of the model without masks, if you have them or wrote them by hand; else they are read
+            from the model.
+        kwargs: further keyword arguments of the model's forward.
+        optimizer: one or several, which continue with the smaller parameters: their state (momentum) is cut too,
+            schedulers and scalers keep working, and :func:`~torch_flowprune.keep_zeros` stays in force.
+        pruner: a :class:`~torch_flowprune.Pruner` of this model, which continues with the smaller one.
         inplace: change this model instead of a copy.
-        graphs: where a module's code cannot be made to take the new sizes, put its exported graph in its place, which
-            holds for calls like the example alone, and says so. Without, or in place, that is an error.
-        verify: whether the result is proved before it is handed out. With False sizes are set as they are likeliest,
-            and nothing is run: for who has seen the same model pass.
-        unknown: none; a word of another library is answered with the one meant.
+        graphs: if a module's code cannot be adapted to the new sizes, replace the module by its exported graph, which
+            supports only calls like the example, and says so. Without ``graphs``, or with ``inplace``, this is an
+            error.
+        verify: whether the result is proved before it is returned. With False, sizes are set to their likeliest values
+            and nothing is run: for a model that has already passed the proof.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Returns:
         The smaller model.
 
     Raises:
-        ShrinkError: if no smaller model computes what the masked one does, or an optimizer's state cannot be cut; all
-            is as it was.
-        ValueError: if a coupling does not fit the model, or an optimizer or a pruner is of another.
+        ShrinkError: if no smaller model computes what the masked one does, or if an optimizer's state cannot be cut.
+            Nothing is changed.
+        ValueError: if a coupling does not fit the model, or if an optimizer or a pruner belongs to another model.
 
     Warns:
-        UserWarning: where parameters that train are in none of the optimizers given, and ``inplace`` where one whose
-            zeros are held was not given.
+        UserWarning: if trainable parameters are in none of the given optimizers; with ``inplace``, also if an optimizer
+            with :func:`~torch_flowprune.keep_zeros` was not given.
 
     See Also:
-        :func:`~torch_flowprune.save_shrunk`: to write the smaller model.
-        :func:`~torch_flowprune.export`: to ONNX or ``torch.export``.
-        :func:`~torch_flowprune.replaced_modules`: which modules got other code.
+        :func:`~torch_flowprune.save_shrunk`: writes the smaller model to a file.
+        :func:`~torch_flowprune.export`: writes ONNX or ``torch.export`` files.
+        :func:`~torch_flowprune.replaced_modules`: which modules got different code.
 
     >>> import torch, torch_flowprune as fp
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))

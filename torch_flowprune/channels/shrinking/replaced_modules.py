@@ -9,14 +9,14 @@ from torch_flowprune.channels.shrinking.own_code import edits_of, lines_of
 
 
 def replaced_modules(model: nn.Module) -> dict[str, list[str]]:
-    """What stands in a shrunk model where its class's own code could not take the sizes.
+    """The modules of a shrunk model that do not run the code of their original class.
 
     Args:
-        model: what :func:`~torch_flowprune.shrink` made.
+        model: the result of :func:`~torch_flowprune.shrink`.
 
     Returns:
-        Module path -> in words: the class that was written for another, the lines in which another number is read than
-        stands there, or the graph. Empty where every module runs the code of its class.
+        Module path -> a description: the class that replaces another, the lines of code in which a number is replaced,
+        or the exported graph. Empty if every module runs the code of its class.
 
     >>> import torch, torch_flowprune as fp
     >>> x = torch.randn(5, 8)

@@ -17,7 +17,7 @@ from torch_flowprune.torch_internals import list_flat_weights
 
 
 class ShrinkError(RuntimeError):
-    """The smaller model could not be built, or does not compute what the masked one does. The model is as it was."""
+    """The smaller model cannot be built, or does not compute what the masked one does. The model is as it was."""
 
 
 @dataclass(frozen=True)

@@ -151,16 +151,17 @@ def class_balanced(
     targets: Iterable[int] | None = None,
     generator: torch.Generator | None = None,
 ) -> Subset[Any]:
-    """Exactly ``per_class`` samples of every class, drawn without replacement, class after class.
+    """Exactly ``per_class`` samples of every class, drawn without replacement, in order of the classes.
 
-    In batches of ``per_class`` it is the protocol of the paper's gradient-norm scores: one batch a class, the same data
-    for g and H.
+    In batches of ``per_class`` this is the paper's protocol for gradient-norm scores: one batch per class, and the same
+    data for g and H.
 
     Args:
         dataset: a map-style dataset of ``(input, class)`` samples.
         per_class: how many of each class.
         targets: the class of every sample; else the dataset's own ``targets``, else read sample by sample.
-        generator: the source of the draw; without one the first ``per_class`` of each class are taken.
+        generator: the random generator for the draw; without one, the first ``per_class`` samples of each class are
+            used.
 
     Raises:
         ValueError: if ``per_class`` is not positive or a class has fewer samples.

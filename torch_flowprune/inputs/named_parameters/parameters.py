@@ -126,10 +126,10 @@ def prunable(
     Args:
         parameters: ``(module, name)`` pairs, as ``torch.nn.utils.prune`` takes them; exactly these.
         include: globs of parameter or module names, module types, or modules of the model. A glob, or a module with
-            all that is in it, picks among the weights pruned by default (of linear, bilinear, recurrent and attention
-            layers and convolutions); one that names none of those picks among all parameters. A type picks the weights
-            of its modules.
-        exclude: the same patterns, taken away.
+            everything in it, selects from the weights that are pruned by default (of linear, bilinear, recurrent and
+            attention layers and convolutions). If it matches none of these, it selects from all parameters. A type
+            selects the weights of its modules.
+        exclude: the same kinds of patterns, for parameters to leave out.
 
     Raises:
         ValueError: for a pattern that matches nothing, a pair that is not of this model, or when nothing is left.

@@ -14,11 +14,11 @@ from torch_flowprune.masking.states.checkpoint import wanted_masks
 
 
 def accept_masks(model: nn.Module) -> RemovableHandle:
-    """From now on the model's own ``load_state_dict`` puts the masks of a pruned state on before it loads the values.
+    """Make the model's own ``load_state_dict`` apply the masks of a pruned state before it loads the values.
 
-    For whatever loads states by itself: trainers that resume, savers, averages. The model is then pruned as the state
-    is, and in no other way. A state without masks is loaded as before, and so is any state after ``handle.remove()``.
-    Copies of the model take pruned states too.
+    This is for code that loads state dicts itself: trainers that resume, savers, averages. The model then has exactly
+    the masks of the state. A state without masks is loaded as before, and so is any state after ``handle.remove()``.
+    Copies of the model accept pruned states too.
 
     Args:
         model: any module.

@@ -24,18 +24,18 @@ _AVERAGED = ("module", "ema", "ema_model")
 def sync_masks(model: nn.Module, *averages: Any) -> None:
     """Give averages of a model exactly the masks that the model has now.
 
-    A mask is a buffer of zeros and ones, and an average of those is none: an average keeps the masks that it was made
-    with, or the first round's. Call this after each prune (:class:`~torch_flowprune.Pruner` does, with ``averages=``),
-    and before the next update of the average. Averages made before the first prune, and after ``fp.remove``, come in
-    step too. The averaged values stay as they are.
+    Masks are buffers of zeros and ones, and cannot be averaged: an average keeps the masks that it was made with, or
+    those of the first round. Call this after each pruning step (:class:`~torch_flowprune.Pruner` does so with
+    ``averages=``), and before the next update of the average. It also works for averages made before the first pruning,
+    and after ``fp.remove``. The averaged values stay as they are.
 
-    torch's ``AveragedModel(use_buffers=True)`` with equal weights subtracts and divides buffers, which masks and counts
-    refuse: from here on it copies those.
+    torch's ``AveragedModel(use_buffers=True)`` with equal weights subtracts and divides buffers, which fails for masks
+    and counts. After this call it copies them instead.
 
     Args:
         model: the model that trains.
         averages: torch's ``AveragedModel``, timm's ``ModelEmaV2`` and ``ModelEmaV3``, ultralytics' ``ModelEMA``, or
-            plain copies of the model. All of them are brought in step, or none.
+            plain copies of the model. All of them are updated, or none.
 
     Raises:
         ValueError: if one is not an average of this model.

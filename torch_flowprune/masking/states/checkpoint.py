@@ -41,13 +41,13 @@ from torch_flowprune.masking.snapshots import intact_on_error
 def masks(model: nn.Module, packed: bool = False, **unknown: Never) -> dict[str, Tensor]:
     """The masks of a pruned model by parameter name, True = kept; a parameter that is not pruned has none.
 
-    :func:`~torch_flowprune.apply_masks` puts them on another model.
+    :func:`~torch_flowprune.apply_masks` applies them to another model.
 
     Args:
         model: any module.
-        packed: eight entries to a byte (uint8), for storing. Of a sharded model masks are shards, and packed ones are
-            put together on every rank.
-        unknown: none; a word of another library is answered with the one meant.
+        packed: eight entries to a byte (uint8), for storing. The masks of a sharded model are shards; packed masks are
+            gathered on every rank.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     >>> import torch, torch_flowprune as fp
     >>> layer = nn.Linear(2, 2)
@@ -69,21 +69,21 @@ def masks_on(targets: Mapping[str, Target]) -> dict[str, Tensor]:
 
 
 def state_dict(model: nn.Module, *, dense: bool = False, **unknown: Never) -> dict[str, Any]:
-    """The model's state dict with its masks packed to bits: a mask takes 1/32 of its float32 weight.
+    """The model's state dict with masks packed to bits: a mask takes 1/32 of the memory of its float32 weight.
 
-    :func:`load_state_dict` reads it back into a pruned or a dense model; ``torch.save`` and safetensors both write it.
-    Of a sharded model it is what ``model.state_dict()`` gives: shards, whose masks lie beside them as bool.
+    :func:`load_state_dict` loads it into a pruned or a dense model; ``torch.save`` and safetensors can write it. For a
+    sharded model it is ``model.state_dict()``: shards, with their masks as bool.
 
     Args:
         model: any module.
-        dense: the names of the unpruned model, and zeros in the values, without the masks: what any strict loader takes
-            (``from_pretrained``, a hub, a trainer that resumes). Store :func:`masks` beside it, and put them on with
-            :func:`~torch_flowprune.apply_masks`. The values under the masks are not in it.
-        unknown: none; a word of another library is answered with the one meant.
+        dense: return the names of the unpruned model and zeros in the values, without masks, as strict loaders need it
+            (``from_pretrained``, a hub, a trainer that resumes). Store :func:`masks` beside it, and apply them with
+            :func:`~torch_flowprune.apply_masks`. The values under the masks are not included.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     See Also:
-        :func:`~torch_flowprune.load_state_dict`: reads it back.
-        :func:`~torch_flowprune.save_pruned`: into a file.
+        :func:`~torch_flowprune.load_state_dict`: loads it.
+        :func:`~torch_flowprune.save_pruned`: writes a file.
 
     >>> import torch_flowprune as fp
     >>> layer = nn.Linear(16, 2)
@@ -117,38 +117,38 @@ def load_state_dict(
 ) -> nn.Module:
     """Load a state dict of any kind into a model of any kind, all of it or nothing.
 
-    A pruned state (this package's with packed masks, or torch's with ``weight_mask`` of any dtype) makes the model
-    pruned in just that way, whatever it was before. A dense state sets the weights and leaves the model's masks where
-    they are: the way to rewind a pruned model to its initialisation. With ``lift_masks=True`` it takes them off, so
-    that the model is dense afterwards. A state of the model inside ``torch.compile`` or
-    data parallelism fits it outside, and the other way round; a tied weight may be there under any of its names.
+    A pruned state (this package's with packed masks, or torch's with ``weight_mask`` of any dtype) gives the model
+    exactly its masks, whatever masks the model had before. A dense state sets the weights and keeps the model's masks;
+    use this to rewind a pruned model to its initialisation. With ``lift_masks=True`` it removes the masks, so the model
+    is dense afterwards. A state that was saved inside ``torch.compile`` or data parallelism loads outside of it, and
+    the other way round. A tied weight may be in it under any of its names.
 
-    With ``strict=False`` what fits is loaded, weights with their masks: a pruned backbone under a head of another size.
-    What the state lacks, or has in another shape, stays in the model as it is, masks too. All that is left out is
-    named.
+    With ``strict=False``, what fits is loaded, weights with their masks, for example a pruned backbone under a head of
+    another size. What the state lacks, or has in another shape, stays unchanged in the model, including its masks. A
+    warning names everything that is left out.
 
     Args:
         model: pruned or dense; loaded in place.
-        state: of :func:`~torch_flowprune.state_dict`, of torch's ``state_dict()`` of a pruned model, or of a dense one.
-        lift_masks: a dense state takes the model's masks off.
-        strict: False loads what fits.
-        unknown: none; a word of another library is answered with the one meant.
+        state: from :func:`~torch_flowprune.state_dict`, or from torch's ``state_dict()`` of a pruned or a dense model.
+        lift_masks: with a dense state, remove the model's masks.
+        strict: with False, load what fits.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Returns:
         The model.
 
     Raises:
-        TypeError: for an unknown word, with the one meant.
-        ValueError: if an entry is missing, unexpected or of another shape, or nothing fits where ``strict=False`` asks
-            for what does; nothing was loaded then.
-        Exception: what a module's own loader raises; nothing was loaded then either.
+        TypeError: for an unknown keyword; the message names the one meant.
+        ValueError: if an entry is missing, unexpected or of another shape, or if nothing fits with ``strict=False``;
+            nothing is loaded then.
+        Exception: any error that a module's own loader raises; nothing is loaded then either.
 
     Warns:
-        UserWarning: what was left out, with ``strict=False``.
+        UserWarning: names what was left out, with ``strict=False``.
 
     See Also:
-        :func:`~torch_flowprune.state_dict`: with packed masks.
-        :func:`~torch_flowprune.load_pruned`: from a file.
+        :func:`~torch_flowprune.state_dict`: a state dict with packed masks.
+        :func:`~torch_flowprune.load_pruned`: loads a file.
 
     >>> import torch_flowprune as fp
     >>> pruned, dense = nn.Linear(4, 2), nn.Linear(4, 2)

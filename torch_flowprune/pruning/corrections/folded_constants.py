@@ -37,13 +37,13 @@ from torch_flowprune.torch_internals import tree_leaves
 
 @dataclass(frozen=True)
 class FoldedLayer:
-    """What a layer that read removed channels was given for them.
+    """The constants that were added to one layer for the removed channels that it read.
 
     Attributes:
-        name: of its weight.
+        name: the name of its weight.
         channels: how many of the removed channels that it read were constants.
-        into: the bias, or the running mean of the norm behind, that took them.
-        largest: the largest of what was added.
+        into: the bias, or the running mean of the norm behind it, that they were added to.
+        largest: the largest value that was added.
     """
 
     name: str
@@ -58,9 +58,9 @@ class FoldedConstants:
 
     Attributes:
         layers: one entry for each layer that took constants, in the order of the model's groups.
-        left: the names of the others' weights, each with the reason.
-        loss_before: the loss of the pruned model as it was, where data were given.
-        loss_after: the same afterwards.
+        left: the names of the other layers' weights, each with the reason.
+        loss_before: the loss of the pruned model before, if data was given.
+        loss_after: the loss afterwards.
     """
 
     layers: tuple[FoldedLayer, ...]
@@ -87,32 +87,31 @@ def fold_constants(
     coupling: Coupling | None = None,
     **unknown: Never,
 ) -> FoldedConstants:
-    """Keep what removed channels passed on whatever the input was: their biases, through all that follows.
+    """Keep the constants that removed channels passed on: their biases, through the layers that follow.
 
-    A channel whose weights are gone would still pass on a constant: its bias, or the shift of its norm, through the
-    activation. Pruning takes that too. Here it is added to the bias of the layers that read the channel, or where these
-    have none to the running mean of a batch norm right behind, so that the model computes what it did with the removed
-    channels' weights alone at zero. The masked model and the one that ``shrink`` makes of it stay equal. It is done
-    where it is exact, which is tried: not at zero padding, and not where a gate makes the constant another for each
+    A channel without weights would still pass on a constant: its bias, or the shift of its norm, through the
+    activation. Pruning removes this constant too. This call adds it to the bias of the layers that read the channel or,
+    if they have none, to the running mean of a batch norm right behind. The model then computes what it would with only
+    the weights of the removed channels at zero. The masked model and the result of ``shrink`` stay equal. It is done
+    only where a test shows that it is exact: not at zero padding, and not where a gate makes the constant depend on the
     input.
 
     Args:
-        model: pruned by channels, with its masks on (``fp.remove`` and ``fp.shrink`` lose the biases); changed in
-            place.
-        example_inputs: what it is called with, two samples or more; those of the first batch, where there are data.
-        data, loss, closure: what the loss before and after is taken over, see :func:`~torch_flowprune.flow`; none is
-            measured without them.
-        coupling: what :func:`~torch_flowprune.couple` gave for this model, where it is at hand.
-        unknown: none; a word of another library is answered with the one meant.
+        model: pruned by channels, with its masks (``fp.remove`` and ``fp.shrink`` drop the biases); changed in place.
+        example_inputs: what the model is called with, two samples or more; if left out, the inputs of the first batch.
+        data, loss, closure: the data and the loss to measure before and after, see :func:`~torch_flowprune.flow`;
+            without them no loss is measured.
+        coupling: the result of :func:`~torch_flowprune.couple` for this model, if you have it.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Returns:
-        Which layers took how many constants, which did not and why, and the loss before and after.
+        Which layers got how many constants, which did not and why, and the loss before and after.
 
     Raises:
-        ValueError: where no channel is masked; the model is as it was.
+        ValueError: if no channel is masked; the model is as it was.
 
     See Also:
-        :func:`~torch_flowprune.recalibrate`: batch norms measured anew.
+        :func:`~torch_flowprune.recalibrate`: recomputes batch-norm statistics.
 
     >>> import torch_flowprune as fp
     >>> _ = torch.manual_seed(0)

@@ -15,23 +15,23 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def recalibrate(model: Model, data: object = None, *, max_samples: int | None = None, **unknown: Never) -> Model:
-    """Take every batch norm's running statistics anew, over ``data``: those of the dense model do not fit any more.
+    """Recompute every batch norm's running statistics over ``data``: those of the dense model no longer fit.
 
-    The mean and variance become the sample-weighted means of the batches'. Norms that keep no running statistics, and
-    all else of the model (other modules stay in eval mode, gradients, randomness), are left as they were.
+    Mean and variance become the sample-weighted means over the batches. Norms without running statistics are left
+    unchanged, and so is everything else (other modules stay in eval mode; gradients and random states are kept).
 
     Args:
         model: any module, pruned or not; changed in place, and returned.
         data: an iterable of batches, or one batch, as :func:`~torch_flowprune.flow` takes them; targets are not read.
         max_samples: read exactly this many samples.
-        unknown: none; a word of another library is answered with the one meant.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Raises:
-        ValueError: where the model has no such norm, or the data are empty; the model is as it was.
+        ValueError: if the model has no such norm, or if the data is empty; the model is as it was.
 
     See Also:
-        :func:`~torch_flowprune.fold_constants`: what removed channels gave, into biases.
-        :func:`~torch_flowprune.reconstruct`: kept weights refitted, layer by layer.
+        :func:`~torch_flowprune.fold_constants`: adds constants of removed channels to biases.
+        :func:`~torch_flowprune.reconstruct`: refits the kept weights, layer by layer.
 
     >>> import torch_flowprune as fp
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))

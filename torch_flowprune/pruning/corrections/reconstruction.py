@@ -37,9 +37,8 @@ class LayerReconstruction:
     """What :func:`reconstruct` did to one layer.
 
     Attributes:
-        name: of its weight.
-        error_before: E‖(W − W₀)x‖² / E‖W₀x‖² over the data: W the masked weights, W₀ the dense ones under the mask.
-        error_after: the same once the kept weights, and the bias, have been set anew.
+        name: the name of its weight. error_before: E‖(W − W₀)x‖² / E‖W₀x‖² over the data: W the masked weights, W₀ the
+        dense ones under the mask. error_after: the same after the kept weights and the bias were refitted.
     """
 
     name: str
@@ -52,7 +51,7 @@ class Reconstruction:
     """What :func:`reconstruct` did.
 
     Attributes:
-        layers: one entry for each layer that was set anew, in model order.
+        layers: one entry for each refitted layer, in model order.
         skipped: the names of the other masked weights, each with the reason.
     """
 
@@ -74,32 +73,32 @@ def reconstruct(
     damping: float = _DAMPING,
     **unknown: Never,
 ) -> Reconstruction:
-    """Set the kept weights of each masked layer so that its outputs are as near the dense layer's as they can be.
+    """Refit the kept weights of each masked layer, so that its outputs are as close to the dense layer's as possible.
 
-    For one layer after the other, in model order, the outputs of the dense weights (kept under the mask) on the inputs
-    that the layer gets in the pruned model are matched: min ‖(W − W₀)x‖² over the weights that the mask keeps and the
-    bias, which is least squares, solved to the working precision by conjugate gradients. No gradient of the model is
-    taken. Masks stay, and zeros under them stay.
+    Layer by layer, in model order, this matches the outputs of the dense weights (kept under the mask), on the inputs
+    that the layer gets in the pruned model: min ‖(W − W₀)x‖² over the kept weights and the bias. This is a
+    least-squares problem, solved to working precision by conjugate gradients. The model's gradient is not needed. Masks
+    and the zeros under them stay.
 
     Args:
-        model: pruned by masks that still lie on it (``fp.remove`` would have lost the dense weights); changed in place.
-        data: an iterable of batches, or one batch, that can be read once a layer; targets are not read. A few hundred
-            samples or sequences suffice as a rule.
+        model: pruned, with its masks (``fp.remove`` would have dropped the dense weights); changed in place.
+        data: an iterable of batches, or one batch, that can be read once per layer; targets are not read. A few hundred
+            samples or sequences are usually enough.
         max_samples: read at most this many samples.
-        damping: of the mean of the inputs' second moments, added to each of them.
-        unknown: none; a word of another library is answered with the one meant.
+        damping: the fraction of the mean of the inputs' second moments that is added to each of them.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Returns:
-        Each layer's error before and after, and what was left as it was: layers of other kinds than linear ones and
-        ungrouped 2-d convolutions with zero padding, and those that the data do not reach.
+        Each layer's error before and after, and the layers that were skipped: all but linear layers and ungrouped 2-d
+        convolutions with zero padding, and layers that the data does not reach.
 
     Raises:
-        ValueError: where nothing is masked, or the data are empty or can be read only once; the model is as it was.
+        ValueError: if nothing is masked, or if the data is empty or can be read only once; the model is as it was.
 
-    Source: Frantar & Alistarh 2023, "SparseGPT", solve the same problem nearly, in one sweep over the columns.
+    Source: Frantar & Alistarh 2023, "SparseGPT", solve the same problem approximately, in one sweep over the columns.
 
     See Also:
-        :func:`~torch_flowprune.recalibrate`: batch norms measured anew.
+        :func:`~torch_flowprune.recalibrate`: recomputes batch-norm statistics.
 
     >>> import torch_flowprune as fp
     >>> _ = torch.manual_seed(0)

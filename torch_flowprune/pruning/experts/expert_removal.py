@@ -33,9 +33,9 @@ class RemovedExperts:
     """What :func:`remove_experts` did.
 
     Attributes:
-        kept: of each block the experts that are left, by their numbers before.
-        scores: of each block what every expert scored.
-        left: blocks that look like experts and were left as they are, with the reason.
+        kept: for each block the experts that are kept, by their numbers before.
+        scores: for each block the score of every expert.
+        left: blocks that look like experts but were left unchanged, with the reason.
     """
 
     kept: dict[str, tuple[int, ...]]
@@ -60,28 +60,30 @@ def remove_experts(
     scores: Mapping[str, Tensor] | None = None,
     **unknown: Never,
 ) -> RemovedExperts:
-    """Remove the experts of lowest score from every block of a mixture, in place, with their rows of the router.
+    """Remove the experts with the lowest scores from every block of a mixture, in place, with their router rows.
 
-    A unit is one expert: all its weights, and its row of the router. The same number goes from each block, as one
-    number in a config says how many there are. What is left computes what the dense model does whose router gives −∞
-    for the removed experts: each block is tried so, on the example, and stays as it is where that does not hold.
+    A unit is one expert: all its weights, and its row of the router. The same number is removed from each block,
+    because one number in the config says how many there are. The result computes what the dense model computes when its
+    router gives −∞ for the removed experts. Each block is tested for this on the example, and left unchanged if it
+    fails.
 
     Args:
-        model: with experts in a ``ModuleList`` or ``ModuleDict``, or as rows of three-dimensional parameters, and
-            beside them a router with a row for each; without masks.
-        method: a measure's name or a function of rows, here an expert each.
-        sparsity: the share of each block's experts that goes; one stays in any case.
-        example_inputs: what the model is called with to try what is left; those of the first batch, if left out.
-        data, loss, closure: what the scores are taken over, see :func:`~torch_flowprune.flow`.
+        model: a model without masks, with experts in a ``ModuleList`` or ``ModuleDict``, or as rows of
+            three-dimensional parameters, and beside them a router with one row per expert.
+        method: a measure's name or a function of rows, with one expert per row.
+        sparsity: the fraction of each block's experts to remove; at least one expert is kept.
+        example_inputs: what the model is called with to test the result; if left out, the inputs of the first batch.
+        data, loss, closure: how scores are computed, and from which data, see :func:`~torch_flowprune.flow`.
         include: globs of the blocks' names.
-        scores: a number for each expert by the block's name, in place of a measure: how often each is picked, say.
-        unknown: none; a word of another library is answered with the one meant.
+        scores: a number for each expert by the block's name, instead of a measure, for example how often each is
+            picked.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Returns:
-        Which experts are left, the scores, and which blocks were left as they are.
+        Which experts are kept, the scores, and which blocks were left unchanged.
 
     Raises:
-        ValueError: where there are no experts, masks lie on the model, or no block can be cut; the model is as it was.
+        ValueError: if there are no experts, if the model has masks, or if no block can be cut; the model is as it was.
 
     >>> class Mixture(nn.Module):
     ...     def __init__(self):

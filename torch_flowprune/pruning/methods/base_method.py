@@ -249,7 +249,7 @@ Args:
     amount: how many are pruned of the {units} that are left: a fraction (float) or a number (int).
 {dim}    importance_scores: scores computed earlier, in the tensor's shape; for measures that need data,
         :func:`~torch_flowprune.importance_scores` has them.
-    generator: the source of randomness for ``random``; torch's global one if left out, which goes on.
+    generator: the random generator for ``random``; if left out, torch's global generator, which then advances.
 
 Returns:
     The module.

@@ -7,91 +7,91 @@ from torch_flowprune.scoring import measures
 
 
 class MagnitudeStructured(Structured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.magnitude` goes, of slices along ``dim``."""
+    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.magnitude`."""
 
     measure = measures.magnitude
 
 
 class L1Structured(Structured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.l1` goes, of slices along ``dim``."""
+    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.l1`."""
 
     measure = measures.l1
 
 
 class LossPreservationStructured(Structured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.loss_preservation` goes, of slices along ``dim``."""
+    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.loss_preservation`."""
 
     measure = measures.loss_preservation
 
 
 class TaylorStructured(Structured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.taylor` goes, of slices along ``dim``."""
+    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.taylor`."""
 
     measure = measures.taylor
 
 
 class BiasedLossPreservationStructured(Structured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.biased_loss_preservation` goes, of slices along ``dim``."""
+    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.biased_loss_preservation`."""
 
     measure = measures.biased_loss_preservation
 
 
 class DistanceBiasedLossPreservationStructured(Structured):
-    """The lowest :func:`~.measures.distance_biased_loss_preservation` goes, of slices along ``dim``."""
+    """Prune the slices along ``dim`` of lowest :func:`~.measures.distance_biased_loss_preservation`."""
 
     measure = measures.distance_biased_loss_preservation
 
 
 class GradientNormIncreaseStructured(Structured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.gradient_norm_increase` goes, of slices along ``dim``."""
+    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.gradient_norm_increase`."""
 
     measure = measures.gradient_norm_increase
 
 
 class GradientNormPreservationStructured(Structured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.gradient_norm_preservation` goes, of slices along ``dim``."""
+    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.gradient_norm_preservation`."""
 
     measure = measures.gradient_norm_preservation
 
 
 class FisherStructured(Structured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.fisher` goes, of slices along ``dim``."""
+    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.fisher`."""
 
     measure = measures.fisher
 
 
 class FisherSampleStructured(Structured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.fisher_sample` goes, of slices along ``dim``."""
+    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.fisher_sample`."""
 
     measure = measures.fisher_sample
 
 
 class WandaStructured(Structured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.wanda` goes, of slices along ``dim``."""
+    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.wanda`."""
 
     measure = measures.wanda
 
 
 class ReconstructionStructured(Structured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.reconstruction` goes, of slices along ``dim``."""
+    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.reconstruction`."""
 
     measure = measures.reconstruction
 
 
 class ObdStructured(Structured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.obd` goes, of slices along ``dim``."""
+    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.obd`."""
 
     measure = measures.obd
 
 
 class RandomStructured(Structured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.random` goes, of slices along ``dim``."""
+    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.random`."""
 
     measure = measures.random
 
 
 class SynflowStructured(Structured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.synflow` goes, of slices along ``dim``."""
+    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.synflow`."""
 
     measure = measures.synflow
 

@@ -7,91 +7,91 @@ from torch_flowprune.scoring import measures
 
 
 class MagnitudeUnstructured(Unstructured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.magnitude` goes, of single weights."""
+    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.magnitude`."""
 
     measure = measures.magnitude
 
 
 class L1Unstructured(Unstructured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.l1` goes, of single weights."""
+    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.l1`."""
 
     measure = measures.l1
 
 
 class LossPreservationUnstructured(Unstructured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.loss_preservation` goes, of single weights."""
+    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.loss_preservation`."""
 
     measure = measures.loss_preservation
 
 
 class TaylorUnstructured(Unstructured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.taylor` goes, of single weights."""
+    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.taylor`."""
 
     measure = measures.taylor
 
 
 class BiasedLossPreservationUnstructured(Unstructured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.biased_loss_preservation` goes, of single weights."""
+    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.biased_loss_preservation`."""
 
     measure = measures.biased_loss_preservation
 
 
 class DistanceBiasedLossPreservationUnstructured(Unstructured):
-    """The lowest :func:`~.measures.distance_biased_loss_preservation` goes, of single weights."""
+    """Prune the single weights of lowest :func:`~.measures.distance_biased_loss_preservation`."""
 
     measure = measures.distance_biased_loss_preservation
 
 
 class GradientNormIncreaseUnstructured(Unstructured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.gradient_norm_increase` goes, of single weights."""
+    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.gradient_norm_increase`."""
 
     measure = measures.gradient_norm_increase
 
 
 class GradientNormPreservationUnstructured(Unstructured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.gradient_norm_preservation` goes, of single weights."""
+    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.gradient_norm_preservation`."""
 
     measure = measures.gradient_norm_preservation
 
 
 class FisherUnstructured(Unstructured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.fisher` goes, of single weights."""
+    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.fisher`."""
 
     measure = measures.fisher
 
 
 class FisherSampleUnstructured(Unstructured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.fisher_sample` goes, of single weights."""
+    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.fisher_sample`."""
 
     measure = measures.fisher_sample
 
 
 class WandaUnstructured(Unstructured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.wanda` goes, of single weights."""
+    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.wanda`."""
 
     measure = measures.wanda
 
 
 class ReconstructionUnstructured(Unstructured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.reconstruction` goes, of single weights."""
+    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.reconstruction`."""
 
     measure = measures.reconstruction
 
 
 class ObdUnstructured(Unstructured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.obd` goes, of single weights."""
+    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.obd`."""
 
     measure = measures.obd
 
 
 class RandomUnstructured(Unstructured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.random` goes, of single weights."""
+    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.random`."""
 
     measure = measures.random
 
 
 class SynflowUnstructured(Unstructured):
-    """The lowest :func:`~torch_flowprune.scoring.measures.synflow` goes, of single weights."""
+    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.synflow`."""
 
     measure = measures.synflow
 

@@ -12,17 +12,17 @@ from torch_flowprune.tables import InNotebooks, Table
 
 @dataclass(frozen=True)
 class Layer:
-    """One parameter after a prune.
+    """One parameter after pruning.
 
     Attributes:
         name: the parameter's name.
         shape: its shape.
         units: how many units it has.
-        pruned: how many of them are gone, in all.
-        newly_pruned: how many this prune removed.
+        pruned: how many of them are pruned in total.
+        newly_pruned: how many this call pruned.
         weights: how many weights it has.
-        weights_pruned: how many of them are zero by the mask.
-        why: what decided how many units it keeps: the allocation, or the bound that held it.
+        weights_pruned: how many of them the mask sets to zero.
+        why: what decided how many units it keeps: the allocation, or the bound that limited it.
     """
 
     name: str
@@ -36,20 +36,20 @@ class Layer:
 
     @property
     def sparsity(self) -> float:
-        """Removed units over all units."""
+        """Pruned units / all units."""
         return self.pruned / self.units if self.units else 0.0
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a target was given in, and what a prune made of it.
+    """The cost that a target limits, and what pruning left of it.
 
     Attributes:
-        cost: its word: ``"parameters"``, ``"flops"``, ``"memory"`` (bytes) or ``"latency"`` (milliseconds, by the
-            table).
-        dense: with all units.
-        asked: what was allowed after the prune.
-        left: what is left.
+        cost: the name of the cost: ``"parameters"``, ``"flops"``, ``"memory"`` (bytes) or ``"latency"`` (milliseconds,
+            according to the table).
+        dense: the cost with all units.
+        asked: the target.
+        left: the cost after pruning.
     """
 
     cost: str
@@ -69,25 +69,24 @@ class Report(InNotebooks):
     Attributes:
         method: the measure's name.
         granularity: what a unit is.
-        layers: one entry a parameter, in model order.
-        threshold: the highest score that went in the last round; None where nothing did, and where each block or output
+        layers: one entry per parameter, in model order.
+        threshold: the highest pruned score of the last round; None if nothing was pruned, or if each block or output
             has its own.
-        tied: how many units stayed, in the round where most did, although their score equals the last that went (of
-            their block, or output): among equals, model order decided.
-        loss: the mean loss before the (last) prune, where data were read.
-        samples: over how many samples.
-        counted: how those were counted.
-        predicted_loss_change: −Σ θ·g over what went: the first-order change of the loss, summed over the rounds; None
-            where g is unknown. It is read off the data that chose what goes: where the same gradient made the
-            scores, it is nearer to 0 than the true change by construction. :func:`~torch_flowprune.predict` on other
-            data has an error bar.
-        predicted_gradient_norm_change: −2 Σ θ·Hg over what went: the first-order change of ‖g‖², over all parameters
-            that require a gradient, and those scored; None where Hg is unknown.
-        dense: for channels, what the model costs with all of them; else None.
-        left: for channels, what it costs once :func:`~torch_flowprune.shrink` has removed those that are gone; else
-            None.
+        tied: how many units were kept although their score equals the last pruned one (of their block, or output), in
+            the round with the most: among equal scores, model order decided.
+        loss: the mean loss before the (last) pruning, if data was read.
+        samples: how many samples were read.
+        counted: how they were counted.
+        predicted_loss_change: −Σ θ·g over the pruned weights: the first-order change of the loss, summed over the
+            rounds; None if g is unknown. It is computed on the data that chose the weights: if the same gradient made
+            the scores, it is nearer to 0 than the true change by construction. :func:`~torch_flowprune.predict` on
+            other data has an error bar.
+        predicted_gradient_norm_change: −2 Σ θ·Hg over the pruned weights: the first-order change of ‖g‖², over all
+            parameters that require a gradient, and those scored; None if Hg is unknown.
+        dense: for channels, the size of the model with all channels; else None.
+        left: for channels, the size of the model after :func:`~torch_flowprune.shrink`; else None.
         model_weights: all weights of the model, prunable or not.
-        spent: where a target was in what the model costs, each such target and what was made of it.
+        spent: each target that limits a cost of the model, and what pruning left of it.
     """
 
     method: str
@@ -107,12 +106,12 @@ class Report(InNotebooks):
 
     @property
     def weights_pruned(self) -> int:
-        """How many weights are zero by the masks, in all that was prunable."""
+        """How many of the prunable weights the masks set to zero."""
         return sum(layer.weights_pruned for layer in self.layers)
 
     @property
     def model_sparsity(self) -> float:
-        """Those over all weights of the model, prunable or not."""
+        """The fraction of all weights of the model, prunable or not, that the masks set to zero."""
         return self.weights_pruned / self.model_weights if self.model_weights else 0.0
 
     @property
@@ -122,17 +121,17 @@ class Report(InNotebooks):
 
     @property
     def pruned(self) -> int:
-        """Removed units, in all."""
+        """Pruned units, in total."""
         return sum(layer.pruned for layer in self.layers)
 
     @property
     def newly_pruned(self) -> int:
-        """Units that this prune removed."""
+        """Units that this call pruned."""
         return sum(layer.newly_pruned for layer in self.layers)
 
     @property
     def sparsity(self) -> float:
-        """Removed units over all prunable units."""
+        """Pruned units / all prunable units."""
         return self.pruned / self.units if self.units else 0.0
 
     def __str__(self) -> str:
@@ -170,7 +169,7 @@ class Report(InNotebooks):
         return "\n".join(lines)
 
     def table(self) -> str:
-        """One line a layer and one in total, as text."""
+        """A text table with one line per layer and one for the total."""
         return str(self._cells())
 
     def _cells(self) -> Table:
@@ -180,7 +179,7 @@ class Report(InNotebooks):
         return Table(header, [_cells_of(layer) for layer in (*self.layers, total)], names=2)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values that ``json`` writes."""
+        """Everything as plain values for ``json``."""
         totals = {
             "units": self.units,
             "pruned": self.pruned,
@@ -193,7 +192,7 @@ class Report(InNotebooks):
         return {**asdict(self), **totals, "layers": layers, "spent": [asdict(one) for one in self.spent]}
 
     def to_dataframe(self) -> Any:
-        """One row a layer, as a ``pandas.DataFrame``.
+        """A ``pandas.DataFrame`` with one row per layer.
 
         Raises:
             ImportError: without pandas.
@@ -203,15 +202,15 @@ class Report(InNotebooks):
         return pd.DataFrame([{**asdict(layer), "sparsity": layer.sparsity} for layer in self.layers])
 
     def log(self, writer: Any, step: int | None = None) -> None:
-        """Write the sparsities, in all and by layer, and what the model costs now, to a logger.
+        """Write the total sparsity, the sparsity of each layer, and the size of the model to a logger.
 
         Args:
-            writer: what has ``add_scalar(tag, value, step)``, as TensorBoard's ``SummaryWriter`` has it, or
-                ``log({tag: value}, step=step)``, as a run of wandb has it.
-            step: of the training; the logger's own if left out.
+            writer: an object with ``add_scalar(tag, value, step)``, like TensorBoard's ``SummaryWriter``, or with
+                ``log({tag: value}, step=step)``, like a wandb run.
+            step: the training step; the logger's own if left out.
 
         Raises:
-            TypeError: for a writer that has neither.
+            TypeError: for a writer with neither method.
         """
         if callable(getattr(writer, "add_scalar", None)):
             for tag, value in self._scalars().items():
@@ -231,7 +230,7 @@ class Report(InNotebooks):
         return {f"pruning/{tag}": float(value) for tag, value in {**values, **left}.items()}
 
     def plot(self, path: str | PathLike[str]) -> None:
-        """The sparsity of every layer as a bar chart, written to ``path`` (PNG, SVG, PDF by its suffix).
+        """Write a bar chart of every layer's sparsity to ``path`` (PNG, SVG or PDF, by its suffix).
 
         Raises:
             ImportError: without matplotlib, an extra.

@@ -10,13 +10,13 @@ from torch_flowprune.pruning.reports.report import Layer, Report
 
 
 class LayerCollapseWarning(UserWarning):
-    """A prune has left a layer without any unit, or with under a tenth of its filters or channels."""
+    """Pruning has left a layer without any unit, or with less than a tenth of its filters or channels."""
 
 
 class TiedScoresWarning(UserWarning):
-    """Over a hundredth of the units tie with the last that went and stay all the same.
+    """More than one in a hundred units tie with the last pruned one and are kept.
 
-    Their order in the model decided.
+    Model order decided which ones.
     """
 
 

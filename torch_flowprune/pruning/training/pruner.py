@@ -56,39 +56,39 @@ class PrunerOptions(LossOptions, UnitOptions, AllocationOptions, total=False):
 class Pruner:
     """Prune a model round by round while it trains.
 
-    Call :meth:`step` where a round ends: it prunes to the schedule's next sparsity, by scores taken over ``data``. Or
+    Call :meth:`step` at the end of each round: it prunes to the schedule's next sparsity, by scores over ``data``. Or
     call :meth:`track` after each ``loss.backward()``: the scores are then an exponential average over the minibatches
-    since the last round, and cost no sweep. Everything that makes a run resumable is in :meth:`state_dict` (the masks
-    are in the model's own). Between rounds :func:`~torch_flowprune.shrink` makes the model smaller: with ``pruner=`` it
-    takes the pruner along, whose sparsities stay shares of the model that it began with.
+    since the last round, and need no pass over data. :meth:`state_dict` holds everything that is needed to resume,
+    except for the masks, which are in the model's own state dict. Between rounds, :func:`~torch_flowprune.shrink` can
+    make the model smaller: pass it ``pruner=``, and the pruner continues with the smaller model. Its sparsities stay
+    fractions of the model that it began with.
 
     Args:
         model: the model that trains.
         method: a measure's name or function.
         sparsity: the sparsity after the last round, of all units that the model has when the pruner is made.
-        amount: instead, what goes in every round of the units that are left: a share (float), or a number (int).
+        amount: instead of ``sparsity``, what every round prunes of the units that are left: a fraction (float) or a
+            number (int).
         rounds: how many rounds.
-        schedule: a schedule's name, a function of ``(rounds, start, target)``, or the sparsities themselves, one a
-            round.
-        alpha: the weight of the newest minibatch in the average, above 0; the paper's code has 0.8. The average is over
-            the minibatches that there were, so after one of them it is that one's scores.
-        theta0: the reference point, for measures that read it; the parameters as they are now if left out.
-        generator: the source of randomness for ``random``.
-        averages: averages of the model (EMA, SWA), brought in step with its masks after each round as
-            :func:`~torch_flowprune.sync_masks` does; one made later may be appended to ``pruner.averages``.
-        scores: scores computed earlier: every round that nothing is tracked for and no data are given to prunes by
-            them, further each time.
+        schedule: a schedule's name, a function of ``(rounds, start, target)``, or a list of sparsities, one per round.
+        alpha: the weight of the newest minibatch in the average, above 0; the paper's code has 0.8. The average is
+            corrected for its start: after one minibatch it equals that minibatch's scores.
+        theta0: the reference point, for measures that read it; the current parameters if left out.
+        generator: the random generator for ``random``.
+        averages: averages of the model (EMA, SWA), which get its masks after each round, as by
+            :func:`~torch_flowprune.sync_masks`. Append averages that are made later to ``pruner.averages``.
+        scores: scores computed earlier, for rounds without tracked gradients and without data.
         options: further arguments of :func:`~torch_flowprune.global_prune` (``granularity``, ``loss``, ``min_keep``,
             ...).
 
     Raises:
-        ValueError, TypeError: for bad arguments, at once and not in the first round; for a sparsity that cannot be
-            reached too. (Channels without ``example_inputs`` or ``coupling`` are not known before the first data.)
+        ValueError, TypeError: at once, for bad arguments and a sparsity that cannot be reached. (Channels without
+            ``example_inputs`` or ``coupling`` are known only with the first data.)
 
-    Source: the training protocol of Lubana & Dick 2021, whose ``track_importance`` is for some measures only.
+    Source: the training protocol of Lubana & Dick 2021, whose ``track_importance`` supports only some measures.
 
     See Also:
-        :func:`~torch_flowprune.global_prune`: a prune at once.
+        :func:`~torch_flowprune.global_prune`: prunes in one call.
 
     >>> import torch_flowprune as fp
     >>> _ = torch.manual_seed(0)
@@ -148,10 +148,10 @@ class Pruner:
 
     @property
     def next_sparsity(self) -> float:
-        """What the next :meth:`step` prunes to.
+        """The sparsity that the next :meth:`step` prunes to.
 
         Raises:
-            ValueError: when all rounds are done; and before the first data, where they alone show what can be pruned.
+            ValueError: when all rounds are done, or before the first data if only data can show what is prunable.
         """
         if not self.goals:
             raise ValueError(
@@ -162,18 +162,18 @@ class Pruner:
         return self.goals[self.round]
 
     def track(self, batch: Batch = None) -> None:
-        """Take one minibatch into the average.
+        """Add one minibatch to the average of scores.
 
-        Without ``batch`` after ``loss.backward()``: reads the parameters and their ``.grad`` (unscale it first if a
-        ``GradScaler`` is in use). With ``batch`` the flow is taken over it, which any measure allows; those that read
-        Hg need it.
+        Without ``batch``, call it after ``loss.backward()``: it reads the parameters and their ``.grad`` (with a
+        ``GradScaler``, unscale the gradients first). With ``batch``, the flow over this batch is computed, which works
+        for every measure; measures that read Hg need it.
 
-        A minibatch whose gradients are not finite is left out: it is the overflow that a ``GradScaler`` skips too. A
-        layer without a gradient was not used in the batch, and counts with zeros.
+        A minibatch with gradients that are not finite is skipped, as a ``GradScaler`` skips it. A layer without a
+        gradient was not used in the batch, and counts as zero.
 
         Raises:
-            ValueError: if no gradient is there at all or all were tracked before, the measure needs a batch, or the
-                model is another than the pruner knows.
+            ValueError: if there are no gradients or all were tracked before, if the measure needs a batch, or if the
+                model is not the one that the pruner knows.
         """
         found = self._seen.of(unwrapped(self.model), lambda: self._candidates(batch))
         if batch is None and self._reads_gradients and overflown(found):
@@ -186,11 +186,11 @@ class Pruner:
             self.tracked[name] = score if old is None else torch.lerp(old, score, weight)
 
     def step(self, data: object = None) -> Report:
-        """Prune to the next sparsity by scores over ``data``; without them by what was tracked, or the scores given.
+        """Prune to the next sparsity, by scores over ``data``, else by the tracked scores, else by ``scores``.
 
         Raises:
-            ValueError: when all rounds are done, there is nothing to score from, or the model is another than the
-                pruner knows.
+            ValueError: when all rounds are done, if there is nothing to score from, or if the model is not the one that
+                the pruner knows.
         """
         found = self._candidates(data)
         self._check_averages()
@@ -206,9 +206,9 @@ class Pruner:
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that makes a run resumable, as plain values and tensors, but for the masks.
+        """Everything that is needed to resume, except for the masks, as plain values and tensors.
 
-        What was asked for and tracked, the round, the reference point, the generator's state, and what was shrunk.
+        The settings, the tracked scores, the round, the reference point, the generator's state, and what was shrunk.
         """
         return {
             "method": measure_lookup.name_of(self.method),
@@ -226,11 +226,11 @@ class Pruner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state.
+        """Resume from a saved state.
 
         Raises:
-            ValueError: if it is of another measure, granularity, schedule, set of layers or version, or its round is
-                not one of this pruner's; nothing is then taken over.
+            ValueError: if the state is of another measure, granularity, schedule, set of layers or version, or of a
+                round that this pruner does not have. The pruner is then unchanged.
         """
         words = measure_lookup.name_of(self.method), label(self.units.granularity), self.asked
         check_words(state, *words, random=self.generator is not None)
@@ -250,10 +250,10 @@ class Pruner:
             averaged_model(self.model, average)
 
     def following(self, model: nn.Module, surgery: Surgery) -> Callable[[nn.Module], None]:
-        """What makes this pruner go on with a smaller model: :func:`~torch_flowprune.shrink` calls it.
+        """What makes this pruner continue with a smaller model: :func:`~torch_flowprune.shrink` calls it.
 
         Raises:
-            ValueError: if it is a pruner of another model, or its units do not outlive the surgery.
+            ValueError: if it is a pruner of another model, or its units do not survive in the smaller model.
         """
         check_can_follow(self.model, model, self.scores)
         found = {name: getattr(one, "left", one) for name, one in self._candidates().items()} if self._origins else {}

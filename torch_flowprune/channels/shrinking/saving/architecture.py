@@ -29,20 +29,20 @@ _DESCRIBED: dict[str, type[Any]] = {
 
 
 def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
-    """The architecture of ``small`` as a change of ``dense``, for JSON; :func:`rebuild` makes the one of the other.
+    """The architecture of ``small``, as its differences from ``dense``, for JSON; :func:`rebuild` applies them.
 
     Args:
-        dense: the model before :func:`shrink`; it may wear masks, which are no part of an architecture.
-        small: what ``shrink`` made of it; it may wear masks too.
+        dense: the model before :func:`shrink`; it may have masks, which are not part of the architecture.
+        small: the result of ``shrink``; it may have masks too.
 
     Returns:
-        The ``shapes`` of tensors and the ``attributes`` of modules that differ, the ``values`` of buffers that differ
-        in size and are in no state dict, the ``identities`` that stand where a module was, and the ``written`` modules
-        that stand where another class was, and what the ``code`` of modules says instead of their class's.
+        The ``shapes`` of tensors and the ``attributes`` of modules that differ; the ``values`` of buffers that differ
+        in size and are in no state dict; the ``identities`` that replace modules; the ``written`` modules that replace
+        another class; and the ``code`` of modules that differs from their class's.
 
     Raises:
-        ShrinkError: where a module of ``small`` is none that ``dense`` has: it was replaced by its exported graph, or
-            is of another model.
+        ShrinkError: if ``small`` has a module that ``dense`` does not have: it was replaced by its exported graph, or
+            belongs to another model.
 
     >>> dense, small = nn.Linear(4, 3), nn.Linear(4, 2)
     >>> describe(dense, small)["attributes"]
@@ -67,17 +67,17 @@ def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
 
 
 def rebuild(dense: nn.Module, description: Mapping[str, Any]) -> nn.Module:
-    """``dense`` with the sizes of a description; :func:`~torch_flowprune.load_state_dict` then fills it.
+    """``dense`` with the sizes of a description; :func:`~torch_flowprune.load_state_dict` then loads its values.
 
     Args:
-        dense: a model as the one described was before it was shrunk; changed in place, and without masks afterwards.
-        description: what :func:`describe` gave, from JSON or not.
+        dense: a new model of the dense architecture; changed in place, and without masks afterwards.
+        description: the result of :func:`describe`, also after a round trip through JSON.
 
     Returns:
-        The model; the tensors that changed size hold zeros.
+        The model; tensors that changed size hold zeros.
 
     Raises:
-        ValueError: for a description that is damaged, or of another model; nothing is changed then.
+        ValueError: for a damaged description or one of another model; nothing is changed then.
 
     >>> small = nn.Linear(4, 2)
     >>> again = rebuild(nn.Linear(4, 3), describe(nn.Linear(4, 3), small))

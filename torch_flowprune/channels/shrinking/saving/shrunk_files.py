@@ -28,15 +28,15 @@ _WHAT, _WRITER = "shrunk model", "fp.save_shrunk"
 
 
 def save_shrunk(model: nn.Module, path: str | PathLike[str]) -> None:
-    """Write a shrunk model, architecture and weights, into one safetensors file.
+    """Write a shrunk model, architecture and weights, to one safetensors file.
 
     Args:
-        model: what :func:`~torch_flowprune.shrink` made, trained further or not; masks that it wears go along.
+        model: the result of :func:`~torch_flowprune.shrink`, fine-tuned or not; its masks are saved too.
         path: the file.
 
     Raises:
-        ShrinkError: where a module was replaced by its exported graph, which no constructor makes.
-        ValueError: where the state holds what is no tensor.
+        ShrinkError: if a module was replaced by its exported graph, which no constructor makes.
+        ValueError: if the state dict holds a value that is not a tensor.
         ImportError: without safetensors.
 
     See Also:
@@ -64,17 +64,17 @@ def save_shrunk(model: nn.Module, path: str | PathLike[str]) -> None:
 
 
 def load_shrunk(dense: nn.Module, path: str | PathLike[str]) -> nn.Module:
-    """The model of a file that :func:`save_shrunk` wrote.
+    """Load a file that :func:`save_shrunk` wrote.
 
     Args:
-        dense: a model as the saved one was before it was shrunk, newly built; made smaller in place, and filled.
+        dense: a new model of the dense architecture; it is made smaller in place and gets the weights.
         path: the file.
 
     Returns:
-        The model, with the masks that the saved one wore.
+        The model, with the masks of the saved one.
 
     Raises:
-        ValueError: for a file of another kind or of another model, or a damaged one; nothing is changed then.
+        ValueError: for a file of another kind or of another model, or a damaged file; nothing is changed then.
         ImportError: without safetensors.
 
     >>> import tempfile, os

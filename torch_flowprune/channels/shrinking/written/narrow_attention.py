@@ -14,17 +14,18 @@ from torch_flowprune.torch_internals import SAME_WIDTHS
 
 
 class NarrowAttention(nn.MultiheadAttention):
-    """``nn.MultiheadAttention`` with heads of any number and width: same arguments, same names of parameters.
+    """``nn.MultiheadAttention`` with any number and width of heads: same arguments, same parameter names.
 
-    It takes all that torch's class takes (masks of both kinds, causal, weights, time or batch first, unbatched
-    inputs), but for nested tensors; torch's fused kernel for inference, which knows no such sizes, is not used. Weights
-    are those of the heads that it has. A mask for each head may be of all heads of the dense model too.
+    It supports everything that torch's class does (masks of both kinds, causal, weights, time or batch first, unbatched
+    inputs), except for nested tensors. It does not use torch's fused inference kernel, which does not support such
+    sizes. The returned weights are those of the remaining heads. A mask per head may also have all heads of the dense
+    model.
 
     Attributes:
-        embed_dim, kdim, vdim: widths of what it is called with.
-        num_heads, head_dim, value_dim: its heads, and their width in queries and keys, and in values.
-        scale: what products of queries and keys are multiplied with; the dense model's, whatever is left of a head.
-        dense_heads, kept_heads: how many there were, and which of them these are.
+        embed_dim, kdim, vdim: the widths of its inputs.
+        num_heads, head_dim, value_dim: the number of heads, and their width in queries and keys, and in values.
+        scale: the factor of query-key products; the dense model's, whatever is left of a head.
+        dense_heads, kept_heads: how many heads the dense model had, and which of them are kept.
     """
 
     value_dim: int

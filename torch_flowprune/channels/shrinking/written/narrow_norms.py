@@ -11,10 +11,10 @@ from torch_flowprune.channels.shrinking.own_code import forward_over
 
 
 class NarrowLayerNorm(nn.LayerNorm):
-    """``nn.LayerNorm`` over a width of which a part is left; the rest counts as zeros in the mean and the variance.
+    """``nn.LayerNorm`` after channels were removed; these count as zeros in the mean and the variance.
 
     Attributes:
-        dense_width: the number that sums over channels are divided by.
+        dense_width: the dense number of channels, by which sums over channels are divided.
     """
 
     dense_width: int
@@ -28,10 +28,10 @@ class NarrowLayerNorm(nn.LayerNorm):
 
 
 class NarrowRMSNorm(nn.RMSNorm):
-    """``nn.RMSNorm`` over a width of which a part is left; the rest counts as zeros in the mean square.
+    """``nn.RMSNorm`` after channels were removed; these count as zeros in the mean square.
 
     Attributes:
-        dense_width: the number that sums over channels are divided by.
+        dense_width: the dense number of channels, by which sums over channels are divided.
     """
 
     dense_width: int
@@ -45,10 +45,10 @@ class NarrowRMSNorm(nn.RMSNorm):
 
 
 class NarrowGroupNorm(nn.GroupNorm):
-    """``nn.GroupNorm`` of one group of which a part is left; the rest counts as zeros in the mean and the variance.
+    """``nn.GroupNorm`` with one group, after channels were removed; these count as zeros in the mean and the variance.
 
     Attributes:
-        dense_width: the number of channels that sums over them are divided by.
+        dense_width: the dense number of channels, by which sums over channels are divided.
     """
 
     dense_width: int

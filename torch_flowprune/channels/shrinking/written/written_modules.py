@@ -34,18 +34,19 @@ _WRITERS: dict[type[nn.Module], Writer] = {
 
 
 def register(cls: type[nn.Module], writer: Writer | None) -> None:
-    """Say what becomes of a module of your class when tensors in it are cut, where setting its sizes takes more.
+    """Register how to update a module of your class when ``shrink`` cuts its tensors.
 
-    ``shrink`` calls the writer before it tries anything, and proves the result as any other.
+    ``shrink`` calls the writer before it tries anything else, and proves the result like any other. Use it if the sizes
+    of a module are not in its attributes.
 
     Args:
-        cls: the class; subclasses with a forward of their own are none of it.
-        writer: gets a module of it, whose tensors and layers have their new sizes already, and what of each tensor was
-            kept (name -> axis -> bool); gives the same module with its attributes set, or another that takes its place,
-            with parameters of the same names. None for the class as it was before.
+        cls: the class; subclasses with their own forward are not included.
+        writer: a function of the module, whose tensors and layers already have their new sizes, and of what was kept of
+            each tensor (name -> axis -> bool). It returns the same module with updated attributes, or a replacement
+            with parameters of the same names. None removes the registration.
 
     Raises:
-        TypeError: for what is no class of modules.
+        TypeError: if ``cls`` is not a module class.
 
     >>> class Heads(nn.Module):
     ...     def __init__(self):
