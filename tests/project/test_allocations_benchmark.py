@@ -133,6 +133,31 @@ def test_the_figure_is_of_the_files_rows(monkeypatch, tmp_path):
     assert figure.FIGURE.exists()
 
 
+def test_the_figure_of_accuracy_is_of_the_draws(monkeypatch, tmp_path):
+    """Every point is the mean over the draws of one target, in channels or in FLOPs."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    figure = importlib.import_module("benchmarks.accuracy.accuracy_figure")
+    found = json.loads((ROOT / figure.DRAWS).read_text())
+    for name in figure.NETS:
+        for sharing in figure.DRAWN:
+            rows = [
+                row
+                for row in found["nets"][name]["tuned"]
+                if (row["granularity"], row["measure"], row["sharing"]) == ("channel", "magnitude", sharing)
+            ]
+            points = figure.points(found["nets"][name], sharing)
+            assert len(points) == 4
+            assert len(rows) == 12, "three draws of each"
+            assert sum(accuracy for _, accuracy in points) / 4 == pytest.approx(
+                100 * sum(row["accuracy"] for row in rows) / len(rows)
+            )
+            assert points == sorted(points)
+    figure.main(["--out", str(tmp_path / "figure.png")])
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert "](results/figures/accuracy_flops.png)" in (ROOT / "docs" / "index.md").read_text()
+    assert figure.FIGURE.exists()
+
+
 def test_the_guide_has_the_table_of_the_draws(monkeypatch):
     tables = tables_of(monkeypatch)
     found = json.loads((ROOT / tables.DRAWS).read_text())
