@@ -13,6 +13,7 @@ from torch_flowprune.channels.shrinking import (
     ShrinkError,
     Surgery,
     describe,
+    is_as_built,
     is_left_behind,
     load_shrunk,
     rebuild,
@@ -20,14 +21,17 @@ from torch_flowprune.channels.shrinking import (
     replaced_modules,
     save_shrunk,
     shrink,
+    state_sizes,
 )
 from torch_flowprune.channels.tracing import canonical_names
+from torch_flowprune.channels.uniform import Dial, UniformSizes, uniform_sizes
 
 __all__ = [
     "COUNTED",
     "MASKED",
     "Costs",
     "Coupling",
+    "Dial",
     "Group",
     "Kept",
     "LatencyTable",
@@ -39,6 +43,7 @@ __all__ = [
     "Size",
     "Slice",
     "Surgery",
+    "UniformSizes",
     "canonical_names",
     "channel_masks",
     "clear_removed",
@@ -46,6 +51,7 @@ __all__ = [
     "couple",
     "coupling_of",
     "describe",
+    "is_as_built",
     "is_left_behind",
     "living_channels",
     "living_channels_of",
@@ -57,4 +63,6 @@ __all__ = [
     "rows",
     "save_shrunk",
     "shrink",
+    "state_sizes",
+    "uniform_sizes",
 ]

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, TrainerCallback
 
-from torch_flowprune.channels import describe, load_shrunk, save_shrunk, shrink
-from torch_flowprune.inputs import parameters_of, read_tensors
-from torch_flowprune.integrations.refitted_config import refitted_config
+from torch_flowprune.channels import is_as_built, load_shrunk, save_shrunk, shrink, state_sizes
+from torch_flowprune.inputs import copied_model, parameters_of, read_tensors
 from torch_flowprune.masking import MASKS_FILE, apply_masks, masks, remove, set_mask
 from torch_flowprune.pruning import Pruner, Report
 from torch_flowprune.scoring import Measure, measure_lookup
@@ -31,9 +30,8 @@ def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> N
 
     A model with masks, or one whose config states its sizes, is written by its own ``save_pretrained``: dense names
     with zeros, and the masks beside them. ``AutoModel.from_pretrained`` reads it too. This includes a shrunk model
-    whose MLPs all have the same size (``scope="layer"``, heads left out), if a config can state such sizes: they are
-    detected and written. Any other shrunk model is written with its architecture, by
-    :func:`~torch_flowprune.save_shrunk`; ``AutoModel`` raises an error for it.
+    whose repeated layers all have the same size (``uniform=True``): its config states them. Any other shrunk model is
+    written with its architecture, by :func:`~torch_flowprune.save_shrunk`; ``AutoModel`` raises an error for it.
 
     Args:
         model: a model of transformers.
@@ -43,13 +41,9 @@ def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> N
     Raises:
         ShrinkError: if a module was replaced by its exported graph.
     """
-    config = model.config if _is_as_its_config_says(model) else None if masks(model) else refitted_config(model)
-    if config is not None:
-        own, model.config = model.config, config
-        try:
-            model.save_pretrained(save_directory, **options)
-        finally:
-            model.config = own
+    written = _as_config_says(model)
+    if written is not None:
+        written.save_pretrained(save_directory, **options)
         return
     folder = Path(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -216,11 +210,14 @@ def _check_callback(steps: int | None, epochs: float | None, at_end: str, option
         raise ValueError("give granularity='channel' and example_inputs= with at_end='shrink': it removes channels")
 
 
-def _is_as_its_config_says(model: Any) -> bool:
-    """Whether the model has the sizes of one newly built from its config."""
-    with torch.device("meta"):
-        described = describe(type(model)(model.config), model)
-    return not described["shapes"] and not described["identities"]
+def _as_config_says(model: Any) -> Any | None:
+    """The model itself, or a copy of which the config says its sizes; None where no config does."""
+    if is_as_built(model) or masks(model):
+        return model if is_as_built(model) else None
+    other: Any = copied_model(model)
+    inputs = {name: value.to(model.device) for name, value in model.dummy_inputs.items()}
+    state_sizes(other, (), inputs)
+    return other if is_as_built(other) else None
 
 
 def _holds_architecture(path: Path) -> bool:

@@ -1,6 +1,6 @@
 """Dead channels removed, and the outputs proved equal."""
 
-from torch_flowprune.channels.shrinking.handing_over import is_left_behind
+from torch_flowprune.channels.shrinking.handing_over import is_as_built, is_left_behind, state_sizes
 from torch_flowprune.channels.shrinking.removal import shrink
 from torch_flowprune.channels.shrinking.replaced_modules import replaced_modules
 from torch_flowprune.channels.shrinking.saving import describe, load_shrunk, rebuild, save_shrunk
@@ -21,6 +21,7 @@ __all__ = [
     "ShrinkError",
     "Surgery",
     "describe",
+    "is_as_built",
     "is_left_behind",
     "load_shrunk",
     "rebuild",
@@ -28,4 +29,5 @@ __all__ = [
     "replaced_modules",
     "save_shrunk",
     "shrink",
+    "state_sizes",
 ]

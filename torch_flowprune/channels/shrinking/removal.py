@@ -21,7 +21,7 @@ from torch_flowprune.channels.coupling import arguments_of
 from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.shrinking.attempts import Bench, attempt, untried
 from torch_flowprune.channels.shrinking.best_reading import best_surgery, readings_of, surgery_of_read
-from torch_flowprune.channels.shrinking.handing_over import Follower, Handover, Optimizers
+from torch_flowprune.channels.shrinking.handing_over import Follower, Handover, Optimizers, state_sizes
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, operated
 from torch_flowprune.channels.shrinking.written import written
 from torch_flowprune.channels.tracing import Reading, canonical_names, without_onlookers
@@ -122,6 +122,7 @@ def shrink(
         forget_caches(small)
         apply_masks(small, left)
     handover.to(small)
+    state_sizes(small, args, keywords, rescale=optimizer is None and pruner is None)
     return small
 
 

@@ -10,12 +10,14 @@ from torch_flowprune.channels.shrinking.own_code.edited_code import (
     own_class,
     with_edits,
 )
+from torch_flowprune.channels.shrinking.own_code.plain_forms import PlainForm, plain_forms
 from torch_flowprune.channels.shrinking.own_code.running_modules import RunningModules
 from torch_flowprune.channels.shrinking.own_code.set_right import SetRight
 from torch_flowprune.channels.shrinking.own_code.told_numbers import ToldNumbers, told_numbers
 
 __all__ = [
     "Edits",
+    "PlainForm",
     "RunningModules",
     "SetRight",
     "ToldNumbers",
@@ -25,6 +27,7 @@ __all__ = [
     "forward_over",
     "lines_of",
     "own_class",
+    "plain_forms",
     "told_numbers",
     "with_edits",
 ]
