@@ -229,6 +229,13 @@ def test_the_command_line_takes_allocations(run, tmp_path):
     assert "global" in {layer["why"] for layer in json.loads(report.read_text())["layers"]}
 
 
+@pytest.mark.filterwarnings("ignore::torch_flowprune.LayerCollapseWarning")
+def test_the_command_line_takes_uniform(run, tmp_path):
+    report = tmp_path / "report.json"
+    run("prune", *MODEL, "--sparsity", 0.3, "--granularity", "channel", "--uniform", "--report", report)
+    assert all(layer["why"].endswith(", uniform") for layer in json.loads(report.read_text())["layers"])
+
+
 def test_the_command_line_takes_amounts(run, tmp_path):
     report = tmp_path / "report.json"
     amounts = ("--at-most", "parameters=50000", "memory=2e6", "--granularity", "channel")

@@ -50,6 +50,7 @@ class RangeOptions(UnitOptions, total=False):
     min_keep: PerLayer | None
     max_sparsity: PerLayer | None
     round_to: int
+    uniform: bool
 
 
 def size_range(
@@ -70,7 +71,8 @@ def size_range(
         example_inputs: what the model is called with, as for :func:`~torch_flowprune.couple`.
         cost: ``"flops"``, ``"parameters"``, ``"memory"``, ``"latency"``, a :class:`LatencyTable`, or ``"units"``.
         options: keywords of :func:`~torch_flowprune.global_prune`: which units (``granularity``, ``include``,
-            ``exclude``, ``coupling``, ...), and what each layer keeps (``min_keep``, ``max_sparsity``, ``round_to``).
+            ``exclude``, ``coupling``, ...), and what each layer keeps (``min_keep``, ``max_sparsity``, ``round_to``,
+            ``uniform``).
 
     Raises:
         ValueError, TypeError: for bad arguments, and for a model without removable channels.

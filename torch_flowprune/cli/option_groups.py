@@ -102,6 +102,7 @@ def add_allocation(command: argparse.ArgumentParser) -> None:
     add("--max-sparsity", type=as_fraction, metavar="S", help="the highest sparsity of any layer")
     add("--min-keep", type=as_number, metavar="K", help="units that every layer keeps: a number or a fraction")
     add("--round-to", type=as_count, default=1, metavar="N", help="layers keep a multiple of N filters or channels")
+    add("--uniform", action="store_true", help="layers of repeated blocks keep equally many channels")
     add("--allow-collapse", action="store_true", help="write the model even if nothing is left of a layer")
 
 

@@ -59,6 +59,7 @@ def global_prune(
     cost: str | LatencyTable = "units",
     at_most: AtMost | None = None,
     round_to: int = 1,
+    uniform: bool = False,
     **unknown: Never,
 ) -> Report:
     """Prune the units with the lowest scores over the whole model, in place.
@@ -115,6 +116,8 @@ def global_prune(
             targets are met, and ``cost`` says what ``sparsity`` is a fraction of.
         round_to: for filters and channels, every layer keeps a multiple of this number (8 for tensor cores). The count
             is then met as nearly as the multiple allows.
+        uniform: for channels, the layers of repeated blocks keep equally many, so that the shrunk model is one that its
+            class can build, see :doc:`/guide/language_models`. The count is then met as nearly as such sizes allow.
 
     Returns:
         What was pruned, where, and the predicted change of the loss.
@@ -160,6 +163,6 @@ def global_prune(
     own = scores.granularity if isinstance(scores, Scores) else "weight"
     units = PrunableUnits(granularity or own, parameters, include, exclude, scored_by, coupling)
     goal = Goal.asked(sparsity, amount, rounds, schedule)
-    shared_out = Allocation(allocation, scope, normalize, min_keep, max_sparsity, round_to, cost, at_most)
+    shared_out = Allocation(allocation, scope, normalize, min_keep, max_sparsity, round_to, cost, at_most, uniform)
     shared_out.check_beside(goal.sparsity, goal.amount)
     return prune(model, measure_lookup.resolve(method), source, units, goal, shared_out, scores, generator)

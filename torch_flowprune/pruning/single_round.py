@@ -84,9 +84,9 @@ def sizes_of(now: Candidates) -> tuple[Size | None, Size | None]:
 
 
 def with_spent(report: Report, plan: Plan, model: nn.Module, found: Candidates) -> Report:
-    """With what became of targets in what the model costs."""
+    """With what became of targets in what the model costs, or of a number of units."""
     if plan.spending is None:
-        return report
+        return replace(report, asked=plan.asked if plan.asked != report.pruned else None)
     units = living_units(renewed(model, found))
     return replace(report, spent=tuple(dict.fromkeys(Spent(*one.spent(units)) for one in plan.spending.allowances)))
 

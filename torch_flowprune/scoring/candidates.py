@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, TypeAlias
@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.channels import Costs
+from torch_flowprune.channels import Costs, UniformSizes
 from torch_flowprune.inputs import Pair, Pattern, Target, no_collection, prunable, users_level
 from torch_flowprune.masking import check_can_mask
 from torch_flowprune.scoring.granularity import Blocks, Granularity, Units, Weights, alive, parse_granularity
@@ -63,6 +63,13 @@ class Candidate(Protocol):
     @property
     def costs(self) -> Costs | None:
         """What the whole model costs as a function of the units that stay, where that is known.
+
+        All candidates share it.
+        """
+
+    @property
+    def alike(self) -> Callable[[Collection[str]], UniformSizes] | None:
+        """Which of these candidates are of equal size in all models of the class, where that is known.
 
         All candidates share it.
         """
@@ -150,6 +157,10 @@ class ParameterUnits:
 
     @property
     def costs(self) -> Costs | None:
+        return None
+
+    @property
+    def alike(self) -> None:
         return None
 
     def __len__(self) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch_flowprune.channels import (
     Coupling,
     Group,
     Slice,
+    UniformSizes,
     clear_removed,
     couple,
     living_channels,
@@ -29,6 +30,8 @@ from torch_flowprune.scoring.granularity import Blocks
 from torch_flowprune.torch_internals import AnyStatisticsNorm
 
 SCORED_BY = ("producer", "consumer", "group", "norm", "scale")
+Alike: TypeAlias = Callable[[Collection[str]], UniformSizes]
+"""From the groups that are pruned to which of them are of equal size in all models of the class."""
 InPart = dict[str, tuple[list[str], list[str]]]
 """Group -> the producers that were asked for, and those that were not."""
 _NORMS = (AnyStatisticsNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
@@ -42,6 +45,7 @@ class GroupUnits:
     members: Mapping[str, Target]
     scored: tuple[Slice, ...]
     costs: Costs | None
+    alike: Alike | None = None
 
     @property
     def name(self) -> str:
@@ -149,6 +153,7 @@ def channel_candidates(
     exclude: Pattern | Sequence[Pattern] | None = None,
     scored_by: str = "producer",
     coupling: Coupling | None = None,
+    alike: Alike | None = None,
 ) -> Candidates:
     """The groups of a model whose producers are all among the parameters to prune.
 
@@ -162,6 +167,7 @@ def channel_candidates(
             that read it; ``"group"``, everything coupled;
             ``"norm"``, γ and β of its norms; ``"scale"``, γ alone.
         coupling: of this model, read before or written by hand.
+        alike: what tells which groups are of equal size in all models of the class; each candidate has it.
 
     Raises:
         ValueError: for another ``scored_by``, a coupling that does not fit the model, or if no group can be pruned,
@@ -187,7 +193,7 @@ def channel_candidates(
         if not others:
             members = {part.parameter: known[part.parameter] for part in group.slices if part.role in MASKED}
             checked |= {name: check_can_mask(members[name], name) for name in members if name not in checked}
-            candidates[group.name] = GroupUnits(group, members, _scored(group, members, scored_by), costs)
+            candidates[group.name] = GroupUnits(group, members, _scored(group, members, scored_by), costs, alike)
     if not candidates:
         raise ValueError(_in_part(in_part) if in_part else _nothing(coupling))
     in_part = _without_what_takes_part(in_part, coupling, candidates)

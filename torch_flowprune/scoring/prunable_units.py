@@ -5,15 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from torch import nn
 from typing_extensions import TypedDict
 
-from torch_flowprune.channels import Coupling, couple
+from torch_flowprune.channels import Coupling, UniformSizes, couple, uniform_sizes
 from torch_flowprune.gradients import FlowSource
 from torch_flowprune.inputs import Pair, Pattern, example_of, holds_modules, parameters_of, prunable, untouched
 from torch_flowprune.scoring.candidates import Candidates, label, parameter_candidates
-from torch_flowprune.scoring.channel_candidates import channel_candidates
+from torch_flowprune.scoring.channel_candidates import Alike, channel_candidates
 from torch_flowprune.scoring.granularity import Granularity
 
 
@@ -92,4 +93,24 @@ class PrunableUnits:
         chosen = (self.parameters, self.include, self.exclude)
         if self.granularity != "channel":
             return parameter_candidates(model, self.granularity, *chosen)
-        return channel_candidates(model, None, *chosen, self.scored_by, self.read(model, source).coupling)
+        coupling = self.read(model, source).coupling
+        assert coupling is not None
+        return channel_candidates(
+            model, None, *chosen, self.scored_by, coupling, _alike_in_class(model, source, coupling)
+        )
+
+
+def _alike_in_class(model: nn.Module, source: FlowSource, coupling: Coupling) -> Alike:
+    """What tells, when it is asked, which groups are of equal size in all models of the class."""
+
+    @lru_cache(maxsize=1)
+    def found(names: tuple[str, ...]) -> UniformSizes:
+        if source.example_inputs is None and (source.data is None or isinstance(source.data, Iterator)):
+            raise ValueError(
+                "uniform=True tries smaller sizes on an example input, and there is none: pass example_inputs="
+            )
+        with untouched(model, source.data):
+            example = example_of(source.data, source.example_inputs, next(model.parameters()).device)
+            return uniform_sizes(model, coupling, example, names)
+
+    return lambda names: found(tuple(names))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_flowprune.channels import Costs, Surgery
+from torch_flowprune.channels import Costs, Surgery, UniformSizes
 from torch_flowprune.inputs import Target
 from torch_flowprune.scoring.candidates import Candidate, Candidates
 from torch_flowprune.scoring.granularity import Blocks
@@ -128,6 +128,10 @@ class Survivors:
     @property
     def costs(self) -> Costs | None:
         return self.origin.costs
+
+    @property
+    def alike(self) -> Callable[[Collection[str]], UniformSizes] | None:
+        return self.left.alike
 
     @property
     def weights(self) -> int:

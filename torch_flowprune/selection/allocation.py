@@ -23,6 +23,7 @@ from torch_flowprune.selection.rules import (
     NORMALIZERS,
     SHARE_RULES,
     Bounds,
+    Levels,
     PerLayer,
     ShareRule,
     bounds_of,
@@ -48,6 +49,7 @@ class AllocationOptions(TypedDict, total=False):
     round_to: int
     cost: str | LatencyTable
     at_most: AtMost | None
+    uniform: bool
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Allocation:
     round_to: int = 1
     cost: str | LatencyTable = "units"
     at_most: AtMost | None = None
+    uniform: bool = False
 
     def __post_init__(self) -> None:
         self._check_cost()
@@ -170,11 +173,14 @@ class Allocation:
         if (blocks := _blocks(found)) is not None:
             return self._of_blocks(found, goal, blocks)
         self._check_units(found)
-        bounds = self._bounds(found)
-        layers = Layers(found, bounds, self.round_to)
+        levels = Levels.of(found, self.round_to) if self.uniform else None
+        bounds = self._bounds(found, levels)
+        layers = Layers(found, bounds, self.round_to, levels)
         normalizer = self._normalizer(method, found)
         comparable = None if normalizer is None else NORMALIZERS[normalizer]
-        made = partial(Plan, self._why(normalizer), bounds, comparable=comparable, round_to=self.round_to)
+        made = partial(
+            Plan, self._why(normalizer), bounds, comparable=comparable, round_to=self.round_to, levels=levels
+        )
         if self.counted_cost != "units":
             return made(spending=self._spending(found, goal, layers))
         if self.rule == "row":
@@ -219,13 +225,15 @@ class Allocation:
             return layers.given(by_layer("allocation", rule, layers.units), goal)
         return layers.ruled(_function(rule), goal)
 
-    def _bounds(self, found: Candidates) -> Bounds:
-        return bounds_of(found, self.min_keep, self.max_sparsity, keep_one=self.counted_cost != "units")
+    def _bounds(self, found: Candidates, levels: Levels | None) -> Bounds:
+        bounds = bounds_of(found, self.min_keep, self.max_sparsity, keep_one=self.counted_cost != "units")
+        return bounds if levels is None else levels.bounded(bounds)
 
     def range_of(self, found: Candidates) -> tuple[float, float, float]:
         """What all units cost, those that are left, and the least that these bounds allow."""
         self._check_units(found)
-        return counted_range(found, self.cost, Layers(found, self._bounds(found), self.round_to).least)
+        bounds = self._bounds(found, Levels.of(found, self.round_to) if self.uniform else None)
+        return counted_range(found, self.cost, Layers(found, bounds, self.round_to).least)
 
     def _spending(self, found: Candidates, goal: Goal, layers: Layers) -> Spending:
         if isinstance(self.rule, Mapping) or self.rule == "row":
@@ -249,7 +257,7 @@ class Allocation:
 
         A width that was rounded up is, for one unit more, rounded down.
         """
-        by_one = self._is_ranking and self.round_to == 1 and isinstance(self.cost, str)
+        by_one = self._is_ranking and self.round_to == 1 and not self.uniform and isinstance(self.cost, str)
         return None if by_one else 2 * self.round_to - 1
 
 

@@ -89,8 +89,9 @@ class _Ranking:
         """The lowest of each pool go; then every layer's width is rounded, if the plan says so."""
         cuts = self._cuts(pools)
         kept = {name: count for names, cut in cuts for name, count in zip(names, cut.kept, strict=True)}
-        if self.plan.round_to > 1:
-            kept = rounded(kept, self.left, self.plan.bounds.least, self.plan.round_to)
+        even = self._even(kept)
+        if even is not kept:
+            kept = even
             cuts = self._cuts([self._down_to(name, count) for name, count in kept.items()])
         keeps = {name: keep for names, cut in cuts for name, keep in zip(names, cut.keep, strict=True)}
         thresholds = [cut.threshold for _, cut in cuts if cut.threshold is not None]
@@ -102,6 +103,13 @@ class _Ranking:
             tied,
             self._why(kept),
         )
+
+    def _even(self, kept: dict[str, int]) -> dict[str, int]:
+        """The widths that a plan allows which are nearest to these."""
+        plan = self.plan
+        if plan.levels is not None:
+            return plan.levels.levelled(kept, self.left, plan.bounds.least)
+        return kept if plan.round_to == 1 else rounded(kept, self.left, plan.bounds.least, plan.round_to)
 
     def by_row(self, pools: Pools) -> Choice:
         """The lowest of every output go."""
@@ -142,6 +150,7 @@ class _Ranking:
             if bounds.word[name] and count == bounds.least[name] < self.left[name]
         }
         rounding = f", a multiple of {self.plan.round_to}" if self.plan.round_to > 1 else ""
+        rounding = f"{rounding}, uniform" if self.plan.levels is not None else rounding
         return {name: held.get(name, self.plan.why + rounding) for name in self.found}
 
 

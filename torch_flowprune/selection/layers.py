@@ -10,14 +10,15 @@ from torch_flowprune.scoring import Candidates, lefts
 from torch_flowprune.selection.goal import Goal
 from torch_flowprune.selection.plan import Pool, Pools, Split
 from torch_flowprune.selection.ranking import numbers
-from torch_flowprune.selection.rules import Bounds, LayerUnits, ShareRule, counted_exactly, narrowest
+from torch_flowprune.selection.rules import Bounds, LayerUnits, Levels, ShareRule, counted_exactly, narrowest
 
 
 class Layers:
     """What may go, by name, as it is before the first round."""
 
-    def __init__(self, found: Candidates, bounds: Bounds, round_to: int = 1) -> None:
+    def __init__(self, found: Candidates, bounds: Bounds, round_to: int = 1, levels: Levels | None = None) -> None:
         self.found, self.bounds, self.units, self.round_to = found, bounds, bounds.units, round_to
+        self.levels = levels
         self.left = dict(zip(found, numbers(lefts(found)), strict=True))
         self.total = sum(self.units.values())
 
@@ -163,6 +164,8 @@ class Layers:
 
     def _slack(self, names: Collection[str]) -> int:
         """How many units more than were asked for may be gone, as widths were rounded down."""
+        if self.levels is not None:
+            return sum(max(self.round_to, self.levels.step(name)) for name in names)
         return (self.round_to - 1) * len(names)
 
     def _wanted(self, goal: Goal) -> int:

@@ -10,7 +10,7 @@ from torch_flowprune.channels import Kept
 from torch_flowprune.scoring import Blocks
 from torch_flowprune.selection.budget import Budget
 from torch_flowprune.selection.goal import share_of
-from torch_flowprune.selection.rules import Bounds, Comparable
+from torch_flowprune.selection.rules import Bounds, Comparable, Levels
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Plan:
         blocks: the n:m pattern, or None.
         by_row: whether each output gives up equally many.
         round_to: what the number of units that a layer keeps is a multiple of.
+        levels: the widths that layers may have together, where they are to be equal.
     """
 
     why: str
@@ -86,6 +87,14 @@ class Plan:
     blocks: Blocks | None = None
     by_row: bool = False
     round_to: int = 1
+    levels: Levels | None = None
+
+    @property
+    def asked(self) -> int | None:
+        """How many units should be gone after the last round, where that many may not be had exactly."""
+        if not self.rounds or (self.levels is None and self.round_to == 1):
+            return None
+        return sum(pool.gone for pool in self.rounds[-1])
 
     @property
     def sparsity(self) -> float:

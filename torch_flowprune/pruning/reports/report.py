@@ -77,6 +77,8 @@ class Report(InNotebooks):
         loss: the mean loss before the (last) pruning, if data was read.
         samples: how many samples were read.
         counted: how they were counted.
+        asked: with ``round_to`` or ``uniform``, how many units should have been pruned, if that differs from
+            ``pruned``; else None.
         predicted_loss_change: −Σ θ·g over the pruned weights: the first-order change of the loss, summed over the
             rounds; None if g is unknown. It is computed on the data that chose the weights: if the same gradient made
             the scores, it is nearer to 0 than the true change by construction. :func:`~torch_flowprune.predict` on
@@ -103,6 +105,7 @@ class Report(InNotebooks):
     model_weights: int = 0
     spent: tuple[Spent, ...] = ()
     counted: str | None = None
+    asked: int | None = None
 
     @property
     def weights_pruned(self) -> int:
@@ -144,6 +147,8 @@ class Report(InNotebooks):
                 f"({self.sparsity:.2%}), {self.newly_pruned:,} now"
             )
         ]
+        if self.asked is not None:
+            lines.append(f"{self.asked:,} were asked for: the widths that layers may have come no nearer")
         if self.model_weights:
             lines.append(
                 f"{self.weights_pruned:,} of all {self.model_weights:,} weights of the model are masked "

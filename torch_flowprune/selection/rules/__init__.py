@@ -3,6 +3,7 @@
 from torch_flowprune.selection.rules.bounds import Bounds, PerLayer, bounds_of, by_layer, check_number
 from torch_flowprune.selection.rules.comparable_scores import NORMALIZERS, Comparable, comparable
 from torch_flowprune.selection.rules.layer_shares import SHARE_RULES, LayerUnits, ShareRule, counted_exactly
+from torch_flowprune.selection.rules.levelling import Levels
 from torch_flowprune.selection.rules.rounding import narrowest, rounded
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Bounds",
     "Comparable",
     "LayerUnits",
+    "Levels",
     "PerLayer",
     "ShareRule",
     "bounds_of",
