@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,54 +22,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 
 __all__ = [
-    "FLAT_WEIGHTS",
-    "HARDSIGMOIDS",
-    "HARDSIGMOID_IN_PLACE",
-    "NAMES_OF_WRAPPED",
-    "NO_TORCH_FUNCTION",
-    "SAME_WIDTHS",
-    "AnyBatchNorm",
-    "AnyConvolution",
-    "AnyDropout",
-    "AnyStatisticsNorm",
-    "BelowAutograd",
-    "MemoryWeakRef",
-    "OperatorMode",
-    "batch_norm_backward",
-    "convolution_backward",
-    "differentiate",
-    "foreach_add_",
-    "foreach_addcmul_",
-    "foreach_copy_",
-    "foreach_mul_",
-    "forget_flat_size",
-    "fused_weight_norm",
-    "has_hooks",
-    "has_loading_hooks",
-    "in_function_transform",
-    "inside_compiled",
-    "is_compiled",
-    "is_read_as_a_graph",
-    "keep_where_positive",
-    "list_flat_weights",
-    "made_of_operators",
-    "names_of_flat_weights",
-    "past_modes",
-    "runs_step_hooks",
-    "schema_of",
-    "semi_structured_sizes",
-    "set_tensor_name",
-    "storage_key",
-    "tensor_name",
-    "to_copy",
-    "tree_flatten",
-    "tree_leaves",
-    "tree_map",
-    "tree_map_only",
-    "tree_unflatten",
-    "unsafe_view",
-    "version_of",
-]
+    "FLAT_WEIGHTS", "HARDSIGMOIDS", "HARDSIGMOID_IN_PLACE", "NAMES_OF_WRAPPED", "NO_TORCH_FUNCTION", "SAME_WIDTHS",
+    "AnyBatchNorm", "AnyConvolution", "AnyDropout", "AnyStatisticsNorm", "BelowAutograd", "MemoryWeakRef",
+    "OperatorMode", "ShardedParameter", "batch_norm_backward", "convolution_backward", "differentiate", "foreach_add_",
+    "foreach_addcmul_", "foreach_copy_", "foreach_mul_", "forget_flat_size", "forward_hooks_of_sharding",
+    "fused_weight_norm", "has_hooks", "has_loading_hooks", "in_function_transform", "inside_compiled", "is_compiled",
+    "is_read_as_a_graph", "keep_where_positive", "list_flat_weights", "made_of_operators", "names_of_flat_weights",
+    "past_modes", "runs_step_hooks", "schema_of", "semi_structured_sizes", "set_tensor_name", "sharded_parameters",
+    "storage_key", "tensor_name", "to_copy", "tree_flatten", "tree_leaves", "tree_map", "tree_map_only",
+    "tree_unflatten", "unsafe_view", "version_of",
+]  # fmt: skip
 
 # -- operators, as they run ------------------------------------------
 
@@ -265,6 +227,44 @@ def tensor_name(hook: Any) -> str:
 def set_tensor_name(hook: Any, name: str) -> None:
     """Make a hook the one of this tensor, as torch's ``apply`` does."""
     hook._tensor_name = name
+
+
+def forward_hooks_of_sharding(module: Any) -> set[int]:
+    """The numbers of the hooks by which it gathers a module's parameters before a forward, and frees them after."""
+    state = module._get_fsdp_state()
+    two = state._pre_forward_hook_handle, state._post_forward_hook_handle
+    return {one.id for handle in two for one in getattr(handle, "handles", (handle,))}
+
+
+class ShardedParameter(NamedTuple):
+    """The ranks that ``fully_shard`` cut it over, along which axis, its size before on each, how it was laid then."""
+
+    parameter: nn.Parameter
+    mesh: Any
+    axis: int
+    size: torch.Size
+    before: Any
+    in_fewer_digits: bool
+    on_host: bool
+
+
+def sharded_parameters(module: Any) -> list[ShardedParameter]:
+    """Those that are gathered when this module runs."""
+    state = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]  # torch 2.6 has one, or none
+    return [
+        ShardedParameter(
+            one.sharded_param,
+            one.mesh_info.mesh,
+            one.fsdp_placement.dim,
+            one._orig_size,
+            getattr(one, "_unsharded_dtensor_spec", None),
+            one.mp_policy.param_dtype not in (None, one.sharded_param.dtype),
+            one.offload_to_cpu,
+        )
+        for group in filter(None, groups)
+        for one in group.fsdp_params
+    ]
 
 
 # -- kernels for sparse tensors ------------------------------------------

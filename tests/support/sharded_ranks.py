@@ -141,7 +141,6 @@ def what_is_refused_of_shards(rank: int, path: str) -> None:
     """On every rank alike, before anything is touched."""
     calls = [
         lambda model: fp.global_prune(model, sparsity=0.5),
-        lambda model: fp.flow(model, [(X, Y)], needs=("Hg",)),
         lambda model: fp.scores(model, "taylor", data=[(X, Y)]),
         lambda model: fp.Pruner(model, sparsity=0.5),
     ]

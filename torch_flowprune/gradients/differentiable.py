@@ -11,7 +11,9 @@ from torch.nn.parameter import UninitializedParameter
 from torch_flowprune.inputs import Target, check_shapes, is_computed_on_access, original, parameters_of, wide
 
 
-def differentiable(model: nn.Module, also: Iterable[str], wanted: set[str]) -> dict[str, Target]:
+def differentiable(
+    model: nn.Module, also: Iterable[str], wanted: set[str], *, in_parts: bool = False
+) -> dict[str, Target]:
     """All that require a gradient and are numbers with a point, and those named besides.
 
     Raises:
@@ -29,7 +31,7 @@ def differentiable(model: nn.Module, also: Iterable[str], wanted: set[str]) -> d
         if wanted or name in also or not isinstance(target.parameter, UninitializedParameter)  # theta alone: no shape
     }
     check_shapes(targets.values())
-    if wanted:
+    if wanted and not in_parts:
         _check_whole(targets)
     return targets
 
@@ -52,8 +54,9 @@ def _check_whole(targets: Mapping[str, Target]) -> None:
     sharded = [name for name, target in targets.items() if hasattr(target.parameter, "device_mesh")]
     if sharded:
         raise ValueError(
-            f"{sharded[0]!r} is a shard (a DTensor), and derivatives are taken of whole parameters: score before "
-            "fully_shard or parallelize_module, or a copy of the full state dict"
+            f"{sharded[0]!r} is a shard (a DTensor), and this is taken of whole parameters: call it before "
+            "fully_shard or parallelize_module, or on a copy of the full state dict; fp.flow and fp.hessian_vector "
+            "take shards"
         )
 
 

@@ -14,7 +14,8 @@ from typing_extensions import Never
 from torch_flowprune.gradients.batches import Reduction
 from torch_flowprune.gradients.differentiable import check_opens, differentiable, reference_of
 from torch_flowprune.gradients.flow_source import FlowSource
-from torch_flowprune.gradients.sweeping import MOMENTS, Products
+from torch_flowprune.gradients.sharding import check_in_parts, in_shards, theta_of
+from torch_flowprune.gradients.sweeping import MOMENTS, Products, products_over
 from torch_flowprune.gradients.synflow import synaptic_gradient
 from torch_flowprune.inputs import (
     Batch,
@@ -152,7 +153,8 @@ def flow(
 
     Args:
         model: any module; unwrapped if compiled or data-parallel. With ``DistributedDataParallel``, make the same call
-            on every rank, each with its own part of the data; the flow is over all parts.
+            on every rank, each with its own part of the data; the flow is over all parts. Likewise under
+            ``fully_shard`` and tensor parallelism, for g, g2 and Hg, which are DTensors then.
         data: an iterable of ``(input, target)`` or dict batches, or one batch. Batches are moved to the model's device.
             A tuple as input is spread over the model's arguments; a list is one argument, unless the model needs
             several. From a dict the model gets the keys that its signature takes.
@@ -210,31 +212,15 @@ def flow(
     """
     check_keywords(flow, unknown)
     source = FlowSource(
-        data,
-        loss,
-        closure,
-        theta0,
-        max_samples,
-        temperature,
-        mode,
-        example_inputs,
-        progress,
-        max_memory,
-        offload,
-        autocast,
-        batch_size,
-        batch_dim,
-        reduction,
-        check,
-        probes,
-        under_masks,
-    )
+        data, loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress, max_memory, offload,
+        autocast, batch_size, batch_dim, reduction, check, probes, under_masks,
+    )  # fmt: skip
     return flow_over(source, model, needs, [parameters] if isinstance(parameters, str) else parameters)
 
 
 def point_of(source: FlowSource, targets: Mapping[str, Target]) -> Flow:
     """The parameters themselves, and where they began: what needs no sweep."""
-    theta = {name: wide(target.theta) for name, target in targets.items()}
+    theta = {name: wide(theta_of(target)) for name, target in targets.items()}
     return Flow(theta=theta, theta0=reference_of(source.theta0, targets))
 
 
@@ -247,7 +233,15 @@ def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parame
             "this measure reads theta0, the parameters at a reference point: pass theta0=, a state dict taken at "
             "initialisation"
         )
-    targets = differentiable(model, parameters, wanted)
+    check_in_parts(model, source, wanted, ranks)
+    with in_shards(model):
+        return _flow_in_shards(source, model, wanted, parameters, ranks)
+
+
+def _flow_in_shards(
+    source: FlowSource, model: nn.Module, wanted: set[str], parameters: Sequence[str], ranks: Ranks
+) -> Flow:
+    targets = differentiable(model, parameters, wanted, in_parts=True)
     point = point_of(source, targets)
     if not wanted:
         return point
@@ -265,9 +259,10 @@ def flow_over(source: FlowSource, model: nn.Module, needs: Sequence[str], parame
             rewind()  # the example may have drawn from the loader, whose order both sweeps share
         if wanted - {"gR"}:
             data = as_batches(source.data)  # or an error, before anything is said of the model
-            fields = _swept(Products(model, targets, source, rewind, ranks), data, wanted - {"gR"})
+            sweeps = products_over(model, targets, source, rewind, ranks)
+            fields = _swept(sweeps, data, wanted - {"gR"})
             point = replace(point, **fields, counted=source.counting)
-            source.warn_of_fewer(point.samples, ranks)
+            source.warn_of_fewer(point.samples, sweeps.ranks)
     return point
 
 

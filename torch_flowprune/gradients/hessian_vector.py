@@ -9,7 +9,8 @@ from typing_extensions import Unpack
 
 from torch_flowprune.gradients.differentiable import differentiable
 from torch_flowprune.gradients.flow_source import FlowSource, LossOptions
-from torch_flowprune.gradients.sweeping import Products
+from torch_flowprune.gradients.sharding import check_in_parts, in_shards
+from torch_flowprune.gradients.sweeping import products_over
 from torch_flowprune.inputs import (
     Ranks,
     as_batches,
@@ -57,16 +58,18 @@ def hessian_vector(
     check_keywords(hessian_vector, options, LossOptions)
     source = from_options(FlowSource, options, data=data)
     ranks, model = Ranks.of(model), unwrapped(model)
-    named = _under_own_names(model, v)
-    targets = differentiable(model, named, {"Hg"})
-    for name, value in named.items():
-        if value.shape != targets[name].parameter.shape:
-            expected = tuple(targets[name].parameter.shape)
-            raise ValueError(f"v[{name!r}] should have the parameter's shape {expected}, got {tuple(value.shape)}")
-    with untouched(model, data, source.mode, source.functions) as rewind:
-        for target in targets.values():
-            target.parameter.requires_grad_(True)
-        return Products(model, targets, source, rewind, ranks).times(named, as_batches(data))
+    check_in_parts(model, source, {"Hg"}, ranks)
+    with in_shards(model):
+        named = _under_own_names(model, v)
+        targets = differentiable(model, named, {"Hg"}, in_parts=True)
+        for name, value in named.items():
+            if value.shape != targets[name].parameter.shape:
+                expected = tuple(targets[name].parameter.shape)
+                raise ValueError(f"v[{name!r}] should have the parameter's shape {expected}, got {tuple(value.shape)}")
+        with untouched(model, data, source.mode, source.functions) as rewind:
+            for target in targets.values():
+                target.parameter.requires_grad_(True)
+            return products_over(model, targets, source, rewind, ranks).times(named, as_batches(data))
 
 
 def _under_own_names(model: nn.Module, v: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,6 +27,8 @@ class Derivatives:
     One entry a parameter, None where the loss does not reach.
     """
 
+    runs_alone = True  # each rank by itself: it may try things on the model that the others do not
+
     def __init__(
         self,
         model: nn.Module,

@@ -40,7 +40,7 @@ def warn_unless_mean(derivatives: Derivatives, head: Sequence[SizedBatch], ranks
 
     Of a single batch it does not matter.
     """
-    if not head or (len(head) == 1 and ranks.alone):
+    if not head or (len(head) == 1 and ranks.alone) or not derivatives.runs_alone:
         return
     batch, size = head[0]
     if derivatives.mode != "eval" or size < 2 or not derivatives.weights.are_supposed(batch, size):

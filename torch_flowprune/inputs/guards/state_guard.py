@@ -35,7 +35,7 @@ def untouched(
     """
     check_mode(mode)
     beside = modules_beside(model, functions)
-    draw_again, own, others = _randomness(model, data), _buffers(model.modules()), _buffers(beside, sparing=True)
+    draw_again, own, others = randomness(model, data), _buffers(model.modules()), _buffers(beside, sparing=True)
 
     def fill_again() -> None:
         own()
@@ -95,7 +95,7 @@ def check_mode(mode: str) -> None:
 @contextmanager
 def same_randomness(model: nn.Module) -> Iterator[None]:
     """What is drawn inside, from any source of randomness, was not drawn when it is over."""
-    rewind = _randomness(model, None)
+    rewind = randomness(model)
     try:
         yield
     finally:
@@ -194,7 +194,8 @@ def forget_caches(model: nn.Module) -> None:
         _modes(model)()
 
 
-def _randomness(model: nn.Module, data: object) -> Restore:
+def randomness(model: nn.Module, data: object = None) -> Restore:
+    """What puts every source of randomness back to its state now."""
     restores: list[Restore] = [
         _rewind(torch.set_rng_state, torch.get_rng_state()),
         _rewind(random.setstate, random.getstate()),

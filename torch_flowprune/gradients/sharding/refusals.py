@@ -1,0 +1,82 @@
+"""What cannot be had of a model that ranks hold in parts, said before anything is touched."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from torch_flowprune.gradients.flow_source import FlowSource
+from torch_flowprune.gradients.sharding.sharded_modules import fully_sharded, is_in_parts
+from torch_flowprune.inputs import Ranks, local, users_level
+from torch_flowprune.torch_internals import sharded_parameters
+
+_HAD = {"g", "g2", "Hg"}
+_INSTEAD = {
+    "g2_sample": "g2 over batches of one sample is the same",
+    "diagH": "fp.hessian_vector has exact products with H",
+}
+
+
+def check_in_parts(model: nn.Module, source: FlowSource, wanted: set[str], ranks: Ranks) -> None:
+    """An error for what is not taken of a sharded model; of a whole one nothing is said.
+
+    Raises:
+        ValueError: saying how to get it.
+    """
+    if wanted:
+        _check_no_older_sharding(model)
+    if not wanted or not is_in_parts(model):
+        return
+    if odd := sorted(wanted - _HAD):
+        instead = _INSTEAD.get(odd[0], "compute it before the model is sharded")
+        raise ValueError(f"{odd[0]} is not taken of sharded models, which have g, g2 and Hg: {instead}")
+    for word, value in (("max_memory", source.max_memory), ("offload", source.offload), ("check", source.check)):
+        if value:
+            raise ValueError(
+                f"{word}= is for models that each process has whole, and this one is sharded: leave it out, and take "
+                "smaller batches, or more ranks, where memory is short"
+            )
+    if not ranks.alone:
+        raise ValueError(
+            "DistributedDataParallel around a sharded model: leave it out, and give fully_shard a mesh of two axes "
+            "(replicas, shards)"
+        )
+    if any(parameter.dtype is torch.float16 for parameter in model.parameters()):
+        raise ValueError("derivatives of a float16 model underflow: shard model.float() or model.bfloat16()")
+    _check_policies(fully_sharded(model))
+
+
+def _check_policies(modules: Iterable[nn.Module]) -> None:
+    kept = [one for module in modules for one in sharded_parameters(module)]
+    if any(one.on_host for one in kept):
+        raise ValueError(
+            "fully_shard keeps this model's shards on the host (CPUOffloadPolicy), where derivatives are not summed: "
+            "score before fully_shard, or shard without offload_policy="
+        )
+    for one in kept:
+        if (kind := type(local(one.parameter))) is not torch.Tensor:
+            raise ValueError(
+                f"shards of {kind.__name__} gather in a way of their own, of which no derivatives are taken: "
+                "score before they are put in place"
+            )
+    if any(one.in_fewer_digits for one in kept):
+        warnings.warn(
+            "the mixed-precision policy of fully_shard does not count here: the model runs in its parameters' own "
+            "dtype; autocast=torch.bfloat16 runs it in mixed precision",
+            UserWarning,
+            stacklevel=users_level(),
+        )
+
+
+def _check_no_older_sharding(model: nn.Module) -> None:
+    """An error for ``FullyShardedDataParallel``, whose flat parameters have neither shapes nor names of their own."""
+    older = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
+    if older is not None and any(isinstance(module, older) for module in model.modules()):
+        raise ValueError(
+            "FullyShardedDataParallel keeps flat pieces of parameters, of which no derivatives can be taken: shard "
+            "the model with torch.distributed.fsdp.fully_shard, or score before it is sharded"
+        )

@@ -1,0 +1,78 @@
+"""Sweeps over the data of all ranks, of a model that they hold in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from torch import Tensor, nn
+
+from torch_flowprune.gradients.batches import Grads, SizedBatch, add_weighted, zero_sums
+from torch_flowprune.gradients.flow_source import FlowSource
+from torch_flowprune.gradients.sharding import Parts, ShardedDerivatives, ShardedModel, is_in_parts
+from torch_flowprune.gradients.sweeping.products import Products
+from torch_flowprune.inputs import Batch, Ranks, Restore, Target, sized
+
+
+def products_over(
+    model: nn.Module, targets: Mapping[str, Target], source: FlowSource, rewind: Restore, ranks: Ranks
+) -> Products:
+    """The sweeps that fit the model: one that ranks hold in parts, or whole on each of them."""
+    if is_in_parts(model):
+        return ShardedProducts(model, targets, source, rewind)
+    return Products(model, targets, source, rewind, ranks)
+
+
+class ShardedProducts(Products):
+    """g, g2, H·g and H·v: this rank's parts, and handed out as the parameters are."""
+
+    def __init__(self, model: nn.Module, targets: Mapping[str, Target], source: FlowSource, rewind: Restore) -> None:
+        self.sharded = ShardedModel(model, targets, under_masks=source.under_masks)
+        leaves = [shard.leaf for shard in self.sharded.targets]
+        parts = {name: replace(targets[name], parameter=leaf) for name, leaf in zip(targets, leaves, strict=True)}
+        super().__init__(model, parts, source, rewind, self.sharded.ranks)
+        weights = self.derivatives.weights
+        self.derivatives: ShardedDerivatives = ShardedDerivatives(
+            self.sharded, leaves, source.objective, source.mode, source.resources, weights
+        )
+
+    def run(self, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:
+        self.derivatives.squares_wanted = "g2" in wanted
+        fields = super().run(data, wanted)
+        return {kind: self._handed_out(of) if isinstance(of, dict) else of for kind, of in fields.items()}
+
+    def times(self, v: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Tensor]:
+        shards = dict(zip(self.names, self.sharded.targets, strict=True))
+        return self._handed_out(super().times({name: shards[name].own_part(value) for name, value in v.items()}, data))
+
+    def _handed_out(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: shard.handed_out(values[name]) for name, shard in zip(self.names, self.sharded.targets, strict=True)
+        }
+
+    @contextmanager
+    def _sound(self) -> Iterator[None]:
+        with super()._sound(), self.sharded.installed():
+            yield
+
+    def _stream(self, data: Iterable[Batch]) -> tuple[list[SizedBatch], Iterator[SizedBatch]]:
+        own = sized(data, self.parameters[0].device, *self.source.counting_words)
+        stream = self.derivatives.in_step(own)
+        return list(islice(stream, 2)), stream
+
+    def _second(self, *args: Any) -> dict[str, Tensor]:
+        self.derivatives.squares_wanted = False
+        return super()._second(*args)
+
+    def _accumulate(self, sums: dict[str, list[Tensor]], grads: Grads, batch: Batch, size: int) -> None:
+        """The squares of each rank's own gradient were taken on its way."""
+        super()._accumulate({kind: total for kind, total in sums.items() if kind != "g2"}, grads, batch, size)
+        if "g2" in sums:
+            squares = [shard.squares for shard in self.sharded.targets]
+            add_weighted(sums["g2"], squares, self.derivatives.weight(batch, size))
+
+    def _zeros(self) -> list[Tensor]:
+        return Parts(zero_sums(self.parameters, on_host=False))
