@@ -351,6 +351,20 @@ def pruned_then_sharded(rank: int) -> None:
     assert all(whole(found.Hg[name])[~mask].eq(0).all() for name, mask in fp.masks(alone).items())
 
 
+def masks_on_shards(rank: int) -> None:
+    """Masks beside the shards, which no forward computes with: derivatives are 0 under them all the same."""
+    sharded, alone = shard(build(Language)), build(Language)
+    chosen = build(Language)
+    fp.global_prune(chosen, sparsity=0.5)
+    for model in (sharded, alone):
+        fp.apply_masks(model, fp.masks(chosen))
+    found = check_flow(sharded, alone, tokens(rank), of_all(tokens), **TOKENS)
+    assert all(whole(found.Hg[name])[~mask].eq(0).all() for name, mask in fp.masks(alone).items())
+    v = vector_like(build(Language))
+    expected = fp.hessian_vector(alone, of_all(tokens), v, **TOKENS)
+    check_equal(fp.hessian_vector(sharded, tokens(rank), v, **TOKENS), expected)
+
+
 def half_precision(rank: int) -> None:
     """bfloat16 by autocast and of the parameters is what one process gives by it; policies are said not to count."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -487,6 +501,7 @@ ON_TWO = [
     modules_that_cannot_run_again,
     trains_on,
     pruned_then_sharded,
+    masks_on_shards,
     said_before_anything_is_touched,
     columns_and_rows,
 ]
