@@ -132,6 +132,46 @@ def test_a_shrunk_model_is_what_its_class_makes_of_the_config(epsilon):
     assert torch.equal(new(x), small(x))
 
 
+class Scale(RMSNorm):
+    """Called with two tensors."""
+
+    def forward(self, x, by):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * by
+
+
+class WithScale(Stack):
+    """With a norm that has no plain form that could be tried."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.last = Scale(config.width, config.eps)
+
+    def forward(self, x):
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.last(x, torch.ones(())))
+
+
+class Odd(Config):
+    """What is called as a config is, and is another thing."""
+
+    def to_dict(self, spare):
+        return {spare: self}
+
+
+@pytest.mark.parametrize("make", [lambda: WithScale(Config()), lambda: Stack(Odd())])
+def test_what_cannot_be_tried_is_shrunk_as_ever(make):
+    torch.manual_seed(0)
+    model = make().eval()
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=X, scope="layer")
+    small = fp.shrink(model, X)
+    x = torch.randn(9, 5)
+    assert torch.allclose(small(x), model(x), atol=1e-6)
+    assert not is_as_built(small)
+    assert small.config.width == 12
+
+
 def test_in_place_too():
     model = stack()
     fp.global_prune(model, "magnitude", 0.5, **UNIFORM)

@@ -28,7 +28,9 @@ def constructor_of(model: nn.Module) -> Constructor | None:
     config = getattr(model, "config", None)
     if not all(callable(getattr(config, word, None)) for word in ("to_dict", "from_dict")):
         return None
-    return Constructor(type(model), config)
+    with suppress(Exception):  # what is called so, and takes or gives something else
+        return Constructor(type(model), config)
+    return None
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:

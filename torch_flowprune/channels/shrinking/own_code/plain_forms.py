@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -67,8 +68,9 @@ def _plain_form(path: str, module: nn.Module) -> PlainForm | None:
         for scaled in _SCALED:
             values = scaled(weight.detach(), ratio**0.5)
             one = PlainForm(path, (name, values), (epsilon, small, small * ratio))
-            if _is_norm_alike(module, one, values, small):
-                return one
+            with suppress(Exception):  # a forward that takes more than one tensor
+                if _is_norm_alike(module, one, values, small):
+                    return one
     return None
 
 
