@@ -241,10 +241,10 @@ def _percent(values: list[float]) -> str:
 
 _PAGE = """# CIFAR-10
 
-The demo's net (three convolutions with batch norm and a linear layer, {weights:,} parameters) trained for {epochs}
-epochs on {images:,} images of CIFAR-10, then pruned in one step by every measure, without any training afterwards.
-Scores, losses and ‖g‖² are taken over {score_images:,} of the training images in eval mode, accuracies over
-{test_images:,} test images; means over {seeds} seeds, ± one standard deviation. Filters: every layer keeps at least one
+The demo's network (three convolutions with batch norm and a linear layer, {weights:,} parameters) was trained for
+{epochs} epochs on {images:,} images of CIFAR-10, then pruned in one step by every measure, without fine-tuning. Scores,
+losses and ‖g‖² are computed on {score_images:,} of the training images in eval mode, accuracies on {test_images:,} test
+images. The tables show means over {seeds} seeds, ± one standard deviation. With filters, every layer keeps at least one
 (`min_keep={min_keep}`).
 
 The images are CIFAR-10's, compressed as JPEG files, which is lossy: accuracies may differ a little from those on the
@@ -254,11 +254,11 @@ original arrays.
 
 {processor}, {cores} cores, {memory} GiB, {threads} thread(s); {versions}; commit {commit}; {seconds} s in all.
 
-The dense net: accuracy {dense}, loss {dense_loss}, ‖g‖² {dense_norm}.
+The dense network: accuracy {dense}, loss {dense_loss}, ‖g‖² {dense_norm}.
 
-The net is trained briefly and at one learning rate. Without fine-tuning most measures are near chance (10 %) from
-weights 90 % or filters 30 % on, and differences between them mean little there. All scores are taken at temperature 1:
-`gradient_norm_increase` is GraSP only at 200.
+The network is trained briefly and at one learning rate. Without fine-tuning, most measures are near chance (10 %) from
+weights 90 % or filters 30 % on, and differences between them mean little there. All scores are computed at temperature
+1; `gradient_norm_increase` is GraSP only at 200.
 
 ## Accuracy
 
@@ -274,15 +274,15 @@ weights 90 % or filters 30 % on, and differences between them mean little there.
 
 ## Change of the loss: predicted / actual
 
-Predicted to first order, −Σ θ·g over what went. At weights 5 % it gives the size where what goes is itself small
-(magnitude, synflow), not for loss preservation or at random; of larger cuts it says little: there the curvature
-decides.
+Predicted to first order, −Σ θ·g over the pruned weights. At weights 5 %, the prediction has the right size if the
+pruned weights are small (magnitude, synflow), but not for loss preservation or random. For larger sparsities it says
+little, because the curvature decides.
 
 {loss_changes}
 
 ## Change of ‖g‖²: predicted / actual
 
-Predicted to first order, −2 Σ θ·Hg over what went.
+Predicted to first order, −2 Σ θ·Hg over the pruned weights.
 
 {norm_changes}
 """.replace("{min_keep}", str(MIN_KEEP))

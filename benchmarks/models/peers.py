@@ -176,21 +176,22 @@ def _ahead(results: dict[str, Any], one: str, other: str) -> str:
 def _cell(outcome: dict[str, Any]) -> str:
     if "said" in outcome:
         return f"**{outcome['state']}**"
-    return f"{outcome['state']}, {outcome['removed']:.0%} gone"
+    return f"{outcome['state']}, {outcome['removed']:.0%} removed"
 
 
 _PAGE = """# How it compares
 
-What was measured here, side by side, and no more. Other libraries are good at things that are not on this page.
+This page compares libraries only on what was measured here, side by side. Other libraries are good at things that are
+not on this page.
 
-## What can be read and made smaller
+## Which networks can be pruned
 
-{count} small nets, each with one thing in it that a library has to understand to remove channels: half of the channels
-were asked for, by magnitude, in one call, with no word about the net but which layers give the outputs. *Equal* means
-that the smaller model gives what the masked one gives, also for another batch size, and trains. *Runs* means that a
-model came out whose outputs have the shapes they had, and trains: Torch-Pruning has no masked model to be equal to, and
-torch's own pruning makes rows zero and removes nothing. Attention heads and positions can be told to Torch-Pruning by
-hand; here nobody is told anything. The nets were written for this page, by the authors of this package.
+{count} small networks, each with one thing in it that a library must understand to remove channels. Half of the
+channels were requested, by magnitude, in one call. The only information about the network was which layers give the
+outputs. *Equal* means that the smaller model computes what the masked one computes, also for another batch size, and
+trains. *Runs* means that the result has outputs of the right shapes, and trains: Torch-Pruning has no masked model to
+be equal to, and torch's own pruning sets rows to zero and removes nothing. Torch-Pruning can be told about attention
+heads and positions by hand; here no library was. The authors of this package wrote the networks for this page.
 
 {counts}.
 
@@ -200,33 +201,34 @@ hand; here nobody is told anything. The nets were written for this page, by the 
 
 {rows}
 
-The share that is gone says how much of a net is offered for removal, and differs by what each counts as half: this
-package removes half of all units that can go, the lowest of all layers.
+The table shows the fraction of a network that was removed. It depends on what each library counts as half: this package
+removes half of all removable units, the lowest over all layers.
 
-This package is ahead by more than five points (its share, Torch-Pruning's; 0 for an error) on: {ahead}.
+This package is ahead by more than five points (its fraction, Torch-Pruning's; 0 for an error) on: {ahead}.
 
-Torch-Pruning is ahead by more than five points (its share, this package's) on: {behind}. Where channels pass a layer
-norm, a mean over them or a sum with what stays, this package keeps them, as zeros there would not be what removal is;
-Torch-Pruning removes them, and what is left computes something else until it is trained.
+Torch-Pruning is ahead by more than five points (its fraction, this package's) on: {behind}. In these runs, this package
+kept channels that pass a layer norm, a mean over channels, or a sum with channels that cannot be removed, as zeros
+would not be equal to removal there. Torch-Pruning removes them, and the result computes something else until it is
+trained.
 
-What the errors and refusals said:
+The errors and refusals:
 
 {said}
 
-## What else was measured side by side
+## Other comparisons
 
-- Whole models: [coverage](coverage.md) has every architecture of timm and torchvision that was tried, beside
-  Torch-Pruning: which run, which are equal, how long the reading takes.
+- Whole models: [coverage](coverage.md) has every tested architecture of timm and torchvision, beside Torch-Pruning:
+  which run, which are equal, and how long reading the model takes.
 - Masks: [the host page](../explanation/host.md#what-carries-the-mask) has what happens to a mask when a model is
   copied, averaged, pickled, loaded, cast, compiled or trained, for this package's masks, torch's and two other ways to
-  carry one, and what a training step costs with each. There torch's masks are the faster ones.
+  carry one, and the cost of a training step with each. There torch's masks are faster.
 - Scoring: `benchmarks/README.md` has the times of scoring sweeps beside the code of the paper, Torch-Pruning's Taylor
   scores and the loop of the Synaptic Flow repository.
 
 ## What was not measured
 
-Accuracy after fine-tuning beside another library's, at the same cost; quantisation and distillation, which other
-libraries bring along; GPUs.
+Accuracy after fine-tuning beside another library's at the same cost, the quantisation and distillation that other
+libraries include, and GPUs.
 """
 
 
