@@ -109,7 +109,7 @@ def test_of_a_pruned_model_it_goes_on() -> None:
     assert [min(losses) for losses in found.losses.values()] == [20, 40, 8]
     report = fp.global_prune(model, "magnitude", allocation=found.allocation(0.6))
     assert report.pruned == round(0.6 * report.units)
-    with pytest.raises(ValueError, match=r"sparsity=0.2 is 27 units, and what was measured goes from 68 to 102"):
+    with pytest.raises(ValueError, match=r"sparsity=0.2 is 27 units, and the measured range is 68 to 102"):
         found.allocation(0.2)
     with pytest.raises(ValueError, match=r"sparsity=0.9 is 122 units, .*: pass higher sparsities= to fp\.sensitivity"):
         found.allocation(0.9)

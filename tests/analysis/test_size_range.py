@@ -22,7 +22,7 @@ def test_the_least_can_be_asked_for_and_no_less(cost: str, bounds: dict[str, obj
     assert [one.left for one in report.spent] == [found.least]
     small = fp.couple(fp.shrink(model, X), X).costs
     assert small.count(cost, small.all) == found.least
-    text = rf"it can be brought down to {found.least:,} "
+    text = rf"it can be reduced to {found.least:,} "
     with pytest.raises(ValueError, match=text):
         fp.global_prune(build(), at_most={cost: found.least - 1}, **OPTIONS, **bounds)
     now = fp.range(model, X, cost=cost, **bounds)

@@ -86,7 +86,7 @@ def test_prune_train_prune_shrink_prune_shrink():
     torch.testing.assert_close(smaller(X), small(X), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore:under a tenth:torch_flowprune.LayerCollapseWarning")
+@pytest.mark.filterwarnings("ignore:less than a tenth:torch_flowprune.LayerCollapseWarning")
 @pytest.mark.parametrize("rounds", [1, 5])
 @pytest.mark.parametrize("name", ["vgg13", "mobilenet", "resnet56"])
 def test_the_papers_models_at_three_quarters(name, rounds):

@@ -230,8 +230,8 @@ def test_fixed_scores_a_comparison_and_a_pruner_take_a_cost_too():
         (
             {"sparsity": 0.99},
             (
-                r"at most 9\d\.\d% of the model's 1,\d+ parameters can go, and 99\.1% should: it can be brought down "
-                r"to \d+ parameters, and 11 parameters were asked for"
+                r"at most 9\d\.\d% of the model's 1,\d+ parameters can be removed, and 99\.1% should: it can be "
+                r"reduced to \d+ parameters, and 11 parameters were asked for"
             ),
         ),
         (
@@ -292,7 +292,7 @@ def test_all_that_can_go_goes_where_just_that_is_asked_for():
     smallest = 27 + 2 + (9 + 1) + 2 + (9 + 1) + 2 + 1 * 4 + 4  # of 1174
     report = fp.global_prune(model, sparsity=0.948, granularity="channel", example_inputs=X.float(), cost="parameters")
     assert parameters(fp.shrink(model, X.float())) == smallest == report.left.parameters
-    with pytest.raises(ValueError, match="can go, and"):  # allows 60.46 of them
+    with pytest.raises(ValueError, match="can be removed, and"):  # allows 60.46 of them
         fp.global_prune(
             Residual().eval(), sparsity=0.9485, granularity="channel", example_inputs=X.float(), cost="parameters"
         )
@@ -314,7 +314,7 @@ def test_the_report_says_what_shrink_leaves():
     assert "shrink" not in str(report)
 
 
-@pytest.mark.filterwarnings("ignore:under a tenth:torch_flowprune.LayerCollapseWarning")
+@pytest.mark.filterwarnings("ignore:less than a tenth:torch_flowprune.LayerCollapseWarning")
 def test_the_command_line_takes_a_cost(capsys, tmp_path):
     pytest.importorskip("timm")
     out = tmp_path / "report.json"

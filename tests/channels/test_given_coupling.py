@@ -128,7 +128,7 @@ def test_a_coupling_that_does_not_fit(words, error, text):
 
 
 def test_of_a_coupling_written_by_hand_no_cost_is_known():
-    with pytest.raises(ValueError, match="a coupling written by hand counts no costs"):
+    with pytest.raises(ValueError, match="a coupling written by hand has no costs"):
         prune(Sorted(), 0.5, coupling=by_hand(), cost="flops")
 
 

@@ -176,7 +176,7 @@ def test_every_optimizer_of_timm_goes_on_or_refuses_before_anything_is_changed(n
     try:
         small = fp.shrink(model, x, optimizer=optimizer)
     except fp.ShrinkError as error:
-        assert "nobody tells what goes with its channels" in str(error)
+        assert "it is unknown which part belongs to its channels" in str(error)
         assert name.startswith("kron")
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
         assert all(one is other for one, other in zip(parameters_in(optimizer), held, strict=True))
@@ -202,7 +202,7 @@ def test_factors_that_fit_two_axes_are_refused():
     model = half(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)).double())
     optimizer = Rows(model.parameters(), lr=0.1)
     step(model, optimizer)
-    with pytest.raises(fp.ShrinkError, match=r"Rows keeps 'rows' of '1.weight', of which nobody tells what goes"):
+    with pytest.raises(fp.ShrinkError, match=r"Rows keeps 'rows' of '1.weight', and it is unknown which part"):
         fp.shrink(model, X, optimizer=optimizer, inplace=True)
     assert model[1].weight.shape == (8, 8) and set(map(id, parameters_in(optimizer))) == set(
         map(id, model.parameters())

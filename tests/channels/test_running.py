@@ -292,7 +292,9 @@ def test_of_one_operator_at_several_places_the_mean_is_kept():
 def test_what_cannot_be_reached_is_said_in_its_unit(cost):
     made = fp.LatencyTable(timer=operations, multiple=1) if cost == "latency" else cost
     unit = r"ms of latency" if cost == "latency" else r"bytes of memory"
-    with pytest.raises(ValueError, match=rf"at most .* of the model's [\d.,e+]+ {unit} can go, and 99\.9% should"):
+    with pytest.raises(
+        ValueError, match=rf"at most .* of the model's [\d.,e+]+ {unit} can be removed, and 99\.9% should"
+    ):
         fp.global_prune(build(), "magnitude", 0.999, cost=made, granularity="channel", example_inputs=X)
     with pytest.raises(ValueError, match=f"cost='{cost}' finds how much goes from each layer"):
         fp.global_prune(

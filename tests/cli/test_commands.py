@@ -509,7 +509,10 @@ ERRORS = [
     (f"prune MODEL --sparsity 0.5 --out {'x' * 300}.safetensors", "it cannot be written here (File name too long)"),
     ("prune MODEL --sparsity 0.5 --onnx small.pt", "--onnx small.pt: expected a file name that ends in .onnx"),
     ("prune MODEL --sparsity 0.5 --shrink", "the units are weights: expected --granularity channel"),
-    ("prune MODEL --sparsity 0.5 --scores SCORES --rounds 3", "rounds=3 scores anew before each round, and scores="),
+    (
+        "prune MODEL --sparsity 0.5 --scores SCORES --rounds 3",
+        "rounds=3 computes new scores before each round, and scores=",
+    ),
     ("compare MODEL", "compare measures a loss: expected --data DIR"),
     ("diagnose MODEL", "diagnose measures a loss: expected --data DIR"),
     ("compare MODEL --data PICTURES --held-out /no/such", "--held-out /no/such: there is no such folder"),

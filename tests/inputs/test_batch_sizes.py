@@ -218,7 +218,7 @@ def test_squares_of_samples_that_are_cut_wrongly_are_an_error():
         fp.flow(Attending(), ((x, mask), y), needs=("g2_sample",))
     across = lambda output, target: (output - output.mean(0)).square().mean()
     for data in ((X, Y), [(X, Y), (X, Y)]):
-        with pytest.raises(ValueError, match="need samples that do not look at each other"):
+        with pytest.raises(ValueError, match="need samples that do not depend on each other"):
             fp.scores(nn.Linear(4, 3), ["fisher_sample", "grasp"], data, loss=across, reduction="mean")
     fp.flow(nn.Sequential(nn.Linear(4, 3), nn.Dropout()), (X, Y), needs=("g2_sample",), mode="train")
 

@@ -29,7 +29,7 @@ LARGE = 60e6
 SHARES = (0.25, 0.5, 0.75)
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:under a tenth:torch_flowprune.LayerCollapseWarning",
+    "ignore:less than a tenth:torch_flowprune.LayerCollapseWarning",
     "ignore::torch_flowprune.TiedScoresWarning",
     "ignore:.*stays dense:UserWarning",
     "ignore:TF32 acceleration",

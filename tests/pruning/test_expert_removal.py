@@ -185,7 +185,7 @@ def test_what_is_asked_for_first():
         fp.remove_experts(nn.Linear(3, 2), "magnitude", example_inputs=torch.randn(2, 3))
     model = net(Mixture)
     fp.global_prune(model, "magnitude", 0.3)
-    with pytest.raises(ValueError, match="masks lie on this model: remove experts before other prunes"):
+    with pytest.raises(ValueError, match="this model has masks: remove experts before you prune anything else"):
         fp.remove_experts(model, "magnitude", example_inputs=X)
 
 

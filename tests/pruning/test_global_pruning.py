@@ -262,7 +262,7 @@ def test_min_keep(min_keep, least):
 def test_min_keep_that_leaves_too_little():
     with pytest.raises(
         ValueError,
-        match="47 of 52 units should be gone, and at most 26 can: min_keep= keep the rest; prune less, or lower",
+        match="47 of 52 units should be pruned, and at most 26 can: min_keep= keep the rest; prune less, or lower",
     ):
         fp.global_prune(cases.mlp(), sparsity=0.9, min_keep=0.5)
 
@@ -487,7 +487,7 @@ def test_infinite_scores_protect_and_condemn():
         ({"0.wieght": torch.ones(20)}, "scores= has entries for parameters this model does not have: 0.wieght"),
         ({"0.weight": torch.ones(19)}, "the scores of '0.weight' have shape (19,): expected one a unit, (20,)"),
         ({"0.weight": torch.ones(4, 5)}, "the scores of '0.weight' have shape (4, 5): expected one a unit, (20,)"),
-        ({"0.weight": torch.full((20,), math.nan)}, "the scores of '0.weight' hold nan: no order can be told"),
+        ({"0.weight": torch.full((20,), math.nan)}, "the scores of '0.weight' hold nan: they cannot be ranked"),
         (
             {"0.weight": torch.ones(20).bool()},
             "the scores of '0.weight' should be numbers with values, got torch.bool on cpu",
@@ -537,7 +537,11 @@ BAD = [
     ({"sparsity": math.nan}, ValueError, "sparsity=nan should be from 0.0 to 1.0"),
     ({"sparsity": "0.5"}, TypeError, "sparsity should be a number from 0.0 to 1.0, got '0.5'"),
     ({"sparsity": True}, TypeError, "sparsity should be a number from 0.0 to 1.0, got True"),
-    ({"amount": 53}, ValueError, "amount=53 units should go: expected 0 to 52, the number of units left to prune"),
+    (
+        {"amount": 53},
+        ValueError,
+        "amount=53 units should be pruned: expected 0 to 52, the number of units left to prune",
+    ),
     ({"amount": 1.5}, ValueError, "amount=1.5 should be from 0.0 to 1.0"),
     ({"method": "magnitud", "sparsity": 0.5}, ValueError, "unknown measure 'magnitud'; did you mean 'magnitude'?"),
     ({"method": 3, "sparsity": 0.5}, TypeError, "method should be a measure's name or a function of rows"),
@@ -569,7 +573,7 @@ BAD = [
     (
         {"rounds": 2, "sparsity": 0.5, "scores": {"0.weight": torch.ones(20)}},
         ValueError,
-        "rounds=2 scores anew before each round, and scores= are fixed",
+        "rounds=2 computes new scores before each round, and scores= are fixed",
     ),
     (
         {"rounds": 2, "sparsity": 0.5, "method": "taylor", "data": iter(LOADER)},
@@ -664,7 +668,7 @@ def test_ties_that_decide_are_named():
     nn.init.zeros_(model[0].weight)
     with pytest.warns(
         fp.TiedScoresWarning,
-        match=r"75 units that stay have exactly the score of the last that went, 0: .*; a zero-initialised branch or "
+        match=r"75 kept units have exactly the score of the last pruned unit, 0: .*; a zero-initialised branch or "
         r"head",
     ):
         report = fp.global_prune(model, sparsity=0.2)
@@ -672,7 +676,7 @@ def test_ties_that_decide_are_named():
     nn.init.constant_(model[1].weight, 0.5)
     with pytest.warns(
         fp.TiedScoresWarning,
-        match=r"20 units that stay have exactly the score of the last that went, 0.5: model order decided, not the "
+        match=r"20 kept units have exactly the score of the last pruned unit, 0.5: model order decided, not the "
         r"measure$",
     ):
         fp.global_prune(model, amount=5, include="1")

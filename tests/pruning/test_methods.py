@@ -198,7 +198,7 @@ def test_under_and_over_torchs_own(first, kinds):
             ("weight", 17),
             {},
             ValueError,
-            "amount=17 units should go: expected 0 to 16, the number of units left to prune",
+            "amount=17 units should be pruned: expected 0 to 16, the number of units left to prune",
         ),
         (
             ("weight", "half"),
@@ -281,7 +281,7 @@ NAN = {
 @pytest.mark.parametrize("call", NAN.values(), ids=NAN)
 def test_nan_is_refused_through_torchs_own_entry_too(call):
     module = with_nan()
-    with pytest.raises(ValueError, match=r"what \w+ ranks by is nan in places, where no order can be told"):
+    with pytest.raises(ValueError, match=r"what \w+ ranks by is nan in places, and cannot be ranked"):
         call(module)
     assert "weight" in module._parameters
     assert not prune.is_pruned(module)

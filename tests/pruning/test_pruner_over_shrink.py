@@ -219,7 +219,7 @@ def test_a_state_that_does_not_hold_what_the_dense_model_cost_is_refused(target)
         del state["costs"][word]
     if target in {"flops", "parameters"}:
         del state["costs"]
-    with pytest.raises(ValueError, match="does not hold what it cost: a target in [a-z]+ cannot go on"):
+    with pytest.raises(ValueError, match="does not hold what it cost: a target in [a-z]+ cannot continue"):
         make(small, **TARGETS[target]).load_state_dict(state)
 
 

@@ -77,7 +77,7 @@ def test_text(report):
     assert text.startswith("gradient_norm_increase, filter: 4 of 8 units pruned (50.00%), 4 now\n")
     assert f"threshold score {report.threshold:.4g}\n" in text
     assert f"loss {report.loss:.4g} over 7 samples (counted along the first axis, or in lists) before pruning\n" in text
-    assert f"predicted change of the loss {report.predicted_loss_change:+.4g} (first order, by the data that" in text
+    assert f"predicted change of the loss {report.predicted_loss_change:+.4g} (first order, on the data that" in text
     assert "fp.predict gives an error bar" in text
     assert f"predicted change of ‖g‖² {report.predicted_gradient_norm_change:+.4g} (first order)\n" in text
     assert text.endswith(report.table())
@@ -140,7 +140,7 @@ def test_ties_in_blocks_and_outputs_are_told(options):
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     for layer in model:
         nn.init.ones_(layer.weight)
-    with pytest.warns(fp.TiedScoresWarning, match="units that stay have exactly the score of the last that went: mod"):
+    with pytest.warns(fp.TiedScoresWarning, match="kept units have exactly the score of the last pruned unit: mod"):
         report = fp.global_prune(model, sparsity=0.5 if "allocation" in options else None, **options)
     assert report.threshold is None
     assert report.tied == 128 - report.pruned
@@ -157,6 +157,6 @@ def test_ties_in_blocks_are_counted_block_by_block():
 def test_ties_of_an_earlier_round_are_told():
     model = nn.Linear(8, 8, bias=False)
     model.weight.data = torch.cat([torch.ones(4, 8), torch.arange(2.0, 34).view(4, 8)])
-    with pytest.warns(fp.TiedScoresWarning, match="last that went, 1: model order"):
+    with pytest.warns(fp.TiedScoresWarning, match="last pruned unit, 1: model order"):
         report = fp.global_prune(model, sparsity=0.6, rounds=2, schedule="linear")
     assert report.tied == 13

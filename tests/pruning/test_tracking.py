@@ -20,7 +20,7 @@ def test_a_state_of_an_earlier_version_is_an_error_that_says_so():
     pruner = fp.Pruner(net(), "magnitude", 0.5, rounds=2)
     state = pruner.state_dict()
     for key in state.keys() - {"costs"}:
-        with pytest.raises(ValueError, match=f"no state of a Pruner as this version writes it: it has no {key};"):
+        with pytest.raises(ValueError, match=f"not the state of a Pruner of this version: it has no {key};"):
             pruner.load_state_dict({name: value for name, value in state.items() if name != key})
 
 

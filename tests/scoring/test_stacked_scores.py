@@ -244,7 +244,7 @@ def test_finite_scores_whose_sum_overflows_are_ranked():
 
 def test_a_nan_among_scores_at_hand_ends_in_an_error_where_it_is_met():
     """Their giver has to look for it; it must not be looked for in ever wider brackets."""
-    with pytest.raises(ValueError, match="hold nan: no order can be told"):
+    with pytest.raises(ValueError, match="hold nan: they cannot be ranked"):
         lowest([torch.tensor([1.0, math.nan, 2.0])], 1)
 
 

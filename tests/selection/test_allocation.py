@@ -200,7 +200,7 @@ def test_a_layer_under_a_tenth_is_named():
     model = net()
     with torch.no_grad():
         model[2].weight.mul_(1e-3)
-    text = r"under a tenth is left of 2.weight \(1 of 20\): .*normalize='mean'"
+    text = r"less than a tenth is left of 2.weight \(1 of 20\): .*normalize='mean'"
     with pytest.warns(fp.LayerCollapseWarning, match=text):
         fp.global_prune(model, "magnitude", 0.4, granularity="filter", normalize=None)
 
@@ -365,7 +365,7 @@ def test_equal_fractions_meet_a_target_of_flops():
         ({"round_to": 0}, "round_to should be a whole number of at least 1"),
         ({"max_sparsity": 1.5}, "max_sparsity should be a fraction of a layer's units"),
         ({"max_sparsity": {"9*": 0.5}}, "max_sparsity: '9\\*' matches no layer that is pruned; .*0.weight"),
-        ({"max_sparsity": 0.3}, "24 of 48 units should be gone, and at most .* can: max_sparsity= keep"),
+        ({"max_sparsity": 0.3}, "24 of 48 units should be pruned, and at most .* can: max_sparsity= keep"),
         ({"allocation": {"2": 0.5, "0": 0.5, "5": 0.25}}, "gives every layer its sparsity, 0.4167 in all: leave"),
         ({"allocation": lambda layers, sparsity: {}}, "the allocation gave no sparsity for 0.weight, 2.weight"),
         ({"allocation": lambda layers, s: {one.name: 2.0 for one in layers}}, "gave 2.0 for '0.weight': expected"),

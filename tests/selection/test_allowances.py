@@ -43,7 +43,7 @@ def test_both_targets_are_met_by_the_fewest_units(asked: tuple[str, str], first:
     amounts = {asked[0]: first * LADDER[0][asked[0]], asked[1]: second * LADDER[0][asked[1]]}
     enough = [all(step[cost] <= most for cost, most in amounts.items()) for step in LADDER]
     if not any(enough):
-        with pytest.raises(ValueError, match="it can be brought down to"):
+        with pytest.raises(ValueError, match="it can be reduced to"):
             fp.global_prune(build(), at_most=amounts, **OPTIONS)
         return
     model = build()
@@ -126,7 +126,7 @@ def test_a_second_target_is_come_by_as_the_share_is() -> None:
 
 def test_a_multiple_that_a_target_does_not_allow_is_said_and_not_missed() -> None:
     """Widths of eight of eight channels are all or nothing: no smaller model has them."""
-    with pytest.raises(ValueError, match=r"it can be brought down to [\d,]+ parameters, and \d+ parameters were asked"):
+    with pytest.raises(ValueError, match=r"it can be reduced to [\d,]+ parameters, and \d+ parameters were asked"):
         fp.global_prune(build(), sparsity=0.9, cost="parameters", round_to=8, **OPTIONS)
 
 
@@ -141,7 +141,7 @@ WRONG = [
     ({"at_most": {"flops": True}}, ValueError, "'flops' should be a positive number, got True"),
     ({"at_most": {}}, TypeError, "at_most should be a mapping such as"),
     ({"at_most": 12.5}, TypeError, "at_most should be a mapping such as .'latency': 12.5. .milliseconds., got 12.5"),
-    ({"at_most": {"parameters": 1}}, ValueError, r"it can be brought down to \d+ parameters, and 1 parameters were"),
+    ({"at_most": {"parameters": 1}}, ValueError, r"it can be reduced to \d+ parameters, and 1 parameters were"),
     ({"at_most": {"parameters": 100}, "allocation": {"*": 0.5}}, ValueError, "finds how much goes from each layer"),
 ]
 

@@ -97,7 +97,7 @@ def test_the_fewest_that_will_do(most: int) -> None:
     for allowed in range(cost(3, 12 - most) - 2, cost(3, 12) + 3):
         needed = next((k for k in range(most + 1) if cost(3, 12 - k) <= allowed), None)
         if needed is None:
-            with pytest.raises(ValueError, match=r"at most .* of the model's 86 parameters can go"):
+            with pytest.raises(ValueError, match=r"at most .* of the model's 86 parameters can be removed"):
                 budget({"0.weight": 3, "2.weight": 12 - most}).fewest(kept_without, most, allowed)
         else:
             assert budget().fewest(kept_without, most, allowed) == needed
@@ -109,7 +109,7 @@ def test_what_is_reachable_is_what_the_least_of_the_living_units_cost(few: int, 
     units = {"0.weight": torch.ones(3).bool(), "2.weight": torch.ones(12).bool()}
     floored.check_reachable(units, cost(few, many))
     with pytest.raises(
-        ValueError, match="parameters can go, and .* should: it can be brought down to .* parameters, and"
+        ValueError, match="parameters can be removed, and .* should: it can be reduced to .* parameters, and"
     ):
         floored.check_reachable(units, cost(few, many) - 1)
 
@@ -118,7 +118,7 @@ def test_a_layer_without_a_floor_may_go_whole() -> None:
     units = {"0.weight": torch.ones(3).bool(), "2.weight": torch.ones(12).bool()}
     floored = budget({"2.weight": 5})
     floored.check_reachable(units, cost(0, 5))
-    with pytest.raises(ValueError, match="can go, and"):
+    with pytest.raises(ValueError, match="can be removed, and"):
         floored.check_reachable(units, cost(0, 5) - 1)
 
 
@@ -127,7 +127,7 @@ def test_dead_units_are_not_among_the_least() -> None:
     units = {"0.weight": torch.tensor([False, True, True]), "2.weight": torch.arange(12) >= 10}
     floored = budget({"0.weight": 2, "2.weight": 2})
     floored.check_reachable(units, cost(2, 2))
-    with pytest.raises(ValueError, match="can go, and"):
+    with pytest.raises(ValueError, match="can be removed, and"):
         floored.check_reachable(units, cost(2, 2) - 1)
 
 
@@ -135,10 +135,10 @@ def test_the_error_says_how_much_can_go_and_what_stays() -> None:
     floored = budget({"0.weight": 3, "2.weight": 1})
     with pytest.raises(
         ValueError,
-        match=r"^at most 76\.7% of the model's 86 parameters can go, and 88\.4% should: it can be brought down to 20 "
-        r"parameters, and 10 parameters were asked for \(fp\.range has that before a prune\); each group of channels "
-        r"keeps one at least \(min_keep= may ask for more, round_to= for whole multiples\), and what is not coupled "
-        r"stays whole\. Most of what stays is in 0\.weight \(9\), 0\.bias \(3\), 2\.weight \(3\); "
+        match=r"^at most 76\.7% of the model's 86 parameters can be removed, and 88\.4% should: it can be reduced to "
+        r"20 parameters, and 10 parameters were asked for \(fp\.range shows this before pruning\); each group of "
+        r"channels keeps one at least \(min_keep= may ask for more, round_to= for whole multiples\), and what is not "
+        r"coupled stays whole\. Most of what stays is in 0\.weight \(9\), 0\.bias \(3\), 2\.weight \(3\); "
         r"print\(fp\.couple\(model, example_inputs\)\) lists what cannot be removed, and why$",
     ):
         floored.check_reachable(kept(3, 12), 10)
@@ -214,7 +214,7 @@ def test_rounds_rise_from_what_is_gone_to_the_target() -> None:
 
 
 def test_a_target_out_of_reach_is_said_before_the_first_round() -> None:
-    with pytest.raises(ValueError, match="can go, and 95.3% should"):
+    with pytest.raises(ValueError, match="can be removed, and 95.3% should"):
         plan(net(), rounds=2, sparsity=0.95)
 
 

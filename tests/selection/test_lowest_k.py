@@ -100,8 +100,8 @@ def test_floors_protect_the_best_of_each_layer(case, data):
         assert keep.sum() >= min(floor, n)
     with pytest.raises(
         ValueError,
-        match=rf"{removable + 1} units should go, but min_keep leaves only {removable} of {sum(left)} removable: "
-        r"lower min_keep",
+        match=rf"{removable + 1} units should be pruned, but min_keep leaves only {removable} of {sum(left)} "
+        r"removable: lower min_keep",
     ):
         with_floors(scores, removable + 1, floors, alive)
 
@@ -137,9 +137,9 @@ def test_ties_in_long_blocks_go_in_model_order():
 
 @pytest.mark.parametrize("k", [-1, 4, 100])
 def test_k_out_of_range(k):
-    with pytest.raises(ValueError, match=f"{k} units cannot go: there are 3 to choose from"):
+    with pytest.raises(ValueError, match=f"{k} units cannot be pruned: there are 3 to choose from"):
         lowest([torch.zeros(2), torch.ones(1)], k)
-    with pytest.raises(ValueError, match="2 units cannot go: there are 1 to choose from"):
+    with pytest.raises(ValueError, match="2 units cannot be pruned: there are 1 to choose from"):
         lowest([torch.zeros(3)], 2, [torch.tensor([False, True, False])])
 
 

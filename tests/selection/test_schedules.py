@@ -148,7 +148,7 @@ def test_amounts_that_are_no_numbers(amount):
 @pytest.mark.parametrize("amount", [11, -1, np.int64(11)])
 def test_amounts_of_too_many_units(amount):
     with pytest.raises(
-        ValueError, match=f"amount={amount} units should go: expected 0 to 10, the number of units left to prune"
+        ValueError, match=f"amount={amount} units should be pruned: expected 0 to 10, the number of units left to prune"
     ):
         to_prune(amount, 10)
 

@@ -23,7 +23,7 @@ def least(model, data, **options):
     """The smallest budget, as the error tells it."""
     with pytest.raises(
         ValueError,
-        match=r"max_memory of .* is not enough: the sums .* take .*, one sample .* besides; allow (.*), or keep",
+        match=r"max_memory of .* is not enough: the sums .* take .*, and one sample .* more; allow (.*), or keep",
     ) as error:
         fp.flow(model, data, max_memory=1, **options)
     return in_bytes(str(error.value).split("allow ")[1].split(",")[0])

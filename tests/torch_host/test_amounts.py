@@ -120,7 +120,7 @@ def test_row_6_0_amounts(amount, expected):
 @pytest.mark.parametrize(
     ("amount", "error", "text"),
     [
-        (17, ValueError, r"amount=17 units should go: expected 0 to 16, the number of units left to prune"),
+        (17, ValueError, r"amount=17 units should be pruned: expected 0 to 16, the number of units left to prune"),
         (-1, ValueError, "expected 0 to "),
         (-0.1, ValueError, r"amount=-0.1 should be from 0.0 to 1.0"),
         (1.1, ValueError, "should be from 0.0 to 1.0"),

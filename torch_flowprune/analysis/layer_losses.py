@@ -50,7 +50,7 @@ class Sensitivity:
         most = sum(max(found) for found in self.losses.values())
         if not sum(gone.values()) <= total <= most:
             raise ValueError(
-                f"sparsity={sparsity} is {total:,} units, and what was measured goes from {sum(gone.values()):,} to "
+                f"sparsity={sparsity} is {total:,} units, and the measured range is {sum(gone.values()):,} to "
                 f"{most:,}: pass higher sparsities= to fp.sensitivity, or another target"
             )
         steps = [(slope, order, name, to) for order, name in enumerate(self.losses) for slope, to in self._hull(name)]
@@ -69,7 +69,7 @@ class Sensitivity:
             points = [point for point in points if point[0] >= -to]
 
     def __str__(self) -> str:
-        lines = [f"loss {self.loss:.4g} on {self.samples:,} samples; with so much of one layer gone:"]
+        lines = [f"loss {self.loss:.4g} on {self.samples:,} samples; with this fraction of one layer pruned:"]
         for name, found in self.losses.items():
             parts = [f"{count / self.units[name]:.0%} {loss:.4g}" for count, loss in sorted(found.items())[1:]]
             lines.append(f"{name}: {', '.join(parts)}")

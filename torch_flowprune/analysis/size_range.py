@@ -40,7 +40,7 @@ class SizeRange:
         unit = {"memory": " bytes", "latency": " ms"}.get(self.cost, "")
         return (
             f"{self.cost}: {self.least:,.10g} to {self.dense:,.10g}{unit}, now {self.now:,.10g}; at most "
-            f"{self.sparsity:.1%} can go"
+            f"{self.sparsity:.1%} can be removed"
         )
 
 
@@ -84,7 +84,7 @@ def size_range(
     >>> import torch_flowprune as fp
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> print(fp.range(model, torch.randn(2, 3), cost="parameters"))
-    parameters: 8 to 50, now 50; at most 84.0% can go
+    parameters: 8 to 50, now 50; at most 84.0% can be removed
     """
     known = ["example_inputs", "cost", *RangeOptions.__annotations__]
     check_options("range", options, known)

@@ -135,7 +135,7 @@ def _plan(units: StoredUnits, goal: Goal, allocation: Allocation) -> Plan:
     cut = plan.by_row or plan.blocks is not None
     if odd := [name for name, one in units.weights.items() if cut and len(one.shape) == 3]:
         raise ValueError(
-            f"{odd[0]!r} has three axes, and which one its outputs lie along is not told (a convolution? experts?): "
+            f"{odd[0]!r} has three axes, and it is unknown which one its outputs lie along (a convolution? experts?): "
             "pass exclude="
         )
     if plan.blocks is not None and units.ranked is not units.weights:

@@ -189,8 +189,8 @@ def _opening(settings: Settings, model: nn.Module, dense: Point, right: float, s
 {net}, trained on scikit-learn's digits for {settings.epochs} epochs in {seconds:.1f} s.
 Dense: test accuracy {right:.1%}, training loss {dense.loss:.4g}, ‖g‖² {dense.norm:.3g}.
 Now every measure, from one flow; granularity: {settings.granularity}. After pruning, before any training:
-  predicted  the change of the loss to first order, -Σ θ·g over what goes: exact for small changes only
-  actual     the change of the loss; loss and ‖g‖² are over the training pictures, accuracy is over 360 others
+  predicted  the change of the loss to first order, -Σ θ·g over the pruned weights: exact for small changes only
+  actual     the change of the loss; loss and ‖g‖² are over the training images, accuracy is over 360 others
   tuned      the accuracy after {settings.tuning_epochs} more epochs of training, the zeros held at zero
 """
 
@@ -218,7 +218,7 @@ def draw(rows: Sequence[Row], loss: float, settings: Settings) -> None:
         from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("the picture needs matplotlib: pip install 'torch-flowprune[demo]'") from error
+        raise ImportError("the figure needs matplotlib: pip install 'torch-flowprune[demo]'") from error
     figure = Figure(figsize=(15, 5), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     methods = list(dict.fromkeys(row.method for row in rows))

@@ -51,7 +51,7 @@ def _check_goal(chosen: argparse.Namespace, given: fp.Scores | None) -> None:
     if chosen.sparsity is None and chosen.at_most is None and ":" not in granularity:
         raise ValueError(
             "--sparsity is missing: expected a fraction from 0 to 1, such as --sparsity 0.9 (only n:m granularity and "
-            "--at-most go without)"
+            "--at-most need none)"
         )
     if chosen.shrink and granularity != "channel":
         raise ValueError(
@@ -91,8 +91,8 @@ def _check_alive(report: fp.Report, *, allowed: bool) -> None:
     if empty and not allowed:
         tell(report)
         raise ValueError(
-            f"nothing is left of {', '.join(empty[:5])}: the model is dead, and was not written; prune less, share "
-            "sparsity out with --allocation layer or erk, or pass --allow-collapse to write it all the same"
+            f"nothing is left of {', '.join(empty[:5])}: the model is dead, and was not written; prune less, use "
+            "--allocation layer or erk, or pass --allow-collapse to write it anyway"
         )
 
 

@@ -123,7 +123,7 @@ def _as_units(value: Tensor, candidate: Candidate) -> Tensor:
     if (
         laid.sum().isnan() and laid.isnan().any()
     ):  # the sum is nan where a score is (or where both infinities are), and quick
-        raise ValueError(f"the scores of {name!r} hold nan: no order can be told")
+        raise ValueError(f"the scores of {name!r} hold nan: they cannot be ranked")
     return laid.detach().to(candidate.targets[0].parameter.device)
 
 

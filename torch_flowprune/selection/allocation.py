@@ -146,7 +146,7 @@ class Allocation:
         if self.at_most and (self.cost == "units") is any(share is not None for share in shares):
             raise ValueError(
                 "beside at_most= give both or neither of sparsity= (or amount=) and cost=, which says what it is a "
-                f"share of: 'parameters', 'flops', 'memory' or 'latency'; got cost={self.cost!r}"
+                f"fraction of: 'parameters', 'flops', 'memory' or 'latency'; got cost={self.cost!r}"
             )
 
     def _normalizer(self, method: str, found: Candidates) -> str | None:

@@ -30,8 +30,7 @@ def checked_amounts(at_most: AtMost) -> dict[str | LatencyTable, float]:
     for cost, amount in at_most.items():
         if not isinstance(cost, LatencyTable) and cost not in known:
             raise ValueError(
-                f"at_most: {cost!r} should be one of {', '.join(known)}, or a LatencyTable; of units sparsity= says "
-                "how many go"
+                f"at_most: {cost!r} should be one of {', '.join(known)}, or a LatencyTable; for units use sparsity="
             )
         if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount > 0:
             raise ValueError(f"at_most: {cost!r} should be a positive number, got {amount!r}")

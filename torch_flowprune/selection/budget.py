@@ -57,8 +57,8 @@ class Budget:
         if costs is None:
             raise ValueError(
                 f"cost={meter.name!r} counts what shrink leaves of the model, and it removes whole channels only: "
-                "pass granularity='channel', or leave cost= out (sparsity is then the share of all units); a coupling "
-                "written by hand counts no costs, one that fp.couple reads does"
+                "pass granularity='channel', or leave cost= out (sparsity is then the fraction of all units); a "
+                "coupling written by hand has no costs, one that fp.couple reads has"
             )
         made = cls(costs, meter, least or {})
         if not made.total:
@@ -87,9 +87,9 @@ class Budget:
         if (least := self.left(bare)) > allowed:
             largest = ", ".join(self.meter.largest(self.costs, bare))
             raise ValueError(
-                f"at most {1 - least / self.total:.1%} of the model's {self.meter.text(self.total)} can go, and "
-                f"{1 - allowed / self.total:.1%} should: it can be brought down to {self.meter.text(least)}, and "
-                f"{self.meter.text(allowed)} were asked for (fp.range has that before a prune); "
+                f"at most {1 - least / self.total:.1%} of the model's {self.meter.text(self.total)} can be removed, "
+                f"and {1 - allowed / self.total:.1%} should: it can be reduced to {self.meter.text(least)}, and "
+                f"{self.meter.text(allowed)} were asked for (fp.range shows this before pruning); "
                 "each group of channels keeps one at least (min_keep= may ask for more, round_to= for whole multiples),"
                 " and what is not coupled stays whole. Most of what "
                 f"stays is in {largest}; print(fp.couple(model, example_inputs)) lists what cannot be removed, and why"

@@ -77,7 +77,7 @@ class Goal:
         """What is said where more is gone than was asked for."""
         return ValueError(
             f"{already}, and what is pruned stays pruned: sparsity={self.sparsity} is lower; give a higher one, or "
-            "amount= for a share of what is left"
+            "amount= for a fraction of what is left"
         )
 
     def check_pattern(self, blocks: Blocks) -> None:
@@ -101,7 +101,8 @@ class Goal:
         """Several rounds score anew, which fixed scores and a one-shot iterator do not allow."""
         if self.rounds > 1 and scored:
             raise ValueError(
-                f"rounds={self.rounds} scores anew before each round, and scores= are fixed: leave one of the two out"
+                f"rounds={self.rounds} computes new scores before each round, and scores= are fixed: leave out "
+                "one of the two"
             )
         if self.rounds > 1:
             check_readable_again(f"rounds={self.rounds} reads the data in every round", data)

@@ -127,7 +127,7 @@ class Layers:
             return named
         if gone - (total - taken) > self._slack(rest):
             raise ValueError(
-                f"allocation= takes {taken:,} units from the layers it names, and {total:,} should be gone in all, "
+                f"allocation= takes {taken:,} units from the layers it names, and {total:,} should be pruned in total, "
                 f"{gone:,} of them elsewhere already: raise sparsity=, or lower what it names"
             )
         others = max(gone, total - taken)
@@ -149,7 +149,7 @@ class Layers:
     def by_row(self, goal: Goal) -> tuple[Pools, ...]:
         """Every output of every layer the same: a pool says how many of one output's weights are gone."""
         if goal.sparsity is None:
-            raise ValueError("allocation='row' takes sparsity=, the share of each output's weights that is gone")
+            raise ValueError("allocation='row' takes sparsity=, the fraction of each output's weights that are pruned")
         lengths = {one.name: one.units // one.shape[0] for one in self.shapes}
         paths = {name: goal.path(length, 0, goal.gone(length, length)) for name, length in lengths.items()}
         return tuple([Pool((name,), path[round_]) for name, path in paths.items()] for round_ in range(goal.rounds))

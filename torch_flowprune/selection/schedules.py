@@ -35,7 +35,7 @@ def to_prune(amount: SupportsFloat, left: int) -> int:
     if isinstance(amount, Integral):
         if not 0 <= index(amount) <= left:
             raise ValueError(
-                f"amount={amount} units should go: expected 0 to {left}, the number of units left to prune"
+                f"amount={amount} units should be pruned: expected 0 to {left}, the number of units left to prune"
             )
         return index(amount)
     return round(fraction(amount, "amount") * left)

@@ -159,7 +159,7 @@ class _Recorder(OperatorMode):
         """A tensor laid over memory that is there, as ``copy.copy`` makes it: the one that it was made of."""
         node, memory = self.laid_out.get(layout_of(result), (None, None))
         if node is None or memory is None or memory.expired():
-            said = self.refuse("a tensor was made of a copy of memory, whose content nobody knows: use clone()")
+            said = self.refuse("a tensor was made of a copy of memory, whose content is unknown: use clone()")
             said.by_export = False
             raise said
         self.nodes[result] = node

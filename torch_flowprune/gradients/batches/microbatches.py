@@ -52,7 +52,7 @@ class MicroBatches:
         most = min(size, peak.samples(self.limit - self.sums))
         if not most:
             needed = (
-                f"the sums of the derivatives take {readable(self.sums)}, one sample {readable(peak.first)} besides"
+                f"the sums of the derivatives take {readable(self.sums)}, and one sample {readable(peak.first)} more"
             )
             way_out = f"allow {readable(self.sums + peak.first)}, or keep the sums on the host with offload=True"
             raise ValueError(f"max_memory of {readable(self.limit)} is not enough: {needed}; {way_out}")

@@ -44,7 +44,7 @@ def check_sample_losses(
         found = f"of batch {index} is {value:.6g}, and the mean of its samples' losses {mean:.6g}"
         raise ValueError(
             f"the loss {found if index >= 0 else 'of a batch on another rank is no mean over its samples'}: squares of "
-            "sample gradients need samples that do not look at each other, and a loss that is their mean or sum; say "
+            "sample gradients need samples that do not depend on each other, and a loss that is their mean or sum; say "
             "where samples lie with batch_dim=, None for what they share, or what the loss is with reduction="
         )
 

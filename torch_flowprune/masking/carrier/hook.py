@@ -128,8 +128,8 @@ def factors(module: nn.Module, name: str) -> tuple[nn.Parameter, Tensor]:
     parameter, mask = module._parameters.get(original(name)), module._buffers.get(mask_of(name))
     if parameter is None or mask is None:
         raise ValueError(
-            f"{name!r} of {type(module).__name__} is pruned, and its {original(name)} or {mask_of(name)} is gone: put "
-            "both back, or load a state dict into a new model"
+            f"{name!r} of {type(module).__name__} is pruned, and its {original(name)} or {mask_of(name)} is missing: "
+            "restore both, or load a state dict into a new model"
         )
     return parameter, mask
 

@@ -42,7 +42,7 @@ def recalibrate(model: Model, data: object = None, *, max_samples: int | None = 
     inner = unwrapped(model)
     norms = [module for module in inner.modules() if _keeps_statistics(module)]
     if not norms:
-        raise ValueError("this model has no batch norm with running statistics: there is nothing to take anew")
+        raise ValueError("this model has no batch norm with running statistics: there is nothing to recompute")
     with untouched(inner, data):
         _forward_all(inner, norms, data, max_samples)
         taken = [{name: buffer.clone() for name, buffer in _statistics(norm)} for norm in norms]

@@ -110,7 +110,9 @@ def remove_experts(
             "beside a router with a row for each"
         )
     if masks(inner):
-        raise ValueError("masks lie on this model: remove experts before other prunes, or call fp.remove(model) first")
+        raise ValueError(
+            "this model has masks: remove experts before you prune anything else, or call fp.remove(model) first"
+        )
     example = _example(inner, data, example_inputs)
     ranked = _given(scores, blocks) if scores is not None else _measured(model, blocks, method, source)
     share = fraction(sparsity)

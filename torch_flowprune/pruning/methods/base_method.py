@@ -92,7 +92,7 @@ class MeasureMethod(prune.BasePruningMethod):
         left = alive(self.units, default_mask)
         if (scores if left is None else scores[left]).isnan().any():
             raise ValueError(
-                f"what {type(self).__name__} ranks by is nan in places, where no order can be told: its scores, or the "
+                f"what {type(self).__name__} ranks by is nan in places, and cannot be ranked: its scores, or the "
                 "weights they are read off, hold nan"
             )
         (keep,) = lowest([scores], to_prune(self.amount, int(torch.count_nonzero(left))), [left]).keep

@@ -166,8 +166,8 @@ class Report(InNotebooks):
             lines.append(f"loss {self.loss:.4g} over {self.samples:,} samples (counted {self.counted}) before pruning")
         if self.predicted_loss_change is not None:
             lines.append(
-                f"predicted change of the loss {self.predicted_loss_change:+.4g} (first order, by the data that "
-                "chose what goes: an optimist; fp.predict gives an error bar)"
+                f"predicted change of the loss {self.predicted_loss_change:+.4g} (first order, on the data that "
+                "chose the weights, so optimistic; fp.predict gives an error bar)"
             )
         if self.predicted_gradient_norm_change is not None:
             lines.append(f"predicted change of ‖g‖² {self.predicted_gradient_norm_change:+.4g} (first order)")

@@ -24,7 +24,7 @@ def warn_of_ties(rounds: Sequence[Report], stacklevel: int) -> None:
     """Warn where the order of the model decided what stays, of the round where it did most."""
     report = max(rounds, key=lambda report: _decided_by_order(report, rounds[-1]))
     if _decided_by_order(report, rounds[-1]) > report.units // 100:
-        same = f"{report.tied:,} units that stay have exactly the score of the last that went"
+        same = f"{report.tied:,} kept units have exactly the score of the last pruned unit"
         which = "" if report.threshold is None else f", {report.threshold:.3g}"
         text = f"{same}{which}: model order decided, not the measure"
         zero = (
@@ -56,8 +56,8 @@ def warn_of_collapse(report: Report, stacklevel: int) -> None:
         named = ", ".join(f"{layer.name} ({layer.units - layer.pruned} of {layer.units})" for layer in thin[:8])
         more = f" and {len(thin) - 8} more" if len(thin) > 8 else ""
         warnings.warn(
-            f"under a tenth is left of {named}{more}: little passes there; share sparsity out with normalize='mean' or "
-            "allocation='layer', or hold layers with max_sparsity=0.8",
+            f"less than a tenth is left of {named}{more}: little passes there; use normalize='mean' or "
+            "allocation='layer', or cap layers with max_sparsity=0.8",
             LayerCollapseWarning,
             stacklevel=stacklevel,
         )

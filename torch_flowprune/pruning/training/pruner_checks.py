@@ -83,7 +83,7 @@ def check_is_known(model: nn.Module, units: PrunableUnits, layers: Mapping[str, 
     """
     if is_left_behind(model):
         raise ValueError(
-            "this pruner's model was left behind: shrink made a smaller one, and its optimizer went on with that; "
+            "this pruner's model was left behind: shrink made a smaller one, and its optimizer now trains that; "
             "pass pruner= to shrink too"
         )
     if differences := changes(units.layers(model), layers):

@@ -34,8 +34,8 @@ def check_words(state: Mapping[str, Any], method: str, granularity: str, asked: 
     """
     if missing := [key for key in KEYS if key not in state]:
         raise ValueError(
-            f"this is no state of a Pruner as this version writes it: it has no {', '.join(missing)}; a run that began "
-            "with an earlier version goes on with a new pruner, for the sparsity that its rounds have not reached yet"
+            f"this is not the state of a Pruner of this version: it has no {', '.join(missing)}; to continue a "
+            "run of an earlier version, make a new pruner for the rounds that are left"
         )
     if state["method"] != method:
         raise ValueError(f"this state is of a pruner by {state['method']}, and this one prunes by {method}")
@@ -79,7 +79,7 @@ def saved_origins(state: Mapping[str, Any], known: Mapping[str, Origin], targets
         if unknown := [cost for cost in targets if costs is None or not costs.tells(cost)]:
             raise ValueError(
                 f"this state is of a model that was shrunk, and does not hold what it cost: a target in {unknown[0]} "
-                "cannot go on; make a new pruner of the smaller model"
+                "cannot continue; make a new pruner of the smaller model"
             )
         costs = costs and replace(costs, device=device or costs.device)
     origins = {name: Origin.from_dict(layer, costs) for name, layer in state["layers"].items()}

@@ -59,8 +59,8 @@ class Rounds:
     def _check_amount(self) -> None:
         if self.sparsity is not None or self.schedule != "exponential":
             raise ValueError(
-                f"amount={self.amount} should be alone: it goes of what is left in every round, so leave sparsity= and "
-                "schedule= out"
+                f"amount={self.amount} should be alone: it is pruned from what is left in every round, so leave "
+                "sparsity= and schedule= out"
             )
         if self.amount is not None:
             to_prune(self.amount, self.amount if isinstance(self.amount, int) else 1)  # its kind and range
@@ -85,8 +85,8 @@ class Rounds:
     def _scheduled(self, found: Candidates, allocation: Allocation) -> tuple[float, ...]:
         if self.sparsity is None and not allocation.is_given:
             raise ValueError(
-                "give sparsity=, the share of all prunable units that is gone after the last round, or amount=, what "
-                "goes of those that are left in every round"
+                "give sparsity=, the fraction of all prunable units that are pruned after the last round, or amount=, "
+                "what every round prunes of the units that are left"
             )
         plan = allocation.plan(found, Goal(self.sparsity))
         target = plan.sparsity if self.sparsity is None else fraction(self.sparsity)

@@ -56,7 +56,7 @@ def lowest(scores: Sequence[LayerScores], k: int, alive: Sequence[Tensor | None]
     counts = _count_candidates(laid)
     candidates = sum(counts)
     if not 0 <= k <= candidates:
-        raise ValueError(f"{k} units cannot go: there are {candidates} to choose from")
+        raise ValueError(f"{k} units cannot be pruned: there are {candidates} to choose from")
     if k == 0:
         return Cut([flags for stack in laid for flags in stack.all_candidates()], counts)
     sample = Sample.of(laid)
@@ -71,7 +71,7 @@ def lowest(scores: Sequence[LayerScores], k: int, alive: Sequence[Tensor | None]
         if cut is not None:
             return cut
         if swept.complete and (low, high) == (-inf, inf):
-            raise ValueError("the scores hold nan: no order can be told")
+            raise ValueError("the scores hold nan: they cannot be ranked")
         if swept.complete or k <= under:
             width = _more(width)
         else:  # the bracket may well hold: what a retry needs besides stays small
@@ -138,7 +138,7 @@ def with_floors(
     removable = [max(0, count - floor) for count, floor in zip(counts, floors, strict=True)]
     if k > sum(removable):
         raise ValueError(
-            f"{k} units should go, but min_keep leaves only {sum(removable)} of {sum(counts)} removable: lower "
+            f"{k} units should be pruned, but min_keep leaves only {sum(removable)} of {sum(counts)} removable: lower "
             "min_keep or the sparsity"
         )
     cuts: dict[int, Cut] = {}

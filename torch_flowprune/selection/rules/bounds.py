@@ -42,7 +42,7 @@ class Bounds:
         if gone > (most := sum(self.most(name, count) for name, count in left.items())):
             words = sorted({self.word[name] for name in left} - {""})
             raise ValueError(
-                f"{gone:,} of {sum(self.units[name] for name in left):,} units should be gone, and at most {most:,} "
+                f"{gone:,} of {sum(self.units[name] for name in left):,} units should be pruned, and at most {most:,} "
                 f"can: {' and '.join(words)} keep the rest; prune less, or lower what is kept (min_keep=0 lets layers "
                 "be emptied)"
             )

@@ -93,7 +93,7 @@ def counted_exactly(shares: Sequence[float], total: int, least: Sequence[int], m
     [3, 7]
     """
     if not sum(least) <= total <= sum(most):
-        raise ValueError(f"{total} units should go, and the layers' bounds allow {sum(least)} to {sum(most)}")
+        raise ValueError(f"{total} units should be pruned, and the layers' bounds allow {sum(least)} to {sum(most)}")
     levels = _within_bounds(shares, total, least, most)
     counts = [min(high, max(low, floor(level + 1e-9))) for level, low, high in zip(levels, least, most, strict=True)]
     order = sorted(range(len(levels)), key=lambda i: counts[i] - levels[i])

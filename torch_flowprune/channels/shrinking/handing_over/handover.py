@@ -90,7 +90,7 @@ class Handover:
         if left := holders(unwrapped(self.model)) - set(self.optimizers):
             warnings.warn(
                 f"keep_zeros holds zeros of this model for {len(left)} optimizer(s) that shrink was not given: each "
-                "goes on with the parameters that the model had, and trains nothing; pass all of them, optimizer=",
+                "keeps the old parameters, and trains nothing; pass all of them, optimizer=",
                 UserWarning,
                 stacklevel=3,
             )
@@ -176,7 +176,7 @@ def _warn_untrained(before: Mapping[str, nn.Parameter], optimizers: Iterable[Opt
         more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
         warnings.warn(
             f"no optimizer given to shrink trains {', '.join(left_out[:5])}{more}: pass all of them, optimizer=[one, "
-            "other], or what is left out goes on with the old parameters",
+            "other], or the one left out keeps the old parameters",
             UserWarning,
             stacklevel=4,
         )

@@ -37,8 +37,8 @@ def cut_state(
     smaller = {key: _cut_state(value, parameter, name, surgery) for key, value in state.items()}
     if unclear := [key for key, value in smaller.items() if value is NotImplemented]:
         raise ShrinkError(
-            f"{type(optimizer).__name__} keeps {', '.join(map(repr, unclear))} of {name!r}, of which nobody tells what "
-            "goes with its channels: leave optimizer= out, and make a new one for the smaller model"
+            f"{type(optimizer).__name__} keeps {', '.join(map(repr, unclear))} of {name!r}, and it is unknown which "
+            "part belongs to its channels: leave optimizer= out, and make a new one for the smaller model"
         )
     return smaller
 
