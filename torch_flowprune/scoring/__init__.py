@@ -19,7 +19,7 @@ from torch_flowprune.scoring.stacked_scores import (
     stacks,
 )
 from torch_flowprune.scoring.survivors import Origin, changes, counted_from
-from torch_flowprune.scoring.unit_scores import Scores, given, units_of
+from torch_flowprune.scoring.unit_scores import Scores, given, granularity_of
 
 __all__ = [
     "MEASURES",
@@ -46,6 +46,7 @@ __all__ = [
     "counted_from",
     "evaluate",
     "given",
+    "granularity_of",
     "importance_scores",
     "label",
     "lefts",
@@ -62,5 +63,4 @@ __all__ = [
     "scores",
     "stacks",
     "targets_of",
-    "units_of",
 ]

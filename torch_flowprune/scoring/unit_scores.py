@@ -15,12 +15,12 @@ from torch_flowprune.scoring.granularity import Granularity
 from torch_flowprune.scoring.stacked_scores import Computed, LayerScores
 from torch_flowprune.tables import InNotebooks, Table
 
-_UNITS = "_flowprune_units"
+_GRANULARITY = "_flowprune_granularity"
 
 
-def units_of(scores: Tensor) -> str | None:
+def granularity_of(scores: Tensor) -> str | None:
     """The granularity of scores that were read off :class:`Scores`; None of others, whose order nothing tells."""
-    return getattr(scores, _UNITS, None)
+    return getattr(scores, _GRANULARITY, None)
 
 
 class Scores(Mapping[str, Tensor], InNotebooks):
@@ -43,7 +43,7 @@ class Scores(Mapping[str, Tensor], InNotebooks):
     def __getitem__(self, name: str) -> Tensor:
         value = self._values[name]
         scores = value.all() if isinstance(value, Computed) else value
-        vars(scores)[_UNITS] = self.granularity
+        vars(scores)[_GRANULARITY] = self.granularity
         return scores
 
     def __iter__(self) -> Iterator[str]:

@@ -20,7 +20,7 @@ from torch_flowprune.inputs import (
     wide,
 )
 from torch_flowprune.masking import all_or_nothing, check_can_mask, put_on
-from torch_flowprune.scoring import Slices, Units, Weights, alive, measure_lookup, measures, units_of
+from torch_flowprune.scoring import Slices, Units, Weights, alive, granularity_of, measure_lookup, measures
 from torch_flowprune.selection import lowest, to_prune
 from torch_flowprune.torch_internals import set_tensor_name
 
@@ -128,7 +128,7 @@ class MeasureMethod(prune.BasePruningMethod):
         return scores
 
     def _given(self, scores: Tensor, target: Target) -> Tensor:
-        if isinstance(self.units, Weights) and (other := units_of(scores)) not in (None, "weight"):
+        if isinstance(self.units, Weights) and (other := granularity_of(scores)) not in (None, "weight"):
             raise ValueError(
                 f"importance_scores of {target.name!r} are of units {other!r}, which lie in another order than the "
                 f"weights that {type(self).__name__} prunes: compute scores with granularity='weight', or prune by "
