@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torch_flowprune.scoring import drawn_scores
-from torch_flowprune.scoring.drawn_scores import DrawnScores
 from torch_flowprune.scoring.measures import random
+from torch_flowprune.scoring.stacked import drawn_scores
+from torch_flowprune.scoring.stacked.drawn_scores import DrawnScores
 
 
 @pytest.mark.parametrize("units", [0, 1, 7, 64, 100])

@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn.functional import pad
 
 import torch_flowprune as fp
-from torch_flowprune.scoring import stacked_scores as stacking
 from torch_flowprune.scoring.candidates import parameter_candidates
 from torch_flowprune.scoring.evaluation import on_access
 from torch_flowprune.scoring.measures import MEASURES, magnitude
-from torch_flowprune.scoring.stacked_scores import WORD, Computed, stacks
+from torch_flowprune.scoring.stacked import stacked_scores as stacking
+from torch_flowprune.scoring.stacked.stacked_scores import WORD, Computed, stacks
 from torch_flowprune.scoring.unit_scores import Scores
 from torch_flowprune.selection.ranking import sampled_bracket
 from torch_flowprune.selection.ranking.lowest_k import lowest

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import importlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -28,10 +29,10 @@ def group_of_two(rank: int, path: str) -> object:
     return group_of(2, rank, path)
 
 
-def run_all(scenarios: Iterable[Callable[[int, str], None]], size: int, rank: int, path: str) -> None:
-    """Each scenario in turn, in one group: starting processes is what takes the time. An error tells which it was."""
+def run_all(rank: int, size: int, path: str, modules: Iterable[str]) -> None:
+    """The scenarios of these modules in turn, in one group: starting processes is what takes the time."""
     with group_of(size, rank, path):
-        for scenario in scenarios:
+        for scenario in [one for name in modules for one in importlib.import_module(name).SCENARIOS]:
             torch.manual_seed(0)
             try:
                 scenario(rank, f"{path}.{scenario.__name__}")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from rank_group import run_all
 from sharded_nets import (
     BLOCKS,
     FSDP,
@@ -43,10 +42,6 @@ from torch.nn.utils import prune
 import torch_flowprune as fp
 from torch_flowprune.inputs import box_of, local
 from torch_flowprune.masking import apply
-
-
-def run(rank: int, path: str) -> None:
-    run_all(SCENARIOS, 4, rank, path)
 
 
 def pruned(sparsity: float = 0.5, seed: int | None = None) -> nn.Sequential:

@@ -140,9 +140,8 @@ def sharded_then_masked(rank: int, path: str) -> None:
 def what_is_refused_of_shards(rank: int, path: str) -> None:
     """On every rank alike, before anything is touched."""
     calls = [
-        lambda model: fp.global_prune(model, sparsity=0.5),
         lambda model: fp.scores(model, "taylor", data=[(X, Y)]),
-        lambda model: fp.Pruner(model, sparsity=0.5),
+        lambda model: fp.compare(model, ["magnitude"], 0.5, [(X, Y)]),
     ]
     for make in (sharded, tensor_parallel):
         model = make(net())

@@ -41,12 +41,12 @@ ROWS = {
     "7.5": (
         "FSDP2 before pruning fails inside DTensor",
         "handled",
-        "masks on shards: zeros in the values, the mask a `DTensor` beside them",
+        "`global_prune` over ranks; zeros are in the shards, the mask is a `DTensor` beside them",
     ),
     "7.6": (
         "a second round or `remove` after sharding fails inside DTensor",
         "refused",
-        "shard first, and put masks on after; else load the full state dict into a model that is not sharded",
+        "shard first, and prune after; else load the full state dict into a model that is not sharded",
     ),
     "7.7": (
         "`torch.compile` (no fault; eva02 fails)",
@@ -196,6 +196,19 @@ def test_row_7_5_fully_shard_then_masks(mesh):
     torch.testing.assert_close(model(X), single(X))
     assert prune.is_pruned(model)
     assert not model[0].weight.full_tensor()[~single[0].weight_mask].any()
+    assert pruned(model, sparsity=0.75) == model
+    assert fp.report(model).sparsity == 0.75
+
+
+@needs_streams
+@pytest.mark.filterwarnings("ignore")
+def test_row_7_5_a_convolution_that_standardises_its_shard_is_refused(mesh):
+    layers = pytest.importorskip("timm.layers")
+    model = sharded(nn.Sequential(layers.StdConv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), mesh)
+    with pytest.raises(ValueError, match=r"'0\.weight' is a shard, and its layer standardises it before use"):
+        fp.global_prune(model, sparsity=0.5)
+    fp.global_prune(model, sparsity=0.5, exclude="0")
+    assert fp.report(model, exclude="0").sparsity == 0.5
 
 
 @needs_streams

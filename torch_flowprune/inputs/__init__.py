@@ -80,14 +80,18 @@ from torch_flowprune.inputs.named_parameters import (
 from torch_flowprune.inputs.numbers import plain_number, plain_sequence, real_tensor, whole_number, without_nan
 from torch_flowprune.inputs.options import check_keywords, check_options, from_options
 from torch_flowprune.inputs.precision import in_float32, is_half, widened
-from torch_flowprune.inputs.processes import Ranks
+from torch_flowprune.inputs.processes import HeldUnits, Ranks
 from torch_flowprune.inputs.shards import (
     Box,
     alike,
     as_shard_of,
     box_of,
+    box_under,
     is_sharded,
+    laid,
     local,
+    replicated,
+    shards_of,
     whole,
 )
 from torch_flowprune.inputs.tensor_files import read_tensors, write_tensors
@@ -99,6 +103,7 @@ __all__ = [
     "Box",
     "Closure",
     "ComparedByValue",
+    "HeldUnits",
     "Loss",
     "Objective",
     "OneBatch",
@@ -113,6 +118,7 @@ __all__ = [
     "as_batches",
     "as_shard_of",
     "box_of",
+    "box_under",
     "call",
     "check_batch_dim",
     "check_batch_size",
@@ -144,6 +150,7 @@ __all__ = [
     "is_half",
     "is_mask",
     "is_sharded",
+    "laid",
     "lasting",
     "local",
     "logits_of",
@@ -166,11 +173,13 @@ __all__ = [
     "randomness",
     "read_tensors",
     "real_tensor",
+    "replicated",
     "same_randomness",
     "same_values",
     "samples",
     "settle",
     "shapes",
+    "shards_of",
     "sized",
     "spread_out",
     "tensors_in",

@@ -6,7 +6,7 @@ A part is a box: some range along each axis of the whole. Nothing here talks to 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,16 @@ class Box:
     def of(self, whole: Tensor) -> Tensor:
         """The part of a whole tensor: a view."""
         return whole[tuple(slice(begin, begin + size) for begin, size in zip(self.begin, self.size, strict=True))]
+
+    def inside(self, other: Box) -> Box:
+        """The same counted from where another box begins, which it is inside of."""
+        begin = (one - first for one, first in zip(self.begin, other.begin, strict=True))
+        return Box((0,) * len(self.size) if 0 in self.size else tuple(begin), self.size)
+
+    def moved(self, axis: int) -> Box:
+        """With this axis last."""
+        begin, size = ((*one[:axis], *one[axis + 1 :], one[axis]) for one in (self.begin, self.size))
+        return Box(begin, size)
 
 
 def is_sharded(value: object) -> bool:
@@ -81,6 +91,33 @@ def _box_by(shape: tuple[int, ...], mesh: Any, placements: Sequence[Any]) -> Box
     return Box(tuple(begin), tuple(size))
 
 
+def box_under(value: Tensor, placements: tuple[Any, ...]) -> Box:
+    """Where the part that is here lies once the tensor lies by these placements."""
+    box = _box_by(tuple(value.shape), value.device_mesh, placements)  # type: ignore[attr-defined]
+    return box if 0 not in box.size else Box((0,) * value.dim(), box.size)
+
+
+def replicated(value: Tensor, axes: Collection[int]) -> tuple[Any, ...]:
+    """The placements of a sharded tensor with these axes in one piece on every rank.
+
+    A cut that torch makes of another (``fully_shard`` over tensor parallelism) stays with that, or neither does.
+    """
+    from torch.distributed.tensor import Replicate
+
+    given: tuple[Any, ...] = tuple(value.placements)  # type: ignore[attr-defined]
+    strided = any(hasattr(placement, "split_factor") for placement in given)
+    return tuple(
+        Replicate() if strided or getattr(placement, "dim", None) in axes else placement for placement in given
+    )
+
+
+def laid(value: Tensor, placements: tuple[Any, ...] | None) -> Tensor:
+    """The part that is here once a tensor lies by these placements, which sends it; None: as it lies."""
+    if placements is None or not is_sharded(value):
+        return local(value)
+    return local(value.detach().redistribute(placements=placements))  # type: ignore[attr-defined]
+
+
 def whole(value: Tensor) -> Tensor:
     """All of it, put together on every rank; a plain tensor as it is."""
     return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
@@ -116,3 +153,12 @@ def register_shards(module: nn.Module) -> None:
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
     if kind is not None and isinstance(module, kind):
         module.reshard()
+
+
+def shards_of(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a model that are sharded."""
+    found = []
+    for module in model.modules():
+        register_shards(module)
+        found += [one for one in module._parameters.values() if one is not None and is_sharded(one)]
+    return found

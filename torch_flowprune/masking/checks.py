@@ -22,7 +22,7 @@ from torch_flowprune.inputs import (
     original,
     own_names,
 )
-from torch_flowprune.masking.carrier import shard_hook
+from torch_flowprune.masking.carrier import shard_hook, standardises
 from torch_flowprune.masking.packed_bits import unpack
 
 
@@ -49,10 +49,16 @@ def _check_shard(target: Target, name: str, *, taken: bool) -> None:
     """A mask lies as its shard does, beside it and under its name."""
     if not taken:
         raise ValueError(
-            f"{name!r} is a sharded DTensor, and this takes whole parameters: choose the masks on a model that is not "
-            "sharded, and put them on with fp.apply_masks, which takes shards"
+            f"{name!r} is a sharded DTensor, and this takes whole parameters: fp.global_prune, fp.Pruner and "
+            "fp.apply_masks take shards; for all else load the full state dict into a model that is not sharded"
         )
     box_of(target.parameter)
+    kinds = [type(module) for module, attribute in target.owners if attribute == "weight"]
+    if any(standardises(kind) for kind in kinds):
+        raise ValueError(
+            f"{name!r} is a shard, and its layer standardises it before use: zeros in the shard would not be zeros in "
+            "the kernel; leave it out with exclude=, or prune before the model is sharded"
+        )
     if target.mask is not None and not is_sharded(target.mask):
         raise ValueError(
             f"{name!r} was pruned before it was sharded, so each rank holds its whole mask: for further rounds shard "

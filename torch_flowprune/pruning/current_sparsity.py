@@ -15,7 +15,6 @@ from torch_flowprune.inputs import Pair, Pattern, Target, check_keywords, parame
 from torch_flowprune.pruning.reports import Report
 from torch_flowprune.pruning.single_round import layers_of, sizes_of
 from torch_flowprune.scoring import Granularity, PrunableUnits, label, lefts
-from torch_flowprune.selection import numbers
 
 
 def report(
@@ -32,7 +31,7 @@ def report(
     """How sparse a model is, layer by layer, also a loaded one or one that other code pruned. It is left as it was.
 
     A unit counts as pruned if its layer's mask removes all of it or, in a layer without a mask, if all of it is exactly
-    zero.
+    zero. With a sharded model, make the same call on every rank.
 
     Args:
         model: any module, pruned by this package, by torch, or made of zeros.
@@ -61,10 +60,10 @@ def report(
     if parameters is None and include is None and label(granularity) in ("weight", "filter"):
         parameters = _pruned_by_default_or_masked(inner)
     units = PrunableUnits(granularity, parameters, include, exclude, coupling=coupling)
-    candidates = units.of(inner, FlowSource(example_inputs=example_inputs))
+    candidates = units.of(inner, FlowSource(example_inputs=example_inputs), shards=True)
     known = {name: _zeroed(target) for name, target in parameters_of(inner).items()}
     candidates = {name: candidate.renewed(known) for name, candidate in candidates.items()}
-    left = numbers(lefts(candidates))
+    left = lefts(candidates)
     layers = layers_of(candidates, left, left, dict.fromkeys(candidates, ""))
     dense, small = sizes_of(candidates)
     whole = sum(target.parameter.numel() for target in known.values())

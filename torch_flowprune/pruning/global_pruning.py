@@ -68,8 +68,8 @@ def global_prune(
     Units that were pruned before stay pruned and count. An error leaves the model as it was.
 
     Args:
-        model: any module; pruned in place. With ``DistributedDataParallel``, make the same call on every rank; all
-            ranks get the same masks.
+        model: any module; pruned in place. With ``DistributedDataParallel`` or a sharded model, make the same call on
+            every rank; all ranks get the same masks.
         method: a measure's name (``"loss_preservation"``) or a function of rows.
         sparsity: the fraction of all prunable units that are pruned after the call, from 0 to 1; for ``"n:m"`` it
             follows from the pattern.

@@ -23,6 +23,7 @@ from torch_flowprune.scoring import (
     given,
     measure_lookup,
     on_access,
+    ranks_of,
     targets_of,
 )
 from torch_flowprune.selection import Allocation, Goal, choose, counted
@@ -44,8 +45,10 @@ def prune(
     """Prune a model in place, by a measure over a flow or by scores at hand; ``found`` are the units, where known."""
     wrapped, model, ranks = model, unwrapped(model), Ranks.of(model)
     check_shapes(parameters_of(model).values())  # a report says the fraction of all weights
-    found = scored_units(model, units, scores).of(model, source) if found is None else found
-    fixed = None if scores is None else given(scores, found, units.granularity)
+    found = scored_units(model, units, scores).of(model, source, shards=True) if found is None else found
+    holders = ranks_of(found)
+    with holders.together():
+        fixed = None if scores is None else given(scores, found, units.granularity)
     plan = allocation.plan(found, goal, measure_lookup.name_of(measure) if fixed is None else fixed.method)
     goal.check_rounds(source.data, scored=scores is not None)
     reports: list[Report] = []
@@ -57,13 +60,17 @@ def prune(
             choice = choose(found, current, plan, round_)
             if not ranks.alone:
                 ranks.agree(choice.keeps.values())
-                choice = replace(choice, kept=counted(choice.keeps))
+                choice = replace(choice, kept=counted(found, choice.keeps))
             reports.append(prune_once(model, found, current, choice, point))
         report = with_spent(joined(reports), plan, model, found)
         # inside: where warnings are errors, they leave the model as it was
-        warn_of_ties(reports, stacklevel=4)
-        warn_of_collapse(report, stacklevel=4)
-        warn_of_lost_zeros(lost_zeros(model, parameters_of(model), trial_of(model, source), source.data), stacklevel=4)
+        with holders.together():
+            warn_of_ties(reports, stacklevel=4)
+            warn_of_collapse(report, stacklevel=4)
+            # of shards the zeros are in the values, and a trial run would be every rank's
+            if all(one.shard is None for one in found.values()):
+                run = trial_of(model, source)
+                warn_of_lost_zeros(lost_zeros(model, parameters_of(model), run, source.data), stacklevel=4)
     return report
 
 

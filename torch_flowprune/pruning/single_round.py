@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from torch_flowprune.channels import Size
 from torch_flowprune.gradients import Flow
-from torch_flowprune.inputs import Target, no_collection, parameters_of
+from torch_flowprune.inputs import Ranks, Target, local, no_collection, parameters_of
 from torch_flowprune.masking import put_masks
 from torch_flowprune.pruning.reports import Layer, Report, Spent
-from torch_flowprune.scoring import Candidates, Scores, lefts, masks_of, targets_of
-from torch_flowprune.selection import Choice, Plan, living_units, numbers
+from torch_flowprune.scoring import Candidates, Scores, lefts, masks_of, numbers, ranks_of, targets_of
+from torch_flowprune.selection import Choice, Plan, living_units
 
 
 @no_collection()
@@ -30,12 +30,13 @@ def _renewed(known: dict[str, Target], found: Candidates) -> Candidates:
 @no_collection()
 def prune_once(model: nn.Module, found: Candidates, scores: Scores, choice: Choice, point: Flow) -> Report:
     """Put the masks on, and say what they did; a parameter that keeps everything gets none."""
-    before = numbers(lefts(found))
+    before, ranks = lefts(found), ranks_of(found)
     after = [choice.kept[name] for name in found]
     changed = [name for name, was, now in zip(found, before, after, strict=True) if now < was]
     masks = masks_of(found, {name: choice.keeps[name] for name in changed})
-    loss, norm = _predicted(point, "g", -1, masks), _predicted(point, "Hg", -2, masks)
-    put_masks(model, targets_of(found), masks)
+    loss, norm = _predicted(point, "g", -1, masks, ranks), _predicted(point, "Hg", -2, masks, ranks)
+    with ranks.together():
+        put_masks(model, targets_of(found), masks)
     known = parameters_of(model)
     now = _renewed(known, found)
     layers = layers_of(now, before, after, choice.why)
@@ -61,7 +62,8 @@ def layers_of(
     now: Candidates, before: Sequence[int], after: Sequence[int], why: Mapping[str, str]
 ) -> tuple[Layer, ...]:
     """What a report says of each candidate, whose units left were so many before, and are so many now."""
-    kept = numbers([candidate.kept_weights(left) for candidate, left in zip(now.values(), after, strict=True)])
+    counts = numbers([candidate.kept_weights(left) for candidate, left in zip(now.values(), after, strict=True)])
+    kept = ranks_of(now).add_up(counts)
     return tuple(
         Layer(
             name,
@@ -91,7 +93,7 @@ def with_spent(report: Report, plan: Plan, model: nn.Module, found: Candidates) 
     return replace(report, spent=tuple(dict.fromkeys(Spent(*one.spent(units)) for one in plan.spending.allowances)))
 
 
-def _predicted(point: Flow, kind: str, factor: int, masks: dict[str, Tensor]) -> float | None:
+def _predicted(point: Flow, kind: str, factor: int, masks: dict[str, Tensor], ranks: Ranks) -> float | None:
     """The sum ``factor`` · Σ θ·derivative over what goes.
 
     The first-order change of the loss (g, −1) or of ‖g‖² (Hg, −2).
@@ -100,10 +102,12 @@ def _predicted(point: Flow, kind: str, factor: int, masks: dict[str, Tensor]) ->
         return None
     derivative = point.tensors(kind)
     parts = [
-        torch.where(mask, 0, point.theta[name] * derivative[name]).sum(dtype=torch.float64)
+        torch.where(local(mask), 0, local(point.theta[name]) * local(derivative[name])).sum(dtype=torch.float64)
         for name, mask in masks.items()
+        if ranks.alone or ranks.counts(point.theta[name])
     ]
-    return factor * torch.stack([part.to(parts[0].device) for part in parts]).sum().item() if parts else 0.0
+    total = torch.stack([part.to(parts[0].device) for part in parts]).sum().cpu() if parts else torch.zeros(())
+    return factor * ranks.summed(total.double()).item() + 0.0
 
 
 def joined(reports: Sequence[Report]) -> Report:

@@ -1,19 +1,29 @@
 """What removing a unit costs: the measures, the units, their scores."""
 
 from torch_flowprune.scoring import measure_lookup, measures
-from torch_flowprune.scoring.candidates import Candidate, Candidates, label, lefts, living, masks_of, targets_of
+from torch_flowprune.scoring.candidates import (
+    Candidate,
+    Candidates,
+    label,
+    living,
+    masks_of,
+    targets_of,
+)
 from torch_flowprune.scoring.evaluation import all_stored, evaluate, on_access
 from torch_flowprune.scoring.granularity import Blocks, Granularity, Slices, Units, Weights, alive, parse_granularity
 from torch_flowprune.scoring.importance import ScoreOptions, importance_scores, scores
 from torch_flowprune.scoring.measures import MEASURES, Measure
 from torch_flowprune.scoring.prunable_units import PrunableUnits, UnitOptions
-from torch_flowprune.scoring.stacked_scores import (
+from torch_flowprune.scoring.shard_candidates import lefts, ranks_of, totals
+from torch_flowprune.scoring.stacked import (
     WORD,
+    Computed,
     LayerScores,
     Stack,
     bases,
     not_finite,
     notes,
+    numbers,
     parts_of,
     read_on_host,
     stacks,
@@ -27,6 +37,7 @@ __all__ = [
     "Blocks",
     "Candidate",
     "Candidates",
+    "Computed",
     "Granularity",
     "LayerScores",
     "Measure",
@@ -56,11 +67,14 @@ __all__ = [
     "measures",
     "not_finite",
     "notes",
+    "numbers",
     "on_access",
     "parse_granularity",
     "parts_of",
+    "ranks_of",
     "read_on_host",
     "scores",
     "stacks",
     "targets_of",
+    "totals",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels import Costs, UniformSizes
-from torch_flowprune.inputs import Pair, Pattern, Target, no_collection, prunable, users_level
+from torch_flowprune.inputs import HeldUnits, Pair, Pattern, Target, no_collection, prunable, users_level
 from torch_flowprune.masking import check_can_mask
 from torch_flowprune.scoring.granularity import Blocks, Granularity, Units, Weights, alive, parse_granularity
 
@@ -62,10 +62,11 @@ class Candidate(Protocol):
 
     @property
     def costs(self) -> Costs | None:
-        """What the whole model costs as a function of the units that stay, where that is known.
+        """What the whole model costs as a function of the units that stay, where known; all candidates share it."""
 
-        All candidates share it.
-        """
+    @property
+    def shard(self) -> HeldUnits | None:
+        """Which of the units are on this rank; None where all are."""
 
     @property
     def alike(self) -> Callable[[Collection[str]], UniformSizes] | None:
@@ -75,13 +76,20 @@ class Candidate(Protocol):
         """
 
     def __len__(self) -> int:
-        """How many units."""
+        """How many units, on all ranks together."""
 
     def rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """What the units hold of tensors given by parameter name: ``(unit, element)``."""
+        """What the units that are here hold of tensors given by parameter name: ``(unit, element)``."""
+
+    def all_rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What all units hold; of shards, put together on every rank."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether reading rows sends parts between ranks: then every rank reads them, in one order, once."""
 
     def alive(self) -> Tensor | None:
-        """Which units are left; None: all."""
+        """Which of the units that are here are left; None: all."""
 
     def clear_removed(self, masks: dict[str, Tensor], keep: Tensor) -> None:
         """What units without a flag hold, cleared from masks by parameter name; a parameter without one gets one."""
@@ -91,7 +99,7 @@ class Candidate(Protocol):
         """How many weights the units own."""
 
     def kept_weights(self, kept_units: int) -> Tensor | int:
-        """How many of them the model's masks keep, where they keep so many units."""
+        """How many of them the model's masks keep, where they keep so many units; of shards, what counts here."""
 
     def staying(self, keep: Mapping[str, Mapping[int, Tensor]]) -> Tensor:
         """Which units stay where these positions do, by tensor and axis: (units,) bool.
@@ -163,6 +171,10 @@ class ParameterUnits:
     def alike(self) -> None:
         return None
 
+    @property
+    def shard(self) -> HeldUnits | None:
+        return None
+
     def __len__(self) -> int:
         return self._count
 
@@ -170,8 +182,15 @@ class ParameterUnits:
     def _count(self) -> int:
         return len(self.units.rows(self.target.parameter.detach()))
 
+    @property
+    def moves(self) -> bool:
+        return False
+
     def rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
         return self.units.rows(tensors[self.name])
+
+    def all_rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return self.rows(tensors)
 
     def alive(self) -> Tensor | None:
         return None if self.target.mask is None else alive(self.units, self.target.mask)
@@ -207,8 +226,12 @@ def parameter_candidates(
     parameters: Iterable[Pair] | None = None,
     include: Pattern | Sequence[Pattern] | None = None,
     exclude: Pattern | Sequence[Pattern] | None = None,
+    *,
+    made: Callable[[Target, Units], Candidate] | None = None,
 ) -> Candidates:
     """The parameters to prune and how each is cut into units, by name; all of them can carry a mask.
+
+    ``made`` makes a candidate, where parameters may be shards.
 
     Parameters that n:m blocks do not fit are an error where ``parameters`` names them, and else left out with a
     warning.
@@ -217,11 +240,11 @@ def parameter_candidates(
     candidates: Candidates = {}
     left_out = []
     for target in prunable(model, parameters, include, exclude):
-        units = units_of(check_can_mask(target, target.name))
+        units = units_of(check_can_mask(target, target.name, shards=made is not None))
         if isinstance(units, Blocks) and not units.fits(target.parameter.shape):
             left_out.append(target.name)
         else:
-            candidates[target.name] = ParameterUnits(target, units)
+            candidates[target.name] = ParameterUnits(target, units) if made is None else made(target, units)
     if left_out:
         _report_left_out(left_out, granularity, required=parameters is not None or not candidates)
     return candidates
@@ -243,15 +266,6 @@ def masks_of(candidates: Candidates, keeps: Mapping[str, Tensor]) -> dict[str, T
     for name, keep in keeps.items():
         candidates[name].clear_removed(masks, keep)
     return masks
-
-
-def lefts(candidates: Candidates) -> list[Tensor | int]:
-    """How many units of each candidate are left."""
-    flags = [candidate.alive() for candidate in candidates.values()]
-    return [
-        len(candidate) if alive is None else torch.count_nonzero(alive)
-        for candidate, alive in zip(candidates.values(), flags, strict=True)
-    ]
 
 
 def living(values: Mapping[str, Tensor], candidates: Candidates) -> dict[str, Tensor]:

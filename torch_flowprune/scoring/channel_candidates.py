@@ -23,7 +23,17 @@ from torch_flowprune.channels import (
     living_channels_of,
     rows,
 )
-from torch_flowprune.inputs import Pair, Pattern, Target, flags, matching, parameters_of, prunable, users_level
+from torch_flowprune.inputs import (
+    HeldUnits,
+    Pair,
+    Pattern,
+    Target,
+    flags,
+    matching,
+    parameters_of,
+    prunable,
+    users_level,
+)
 from torch_flowprune.masking import check_can_mask, masks
 from torch_flowprune.scoring.candidates import Candidates, kernel_of
 from torch_flowprune.scoring.granularity import Blocks
@@ -58,6 +68,17 @@ class GroupUnits:
     @property
     def targets(self) -> tuple[Target, ...]:
         return tuple(self.members.values())
+
+    @property
+    def shard(self) -> HeldUnits | None:
+        return None
+
+    @property
+    def moves(self) -> bool:
+        return False
+
+    def all_rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return self.rows(tensors)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

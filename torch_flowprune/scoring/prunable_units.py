@@ -5,17 +5,28 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from torch import nn
 from typing_extensions import TypedDict
 
 from torch_flowprune.channels import Coupling, UniformSizes, couple, uniform_sizes
 from torch_flowprune.gradients import FlowSource
-from torch_flowprune.inputs import Pair, Pattern, example_of, holds_modules, parameters_of, prunable, untouched
+from torch_flowprune.inputs import (
+    Pair,
+    Pattern,
+    Ranks,
+    example_of,
+    holds_modules,
+    parameters_of,
+    prunable,
+    shards_of,
+    untouched,
+)
 from torch_flowprune.scoring.candidates import Candidates, label, parameter_candidates
 from torch_flowprune.scoring.channel_candidates import Alike, channel_candidates
 from torch_flowprune.scoring.granularity import Granularity
+from torch_flowprune.scoring.shard_candidates import ShardUnits
 
 
 class UnitOptions(TypedDict, total=False):
@@ -88,11 +99,23 @@ class PrunableUnits:
             example = example_of(source.data, source.example_inputs, next(model.parameters()).device)
             return replace(self, coupling=couple(model, example))
 
-    def of(self, model: nn.Module, source: FlowSource) -> Candidates:
-        """By name: the units of each parameter, or coupled channels, which an example input or a coupling shows."""
+    def of(self, model: nn.Module, source: FlowSource, *, shards: bool = False) -> Candidates:
+        """By name: the units of each parameter, or coupled channels, which an example input or a coupling shows.
+
+        Whoever goes on with parts of a sharded model says so by ``shards``.
+        """
         chosen = (self.parameters, self.include, self.exclude)
+        spread = shards_of(model)
         if self.granularity != "channel":
-            return parameter_candidates(model, self.granularity, *chosen)
+            ranks = Ranks.holding(spread) if spread and shards else None
+            made = None if ranks is None else partial(ShardUnits, ranks=ranks)
+            return parameter_candidates(model, self.granularity, *chosen, made=made)
+        if spread:
+            raise ValueError(
+                "granularity='channel' on a sharded model: a channel is made of parts of several parameters, which "
+                "lie on several ranks; prune the channels, and shrink, before the model is sharded, or take "
+                "granularity='filter'"
+            )
         coupling = self.read(model, source).coupling
         assert coupling is not None
         return channel_candidates(

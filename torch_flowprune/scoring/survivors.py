@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_flowprune.channels import Costs, Surgery, UniformSizes
-from torch_flowprune.inputs import Target
+from torch_flowprune.inputs import HeldUnits, Target
 from torch_flowprune.scoring.candidates import Candidate, Candidates
 from torch_flowprune.scoring.granularity import Blocks
 
@@ -132,6 +132,17 @@ class Survivors:
     @property
     def alike(self) -> Callable[[Collection[str]], UniformSizes] | None:
         return self.left.alike
+
+    @property
+    def shard(self) -> HeldUnits | None:
+        return None
+
+    @property
+    def moves(self) -> bool:
+        return False
+
+    def all_rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return self.rows(tensors)
 
     @property
     def weights(self) -> int:

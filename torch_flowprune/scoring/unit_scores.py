@@ -9,10 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_flowprune.inputs import own_names, read_tensors, real_tensor, same_values, write_tensors
+from torch_flowprune.inputs import (
+    HeldUnits,
+    is_sharded,
+    own_names,
+    read_tensors,
+    real_tensor,
+    same_values,
+    write_tensors,
+)
 from torch_flowprune.scoring.candidates import Candidate, Candidates, label
 from torch_flowprune.scoring.granularity import Granularity
-from torch_flowprune.scoring.stacked_scores import Computed, LayerScores
+from torch_flowprune.scoring.stacked import Computed, LayerScores
 from torch_flowprune.tables import InNotebooks, Table
 
 _GRANULARITY = "_flowprune_granularity"
@@ -112,11 +120,13 @@ def given(scores: Mapping[Any, Tensor], found: Candidates, granularity: Granular
 
 
 def _as_units(value: Tensor, candidate: Candidate) -> Tensor:
-    name = candidate.name
+    name, held = candidate.name, candidate.shard
     value = real_tensor(value, f"the scores of {name!r}")
+    if held is not None:
+        value = _of_this_rank(value, candidate, held)
     whole = value.shape == candidate.shape and value.numel() == len(candidate)
-    laid = candidate.rows({name: value}).squeeze(-1) if whole and value.dim() != 1 else value
-    if laid.shape != (len(candidate),):
+    laid = candidate.all_rows({name: value}).squeeze(-1) if whole and value.dim() != 1 else value
+    if laid.shape != (len(candidate) if held is None else len(held),):
         raise ValueError(
             f"the scores of {name!r} have shape {tuple(value.shape)}: expected one a unit, ({len(candidate)},)"
         )
@@ -125,6 +135,15 @@ def _as_units(value: Tensor, candidate: Candidate) -> Tensor:
     ):  # the sum is nan where a score is (or where both infinities are), and quick
         raise ValueError(f"the scores of {name!r} hold nan: they cannot be ranked")
     return laid.detach().to(candidate.targets[0].parameter.device)
+
+
+def _of_this_rank(value: Tensor, candidate: Candidate, held: HeldUnits) -> Tensor:
+    """The units' own, of scores that are shards, of whole ones, and of those that this rank has computed."""
+    if is_sharded(value) and value.shape == candidate.shape:
+        return candidate.rows({candidate.name: value}).squeeze(-1)
+    if value.shape == candidate.shape and value.dim() != 1 and value.numel() == len(candidate):
+        value = candidate.all_rows({candidate.name: value}).squeeze(-1)
+    return held.part(value) if value.shape == (len(candidate),) else value
 
 
 def _row(name: str, value: Tensor) -> tuple[str, ...]:

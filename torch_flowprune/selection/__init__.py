@@ -7,7 +7,7 @@ from torch_flowprune.selection.choice import Choice, choose, counted
 from torch_flowprune.selection.goal import Goal
 from torch_flowprune.selection.meters import COSTS
 from torch_flowprune.selection.plan import Plan, Pool
-from torch_flowprune.selection.ranking import lowest, numbers
+from torch_flowprune.selection.ranking import lowest
 from torch_flowprune.selection.rules import LayerUnits, PerLayer
 from torch_flowprune.selection.schedules import SCHEDULES, Schedule, check_listed, fraction, listed, steps, to_prune
 
@@ -33,7 +33,6 @@ __all__ = [
     "listed",
     "living_units",
     "lowest",
-    "numbers",
     "steps",
     "to_prune",
     "total_of",

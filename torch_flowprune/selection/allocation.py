@@ -18,7 +18,6 @@ from torch_flowprune.selection.goal import Goal
 from torch_flowprune.selection.layers import Layers
 from torch_flowprune.selection.meters import COSTS
 from torch_flowprune.selection.plan import Plan, Pool, Pools, Spending
-from torch_flowprune.selection.ranking import numbers
 from torch_flowprune.selection.rules import (
     NORMALIZERS,
     SHARE_RULES,
@@ -279,7 +278,7 @@ def gone_share(found: Candidates, cost: str | LatencyTable = "units") -> float:
     if (budget := Budget.of(found, cost)) is not None:
         return 1 - budget.left(living_units(found)) / budget.total
     total = sum(map(len, found.values()))
-    return 1 - sum(numbers(lefts(found))) / total if total else 0.0
+    return 1 - sum(lefts(found)) / total if total else 0.0
 
 
 def _blocks(found: Candidates) -> Blocks | None:

@@ -9,14 +9,22 @@ import torch
 from torch import Tensor
 
 from torch_flowprune.inputs import no_collection
-from torch_flowprune.scoring import Candidate, Candidates, LayerScores, Scores, all_stored, lefts
+from torch_flowprune.scoring import (
+    Candidate,
+    Candidates,
+    LayerScores,
+    Scores,
+    all_stored,
+    lefts,
+    ranks_of,
+    totals,
+)
 from torch_flowprune.selection.plan import Plan, Pool, Pools
 from torch_flowprune.selection.ranking import (
     Cut,
     lowest,
     lowest_in_blocks,
     lowest_of_each,
-    numbers,
     tied_in_blocks,
     with_floors,
 )
@@ -46,16 +54,16 @@ class Choice:
 def choose(found: Candidates, scores: Scores, plan: Plan, round_: int) -> Choice:
     """The units that stay in a round of a plan."""
     if plan.blocks is not None:
-        return _of_parts(scores, plan.why, lambda name, value: _cut_blocks(found[name], value))
+        return _of_parts(found, scores, plan.why, lambda name, value: _cut_blocks(found[name], value))
     ranking = _Ranking(found, scores, plan)
     if plan.by_row:
         return ranking.by_row(plan.rounds[round_])
     return ranking.cut(ranking.spent(round_) if plan.spending is not None else plan.rounds[round_])
 
 
-def counted(keeps: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many units each tensor of flags keeps."""
-    return dict(zip(keeps, numbers(list(map(torch.count_nonzero, keeps.values()))), strict=True))
+def counted(found: Candidates, keeps: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many units of each candidate flags keep."""
+    return dict(zip(found, totals(found, [keeps[name] for name in found]), strict=True))
 
 
 class _Ranking:
@@ -63,16 +71,30 @@ class _Ranking:
 
     def __init__(self, found: Candidates, scores: Scores, plan: Plan) -> None:
         self.found, self.plan = found, plan
-        self.left = dict(zip(found, numbers(lefts(found)), strict=True))
+        self.left = dict(zip(found, lefts(found), strict=True))
         self.alive = {name: candidate.alive() for name, candidate in found.items()}
+        self.held = {name: candidate.shard for name, candidate in found.items()}
         self.scores, self.values = scores, self._to_rank(scores)
 
     def _to_rank(self, scores: Scores) -> Mapping[str, LayerScores]:
         """The scores as they are kept; stored where they are read more than once: by a bisection, or by layer first."""
         normalizer = self.plan.comparable
         if normalizer is not None:
-            return all_stored(scores, lambda name, value: comparable(value, self.alive[name], normalizer))
-        return all_stored(scores) if self.plan.spending is not None else {n: scores.stored(n) for n in self.found}
+            return all_stored(self.found, scores, self._comparable)
+        return (
+            all_stored(self.found, scores)
+            if self.plan.spending is not None
+            else {n: scores.stored(n) for n in self.found}
+        )
+
+    def _comparable(self, name: str, value: Tensor) -> Tensor:
+        """A layer's scores made comparable; of shards, of the whole layer, put together for a moment."""
+        normalizer, held, alive = self.plan.comparable, self.held[name], self.alive[name]
+        assert normalizer is not None
+        if held is None:
+            return comparable(value, alive, normalizer)
+        every = None if alive is None else held.gathered(alive)
+        return held.part(comparable(held.gathered(value), every, normalizer)).clone()
 
     def spent(self, round_: int) -> Pools:
         """The fewest steps that bring every budget down to its target."""
@@ -114,7 +136,9 @@ class _Ranking:
     def by_row(self, pools: Pools) -> Choice:
         """The lowest of every output go."""
         gone = {pool.names[0]: pool.gone for pool in pools}
-        return _of_parts(self.scores, self.plan.why, lambda name, value: _cut_rows(self.found[name], value, gone[name]))
+        return _of_parts(
+            self.found, self.scores, self.plan.why, lambda name, value: _cut_rows(self.found[name], value, gone[name])
+        )
 
     def _down_to(self, name: str, count: int) -> Pool:
         return Pool((name,), self.plan.bounds.units[name] - count)
@@ -128,7 +152,10 @@ class _Ranking:
                 more[pool.names] = self._more(pool)
         names = [names[0] for names in more]
         each = lowest_of_each(
-            [self.values[name] for name in names], list(more.values()), [self.alive[name] for name in names]
+            [self.values[name] for name in names],
+            list(more.values()),
+            [self.alive[name] for name in names],
+            [self.held[name] for name in names],
         )
         together = dict(zip(more, each, strict=True))
         return [(pool.names, together.get(pool.names) or self._lowest(pool)) for pool in pools]
@@ -136,7 +163,10 @@ class _Ranking:
     def _lowest(self, pool: Pool) -> Cut:
         values, alive = [self.values[name] for name in pool.names], [self.alive[name] for name in pool.names]
         floors, more = [self.plan.bounds.least[name] for name in pool.names], self._more(pool)
-        return with_floors(values, more, floors, alive) if any(floors) else lowest(values, more, alive)
+        held = [self.held[name] for name in pool.names]
+        if any(floors):
+            return with_floors(values, more, floors, alive, held)
+        return lowest(values, more, alive, held)
 
     def _more(self, pool: Pool) -> int:
         """How many go besides those that are gone; none where rounded widths have taken more than that already."""
@@ -154,17 +184,19 @@ class _Ranking:
         return {name: held.get(name, self.plan.why + rounding) for name in self.found}
 
 
-def _of_parts(scores: Scores, why: str, cut: Callable[[str, Tensor], tuple[Tensor, int]]) -> Choice:
+def _of_parts(found: Candidates, scores: Scores, why: str, cut: Callable[[str, Tensor], tuple[Tensor, int]]) -> Choice:
     """A choice made in each block, or each output, by itself: what stays of each layer, and how many of it tie."""
     ties = []
 
     def kept(name: str, value: Tensor) -> Tensor:
         keep, tied = cut(name, value)
-        ties.append(tied)
+        held = found[name].shard
+        ties.append(tied if held is None or held.counts else 0)
         return keep
 
-    keeps = all_stored(scores, kept)
-    return Choice(keeps, counted(keeps), None, sum(ties), dict.fromkeys(keeps, why))
+    keeps = all_stored(found, scores, kept)
+    (tied,) = ranks_of(found).add_up([sum(ties)])
+    return Choice(keeps, counted(found, keeps), None, tied, dict.fromkeys(keeps, why))
 
 
 def _cut_blocks(candidate: Candidate, scores: Tensor) -> tuple[Tensor, int]:
@@ -180,10 +212,12 @@ def _cut_rows(candidate: Candidate, scores: Tensor, gone: int) -> tuple[Tensor, 
     axis, left = candidate.output_axis, candidate.alive()
     assert axis is not None
 
+    shape = candidate.shape if candidate.shard is None else candidate.shard.box.size
+
     def rows(values: Tensor) -> Tensor:
-        return values.view(candidate.shape).movedim(axis, 0).flatten(1)
+        return values.view(shape).movedim(axis, 0).flatten(1)
 
     shaped, alive = rows(scores), None if left is None else rows(left)
     keep = lowest_in_blocks(shaped, gone, alive)
-    moved = torch.empty(candidate.shape, device="meta").movedim(axis, 0).shape
+    moved = torch.empty(shape, device="meta").movedim(axis, 0).shape
     return keep.view(moved).movedim(0, axis).reshape(-1), tied_in_blocks(shaped, keep, alive)

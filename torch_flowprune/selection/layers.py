@@ -9,7 +9,6 @@ from functools import cached_property
 from torch_flowprune.scoring import Candidates, lefts
 from torch_flowprune.selection.goal import Goal
 from torch_flowprune.selection.plan import Pool, Pools, Split
-from torch_flowprune.selection.ranking import numbers
 from torch_flowprune.selection.rules import Bounds, LayerUnits, Levels, ShareRule, counted_exactly, narrowest
 
 
@@ -19,7 +18,7 @@ class Layers:
     def __init__(self, found: Candidates, bounds: Bounds, round_to: int = 1, levels: Levels | None = None) -> None:
         self.found, self.bounds, self.units, self.round_to = found, bounds, bounds.units, round_to
         self.levels = levels
-        self.left = dict(zip(found, numbers(lefts(found)), strict=True))
+        self.left = dict(zip(found, lefts(found), strict=True))
         self.total = sum(self.units.values())
 
     @cached_property
@@ -150,6 +149,13 @@ class Layers:
         """Every output of every layer the same: a pool says how many of one output's weights are gone."""
         if goal.sparsity is None:
             raise ValueError("allocation='row' takes sparsity=, the fraction of each output's weights that are pruned")
+        if split := [
+            name for name, one in self.found.items() if one.shard is not None and one.shard.cut - {one.output_axis}
+        ]:
+            raise ValueError(
+                f"allocation='row' ranks the weights of each output, and those of {', '.join(split[:5])} lie on "
+                "several ranks: take allocation='layer', or shard these by their outputs"
+            )
         lengths = {one.name: one.units // one.shape[0] for one in self.shapes}
         paths = {name: goal.path(length, 0, goal.gone(length, length)) for name, length in lengths.items()}
         return tuple([Pool((name,), path[round_]) for name, path in paths.items()] for round_ in range(goal.rounds))

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from torch_flowprune.gradients import Flow
-from torch_flowprune.inputs import wide
-from torch_flowprune.scoring import Candidates, targets_of
+from torch_flowprune.inputs import local, wide
+from torch_flowprune.scoring import Candidates, ranks_of, targets_of
 from torch_flowprune.torch_internals import version_of
 
 _FEW_HELD = 4
@@ -54,13 +54,17 @@ class BackwardGradients:
 
 
 def overflown(found: Candidates) -> bool:
-    """Whether some gradient is not finite; asked of the devices once."""
-    grads = [target.parameter.grad for target in targets_of(found).values() if target.parameter.grad is not None]
+    """Whether some gradient is not finite, on any rank; asked of the devices once."""
+    grads = [local(target.parameter.grad) for target in targets_of(found).values() if target.parameter.grad is not None]
+    return bool(ranks_of(found).add_up([int(_overflown(grads))])[0])
+
+
+def _overflown(grads: list[Tensor]) -> bool:
     # a sum is not finite where one of its terms is not, and takes a fifth of the time; one that overflows tells nothing
-    if not grads or _are_finite_numbers([grad.detach().sum() for grad in grads]):
+    if not grads or _are_finite_numbers([grad.sum() for grad in grads]):
         return False
     # 0 times what is not finite is nan
-    return not _are_finite_numbers([grad.detach().mul(0).sum() for grad in grads])
+    return not _are_finite_numbers([grad.mul(0).sum() for grad in grads])
 
 
 def _are_finite_numbers(numbers: list[Tensor]) -> bool:

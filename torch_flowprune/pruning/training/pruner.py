@@ -12,10 +12,11 @@ from typing_extensions import Unpack
 
 from torch_flowprune.channels import Coupling, Surgery
 from torch_flowprune.gradients import Flow, FlowSource, LossOptions, flow_over, point_of
-from torch_flowprune.inputs import Batch, OneBatch, from_options, unwrapped
+from torch_flowprune.inputs import Batch, HeldUnits, OneBatch, from_options, unwrapped
 from torch_flowprune.masking import averaged_model, sync_masks
 from torch_flowprune.pruning.reports import Report
 from torch_flowprune.pruning.route import GivenScores, prune, scored_units
+from torch_flowprune.pruning.training import pruner_state
 from torch_flowprune.pruning.training.backward_gradients import BackwardGradients, overflown
 from torch_flowprune.pruning.training.last_seen import LastSeen
 from torch_flowprune.pruning.training.pruner_checks import (
@@ -27,7 +28,6 @@ from torch_flowprune.pruning.training.pruner_checks import (
     copied_state,
     weight_of_newest,
 )
-from torch_flowprune.pruning.training.pruner_state import check_words, costs_to_save, coupling_to_save, saved_origins
 from torch_flowprune.pruning.training.rounds import Rounds
 from torch_flowprune.scoring import (
     Candidates,
@@ -120,6 +120,7 @@ class Pruner:
     ) -> None:
         check_pruner_words(Pruner, options, PrunerOptions)
         self.model, self.method, self.measure = model, method, measure_lookup.resolve(method)
+        self._reads_gradients = bool({"g", "g2"} & set(measure_lookup.needs(self.measure)))
         self.alpha, self.generator = weight_of_newest(alpha), generator
         check_kind(generator)
         self.averages = list(averages)
@@ -132,9 +133,9 @@ class Pruner:
         self.units = scored_units(unwrapped(model), self.units, scores)
         self.allocation = from_options(Allocation, options)
         self.asked = Rounds(sparsity, amount, rounds, schedule)
-        self.round = self.minibatches = 0
-        self.tracked: dict[str, Tensor] = {}
+        self.round, self.minibatches, self.tracked = 0, 0, dict[str, Tensor]()
         self.goals: tuple[float, ...] = ()
+        self._held: dict[str, HeldUnits] = {}
         self._origins: dict[str, Origin] = {}
         self._layers = self.units.layers(unwrapped(model))
         self._gradients, self._seen = BackwardGradients(), LastSeen()
@@ -209,6 +210,7 @@ class Pruner:
         """Everything that is needed to resume, except for the masks, as plain values and tensors.
 
         The settings, the tracked scores, the round, the reference point, the generator's state, and what was shrunk.
+        With a sharded model, call it on every rank.
         """
         return {
             "method": measure_lookup.name_of(self.method),
@@ -217,9 +219,9 @@ class Pruner:
             "round": self.round,
             "goals": list(self.goals),
             "layers": {name: origin.to_dict() for name, origin in self._origins.items()},
-            "coupling": coupling_to_save(self.units.coupling, self._origins),
-            "costs": costs_to_save(self._origins),
-            "tracked": dict(self.tracked),
+            "coupling": pruner_state.coupling_to_save(self.units.coupling, self._origins),
+            "costs": pruner_state.costs_to_save(self._origins),
+            "tracked": pruner_state.of_all_ranks(self.tracked, self._held),
             "minibatches": self.minibatches,
             "theta0": self.source.theta0,
             "generator": None if self.generator is None else self.generator.get_state(),
@@ -233,13 +235,14 @@ class Pruner:
                 round that this pruner does not have. The pruner is then unchanged.
         """
         words = measure_lookup.name_of(self.method), label(self.units.granularity), self.asked
-        check_words(state, *words, random=self.generator is not None)
-        origins = saved_origins(state, self._origins, self.allocation.targets)
+        pruner_state.check_words(state, *words, random=self.generator is not None)
+        origins = pruner_state.saved_origins(state, self._origins, self.allocation.targets)
         if state["coupling"] is not None:
             self.units = replace(self.units, coupling=Coupling.from_dict(state["coupling"]))
         self._origins, self.goals = origins, tuple(state["goals"])  # counted from where that run began
         self._seen.forget()
-        self.round, self.tracked, self.minibatches = state["round"], dict(state["tracked"]), state["minibatches"]
+        self.round, self.minibatches = state["round"], state["minibatches"]
+        self.tracked = pruner_state.of_this_rank(state["tracked"], self._held)
         self.source = replace(self.source, theta0=state["theta0"])
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"].cpu())
@@ -276,7 +279,8 @@ class Pruner:
         inner = unwrapped(self.model)
         check_is_known(inner, self.units, self._layers)
         self.units = self.units.read(inner, self.source if data is None else replace(self.source, data=data))
-        found = self.units.of(inner, self.source)
+        found = self.units.of(inner, self.source, shards=True)
+        self._held = {name: one.shard for name, one in found.items() if one.shard is not None}
         if not self._origins:
             self.goals = self.asked.goals(found, self.allocation)
             self._origins = {name: Origin.of(one) for name, one in found.items()}
@@ -293,7 +297,3 @@ class Pruner:
             )
         point = point_of(self.source, targets_of(found))
         return self._gradients.read(point, found, squares="g2" in needs) if self._reads_gradients else point
-
-    @property
-    def _reads_gradients(self) -> bool:
-        return bool({"g", "g2"} & set(measure_lookup.needs(self.measure)))

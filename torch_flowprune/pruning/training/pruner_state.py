@@ -6,7 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from torch_flowprune.channels import Costs, Coupling
+from torch_flowprune.inputs import HeldUnits
 from torch_flowprune.pruning.training.rounds import Rounds
 from torch_flowprune.scoring import Origin
 
@@ -47,6 +50,16 @@ def check_words(state: Mapping[str, Any], method: str, granularity: str, asked: 
         raise ValueError(f"the round of a state should be from 0 to {asked.count}, got {state['round']}")
     if state["generator"] is not None and not random:
         raise ValueError("this state is of a pruner with a generator: give this one a generator= to take its place")
+
+
+def of_all_ranks(tracked: Mapping[str, Tensor], held: Mapping[str, HeldUnits]) -> dict[str, Tensor]:
+    """Scores of units that lie on several ranks, put together: they go on with any number of ranks."""
+    return {name: held[name].gathered(one) if name in held else one for name, one in tracked.items()}
+
+
+def of_this_rank(tracked: Mapping[str, Tensor], held: Mapping[str, HeldUnits]) -> dict[str, Tensor]:
+    """Those of the units that are here."""
+    return {name: held[name].part(one).clone() if name in held else one for name, one in tracked.items()}
 
 
 def _has_shrunk(origins: Mapping[str, Origin]) -> bool:

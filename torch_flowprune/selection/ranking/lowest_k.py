@@ -10,37 +10,40 @@ case.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import inf
 
 import torch
 from torch import Tensor
 
-from torch_flowprune.scoring import LayerScores, Stack, bases, notes, parts_of, read_on_host, stacks
-from torch_flowprune.selection.ranking.sampled_bracket import NARROW, Sample, Swept, numbers, sweep
+from torch_flowprune.inputs import HeldUnits
+from torch_flowprune.scoring import (
+    LayerScores,
+    Stack,
+    bases,
+    not_finite,
+    notes,
+    numbers,
+    parts_of,
+    read_on_host,
+    stacks,
+)
+from torch_flowprune.selection.ranking.over_ranks import (
+    count_over_ranks,
+    lowest_of_each_over_ranks,
+    lowest_over_ranks,
+)
+from torch_flowprune.selection.ranking.sampled_bracket import NARROW, Cut, Sample, Swept, sweep
 
 _SMALL = 1 << 16
 """Units of a layer up to which what a cut costs is its operators, not its units."""
 
 
-@dataclass(frozen=True)
-class Cut:
-    """A selection.
-
-    Attributes:
-        keep: which units stay: bool tensors, one a layer, flat, on the scores' devices, each in memory of its own.
-        kept: how many of each layer stay.
-        threshold: the highest score that went; None where nothing did.
-        tied: how many units stay although their score equals the threshold.
-    """
-
-    keep: list[Tensor]
-    kept: list[int]
-    threshold: float | None = None
-    tied: int = 0
-
-
-def lowest(scores: Sequence[LayerScores], k: int, alive: Sequence[Tensor | None] | None = None) -> Cut:
+def lowest(
+    scores: Sequence[LayerScores],
+    k: int,
+    alive: Sequence[Tensor | None] | None = None,
+    held: Sequence[HeldUnits | None] | None = None,
+) -> Cut:
     """Exactly the ``k`` lowest go.
 
     Args:
@@ -48,10 +51,14 @@ def lowest(scores: Sequence[LayerScores], k: int, alive: Sequence[Tensor | None]
             numbers do, or scores that are computed where they are read.
         k: how many go, over all layers.
         alive: which units are candidates (None: all); the others neither count nor stay.
+        held: where ranks hold parts of the layers, which parts these are; then every rank makes the same call, the k
+            lowest are those of all ranks, and so are the counts.
 
     Raises:
         ValueError: if k is not between 0 and the number of candidates, or a computed score is not finite.
     """
+    if (portions := _all_held(held)) is not None:
+        return lowest_over_ranks(scores, k, alive or [None] * len(scores), portions)
     laid = stacks(scores, alive or [None] * len(scores))
     counts = _count_candidates(laid)
     candidates = sum(counts)
@@ -64,6 +71,8 @@ def lowest(scores: Sequence[LayerScores], k: int, alive: Sequence[Tensor | None]
     while True:
         low, high = sample.bracket(k / candidates, width)
         swept = sweep(laid, sample, low, high, room)
+        if swept.odd:
+            raise not_finite(swept.odd[0].label, [layer.name for layer in swept.odd])
         under = candidates - sum(swept.above)
         if swept.complete and under < k <= under + len(swept.values):
             return _cut_between(swept, k - under)
@@ -83,8 +92,21 @@ def _more(times: int) -> int:
     return 2 if times == 1 else 8 * times
 
 
-def lowest_of_each(scores: Sequence[LayerScores], ks: Sequence[int], alive: Sequence[Tensor | None]) -> list[Cut]:
+def _all_held(held: Sequence[HeldUnits | None] | None) -> list[HeldUnits] | None:
+    """The parts, of all layers or of none."""
+    portions = [portion for portion in held or () if portion is not None]
+    return portions or None
+
+
+def lowest_of_each(
+    scores: Sequence[LayerScores],
+    ks: Sequence[int],
+    alive: Sequence[Tensor | None],
+    held: Sequence[HeldUnits | None] | None = None,
+) -> list[Cut]:
     """Of each layer the k lowest, as :func:`lowest` of that layer alone; small layers of one size are cut together."""
+    if (portions := _all_held(held)) is not None:
+        return lowest_of_each_over_ranks(scores, ks, alive, portions)
     laid = [stacks([one], [flags])[0] for one, flags in zip(scores, alive, strict=True)]
     alike: dict[object, list[int]] = {}
     for i, stack in enumerate(laid):
@@ -126,15 +148,20 @@ def _cut_together(laid: Sequence[Stack], ks: Sequence[int]) -> list[Cut] | None:
 
 
 def with_floors(
-    scores: Sequence[LayerScores], k: int, floors: Sequence[int], alive: Sequence[Tensor | None] | None = None
+    scores: Sequence[LayerScores],
+    k: int,
+    floors: Sequence[int],
+    alive: Sequence[Tensor | None] | None = None,
+    held: Sequence[HeldUnits | None] | None = None,
 ) -> Cut:
     """As :func:`lowest`, but of layer i at least ``floors[i]`` units stay (or all it has left, if fewer).
 
     Raises:
         ValueError: if the floors leave fewer than k to remove.
     """
-    alive = alive or [None] * len(scores)
-    counts = _count_candidates(stacks(scores, alive))
+    alive, held = alive or [None] * len(scores), held or [None] * len(scores)
+    portions = _all_held(held)
+    counts = _count_candidates(stacks(scores, alive)) if portions is None else count_over_ranks(scores, alive, portions)
     removable = [max(0, count - floor) for count, floor in zip(counts, floors, strict=True)]
     if k > sum(removable):
         raise ValueError(
@@ -145,11 +172,16 @@ def with_floors(
     free = list(range(len(scores)))
     # A layer that would fall below its floor is cut to it exactly, and the rest of k is sought among the others.
     while True:
-        cut = lowest([scores[i] for i in free], k, [alive[i] for i in free])
+        cut = lowest([scores[i] for i in free], k, [alive[i] for i in free], [held[i] for i in free])
         below = [i for i, kept in zip(free, cut.kept, strict=True) if counts[i] - kept > removable[i]]
         if not below:
             return _joined_cuts(cuts, free, cut)
-        each = lowest_of_each([scores[i] for i in below], [removable[i] for i in below], [alive[i] for i in below])
+        each = lowest_of_each(
+            [scores[i] for i in below],
+            [removable[i] for i in below],
+            [alive[i] for i in below],
+            [held[i] for i in below],
+        )
         cuts |= zip(below, each, strict=True)
         free = [i for i in free if i not in cuts]
         k -= sum(removable[i] for i in below)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd, inf, isqrt
 
 import torch
 from torch import Tensor
 
-from torch_flowprune.scoring import WORD, Stack, bases, not_finite, notes, parts_of, read_on_host
+from torch_flowprune.scoring import WORD, Computed, Stack, bases, notes, numbers, parts_of, read_on_host
 
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 """What float32 holds exactly; whole numbers it holds only to 2^24."""
 _SMALLEST_SAMPLE = 1 << 14
 
 
-def numbers(counts: Sequence[Tensor | int]) -> list[int]:
-    """Counts as ints: 0-d tensors are read from their devices with one synchronisation a device."""
-    known = {i: count for i, count in enumerate(counts) if not isinstance(count, Tensor)}
-    pending = {i: count for i, count in enumerate(counts) if isinstance(count, Tensor)}
-    for device in dict.fromkeys(count.device for count in pending.values()):
-        here = [i for i, count in pending.items() if count.device == device]
-        known.update(zip(here, torch.stack([pending[i] for i in here]).tolist(), strict=True))
-    return [known[i] for i in range(len(counts))]
+def comparing_type(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The dtype that scores of these dtypes are compared in."""
+    return torch.float32 if all(dtype in NARROW for dtype in dtypes) else torch.float64
 
 
 @dataclass(frozen=True)
@@ -39,15 +34,17 @@ class Sample:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, laid: Sequence[Stack]) -> Sample:
-        """A step that has no factor in common with the usual lengths of rows, so that it meets every column."""
-        units = sum(stack.units for stack in laid)
+    def of(cls, laid: Sequence[Stack], units: int | None = None, dtype: torch.dtype | None = None) -> Sample:
+        """A step that has no factor in common with the usual lengths of rows, so that it meets every column.
+
+        ``units`` and ``dtype`` are those of all ranks, where others hold scores too.
+        """
+        units = sum(stack.units for stack in laid) if units is None else units
         step = max(1, units // max(_SMALLEST_SAMPLE, int(2 * units ** (2 / 3))))
         while gcd(step, 210) > 1:
             step += 1
         taken = [stack.scores(0, stack.units, step) for stack in laid]
-        narrow = all(values.dtype in NARROW for values in taken)
-        dtype = torch.float32 if narrow else torch.float64
+        dtype = comparing_type(values.dtype for values in taken) if dtype is None else dtype
         values = [stack.comparable(some, dtype, 0, stack.units, step) for stack, some in zip(laid, taken, strict=True)]
         return cls(read_on_host(values), bases(list(map(len, values))), step, dtype)
 
@@ -79,6 +76,23 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A selection.
+
+    Attributes:
+        keep: which units stay: bool tensors, one a layer, flat, on the scores' devices, each in memory of its own.
+        kept: how many of each layer stay.
+        threshold: the highest score that went; None where nothing did.
+        tied: how many units stay although their score equals the threshold.
+    """
+
+    keep: list[Tensor]
+    kept: list[int]
+    threshold: float | None = None
+    tied: int = 0
+
+
+@dataclass(frozen=True)
 class Swept:
     """What one pass over all scores found.
 
@@ -88,6 +102,7 @@ class Swept:
         places: where the scores between ``low`` and ``high`` are, all layers end to end; on the host.
         values: these scores.
         complete: whether there was room for all of them.
+        odd: the layers whose scores are not all finite, and should be.
     """
 
     keep: list[Tensor]
@@ -95,6 +110,7 @@ class Swept:
     places: Tensor
     values: Tensor
     complete: bool
+    odd: list[Computed]
 
 
 def sweep(laid: Sequence[Stack], sample: Sample, low: float, high: float, room: int) -> Swept:
@@ -120,12 +136,11 @@ def sweep(laid: Sequence[Stack], sample: Sample, low: float, high: float, room: 
         if candidates is not None:
             some_rows.masked_fill_(~candidates.view(-1, WORD)[some_words[:, 0]], torch.nan)
         laid[i].put(keeps[i], start, stop, above)
-    _check_no_nan(laid, sums)
     flags = [layer for keep in keeps for layer in keep]
     counts = numbers([torch.count_nonzero(layer) for layer in flags])
-    noted, lengths = read_on_host(words)[:, 0], torch.tensor(rooms, device="cpu")
+    noted, lengths = read_on_host(words)[:, 0], torch.tensor(rooms, dtype=torch.int64, device="cpu")
     ends, begins = lengths.cumsum(0), bases([stack.units for stack in laid])
-    starts = torch.tensor([begins[i] + start for i, start, _ in parts], device="cpu")
+    starts = torch.tensor([begins[i] + start for i, start, _ in parts], dtype=torch.int64, device="cpu")
     origins = starts.repeat_interleave(lengths)
     real = (noted > 0).index_fill_(0, ends - lengths, True)
     return Swept(
@@ -133,6 +148,7 @@ def sweep(laid: Sequence[Stack], sample: Sample, low: float, high: float, room: 
         counts,
         *_between(noted, real, origins, read_on_host(rows), low, high),
         complete=not noted[ends - 1].any(),
+        odd=_not_finite(laid, sums),
     )
 
 
@@ -145,12 +161,10 @@ def _between(
     return origins[word] + words[word] * WORD + at % WORD, rows.view(-1)[at]
 
 
-def _check_no_nan(laid: Sequence[Stack], sums: Sequence[Tensor]) -> None:
+def _not_finite(laid: Sequence[Stack], sums: Sequence[Tensor]) -> list[Computed]:
     """From the sums, which nan and inf show in; where one overflowed, each layer is looked at."""
     checked = [total for stack, total in zip(laid, sums, strict=True) if stack.to_check]
     if not checked or read_on_host(checked).isfinite().all():
-        return
+        return []
     layers = [layer for stack in laid if stack.to_check for layer in stack.layers]
-    bad = [layer for layer in layers if not layer.all().isfinite().all()]
-    if bad:
-        raise not_finite(bad[0].label, [layer.name for layer in bad])
+    return [layer for layer in layers if not layer.all().isfinite().all()]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torch_flowprune.scoring.drawn_scores import DrawnScores
+from torch_flowprune.scoring.stacked.drawn_scores import DrawnScores
 from torch_flowprune.torch_internals import foreach_copy_
 
 WORD = 8
@@ -191,6 +191,16 @@ def not_finite(measure: str, names: Sequence[str]) -> ValueError:
         "inf "
         "(check the weights and the data; try model.double())"
     )
+
+
+def numbers(counts: Sequence[Tensor | int]) -> list[int]:
+    """Counts as ints: 0-d tensors are read from their devices with one synchronisation a device."""
+    known = {i: count for i, count in enumerate(counts) if not isinstance(count, Tensor)}
+    pending = {i: count for i, count in enumerate(counts) if isinstance(count, Tensor)}
+    for device in dict.fromkeys(count.device for count in pending.values()):
+        here = [i for i, count in pending.items() if count.device == device]
+        known.update(zip(here, torch.stack([pending[i] for i in here]).tolist(), strict=True))
+    return [known[i] for i in range(len(counts))]
 
 
 def part_size(units: int) -> int:
