@@ -216,9 +216,7 @@ def channel_candidates(
             checked |= {name: check_can_mask(members[name], name) for name in members if name not in checked}
             candidates[group.name] = GroupUnits(group, members, _scored(group, members, scored_by), costs, alike)
     if not candidates:
-        if in_part:
-            raise ValueError(_in_part(in_part))
-        raise ValueError(_nothing(coupling))
+        raise ValueError(_in_part(in_part) if in_part else _nothing(coupling))
     in_part = _without_what_takes_part(in_part, coupling, candidates)
     if in_part:
         warnings.warn(_in_part(in_part), UserWarning, stacklevel=users_level())

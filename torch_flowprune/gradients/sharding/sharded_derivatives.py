@@ -98,7 +98,7 @@ class ShardedDerivatives(Derivatives):
 
     def _of_share(self, batch: Batch, size: int, share: float) -> Tensor:
         with self.sharded.held():
-            return super().loss(batch, size) * share if share else self._nothing(batch)
+            return super().loss(batch, size) * share if share else self._without_weight(batch)
 
     def gradient(self, loss: Tensor, **options: Any) -> Grads:
         """This rank's parts of the gradient of all ranks' losses."""
@@ -108,7 +108,7 @@ class ShardedDerivatives(Derivatives):
         self.reached = [shard.reached for shard in self.sharded.targets]
         return grads
 
-    def _nothing(self, batch: Batch) -> Tensor:
+    def _without_weight(self, batch: Batch) -> Tensor:
         """0, of a run of the model in which the other ranks find this one: its own loss may be a mean over nothing."""
         settle(self.model, self.mode)
         with self.cast():
