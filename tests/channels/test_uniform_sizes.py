@@ -223,7 +223,7 @@ def test_floors_caps_and_multiples_hold():
     assert left["embed.weight"] >= 12
     assert left["blocks.0.up.weight"] == left["blocks.1.up.weight"] >= 8
     assert all(count % 4 == 0 for count in left.values())
-    with pytest.raises(ValueError, match=r"of 32 units should be gone, and at most .* can: .*uniform=True"):
+    with pytest.raises(ValueError, match=r"of 32 units should be pruned, and at most .* can: .*uniform=True"):
         fp.global_prune(stack(norm="layer", width=16, hidden=8), "magnitude", 0.9, **UNIFORM)
 
 
