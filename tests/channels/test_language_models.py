@@ -1,5 +1,7 @@
 """Language models as they come: the inputs are a tokenizer's, the cache is on, and text is generated afterwards."""
 
+import inspect
+
 import pytest
 import torch
 from language_models import ALL, CAUSAL, TWO_STACKS, build, generated, inputs, logits
@@ -94,3 +96,31 @@ def test_a_wrapper_that_hands_on_what_it_is_given():
     fp.global_prune(model, "magnitude", 0.3, granularity="channel", example_inputs=given)
     small = fp.shrink(model, given)
     assert (logits(small, given) - logits(model, given)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("gone", [["model.layers.0.self_attn"], ["model.layers.0.self_attn", "model.layers.0.mlp"]])
+def test_a_text_goes_on_with_the_cache_where_the_first_attention_is_gone(gone: list[str]) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, vocab_size=32
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    ids = torch.randint(0, 32, (2, 8))
+    coupling = fp.couple(model, {"input_ids": ids})
+    scores = {one.name: torch.tensor([0.0 if one.name in gone else 1.0]) for one in coupling.branches}
+    assert len(scores) == 6
+    fp.global_prune(model, sparsity=len(gone) / 6, granularity="block", coupling=coupling, scores=scores)
+    small = fp.shrink(model, {"input_ids": ids})
+
+    def going_on(one: torch.nn.Module) -> torch.Tensor:
+        with torch.no_grad():
+            first = one(ids[:, :5], use_cache=True)
+            word = "cache" if "cache" in inspect.signature(one.forward).parameters else "past_key_values"
+            return one(ids[:, 5:], **{word: first.get(word, first.get("past_key_values"))}).logits
+
+    assert torch.allclose(going_on(model), going_on(small), atol=1e-10, rtol=0)
+    assert torch.allclose(going_on(small), small(ids).logits[:, 5:], atol=1e-10, rtol=0)

@@ -294,6 +294,6 @@ def _outcome(
         report = prune_to(model, found, scores, sparsity, point, allocation)
         after, _ = mean_loss(model, evaluation, ranks)
         value = measured_by(metric, model, evaluation.data)
-    emptied = sum(layer.units == layer.pruned for layer in report.layers)
+    emptied = len(report.emptied)
     assert report.predicted_loss_change is not None
     return Outcome(name, report.sparsity, after, after - before, report.predicted_loss_change, emptied, value)

@@ -3,14 +3,22 @@
 from torch_flowprune.channels.costs import COUNTED, Costs, Kept, LatencyTable, Size
 from torch_flowprune.channels.counting import costs_of
 from torch_flowprune.channels.coupling import couple, coupling_of, reading_of
-from torch_flowprune.channels.group_masks import channel_masks, clear_removed, living_channels, living_channels_of, rows
-from torch_flowprune.channels.groups import MASKED, Coupling, Group, Slice
+from torch_flowprune.channels.group_masks import (
+    channel_masks,
+    clear_removed,
+    kept_units,
+    living_channels,
+    living_channels_of,
+    rows,
+)
+from torch_flowprune.channels.groups import MASKED, Branch, Coupling, Group, Slice
 from torch_flowprune.channels.shrinking import (
     NarrowAttention,
     NarrowGroupNorm,
     NarrowLayerNorm,
     NarrowRMSNorm,
     ShrinkError,
+    StandIn,
     Surgery,
     describe,
     is_as_built,
@@ -29,6 +37,7 @@ from torch_flowprune.channels.uniform import Dial, UniformSizes, uniform_sizes
 __all__ = [
     "COUNTED",
     "MASKED",
+    "Branch",
     "Costs",
     "Coupling",
     "Dial",
@@ -42,6 +51,7 @@ __all__ = [
     "ShrinkError",
     "Size",
     "Slice",
+    "StandIn",
     "Surgery",
     "UniformSizes",
     "canonical_names",
@@ -53,6 +63,7 @@ __all__ = [
     "describe",
     "is_as_built",
     "is_left_behind",
+    "kept_units",
     "living_channels",
     "living_channels_of",
     "load_shrunk",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Never
 
+from torch_flowprune.channels.branches import read_branches
 from torch_flowprune.channels.counting import costs_of
 from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
 from torch_flowprune.channels.rules import RULES, SPATIAL
@@ -59,6 +60,7 @@ def couple(
     reading = relabelled(reading, dense, RULES) if narrow_heads else reading
     coupling = coupling_of(reading)
     every = {group.name: torch.ones(group.size, dtype=torch.bool) for group in coupling.groups}
+    every |= {branch.name: torch.ones(1, dtype=torch.bool) for branch in coupling.branches}
     return replace(coupling, costs=costs_of(reading, coupling, dense, every))
 
 
@@ -117,7 +119,8 @@ def coupling_of(reading: Reading) -> Coupling:
             (order[s.parameter, s.axis], int(s.index.min())) for s in group.slices if s.role == "producer"
         )
     )
-    return Coupling(_with_names(groups), _frozen_of(reading, refused), dict(reading.unknown))
+    branches = tuple(branch for branch, _ in read_branches(reading).values())
+    return Coupling(_with_names(groups), _frozen_of(reading, refused), dict(reading.unknown), branches=branches)
 
 
 @dataclass(frozen=True, eq=False)

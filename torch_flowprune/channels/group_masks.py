@@ -58,6 +58,12 @@ def living_channels(coupling: Coupling, masks: Mapping[str, Tensor]) -> dict[str
     return {group.name: living_channels_of(group, masks) for group in coupling.groups}
 
 
+def kept_units(coupling: Coupling, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """:func:`living_channels`, and of branches: name -> (1,) bool."""
+    branches = {one.name: torch.tensor([one.is_alive(masks)], device="cpu") for one in coupling.branches}
+    return {**living_channels(coupling, masks), **branches}
+
+
 def living_channels_of(group: Group, masks: Mapping[str, Tensor]) -> Tensor:
     """:func:`living_channels` of one group."""
     kept = torch.zeros(group.size, dtype=torch.bool, device="cpu")

@@ -121,6 +121,34 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A residual branch, f of x + f(x): without it x is passed on as it is.
+
+    Attributes:
+        name: that of the module which its layers are in.
+        parameters: those that nothing else reads.
+        masked: those of them whose zeros make it add exactly zero, and make no other operator divide by zero.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    masked: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", tuple(self.parameters))
+        object.__setattr__(self, "masked", tuple(self.masked))
+        if not self.masked or not set(self.masked) <= set(self.parameters):
+            raise ValueError(
+                f"branch {self.name!r} should mask one of its parameters at least, and none besides: got masked="
+                f"{self.masked!r}, parameters={self.parameters!r}"
+            )
+
+    def is_alive(self, masks: Mapping[str, Tensor]) -> bool:
+        """Whether these masks, by parameter name, leave anything of it."""
+        return any(name not in masks or bool(masks[name].any()) for name in self.masked)
+
+
+@dataclass(frozen=True)
 class Frozen:
     """Positions of one axis of a parameter that cannot be removed, and why."""
 
@@ -140,17 +168,24 @@ class Coupling(ComparedByValue, InNotebooks):
         frozen: what cannot be removed, with the reason.
         unknown: operators without a rule, and how many of each the graph has.
         costs: the model's cost as a function of the kept units, if the coupling was read from a model.
+        branches: the residual branches, each a unit of ``granularity="block"``.
     """
 
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...] = ()
     unknown: Mapping[str, int] = field(default_factory=dict)
     costs: Costs | None = None
+    branches: tuple[Branch, ...] = ()
 
     def __post_init__(self) -> None:
-        counts = Counter(group.name for group in self.groups)
+        counts = Counter([*(group.name for group in self.groups), *(branch.name for branch in self.branches)])
         if twice := {name for name, count in counts.items() if count > 1}:
-            raise ValueError(f"several groups are called {min(twice)!r}: expected a name of its own for each")
+            raise ValueError(
+                f"several groups or branches are called {min(twice)!r}: expected a name of its own for each"
+            )
+        owners = Counter(name for branch in self.branches for name in branch.parameters)
+        if shared := {name for name, count in owners.items() if count > 1}:
+            raise ValueError(f"{min(shared)!r} is in several branches: expected each parameter in one at most")
         self._check_disjoint()
 
     def _check_disjoint(self) -> None:
@@ -182,6 +217,9 @@ class Coupling(ComparedByValue, InNotebooks):
             for part in group.slices:
                 if part.role in roles:
                     part.check_fits(tensors, group.name)
+        for branch in self.branches:
+            if unknown := [name for name in branch.parameters if name not in tensors]:
+                raise ValueError(f"branch {branch.name!r} has {unknown[0]!r}, and the model has no such parameter")
 
     def __getitem__(self, name: str) -> Group:
         if name in self._by_name:
@@ -203,6 +241,7 @@ class Coupling(ComparedByValue, InNotebooks):
         for g in self.groups:
             lines.append(f"{g.name}: {g.size} units")
             lines += [f"    {s.role:9}{s.parameter} axis {s.axis}{_positions_each(s)}" for s in g.slices]
+        lines += [f"{branch.name}: a branch of {len(branch.parameters)} parameters" for branch in self.branches]
         lines += ["not removable:"] if self.frozen else []
         lines += [f"    {f.parameter} axis {f.axis}, {f.positions} positions: {f.reason}" for f in self.frozen]
         lines += (
@@ -213,7 +252,8 @@ class Coupling(ComparedByValue, InNotebooks):
         return "\n".join(lines)
 
     def _summary(self) -> str:
-        return f"{len(self.groups)} groups; {self.share():.0%} of the output channels can be removed"
+        channels = f"{len(self.groups)} groups; {self.share():.0%} of the output channels can be removed"
+        return f"{channels}; {len(self.branches)} residual branches" if self.branches else channels
 
     def _cells(self) -> Table:
         roles = ("producer", "affine", "consumer")
@@ -237,12 +277,15 @@ class Coupling(ComparedByValue, InNotebooks):
         groups = [
             {"name": g.name, "slices": [{**vars(s), "index": s.index.tolist()} for s in g.slices]} for g in self.groups
         ]
-        return {"groups": groups, "frozen": [vars(f) for f in self.frozen], "unknown": dict(self.unknown)}
+        frozen, branches = ([dict(vars(one)) for one in some] for some in (self.frozen, self.branches))
+        return {"groups": groups, "frozen": frozen, "unknown": dict(self.unknown), "branches": branches}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Coupling:
         groups = tuple(Group(g["name"], tuple(Slice(**s) for s in g["slices"])) for g in data["groups"])
-        return cls(groups, tuple(Frozen(**f) for f in data.get("frozen", ())), dict(data.get("unknown", {})))
+        frozen = tuple(Frozen(**one) for one in data.get("frozen", ()))
+        branches = tuple(Branch(**one) for one in data.get("branches", ()))
+        return cls(groups, frozen, dict(data.get("unknown", {})), branches=branches)
 
 
 def _positions_each(s: Slice) -> str:

@@ -125,7 +125,7 @@ def _prune(command: argparse.ArgumentParser) -> None:
         help="the pruned weights under the model's own names, with zeros, and the masks in the metadata",
     )
     written.add_argument(
-        "--shrink", action="store_true", help="remove the pruned channels (with --granularity channel)"
+        "--shrink", action="store_true", help="remove the pruned channels (with --granularity channel or block)"
     )
     written.add_argument(
         "--onnx", type=Path, metavar="FILE.onnx", help="the pruned model as ONNX, run and compared with the original"

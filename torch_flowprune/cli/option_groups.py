@@ -127,7 +127,7 @@ def add_rounds(command: argparse.ArgumentParser) -> None:
 def add_units(command: argparse.ArgumentParser) -> None:
     """What may be pruned."""
     add = command.add_argument_group("what can be pruned").add_argument
-    add("--granularity", metavar="G", help="what a unit is: weight (the default), filter, channel, or n:m such as 2:4")
+    add("--granularity", metavar="G", help="weight (the default), filter, channel, block, or n:m such as 2:4")
     add("--include", nargs="+", metavar="GLOB", help="prune only these parameters, by name: 'blocks.*.attn.qkv'")
     add("--exclude", nargs="+", metavar="GLOB", help="do not prune these parameters: 'head*'")
 

@@ -53,9 +53,10 @@ def _check_goal(chosen: argparse.Namespace, given: fp.Scores | None) -> None:
             "--sparsity is missing: expected a fraction from 0 to 1, such as --sparsity 0.9 (only n:m granularity and "
             "--at-most need none)"
         )
-    if chosen.shrink and granularity != "channel":
+    if chosen.shrink and granularity not in ("channel", "block"):
         raise ValueError(
-            f"--shrink removes whole channels, and the units are {granularity}s: expected --granularity channel"
+            f"--shrink removes whole channels and blocks, and the units are {granularity}s: expected --granularity "
+            "channel or block"
         )
 
 
@@ -87,8 +88,7 @@ def _write_json(path: Path, values: object) -> None:
 
 
 def _check_alive(report: fp.Report, *, allowed: bool) -> None:
-    empty = [layer.name for layer in report.layers if layer.units and layer.pruned == layer.units]
-    if empty and not allowed:
+    if (empty := report.emptied) and not allowed:
         tell(report)
         raise ValueError(
             f"nothing is left of {', '.join(empty[:5])}: the model is dead, and was not written; prune less, use "

@@ -24,7 +24,7 @@ def _needs_of(methods: list[str]) -> set[str]:
 def check_measures(chosen: argparse.Namespace, methods: list[str]) -> None:
     """What can be told before a model is built; ``methods`` are those that will be asked."""
     needs = _needs_of(methods)
-    if chosen.granularity not in (None, "channel"):
+    if chosen.granularity not in (None, "channel", "block"):
         parse_granularity(chosen.granularity)
     for option in ("data", "held_out"):
         _check_image_folder(f"--{option.replace('_', '-')}", getattr(chosen, option, None))

@@ -30,6 +30,7 @@ from torch_flowprune.inputs.data import (
     shapes,
     sized,
     spread_out,
+    takes,
     tensors_in,
     without_cache,
 )
@@ -182,6 +183,7 @@ __all__ = [
     "shards_of",
     "sized",
     "spread_out",
+    "takes",
     "tensors_in",
     "untouched",
     "unwrapped",

@@ -35,11 +35,11 @@ def report(
 
     Args:
         model: any module, pruned by this package, by torch, or made of zeros.
-        granularity: what is counted: ``"weight"``, ``"filter"``, ``"n:m"`` or ``"channel"``.
+        granularity: what is counted: ``"weight"``, ``"filter"``, ``"n:m"``, ``"channel"`` or ``"block"``.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`; by default also
             all other matrices that have a mask (experts, embeddings).
-        example_inputs, coupling: for channels, an example of what the model is called with, or the result of
-            :func:`~torch_flowprune.couple`.
+        example_inputs, coupling: for channels and blocks, an example of what the model is called with, or the
+            result of :func:`~torch_flowprune.couple`.
         unknown: no other keyword is accepted; the error names the one meant.
 
     Raises:

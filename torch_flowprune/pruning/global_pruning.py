@@ -75,8 +75,9 @@ def global_prune(
             follows from the pattern.
         amount: instead of ``sparsity``, as in torch: a fraction of the units that are left (float) or a number of units
             (int).
-        granularity: what a unit is: ``"weight"`` (the default), ``"filter"``, ``"n:m"`` such as ``"2:4"``, or
-            ``"channel"``: coupled channels, which :func:`~torch_flowprune.shrink` can then remove.
+        granularity: what a unit is: ``"weight"`` (the default), ``"filter"``, ``"n:m"`` such as ``"2:4"``,
+            ``"channel"``: coupled channels, or ``"block"``: residual branches; :func:`~torch_flowprune.shrink` can then
+            remove these.
         allocation: how sparsity is distributed over the layers, see :doc:`/guide/allocation`: ``"global"``, one ranking
             over all of them; ``"layer"``, every layer to the same sparsity; ``"row"``, every output of every layer;
             ``"isomorphic"``, one ranking for each kind of layer; ``"er"`` and ``"erk"``, by the layers' shapes;
@@ -95,6 +96,7 @@ def global_prune(
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`.
         min_keep: the least that every layer keeps: a number of units (int), a fraction of the layer (float), or a
             mapping of name globs to these. For filters and channels the default is 1; 0 allows empty layers.
+            Blocks that have to stay are named.
         max_sparsity: the highest sparsity of any layer: a number, or a mapping of name globs to numbers.
         rounds: the number of steps to prune in, with new scores before each; 1 if left out.
         schedule: the sparsity after each round: ``"exponential"``, ``"linear"``, ``"cubic"``, ``"paper"``, a function
@@ -105,13 +107,14 @@ def global_prune(
         example_inputs: inputs that show the shapes that ``synflow`` and channels need, if no ``data`` is given.
         scored_by: for channels, which of the coupled slices a measure reads: ``"producer"``, ``"consumer"``,
             ``"group"``, ``"norm"`` or ``"scale"``.
-        coupling: for channels, the result of :func:`~torch_flowprune.couple`, or a coupling written by hand: the model
-            is then not read again, and needs no ``example_inputs``.
-        cost: what ``sparsity`` and ``amount`` are fractions of: ``"units"``, or for channels the ``"parameters"``,
-            ``"flops"``, ``"memory"`` or ``"latency"`` of the whole model, see :doc:`/guide/allocation`. A
-            :class:`LatencyTable` keeps the measured latencies. With a cost, the units of lowest score are pruned until
-            the model that ``shrink`` leaves meets the target. Every group keeps at least one.
-        at_most: for channels, absolute budgets for the smaller model: ``{"latency": 12.5}`` (milliseconds),
+        coupling: for channels and blocks, the result of :func:`~torch_flowprune.couple`, or a coupling written by hand:
+            the model is then not read again, and needs no ``example_inputs``.
+        cost: what ``sparsity`` and ``amount`` are fractions of: ``"units"``, or for channels and blocks the
+            ``"parameters"``, ``"flops"``, ``"memory"`` or ``"latency"`` of the whole model, see
+            :doc:`/guide/allocation`. A :class:`LatencyTable` keeps the measured latencies. With a cost, the units of
+            lowest score are pruned until the model that ``shrink`` leaves meets the target. Every group of channels
+            keeps at least one.
+        at_most: for channels and blocks, absolute budgets for the smaller model: ``{"latency": 12.5}`` (milliseconds),
             ``{"memory": 50e6}`` (bytes), ``{"flops": 1e9, "parameters": 2e6}`` (both are met). With ``sparsity``, all
             targets are met, and ``cost`` says what ``sparsity`` is a fraction of.
         round_to: for filters and channels, every layer keeps a multiple of this number (8 for tensor cores). The count

@@ -85,7 +85,7 @@ def prune_to(
 
 def scored_units(model: nn.Module, units: PrunableUnits, scores: Mapping[Any, Tensor] | None) -> PrunableUnits:
     """With scores given and no other choice made, those that have scores."""
-    if scores is None or units.granularity == "channel":
+    if scores is None or units.are_read:
         return units
     pairs = _scored_pairs(model, scores)
     return units if units.parameters is not None or units.include is not None else replace(units, parameters=pairs)

@@ -19,7 +19,7 @@ from torch_flowprune.channels import (
     UniformSizes,
     clear_removed,
     couple,
-    living_channels,
+    kept_units,
     living_channels_of,
     rows,
 )
@@ -200,7 +200,7 @@ def channel_candidates(
     coupling = couple(model, example_inputs) if coupling is None else coupling
     coupling.check_fits({**dict(model.named_buffers()), **{name: target.parameter for name, target in known.items()}})
     device = next(iter(known.values())).parameter.device
-    costs = coupling.costs and replace(coupling.costs, kept=living_channels(coupling, masks(model)), device=device)
+    costs = coupling.costs and replace(coupling.costs, kept=kept_units(coupling, masks(model)), device=device)
     chosen = {target.name for target in prunable(model, parameters, include, exclude)}
     along = _going_along(known.values(), exclude) if include is None and parameters is None else set()
     checked = dict[str, Target]()
@@ -216,7 +216,7 @@ def channel_candidates(
             checked |= {name: check_can_mask(members[name], name) for name in members if name not in checked}
             candidates[group.name] = GroupUnits(group, members, _scored(group, members, scored_by), costs, alike)
     if not candidates:
-        raise ValueError(_in_part(in_part) if in_part else _nothing(coupling))
+        raise ValueError(_in_part(in_part) if in_part else _no_channels(coupling))
     in_part = _without_what_takes_part(in_part, coupling, candidates)
     if in_part:
         warnings.warn(_in_part(in_part), UserWarning, stacklevel=users_level())
@@ -278,7 +278,7 @@ def _is_of_norm(target: Target, kinds: set[str]) -> bool:
     return any(isinstance(module, _NORMS) and attribute in kinds for module, attribute in target.owners)
 
 
-def _nothing(coupling: Coupling) -> str:
+def _no_channels(coupling: Coupling) -> str:
     reasons = dict.fromkeys(
         f"{frozen.parameter}: {frozen.reason}" for frozen in coupling.frozen if frozen.role == "producer"
     )

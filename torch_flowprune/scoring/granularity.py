@@ -160,10 +160,11 @@ def _named(granularity: str) -> Callable[[Target], Units]:
         n, m = int(pattern[1]), int(pattern[2])
         Blocks(n, m)  # checked at once, not at the first parameter
         return lambda target: Blocks(n, m, axis=1 - target.output_axis)
-    near = difflib.get_close_matches(granularity, ("weight", "filter", "channel"), n=1)
+    near = difflib.get_close_matches(granularity, ("weight", "filter", "channel", "block"), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"unknown granularity {granularity!r}: expected 'weight', 'filter', 'channel' or 'n:m' such as '2:4'{hint}"
+        f"unknown granularity {granularity!r}: expected 'weight', 'filter', 'channel', 'block' or 'n:m' such as "
+        f"'2:4'{hint}"
     )
 
 

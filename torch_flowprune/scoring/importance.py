@@ -82,8 +82,8 @@ def scores(
         method: a measure's name, a function of rows, or a list of them. A list is scored from one flow, and the result
             is a dict by name.
         data: what the flow reads, see :func:`~torch_flowprune.flow`; ``magnitude``, ``l1``, ``random`` need none.
-        granularity: ``"weight"``, ``"filter"``, ``"n:m"`` or ``"channel"``; for channels, scores have the names of the
-            coupled groups.
+        granularity: ``"weight"``, ``"filter"``, ``"n:m"``, ``"channel"`` or ``"block"``; scores then have the names of
+            the coupled groups, or of the residual branches.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`.
         loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress, max_memory, offload, autocast:
             how the flow is computed, see :func:`~torch_flowprune.flow`.
@@ -92,8 +92,8 @@ def scores(
         unknown: no other keyword is accepted; the error names the one meant.
         scored_by: for channels: ``"producer"`` (the paper's), ``"group"``, ``"norm"`` or ``"scale"``, see
             :func:`~torch_flowprune.scoring.channel_candidates.channel_candidates`.
-        coupling: for channels, the result of :func:`~torch_flowprune.couple`, or a coupling written by hand: the model
-            is then not read again, and needs no ``example_inputs``.
+        coupling: for channels and blocks, the result of :func:`~torch_flowprune.couple`, or a coupling written by hand:
+            the model is then not read again, and needs no ``example_inputs``.
         generator: the random generator for ``random``; if left out, torch's global generator, which then advances.
 
     Raises:

@@ -23,6 +23,7 @@ from torch_flowprune.inputs import (
     shards_of,
     untouched,
 )
+from torch_flowprune.scoring.block_candidates import block_candidates
 from torch_flowprune.scoring.candidates import Candidates, label, parameter_candidates
 from torch_flowprune.scoring.channel_candidates import Alike, channel_candidates
 from torch_flowprune.scoring.granularity import Granularity
@@ -61,10 +62,15 @@ class PrunableUnits:
         units = label(self.granularity)
         if units != "channel" and self.scored_by != "producer":
             raise ValueError(f"scored_by={self.scored_by!r} is for granularity='channel', got granularity={units!r}")
-        if units != "channel" and self.coupling is not None:
-            raise ValueError(f"coupling= is for granularity='channel', got granularity={units!r}")
+        if not self.are_read and self.coupling is not None:
+            raise ValueError(f"coupling= is for granularity='channel' and 'block', got granularity={units!r}")
         if not isinstance(self.coupling, Coupling | None):
             raise TypeError(f"coupling should be what fp.couple gives, or written by hand, got {self.coupling!r}")
+
+    @property
+    def are_read(self) -> bool:
+        """Whether the units are read off the model's graph."""
+        return self.granularity in ("channel", "block")
 
     def layers(self, model: nn.Module) -> dict[str, tuple[int, ...]]:
         """The parameters that these words pick, and their shapes; what there is to warn of, :meth:`of` warns of."""
@@ -87,13 +93,13 @@ class PrunableUnits:
         return replace(self, parameters=pairs, include=None, exclude=None)
 
     def read(self, model: nn.Module, source: FlowSource) -> PrunableUnits:
-        """The same with the coupling of the model, where there are channels and none was given."""
-        if self.granularity != "channel" or self.coupling is not None:
+        """The same with the coupling of the model, where the units are read off it and none was given."""
+        if not self.are_read or self.coupling is not None:
             return self
         if source.example_inputs is None and isinstance(source.data, Iterator):
             raise ValueError(
-                "channels are found with an example input, and taking one from this iterator would lose a batch: pass "
-                "example_inputs= or coupling="
+                "channels and blocks are found with an example input, and taking one from this iterator would lose a "
+                "batch: pass example_inputs= or coupling="
             )
         with untouched(model, source.data):
             example = example_of(source.data, source.example_inputs, next(model.parameters()).device)
@@ -106,7 +112,7 @@ class PrunableUnits:
         """
         chosen = (self.parameters, self.include, self.exclude)
         spread = shards_of(model)
-        if self.granularity != "channel":
+        if not self.are_read:
             ranks = Ranks.holding(spread) if spread and shards else None
             made = None if ranks is None else partial(ShardUnits, ranks=ranks)
             return parameter_candidates(model, self.granularity, *chosen, made=made)
@@ -118,6 +124,8 @@ class PrunableUnits:
             )
         coupling = self.read(model, source).coupling
         assert coupling is not None
+        if self.granularity == "block":
+            return block_candidates(model, coupling, *chosen)
         return channel_candidates(
             model, None, *chosen, self.scored_by, coupling, _alike_in_class(model, source, coupling)
         )

@@ -73,9 +73,13 @@ def changes(found: Mapping[str, tuple[int, ...]], known: Mapping[str, tuple[int,
 
 def counted_from(origins: Mapping[str, Origin], found: Candidates) -> Candidates:
     """The candidates of a model, counted as they were."""
-    if all((one.shape, one.weights) == (origins[name].shape, origins[name].weights) for name, one in found.items()):
+    same = all((one.shape, one.weights) == (origins[name].shape, origins[name].weights) for name, one in found.items())
+    if same and len(found) == len(origins):
         return found
-    return {name: Survivors(one, origins[name]) for name, one in found.items()}
+    return {
+        name: Survivors(found[name], origin) if name in found else Gone(name, origin)
+        for name, origin in origins.items()
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,3 +181,67 @@ class Survivors:
     def _kept(self, device: torch.device) -> Tensor:
         kept = self.origin.kept
         return torch.ones(len(self), dtype=torch.bool, device=device) if kept is None else kept.to(device)
+
+
+@dataclass(frozen=True, eq=False)
+class Gone:
+    """A candidate that is no more: units that are gone, and count as such."""
+
+    name: str
+    origin: Origin
+    read: tuple[str, ...] = ()
+    kind: Hashable = None
+    structured: bool = False
+    coupled: bool = True
+    output_axis: int | None = None
+    targets: tuple[Target, ...] = ()
+    blocks: Blocks | None = None
+    alike: None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.origin.shape
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return self.origin.weight_shape
+
+    @property
+    def costs(self) -> Costs | None:
+        return self.origin.costs
+
+    @property
+    def weights(self) -> int:
+        return self.origin.weights
+
+    def __len__(self) -> int:
+        return self.origin.units
+
+    def rows(self, tensors: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002 - there is nothing to read
+        return torch.zeros(len(self), 1, device="cpu")
+
+    @property
+    def shard(self) -> None:
+        return None
+
+    @property
+    def moves(self) -> bool:
+        return False
+
+    def all_rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return self.rows(tensors)
+
+    def alive(self) -> Tensor | None:
+        return torch.zeros(len(self), dtype=torch.bool, device="cpu")
+
+    def clear_removed(self, masks: dict[str, Tensor], keep: Tensor) -> None:
+        """Nothing is left to be masked."""
+
+    def kept_weights(self, kept_units: int) -> Tensor | int:  # noqa: ARG002
+        return 0
+
+    def staying(self, keep: Mapping[str, Mapping[int, Tensor]]) -> Tensor:  # noqa: ARG002
+        return torch.zeros(0, dtype=torch.bool)
+
+    def renewed(self, known: Mapping[str, Target]) -> Gone:  # noqa: ARG002
+        return self

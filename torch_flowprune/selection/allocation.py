@@ -15,7 +15,7 @@ from torch_flowprune.scoring import Blocks, Candidates, lefts
 from torch_flowprune.selection.allowances import AtMost, allowances, checked_amounts, counted_range
 from torch_flowprune.selection.budget import Budget, living_units
 from torch_flowprune.selection.goal import Goal
-from torch_flowprune.selection.layers import Layers
+from torch_flowprune.selection.layers import Layers, check_rule_of_blocks
 from torch_flowprune.selection.meters import COSTS
 from torch_flowprune.selection.plan import Plan, Pool, Pools, Spending
 from torch_flowprune.selection.rules import (
@@ -194,6 +194,8 @@ class Allocation:
 
     def _check_units(self, found: Candidates) -> None:
         structured = all(candidate.structured for candidate in found.values())
+        if not structured and all(candidate.coupled for candidate in found.values()):
+            check_rule_of_blocks(self.rule, self.normalize)
         if self.round_to > 1 and not structured:
             raise ValueError(
                 f"round_to={self.round_to} is for granularity='channel' and 'filter', whose units are a layer's width: "

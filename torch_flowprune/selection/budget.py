@@ -56,9 +56,9 @@ class Budget:
         costs = next((candidate.costs for candidate in candidates.values()), None)
         if costs is None:
             raise ValueError(
-                f"cost={meter.name!r} counts what shrink leaves of the model, and it removes whole channels only: "
-                "pass granularity='channel', or leave cost= out (sparsity is then the fraction of all units); a "
-                "coupling written by hand has no costs, one that fp.couple reads has"
+                f"cost={meter.name!r} counts what shrink leaves of the model, and it removes whole channels and "
+                "blocks only: pass granularity='channel' or 'block', or leave cost= out (sparsity is then the fraction "
+                "of all units); a coupling written by hand has no costs, one that fp.couple reads has"
             )
         made = cls(costs, meter, least or {})
         if not made.total:

@@ -9,7 +9,15 @@ from functools import cached_property
 from torch_flowprune.scoring import Candidates, lefts
 from torch_flowprune.selection.goal import Goal
 from torch_flowprune.selection.plan import Pool, Pools, Split
-from torch_flowprune.selection.rules import Bounds, LayerUnits, Levels, ShareRule, counted_exactly, narrowest
+from torch_flowprune.selection.rules import (
+    SHARE_RULES,
+    Bounds,
+    LayerUnits,
+    Levels,
+    ShareRule,
+    counted_exactly,
+    narrowest,
+)
 
 
 class Layers:
@@ -191,3 +199,16 @@ class Layers:
             wanted = min(wanted, self.bounds.most(name, left[name]))  # equal fractions, but nothing is emptied
         self.bounds.check_total(wanted, left)
         return goal.path(total, gone, wanted)
+
+
+def check_rule_of_blocks(rule: object, normalize: str | None) -> None:
+    """An error for what compares the units of one layer: a block is one unit."""
+    if normalize not in (None, "default"):
+        raise ValueError(
+            f"normalize={normalize!r} compares the units of a layer, and a block is one unit: leave it out"
+        )
+    if rule in ("layer", "lamp", *SHARE_RULES):
+        raise ValueError(
+            f"allocation={rule!r} compares the units of a layer, and a block is one unit: leave it out, or take "
+            "allocation='isomorphic', an equal share of each kind of block"
+        )

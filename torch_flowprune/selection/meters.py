@@ -81,11 +81,8 @@ class Clock:
         return f"{amount / 1e6:.4g} ms of latency"
 
     def largest(self, costs: Costs, kept: Kept) -> list[str]:
-        calls = costs.calls(_widened({**costs.kept, **kept}, self.table.multiple))
-        taken = [
-            (self.table.milliseconds([call], costs.device), operator.name)
-            for call, operator in zip(calls, costs.operators, strict=True)
-        ]
+        calls = costs.named_calls(_widened({**costs.kept, **kept}, self.table.multiple))
+        taken = [(self.table.milliseconds([call], costs.device), name) for name, call in calls]
         return [f"{name} ({ms:.4g} ms)" for ms, name in sorted(taken, reverse=True)[:3]]
 
 

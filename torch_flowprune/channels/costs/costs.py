@@ -39,7 +39,7 @@ class Costs:
 
     Attributes:
         parameters, flops: the terms whose sums they are.
-        kept: which units of each group of the coupling the model's masks keep: group name -> (units,) bool.
+        kept: which units of each group and branch of the coupling the model's masks keep: name -> (units,) bool.
         operators: what one forward pass on the example inputs runs, in order; without views, which take no time.
         holdings: the tensors that it holds meanwhile.
         device: that the model is on.
@@ -67,9 +67,13 @@ class Costs:
         return self._sum(self._terms(cost), kept)
 
     def calls(self, kept: Kept) -> list[Call]:
-        """The operators with the sizes that they have where these units stay."""
+        """What runs where these units stay, with the sizes that it then has."""
+        return [call for _, call in self.named_calls(kept)]
+
+    def named_calls(self, kept: Kept) -> list[tuple[str, Call]]:
+        """The same, each with the name of its module."""
         sizes = self._sizes(self._run, kept)
-        return [operator.at(sizes) for operator in self.operators]
+        return [(operator.name, operator.at(sizes)) for operator in self.operators if operator.runs(sizes)]
 
     @property
     def dense(self) -> Size:
@@ -120,7 +124,8 @@ class Costs:
 
     @cached_property
     def _held(self) -> tuple[Extent, ...]:
-        return tuple(dict.fromkeys(extent for holding in self.holdings for extent in holding.operand.extents))
+        held = (extent for one in self.holdings for extent in (*one.operand.extents, *one.within))
+        return tuple(dict.fromkeys(held))
 
     @cached_property
     def _run(self) -> tuple[Extent, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_flowprune.inputs import on_host
 
 Kept = Mapping[str, Tensor]
-"""Which units of each group stay: group name -> (units,) bool."""
+"""Which units of each group or branch stay: name -> (units,) bool."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -123,12 +123,18 @@ class Operator:
         name: the module in whose forward it stands, or its own.
         target, args, kwargs: the call, with an ``Operand`` in slot of each tensor and an ``Extent`` in slot of each
             number that follows the units.
+        within: dimensions of one position, without which it does not run.
     """
 
     name: str
     target: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    within: tuple[Extent, ...] = ()
+
+    def runs(self, sizes: Mapping[Extent, int]) -> bool:
+        """Whether its branch is there."""
+        return all(sizes[extent] for extent in self.within)
 
     def at(self, sizes: Mapping[Extent, int]) -> Call:
         """With these sizes."""
@@ -141,15 +147,17 @@ class Operator:
     def to_dict(self, numbers: dict[Extent, int]) -> dict[str, Any]:
         """As plain values."""
         kwargs = {name: _plain(value, numbers) for name, value in self.kwargs.items()}
-        return {"name": self.name, "target": self.target, "args": _plain(self.args, numbers), "kwargs": kwargs}
+        args, within = _plain(self.args, numbers), _plain(self.within, numbers)
+        return {"name": self.name, "target": self.target, "args": args, "kwargs": kwargs, "within": within}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], extents: Sequence[Extent]) -> Operator:
         kwargs = {name: _from_plain(value, extents) for name, value in data["kwargs"].items()}
-        return cls(data["name"], data["target"], tuple(_from_plain(data["args"], extents)), kwargs)
+        args, within = _from_plain(data["args"], extents), _from_plain(data.get("within", ()), extents)
+        return cls(data["name"], data["target"], tuple(args), kwargs, tuple(within))
 
     def extents(self) -> Iterator[Extent]:
-        yield from _extents_in((self.args, self.kwargs))
+        yield from _extents_in((self.args, self.kwargs, self.within))
 
 
 def _extents_in(value: Any) -> Iterator[Extent]:
@@ -196,26 +204,35 @@ def _word(value: object) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Holding:
-    """A tensor in memory from the step that makes it to the step before which it is let go; -1: from the start."""
+    """A tensor in memory from the step that makes it to the step before which it is let go; -1: from the start.
+
+    Without a position of all that it is ``within`` it is not there at all.
+    """
 
     operand: Operand
     made: int
     freed: int
+    within: tuple[Extent, ...] = ()
+
+    def bytes(self, sizes: Mapping[Extent, int]) -> int:
+        return self.operand.bytes(sizes) if all(sizes[extent] for extent in self.within) else 0
 
     def to_dict(self, numbers: dict[Extent, int]) -> dict[str, Any]:
         """As plain values."""
-        return {"operand": _plain(self.operand, numbers), "made": self.made, "freed": self.freed}
+        within = _plain(self.within, numbers)
+        return {"operand": _plain(self.operand, numbers), "made": self.made, "freed": self.freed, "within": within}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], extents: Sequence[Extent]) -> Holding:
-        return cls(_from_plain(data["operand"], extents), data["made"], data["freed"])
+        within = tuple(_from_plain(data.get("within", ()), extents))
+        return cls(_from_plain(data["operand"], extents), data["made"], data["freed"], within)
 
 
 def most_held(holdings: Iterable[Holding], sizes: Mapping[Extent, int]) -> int:
     """The most bytes that are held at a time."""
     change: dict[int, int] = {}
     for holding in holdings:
-        size = holding.operand.bytes(sizes)
+        size = holding.bytes(sizes)
         change[holding.made] = change.get(holding.made, 0) + size
         change[holding.freed] = change.get(holding.freed, 0) - size
     held = most = 0

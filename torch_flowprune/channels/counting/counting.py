@@ -33,7 +33,8 @@ def costs_of(reading: Reading, coupling: Coupling, model: nn.Module, kept: Kept)
     ruler = Ruler(reading, coupling)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     parameters = tuple(
-        ruler.term(name, _dims_of_parameter(reading.named.get(name), value)) for name, value in model.named_parameters()
+        ruler.term(name, _dims_of_parameter(reading.named.get(name), value), of=name)
+        for name, value in model.named_parameters()
     )
     flops = tuple(_operations(reading, ruler))
     return Costs(parameters, flops, kept, operators_of(reading, ruler), holdings_of(reading, ruler, model), device)
@@ -49,7 +50,7 @@ def _operations(reading: Reading, ruler: Ruler) -> Iterator[Term]:
         count = _COUNTED.get(operator_name(node)) if node.op == "call_function" else None
         if count is not None:
             for dims in count(reading.values[node], _operands_of(node, reading)):
-                yield ruler.term(module_path(node) or operator_name(node), dims, 2)
+                yield ruler.term(module_path(node) or operator_name(node), dims, 2, node)
 
 
 # -- what an operator runs over ------------------------------------------

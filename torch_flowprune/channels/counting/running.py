@@ -54,8 +54,9 @@ def _operator(node: Node, reading: Reading, ruler: Ruler) -> Operator:
     name = module_path(node) or operator_name(node)
     schema = schema_of(node.target)
     is_copy = any(argument.alias_info is not None for argument in schema.arguments) and not schema.is_mutable
+    within = ruler.within(node)
     if (is_copy or operator_name(node) in _SIZED) and isinstance(reading.values[node], Value):
-        return Operator(name, _COPY, (_operand(node, reading, ruler),), {})
+        return Operator(name, _COPY, (_operand(node, reading, ruler),), {}, within)
 
     def operand(read: Node) -> Any:
         return _operand(read, reading, ruler)
@@ -69,7 +70,7 @@ def _operator(node: Node, reading: Reading, ruler: Ruler) -> Operator:
     names = [argument.name for argument in schema.arguments]
     args = tuple(measured(one, argument) for one, argument in zip(node.args, names, strict=False))
     kwargs = {argument: measured(one, argument) for argument, one in node.kwargs.items()}
-    return Operator(name, str(node.target), args, kwargs)
+    return Operator(name, str(node.target), args, kwargs, within)
 
 
 def _operand(node: Node, reading: Reading, ruler: Ruler) -> Operand:
@@ -91,7 +92,7 @@ def holdings_of(reading: Reading, ruler: Ruler, model: nn.Module) -> tuple[Holdi
     nodes = list(reading.traced["eval"].graph.nodes)
     step = {node: i for i, node in enumerate(nodes)}
     named = [
-        Holding(_own(reading, ruler, name, tensor), -1, len(nodes))
+        Holding(_own(reading, ruler, name, tensor), -1, len(nodes), ruler.within(name))
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
     ]
     return (*named, *_results(nodes, step, reading, ruler))
@@ -104,7 +105,7 @@ def _results(nodes: Sequence[Node], step: dict[Node, int], reading: Reading, rul
         elif node.op == "call_function" and _is_one_tensor(node, reading) and _makes_memory(node):
             freed = node.meta.get("freed_before")
             until = step[freed] if freed in step else len(nodes) if "fresh" in node.meta else _last_read(node, step)
-            yield Holding(_operand(node, reading, ruler), step[node], until)
+            yield Holding(_operand(node, reading, ruler), step[node], until, ruler.within(node))
 
 
 def _is_one_tensor(node: Node, reading: Reading) -> bool:

@@ -193,3 +193,16 @@ RULES: dict[str, Callable[..., Any]] = {
     "group_norm": group_norm,
     "grid_sampler": grid_sample,
 }
+
+PRESERVING = frozenset(
+    (
+        *_KEEPING,
+        *SHAPE_RULES,
+        *_POOLS,
+        *_UPSAMPLES,
+        *"div divide true_divide slice narrow select unbind split chunk split_with_sizes "
+        "flip roll index index_select gather unfold im2col col2im channel_shuffle pixel_shuffle pixel_unshuffle mean "
+        "sum nansum amax amin cumsum tril triu".split(),
+    )
+)
+"""Operators that make zeros of a first operand of zeros."""

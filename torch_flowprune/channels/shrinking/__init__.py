@@ -2,8 +2,8 @@
 
 from torch_flowprune.channels.shrinking.handing_over import is_as_built, is_left_behind, state_sizes
 from torch_flowprune.channels.shrinking.removal import shrink
-from torch_flowprune.channels.shrinking.replaced_modules import replaced_modules
-from torch_flowprune.channels.shrinking.saving import describe, load_shrunk, rebuild, save_shrunk
+from torch_flowprune.channels.shrinking.removed_branches import StandIn
+from torch_flowprune.channels.shrinking.saving import describe, load_shrunk, rebuild, replaced_modules, save_shrunk
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery
 from torch_flowprune.channels.shrinking.written import (
     NarrowAttention,
@@ -19,6 +19,7 @@ __all__ = [
     "NarrowLayerNorm",
     "NarrowRMSNorm",
     "ShrinkError",
+    "StandIn",
     "Surgery",
     "describe",
     "is_as_built",

@@ -17,11 +17,12 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Never
 
-from torch_flowprune.channels.coupling import arguments_of
+from torch_flowprune.channels.coupling import arguments_of, reading_of
 from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.shrinking.attempts import Bench, attempt, untried
-from torch_flowprune.channels.shrinking.best_reading import best_surgery, readings_of, surgery_of_read
+from torch_flowprune.channels.shrinking.best_reading import best_surgery, both_readings, surgery_of_read
 from torch_flowprune.channels.shrinking.handing_over import Follower, Handover, Optimizers, state_sizes
+from torch_flowprune.channels.shrinking.removed_branches import taken_out
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, operated
 from torch_flowprune.channels.shrinking.written import written
 from torch_flowprune.channels.tracing import Reading, canonical_names, without_onlookers
@@ -46,9 +47,10 @@ def shrink(
 ) -> nn.Module:
     """A smaller model without the dead channels of this one; its outputs are checked against the masked model's.
 
-    A channel is dead if the masks remove all of its unit, or everything that reads it. Masks of single weights and of
-    filters are cut to size and carried over. So are gradients, attributes that you put on parameters, and the state of
-    ``optimizer`` and ``pruner``.
+    A channel is dead if the masks remove all of its unit, or everything that reads it; a residual branch, if they
+    remove what makes it add anything: its modules are then taken out, and the others keep their names. Masks of single
+    weights and of filters are cut to size and carried over. So are gradients, attributes that you put on parameters,
+    and the state of ``optimizer`` and ``pruner``.
 
     Args:
         model: the pruned model; left as it was unless ``inplace``.
@@ -99,10 +101,19 @@ def shrink(
     write_zeros(dense, given)
     args, keywords = arguments_of(dense, example_inputs, kwargs)
     quiet = without_onlookers(dense, args, keywords)
-    readings = [reading] if reading else readings_of(quiet, args, keywords)
-    zeros = given or {name: parameter != 0 for name, parameter in dense.named_parameters()}
-    reading, surgery = best_surgery(dense, readings, coupling, zeros)
-    more = surgery_of_read(dense, reading, coupling, given) if verify and surgery.left_of(given) else None
+    read, masked = reading or reading_of(quiet, args, keywords), bool(given)
+    taken = taken_out(quiet, read, given, args, keywords, verify)
+    if taken.standings:
+        dense = taken.of(dense)
+        quiet, given = without_onlookers(dense, args, keywords), taken.left_of(given)
+        coupling = coupling and taken.coupling(coupling)
+        read = reading_of(quiet, args, keywords)
+    readings = [read] if read is reading else both_readings(quiet, read)
+    zeros = given if masked else {name: parameter != 0 for name, parameter in dense.named_parameters()}
+    reading, surgery = best_surgery(dense, readings, coupling, zeros, taken.staying)
+    more = (
+        surgery_of_read(dense, reading, coupling, given, taken.staying) if verify and surgery.left_of(given) else None
+    )
     benches = [Bench(dense, quiet, reading, one, args, keywords, given) for one in (more, surgery) if one is not None]
     small, surgery = _smaller(benches, graphs and not inplace, verify)
     if inplace and type(small) is not type(dense):
@@ -111,14 +122,15 @@ def shrink(
             "take what shrink returns without inplace"
         )
     left = surgery.left_of(given)
-    if left and not surgery.keep:
+    if left and not surgery.keep and not taken.standings:
         _warn_nothing_goes(left)
     apply_masks(small, {name: mask for name, mask in left.items() if name in dict(small.named_parameters())})
-    handover = Handover.planned(model, surgery, optimizer, pruner)
+    handover = Handover.planned(model, taken.surgery(surgery), optimizer, pruner)
     if inplace:
         handover.warn_left_behind()
-        write_zeros(remove(model), given)
-        small = written(operated(model, surgery), surgery)
+        whole = taken.of(remove(model))
+        write_zeros(whole, given)
+        small = written(operated(whole, surgery), surgery)
         forget_caches(small)
         apply_masks(small, left)
     handover.to(small)

@@ -48,12 +48,21 @@ class Surgery:
 
     def coupling(self, coupling: Coupling) -> Coupling:
         """That of the smaller model: its units under the positions that they have there. Costs are not known of it."""
-        groups = tuple(Group(group.name, tuple(map(self._slice, group.slices))) for group in coupling.groups)
-        return replace(coupling, groups=groups, costs=None)
+        slices = [(group.name, tuple(filter(None, map(self._slice, group.slices)))) for group in coupling.groups]
+        groups = tuple(Group(name, some) for name, some in slices if any(one.role == "producer" for one in some))
+        branches = tuple(one for one in coupling.branches if not all(map(self._takes, one.masked)))
+        return replace(coupling, groups=groups, branches=branches, costs=None)
 
-    def _slice(self, one: Slice) -> Slice:
+    def _slice(self, one: Slice) -> Slice | None:
+        """None where nothing of its parameter is left."""
         kept = self.keep.get(one.parameter, {}).get(one.axis)
-        return one if kept is None else replace(one, index=(kept.cumsum(0) - 1)[one.index[kept[one.index].all(-1)]])
+        if kept is None or not kept.any():
+            return one if kept is None else None
+        return replace(one, index=(kept.cumsum(0) - 1)[one.index[kept[one.index].all(-1)]])
+
+    def _takes(self, name: str) -> bool:
+        """Whether nothing is left of a parameter."""
+        return any(not bool(kept.any()) for kept in self.keep.get(name, {}).values())
 
     def with_code(self, more: Mapping[str, Edits]) -> Surgery:
         """The same, with more edits of code."""

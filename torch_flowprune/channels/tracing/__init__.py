@@ -3,17 +3,30 @@
 from torch_flowprune.channels.tracing.label_propagation import Walk, flat
 from torch_flowprune.channels.tracing.labelled_graph import Reading, canonical_names, program_of, read, relabelled, twin
 from torch_flowprune.channels.tracing.labels import Block, Value
-from torch_flowprune.channels.tracing.nodes import concrete, module_path, operator_name, sharing
+from torch_flowprune.channels.tracing.nodes import (
+    ModuleCall,
+    Traced,
+    concrete,
+    handed_on,
+    is_in_place,
+    module_path,
+    operator_name,
+    sharing,
+)
 from torch_flowprune.channels.tracing.onlookers import without_onlookers
 
 __all__ = [
     "Block",
+    "ModuleCall",
     "Reading",
+    "Traced",
     "Value",
     "Walk",
     "canonical_names",
     "concrete",
     "flat",
+    "handed_on",
+    "is_in_place",
     "module_path",
     "operator_name",
     "program_of",

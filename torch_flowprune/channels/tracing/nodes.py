@@ -22,6 +22,18 @@ _HANDING_ON = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dro
 
 
 @dataclass(frozen=True)
+class ModuleCall:
+    """What a module was called with, and what it gave: one value, or a tuple or list of several.
+
+    A node for each tensor, None for None, and an ellipsis for anything else.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    result: Any
+
+
+@dataclass(frozen=True)
 class Traced:
     """The ATen operators of one forward.
 
@@ -31,6 +43,7 @@ class Traced:
         program: what ``torch.export`` gave, where it was asked.
         depends: the statements that read numbers off tensors.
         calls: the tensors in the arguments of each module's first call, None for the rest, where that was recorded.
+        runs: that call and its result, as the code has them, where that was recorded.
     """
 
     graph: Graph
@@ -38,6 +51,7 @@ class Traced:
     program: ExportedProgram | None = None
     depends: str = ""
     calls: Mapping[str, Sequence[Node | None]] = field(default_factory=dict)
+    runs: Mapping[str, ModuleCall] = field(default_factory=dict)
 
 
 def operator_name(node: Node) -> str:
@@ -84,6 +98,13 @@ def _is_view(node: Node) -> bool:
         return True
     schema = schema_of(node.target)
     return schema is not None and bool(schema.arguments) and schema.arguments[0].alias_info is not None
+
+
+def handed_on(node: Node) -> Node:
+    """Where operators gave the very tensor that they were given (``to``, ``contiguous``): what made it."""
+    while "handed_on" in node.meta:
+        node = node.meta["handed_on"]
+    return node
 
 
 def sharing(node: Node) -> list[Node]:

@@ -13,7 +13,6 @@ import operator
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_flowprune.channels.tracing.memory import layout_of, memory_of, without_content
-from torch_flowprune.channels.tracing.nodes import Traced, operator_name
+from torch_flowprune.channels.tracing.module_runs import ModuleRuns
+from torch_flowprune.channels.tracing.nodes import Traced, is_in_place, operator_name
 from torch_flowprune.channels.tracing.paths import MOST_READ, Answers, Read, Recording, UnrecordableError
 from torch_flowprune.channels.tracing.tellable import SPANNING, is_tellable
 from torch_flowprune.inputs import same_randomness, settle
@@ -66,7 +66,7 @@ def recorded(
             Tensor, torch.clone, (args, dict(kwargs))
         )  # the code may write to what it is given
         recorder.know(twin, (args, kwargs))
-        recorder.follow(twin)
+        recorder.modules.follow(twin)
         with _Closed(recorder), recorder:
             outputs = twin(*args, **kwargs)
         recorder.end(outputs)
@@ -74,7 +74,8 @@ def recorded(
         recorder.graph,
         recorder.sources,
         depends=", ".join({r.place for r in recorder.reads}),
-        calls=recorder.calls,
+        calls=recorder.modules.calls,
+        runs=recorder.modules.runs,
     ), recorder.reads
 
 
@@ -90,8 +91,7 @@ class _Recorder(OperatorMode):
         self.kept: set[int] = set()  # memory that may be read, but not be written to: the model goes on with it
         self.held: dict[Node, Any] = {}  # whose memory, made by an operator, is still there
         self.laid_out: dict[Any, tuple[Node, Any]] = {}
-        self.modules, self.running = [""], list[nn.Module]()
-        self.calls: dict[str, list[Node | None]] = {}
+        self.modules = ModuleRuns(self.nodes.get)
         self.refused = ""
 
     def refuse(self, why: str) -> UnrecordableError:
@@ -146,9 +146,9 @@ class _Recorder(OperatorMode):
             tuple(self.node_of(a) for a in args),
             {name: self.node_of(value) for name, value in kwargs.items()},
         )
-        node.meta["nn_module_stack"] = {"": (self.modules[-1], None)}
+        node.meta["nn_module_stack"] = {"": (self.modules.paths[-1], None)}
         if operator_name(node) in SPANNING:
-            node.meta["tellable"] = is_tellable(self.running[-1])
+            node.meta["tellable"] = is_tellable(self.modules.running[-1])
         for held in freed:
             del self.held[held]
             held.meta["freed_before"] = node
@@ -174,6 +174,8 @@ class _Recorder(OperatorMode):
 
     def note(self, node: Node, result: Any, read: set[int]) -> Any:
         if isinstance(result, Tensor):
+            if result in self.nodes and not is_in_place(node) and "dropout" not in operator_name(node):
+                node.meta["handed_on"] = self.nodes[result]
             self.hold(node, result, read)
             self.laid_out[layout_of(result)] = node, MemoryWeakRef(result.untyped_storage())
             self.nodes[result], node.meta["val"] = node, without_content(result)
@@ -212,23 +214,6 @@ class _Recorder(OperatorMode):
         self.graph.output([self.node_of(leaf) for leaf in leaves if isinstance(leaf, (Tensor, bool, int, float))])
         if self.refused:
             raise UnrecordableError(self.refused)
-
-    def follow(self, model: nn.Module) -> None:
-        """Note in which module's forward an operator stands."""
-        for path, module in model.named_modules():
-            module.register_forward_pre_hook(partial(self.enter, path), with_kwargs=True)
-            module.register_forward_hook(self.leave)
-
-    def enter(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self.modules.append(path)
-        self.running.append(module)
-        if path not in self.calls:
-            leaves = tree_leaves((args, dict(kwargs)))
-            self.calls[path] = [self.nodes.get(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
-
-    def leave(self, *_: Any) -> None:
-        self.modules.pop()
-        self.running.pop()
 
 
 class _Closed(TorchFunctionMode):

@@ -1,6 +1,6 @@
 """Batches, how a model is called with them, and the loss on one."""
 
-from torch_flowprune.inputs.data.arguments import arguments, call, without_cache
+from torch_flowprune.inputs.data.arguments import arguments, call, takes, without_cache
 from torch_flowprune.inputs.data.batch_axes import BatchDim, check_batch_dim
 from torch_flowprune.inputs.data.batch_sizes import (
     BatchSize,
@@ -57,6 +57,7 @@ __all__ = [
     "shapes",
     "sized",
     "spread_out",
+    "takes",
     "tensors_in",
     "without_cache",
 ]

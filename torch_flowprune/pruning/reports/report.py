@@ -133,6 +133,12 @@ class Report(InNotebooks):
         return sum(layer.newly_pruned for layer in self.layers)
 
     @property
+    def emptied(self) -> list[str]:
+        """The layers with nothing left. Blocks are none: what they added to is passed on."""
+        whole = [] if self.granularity == "block" else self.layers
+        return [layer.name for layer in whole if layer.units and layer.units == layer.pruned]
+
+    @property
     def sparsity(self) -> float:
         """Pruned units / all prunable units."""
         return self.pruned / self.units if self.units else 0.0

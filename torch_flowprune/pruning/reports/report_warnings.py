@@ -43,10 +43,8 @@ def _decided_by_order(report: Report, last: Report) -> int:
 
 def warn_of_collapse(report: Report, stacklevel: int) -> None:
     """Warn of layers that have nothing left, or nearly."""
-    empty = [
-        layer.name for layer in report.layers if layer.units and layer.pruned == layer.units and layer.newly_pruned
-    ]
-    if empty:
+    newly = {layer.name for layer in report.layers if layer.newly_pruned}
+    if empty := [name for name in report.emptied if name in newly]:
         text = (
             f"nothing is left of {', '.join(empty)}: no signal passes there any more; min_keep= keeps some units of "
             "every layer"

@@ -139,7 +139,7 @@ class Pruner:
         self._origins: dict[str, Origin] = {}
         self._layers = self.units.layers(unwrapped(model))
         self._gradients, self._seen = BackwardGradients(), LastSeen()
-        if self.units.granularity != "channel" or self.units.coupling or self.source.example_inputs is not None:
+        if not self.units.are_read or self.units.coupling or self.source.example_inputs is not None:
             check_scores(scores, self._candidates(), self.units.granularity)  # else the first data show the channels
 
     @property

@@ -53,12 +53,14 @@ def bounds_of(
 ) -> Bounds:
     """From what a user gives; ``keep_one``: whether no layer may be emptied, whatever is given."""
     units = {name: len(candidate) for name, candidate in found.items()}
+    if all(one.coupled and not one.structured for one in found.values()):
+        _check_names_blocks(("min_keep", min_keep, 0), ("max_sparsity", max_sparsity, 1))
     floors = {} if min_keep is None else by_layer("min_keep", min_keep, units)
     caps = {} if max_sparsity is None else by_layer("max_sparsity", max_sparsity, units)
     least: dict[str, int] = {}
     word: dict[str, str] = {}
     for name, candidate in found.items():
-        one = keep_one or (candidate.structured and name not in floors)
+        one = candidate.structured and (keep_one or name not in floors)
         offers = {
             "min_keep=": _kept(floors[name], units[name]) if name in floors else 0,
             "max_sparsity=": _kept(1.0 - caps[name], units[name]) if name in caps else 0,
@@ -67,6 +69,16 @@ def bounds_of(
         least[name] = max(offers.values())
         word[name] = next(word for word, count in offers.items() if count == least[name]) if least[name] else ""
     return Bounds(units, least, word)
+
+
+def _check_names_blocks(*words: tuple[str, PerLayer | None, int]) -> None:
+    """An error for a number of units that every block should keep; the last of each is the one that holds none."""
+    for word, value, none in words:
+        if value is not None and not isinstance(value, Mapping) and value != none:
+            raise ValueError(
+                f"{word}={value} would hold every block, for each is one unit: name those that should stay, "
+                f"{word}={{'blocks.0.*': {1 - none}}}"
+            )
 
 
 def by_layer(argument: str, value: PerLayer, names: Iterable[str]) -> dict[str, float]:

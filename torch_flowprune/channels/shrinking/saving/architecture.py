@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torch_flowprune.channels.shrinking.graphs import ExportedModule
 from torch_flowprune.channels.shrinking.own_code import edits_from, edits_of, own_class, with_edits
+from torch_flowprune.channels.shrinking.removed_branches import HANDED_ON, StandIn, StandInSpec, with_stand_ins
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
 from torch_flowprune.channels.shrinking.written import paths_of_written, written_anew
 from torch_flowprune.channels.tracing import canonical_names
@@ -23,6 +24,7 @@ _DESCRIBED: dict[str, type[Any]] = {
     "attributes": dict,
     "values": dict,
     "identities": list,
+    "stand_ins": dict,
     "written": list,
     "code": dict,
 }
@@ -37,8 +39,8 @@ def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
 
     Returns:
         The ``shapes`` of tensors and the ``attributes`` of modules that differ; the ``values`` of buffers that differ
-        in size and are in no state dict; the ``identities`` that replace modules; the ``written`` modules that replace
-        another class; and the ``code`` of modules that differs from their class's.
+        in size and are in no state dict; the ``identities`` and ``stand_ins`` that replace modules; the ``written``
+        modules that replace another class; and the ``code`` of modules that differs from their class's.
 
     Raises:
         ShrinkError: if ``small`` has a module that ``dense`` does not have: it was replaced by its exported graph, or
@@ -61,6 +63,7 @@ def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
         "attributes": {path: values for path, values in changed.items() if values},
         "values": {name: tensor.tolist() for name, tensor in beside.items()},
         "identities": [path for path in identities(small) if not isinstance(dense.get_submodule(path), nn.Identity)],
+        "stand_ins": stand_ins(small),
         "written": replaced,
         "code": code_of_modules(small),
     }
@@ -92,9 +95,9 @@ def rebuild(dense: nn.Module, description: Mapping[str, Any]) -> nn.Module:
         for name, value in attributes.items():
             setattr(module, name, type(getattr(module, name))(value))
     _with_code(dense, description)
-    for path in description.get("identities", ()):
-        dense.set_submodule(path, nn.Identity())
-    return dense
+    standing = dict.fromkeys(description.get("identities", ()), HANDED_ON)
+    standing |= {path: StandInSpec.from_dict(one) for path, one in description.get("stand_ins", {}).items()}
+    return with_stand_ins(dense, standing)
 
 
 def _give_shapes(dense: nn.Module, description: Mapping[str, Any]) -> None:
@@ -141,6 +144,11 @@ def identities(model: nn.Module) -> list[str]:
     return [path for path, module in model.named_modules() if isinstance(module, nn.Identity)]
 
 
+def stand_ins(model: nn.Module) -> dict[str, Any]:
+    """Module path -> what stands there since a branch is gone."""
+    return {path: module.standing for path, module in model.named_modules() if isinstance(module, StandIn)}
+
+
 def check_describable(model: nn.Module) -> None:
     """An error where a model holds a graph in a module's place.
 
@@ -158,7 +166,7 @@ def _check_same_modules(dense: nn.Module, small: nn.Module) -> None:
     check_describable(small)
     known = {path: _class_of(module) for path, module in dense.named_modules()}
     for path, module in small.named_modules():
-        if not isinstance(module, nn.Identity) and known.get(path) != _class_of(module):
+        if not isinstance(module, (nn.Identity, StandIn)) and known.get(path) != _class_of(module):
             raise ShrinkError(
                 f"the smaller model has a {type(module).__name__} at {path!r}, and the dense one "
                 f"{known[path][1] if path in known else 'nothing'}: describe a model beside the one it was shrunk from"
@@ -208,9 +216,17 @@ def _check_fits_description(dense: nn.Module, description: Mapping[str, Any]) ->
     for name, values in description.get("values", {}).items():
         if name not in description["shapes"] or not _holds(values, description["shapes"][name]):
             raise ValueError(f"the description gives {name!r} values that do not fill its shape")
-    for path in [*description["attributes"], *description.get("identities", ())]:
+    _check_modules(modules, description)
+
+
+def _check_modules(modules: Mapping[str, nn.Module], description: Mapping[str, Any]) -> None:
+    """What is said of modules, by their paths."""
+    standing = description.get("stand_ins", {})
+    for path in [*description["attributes"], *description.get("identities", ()), *standing]:
         if path not in modules:
             raise ValueError(f"the description has a module {path!r}, and the model has none there")
+    for one in standing.values():
+        StandInSpec.from_dict(one)
     for path, values in description["attributes"].items():
         _check_attributes(path, modules[path], values)
 

@@ -17,6 +17,7 @@ from torch_flowprune.channels.shrinking.saving.architecture import (
     named_tensors,
     rebuild,
     sizes_by_module,
+    stand_ins,
     written_dense,
 )
 from torch_flowprune.channels.shrinking.written import paths_of_written
@@ -59,7 +60,7 @@ def save_shrunk(model: nn.Module, path: str | PathLike[str]) -> None:
     once = {name: value for name, value in state.items() if names.get(name, name) == name}
     beside = {name: value for name, value in inner.named_buffers() if name not in state}
     about = {"beside": list(beside), "attributes": sizes_by_module(inner), "identities": identities(inner)}
-    about |= {"written": paths_of_written(inner), "code": code_of_modules(inner)}
+    about |= {"stand_ins": stand_ins(inner), "written": paths_of_written(inner), "code": code_of_modules(inner)}
     write_tensors(path, {**once, **beside}, about)
 
 
@@ -119,7 +120,7 @@ def _changes(
     """
     model = written_dense(model, _written_in(about))
     own, sources, sizes = dict(named_tensors(model)), _tensors_by_name(model, saved), sizes_by_module(model)
-    gone = tuple(f"{where}." for where in about["identities"])
+    gone = tuple(f"{where}." for where in (*about["identities"], *about.get("stand_ins", ())))
     lacking = [name for name in own if name not in sources and not name.startswith(gone or ("\0",))]
     unknown = [name for name in saved if name not in own and name not in about["beside"]]
     unknown += [where for where in about["attributes"] if where not in sizes]
@@ -131,6 +132,7 @@ def _changes(
         "shapes": {name: list(value.shape) for name, value in sources.items() if value.shape != own[name].shape},
         "attributes": {where: values for where, values in changed.items() if values},
         "identities": [where for where in about["identities"] if where not in identities(model)],
+        "stand_ins": about.get("stand_ins", {}),
         "written": _written_in(about),
         "code": about.get("code", {}),
     }

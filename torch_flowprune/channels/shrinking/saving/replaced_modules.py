@@ -6,6 +6,7 @@ from torch import nn
 
 from torch_flowprune.channels.shrinking.graphs import ExportedModule
 from torch_flowprune.channels.shrinking.own_code import edits_of, lines_of
+from torch_flowprune.channels.shrinking.removed_branches import StandIn
 
 
 def replaced_modules(model: nn.Module) -> dict[str, list[str]]:
@@ -16,7 +17,7 @@ def replaced_modules(model: nn.Module) -> dict[str, list[str]]:
 
     Returns:
         Module path -> a description: the class that replaces another, the lines of code in which a number is replaced,
-        or the exported graph. Empty if every module runs the code of its class.
+        the exported graph, or what replaces a removed branch. Empty if every module runs the code of its class.
 
     >>> import torch, torch_flowprune as fp
     >>> x = torch.randn(5, 8)
@@ -30,6 +31,8 @@ def replaced_modules(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _said_of_module(module: nn.Module) -> list[str]:
+    if isinstance(module, StandIn):
+        return [f"{module.extra_repr()}, since a branch is gone"]
     if isinstance(module, ExportedModule):
         return [module.extra_repr()]
     if before := vars(module).get("written_for"):
