@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from sharded_nets import FSDP, REPLICAS, TENSORS, TWO_WAYS, Spread, X, Y, net, whole
+from sharded_nets import FSDP, REPLICAS, SPREADS, TENSORS, TWO_WAYS, Spread, X, Y, net, whole
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -270,7 +270,30 @@ def check_units(value: Tensor, full: Tensor, units: Any) -> None:
     assert torch.equal(one.shard.gathered(one.shard.part(flags)), flags), case
 
 
+BY_A_SWEEP = (
+    ("weight", "loss_preservation"),
+    ("weight", "gradient_norm_increase"),
+    ("filter", "gradient_norm_preservation"),
+)
+
+
+def measures_of_gradients_by_a_sweep_choose_as_one_process_does(rank: int, path: str) -> None:
+    """Each rank reads its own part of the data. Sums in another order round otherwise, and no choice turns on it."""
+    for spread in SPREADS:
+        share = spread.share(rank)
+        for granularity, method in BY_A_SWEEP:
+            alone, model = net().double(), spread.of(net().double())
+            words: dict[str, Any] = {"method": method, "sparsity": 0.5, "granularity": granularity}
+            fp.global_prune(alone, data=(X.double(), Y), **words)
+            fp.global_prune(model, data=(X[share].double(), Y[share]), **words)
+            masks = masks_of(model)
+            assert masks.keys() == fp.masks(alone).keys(), (spread.name, words)
+            for name, mask in fp.masks(alone).items():
+                assert torch.equal(masks[name], mask), (spread.name, words, name)
+
+
 SCENARIOS = (
+    measures_of_gradients_by_a_sweep_choose_as_one_process_does,
     units_of_random_shapes_are_where_the_whole_has_them,
     weights_are_chosen_as_one_process_does,
     filters_are_those_of_one_process_also_where_a_cut_goes_through,

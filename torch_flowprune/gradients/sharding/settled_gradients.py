@@ -21,13 +21,14 @@ class _Settled(Function):
     @staticmethod
     def forward(ctx: Any, x: Any, placements: Any) -> Any:
         ctx.placements = placements
+        ctx.set_materialize_grads(False)  # zeros that autograd makes up are plain tensors
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        return (
-            grad if tuple(grad.placements) == ctx.placements else grad.redistribute(placements=ctx.placements)
-        ), None
+        if grad is None or tuple(grad.placements) == ctx.placements:
+            return grad, None
+        return grad.redistribute(placements=ctx.placements), None
 
 
 @contextmanager
