@@ -45,9 +45,9 @@ MEASURED = {"parameters": parameters, "flops": flops}
 def costs(model, x):
     reading = reading_of(model, x)
     coupling = coupling_of(reading)
-    return coupling, costs_of(
-        reading, coupling, model, {group.name: torch.ones(group.size, dtype=torch.bool) for group in coupling.groups}
-    )
+    every = {group.name: torch.ones(group.size, dtype=torch.bool) for group in coupling.groups}
+    every |= {branch.name: torch.ones(1, dtype=torch.bool) for branch in coupling.branches}
+    return coupling, costs_of(reading, coupling, model, every)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -247,7 +247,7 @@ def test_fixed_scores_a_comparison_and_a_pruner_take_a_cost_too():
         ),
         (
             {"sparsity": 0.5, "granularity": "filter"},
-            "it removes whole channels only: pass granularity='channel', or leave cost= out",
+            "it removes whole channels and blocks only: pass granularity='channel' or 'block', or leave",
         ),
         (
             {"sparsity": 0.5, "cost": "macs"},

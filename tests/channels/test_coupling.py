@@ -258,7 +258,7 @@ def test_a_coupling_by_hand_that_leaves_out_a_slice_is_found_out() -> None:
         (lambda: by_hand(columns=Slice("b.weight", 1, [], "consumer")), r"from 0 on; got shape \(0,\)"),
         (lambda: by_hand(columns=Slice("b.weight", 1, 3, "consumer")), r"\(units,\) or \(units, positions\)"),
         (lambda: Group("hidden", ()), "group 'hidden' has no slices"),
-        (lambda: Coupling((*by_hand().groups, *by_hand().groups)), "several groups are called 'hidden'"),
+        (lambda: Coupling((*by_hand().groups, *by_hand().groups)), "several groups or branches are called 'hidden'"),
         (
             lambda: Coupling((*by_hand().groups, Group("other", (Slice("b.weight", 1, [3], "producer"),)))),
             r"position 3 of axis 1 of 'b\.weight' is in groups 'hidden' and 'other': a position belongs to one unit",
