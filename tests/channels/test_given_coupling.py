@@ -113,7 +113,7 @@ def test_a_pruner_by_a_coupling_written_by_hand():
 @pytest.mark.parametrize(
     ("words", "error", "text"),
     [
-        ({"coupling": by_hand()}, ValueError, "coupling= is for granularity='channel' and 'block', got granularity='weight'"),
+        ({"coupling": by_hand()}, ValueError, "is for granularity='channel' and 'block', got granularity='weight'"),
         (
             {"coupling": by_hand(), "granularity": "channel"},
             ValueError,
