@@ -1,4 +1,4 @@
-"""A detector of torchvision: losses that the model returns, lists of pictures, boxes; cut twice while it trains."""
+"""A detector of torchvision: losses that the model returns, lists of images, boxes; cut twice while it trains."""
 
 import copy
 
@@ -20,7 +20,7 @@ SIDE = 64
 
 def scenes(count, seed):
     """Pictures with one or two rectangles in them, red or green, and the boxes around these."""
-    source, pictures, targets = torch.Generator().manual_seed(seed), [], []
+    source, images, targets = torch.Generator().manual_seed(seed), [], []
     for _ in range(count):
         picture, boxes, labels = 0.2 * torch.rand(3, SIDE, SIDE, generator=source), [], []
         for _ in range(int(torch.randint(1, 3, (), generator=source))):
@@ -31,9 +31,9 @@ def scenes(count, seed):
             picture[colour, y : y + h, x : x + w] = 0.9
             boxes.append([x, y, x + w, y + h])
             labels.append(colour + 1)
-        pictures.append(picture)
+        images.append(picture)
         targets.append({"boxes": torch.tensor(boxes, dtype=torch.float32), "labels": torch.tensor(labels)})
-    return pictures, targets
+    return images, targets
 
 
 def detector():
@@ -48,8 +48,8 @@ def detector():
 
 # guide: several_models
 def losses(model, batch):
-    pictures, targets = batch
-    return sum(model(pictures, targets).values())  # of train mode
+    images, targets = batch
+    return sum(model(images, targets).values())  # of train mode
 
 
 # end
@@ -67,10 +67,10 @@ def train(model, optimizer, batches, epochs, pruner=None):
 
 
 @torch.no_grad()
-def found(model, pictures, targets):
+def found(model, images, targets):
     """The share of rectangles that a box of their colour is on."""
     hits = []
-    for one, target in zip(model.eval()(pictures), targets, strict=True):
+    for one, target in zip(model.eval()(images), targets, strict=True):
         for box, label in zip(target["boxes"], target["labels"], strict=True):
             boxes = one["boxes"][(one["labels"] == label) & (one["scores"] > 0.3)]
             hits.append(bool(len(boxes)) and float(box_iou(box[None], boxes).max()) > 0.5)
@@ -81,9 +81,9 @@ def same(one, other):
     return all(torch.equal(a[word], b[word]) for a, b in zip(one, other, strict=True) for word in a)
 
 
-def pruner_of(model, pictures):
+def pruner_of(model, images):
     # guide: several_models
-    example = (pictures[:2],)  # the model is called with a list
+    example = (images[:2],)  # the model is called with a list
     words = dict(granularity="channel", cost="flops", example_inputs=example, rounds=2)
     pruner = fp.Pruner(model, "taylor", 0.5, mode="train", closure=losses, **words)
     # end

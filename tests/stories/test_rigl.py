@@ -28,9 +28,9 @@ def begin():
 
 def one_update(model, optimizer, inputs, target, step):
     before = fp.masks(model)
-    share = 0.15 * (1 + math.cos(math.pi * step / LAST))
+    fraction = 0.15 * (1 + math.cos(math.pi * step / LAST))
     # guide: sparse_training
-    report = fp.global_prune(model, "magnitude", amount=share, scope="layer")
+    report = fp.global_prune(model, "magnitude", amount=fraction, scope="layer")
     dropped = {layer.name: layer.newly_pruned for layer in report.layers}
     fp.regrow(model, dropped, "gradient", (inputs, target), optimizer=optimizer)
     # end

@@ -95,7 +95,7 @@ def test_row_5_10_a_mask_or_parameter_that_is_gone_is_named():
     model = pruned()
     del model[2]._buffers["weight_mask"]
     model[2].register_buffer("weight_mask", None)
-    with pytest.raises(ValueError, match="'weight' of Linear is pruned, and its weight_orig or weight_mask is gone"):
+    with pytest.raises(ValueError, match="'weight' of Linear is pruned, and its weight_orig or weight_mask is missing"):
         fp.remove(model)
     assert "weight_mask" in model[0]._buffers
 

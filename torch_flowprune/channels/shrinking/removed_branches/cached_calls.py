@@ -33,7 +33,7 @@ def cached_outputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
         return value[:, start:stop] if along else value
 
     def called(start: int, stop: int, **more: Any) -> Any:
-        named = {name: part(value, start, stop) for name, value in kwargs.items() if not name.endswith("_mask")}
+        named = {name: part(value, start, stop) for name, value in kwargs.items() if "mask" not in name}
         return model(*(part(one, start, stop) for one in args), **{**named, "use_cache": True, **more})
 
     with torch.no_grad():
