@@ -12,27 +12,24 @@ pytestmark = [
 ]
 
 
-def on_ranks(count, scenarios, tmp_path):
-    import sharded_flows
-
-    torch.multiprocessing.spawn(sharded_flows.run, (count, str(tmp_path / "store"), scenarios), nprocs=count)
-
-
 def test_two_ranks(tmp_path):
+    import rank_group
     import sharded_flows
 
-    on_ranks(2, sharded_flows.ON_TWO, tmp_path)
+    rank_group.on_ranks(2, tmp_path, sharded_flows.ON_TWO)
 
 
 @pytest.mark.slow
 def test_more_on_two_ranks(tmp_path):
+    import rank_group
     import sharded_flows
 
-    on_ranks(2, sharded_flows.MORE_ON_TWO, tmp_path)
+    rank_group.on_ranks(2, tmp_path, sharded_flows.MORE_ON_TWO)
 
 
 @pytest.mark.slow
 def test_four_ranks(tmp_path):
+    import rank_group
     import sharded_flows
 
-    on_ranks(4, sharded_flows.ON_FOUR, tmp_path)
+    rank_group.on_ranks(4, tmp_path, sharded_flows.ON_FOUR)

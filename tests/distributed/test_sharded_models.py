@@ -14,18 +14,30 @@ pytestmark = [
 
 def test_four_ranks(tmp_path):
     import rank_group
+    import shard_choices
+    import shard_loops
+    import shard_masks
 
-    modules = ("shard_masks", "shard_choices", "shard_loops")
-    torch.multiprocessing.spawn(rank_group.run_all, args=(4, str(tmp_path / "store"), modules), nprocs=4)
+    rank_group.on_ranks(4, tmp_path, shard_masks.SCENARIOS + shard_choices.SCENARIOS + shard_loops.SCENARIOS)
+
+
+@pytest.mark.slow
+def test_more_on_four_ranks(tmp_path):
+    import rank_group
+    import shard_choices
+
+    rank_group.on_ranks(4, tmp_path, shard_choices.SLOW)
 
 
 def test_two_ranks_by_the_guide(tmp_path):
+    import rank_group
     import sharded_ranks
 
-    torch.multiprocessing.spawn(sharded_ranks.run, args=(str(tmp_path / "store"),), nprocs=2)
+    rank_group.on_ranks(2, tmp_path, sharded_ranks.SCENARIOS)
 
 
 def test_a_rank_that_dies_leaves_the_other_as_it_was(tmp_path):
+    import rank_group
     import shard_loops
 
-    torch.multiprocessing.spawn(shard_loops.killed, args=(str(tmp_path / "store"),), nprocs=2)
+    rank_group.start(2, shard_loops.killed, str(tmp_path / "store"))

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterable, Iterator
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import distributed
+
+Scenario: TypeAlias = Callable[[int, str], None]
+"""What a rank does, and a path of its own for what it writes."""
+
+# What ranks import, which takes seconds a process: they are forked from one that has imported it, and run nothing.
+_IMPORTED = [
+    "pytest",
+    "torch._dynamo",  # which the first fully_shard imports
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "torch_flowprune",
+]
+
+
+def on_ranks(size: int, folder: Path, scenarios: Sequence[Scenario]) -> None:
+    """These scenarios in turn, in one group of so many ranks."""
+    start(size, _in_turn, size, str(folder / "store"), list(scenarios))
+
+
+def start(size: int, function: Callable[..., None], *arguments: Any) -> None:
+    """A function of ``(rank, *arguments)`` in so many processes; an error in one is an error here."""
+    forked = "forkserver" in multiprocessing.get_all_start_methods()
+    multiprocessing.set_forkserver_preload(_IMPORTED)
+    method = "forkserver" if forked else "spawn"
+    torch.multiprocessing.start_processes(function, arguments, size, start_method=method)
 
 
 @contextmanager
@@ -24,19 +52,12 @@ def group_of(size: int, rank: int, path: str) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def group_of_two(rank: int, path: str) -> object:
-    """Two of them."""
-    return group_of(2, rank, path)
-
-
-def run_all(rank: int, size: int, path: str, modules: Iterable[str]) -> None:
-    """The scenarios of these modules in turn, in one group: starting processes is what takes the time."""
+def _in_turn(rank: int, size: int, path: str, scenarios: Sequence[Scenario]) -> None:
     with group_of(size, rank, path):
-        for scenario in [one for name in modules for one in importlib.import_module(name).SCENARIOS]:
+        for scenario in scenarios:
             torch.manual_seed(0)
             try:
                 scenario(rank, f"{path}.{scenario.__name__}")
             except BaseException as error:
-                error.add_note(f"on rank {rank}, in {scenario.__name__}")
-                raise
+                raise RuntimeError(f"on rank {rank}, in {scenario.__name__}") from error
             distributed.barrier()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -270,26 +270,34 @@ def check_units(value: Tensor, full: Tensor, units: Any) -> None:
     assert torch.equal(one.shard.gathered(one.shard.part(flags)), flags), case
 
 
-BY_A_SWEEP = (
-    ("weight", "loss_preservation"),
-    ("weight", "gradient_norm_increase"),
-    ("filter", "gradient_norm_preservation"),
+WEIGHTS_BY_A_SWEEP, PRODUCTS, FILTERS_BY_A_SWEEP = (
+    {"method": "loss_preservation", "sparsity": 0.5},
+    {"method": "gradient_norm_increase", "sparsity": 0.5},
+    {"method": "gradient_norm_preservation", "sparsity": 0.5, "granularity": "filter"},
 )
+BY_A_SWEEP = (WEIGHTS_BY_A_SWEEP, PRODUCTS, FILTERS_BY_A_SWEEP)
 
 
 def measures_of_gradients_by_a_sweep_choose_as_one_process_does(rank: int, path: str) -> None:
+    """Each way to lay a model once, by what is summed over its ranks."""
+    check_sweeps({FSDP: BY_A_SWEEP, REPLICAS: [PRODUCTS], TWO_WAYS: [FILTERS_BY_A_SWEEP], TENSORS: [PRODUCTS]}, rank)
+
+
+def each_of_them_however_a_model_is_laid(rank: int, path: str) -> None:
+    check_sweeps(dict.fromkeys(SPREADS, BY_A_SWEEP), rank)
+
+
+def check_sweeps(asked: Mapping[Spread, Sequence[dict[str, Any]]], rank: int) -> None:
     """Each rank reads its own part of the data. Sums in another order round otherwise, and no choice turns on it."""
-    for spread in SPREADS:
+    for spread, words in [(spread, words) for spread, several in asked.items() for words in several]:
         share = spread.share(rank)
-        for granularity, method in BY_A_SWEEP:
-            alone, model = net().double(), spread.of(net().double())
-            words: dict[str, Any] = {"method": method, "sparsity": 0.5, "granularity": granularity}
-            fp.global_prune(alone, data=(X.double(), Y), **words)
-            fp.global_prune(model, data=(X[share].double(), Y[share]), **words)
-            masks = masks_of(model)
-            assert masks.keys() == fp.masks(alone).keys(), (spread.name, words)
-            for name, mask in fp.masks(alone).items():
-                assert torch.equal(masks[name], mask), (spread.name, words, name)
+        alone, model = net().double(), spread.of(net().double())
+        fp.global_prune(alone, data=(X.double(), Y), **words)
+        fp.global_prune(model, data=(X[share].double(), Y[share]), **words)
+        masks = masks_of(model)
+        assert masks.keys() == fp.masks(alone).keys(), (spread.name, words)
+        for name, mask in fp.masks(alone).items():
+            assert torch.equal(masks[name], mask), (spread.name, words, name)
 
 
 SCENARIOS = (
@@ -305,3 +313,4 @@ SCENARIOS = (
     an_error_on_one_rank_leaves_all_as_they_were,
     what_cannot_be_had_is_refused_before_anything_is_touched,
 )
+SLOW = (each_of_them_however_a_model_is_laid,)

@@ -48,13 +48,13 @@ def check(loop: Loop, alone: Loop) -> None:
 
 
 def rounds_in_a_loop_are_those_of_one_process(rank: int, path: str) -> None:
-    for spread in (FSDP, TWO_WAYS):
-        loop, alone = Loop(spread.of(net()), spread.share(rank)), Loop(net())
-        for _ in range(3):
-            loop.run(1)
-            alone.run(1)
-            check(loop, alone)
-        assert loop.pruner.done
+    """After each; of ``fully_shard`` alone, where it is saved."""
+    loop, alone = Loop(TWO_WAYS.of(net()), TWO_WAYS.share(rank)), Loop(net())
+    for _ in range(3):
+        loop.run(1)
+        alone.run(1)
+        check(loop, alone)
+    assert loop.pruner.done
 
 
 def a_gradient_that_overflows_on_one_rank_is_left_out_on_all(rank: int, path: str) -> None:

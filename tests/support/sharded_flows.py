@@ -22,21 +22,10 @@ from flow_nets import (
     images,
     tokens,
 )
-from rank_group import group_of
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 import torch_flowprune as fp
-
-
-def run(rank: int, count: int, path: str, scenarios: list[Callable[[int], None]]) -> None:
-    """All scenarios in one process group: starting processes is what takes the time."""
-    with group_of(count, rank, path):
-        for scenario in scenarios:
-            torch.manual_seed(0)
-            scenario(rank)
-            distributed.barrier()
-
 
 # -- what is compared ------------------------------------------
 
@@ -165,7 +154,7 @@ def units_seen(call: Callable[[], Any]) -> tuple[Any, list[Any]]:
 # -- fully_shard ------------------------------------------
 
 
-def ranks_with_more_batches_and_tokens(rank: int) -> None:
+def ranks_with_more_batches_and_tokens(rank: int, path: str) -> None:
     """A rank with fewer batches takes part until all are through; what each counts for is by its tokens."""
     data = lambda rank: tokens(rank, batches=2 + rank)
     sharded, alone = shard(build(Language)), build(Language)
@@ -178,36 +167,35 @@ def ranks_with_more_batches_and_tokens(rank: int) -> None:
     check_equal(distributed_v, fp.flow(alone, of_all(data), **TOKENS).Hg)
 
 
-def a_rank_whose_targets_are_all_ignored(rank: int) -> None:
+def a_rank_whose_targets_are_all_ignored(rank: int, path: str) -> None:
     data = lambda rank: tokens(rank, ignored=rank == 0)[:1]
     check_flow(shard(build(Language)), build(Language), data(rank), of_all(data), loss=token_loss, reduction="token")
 
 
-def losses_of_all_kinds(rank: int) -> None:
+def losses_of_all_kinds(rank: int, path: str) -> None:
     """Means over samples, sums, squares."""
     data = lambda rank: images(rank)
     for loss in (None, nn.CrossEntropyLoss(reduction="sum"), lambda o, y: functional.mse_loss(o[:, 0], y.double())):
         check_flow(shard(build(Convolutions)), build(Convolutions), data(rank), of_all(data), loss=loss)
 
 
-def statistics_of_batches(rank: int) -> None:
+def statistics_of_batches(rank: int, path: str) -> None:
     """In train mode batch norm takes those of each rank's batch, and each run leaves its buffers alone."""
     sharded, alone = shard(build(Convolutions)), build(Convolutions)
     check_flow(sharded, alone, images(rank), of_all(images), needs=("g", "Hg"), mode="train")
 
 
-def dropout_draws_the_same_again(rank: int) -> None:
-    for mode in ("eval", "train"):
-        sharded, alone = shard(build(Language, 0.3)), build(Language, 0.3)
-        torch.manual_seed(5)
-        found = fp.flow(sharded, tokens(0), mode=mode, **TOKENS)
-        torch.manual_seed(5)
-        expected = fp.flow(alone, tokens(0), mode=mode, **TOKENS)
-        check_equal(found.g, expected.g)
-        check_equal(found.Hg, expected.Hg)
+def dropout_draws_the_same_again(rank: int, path: str) -> None:
+    sharded, alone = shard(build(Language, 0.3)), build(Language, 0.3)
+    torch.manual_seed(5)
+    found = fp.flow(sharded, tokens(0), mode="train", **TOKENS)
+    torch.manual_seed(5)
+    expected = fp.flow(alone, tokens(0), mode="train", **TOKENS)
+    check_equal(found.g, expected.g)
+    check_equal(found.Hg, expected.Hg)
 
 
-def units_of_all_shapes(rank: int) -> None:
+def units_of_all_shapes(rank: int, path: str) -> None:
     """One for the whole model, none for it, units in units, frozen parameters."""
     from torch.distributed.fsdp import fully_shard
 
@@ -233,11 +221,11 @@ def units_of_all_shapes(rank: int) -> None:
     check_flow(sharded, frozen(build(Language)), tokens(rank), of_all(tokens), needs=("g", "Hg"), **TOKENS)
 
 
-def recurrent_layers(rank: int) -> None:
+def recurrent_layers(rank: int, path: str) -> None:
     check_flow(shard(build(Recurrent)), build(Recurrent), tokens(rank), of_all(tokens), **TOKENS)
 
 
-def read_samples(rank: int) -> None:
+def read_samples(rank: int, path: str) -> None:
     """As under data parallelism each rank reads so many of its own data."""
     cut = lambda rank: [(x[:2], y[:2]) for x, y in images(rank)[:1]]
     sharded = shard(build(Convolutions))
@@ -247,7 +235,7 @@ def read_samples(rank: int) -> None:
     check_equal(check_flow_of_max.Hg, expected.Hg)
 
 
-def modules_that_cannot_run_again(rank: int) -> None:
+def modules_that_cannot_run_again(rank: int, path: str) -> None:
     """They are seen, and hold their parameters: kept losses, hooks, caches, writes to what is given, hidden inputs."""
     noted: list[Tensor] = []
 
@@ -276,11 +264,11 @@ def modules_that_cannot_run_again(rank: int) -> None:
         (UsesCache, plain, 2, lambda model: model),
     ):
         sharded, alone = (prepare(build(Language, 0.0, block)) for _ in range(2))
-        words = {"closure": closure, "reduction": kept_tokens}
+        words = {"closure": closure, "reduction": kept_tokens, "needs": ("g", "Hg")}
         check_flow(shard(sharded), alone, tokens(rank), of_all(tokens), held=held, **words)
 
 
-def what_a_closure_reads(rank: int) -> None:
+def what_a_closure_reads(rank: int, path: str) -> None:
     """The root's parameters are whole for it; a shard of a unit has no derivative there, which is said."""
     decay = lambda model, batch: token_loss(model(batch[0]), batch[1]) + model.head.weight.square().sum()
     sharded, words = shard(build(Language)), {"reduction": kept_tokens}
@@ -290,7 +278,7 @@ def what_a_closure_reads(rank: int) -> None:
         fp.flow(sharded, tokens(rank), closure=inner, **words)
 
 
-def losses_that_take_gradients(rank: int) -> None:
+def losses_that_take_gradients(rank: int, path: str) -> None:
     def penalised(model: nn.Module, batch: Any) -> Tensor:
         x = model.embedded(batch[0]).detach().requires_grad_()
         loss = token_loss(model.after(x), batch[1])
@@ -307,7 +295,7 @@ def losses_that_take_gradients(rank: int) -> None:
     check_same_state(sharded, before)
 
 
-def trains_on(rank: int) -> None:
+def trains_on(rank: int, path: str) -> None:
     """After steps, forwards that leave the root gathered, a flow and a failed one, steps are those of one process."""
     sharded, alone = shard(build(Language)), build(Language)
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9) for model in (sharded, alone)]
@@ -340,7 +328,7 @@ def trains_on(rank: int) -> None:
     check_equal(*({name: p.detach() for name, p in model.named_parameters()} for model in (sharded, alone)))
 
 
-def pruned_then_sharded(rank: int) -> None:
+def pruned_then_sharded(rank: int, path: str) -> None:
     def pruned() -> nn.Module:
         model = build(Language)
         fp.global_prune(model, sparsity=0.5)
@@ -351,7 +339,7 @@ def pruned_then_sharded(rank: int) -> None:
     assert all(whole(found.Hg[name])[~mask].eq(0).all() for name, mask in fp.masks(alone).items())
 
 
-def masks_on_shards(rank: int) -> None:
+def masks_on_shards(rank: int, path: str) -> None:
     """Masks beside the shards, which no forward computes with: derivatives are 0 under them all the same."""
     sharded, alone = shard(build(Language)), build(Language)
     chosen = build(Language)
@@ -365,7 +353,7 @@ def masks_on_shards(rank: int) -> None:
     check_equal(fp.hessian_vector(sharded, tokens(rank), v, **TOKENS), expected)
 
 
-def half_precision(rank: int) -> None:
+def half_precision(rank: int, path: str) -> None:
     """bfloat16 by autocast and of the parameters is what one process gives by it; policies are said not to count."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -390,7 +378,7 @@ def half_precision(rank: int) -> None:
                 assert (whole(of_found[name]) - value).norm() <= (1e-5 if options else 0.1) * value.norm() + 1e-6, name
 
 
-def said_before_anything_is_touched(rank: int) -> None:
+def said_before_anything_is_touched(rank: int, path: str) -> None:
     from torch.distributed.fsdp import CPUOffloadPolicy
 
     sharded = shard(build(Language))
@@ -438,7 +426,7 @@ def parallel(model: nn.Module, over: Any) -> nn.Module:
     return model
 
 
-def columns_and_rows(rank: int) -> None:
+def columns_and_rows(rank: int, path: str) -> None:
     """All ranks have the same data. H·g is right where torch's own sums leave the graph."""
     sharded, alone = parallel(build(Language, 0.0, Heads), mesh()), build(Language, 0.0, Heads)
     check_flow(sharded, alone, tokens(0), tokens(0), **TOKENS)
@@ -446,7 +434,7 @@ def columns_and_rows(rank: int) -> None:
     check_equal(fp.hessian_vector(sharded, tokens(0), v, **TOKENS), fp.hessian_vector(alone, tokens(0), v, **TOKENS))
 
 
-def sequences_in_parts(rank: int) -> None:
+def sequences_in_parts(rank: int, path: str) -> None:
     """Norms whose gradient is a sum over ranks, of whole parameters on each; activations that are shards."""
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor.parallel import (
@@ -477,12 +465,12 @@ def sequences_in_parts(rank: int) -> None:
 # -- four ranks ------------------------------------------
 
 
-def replicas_of_shards(rank: int) -> None:
+def replicas_of_shards(rank: int, path: str) -> None:
     sharded = shard(build(Language), mesh(2, ranks() // 2, names=("replica", "shard")))
     check_flow(sharded, build(Language), tokens(rank), of_all(tokens), **TOKENS)
 
 
-def both_kinds_of_parallelism(rank: int) -> None:
+def both_kinds_of_parallelism(rank: int, path: str) -> None:
     """``fully_shard`` of what tensor parallelism has cut: data differ along the first axis of the mesh alone."""
     over, data_rank = mesh(2, ranks() // 2, names=("data", "tensor")), rank // (ranks() // 2)
     sharded = shard(parallel(build(Language, 0.0, Heads), over["tensor"]), over["data"])

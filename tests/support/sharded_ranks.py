@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import copy
-import warnings
 
 import pytest
 import torch
-from rank_group import group_of_two
 from torch import Tensor, distributed, nn
 
 import torch_flowprune as fp
 
 X = torch.randn(8, 8, generator=torch.Generator().manual_seed(5))
 Y = torch.arange(8) % 4
-
-
-def run(rank: int, path: str) -> None:
-    """All scenarios in one process group: starting processes is what takes the time."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    with group_of_two(rank, path):
-        for scenario in (
-            pruned_sharded_trained,
-            saved_and_loaded_by_dcp,
-            the_full_state_goes_on,
-            tensor_parallel_after_remove,
-            sharded_then_masked,
-            what_is_refused_of_shards,
-        ):
-            scenario(rank, f"{path}.{scenario.__name__}")
-            distributed.barrier()
 
 
 def net() -> nn.Sequential:
@@ -150,3 +132,13 @@ def what_is_refused_of_shards(rank: int, path: str) -> None:
             with pytest.raises(ValueError, match="DTensor"):
                 call(model)
         assert all(torch.equal(whole(value), before[name]) for name, value in model.state_dict().items())
+
+
+SCENARIOS = (
+    pruned_sharded_trained,
+    saved_and_loaded_by_dcp,
+    the_full_state_goes_on,
+    tensor_parallel_after_remove,
+    sharded_then_masked,
+    what_is_refused_of_shards,
+)

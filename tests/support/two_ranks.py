@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from hosts import mlp, pruned, train
-from rank_group import group_of_two
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,21 +13,6 @@ import torch_flowprune as fp
 def attention() -> nn.Module:
     """The encoder layer whose ``out_proj`` torch's pruning cannot train under data parallelism."""
     return nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
-
-
-def run(rank: int, path: str) -> None:
-    """All scenarios in one process group: starting processes is what takes the time."""
-    with group_of_two(rank, path):
-        for scenario in (
-            prune_then_wrap,
-            wrap_then_prune,
-            random_with_a_seed_a_rank,
-            scores_over_all_data,
-            a_comparison_over_all_data,
-            attention_trains,
-        ):
-            torch.manual_seed(0)
-            scenario(rank)
 
 
 def inputs(rank: int) -> torch.Tensor:
@@ -44,7 +28,7 @@ def agree(model: nn.Module) -> None:
         assert torch.equal(*there), name
 
 
-def prune_then_wrap(rank: int) -> None:
+def prune_then_wrap(rank: int, path: str) -> None:
     """Row 7.1; and the masks on the wire are bytes (7.3)."""
     model = pruned()
     wrapped = DistributedDataParallel(model)
@@ -53,7 +37,7 @@ def prune_then_wrap(rank: int) -> None:
     assert sum(buffer.nbytes for buffer in model.buffers()) == 64 + 32
 
 
-def wrap_then_prune(rank: int) -> None:
+def wrap_then_prune(rank: int, path: str) -> None:
     """Row 7.1."""
     model = mlp()
     wrapped = DistributedDataParallel(model)
@@ -64,7 +48,7 @@ def wrap_then_prune(rank: int) -> None:
     assert not model[0].weight[~model[0].weight_mask].any()
 
 
-def random_with_a_seed_a_rank(rank: int) -> None:
+def random_with_a_seed_a_rank(rank: int, path: str) -> None:
     """Row 7.2: given the wrapper, all ranks take the first one's masks."""
     model = mlp()
     wrapped = DistributedDataParallel(model)
@@ -75,7 +59,7 @@ def random_with_a_seed_a_rank(rank: int) -> None:
     agree(model)
 
 
-def scores_over_all_data(rank: int) -> None:
+def scores_over_all_data(rank: int, path: str) -> None:
     """The gradient is over the data of both ranks."""
     model = mlp()
     wrapped = DistributedDataParallel(model)
@@ -84,7 +68,7 @@ def scores_over_all_data(rank: int) -> None:
     agree(model)
 
 
-def a_comparison_over_all_data(rank: int) -> None:
+def a_comparison_over_all_data(rank: int, path: str) -> None:
     """Loss and outcomes are those of one process with the data of both; random scores are the first rank's."""
     wrapped, labels = DistributedDataParallel(mlp()), torch.tensor([0, 1, 2, 3])
     batch = (inputs(rank)[:, 0], labels)
@@ -99,9 +83,19 @@ def a_comparison_over_all_data(rank: int) -> None:
     assert there[0] == there[1]
 
 
-def attention_trains(rank: int) -> None:
+def attention_trains(rank: int, path: str) -> None:
     """Row 2.1 under data parallelism."""
     model = pruned(attention(), include="*weight")
     wrapped = DistributedDataParallel(model)
     train(wrapped, inputs(rank), steps=3)
     agree(model)
+
+
+SCENARIOS = (
+    prune_then_wrap,
+    wrap_then_prune,
+    random_with_a_seed_a_rank,
+    scores_over_all_data,
+    a_comparison_over_all_data,
+    attention_trains,
+)

@@ -124,9 +124,10 @@ X = torch.linspace(-1, 1, 24).view(3, 8)
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_row_7_1_to_7_3_two_gloo_ranks(tmp_path):
+    import rank_group
     import two_ranks
 
-    torch.multiprocessing.spawn(two_ranks.run, args=(str(tmp_path / "store"),), nprocs=2)
+    rank_group.on_ranks(2, tmp_path, two_ranks.SCENARIOS)
 
 
 @pytest.fixture
