@@ -17,7 +17,7 @@ from torch_flowprune.channels.costs.latency_table import median_seconds
 from torch_flowprune.channels.costs.operators import Call, Holding, Laid, Operand, most_held
 from torch_flowprune.channels.group_masks import channel_masks
 from torch_flowprune.channels.shrinking.removal import shrink
-from torch_flowprune.scoring.channel_candidates import channel_candidates
+from torch_flowprune.scoring.candidates import channel_candidates
 
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import torch_flowprune as fp
 from torch_flowprune.scoring import Candidates
-from torch_flowprune.scoring.channel_candidates import channel_candidates
+from torch_flowprune.scoring.candidates import channel_candidates
 from torch_flowprune.scoring.unit_scores import Scores
 from torch_flowprune.selection.allocation import Allocation, gone_share
 from torch_flowprune.selection.budget import Budget, living_units

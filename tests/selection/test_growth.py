@@ -20,8 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import torch_flowprune as fp
 from torch_flowprune.gradients.batches.memory_budget import Peak
 from torch_flowprune.inputs.named_parameters import parameters
-from torch_flowprune.scoring.candidates import masks_of
-from torch_flowprune.scoring.channel_candidates import channel_candidates
+from torch_flowprune.scoring.candidates import channel_candidates, masks_of
 from torch_flowprune.selection.ranking.lowest_k import lowest, lowest_of_each
 
 PACKAGE = str(Path(fp.__file__).parent)
@@ -190,7 +189,7 @@ def test_each_parameter_of_coupled_channels_is_checked_once(monkeypatch: pytest.
         checked[name] += 1
         return target
 
-    monkeypatch.setattr("torch_flowprune.scoring.channel_candidates.check_can_mask", check)
+    monkeypatch.setattr("torch_flowprune.scoring.candidates.group_units.check_can_mask", check)
     channel_candidates(Concatenating(8), torch.ones(2, 3))
     assert len(checked) == checked.total() == 17
 

@@ -16,8 +16,8 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 import torch_flowprune as fp
 from torch_flowprune.inputs import Ranks, Target, local
 from torch_flowprune.masking import apply
+from torch_flowprune.scoring.candidates import ShardUnits
 from torch_flowprune.scoring.granularity import Blocks, GroupedOutputs, Slices, Weights
-from torch_flowprune.scoring.shard_candidates import ShardUnits
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:

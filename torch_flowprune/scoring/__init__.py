@@ -4,17 +4,22 @@ from torch_flowprune.scoring import measure_lookup, measures
 from torch_flowprune.scoring.candidates import (
     Candidate,
     Candidates,
+    Origin,
+    changes,
+    counted_from,
     label,
+    lefts,
     living,
     masks_of,
+    ranks_of,
     targets_of,
+    totals,
 )
 from torch_flowprune.scoring.evaluation import all_stored, evaluate, on_access
 from torch_flowprune.scoring.granularity import Blocks, Granularity, Slices, Units, Weights, alive, parse_granularity
 from torch_flowprune.scoring.importance import ScoreOptions, importance_scores, scores
 from torch_flowprune.scoring.measures import MEASURES, Measure
 from torch_flowprune.scoring.prunable_units import PrunableUnits, UnitOptions
-from torch_flowprune.scoring.shard_candidates import lefts, ranks_of, totals
 from torch_flowprune.scoring.stacked import (
     WORD,
     Computed,
@@ -28,7 +33,6 @@ from torch_flowprune.scoring.stacked import (
     read_on_host,
     stacks,
 )
-from torch_flowprune.scoring.survivors import Origin, changes, counted_from
 from torch_flowprune.scoring.unit_scores import Scores, given, granularity_of
 
 __all__ = [

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch_flowprune.gradients import MOMENTS, Flow
 from torch_flowprune.inputs import cpu_generator
 from torch_flowprune.scoring import measure_lookup, measures
-from torch_flowprune.scoring.candidates import Candidate, Candidates, label
+from torch_flowprune.scoring.candidates import Candidate, Candidates, label, ranks_of
 from torch_flowprune.scoring.granularity import Granularity
 from torch_flowprune.scoring.measures import Measure
-from torch_flowprune.scoring.shard_candidates import ranks_of
 from torch_flowprune.scoring.stacked import Computed, DrawnScores, LayerScores, as_given, not_finite
 from torch_flowprune.scoring.unit_scores import Scores
 

@@ -91,7 +91,7 @@ def scores(
             and how many random probes ``obd`` takes, see :func:`~torch_flowprune.flow`.
         unknown: no other keyword is accepted; the error names the one meant.
         scored_by: for channels: ``"producer"`` (the paper's), ``"group"``, ``"norm"`` or ``"scale"``, see
-            :func:`~torch_flowprune.scoring.channel_candidates.channel_candidates`.
+            :func:`~torch_flowprune.scoring.candidates.group_units.channel_candidates`.
         coupling: for channels and blocks, the result of :func:`~torch_flowprune.couple`, or a coupling written by hand:
             the model is then not read again, and needs no ``example_inputs``.
         generator: the random generator for ``random``; if left out, torch's global generator, which then advances.

@@ -23,11 +23,16 @@ from torch_flowprune.inputs import (
     shards_of,
     untouched,
 )
-from torch_flowprune.scoring.block_candidates import block_candidates
-from torch_flowprune.scoring.candidates import Candidates, label, parameter_candidates
-from torch_flowprune.scoring.channel_candidates import Alike, channel_candidates
+from torch_flowprune.scoring.candidates import (
+    Alike,
+    Candidates,
+    ShardUnits,
+    block_candidates,
+    channel_candidates,
+    label,
+    parameter_candidates,
+)
 from torch_flowprune.scoring.granularity import Granularity
-from torch_flowprune.scoring.shard_candidates import ShardUnits
 
 
 class UnitOptions(TypedDict, total=False):

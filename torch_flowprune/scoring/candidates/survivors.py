@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from torch_flowprune.channels import Costs, Surgery, UniformSizes
-from torch_flowprune.inputs import HeldUnits, Target
-from torch_flowprune.scoring.candidates import Candidate, Candidates
+from torch_flowprune.inputs import Target
+from torch_flowprune.scoring.candidates.candidate import Candidate, Candidates, Whole
 from torch_flowprune.scoring.granularity import Blocks
 
 
@@ -83,7 +83,7 @@ def counted_from(origins: Mapping[str, Origin], found: Candidates) -> Candidates
 
 
 @dataclass(frozen=True, eq=False)
-class Survivors:
+class Survivors(Whole):
     """What is left of a candidate, under the numbers that its units began with."""
 
     left: Candidate
@@ -138,17 +138,6 @@ class Survivors:
         return self.left.alike
 
     @property
-    def shard(self) -> HeldUnits | None:
-        return None
-
-    @property
-    def moves(self) -> bool:
-        return False
-
-    def all_rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        return self.rows(tensors)
-
-    @property
     def weights(self) -> int:
         return self.origin.weights
 
@@ -184,7 +173,7 @@ class Survivors:
 
 
 @dataclass(frozen=True, eq=False)
-class Gone:
+class Gone(Whole):
     """A candidate that is no more: units that are gone, and count as such."""
 
     name: str
@@ -193,10 +182,7 @@ class Gone:
     kind: Hashable = None
     structured: bool = False
     coupled: bool = True
-    output_axis: int | None = None
     targets: tuple[Target, ...] = ()
-    blocks: Blocks | None = None
-    alike: None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -219,17 +205,6 @@ class Gone:
 
     def rows(self, tensors: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002 - there is nothing to read
         return torch.zeros(len(self), 1, device="cpu")
-
-    @property
-    def shard(self) -> None:
-        return None
-
-    @property
-    def moves(self) -> bool:
-        return False
-
-    def all_rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        return self.rows(tensors)
 
     def alive(self) -> Tensor | None:
         return torch.zeros(len(self), dtype=torch.bool, device="cpu")

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch_flowprune.channels import Branch, Costs, Coupling, kept_units
 from torch_flowprune.inputs import Pair, Pattern, Target, flags, parameters_of, prunable
 from torch_flowprune.masking import check_can_mask, masks
-from torch_flowprune.scoring.candidates import Candidates, kernel_of
-from torch_flowprune.scoring.granularity import Blocks
+from torch_flowprune.scoring.candidates.candidate import Candidates, Whole, kernel_of
 
 
 @dataclass(frozen=True, eq=False)
-class BranchUnit:
+class BranchUnit(Whole):
     """One branch; ``read`` are the parameters whose elements a measure reads."""
 
     branch: Branch
@@ -49,20 +48,8 @@ class BranchUnit:
         return True
 
     @property
-    def output_axis(self) -> int | None:
-        return None
-
-    @property
     def targets(self) -> tuple[Target, ...]:
         return tuple(self.members.values())
-
-    @property
-    def blocks(self) -> Blocks | None:
-        return None
-
-    @property
-    def alike(self) -> None:
-        return None
 
     @property
     def weights(self) -> int:
@@ -73,17 +60,6 @@ class BranchUnit:
 
     def rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([tensors[name].reshape(1, -1) for name in self.read], dim=-1)
-
-    @property
-    def shard(self) -> None:
-        return None
-
-    @property
-    def moves(self) -> bool:
-        return False
-
-    def all_rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        return self.rows(tensors)
 
     def alive(self) -> Tensor | None:
         known = {name: flags(target.mask) for name, target in self.members.items() if target.mask is not None}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from torch_flowprune.channels import (
     Coupling,
     Group,
     Slice,
-    UniformSizes,
     clear_removed,
     couple,
     kept_units,
@@ -24,7 +23,6 @@ from torch_flowprune.channels import (
     rows,
 )
 from torch_flowprune.inputs import (
-    HeldUnits,
     Pair,
     Pattern,
     Target,
@@ -35,20 +33,17 @@ from torch_flowprune.inputs import (
     users_level,
 )
 from torch_flowprune.masking import check_can_mask, masks
-from torch_flowprune.scoring.candidates import Candidates, kernel_of
-from torch_flowprune.scoring.granularity import Blocks
+from torch_flowprune.scoring.candidates.candidate import Alike, Candidates, Whole, kernel_of
 from torch_flowprune.torch_internals import AnyStatisticsNorm
 
 SCORED_BY = ("producer", "consumer", "group", "norm", "scale")
-Alike: TypeAlias = Callable[[Collection[str]], UniformSizes]
-"""From the groups that are pruned to which of them are of equal size in all models of the class."""
 InPart = dict[str, tuple[list[str], list[str]]]
 """Group -> the producers that were asked for, and those that were not."""
 _NORMS = (AnyStatisticsNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
 @dataclass(frozen=True, eq=False)
-class GroupUnits:
+class GroupUnits(Whole):
     """The units of one coupled group; ``scored`` are the slices whose elements a measure reads."""
 
     group: Group
@@ -68,17 +63,6 @@ class GroupUnits:
     @property
     def targets(self) -> tuple[Target, ...]:
         return tuple(self.members.values())
-
-    @property
-    def shard(self) -> HeldUnits | None:
-        return None
-
-    @property
-    def moves(self) -> bool:
-        return False
-
-    def all_rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        return self.rows(tensors)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -104,14 +88,6 @@ class GroupUnits:
     @property
     def coupled(self) -> bool:
         return True
-
-    @property
-    def output_axis(self) -> int | None:
-        return None
-
-    @property
-    def blocks(self) -> Blocks | None:
-        return None
 
     @property
     def weights(self) -> int:

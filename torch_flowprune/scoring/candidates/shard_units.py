@@ -29,7 +29,8 @@ from torch_flowprune.inputs import (
     replicated,
     whole,
 )
-from torch_flowprune.scoring.candidates import Candidates, ParameterUnits
+from torch_flowprune.scoring.candidates.candidate import Candidates
+from torch_flowprune.scoring.candidates.parameter_units import ParameterUnits
 from torch_flowprune.scoring.granularity import Blocks, Slices, Units, Weights, alive
 from torch_flowprune.scoring.stacked import numbers
 

@@ -1,0 +1,36 @@
+"""What may be removed from a model, whatever its kind: out as rows for the measures, back as masks."""
+
+from torch_flowprune.scoring.candidates.branch_units import block_candidates
+from torch_flowprune.scoring.candidates.candidate import (
+    Alike,
+    Candidate,
+    Candidates,
+    label,
+    living,
+    masks_of,
+    targets_of,
+)
+from torch_flowprune.scoring.candidates.group_units import channel_candidates
+from torch_flowprune.scoring.candidates.parameter_units import parameter_candidates
+from torch_flowprune.scoring.candidates.shard_units import ShardUnits, lefts, ranks_of, totals
+from torch_flowprune.scoring.candidates.survivors import Origin, changes, counted_from
+
+__all__ = [
+    "Alike",
+    "Candidate",
+    "Candidates",
+    "Origin",
+    "ShardUnits",
+    "block_candidates",
+    "changes",
+    "channel_candidates",
+    "counted_from",
+    "label",
+    "lefts",
+    "living",
+    "masks_of",
+    "parameter_candidates",
+    "ranks_of",
+    "targets_of",
+    "totals",
+]
