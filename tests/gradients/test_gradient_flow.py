@@ -395,7 +395,8 @@ def test_an_output_that_is_no_logits():
             lambda x, y: F.cross_entropy(x, y, reduction="none"),
             r"the loss should be one number, got a tensor of shape \(4,\); use reduction='mean'",
         ),
-        (lambda x, y: 3.0, "the loss should be one number, got float"),
+        (lambda x, y: {"a": x.mean(), "b": y.sum()}, r"got a dict of a, b; add them up in a closure: sum\("),
+        (lambda x, y: 3.0, "the loss should be one number, got a float; return the tensor that you call backward"),
         (lambda x, y: F.cross_entropy(x.detach(), y), "the loss does not depend on any parameter: it has no gradient"),
     ],
 )

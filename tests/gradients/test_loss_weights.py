@@ -73,6 +73,24 @@ def test_a_language_models_other_loss_is_taken_for_a_mean_over_samples():
     assert fp.flow(model, batches, needs=("g",)).loss == pytest.approx((losses[0] + 3 * losses[1]) / 4)
 
 
+class TwoHeads(LanguageModel):
+    """Of several outputs, none of which is called logits, and the sum of their losses."""
+
+    def forward(self, input_ids, labels=None):
+        output = super().forward(input_ids, labels)
+        return Output(loss=output["loss"] + output["logits"].square().mean(), tokens=output["logits"], pooled=None)
+
+
+def test_a_model_of_several_heads_is_taken_for_a_mean_over_samples():
+    model, whole = TwoHeads(causal=False), padded([6, 6, 2, 3])
+    batches = rows(whole, 0, 1, 4)
+    losses = [fp.flow(model, batch, needs=("g",)).loss for batch in batches]
+    with pytest.warns(UserWarning, match="batches count by their samples"):
+        found = fp.flow(model, rows(whole, 0, 3, 4), needs=("g",))
+    assert found.samples == 4
+    assert fp.flow(model, batches, needs=("g",)).loss == pytest.approx((losses[0] + 3 * losses[1]) / 4)
+
+
 def summed(output, target):
     return F.cross_entropy(output, target, reduction="sum")
 

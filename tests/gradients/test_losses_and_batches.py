@@ -17,6 +17,7 @@ from budgets import least
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_sequence
 
 import torch_flowprune as fp
 
@@ -242,6 +243,28 @@ class Tokens(nn.Module):
         return logits.flatten(0, 1), labels.flatten()
 
 
+class OfPacked(nn.Module):
+    """Sequences of several lengths in one object of torch's own, a named tuple."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.out = nn.RNN(4, 3).double(), nn.Linear(3, 3).double()
+
+    def forward(self, packed):
+        return self.out(self.rnn(packed)[1][-1])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A batch of a class of the user's own."""
+
+    x: Tensor
+    y: Tensor
+    note: str = ""
+
+
+UNEVEN = [drawn(length, 4) for length in (5, 3, 2, 6, 4, 1, 3)]
 SEQUENCES, SHARED = drawn(6, SAMPLES, 4), 3 * drawn(SAMPLES, SAMPLES)
 TOKENS = drawn(SAMPLES, SAMPLES, 4)
 IMAGES = [drawn(1, 3 + i % 3, 4) for i in range(SAMPLES)]
@@ -306,6 +329,17 @@ FORMS = {
         lambda a, b: {"x": TOKENS[a:b], "mask": SHARED, "labels": Y[a:b]},
         plain(lambda net, a, b: net(TOKENS[a:b], SHARED)),
         {"batch_dim": {"mask": None}},
+    ),
+    "packed sequences": Case(
+        OfPacked,
+        lambda a, b: (pack_sequence(UNEVEN[a:b], enforce_sorted=False), Y[a:b]),
+        plain(lambda net, a, b: net(pack_sequence(UNEVEN[a:b], enforce_sorted=False))),
+    ),
+    "a dataclass": Case(
+        mlp,
+        lambda a, b: Sample(X[a:b], Y[a:b]),
+        summed(CE, Y),
+        {"closure": lambda model, batch: F.cross_entropy(model(batch.x), batch.y)},
     ),
     "lists of samples": Case(
         Detector,

@@ -95,6 +95,29 @@ def test_graphs_that_fit_are_kept_for_the_second_sweep():
     assert set(counts) - {4, 8}, "some kept, some not"
 
 
+class Places(nn.Module):
+    """Looks its positions up in a buffer, which the graph of its gradient then holds."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("places", torch.arange(5))
+        self.embed, self.mix, self.out = nn.Embedding(5, 4), nn.Linear(4, 64), nn.Linear(64, 3)
+        self.double()
+
+    def forward(self, x):
+        return self.out((self.mix(x) + self.mix(self.embed(self.places))).tanh().mean(1))
+
+
+def test_buffers_that_kept_graphs_hold_are_not_written():
+    model = Places()
+    data = [(torch.randn(n, 5, 4, dtype=torch.float64), torch.arange(n) % 3) for n in (3, 1, 4)]
+    expected = fp.flow(model, data)
+    found = fp.flow(model, data, max_memory="1GB")
+    oracles.assert_named_close(found.g, expected.g)
+    oracles.assert_named_close(found.Hg, expected.Hg)
+
+
 def test_where_everything_fits_one_sample_is_tried_once():
     """More runs are made only where a budget might not do."""
     seen, model = [], wide_net()

@@ -78,6 +78,7 @@ MEANT_FOR_OTHERS = {
     "one number each": (torch.zeros(6), "the targets are torch.float32 of shape .6,., the logits of shape .6, 3."),
     "several labels": ((torch.linspace(-1, 1, 18).view(6, 3) > 0).float(), "negative or do not sum to 1"),
     "several labels as integers": (torch.ones(6, 3, dtype=torch.long), "whole numbers, several a sample"),
+    "indices in a column": (torch.zeros(6, 1, dtype=torch.long), r"indices of shape \(6,\) go with them"),
     "int32": (torch.zeros(6, dtype=torch.int32), "the targets are torch.int32: make indices torch.long"),
     "no tensor": ([0] * 6, "the target is a list of 6"),
 }

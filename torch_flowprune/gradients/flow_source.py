@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from torch_flowprune.gradients.batches import Reduction, Resources, check_reduction, in_bytes
@@ -23,6 +23,7 @@ from torch_flowprune.inputs import (
     check_batch_dim,
     check_batch_size,
     check_mode,
+    example_for,
     users_level,
     whole_number,
 )
@@ -123,6 +124,10 @@ class FlowSource:
             return "as batch_size= says"
         axis = "the first axis" if self.batch_dim == 0 else "batch_dim="
         return f"along {axis}, or in lists"
+
+    def example(self, model: nn.Module) -> Any:
+        """Inputs to show the model's shapes with: those given, or what the loss calls it with on the first batch."""
+        return example_for(model, self.objective, self.data, self.example_inputs)
 
     @cached_property
     def objective(self) -> Objective:

@@ -29,7 +29,6 @@ from torch_flowprune.inputs import (
     as_batches,
     check_keywords,
     check_readable_again,
-    example_of,
     gradients_under_masks,
     settle,
     untouched,
@@ -253,8 +252,7 @@ def _flow_in_shards(
             target.parameter.requires_grad_(True)
         if "gR" in wanted:
             settle(model, "eval")  # the objective has no batch to take statistics of
-            example = example_of(source.data, source.example_inputs, next(model.parameters()).device)
-            point = replace(point, gR=synaptic_gradient(model, targets, point.theta, example))
+            point = replace(point, gR=synaptic_gradient(model, targets, point.theta, source.example(model)))
             settle(model, source.mode)
             rewind()  # the example may have drawn from the loader, whose order both sweeps share
         if wanted - {"gR"}:

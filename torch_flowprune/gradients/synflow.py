@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 from torch.overrides import TorchFunctionMode
 
 from torch_flowprune.gradients.operators import Bilinear, Gradients, convolution_of, sound_norms
-from torch_flowprune.inputs import Target, arguments, clear, logits_of
+from torch_flowprune.inputs import Target, arguments, clear, mapped, summed_outputs
 from torch_flowprune.torch_internals import keep_where_positive
 
 
@@ -35,14 +36,14 @@ def synaptic_gradient(
     }
     try:
         with sound_norms(device), _MaskedAlready(masked):
-            output = _flowed_through(model, state, arguments(model, _ones(inputs, device)))
+            output = _output_on_ones(model, state, inputs, device)
     except RuntimeError as error:
         if "dtype" not in str(error):
             raise
         raise RuntimeError(
             f"synflow runs the model in float64, and something in it is fixed to another dtype: {error}"
         ) from error
-    total = logits_of(output[0] if isinstance(output, (tuple, list)) else output).sum()
+    total = torch.stack([tensor.sum() for tensor in summed_outputs(output)]).sum()
     if not total.isfinite():
         raise ValueError(
             f"the synaptic-flow objective is {total.item()} in float64: the network is too deep or its weights too "
@@ -53,6 +54,16 @@ def synaptic_gradient(
         name: _gradient_of(target, value, grad)
         for (name, target), value, grad in zip(targets.items(), wrt, grads, strict=True)
     }
+
+
+def _output_on_ones(model: nn.Module, state: dict[str, Tensor], inputs: Any, device: torch.device) -> Any:
+    """Of one sample; of all, with their indices, where the model knows no samples (the nodes and edges of a graph)."""
+    try:
+        return _flowed_through(model, state, arguments(model, _ones(inputs, device)))
+    except (IndexError, RuntimeError):
+        with suppress(IndexError, RuntimeError):
+            return _flowed_through(model, state, arguments(model, _all_ones(inputs, device)))
+        raise
 
 
 def _flowed_through(model: nn.Module, state: dict[str, Tensor], call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
@@ -118,15 +129,25 @@ def _absolute_state(model: nn.Module, theta: Mapping[int, Tensor]) -> dict[str, 
 
 
 def _ones(inputs: Any, device: torch.device) -> Any:
-    if isinstance(inputs, Mapping):
-        return {key: _ones(value, device) for key, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        ones = [_ones(value, device) for value in inputs]
-        return ones if isinstance(inputs, list) else tuple(ones)
-    if isinstance(inputs, Tensor):
-        dtype = torch.float64 if inputs.is_floating_point() else inputs.dtype
-        return torch.ones(1, *inputs.shape[1:], dtype=dtype, device=device)
-    return inputs
+    """One sample of the inputs' form."""
+
+    def of(leaf: Any) -> Any:
+        if isinstance(leaf, PackedSequence):
+            return pack_sequence([torch.ones_like(unpack_sequence(leaf)[0], dtype=torch.float64, device=device)])
+        dtype = torch.float64 if leaf.is_floating_point() else leaf.dtype
+        return torch.ones(1, *leaf.shape[1:], dtype=dtype, device=device)
+
+    return mapped(of, inputs)
+
+
+def _all_ones(inputs: Any, device: torch.device) -> Any:
+    """The inputs with all their samples, and 1 for all numbers but indices."""
+
+    def of(leaf: Any) -> Any:
+        is_numbers = isinstance(leaf, Tensor) and not leaf.is_nested and leaf.is_floating_point()
+        return torch.ones_like(leaf, dtype=torch.float64, device=device) if is_numbers else leaf.to(device)
+
+    return mapped(of, inputs)
 
 
 # Convolutions of a float64 network in float32, in which alone a CPU has fast ones: powers of two keep them in its

@@ -16,7 +16,6 @@ from torch_flowprune.inputs import (
     Pair,
     Pattern,
     Ranks,
-    example_of,
     holds_modules,
     parameters_of,
     prunable,
@@ -107,8 +106,7 @@ class PrunableUnits:
                 "batch: pass example_inputs= or coupling="
             )
         with untouched(model, source.data):
-            example = example_of(source.data, source.example_inputs, next(model.parameters()).device)
-            return replace(self, coupling=couple(model, example))
+            return replace(self, coupling=couple(model, source.example(model)))
 
     def of(self, model: nn.Module, source: FlowSource, *, shards: bool = False) -> Candidates:
         """By name: the units of each parameter, or coupled channels, which an example input or a coupling shows.
@@ -146,7 +144,6 @@ def _alike_in_class(model: nn.Module, source: FlowSource, coupling: Coupling) ->
                 "uniform=True tries smaller sizes on an example input, and there is none: pass example_inputs="
             )
         with untouched(model, source.data):
-            example = example_of(source.data, source.example_inputs, next(model.parameters()).device)
-            return uniform_sizes(model, coupling, example, names)
+            return uniform_sizes(model, coupling, source.example(model), names)
 
     return lambda names: found(tuple(names))

@@ -7,6 +7,7 @@ from torch_flowprune.gradients.batches.loss_of_halves import warn_unless_mean
 from torch_flowprune.gradients.batches.loss_weights import LossWeights, Reduction, check_reduction
 from torch_flowprune.gradients.batches.memory_budget import Resources, in_bytes
 from torch_flowprune.gradients.batches.microbatches import Graphs, MicroBatches, check_runs_alone
+from torch_flowprune.gradients.batches.parts_that_run import parts_that_run
 from torch_flowprune.gradients.batches.same_data import check_same_count, check_same_losses, check_sample_losses
 from torch_flowprune.gradients.batches.weighted_sums import (
     add_weighted,
@@ -46,6 +47,7 @@ __all__ = [
     "length_of",
     "no_hidden_blocks",
     "over_ranks",
+    "parts_that_run",
     "scale",
     "standard_error",
     "taken",

@@ -141,9 +141,12 @@ def _language_model(model: nn.Module, batch: Mapping[str, Any]) -> Callable[[Bat
     with untouched(model), torch.no_grad():
         output = call(model, batch)
     own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    logits = logits_of(output)
     if own is None:
         return _at_each  # by the default
+    try:
+        logits = logits_of(output)
+    except TypeError:  # one of several heads, whose losses are added up
+        return None
     if logits.shape[:2] != labels.shape:
         return None
     here, after = _token_loss(logits, labels), _token_loss(logits[:, :-1], labels[:, 1:])

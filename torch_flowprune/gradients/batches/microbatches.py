@@ -11,6 +11,7 @@ import torch
 from torch_flowprune.gradients.batches.batch_derivatives import Derivatives, Grads
 from torch_flowprune.gradients.batches.loss_of_halves import difference_of_halves
 from torch_flowprune.gradients.batches.memory_budget import Cost, bounded, measured, readable
+from torch_flowprune.gradients.batches.parts_that_run import parts_that_run
 from torch_flowprune.gradients.operators import twice_differentiable
 from torch_flowprune.inputs import Batch, first, parts, shapes, spread_out, untouched, wide_type
 from torch_flowprune.torch_internals import AnyBatchNorm
@@ -86,7 +87,7 @@ class MicroBatches:
             self.costs = {key: self._cost(measured, *few) for key, few in self._few.items()}
 
     def _cost(self, how: Callable[..., tuple[Cost, Cost]], batch: Batch, size: int) -> tuple[Cost, Cost]:
-        with untouched(self.derivatives.model, mode=self.derivatives.mode):
+        with untouched(self.derivatives.model, mode=self.derivatives.mode), parts_that_run():
             return how(lambda count: self._work(first(batch, size, count, self.along), count), size)
 
     def _work(self, batch: Batch, size: int) -> Grads:

@@ -104,7 +104,8 @@ def finite_mean_loss(losses: list[Tensor], weights: Sequence[float]) -> float:
         if not abs(value) < float("inf"):
             raise ValueError(
                 f"the loss of batch {index} is {value}: scores would mean nothing (check the data, or try "
-                "mode='train' on an untrained model)"
+                "mode='train' on an untrained model; where it has nothing to take a mean over, reduction= with a "
+                "function that gives 0 for it)"
             )
     return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 

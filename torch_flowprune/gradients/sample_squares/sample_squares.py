@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_flowprune.gradients.batches import Derivatives, Grads, add_weighted_squares, zero_sums
+from torch_flowprune.gradients.batches import Derivatives, Grads, add_weighted_squares, parts_that_run, zero_sums
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.sample_squares.squared_sums import SquaredSums
 from torch_flowprune.gradients.sample_squares.tapped_operators import INNER
@@ -146,7 +146,8 @@ class SampleSquares:
         losses, into = [], [total[number] for number in sorted(numbers)]
         for sample in samples(batch, size, self.batch_dim):
             if weight := self.derivatives.weight(sample, 1):
-                loss = self.derivatives.loss(sample, 1)
+                with parts_that_run() if size > 1 else nullcontext():
+                    loss = self.derivatives.loss(sample, 1)
                 gradients = self.derivatives.gradient(loss, among=numbers)
                 add_weighted_squares(into, [gradients[number] for number in sorted(numbers)], weight)
                 losses.append(loss.detach().double() * weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ from torch_flowprune.gradients.batches import (
     finite_mean_loss,
     length_of,
     over_ranks,
+    parts_that_run,
     scale,
     warn_unless_mean,
 )
@@ -117,7 +119,8 @@ class HalvedSweeps(Products):
             portion = portions[self.places[index]]
             portion.samples += size
             if parts := micro.of(batch, size):
-                portion.losses.append(self._gradient(portion.sums, (batch, size), parts, micro, None))
+                with parts_that_run() if self.single and index else nullcontext():
+                    portion.losses.append(self._gradient(portion.sums, (batch, size), parts, micro, None))
                 portion.weights.append(self.derivatives.weight(batch, size))
                 self.losses.append(portion.losses[-1])
                 weights.append(portion.weights[-1])

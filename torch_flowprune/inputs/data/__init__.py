@@ -16,17 +16,16 @@ from torch_flowprune.inputs.data.batch_sizes import (
     spread_out,
 )
 from torch_flowprune.inputs.data.batches import (
-    Batch,
     OneBatch,
     as_batches,
     check_readable_again,
     class_balanced,
-    example_of,
     in_dtype,
     inputs_of,
-    tensors_in,
 )
-from torch_flowprune.inputs.data.objective import Closure, Loss, Objective, answer, logits_of
+from torch_flowprune.inputs.data.containers import Batch, mapped, tensors_in
+from torch_flowprune.inputs.data.examples import example_for, example_of
+from torch_flowprune.inputs.data.objective import Closure, Loss, Objective, answer, logits_of, summed_outputs
 
 __all__ = [
     "Batch",
@@ -44,6 +43,7 @@ __all__ = [
     "check_batch_size",
     "check_readable_again",
     "class_balanced",
+    "example_for",
     "example_of",
     "first",
     "first_axis",
@@ -52,11 +52,13 @@ __all__ = [
     "in_two",
     "inputs_of",
     "logits_of",
+    "mapped",
     "parts",
     "samples",
     "shapes",
     "sized",
     "spread_out",
+    "summed_outputs",
     "takes",
     "tensors_in",
     "without_cache",

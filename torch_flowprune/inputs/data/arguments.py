@@ -21,13 +21,32 @@ def call(model: nn.Module, inputs: Any) -> Any:
 def arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs as the arguments and keywords of a call.
 
-    A tuple is spread over the arguments. A list is one argument, as detectors take it, unless the forward needs several
-    (a ``DataLoader`` makes lists of a dataset's tuples). Of a mapping the model gets what its signature takes.
+    A tuple is spread over the arguments. A list is one argument, as detectors take it, and so is a tuple of a class of
+    its own, unless the forward needs several (a ``DataLoader`` makes lists of a dataset's tuples). Of a mapping the
+    model gets what its signature takes.
     """
     if isinstance(inputs, Mapping):
         return (), _taken(model, inputs)
-    spread = isinstance(inputs, tuple) or (isinstance(inputs, list) and _needs_several(model))
-    return (tuple(inputs) if spread else (inputs,)), {}
+    if type(inputs) is tuple or (isinstance(inputs, (tuple, list)) and _needs_several(model)):
+        _check_takes(model, inputs)
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def _check_takes(model: nn.Module, inputs: Sequence[Any]) -> None:
+    """An error for more or fewer parts of a batch than the model has arguments."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*inputs)
+    except TypeError as error:
+        raise ValueError(
+            f"the model is called with the {len(inputs)} parts of a batch's inputs, and takes "
+            f"({', '.join(signature.parameters)}): give batches of (inputs, target), with the inputs in a tuple where "
+            "the model takes several, or pass closure=, or example_inputs= where only these are run"
+        ) from error
 
 
 def _taken(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from torch_flowprune.inputs.data.batches import Batch, like
+from torch_flowprune.inputs.data.containers import Batch, held, refilled
+from torch_flowprune.inputs.data.ragged import is_ragged, number_in
 
 BatchDim: TypeAlias = Any
 """An axis, None for what all samples share, or these nested as the batch is: as the ``in_dims`` of ``torch.vmap``."""
@@ -35,44 +36,47 @@ class Along:
     along: BatchDim
 
 
-def axes_of(part: Along) -> Iterator[tuple[Tensor, int]]:
-    """The tensors that samples lie in, each with the axis: the first, where it has not as many as were told."""
-    if isinstance(part.value, Tensor):
+def axes_of(part: Along) -> Iterator[tuple[Any, int]]:
+    """The leaves that samples lie in, each with the axis: the first, where it has not as many as were told."""
+    if is_ragged(part.value):
+        if part.along is not None:
+            yield part.value, 0
+    elif isinstance(part.value, Tensor):
         if part.value.dim() and isinstance(part.along, int):
             yield part.value, part.along if part.along < part.value.dim() else 0
-    elif isinstance(part.value, (Mapping, tuple, list)):
+    else:
         for inner in below(part):
             yield from axes_of(inner)
 
 
+def length(leaf: Any, axis: int) -> int:
+    """How many samples may lie along an axis."""
+    return number_in(leaf) if is_ragged(leaf) else int(leaf.shape[axis])
+
+
 def below(part: Along) -> Iterator[Along]:
-    """What a container holds, and where samples lie in each.
+    """What a container holds, and where samples lie in each; nothing of what is none.
 
     Raises:
         ValueError: where the two are nested in different ways.
     """
-    value, along = part.value, part.along
-    if isinstance(value, Mapping):
-        of_keys = isinstance(along, Mapping)
-        yield from (Along(inner, along.get(key, 0) if of_keys else along) for key, inner in value.items())
-        return
+    along, parts = part.along, held(part.value) or {}
+    listed = isinstance(part.value, (tuple, list))
     nested = isinstance(along, (tuple, list))
-    if isinstance(along, Mapping) or (nested and len(along) != len(value)):
+    if (listed and isinstance(along, Mapping)) or (nested and not (listed and len(along) == len(parts)) and parts):
         raise ValueError(
-            f"batch_dim={along!r} should be nested as the batch is, which has a {type(value).__name__} of {len(value)} "
-            "parts there"
+            f"batch_dim={along!r} should be nested as the batch is, which has a {type(part.value).__name__} of "
+            f"{len(parts)} parts there"
         )
-    yield from (Along(inner, along[i] if nested else along) for i, inner in enumerate(value))
+    for key, inner in parts.items():
+        yield Along(inner, along.get(key, 0) if isinstance(along, Mapping) else along[key] if nested else along)
 
 
 def mapped_along(function: Callable[[Any, BatchDim], Any], part: Along, is_leaf: Callable[[object], bool]) -> Batch:
     """A batch of the same form with ``function`` of each leaf and of where samples lie in it."""
-    value = part.value
-    if is_leaf(value):
-        return function(value, part.along)
-    if not isinstance(value, (Mapping, tuple, list)):
-        return value
+    if is_leaf(part.value):
+        return function(part.value, part.along)
+    if (parts := held(part.value)) is None:
+        return part.value
     inner = [mapped_along(function, one, is_leaf) for one in below(part)]
-    if isinstance(value, Mapping):
-        return like(value, dict(zip(value, inner, strict=True)))
-    return type(value)(*inner) if hasattr(value, "_fields") else type(value)(inner)
+    return refilled(part.value, dict(zip(parts, inner, strict=True)))

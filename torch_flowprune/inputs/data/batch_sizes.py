@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
+from numbers import Number
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from torch_flowprune.inputs.data.batch_axes import Along, BatchDim, axes_of, below, mapped_along
-from torch_flowprune.inputs.data.batches import Batch, inputs_of, mapped, target_key, tensors_in
+from torch_flowprune.inputs.data.batch_axes import Along, BatchDim, axes_of, below, length, mapped_along
+from torch_flowprune.inputs.data.batches import inputs_of, target_key
+from torch_flowprune.inputs.data.containers import Batch, held, is_leaf, leaves_in, on_device, tensors_in
+from torch_flowprune.inputs.data.ragged import is_ragged, some_of
 
 BatchSize: TypeAlias = int | Callable[[Batch], int]
+_OF_TENSORS = "samples are counted in tensors, dicts, tuples, lists and dataclasses of them; for anything else "
 
 
 def check_batch_size(batch_size: object) -> None:
@@ -46,9 +50,18 @@ def size_of(batch: Batch, told: BatchSize | None = None, along: BatchDim = 0) ->
         "" if target.value is None else f", {_shown(of_target)} in the target"
     )
     raise ValueError(
-        f"how many samples a batch has cannot be told: {seen}; pass batch_size=, a number or a function of the batch, "
-        "or batch_dim=, the axis that samples lie along"
+        f"how many samples a batch has cannot be told: {seen}; {_what_is_meant(batch)}pass batch_size=, a number or a "
+        "function of the batch, or batch_dim=, the axis that samples lie along"
     )
+
+
+def _what_is_meant(batch: Batch) -> str:
+    """What may be meant, where no axis of any samples is there."""
+    leaves, target = list(leaves_in(batch)), in_two(batch)[1]
+    if target is not None and not any(is_ragged(leaf) or leaf.dim() for leaf in leaves_in(target)):
+        single = isinstance(target, (Tensor, Number))
+        return "if this is a single sample, wrap the data in a DataLoader; else " if single and leaves else _OF_TENSORS
+    return "" if leaves else _OF_TENSORS
 
 
 def first_axis(batch: Batch) -> int:
@@ -61,7 +74,7 @@ def in_two(batch: Batch) -> tuple[Any, Any]:
     if isinstance(batch, Mapping):
         key = target_key(batch)
         return (batch, None) if key is None else (inputs_of(batch), batch[key])
-    if isinstance(batch, (tuple, list)):
+    if isinstance(batch, (tuple, list)) and not is_leaf(batch):
         return (batch[0], batch[1]) if len(batch) == 2 else (tuple(batch), None)
     return batch, None
 
@@ -83,7 +96,7 @@ def _readings(part: Along, *, every: bool = False) -> set[int]:
     That is the first tensor's, as others may be of another form (a mask that all samples share); with ``every`` all
     have to agree, and those of a list in any case.
     """
-    lengths = [tensor.shape[axis] for tensor, axis in axes_of(part)]
+    lengths = [length(leaf, axis) for leaf, axis in axes_of(part)]
     agreed = set(lengths if every or isinstance(part.value, list) else lengths[:1])
     found = agreed if len(agreed) == 1 else set()
     return found | {len(part.value)} if isinstance(part.value, list) and part.along == 0 else found
@@ -109,7 +122,7 @@ def sized(
         if remaining is not None and size > remaining:
             batch, size = _cut(batch, size, slice(0, remaining), along), remaining  # noqa: PLW2901 - the rest of the loop sees the part
         remaining = None if remaining is None else remaining - size
-        yield mapped(lambda tensor: tensor.to(device, non_blocking=True), batch), size
+        yield on_device(batch, device), size
 
 
 def parts(batch: Batch, size: int, most: int, along: BatchDim = 0) -> Iterator[tuple[Batch, int]]:
@@ -161,33 +174,43 @@ def _cut(batch: Batch, size: int, piece: slice, along: BatchDim = 0) -> Batch:
     """
     in_lists = False
     for part in _in_two_along(batch, along):
-        if isinstance(part.value, list) or any(tensor.dim() for tensor in tensors_in(part.value)):
+        if isinstance(part.value, list) or any(is_ragged(leaf) or leaf.dim() for leaf in leaves_in(part.value)):
             _check_can_cut(part, size)
             in_lists = in_lists or _is_samples(part.value, size)
+        elif part.along is not None and _is_opaque(part.value):
+            raise ValueError(_cut_of(size, f"a {type(part.value).__name__}, which nothing here can cut"))
 
-    def is_leaf(value: object) -> bool:
+    def is_whole(value: object) -> bool:
         listed = in_lists and value is not batch and isinstance(value, list) and len(value) == size
-        return listed or isinstance(value, Tensor)
+        return listed or is_leaf(value)
 
     def cut(value: Any, own: BatchDim) -> Any:
         if isinstance(value, list):
             return value[piece]
         axis = next((axis for _, axis in axes_of(Along(value, own))), None)
-        if axis is None or value.shape[axis] != size:
+        if axis is None or length(value, axis) != size:
             return value
-        return value[(slice(None),) * axis + (piece,)]
+        return some_of(value, piece) if is_ragged(value) else value[(slice(None),) * axis + (piece,)]
 
-    return mapped_along(cut, Along(batch, along), is_leaf)
+    return mapped_along(cut, Along(batch, along), is_whole)
 
 
 def _check_can_cut(part: Along, size: int) -> None:
     if part.along is not None and size not in _readings(part):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in list(tensors_in(part.value))[:3])
-        raise ValueError(
-            "max_samples=, max_memory=, halves and squares of sample gradients cut a batch, which should have its "
-            f"{size} samples along the first axis of inputs and target, or along batch_dim=, or in lists; got tensors "
-            f"of shape {shapes}"
-        )
+        raise ValueError(_cut_of(size, f"tensors of shape {shapes}"))
+
+
+def _cut_of(size: int, found: str) -> str:
+    return (
+        "max_samples=, max_memory=, halves and squares of sample gradients cut a batch, which should have its "
+        f"{size} samples along the first axis of inputs and target, or along batch_dim=, or in lists; got {found}"
+    )
+
+
+def _is_opaque(value: object) -> bool:
+    """Whether samples may be in it and cannot be told: an object of a class of the user's, a graph say."""
+    return value is not None and held(value) is None and not isinstance(value, (str, bytes, Number))
 
 
 def _is_samples(value: Any, size: int) -> bool:

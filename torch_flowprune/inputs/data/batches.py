@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from copy import copy
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import Dataset, Subset
 
-Batch: TypeAlias = Any
+from torch_flowprune.inputs.data.containers import Batch, is_leaf, mapped
 
 TARGET_KEYS = ("labels", "label", "targets", "target")
 
@@ -25,7 +25,7 @@ def check_readable_again(why: str, *data: object) -> None:
 def as_batches(data: object) -> Iterable[Batch]:
     """``data`` as something that yields batches.
 
-    A mapping, a tensor, or a tuple or list that holds a tensor is one batch.
+    A mapping, a dataclass, a tensor, or a tuple or list that holds a tensor is one batch.
 
     Raises:
         ValueError: for no data, and for a list of tensors that may be inputs and target as well as batches of inputs.
@@ -37,9 +37,11 @@ def as_batches(data: object) -> Iterable[Batch]:
         )
     if isinstance(data, list) and len(data) > 1 and all(isinstance(part, Tensor) for part in data):
         _check_told_apart(data)
-    if isinstance(data, (Tensor, Mapping)) or (
-        isinstance(data, (tuple, list)) and any(isinstance(part, Tensor) for part in data)
+    if isinstance(data, (Tensor, Mapping, PackedSequence)) or (
+        isinstance(data, (tuple, list)) and any(is_leaf(part) for part in data)
     ):
+        return [data]
+    if is_dataclass(data) and not isinstance(data, (type, Iterable)):
         return [data]
     if isinstance(data, Dataset) and not isinstance(data, torch.utils.data.IterableDataset):
         raise TypeError(
@@ -75,50 +77,16 @@ def _check_told_apart(tensors: list[Tensor]) -> None:
         )
 
 
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
-
-
-def mapped(function: Callable[[Any], Any], batch: Batch, is_leaf: Callable[[object], bool] = _is_tensor) -> Batch:
-    """A batch of the same form with ``function`` of each leaf: of each tensor, unless told otherwise."""
-    if is_leaf(batch):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        return like(batch, {key: mapped(function, value, is_leaf) for key, value in batch.items()})
-    if isinstance(batch, (tuple, list)):
-        values = [mapped(function, part, is_leaf) for part in batch]
-        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
-    return batch
-
-
-def like(batch: Mapping[str, Any], values: dict[str, Any]) -> Mapping[str, Any]:
-    """A mapping of the batch's own kind, a tokenizer's say, where that can be made."""
-    if type(batch) is dict or not isinstance(batch, MutableMapping):
-        return values
-    same = copy(batch)
-    same.update(values)
-    return same
-
-
 def in_dtype(batch: Batch, dtype: torch.dtype, *narrow: torch.dtype) -> Batch:
     """A batch whose tensors of the narrow dtypes are of this one."""
-    return mapped(lambda tensor: tensor.to(dtype) if tensor.dtype in narrow else tensor, batch)
-
-
-def tensors_in(batch: Batch) -> Iterator[Tensor]:
-    """Every tensor of a batch, in order."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, (Mapping, tuple, list)):
-        for part in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from tensors_in(part)
+    return mapped(lambda leaf: leaf.to(dtype) if leaf.data.dtype in narrow else leaf, batch)
 
 
 def inputs_of(batch: Batch) -> Any:
     """What of a batch the model is called with: all but the target, which is the second of two."""
     if isinstance(batch, Mapping):
         return {key: value for key, value in batch.items() if key not in TARGET_KEYS}
-    if isinstance(batch, (tuple, list)):
+    if isinstance(batch, (tuple, list)) and not is_leaf(batch):
         return batch[0] if len(batch) in (1, 2) else tuple(batch)
     return batch
 
@@ -126,22 +94,6 @@ def inputs_of(batch: Batch) -> Any:
 def target_key(batch: Mapping[str, Any]) -> str | None:
     """The key that a dict batch has its target under."""
     return next((key for key in TARGET_KEYS if key in batch), None)
-
-
-def example_of(data: object, example_inputs: Any, device: torch.device) -> Any:
-    """Inputs to show the model's shapes with, on ``device``: those given, or the first batch's.
-
-    Raises:
-        ValueError: where there are none.
-    """
-    if example_inputs is None:
-        if data is None:
-            raise ValueError(
-                "an example input is needed, and there is no data: pass example_inputs=, e.g. torch.ones(2, 3, 224, "
-                "224)"
-            )
-        example_inputs = inputs_of(next(iter(as_batches(data))))
-    return mapped(lambda tensor: tensor.to(device), example_inputs)
 
 
 def class_balanced(

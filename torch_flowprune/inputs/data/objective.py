@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torch_flowprune.inputs.data.arguments import call, takes
-from torch_flowprune.inputs.data.batches import TARGET_KEYS, Batch, inputs_of, target_key
+from torch_flowprune.inputs.data.batches import TARGET_KEYS, inputs_of, target_key
+from torch_flowprune.inputs.data.containers import Batch, tensors_in
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 Closure: TypeAlias = Callable[[nn.Module, Batch], Tensor]
@@ -64,8 +65,7 @@ class Objective:
         """The loss as a 0-d tensor, with or without a gradient."""
         value = self.closure(model, batch) if self.closure else self._value(model, batch)
         if not isinstance(value, Tensor) or value.numel() != 1:
-            kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"the loss should be one number, got {kind}; use reduction='mean' in it")
+            raise ValueError(f"the loss should be one number, got {_not_a_number(value)}")
         return value.reshape(())
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
@@ -134,6 +134,15 @@ def answer(model: nn.Module, batch: Batch) -> tuple[Any, Any]:
     return logits_of(call(model, batch[0])), batch[1]
 
 
+def _not_a_number(value: object) -> str:
+    """What it is, and how to make one of it."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}; use reduction='mean' in it"
+    if isinstance(value, Mapping):
+        return f"a dict of {', '.join(map(str, value))}; add them up in a closure: sum(losses.values())"
+    return f"{_describe(value)}; return the tensor that you call backward() on"
+
+
 def _own_loss(output: Any) -> Tensor | None:
     own: Tensor | None = getattr(output, "loss", None)
     return output.get("loss") if own is None and isinstance(output, Mapping) else own
@@ -164,16 +173,26 @@ def _no_classes(logits: Tensor, target: Any) -> str | None:
     """What makes targets no classes, with the way out."""
     other = "pass loss=, such as torch.nn.functional.mse_loss or binary_cross_entropy_with_logits"
     if not isinstance(target, Tensor):
-        return f"the target is {_describe(target)}; {other}, or closure="
+        return f"the target is {_describe(target)}: make it a tensor, or {other}, or closure="
     classes = min(1, logits.dim() - 1)
     if logits.dim() == 0 or logits.shape[classes] == 1:
         return f"the model gives one number a sample (shape {tuple(logits.shape)}); {other}"
     if target.is_floating_point():
         return _no_probabilities(logits, target, classes, other)
+    return _no_indices(logits, target, classes, other)
+
+
+def _no_indices(logits: Tensor, target: Tensor, classes: int, other: str) -> str | None:
     if target.shape == logits.shape and target.dim() > 1:
         return f"the targets are whole numbers, several a sample (shape {tuple(target.shape)}); {other}"
     if target.dtype is not torch.long:
         return f"the targets are {target.dtype}: make indices torch.long, or {other}"
+    places = logits.shape[:classes] + logits.shape[classes + 1 :]
+    if target.shape != places:
+        return (
+            f"the indices are of shape {tuple(target.shape)}, the logits of {tuple(logits.shape)}: indices of shape "
+            f"{tuple(places)} go with them (target.squeeze(-1), logits.flatten(0, 1) in a loss of your own); {other}"
+        )
     return None
 
 
@@ -210,6 +229,14 @@ def logits_of(output: Any) -> Tensor:
         f"the model returned {_describe(output)}, not logits: pass loss= a function of your own, which gets it as it "
         "is, or closure=lambda model, batch: ... that returns the loss"
     )
+
+
+def summed_outputs(output: Any) -> list[Tensor]:
+    """All tensors of numbers that a model's output consists of: its logits alone, where it tells them."""
+    try:
+        return [logits_of(output)]
+    except TypeError:
+        return [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
 
 
 def _describe(value: object) -> str:

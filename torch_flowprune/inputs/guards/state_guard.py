@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ def untouched(
     """
     check_mode(mode)
     beside = modules_beside(model, functions)
-    draw_again, own, others = randomness(model, data), _buffers(model.modules()), _buffers(beside, sparing=True)
+    draw_again, own, others = randomness(model, data), _buffers(model.modules()), _buffers(beside)
 
     def fill_again() -> None:
         own()
@@ -135,8 +135,8 @@ def _parameters(model: nn.Module) -> Restore:
     return restore
 
 
-def _buffers(modules: Iterable[nn.Module], *, sparing: bool = False) -> Restore:
-    """``sparing``: what is as it was is not written, as kept graphs may read it (the class weights of a loss)."""
+def _buffers(modules: Iterable[nn.Module]) -> Restore:
+    """What is as it was is not written, as kept graphs may read it (positions, the class weights of a loss)."""
     kept = [
         (module, [(key, buffer, _copied_buffer(module, key, buffer)) for key, buffer in module._buffers.items()])
         for module in modules
@@ -150,14 +150,16 @@ def _buffers(modules: Iterable[nn.Module], *, sparing: bool = False) -> Restore:
         with torch.no_grad():
             for _, buffers in kept:
                 for _, buffer, value in buffers:
-                    if buffer is not None and value is not None and not (sparing and _is_as_kept(buffer, value)):
+                    if buffer is not None and value is not None and not _is_as_kept(buffer, value):
                         _apart(buffer).copy_(value)
 
     return restore
 
 
 def _is_as_kept(buffer: torch.Tensor, value: torch.Tensor) -> bool:
-    return torch.equal(_apart(buffer), value)
+    with suppress(RuntimeError):  # sparse, or without values: written
+        return torch.equal(_apart(buffer), value)
+    return False
 
 
 def _copied_buffer(module: nn.Module, key: str, buffer: torch.Tensor | None) -> torch.Tensor | None:

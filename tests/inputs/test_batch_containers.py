@@ -1,0 +1,270 @@
+"""What batches come in besides tensors, and what is said of those that cannot be counted, moved or cut."""
+
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import oracles
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_sequence
+
+import torch_flowprune as fp
+
+X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double(), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+class Graph:
+    """As graph libraries have them: of a class of its own, moved by its own method."""
+
+    def __init__(self, x, y):
+        self.x, self.y, self.device = x, y, None
+
+    def to(self, device):
+        self.device = device
+        return self
+
+
+def of_graph(model, graph):
+    assert graph.device == torch.device("cpu")
+    return F.cross_entropy(model(graph.x), graph.y)
+
+
+GRAPHS = [Graph(X[:4], Y[:4]), Graph(X[4:], Y[4:])]
+COUNTED = {"closure": of_graph, "batch_size": lambda graph: len(graph.y)}
+
+
+def test_objects_are_moved_by_their_own_method_and_counted_as_told():
+    model = mlp()
+    found = fp.flow(model, GRAPHS, **COUNTED)
+    expected = oracles.dense(model, [(X, Y)])
+    assert found.samples == 6
+    oracles.assert_named_close(found.g, expected.g)
+    oracles.assert_named_close(found.Hg, expected.Hg)
+
+
+@pytest.mark.parametrize(
+    "words", [{"needs": ("g2_sample",)}, {"max_samples": 3}, {"max_memory": 2_000}], ids=lambda words: next(iter(words))
+)
+def test_what_cannot_be_cut_is_not_counted_whole_for_each_part(words):
+    with pytest.raises(ValueError, match="got a Graph, which nothing here can cut"):
+        fp.flow(mlp(), GRAPHS, **COUNTED, **words)
+
+
+def test_one_dataclass_is_a_batch():
+    @dataclass
+    class Both:
+        x: torch.Tensor
+        y: torch.Tensor
+
+    model = mlp()
+    found = fp.flow(model, Both(X, Y), closure=lambda net, batch: F.cross_entropy(net(batch.x), batch.y), needs=("g",))
+    oracles.assert_named_close(found.g, oracles.dense(model, [(X, Y)]).g)
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+class OfPair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, pair):
+        return self.net(pair.first + pair.second)
+
+
+class OfTwo(OfPair):
+    def forward(self, first, second):
+        return self.net(first + second)
+
+
+@pytest.mark.parametrize("kind", [OfPair, OfTwo])
+def test_a_named_tuple_is_one_argument_unless_the_model_takes_several(kind):
+    model = kind()
+    found = fp.flow(model, [(Pair(X, X), Y)], needs=("g",))
+    expected = oracles.dense(model.net, [(2 * X, Y)]).g
+    oracles.assert_named_close({name.removeprefix("net."): value for name, value in found.g.items()}, expected)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=str)
+def test_samples_of_nested_tensors(layout):
+    class Means(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.head = nn.Linear(4, 5).double(), nn.Linear(5, 3).double()
+
+        def forward(self, sequences):
+            return self.head(torch.stack([one.tanh().mean(0) for one in self.embed(sequences).unbind()]))
+
+    def nested(a, b):
+        return torch.nested.nested_tensor([X[: 1 + i] for i in range(a, b)], layout=layout)
+
+    model = Means()
+    found = fp.flow(model, [(nested(0, 4), Y[:4]), (nested(4, 6), Y[4:])], needs=("g", "g2_sample"))
+    total = F.cross_entropy(model(nested(0, 6)), Y)
+    expected = dict(zip(found.g, torch.autograd.grad(total, list(model.parameters())), strict=True))
+    oracles.assert_named_close(found.g, expected)
+    squares = [
+        torch.autograd.grad(F.cross_entropy(model(nested(i, i + 1)), Y[i : i + 1]), list(model.parameters()))
+        for i in range(6)
+    ]
+    means = {name: torch.stack([s[k] ** 2 for s in squares]).mean(0) for k, name in enumerate(found.g)}
+    oracles.assert_named_close(found.g2_sample, means)
+
+
+def test_a_sorted_packed_sequence_stays_one_when_it_is_cut():
+    net = nn.RNN(4, 3).double()
+    packed = pack_sequence([X[:3], X[:2], X[:1]])
+    closure = lambda model, batch: model(batch[0])[1].square().mean()
+    found = fp.flow(net, [(packed, Y[:3])], closure=closure, needs=("g2_sample",))
+    assert found.samples == 3
+
+
+class Edges(nn.Module):
+    """Nodes are samples, and edges are shared by all of them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Linear(4, 5).double(), nn.Linear(5, 3).double()
+
+    def forward(self, nodes, edges):
+        hidden = self.embed(nodes).tanh()
+        return self.head(hidden.index_add(0, edges[1], hidden[edges[0]]))
+
+
+EDGES = torch.tensor([[0, 1, 2, 5], [1, 2, 3, 0]])
+
+
+def test_a_graph_that_is_cut_says_so():
+    data = [((X, EDGES), Y)]
+    for ask in (
+        lambda: fp.flow(Edges(), data, needs=("g2_sample",)),
+        lambda: fp.flow(Edges(), data, max_memory=4_000),
+        lambda: fp.diagnose(Edges(), data),
+    ):
+        with pytest.raises(ValueError, match=r"cut a batch, and on a part of it .* None in batch_dim="):
+            ask()
+
+
+def test_synflow_of_a_graph_keeps_its_edges():
+    model = Edges()
+    found = fp.scores(model, "synflow", [((X, EDGES), Y)])["embed.weight"]
+    absolute = Edges()
+    with torch.no_grad():
+        for p in absolute.parameters():
+            p.abs_()
+    absolute(torch.ones_like(X), EDGES).sum().backward()
+    assert torch.allclose(found, (absolute.embed.weight * absolute.embed.weight.grad).abs().view_as(found))
+
+
+HINTS = {
+    "single samples": ([(X[0], torch.tensor(1))], "if this is a single sample, wrap the data in a DataLoader"),
+    "arrays": ([(X.numpy(), Y.numpy())], "samples are counted in tensors"),
+    "more parts than arguments": ([(X, Y, Y)], r"is called with the 3 parts .* takes \(input\)"),
+}
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_other_forms_are_answered_with_a_way_out(name):
+    data, text = HINTS[name]
+    with pytest.raises(ValueError, match=text):
+        fp.scores(mlp(), "wanda", data)
+
+
+@dataclass
+class Noted:
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+CLOSURES = {
+    "three compared": ([(X, X + 1, -X)], lambda m, b: F.triplet_margin_loss(m(b[0]), m(b[1]), m(b[2]))),
+    "a dict of other names": ([{"obs": X, "act": Y}], lambda m, b: F.cross_entropy(m(b["obs"]), b["act"])),
+    "by keyword": ([{"obs": X, "act": Y}], lambda m, b: F.cross_entropy(m(input=b["obs"]), b["act"])),
+    "a dataclass": ([Noted(X, Y)], lambda m, b: F.cross_entropy(m(b.x), b.y)),
+}
+
+
+@pytest.mark.parametrize("name", CLOSURES)
+@pytest.mark.parametrize("words", [{"granularity": "channel"}, {"method": "synflow"}], ids=["channel", "synflow"])
+def test_examples_are_what_a_closure_calls_the_model_with(name, words):
+    data, closure = CLOSURES[name]
+    model, expected = mlp(), mlp()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fp.global_prune(model, data=data, closure=closure, sparsity=0.4, **words)
+    fp.global_prune(expected, example_inputs=X, sparsity=0.4, **words)
+    for name, mask in fp.masks(expected).items():
+        assert torch.equal(fp.masks(model)[name], mask)
+    assert not model._forward_pre_hooks
+
+
+def test_a_closure_that_calls_a_part_of_the_model_leaves_the_batch_as_the_example():
+    data = [(X, Y)]
+    closure = lambda m, b: F.cross_entropy(m[2](m[1](m[0](b[0]))), b[1])
+    report = fp.global_prune(mlp(), data=data, closure=closure, sparsity=0.4, granularity="channel")
+    assert report.sparsity == pytest.approx(0.4)
+
+
+class Decoder(nn.Module):
+    """Reads its target, as models of sequences do that are given the labels alone."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.mix, self.head = nn.Embedding(5, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+        self.double()
+
+    def forward(self, ids, labels=None, decoder_ids=None):
+        if labels is None and decoder_ids is None:
+            raise ValueError("one of labels and decoder_ids")
+        given = labels.roll(1, -1).clamp(min=0) if decoder_ids is None else decoder_ids
+        logits = self.head(self.mix(self.embed(ids).mean(1, keepdim=True) + self.embed(given)).relu())
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return {"loss": loss, "logits": logits}
+
+
+@pytest.mark.parametrize("words", [{"granularity": "channel"}, {"method": "synflow"}], ids=["channel", "synflow"])
+def test_a_decoder_that_reads_its_labels_has_them_in_the_example(words):
+    batch = {"ids": torch.randint(5, (4, 3)), "labels": torch.randint(5, (4, 2))}
+    report = fp.global_prune(Decoder(), data=[batch], sparsity=0.3, **words)
+    assert report.sparsity == pytest.approx(0.3, abs=0.05)
+
+
+class Heads(nn.Module):
+    """Of several outputs, none of which is called logits."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.starts, self.ends = (nn.Linear(4, 4).double() for _ in range(3))
+
+    def forward(self, x):
+        body = self.body(x)
+        return {"start_logits": self.starts(body), "end_logits": self.ends(body), "kept": None}
+
+
+def test_synflow_sums_all_outputs():
+    found = fp.scores(Heads(), "synflow", example_inputs=X)
+    absolute = Heads()
+    with torch.no_grad():
+        for p in absolute.parameters():
+            p.abs_()
+    outputs = absolute(torch.ones(1, 4).double())
+    (outputs["start_logits"].sum() + outputs["end_logits"].sum()).backward()
+    for name, scores in found.items():
+        weight = dict(absolute.named_parameters())[name]
+        assert torch.allclose(scores, (weight * weight.grad).abs().view_as(scores)), name
