@@ -87,6 +87,28 @@ def test_the_costs_are_those_of_what_is_left(name: str) -> None:
         assert report.left.flops == counter.get_total_flops()
 
 
+def test_beside_masks_a_branch_that_begins_at_zero_is_kept_too() -> None:
+    """Zeros that nobody masked are where a branch begins to learn, also in a model that has masks elsewhere."""
+    model, x = CASES["transformer"].model(), tokens()
+    with torch.no_grad():
+        for p in model.blocks[1].mlp.parameters():
+            p.zero_()
+    small = fp.shrink(masked_without(model, fp.couple(model, x), ["blocks.0.attn"]), x)
+    assert isinstance(small.blocks[0].attn, StandIn)
+    assert isinstance(small.blocks[1].mlp, nn.Sequential)
+
+
+def test_what_a_branch_divides_by_is_not_masked_and_counts_as_gone_with_it() -> None:
+    model, x = CASES["divided"].model(), tokens()
+    coupling = fp.couple(model, x)
+    assert all("fc2.weight" not in name for one in coupling.branches for name in one.masked)
+    scores = {one.name: torch.tensor([float(i)]) for i, one in enumerate(coupling.branches)}
+    report = fp.global_prune(model, sparsity=0.5, granularity="block", coupling=coupling, scores=scores)
+    first, second = report.layers
+    assert first.weights_pruned == first.weights == sum(p.numel() for p in model.blocks[0].parameters())
+    assert second.weights_pruned == 0
+
+
 def test_a_block_that_hands_on_what_it_is_given_is_an_identity() -> None:
     model, x = CASES["residual"].model(), images()
     small = fp.shrink(masked_without(model, fp.couple(model, x), ["blocks.0", "blocks.2"]), x)

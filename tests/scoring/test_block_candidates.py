@@ -46,6 +46,22 @@ def test_rounds_nest_and_nothing_collapses(recwarn: pytest.WarningsRecorder) -> 
     assert not [one for one in recwarn if issubclass(one.category, fp.LayerCollapseWarning)]
 
 
+def test_kinds_of_branches_give_up_equally_much() -> None:
+    """Attention and a perceptron are two linear layers each: what they run tells them apart."""
+    model, x = CASES["transformer"].model(), tokens()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.weight.mul_(1e-3), block.attn.proj.weight.mul_(1e-3)
+    raw, alike = (
+        gone(
+            fp.global_prune(copy.deepcopy(model), sparsity=0.5, granularity="block", example_inputs=x, allocation=word)
+        )
+        for word in ("global", "isomorphic")
+    )
+    assert raw == {"blocks.0.attn", "blocks.1.attn"}
+    assert sorted(name.rpartition(".")[2] for name in alike) == ["attn", "mlp"]
+
+
 def test_words_that_pick_and_hold() -> None:
     x = tokens()
     report = fp.global_prune(mixed(), sparsity=1.0, granularity="block", example_inputs=x, exclude="blocks.1.*")

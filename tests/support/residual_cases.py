@@ -129,6 +129,19 @@ class WrittenOut(Block):
         return x + self.gate() * self.proj((weights @ v).transpose(1, 2).reshape(b, n, c))
 
 
+class Normed(Block):
+    """The last weight is divided by its norm, which the block's own code takes: of zeros there is none."""
+
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width, bias=False)
+        self.gain = nn.Parameter(torch.rand(width, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.gain * self.fc2.weight / self.fc2.weight.norm(dim=1, keepdim=True)
+        return x + self.gate() * F.linear(torch.tanh(self.fc1(x)), weight)
+
+
 class Basic(Block):
     """A ResNet's block: the rectifier writes in place, and stands after the sum too."""
 
@@ -233,6 +246,7 @@ CASES = {
     ),
     "scaled": Case(lambda: _of_tokens(LayerScale, LayerScale), tokens, ("blocks.0", "blocks.1")),
     "written out": Case(lambda: _of_tokens(WrittenOut, WrittenOut), tokens, ("blocks.0", "blocks.1")),
+    "divided": Case(lambda: _of_tokens(Normed, Normed), tokens, ("blocks.0", "blocks.1")),
     "residual": Case(lambda: _of_images(Basic, Basic, Basic), images, ("blocks.0", "blocks.1", "blocks.2")),
     "inverted": Case(lambda: _of_images(Inverted, Inverted), images, ("blocks.0", "blocks.1")),
     "mixed": Case(

@@ -128,15 +128,18 @@ class Branch:
         name: that of the module which its layers are in.
         parameters: those that nothing else reads.
         masked: those of them whose zeros make it add exactly zero, and make no other operator divide by zero.
+        operators: the names of those that it runs, sorted: branches that do the same work have the same.
     """
 
     name: str
     parameters: tuple[str, ...]
     masked: tuple[str, ...]
+    operators: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", tuple(self.parameters))
         object.__setattr__(self, "masked", tuple(self.masked))
+        object.__setattr__(self, "operators", tuple(self.operators))
         if not self.masked or not set(self.masked) <= set(self.parameters):
             raise ValueError(
                 f"branch {self.name!r} should mask one of its parameters at least, and none besides: got masked="

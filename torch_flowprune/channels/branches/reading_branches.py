@@ -37,6 +37,10 @@ class Owned:
     def size(self) -> int:
         return sum(node.meta["val"].numel() for node in self.parameters.values())
 
+    @property
+    def operators(self) -> tuple[str, ...]:
+        return tuple(sorted(str(node.target) for node in self.nodes if node.op == "call_function"))
+
     def ends_with(self, graph: RunningGraph, zero: Collection[str]) -> bool:
         """Whether nothing is added once these parameters are zero."""
         inside = sorted((node for node in self.nodes if node.op == "call_function"), key=graph.index.__getitem__)
@@ -54,7 +58,9 @@ def read_branches(reading: Reading) -> dict[str, tuple[Branch, Owned]]:
     others = [_Other.of(graph) for mode, graph in reading.traced.items() if mode != "eval"]
     kept = [one for one in found if all(other.agrees(frozenset(one.parameters)) for other in others)]
     names = _branch_names([_layers_of(one) for one in kept])
-    branches = (Branch(name, tuple(one.parameters), _masked(one)) for name, one in zip(names, kept, strict=True))
+    branches = (
+        Branch(name, tuple(one.parameters), _masked(one), one.operators) for name, one in zip(names, kept, strict=True)
+    )
     return {branch.name: (branch, one) for branch, one in zip(branches, kept, strict=True)}
 
 

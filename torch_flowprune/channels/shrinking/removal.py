@@ -22,11 +22,11 @@ from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.shrinking.attempts import Bench, attempt, untried
 from torch_flowprune.channels.shrinking.best_reading import best_surgery, both_readings, surgery_of_read
 from torch_flowprune.channels.shrinking.handing_over import Follower, Handover, Optimizers, state_sizes
-from torch_flowprune.channels.shrinking.removed_branches import taken_out
+from torch_flowprune.channels.shrinking.removed_branches import TakenOut, taken_out
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, operated
 from torch_flowprune.channels.shrinking.written import written
 from torch_flowprune.channels.tracing import Reading, canonical_names, without_onlookers
-from torch_flowprune.inputs import check_keywords, forget_caches
+from torch_flowprune.inputs import check_keywords, forget_caches, users_level
 from torch_flowprune.masking import apply_masks, dense_copy, remove, write_zeros
 
 
@@ -111,16 +111,14 @@ def shrink(
     readings = [read] if read is reading else both_readings(quiet, read)
     zeros = given if masked else {name: parameter != 0 for name, parameter in dense.named_parameters()}
     reading, surgery = best_surgery(dense, readings, coupling, zeros, taken.staying)
-    more = (
-        surgery_of_read(dense, reading, coupling, given, taken.staying) if verify and surgery.left_of(given) else None
-    )
-    benches = [Bench(dense, quiet, reading, one, args, keywords, given) for one in (more, surgery) if one is not None]
+    surgeries = [surgery]
+    if verify and surgery.left_of(given):
+        more = surgery_of_read(dense, reading, coupling, given, taken.staying)
+        surgeries = [surgery] if more is None else [more, surgery]
+    benches = [Bench(dense, quiet, reading, one, args, keywords, given) for one in surgeries]
     small, surgery = _smaller(benches, graphs and not inplace, verify)
-    if inplace and type(small) is not type(dense):
-        raise ShrinkError(
-            f"a {type(dense).__name__} is a {type(small).__name__} once it is smaller, which cannot be done in place: "
-            "take what shrink returns without inplace"
-        )
+    if inplace:
+        _check_can_be_in_place(dense, small)
     left = surgery.left_of(given)
     if left and not surgery.keep and not taken.standings:
         _warn_nothing_goes(left)
@@ -128,11 +126,7 @@ def shrink(
     handover = Handover.planned(model, taken.surgery(surgery), optimizer, pruner)
     if inplace:
         handover.warn_left_behind()
-        whole = taken.of(remove(model))
-        write_zeros(whole, given)
-        small = written(operated(whole, surgery), surgery)
-        forget_caches(small)
-        apply_masks(small, left)
+        small = _operated_in_place(model, taken, surgery, given)
     handover.to(small)
     state_sizes(small, args, keywords, rescale=optimizer is None and pruner is None)
     return small
@@ -149,10 +143,28 @@ def _smaller(benches: Sequence[Bench], graphs: bool, verify: bool) -> tuple[nn.M
     return attempt(last, graphs) if verify else untried(last)
 
 
+def _check_can_be_in_place(dense: nn.Module, small: nn.Module) -> None:
+    if type(small) is not type(dense):
+        raise ShrinkError(
+            f"a {type(dense).__name__} is a {type(small).__name__} once it is smaller, which cannot be done in place: "
+            "take what shrink returns without inplace"
+        )
+
+
+def _operated_in_place(model: nn.Module, taken: TakenOut, surgery: Surgery, masks: Mapping[str, Tensor]) -> nn.Module:
+    """The user's own model made smaller, once a copy has shown that it can be."""
+    whole = taken.of(remove(model))
+    write_zeros(whole, masks)
+    small = written(operated(whole, surgery), surgery)
+    forget_caches(small)
+    apply_masks(small, surgery.left_of(masks))
+    return small
+
+
 def _warn_nothing_goes(left: Mapping[str, Tensor]) -> None:
     warnings.warn(
         f"no channel is dead, so nothing is removed, and the masks stay ({', '.join(list(left)[:5])}): a filter's "
         "bias, its norm and what reads it keep its channel; granularity='channel' prunes these together",
         UserWarning,
-        stacklevel=3,
+        stacklevel=users_level(),
     )

@@ -37,7 +37,9 @@ class BranchUnit(Whole):
 
     @property
     def kind(self) -> Hashable:
-        return tuple(sorted(kernel_of(target.parameter) for target in self.members.values()))
+        """Which operators it runs, with which kernels: attention and a perceptron may have equally many."""
+        kernels = sorted(kernel_of(target.parameter) for target in self.members.values())
+        return (self.branch.operators, *kernels)
 
     @property
     def structured(self) -> bool:

@@ -244,7 +244,7 @@ def relative_error(a: Tensor, b: Tensor) -> float:
         return 0.0 if torch.equal(a, b) else float("nan")
     a, b = a.detach(), b.detach()
     scale = a.abs().max()
-    return float((a - b).abs().max() / scale) if scale > 0 else float(b.abs().max())
+    return float((a - b).abs().max() / scale) if scale != 0 else float(b.abs().max())
 
 
 def _shaken(model: nn.Module, surgery: Surgery) -> nn.Module:

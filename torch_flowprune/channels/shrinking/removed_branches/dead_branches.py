@@ -21,7 +21,7 @@ from torch_flowprune.channels.shrinking.removed_branches.stand_in import StandIn
 from torch_flowprune.channels.shrinking.removed_branches.standing_modules import STYLES, Vacancies
 from torch_flowprune.channels.shrinking.surgery import Surgery
 from torch_flowprune.channels.tracing import Reading
-from torch_flowprune.inputs import copied_model
+from torch_flowprune.inputs import copied_model, users_level
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,6 @@ def _first_that_passes(attempts: _Attempts, dead: Mapping[str, Owned]) -> TakenO
         "masked they stay, and take as long as before; leave them out (exclude=). Code that unpacks shapes is one "
         "cause, the last attention of a model that counts its cache another",
         UserWarning,
-        stacklevel=4,
+        stacklevel=users_level(),
     )
     return replace(found, staying=frozenset(parameter for name in stay for parameter in dead[name].parameters))
