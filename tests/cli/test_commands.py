@@ -236,6 +236,15 @@ def test_the_command_line_takes_uniform(run, tmp_path):
     assert all(layer["why"].endswith(", uniform") for layer in json.loads(report.read_text())["layers"])
 
 
+def test_the_command_line_takes_blocks_out(run, tmp_path):
+    small = tmp_path / "small.safetensors"
+    run("prune", "test_vit", "--random-init", "--sparsity", 0.5, "--granularity", "block", "--shrink", "--out", small)
+    model = fp.load_pruned(timm.create_model("test_vit"), small)
+    assert ["zeros, since a branch is gone"] in fp.replaced_modules(model).values()
+    dense = sum(value.numel() for value in timm.create_model("test_vit").parameters())
+    assert sum(value.numel() for value in model.parameters()) < 0.8 * dense
+
+
 def test_the_command_line_takes_amounts(run, tmp_path):
     report = tmp_path / "report.json"
     amounts = ("--at-most", "parameters=50000", "memory=2e6", "--granularity", "channel")

@@ -161,12 +161,29 @@ def test_at_end(tmp_path):
     assert small(X).shape == (32, 2)
 
 
+def test_blocks_go_at_the_end(tmp_path):
+    class Residual(Net):
+        def __init__(self):
+            super().__init__()
+            self.branches = nn.ModuleList(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 6)) for _ in range(4))
+
+        def forward(self, x):
+            for branch in self.branches:
+                x = x + branch(x)
+            return self.net(x)
+
+    net = Residual()
+    trainer(tmp_path, FlowPruning(sparsity=0.5, granularity="block", at_end="shrink"), epochs=2).fit(net)
+    assert sum(isinstance(branch, nn.Sequential) for branch in net.branches) == 2
+    assert net(X).shape == (32, 2)
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
         ({"at_end": "drop"}, "at_end should be one of keep, remove, shrink"),
         ({"every_n_epochs": 0}, "every_n_epochs should be"),
-        ({"at_end": "shrink"}, "should be with granularity='channel'"),
+        ({"at_end": "shrink"}, "should be with granularity='channel' or granularity='block'"),
         ({"data": "test"}, "data should be 'train', a loader or None"),
         ({"method": "grasp"}, "'grasp' reads Hg, which training does not leave behind"),
         ({"rounds": 5}, "5 rounds, one every 1 epochs, should have 6 epochs"),

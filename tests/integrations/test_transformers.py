@@ -249,9 +249,9 @@ def test_the_best_checkpoint_wears_its_own_masks(tmp_path):
     assert fp.report(best).sparsity < 0.59  # an earlier round than the last, which is at 0.6
 
 
-@pytest.mark.parametrize("at_end", ["remove", "shrink"])
-def test_what_becomes_of_the_masks(tmp_path, at_end):
-    words = {"granularity": "channel", "example_inputs": inputs("Llama")}
+@pytest.mark.parametrize(("at_end", "granularity"), [("remove", "channel"), ("shrink", "channel"), ("shrink", "block")])
+def test_what_becomes_of_the_masks(tmp_path, at_end, granularity):
+    words = {"granularity": granularity, "example_inputs": inputs("Llama")}
     run = trainer(tmp_path, [FlowPruningCallback("magnitude", 0.4, every_n_steps=5, at_end=at_end, **words)])
     before = sum(one.numel() for one in run.model.parameters())
     run.train()
@@ -279,7 +279,7 @@ def test_a_moved_checkpoint(tmp_path):
         ({"every_n_steps": 1, "every_n_epochs": 1}, "not both"),
         ({"every_n_steps": 0}, "a round should be more than no steps"),
         ({"at_end": "delete"}, "at_end should be one of keep, remove, shrink"),
-        ({"at_end": "shrink"}, "give granularity='channel' and example_inputs="),
+        ({"at_end": "shrink"}, r"give granularity='channel' \(or 'block'\) and example_inputs="),
         ({"method": "grasp"}, "reads Hg, which training does not compute"),
     ],
 )

@@ -13,6 +13,7 @@ import torch_flowprune as fp
 from torch_flowprune.cli.output_files import IMAGES, check_output, tell
 from torch_flowprune.cli.scoring_words import check_measures, source_of, units_of
 from torch_flowprune.cli.sources import example_input, existing, load_model
+from torch_flowprune.scoring import SHRINKABLE
 from torch_flowprune.selection import AllocationOptions
 
 _NORMALIZE = {"none": None}
@@ -53,7 +54,7 @@ def _check_goal(chosen: argparse.Namespace, given: fp.Scores | None) -> None:
             "--sparsity is missing: expected a fraction from 0 to 1, such as --sparsity 0.9 (only n:m granularity and "
             "--at-most need none)"
         )
-    if chosen.shrink and granularity not in ("channel", "block"):
+    if chosen.shrink and granularity not in SHRINKABLE:
         raise ValueError(
             f"--shrink removes whole channels and blocks, and the units are {granularity}s: expected --granularity "
             "channel or block"

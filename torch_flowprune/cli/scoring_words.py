@@ -11,7 +11,7 @@ from torch import nn
 
 import torch_flowprune as fp
 from torch_flowprune.cli.sources import ImageOptions, example_input, existing, image_loader
-from torch_flowprune.scoring import measure_lookup, parse_granularity
+from torch_flowprune.scoring import SHRINKABLE, measure_lookup, parse_granularity
 
 _OF_A_LOSS = {"g", "g2", "g2_sample", "Hg", "x2", "diagH"}
 
@@ -24,7 +24,7 @@ def _needs_of(methods: list[str]) -> set[str]:
 def check_measures(chosen: argparse.Namespace, methods: list[str]) -> None:
     """What can be told before a model is built; ``methods`` are those that will be asked."""
     needs = _needs_of(methods)
-    if chosen.granularity not in (None, "channel", "block"):
+    if chosen.granularity not in (None, *SHRINKABLE):
         parse_granularity(chosen.granularity)
     for option in ("data", "held_out"):
         _check_image_folder(f"--{option.replace('_', '-')}", getattr(chosen, option, None))

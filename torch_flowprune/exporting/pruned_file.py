@@ -108,10 +108,9 @@ class PrunedFile:
         return load_state_dict(model, tensors)
 
     def _check_sizes(self, model: nn.Module, architecture: Mapping[str, Any]) -> None:
-        """Before the model is given other sizes: the tensors have them."""
-        expected = {name: list(value.shape) for name, value in model.state_dict().items()}
-        changed = architecture.get("shapes", {}) if isinstance(architecture, Mapping) else {}
-        expected |= {name: shape for name, shape in changed.items() if name in expected}
+        """Before the model is given other sizes, or loses modules: a copy that has them holds what the file does."""
+        rebuilt = rebuild(dense_copy(model)[0], architecture)
+        expected = {name: list(value.shape) for name, value in rebuilt.state_dict().items()}
         names = {plain_name(name, self.tensors): name for name in self.tensors if not is_mask(name, self.tensors)}
         actual = {name: list(self.tensors[key].shape) for name, key in names.items()}
         if odd := [name for name in {**expected, **actual} if expected.get(name) != actual.get(name)]:

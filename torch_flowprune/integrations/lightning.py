@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 import torch_flowprune as fp
-from torch_flowprune.scoring import measure_lookup
+from torch_flowprune.scoring import SHRINKABLE, measure_lookup
 
 _ENDINGS = ("keep", "remove", "shrink")
 _KEPT_GRADIENTS = {"g", "g2"}
@@ -68,8 +68,10 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
             raise ValueError(f"at_end should be one of {', '.join(_ENDINGS)}, got {at_end!r}")
         if isinstance(every_n_epochs, bool) or not isinstance(every_n_epochs, int) or every_n_epochs < 1:
             raise ValueError(f"every_n_epochs should be a whole number of at least 1, got {every_n_epochs!r}")
-        if at_end == "shrink" and granularity != "channel":
-            raise ValueError(f"at_end='shrink' should be with granularity='channel', got {granularity!r}")
+        if at_end == "shrink" and granularity not in SHRINKABLE:
+            raise ValueError(
+                f"at_end='shrink' should be with granularity='channel' or granularity='block', got {granularity!r}"
+            )
         if isinstance(data, str) and data != "train":
             raise ValueError(f"data should be 'train', a loader or None, got {data!r}")
         needs = set(measure_lookup.needs(measure_lookup.resolve(method)))
@@ -98,7 +100,7 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
         options = dict(self.options)
         if self.sweeps and not {"loss", "closure"} & options.keys():
             options["closure"] = _loss_of_training(trainer, pl_module)
-        if options["granularity"] == "channel" and "coupling" not in options:
+        if options["granularity"] in SHRINKABLE and "coupling" not in options:
             options.setdefault("example_inputs", pl_module.example_input_array)
         if self.tracks and len(trainer.optimizers) > 1:
             raise ValueError(

@@ -18,7 +18,7 @@ from torch_flowprune.channels import is_as_built, load_shrunk, save_shrunk, shri
 from torch_flowprune.inputs import copied_model, parameters_of, read_tensors
 from torch_flowprune.masking import MASKS_FILE, apply_masks, masks, remove, set_mask
 from torch_flowprune.pruning import Pruner, Report
-from torch_flowprune.scoring import Measure, measure_lookup
+from torch_flowprune.scoring import SHRINKABLE, Measure, measure_lookup
 
 _WEIGHTS, _PRUNER = "model.safetensors", "flowprune_pruner.pt"
 _GRADIENTS = {"g", "g2"}
@@ -100,7 +100,8 @@ class FlowPruningCallback(TrainerCallback):  # type: ignore[misc]  # transformer
         every_n_epochs: the same in passes over the training data; 1 if neither is given.
         data: the data for the scores of each round; if left out, the gradients of training are used.
         at_end: what happens to the masks after training: ``"keep"``, ``"remove"`` (zeros in the weights), or
-            ``"shrink"``, in place, which needs ``granularity="channel"`` and ``example_inputs``.
+            ``"shrink"``, in place, which needs ``granularity="channel"`` (or ``"block"``) and
+            ``example_inputs``.
         resume_from: the checkpoint's folder, if it is not in the trainer's ``output_dir``.
         options: further keywords of :class:`~torch_flowprune.Pruner` (``schedule``, ``granularity``, ``closure``, ...).
 
@@ -206,8 +207,11 @@ def _check_callback(steps: int | None, epochs: float | None, at_end: str, option
         raise ValueError(f"a round should be more than no steps, got {steps if steps is not None else epochs!r}")
     if at_end not in _AT_END:
         raise ValueError(f"at_end should be one of {', '.join(_AT_END)}, got {at_end!r}")
-    if at_end == "shrink" and (options.get("granularity") != "channel" or options.get("example_inputs") is None):
-        raise ValueError("give granularity='channel' and example_inputs= with at_end='shrink': it removes channels")
+    if at_end == "shrink" and (options.get("granularity") not in SHRINKABLE or options.get("example_inputs") is None):
+        raise ValueError(
+            "give granularity='channel' (or 'block') and example_inputs= with at_end='shrink': it removes channels and "
+            "blocks"
+        )
 
 
 def _as_config_says(model: Any) -> Any | None:

@@ -16,7 +16,16 @@ from torch_flowprune.scoring.candidates import (
     totals,
 )
 from torch_flowprune.scoring.evaluation import all_stored, evaluate, on_access
-from torch_flowprune.scoring.granularity import Blocks, Granularity, Slices, Units, Weights, alive, parse_granularity
+from torch_flowprune.scoring.granularity import (
+    SHRINKABLE,
+    Blocks,
+    Granularity,
+    Slices,
+    Units,
+    Weights,
+    alive,
+    parse_granularity,
+)
 from torch_flowprune.scoring.importance import ScoreOptions, importance_scores, scores
 from torch_flowprune.scoring.measures import MEASURES, Measure
 from torch_flowprune.scoring.prunable_units import PrunableUnits, UnitOptions
@@ -37,6 +46,7 @@ from torch_flowprune.scoring.unit_scores import Scores, given, granularity_of
 
 __all__ = [
     "MEASURES",
+    "SHRINKABLE",
     "WORD",
     "Blocks",
     "Candidate",

@@ -29,6 +29,8 @@ class Units(Protocol):
 
 
 Granularity: TypeAlias = str | Units | Callable[[Target], Units]
+SHRINKABLE = ("channel", "block")
+"""Granularities whose units are read off the whole model, so that ``shrink`` can build what is left."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def _named(granularity: str) -> Callable[[Target], Units]:
         n, m = int(pattern[1]), int(pattern[2])
         Blocks(n, m)  # checked at once, not at the first parameter
         return lambda target: Blocks(n, m, axis=1 - target.output_axis)
-    near = difflib.get_close_matches(granularity, ("weight", "filter", "channel", "block"), n=1)
+    near = difflib.get_close_matches(granularity, ("weight", "filter", *SHRINKABLE), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
         f"unknown granularity {granularity!r}: expected 'weight', 'filter', 'channel', 'block' or 'n:m' such as "

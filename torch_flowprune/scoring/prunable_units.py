@@ -31,7 +31,7 @@ from torch_flowprune.scoring.candidates import (
     label,
     parameter_candidates,
 )
-from torch_flowprune.scoring.granularity import Granularity
+from torch_flowprune.scoring.granularity import SHRINKABLE, Granularity
 
 
 class UnitOptions(TypedDict, total=False):
@@ -74,7 +74,7 @@ class PrunableUnits:
     @property
     def are_read(self) -> bool:
         """Whether the units are read off the model's graph."""
-        return self.granularity in ("channel", "block")
+        return self.granularity in SHRINKABLE
 
     def layers(self, model: nn.Module) -> dict[str, tuple[int, ...]]:
         """The parameters that these words pick, and their shapes; what there is to warn of, :meth:`of` warns of."""
