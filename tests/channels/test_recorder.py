@@ -12,7 +12,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import pytest
 import torch
 from channel_cases import CASES, coupled
 from torch import Tensor, nn
+from torch.distributions import Categorical
 
 import torch_flowprune as fp
 from torch_flowprune.channels.coupling import couple, coupling_of
@@ -29,6 +32,15 @@ from torch_flowprune.channels.tracing.nodes import module_path, operator_name
 from torch_flowprune.channels.tracing.onlookers import without_onlookers
 from torch_flowprune.channels.tracing.paths import UnrecordableError
 from torch_flowprune.channels.tracing.recorder import recorded
+from torch_flowprune.torch_internals import tree_leaves
+
+
+@dataclass
+class Scored:
+    """What people give in place of a tuple."""
+
+    logits: Tensor
+
 
 ELSEWHERE = torch.randn(4)
 
@@ -343,6 +355,20 @@ def test_an_output_in_which_no_tensors_are_found_is_refused() -> None:
         UnrecordableError, match=r"the model gives a Output, in which no tensors are found: .*use_cache=False"
     ):
         recorded(twin(Wrapped(lambda net, x: x)), (torch.randn(2, 3),), {}, False)
+
+
+@pytest.mark.parametrize("holder", [Scored, lambda y: SimpleNamespace(y=y), lambda y: Categorical(logits=y)])
+def test_an_output_that_has_its_tensors_in_attributes_is_read(holder: Callable[[Tensor], Any]) -> None:
+    class Wrapped(Net):
+        def forward(self, x: Tensor) -> Any:
+            return holder(super().forward(x))
+
+    model, x = Wrapped(lambda net, h: h).eval(), torch.randn(2, 3)
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=x)
+    small = fp.shrink(model, x)
+    assert (small.first.out_features, small.last.out_features) == (2, 2)
+    for expected, found in zip(tree_leaves(model(x)), tree_leaves(small(x)), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_an_output_that_neither_way_can_read_is_named() -> None:

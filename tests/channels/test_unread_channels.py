@@ -76,3 +76,28 @@ def test_a_layer_of_which_nothing_is_read_keeps_its_channels() -> None:
     fp.apply_masks(model, {"3.weight": torch.zeros_like(model[3].weight, dtype=torch.bool)})
     with pytest.warns(UserWarning, match="no channel is dead"):
         assert fp.shrink(model, x)[0].out_channels == 8
+
+
+def test_a_head_that_only_training_gives_out_is_an_output() -> None:
+    """It is computed in eval mode too, where nobody gets it."""
+
+    class Supervised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+            self.early, self.head = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.stem(x).relu()
+            early, last = self.early(h), self.head(self.body(h).relu())
+            return torch.stack([early, last]) if self.training else last
+
+    torch.manual_seed(0)
+    model, x = Supervised().eval(), torch.randn(2, 3, 8, 8)
+    assert not any(
+        one.parameter == "early.weight" and one.axis == 0 for g in fp.couple(model, x).groups for one in g.slices
+    )
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=x)
+    small = fp.shrink(model, x)
+    assert small.stem.out_channels < 8
+    torch.testing.assert_close(small.train()(x), model.train()(x))

@@ -189,6 +189,19 @@ def test_a_first_layer_of_torchs_own_does_not_pack_what_a_later_one_cannot_take(
         torch.testing.assert_close(small(x, padding), model(x, padding), rtol=1e-4, atol=1e-5)
 
 
+def test_nor_does_a_model_that_was_saved(tmp_path: Any) -> None:
+    make, x = MODELS["encoder"]
+    model, small = shrunk("encoder")
+    fp.save_shrunk(small, tmp_path / "small.safetensors")
+    dense = make().eval()
+    dense.e.enable_nested_tensor = dense.e.use_nested_tensor = True
+    back = fp.load_shrunk(dense, tmp_path / "small.safetensors")
+    padding = torch.zeros(4, 6, dtype=torch.bool)
+    padding[:, -2:] = True
+    with torch.no_grad():
+        torch.testing.assert_close(back(x, padding), model(x, padding), rtol=1e-4, atol=1e-5)
+
+
 def test_it_is_copied_pickled_described_saved_masked_and_shrunk_again(tmp_path: Any) -> None:
     model, small = shrunk("encoder")
     x = MODELS["encoder"][1]

@@ -7,7 +7,7 @@ against the masked model, and tries another reading where several attributes of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torch_flowprune.channels.shrinking.graphs import RESIZERS
-from torch_flowprune.channels.shrinking.own_code import attributes_of_parts_read, own_class
+from torch_flowprune.channels.shrinking.own_code import attributes_compared, attributes_of_parts_read, own_class
 from torch_flowprune.channels.shrinking.surgery import Surgery
 from torch_flowprune.channels.tracing import Reading, Value, flat, module_path, operator_name
 from torch_flowprune.torch_internals import AnyConvolution, AnyStatisticsNorm
@@ -31,8 +31,11 @@ def attribute_plans(model: nn.Module, reading: Reading, dead: Tensor, sure: Attr
     widths = _only(every, lambda path, name: _is_width(name))
     doubtful = _doubtful_names(model, widths)
     plans = [_only(widths, partial(_is_meant, model, left_out)) for left_out in _subsets(doubtful)]
+    plans += [every, {}]
+    if checked := _checked_attributes(model, reading, dead):
+        plans = [{p: {**plan.get(p, {}), **checked.get(p, {})} for p in {**plan, **checked}} for plan in plans] + plans
     distinct: list[Attributes] = []
-    for matched in [*plans, every, {}]:
+    for matched in plans:
         plan = changed_attributes(model, {p: {**matched.get(p, {}), **sure.get(p, {})} for p in {**sure, **matched}})
         if plan not in distinct:
             distinct.append(plan)
@@ -155,9 +158,36 @@ def _matched_attributes(model: nn.Module, reading: Reading, dead: Tensor) -> Att
         for holder, name in _attributes_read(module):
             value = vars(module.get_submodule(holder)).get(name)
             new = _matched(value, sizes)
-            if not name.startswith("_") and new != value:
+            if not name.startswith("_") and _differs(new, value):
                 plan.setdefault(".".join(filter(None, (path, holder))), {})[name] = new
     return plan
+
+
+def _checked_attributes(model: nn.Module, reading: Reading, dead: Tensor) -> Attributes:
+    """Those that a module's code holds a size against which shrinks, of what it is called with or computes."""
+    checked = {path: attributes_compared(own_class(type(module))) for path, module in model.named_modules()}
+    seen: dict[str, list[Any]] = {path: [*reading.traced["eval"].calls.get(path, ())] for path in checked}
+    for node in reading.values:
+        seen.get(module_path(node), []).append(node)
+    plan: Attributes = {}
+    for path, names in checked.items():
+        nodes = seen[path] if names else []
+        sizes = _shrinking_sizes((v for node in nodes if node for v in flat(reading.values.get(node))), dead)
+        held = {name: vars(model.get_submodule(path)).get(name) for name in names}
+        new = {name: _matched(value, sizes) for name, value in held.items()}
+        if changed := {name: value for name, value in new.items() if _differs(value, held[name])}:
+            plan[path] = changed
+    return plan
+
+
+def _shrinking_sizes(values: Iterable[Value], dead: Tensor) -> dict[int, int]:
+    """Old size -> new size of the dimensions that shrink; of several of one size that of the first."""
+    sizes: dict[int, int] = {}
+    for labels in (labels for value in values for labels in value.dims):
+        alive = int((~dead[labels]).sum())
+        if alive != len(labels):
+            sizes.setdefault(len(labels), alive)
+    return sizes
 
 
 def _attributes_read(module: nn.Module) -> Iterator[tuple[str, str]]:
@@ -182,6 +212,11 @@ def _matched(value: Any, sizes: Mapping[int, int]) -> Any:
         new = [sizes.get(v, v) for v in value]
         return tuple(new) if isinstance(value, tuple) else new
     return value
+
+
+def _differs(new: Any, value: Any) -> bool:
+    """What is no size was handed on as it is, a tensor that the module kept among it."""
+    return new is not value and new != value
 
 
 def changed_sizes(reading: Reading, dead: Tensor) -> dict[str, dict[int, int]]:

@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from torch_flowprune.channels.tracing.label_propagation import Rule, Site, Walk
 from torch_flowprune.channels.tracing.labels import Axes, Solution, Value
-from torch_flowprune.channels.tracing.nodes import Traced
+from torch_flowprune.channels.tracing.nodes import Traced, is_in_place
 from torch_flowprune.channels.tracing.paths import UnrecordableError, paths_of
 from torch_flowprune.channels.tracing.recorder import no_tensors_in, recorded
 from torch_flowprune.inputs import copied_model, on_host, same_randomness
@@ -136,12 +136,15 @@ def read(
     rules: Mapping[str, Rule],
     evaluated: Traced | None = None,
 ) -> Reading:
-    """Label the graph in eval mode (``evaluated``, if at hand), and in train mode where that uses more parameters."""
+    """Label the graph in eval mode (``evaluated``, if at hand), and in train mode where that makes more of parameters.
+
+    Those that eval mode does not read, and those of heads that it computes and gives to nobody.
+    """
     names = canonical_names(model)
     traced = _by_path("eval", [evaluated] if evaluated else trace(model, args, kwargs, False))
     unused = _unused_parameters(model, traced.values(), names)
     error = ""
-    if unused:
+    if unused or _lead_nowhere(traced.values()):
         try:
             traced |= _by_path("train", trace(model, args, kwargs, True))
             unused = _unused_parameters(model, traced.values(), names)
@@ -250,6 +253,23 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
     for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
         names[name] = first.setdefault(id(tensor), name)
     return names
+
+
+def _lead_nowhere(traced: Iterable[Traced]) -> bool:
+    """Whether parameters are read for what no output is made of; what is written somewhere is not followed further."""
+    read, heard = set[str](), set[str]()
+    for graph in traced:
+        leads: dict[Node, bool] = {}
+        for node in reversed(graph.graph.nodes):
+            leads[node] = (
+                node.op == "output"
+                or (node.op == "call_function" and is_in_place(node))
+                or any(leads[user] for user in node.users)
+            )
+        named = {node: name for node, (kind, name) in graph.sources.items() if kind == "parameter" and node.users}
+        read.update(named.values())
+        heard.update(name for node, name in named.items() if leads[node])
+    return not read <= heard
 
 
 def _unused_parameters(model: nn.Module, traced: Iterable[Traced], names: Mapping[str, str]) -> tuple[str, ...]:

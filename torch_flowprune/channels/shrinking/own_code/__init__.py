@@ -1,6 +1,6 @@
 """The code of a model, read and run with other numbers in a few places."""
 
-from torch_flowprune.channels.shrinking.own_code.code_read import attributes_of_parts_read
+from torch_flowprune.channels.shrinking.own_code.code_read import attributes_compared, attributes_of_parts_read
 from torch_flowprune.channels.shrinking.own_code.dense_spans import forward_over
 from torch_flowprune.channels.shrinking.own_code.edited_code import (
     Edits,
@@ -21,6 +21,7 @@ __all__ = [
     "RunningModules",
     "SetRight",
     "ToldNumbers",
+    "attributes_compared",
     "attributes_of_parts_read",
     "edits_from",
     "edits_of",

@@ -87,14 +87,15 @@ def _add_called(found: dict[str, SourceFunction], function: FunctionType) -> Non
 
 def _add(found: dict[str, SourceFunction], function: FunctionType, owner: type | None) -> bool:
     """Whether the source can be had, and means the same where it is compiled again."""
-    one = _read_source(function, owner)
+    one = read_source(function, owner)
     if one is not None:
         found[one.name] = one
     return one is not None
 
 
 @cache
-def _read_source(function: FunctionType, owner: type | None) -> SourceFunction | None:
+def read_source(function: FunctionType, owner: type | None) -> SourceFunction | None:
+    """A function as a tree; None where its source cannot be had, or would mean something else in another place."""
     inner = inspect.unwrap(function)
     if not isinstance(inner, FunctionType) or not _can_be_taken_out(function, inner):
         return None

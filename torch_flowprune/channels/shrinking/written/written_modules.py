@@ -134,6 +134,8 @@ def written_anew(model: nn.Module, paths: Collection[str]) -> nn.Module:
         new = writer(module, all_of_it)
         new.written_for = f"{type(module).__module__}.{type(module).__qualname__}"  # type: ignore[assignment]
         model = graft(model, path, new)
+    for encoder in (module for module in model.modules() if isinstance(module, nn.TransformerEncoder)):
+        _without_nested_tensors(encoder, {})
     return model
 
 
