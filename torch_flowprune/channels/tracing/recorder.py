@@ -241,8 +241,8 @@ def _as_list(tensor: Tensor) -> Any:
 def no_tensors_in(kind: str) -> str:
     """What is wrong with a model that gives this kind of value."""
     return (
-        f"the model gives a {kind}, in which no tensors are found: let it give tensors, in tuples, lists, dicts or dataclasses "
-        "(a Transformers model that gives its cache: use_cache=False)"
+        f"the model gives a {kind}, in which no tensors are found: let it give tensors, in tuples, lists, dicts or "
+        "dataclasses (a Transformers model that gives its cache: use_cache=False)"
     )
 
 
