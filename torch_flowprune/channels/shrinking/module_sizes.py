@@ -165,7 +165,8 @@ def _matched_attributes(model: nn.Module, reading: Reading, dead: Tensor) -> Att
 
 def _checked_attributes(model: nn.Module, reading: Reading, dead: Tensor) -> Attributes:
     """Those that a module's code holds a size against which shrinks, of what it is called with or computes."""
-    checked = {path: attributes_compared(own_class(type(module))) for path, module in model.named_modules()}
+    kinds: dict[str, Any] = {path: own_class(type(module)) for path, module in model.named_modules()}
+    checked = {path: attributes_compared(kind) for path, kind in kinds.items()}
     seen: dict[str, list[Any]] = {path: [*reading.traced["eval"].calls.get(path, ())] for path in checked}
     for node in reading.values:
         seen.get(module_path(node), []).append(node)
