@@ -399,7 +399,7 @@ def test_an_overload_without_a_rules_arguments_freezes() -> None:
 
 @pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="an operator of newer versions of torch")
 def test_matrices_of_experts_lose_their_inner_width() -> None:
-    """Torch multiplies rows by groups in float32 and below, so the proof is in float32."""
+    """Torch multiplies rows by groups in float32 and below, so the proof is in float32; of 16 bytes, and no others."""
 
     class Experts(nn.Module):
         def __init__(self) -> None:
@@ -417,3 +417,21 @@ def test_matrices_of_experts_lose_their_inner_width() -> None:
     keep = {"up": torch.arange(16) < 8}
     small = shrink(model, x, masks=channel_masks(coupling, keep, dict(model.named_parameters())))
     assert (small.up.shape, small.down.shape) == ((2, 8, 8), (2, 8, 8))
+    assert [group.multiple for group in coupling.groups] == [4]
+    again = Coupling.from_dict(json.loads(json.dumps(coupling.to_dict())))
+    assert [group.multiple for group in again.groups] == [4]
+    for words in (
+        {"sparsity": 0.35},
+        {"sparsity": 0.35, "allocation": "layer"},
+        {"sparsity": 0.35, "cost": "parameters"},
+    ):
+        pruned = copy.deepcopy(model)
+        report = fp.global_prune(pruned, granularity="channel", coupling=coupling, include="*", **words)
+        (layer,) = report.layers
+        assert layer.why.endswith("a multiple of 4") and layer.pruned in (4, 8)
+        assert torch.allclose(shrink(pruned, x)(x), pruned(x), atol=1e-5)
+    words = {"granularity": "channel", "coupling": coupling, "include": "*", "round_to": 6}
+    report = fp.global_prune(copy.deepcopy(model), sparsity=0.3, **words)
+    assert report.layers[0].units - report.layers[0].pruned == 12
+    half = fp.couple(copy.deepcopy(model).bfloat16(), x.bfloat16())
+    assert [group.multiple for group in half.groups] == [8]

@@ -265,7 +265,7 @@ def test_widths_are_multiples_as_near_as_may_be(data):
     multiple = data.draw(st.sampled_from([2, 4, 8]))
     left = {str(i): data.draw(st.integers(1, 40)) for i in range(data.draw(st.integers(1, 4)))}
     kept = {name: data.draw(st.integers(1, count)) for name, count in left.items()}
-    made = rounded(kept, left, dict.fromkeys(left, 1), multiple)
+    made = rounded(kept, left, dict.fromkeys(left, 1), dict.fromkeys(left, multiple))
     allowed = {
         name: [n for n in range(1, count + 1) if n % multiple == 0 or n == count] for name, count in left.items()
     }

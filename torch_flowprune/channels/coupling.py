@@ -6,6 +6,7 @@ them computes, for every value of the parameters and every input.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -92,10 +93,10 @@ def arguments_of(
             "example_inputs should be what the model is called with: a tensor, a tuple of arguments or a dict of "
             "them; got None"
         )
-    args, keywords = arguments(model, example_inputs)
+    args, keywords = arguments(model, example_inputs, kwargs)
     device = next((parameter.device for parameter in model.parameters()), None)
     place = partial(tree_map_only, Tensor, lambda tensor: tensor.to(device))
-    return place(args), place({**without_cache(model, args), **keywords, **(kwargs or {})})
+    return place(args), place({**without_cache(model, args), **keywords})
 
 
 @on_host()
@@ -112,7 +113,7 @@ def coupling_of(reading: Reading) -> Coupling:
         if reason:
             refused.update(dict.fromkeys(classes.roots[members].tolist(), reason))
         else:
-            groups.append(Group("", slices))
+            groups.append(Group("", slices, _multiple_of(reading, classes.roots[members])))
     order = {(block.name, block.axis): i for i, block in enumerate(reading.axes.blocks)}
     groups.sort(
         key=lambda group: min(
@@ -210,6 +211,16 @@ def _reason_against(slices: Sequence[Slice]) -> str:
     return ""
 
 
+def _multiple_of(reading: Reading, roots: Tensor) -> int:
+    """What the number of these classes has to be a multiple of, so that every axis is one that kernels take."""
+    counts = {1}
+    for labels, multiple in reading.aligned:
+        inside = torch.isin(reading.solution.root[labels], roots)
+        if positions := int(inside.sum()) // len(roots):  # of each class
+            counts.add(multiple // math.gcd(multiple, positions))
+    return math.lcm(*counts)
+
+
 def _role_of(reading: Reading, block: Block) -> str:
     return "buffer" if block.kind == "buffer" else reading.roles.get((block.name, block.axis), "affine")
 
@@ -221,7 +232,7 @@ def _with_names(groups: Sequence[Group]) -> tuple[Group, ...]:
         first = next(s.parameter for s in g.slices if s.role == "producer")
         seen = sum(n == first or n.startswith(first + "#") for n in names)
         names.append(f"{first}#{seen + 1}" if seen else first)
-    return tuple(Group(n, g.slices) for n, g in zip(names, groups, strict=True))
+    return tuple(replace(g, name=n) for n, g in zip(names, groups, strict=True))
 
 
 def _frozen_of(reading: Reading, refused: Mapping[int, str]) -> tuple[Frozen, ...]:

@@ -98,10 +98,12 @@ class Group:
     Attributes:
         name: the name of the first parameter that produces the units.
         slices: the slices, of which every unit owns a part.
+        multiple: operators take a number of units that is a multiple of this one.
     """
 
     name: str
     slices: tuple[Slice, ...]
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if not self.slices:
@@ -278,14 +280,14 @@ class Coupling(ComparedByValue, InNotebooks):
     def to_dict(self) -> dict[str, Any]:
         """The coupling as plain values for JSON."""
         groups = [
-            {"name": g.name, "slices": [{**vars(s), "index": s.index.tolist()} for s in g.slices]} for g in self.groups
+            {**vars(g), "slices": [{**vars(s), "index": s.index.tolist()} for s in g.slices]} for g in self.groups
         ]
         frozen, branches = ([dict(vars(one)) for one in some] for some in (self.frozen, self.branches))
         return {"groups": groups, "frozen": frozen, "unknown": dict(self.unknown), "branches": branches}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Coupling:
-        groups = tuple(Group(g["name"], tuple(Slice(**s) for s in g["slices"])) for g in data["groups"])
+        groups = tuple(Group(**{**g, "slices": tuple(Slice(**s) for s in g["slices"])}) for g in data["groups"])
         frozen = tuple(Frozen(**one) for one in data.get("frozen", ()))
         branches = tuple(Branch(**one) for one in data.get("branches", ()))
         return cls(groups, frozen, dict(data.get("unknown", {})), branches=branches)

@@ -21,13 +21,13 @@ from torch_flowprune.selection.plan import Plan, Pool, Pools, Spending
 from torch_flowprune.selection.rules import (
     NORMALIZERS,
     SHARE_RULES,
-    Bounds,
     Levels,
     PerLayer,
     ShareRule,
     bounds_of,
     by_layer,
     check_number,
+    multiples_of,
 )
 
 SharedOut: TypeAlias = str | ShareRule | Mapping[str, float]
@@ -172,13 +172,16 @@ class Allocation:
         if (blocks := _blocks(found)) is not None:
             return self._of_blocks(found, goal, blocks)
         self._check_units(found)
-        levels = Levels.of(found, self.round_to) if self.uniform else None
-        bounds = self._bounds(found, levels)
-        layers = Layers(found, bounds, self.round_to, levels)
+        layers = self._layers(found)
         normalizer = self._normalizer(method, found)
         comparable = None if normalizer is None else NORMALIZERS[normalizer]
         made = partial(
-            Plan, self._why(normalizer), bounds, comparable=comparable, round_to=self.round_to, levels=levels
+            Plan,
+            self._why(normalizer),
+            layers.bounds,
+            comparable=comparable,
+            multiples=layers.multiples if layers.are_rounded else {},
+            levels=layers.levels,
         )
         if self.counted_cost != "units":
             return made(spending=self._spending(found, goal, layers))
@@ -226,15 +229,18 @@ class Allocation:
             return layers.given(by_layer("allocation", rule, layers.units), goal)
         return layers.ruled(_function(rule), goal)
 
-    def _bounds(self, found: Candidates, levels: Levels | None) -> Bounds:
+    def _layers(self, found: Candidates) -> Layers:
+        multiples = multiples_of(found, self.round_to)
         bounds = bounds_of(found, self.min_keep, self.max_sparsity, keep_one=self.counted_cost != "units")
-        return bounds if levels is None else levels.bounded(bounds)
+        if not self.uniform:
+            return Layers(found, bounds, multiples)
+        levels = Levels.of(found, multiples)
+        return Layers(found, levels.bounded(bounds), multiples, levels)
 
     def range_of(self, found: Candidates) -> tuple[float, float, float]:
         """What all units cost, those that are left, and the least that these bounds allow."""
         self._check_units(found)
-        bounds = self._bounds(found, Levels.of(found, self.round_to) if self.uniform else None)
-        return counted_range(found, self.cost, Layers(found, bounds, self.round_to).least)
+        return counted_range(found, self.cost, self._layers(found).least)
 
     def _spending(self, found: Candidates, goal: Goal, layers: Layers) -> Spending:
         if isinstance(self.rule, Mapping) or self.rule == "row":
@@ -242,7 +248,7 @@ class Allocation:
                 f"cost={self.cost_name!r} finds how much goes from each layer, and so does allocation={self.rule!r}: "
                 "give one of the two"
             )
-        met = allowances(found, goal, self.counted_cost, self.at_most or {}, layers.least, self._step)
+        met = allowances(found, goal, self.counted_cost, self.at_most or {}, layers.least, self._step(layers))
         if self._is_ranking:
             return Spending(met, layers.one_pool, layers.removable)
         split = layers.kinds_at if self.rule == "isomorphic" else layers.at(_function(self.rule))
@@ -252,14 +258,13 @@ class Allocation:
     def _is_ranking(self) -> bool:
         return self.rule in ("global", "lamp")
 
-    @property
-    def _step(self) -> int | None:
+    def _step(self, layers: Layers) -> int | None:
         """How many units more of every layer go at once at the most; None: one ranking takes them one by one.
 
         A width that was rounded up is, for one unit more, rounded down.
         """
-        by_one = self._is_ranking and self.round_to == 1 and not self.uniform and isinstance(self.cost, str)
-        return None if by_one else 2 * self.round_to - 1
+        by_one = self._is_ranking and not layers.are_rounded and not self.uniform and isinstance(self.cost, str)
+        return None if by_one else 2 * max(layers.multiples.values(), default=1) - 1
 
 
 def _function(rule: SharedOut) -> ShareRule:

@@ -131,7 +131,7 @@ class _Ranking:
         plan = self.plan
         if plan.levels is not None:
             return plan.levels.levelled(kept, self.left, plan.bounds.least)
-        return kept if plan.round_to == 1 else rounded(kept, self.left, plan.bounds.least, plan.round_to)
+        return rounded(kept, self.left, plan.bounds.least, plan.multiples) if plan.multiples else kept
 
     def by_row(self, pools: Pools) -> Choice:
         """The lowest of every output go."""
@@ -179,9 +179,12 @@ class _Ranking:
             for name, count in kept.items()
             if bounds.word[name] and count == bounds.least[name] < self.left[name]
         }
-        rounding = f", a multiple of {self.plan.round_to}" if self.plan.round_to > 1 else ""
-        rounding = f"{rounding}, uniform" if self.plan.levels is not None else rounding
-        return {name: held.get(name, self.plan.why + rounding) for name in self.found}
+        return {name: held.get(name, self.plan.why + self._rounding(name)) for name in self.found}
+
+    def _rounding(self, name: str) -> str:
+        multiple = self.plan.multiples.get(name, 1)
+        text = f", a multiple of {multiple}" if multiple > 1 else ""
+        return text if self.plan.levels is None else f"{text}, uniform"
 
 
 def _of_parts(found: Candidates, scores: Scores, why: str, cut: Callable[[str, Tensor], tuple[Tensor, int]]) -> Choice:

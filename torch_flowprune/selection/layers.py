@@ -23,17 +23,24 @@ from torch_flowprune.selection.rules import (
 class Layers:
     """What may go, by name, as it is before the first round."""
 
-    def __init__(self, found: Candidates, bounds: Bounds, round_to: int = 1, levels: Levels | None = None) -> None:
-        self.found, self.bounds, self.units, self.round_to = found, bounds, bounds.units, round_to
+    def __init__(
+        self, found: Candidates, bounds: Bounds, multiples: Mapping[str, int], levels: Levels | None = None
+    ) -> None:
+        self.found, self.bounds, self.units, self.multiples = found, bounds, bounds.units, multiples
         self.levels = levels
         self.left = dict(zip(found, lefts(found), strict=True))
         self.total = sum(self.units.values())
+
+    @property
+    def are_rounded(self) -> bool:
+        """Whether any of them cannot keep any number of units."""
+        return any(multiple > 1 for multiple in self.multiples.values())
 
     @cached_property
     def least(self) -> dict[str, int]:
         """How many units each layer keeps at least, in whole multiples."""
         least = self.bounds.least
-        return {name: narrowest(least[name], left, self.round_to) for name, left in self.left.items()}
+        return {name: narrowest(least[name], left, self.multiples[name]) for name, left in self.left.items()}
 
     @cached_property
     def shapes(self) -> list[LayerUnits]:
@@ -179,8 +186,8 @@ class Layers:
     def _slack(self, names: Collection[str]) -> int:
         """How many units more than were asked for may be gone, as widths were rounded down."""
         if self.levels is not None:
-            return sum(max(self.round_to, self.levels.step(name)) for name in names)
-        return (self.round_to - 1) * len(names)
+            return sum(max(self.multiples[name], self.levels.step(name)) for name in names)
+        return sum(self.multiples[name] - 1 for name in names)
 
     def _wanted(self, goal: Goal) -> int:
         return goal.gone(self.total, sum(self.left.values()))

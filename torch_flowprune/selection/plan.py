@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from torch_flowprune.channels import Kept
@@ -75,7 +75,7 @@ class Plan:
         comparable: what scores go through before they are ranked, or None.
         blocks: the n:m pattern, or None.
         by_row: whether each output gives up equally many.
-        round_to: what the number of units that a layer keeps is a multiple of.
+        multiples: what the number of units that a layer keeps is a multiple of; empty where it may be any.
         levels: the widths that layers may have together, where they are to be equal.
     """
 
@@ -86,13 +86,13 @@ class Plan:
     comparable: Comparable | None = None
     blocks: Blocks | None = None
     by_row: bool = False
-    round_to: int = 1
+    multiples: Mapping[str, int] = field(default_factory=dict)
     levels: Levels | None = None
 
     @property
     def asked(self) -> int | None:
         """How many units should be gone after the last round, where that many may not be had exactly."""
-        if not self.rounds or (self.levels is None and self.round_to == 1):
+        if not self.rounds or (self.levels is None and not self.multiples):
             return None
         return sum(pool.gone for pool in self.rounds[-1])
 

@@ -149,6 +149,8 @@ def product_by_groups(g: Walk, x: Value, mat2: Value, offs: Any = None, bias: An
         return NotImplemented
     for labels in (x.dims[0], mat2.dims[0]):
         g.freeze(labels, "is cut into groups")
+    for labels in mat2.dims[1:]:
+        g.align(labels)
     rows = Value((g.axes.fixed(x.shape[0]), x.dims[1]), x.zero, x.constant)
     return _contraction(g, [(rows, ["n", "k"]), (mat2, ["e", "k", "m"])], ["n", "m"])
 

@@ -62,6 +62,7 @@ class Walk:
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     reads_zero: dict[tuple[str, int], bool] = field(default_factory=dict)
     segments: list[Tensor] = field(default_factory=list)
+    aligned: list[tuple[Tensor, int]] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     inner: bool = False
     node: Node | None = None
@@ -129,6 +130,12 @@ class Walk:
         if not self.axes.is_fixed(labels):
             self.segments.append(labels)
         return labels
+
+    def align(self, labels: Tensor) -> None:
+        """Note an axis whose length in bytes the current operator's kernel takes in multiples of 16 alone."""
+        assert self.node is not None
+        if not self.axes.is_fixed(labels):
+            self.aligned.append((labels, 16 // self.node.meta["val"].element_size()))
 
     def role(self, labels: Tensor, role: str, zero: bool = False) -> None:
         """Note that these positions of parameters produce a unit, or consume one that is (or is not) exactly zero."""

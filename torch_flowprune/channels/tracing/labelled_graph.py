@@ -33,6 +33,7 @@ class Reading:
         unread: what is wrong with a training graph that reads further parameters; empty where nothing is.
         counts: operator and argument -> one label for each thing that the argument counts.
         spans: operator -> the dimension of its first operand whose positions it divides by, and their labels.
+        aligned: axes of which kernels take multiples of a number of positions alone, and the number.
     """
 
     traced: dict[str, Traced]
@@ -46,6 +47,7 @@ class Reading:
     reads_zero: dict[tuple[str, int], bool]
     named: dict[str, Value]
     segments: list[Tensor]
+    aligned: list[tuple[Tensor, int]]
     unknown: dict[str, int]
     unused: tuple[str, ...]
 
@@ -181,6 +183,7 @@ def _labelled(
         walk.reads_zero,
         walk.named,
         walk.segments,
+        walk.aligned,
         walk.unknown,
         unused,
     )

@@ -18,29 +18,31 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(*args, **keywords)
 
 
-def arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs as the arguments and keywords of a call.
+def arguments(
+    model: nn.Module, inputs: Any, keywords: Mapping[str, Any] | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs as the arguments and keywords of a call, with further keywords.
 
     A tuple is spread over the arguments. A list is one argument, as detectors take it, and so is a tuple of a class of
     its own, unless the forward needs several (a ``DataLoader`` makes lists of a dataset's tuples). Of a mapping the
     model gets what its signature takes.
     """
     if isinstance(inputs, Mapping):
-        return (), _taken(model, inputs)
+        return (), {**_taken(model, inputs), **(keywords or {})}
     if type(inputs) is tuple or (isinstance(inputs, (tuple, list)) and _needs_several(model)):
-        _check_takes(model, inputs)
-        return tuple(inputs), {}
-    return (inputs,), {}
+        _check_takes(model, inputs, keywords or {})
+        return tuple(inputs), dict(keywords or {})
+    return (inputs,), dict(keywords or {})
 
 
-def _check_takes(model: nn.Module, inputs: Sequence[Any]) -> None:
+def _check_takes(model: nn.Module, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> None:
     """An error for more or fewer parts of a batch than the model has arguments."""
     try:
         signature = inspect.signature(model.forward)
     except (TypeError, ValueError):
         return
     try:
-        signature.bind(*inputs)
+        signature.bind(*inputs, **keywords)
     except TypeError as error:
         raise ValueError(
             f"the model is called with the {len(inputs)} parts of a batch's inputs, and takes "

@@ -47,6 +47,10 @@ class Candidate(Protocol):
         """Whether a unit is a channel with all that lives or dies with it, and what is left can be built smaller."""
 
     @property
+    def multiple(self) -> int:
+        """What the number of units that stay has to be a multiple of, for operators to take it."""
+
+    @property
     def output_axis(self) -> int | None:
         """Of single weights, the axis that outputs lie along; else None."""
 
@@ -115,6 +119,10 @@ Candidates: TypeAlias = "dict[str, Candidate]"
 
 class Whole:
     """What most candidates answer alike: they have no outputs, no pattern and no equals, and all units are here."""
+
+    @property
+    def multiple(self) -> int:
+        return 1
 
     @property
     def output_axis(self) -> int | None:

@@ -90,6 +90,10 @@ class GroupUnits(Whole):
         return True
 
     @property
+    def multiple(self) -> int:
+        return self.group.multiple
+
+    @property
     def weights(self) -> int:
         return sum(part.index.numel() * self._across(part) for part in self._owned)
 

@@ -118,6 +118,10 @@ class Survivors(Whole):
         return self.left.coupled
 
     @property
+    def multiple(self) -> int:
+        return self.left.multiple
+
+    @property
     def output_axis(self) -> int | None:
         return self.left.output_axis
 

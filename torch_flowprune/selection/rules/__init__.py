@@ -4,7 +4,7 @@ from torch_flowprune.selection.rules.bounds import Bounds, PerLayer, bounds_of, 
 from torch_flowprune.selection.rules.comparable_scores import NORMALIZERS, Comparable, comparable
 from torch_flowprune.selection.rules.layer_shares import SHARE_RULES, LayerUnits, ShareRule, counted_exactly
 from torch_flowprune.selection.rules.levelling import Levels
-from torch_flowprune.selection.rules.rounding import narrowest, rounded
+from torch_flowprune.selection.rules.rounding import multiples_of, narrowest, rounded
 
 __all__ = [
     "NORMALIZERS",
@@ -20,6 +20,7 @@ __all__ = [
     "check_number",
     "comparable",
     "counted_exactly",
+    "multiples_of",
     "narrowest",
     "rounded",
 ]

@@ -23,14 +23,14 @@ class Levels:
 
     Attributes:
         uniform: which layers are to be equal, and which stay whole.
-        round_to: what a width is a multiple of, unless nothing goes.
+        multiples: what each width is a multiple of, unless nothing goes.
     """
 
     uniform: UniformSizes
-    round_to: int = 1
+    multiples: Mapping[str, int]
 
     @classmethod
-    def of(cls, found: Candidates, round_to: int) -> Levels:
+    def of(cls, found: Candidates, multiples: Mapping[str, int]) -> Levels:
         """Of these candidates.
 
         Raises:
@@ -42,7 +42,7 @@ class Levels:
                 "uniform=True is for granularity='channel', whose units are what a model's class is built with: leave "
                 "it out"
             )
-        return cls(alike(found), round_to)
+        return cls(alike(found), multiples)
 
     def bounded(self, bounds: Bounds) -> Bounds:
         """With the narrowest widths of each, and all of what stays whole.
@@ -98,7 +98,7 @@ class Levels:
 
     def _holds(self, kept: Mapping[str, int], least: Mapping[str, int], left: Mapping[str, int]) -> bool:
         return all(
-            least[name] <= count <= left[name] and (count % self.round_to == 0 or count == left[name])
+            least[name] <= count <= left[name] and (count % self.multiples[name] == 0 or count == left[name])
             for name, count in kept.items()
         )
 
