@@ -14,11 +14,13 @@ pytestmark = [
 
 def test_four_ranks(tmp_path):
     import rank_group
+    import shard_analyses
     import shard_choices
     import shard_loops
     import shard_masks
 
-    rank_group.on_ranks(4, tmp_path, shard_masks.SCENARIOS + shard_choices.SCENARIOS + shard_loops.SCENARIOS)
+    modules = (shard_masks, shard_choices, shard_analyses, shard_loops)
+    rank_group.on_ranks(4, tmp_path, [scenario for module in modules for scenario in module.SCENARIOS])
 
 
 @pytest.mark.slow

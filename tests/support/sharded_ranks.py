@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 from torch import Tensor, distributed, nn
 
@@ -119,26 +118,10 @@ def sharded_then_masked(rank: int, path: str) -> None:
     assert list(model.state_dict()) == list(net().state_dict())
 
 
-def what_is_refused_of_shards(rank: int, path: str) -> None:
-    """On every rank alike, before anything is touched."""
-    calls = [
-        lambda model: fp.scores(model, "taylor", data=[(X, Y)]),
-        lambda model: fp.compare(model, ["magnitude"], 0.5, [(X, Y)]),
-    ]
-    for make in (sharded, tensor_parallel):
-        model = make(net())
-        before = {name: whole(value).clone() for name, value in model.state_dict().items()}
-        for call in calls:
-            with pytest.raises(ValueError, match="DTensor"):
-                call(model)
-        assert all(torch.equal(whole(value), before[name]) for name, value in model.state_dict().items())
-
-
 SCENARIOS = (
     pruned_sharded_trained,
     saved_and_loaded_by_dcp,
     the_full_state_goes_on,
     tensor_parallel_after_remove,
     sharded_then_masked,
-    what_is_refused_of_shards,
 )

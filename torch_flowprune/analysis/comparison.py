@@ -11,19 +11,16 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
+from torch_flowprune.analysis.held_out_loss import mean_loss
 from torch_flowprune.analysis.held_out_metric import Metric, check_is_metric, measured_by
 from torch_flowprune.analysis.rank_correlation import all_pairs, laid_out
-from torch_flowprune.gradients import Flow, FlowOptions, FlowSource, LossWeights, flow_over
+from torch_flowprune.gradients import Flow, FlowOptions, FlowSource, flow_over, in_shards
 from torch_flowprune.inputs import (
     Ranks,
-    as_batches,
     check_keywords,
     check_readable_again,
     from_options,
-    parameters_of,
     plain_sequence,
-    sized,
-    untouched,
     unwrapped,
     without_nan,
 )
@@ -35,8 +32,9 @@ from torch_flowprune.scoring import (
     PrunableUnits,
     Scores,
     UnitOptions,
+    all_living,
     evaluate,
-    living,
+    lefts,
     measure_lookup,
     targets_of,
 )
@@ -185,8 +183,8 @@ def compare(
     All scores come from one flow over ``data``.
 
     Args:
-        model: any module; left as it was. With ``DistributedDataParallel``, make the same call on every rank; scores
-            and losses are over the data of all ranks.
+        model: any module; left as it was. With ``DistributedDataParallel`` or a sharded model, make the same call on
+            every rank; scores and losses are over the data of all ranks.
         methods: one measure or several, each a name or a function.
         sparsities: in (0, 1], above what the model already has.
         data: the data for the scores; it is read more than once.
@@ -221,24 +219,26 @@ def compare(
     source, units = from_options(FlowSource, options, data=data), from_options(PrunableUnits, options)
     allocation = from_options(Allocation, options)
     allocation.check_beside(*levels)
-    candidates = units.of(inner, source)
+    candidates = units.of(inner, source, shards=True)
     needs = {"g", *(kind for measure in resolved.values() for kind in measure_lookup.needs(measure))}
     point = flow_over(source, model, tuple(needs), targets_of(candidates))
     scores = {
         name: evaluate(point, measure, candidates, units.granularity, generator) for name, measure in resolved.items()
     }
     for of_measure in scores.values():
-        ranks.agree(of_measure.values())  # a random one has a seed a rank
+        ranks.agree(of_measure.values())  # a random one has a seed a rank, where each has the whole model
     unseen = data if held_out is None else held_out
     evaluation = replace(source, data=unseen, temperature=1.0)
     before, samples = mean_loss(inner, evaluation, ranks)
-    dense = measured_by(metric, inner, unseen)
+    with in_shards(inner):
+        dense = measured_by(metric, inner, unseen)
     outcomes = tuple(
         _outcome(inner, name, sparsity, scores[name], point, candidates, allocation, before, evaluation, ranks, metric)
         for name in scores
         for sparsity in levels
     )
-    laid = {name: laid_out(living(values, candidates)) for name, values in scores.items()}
+    left = sum(lefts(candidates))
+    laid = {name: laid_out(all_living(candidates, values), left) for name, values in scores.items()}
     return Comparison(before, outcomes, all_pairs(laid), samples, held_out is not None, dense)
 
 
@@ -258,25 +258,6 @@ def _levels(sparsities: float | Sequence[float]) -> list[float]:
     return [fraction(sparsity) for sparsity in asked]
 
 
-def mean_loss(model: nn.Module, source: FlowSource, ranks: Ranks) -> tuple[float, int]:
-    """The mean loss over all the data of all ranks, and the number of samples; the model is left as it was."""
-    total, whole, samples = 0.0, 0.0, 0
-    weights = LossWeights(model, source.objective, source.reduction, source.batch_dim)
-    device = next(iter(parameters_of(model).values())).parameter.device
-    with untouched(model, source.data, source.mode, source.functions):
-        for batch, size in sized(as_batches(source.data), device, None, source.batch_size, source.batch_dim):
-            samples += size
-            if weight := weights(batch, size):
-                total += weights.mean(source.objective.number_alone(model, batch), size).item() * weight
-                whole += weight
-    sums = torch.tensor([total, whole, samples], dtype=torch.float64, device=device)
-    ranks.sum([sums])
-    total, whole, samples = sums[0].item(), sums[1].item(), int(sums[2])
-    if not samples:
-        raise ValueError("the held-out data is empty: at least one batch is needed")
-    return total / whole if whole else float("nan"), samples
-
-
 def _outcome(
     model: nn.Module,
     name: str,
@@ -290,7 +271,7 @@ def _outcome(
     ranks: Ranks,
     metric: Metric | None,
 ) -> Outcome:
-    with restored(targets_of(found).values()):
+    with in_shards(model), restored(targets_of(found).values()):
         report = prune_to(model, found, scores, sparsity, point, allocation)
         after, _ = mean_loss(model, evaluation, ranks)
         value = measured_by(metric, model, evaluation.data)

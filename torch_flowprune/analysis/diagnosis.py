@@ -5,7 +5,7 @@ How the norm of each layer moves, and how far its scores can be trusted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ from torch_flowprune.analysis.rank_correlation import laid_out, spearman
 from torch_flowprune.gradients import Flow, FlowSource, ProposedCut, SweepOptions, halved_flow
 from torch_flowprune.inputs import (
     Loss,
+    Ranks,
     check_keywords,
     check_readable_again,
     from_options,
@@ -27,7 +28,18 @@ from torch_flowprune.inputs import (
     without_nan,
 )
 from torch_flowprune.pruning import blank_figure
-from torch_flowprune.scoring import Measure, PrunableUnits, UnitOptions, evaluate, living, measure_lookup, targets_of
+from torch_flowprune.scoring import (
+    Candidates,
+    Measure,
+    PrunableUnits,
+    UnitOptions,
+    all_living,
+    evaluate,
+    lefts,
+    measure_lookup,
+    targets_of,
+    totals,
+)
 from torch_flowprune.tables import InNotebooks, Table
 
 Values: TypeAlias = "dict[str, Tensor]"
@@ -147,7 +159,7 @@ def diagnose(
     single batch). Near 1, the data is sufficient. Far below 1, other data would prune other units.
 
     Args:
-        model: any module; left as it was.
+        model: any module; left as it was. With a sharded one, make the same call on every rank.
         data: what the flow reads; it is read more than once.
         loss: ``loss(output, target)``, a mean over the batch; if left out, cross-entropy, or the model's own loss for
             dict batches.
@@ -178,47 +190,47 @@ def diagnose(
     check_keywords(diagnose, options, DiagnoseOptions)
     source = from_options(FlowSource, options, data=data, loss=loss)
     units = from_options(PrunableUnits, options)
-    candidates = units.of(unwrapped(model), source)
+    candidates = units.of(unwrapped(model), source, shards=True)
     known = parameters_of(unwrapped(model))
     cut = ProposedCut() if masks is None else cut_by(known, masks)
     flows = halved_flow(source, model, measure_lookup.needs(measure), list(targets_of(candidates)), cut)
 
     def scored(at: Flow) -> Values:
-        return living(evaluate(at, measure, candidates, units.granularity, generator), candidates)
+        return dict(evaluate(at, measure, candidates, units.granularity, generator))
 
     scores, pair = scored(flows.whole), [scored(half) for half in flows.halves]
-    layers = tuple(_layer(name, [name], flows.whole, scores, pair) for name in candidates)
+    layers = tuple(_layer(name, {name: one}, flows.whole, scores, pair) for name, one in candidates.items())
     assert flows.whole.loss is not None
     return Diagnosis(
         measure_lookup.name_of(method),
         layers,
-        _layer("total", list(candidates), flows.whole, scores, pair),
+        _layer("total", candidates, flows.whole, scores, pair),
         flows.whole.loss,
         flows.whole.samples,
         Prediction(**flows.expansions, removed_norm=share_removed(known, cut)) if flows.expansions else None,
     )
 
 
-def _layer(name: str, names: Sequence[str], point: Flow, scores: Values, pair: Sequence[Values]) -> LayerDiagnosis:
-    theta, g, Hg = ([point.tensors(kind)[one] for one in names] for kind in ("theta", "g", "Hg"))
-    gradient_norm, theta_Hg = _dot(g, g), _dot(theta, Hg)
-    units = sum(scores[one].numel() for one in names)
-    zeros = sum(int(torch.count_nonzero(scores[one] == 0)) for one in names)
+def _layer(name: str, among: Candidates, point: Flow, scores: Values, pair: Sequence[Values]) -> LayerDiagnosis:
+    theta, g, Hg = ([point.tensors(kind)[one] for one in among] for kind in ("theta", "g", "Hg"))
+    dot = Ranks.holding(theta).dot
+    gradient_norm, theta_Hg, units = dot(g, g), dot(theta, Hg), sum(lefts(among))
+    zeros = sum(totals(among, [_zeros(scores[one], candidate.alive()) for one, candidate in among.items()]))
     return LayerDiagnosis(
         name=name,
         weights=sum(map(torch.numel, theta)),
-        theta_norm=_dot(theta, theta),
-        theta_norm_rate=-2 * _dot(theta, g),
+        theta_norm=dot(theta, theta),
+        theta_norm_rate=-2 * dot(theta, g),
         theta_norm_acceleration=2 * (gradient_norm + theta_Hg),
         gradient_norm=gradient_norm,
         theta_Hg=theta_Hg,
         zero_share=zeros / units if units else 0.0,
-        stability=spearman(*(laid_out({one: half[one] for one in names}) for half in pair)) if pair else None,
+        stability=spearman(*(laid_out(all_living(among, half), units) for half in pair)) if pair else None,
     )
 
 
-def _dot(one: Iterable[Tensor], other: Iterable[Tensor]) -> float:
-    return sum(float((a * b).sum(dtype=torch.float64)) for a, b in zip(one, other, strict=True))
+def _zeros(scores: Tensor, alive: Tensor | None) -> Tensor:
+    return scores == 0 if alive is None else (scores == 0) & alive
 
 
 def _table_row(layer: LayerDiagnosis) -> tuple[str, ...]:

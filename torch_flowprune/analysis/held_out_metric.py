@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import nn
 
-from torch_flowprune.inputs import answer, as_batches, parameters_of, sized, untouched
+from torch_flowprune.gradients import DataRanks
+from torch_flowprune.inputs import Ranks, answer, as_batches, parameters_of, sized, untouched
 
 
 @runtime_checkable
@@ -62,6 +63,8 @@ def _accumulated(metric: AccumulatingMetric, model: nn.Module, data: object) -> 
     own.reset()
     if hasattr(own, "to"):
         own = own.to(device)
-    for batch, _ in sized(as_batches(data), device):
-        own.update(*answer(model, batch))
+    for batch, size in DataRanks.of_shards(model, Ranks()).in_step(sized(as_batches(data), device)):
+        found = answer(model, batch)
+        if size:
+            own.update(*found)
     return own.compute()

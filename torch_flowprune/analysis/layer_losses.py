@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from torch_flowprune.analysis.comparison import mean_loss
-from torch_flowprune.gradients import FlowOptions, FlowSource, flow_over
+from torch_flowprune.analysis.held_out_loss import mean_loss
+from torch_flowprune.gradients import FlowOptions, FlowSource, flow_over, in_shards
 from torch_flowprune.inputs import Ranks, check_keywords, check_readable_again, from_options, unwrapped
 from torch_flowprune.masking import restored
 from torch_flowprune.pruning import prune_to
-from torch_flowprune.scoring import Measure, PrunableUnits, UnitOptions, evaluate, measure_lookup, targets_of
+from torch_flowprune.scoring import Measure, PrunableUnits, UnitOptions, evaluate, lefts, measure_lookup, targets_of
 from torch_flowprune.selection import Allocation, fraction
 
 
@@ -99,7 +99,7 @@ def sensitivity(
     This makes one pass over the held-out data per layer and sparsity, so use a few batches.
 
     Args:
-        model: any module; left as it was.
+        model: any module; left as it was. With a sharded one, make the same call on every rank.
         method: a measure's name or function, which ranks the units of each layer.
         data: the data for the scores; it is read more than once.
         held_out: the data for the loss; ``data`` if left out (the scores have then seen these samples).
@@ -129,7 +129,7 @@ def sensitivity(
         raise ValueError("sparsities= is empty: name at least one, such as [0.5, 0.9]")
     ranks, inner, measure = Ranks.of(model), unwrapped(model), measure_lookup.resolve(method)
     source, units = from_options(FlowSource, options, data=data), from_options(PrunableUnits, options)
-    candidates = units.of(inner, source)
+    candidates = units.of(inner, source, shards=True)
     point = flow_over(source, model, measure_lookup.needs(measure), targets_of(candidates))
     scores = evaluate(point, measure, candidates, units.granularity, generator)
     ranks.agree(scores.values())
@@ -137,20 +137,15 @@ def sensitivity(
     before, samples = mean_loss(inner, evaluation, ranks)
 
     def at(name: str, share: float) -> tuple[int, float]:
-        with restored(targets_of(candidates).values()):
+        with in_shards(inner), restored(targets_of(candidates).values()):
             report = prune_to(inner, candidates, scores, None, point, Allocation({name: share}))
             loss, _ = mean_loss(inner, evaluation, ranks)
         return next(layer.pruned for layer in report.layers if layer.name == name), loss
 
-    gone = _gone(candidates)
+    gone = {name: len(one) - left for (name, one), left in zip(candidates.items(), lefts(candidates), strict=True)}
     losses = {
         name: {gone[name]: before}
         | dict(at(name, share) for share in map(fraction, sparsities) if round(share * len(one)) > gone[name])
         for name, one in candidates.items()
     }
     return Sensitivity(before, {name: len(one) for name, one in candidates.items()}, losses, samples)
-
-
-def _gone(candidates: Mapping[str, Any]) -> dict[str, int]:
-    flags = {name: one.alive() for name, one in candidates.items()}
-    return {name: 0 if alive is None else len(alive) - int(alive.sum()) for name, alive in flags.items()}

@@ -9,15 +9,21 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from torch_flowprune.gradients import FlowSource, LossOptions, Products, ProposedCut, differentiable
+from torch_flowprune.gradients import (
+    FlowSource,
+    LossOptions,
+    ProposedCut,
+    expansions_along,
+    theta_of,
+)
 from torch_flowprune.inputs import (
     Ranks,
     Target,
-    as_batches,
+    alike,
     check_keywords,
     from_options,
+    local,
     parameters_of,
-    untouched,
     unwrapped,
     wide,
 )
@@ -111,7 +117,8 @@ def predict(
     """What applying ``masks`` would do to the loss and to ‖g‖², from one sweep; the model is left as it was.
 
     Args:
-        model: any module.
+        model: any module. With a sharded one, make the same call on every rank, each with its own part of the data; a
+            batch is then what all ranks read at once.
         masks: by parameter name, bool (True = kept) or packed; weights that are already masked count as removed.
         data: the data for the two terms, see :func:`~torch_flowprune.flow`.
         options: keywords of :func:`~torch_flowprune.flow`: ``loss``, ``closure``, ``max_samples``, ``temperature``,
@@ -134,12 +141,8 @@ def predict(
     source = from_options(FlowSource, options, data=data)
     ranks, model = Ranks.of(model), unwrapped(model)
     cut = cut_by(parameters_of(model), masks)
-    known = differentiable(model, cut.masks, {"Hg"})
-    with untouched(model, data, source.mode, source.functions) as rewind:
-        for target in known.values():
-            target.parameter.requires_grad_(True)
-        expansions = Products(model, known, source, rewind, ranks).along(cut, as_batches(data))
-    return Prediction(**expansions, removed_norm=share_removed(known, cut))
+    expansions = expansions_along(cut, source, model, ranks)
+    return Prediction(**expansions, removed_norm=share_removed(parameters_of(model), cut))
 
 
 def cut_by(known: Mapping[str, Target], masks: Mapping[str, Tensor]) -> ProposedCut:
@@ -151,14 +154,16 @@ def cut_by(known: Mapping[str, Target], masks: Mapping[str, Tensor]) -> Proposed
     kept = all_fitting(known, masks)
     if not kept:
         raise ValueError("masks= is empty: expected masks by parameter name, of the cut to predict")
-    return ProposedCut({name: torch.where(mask, 0, wide(known[name].theta)) for name, mask in kept.items()}, kept)
+    return ProposedCut({name: _removed(wide(theta_of(known[name])), mask) for name, mask in kept.items()}, kept)
+
+
+def _removed(theta: Tensor, mask: Tensor) -> Tensor:
+    return alike(torch.where(local(mask), 0, local(theta)), theta)
 
 
 def share_removed(known: Mapping[str, Target], cut: ProposedCut) -> float:
     """‖v‖/‖θ‖ over what is masked."""
-    whole = sum(_square(known[name].theta) for name in cut.removed)
-    return (sum(map(_square, cut.removed.values())) / whole) ** 0.5 if whole else 0.0
-
-
-def _square(value: Tensor) -> float:
-    return float(wide(value).square().sum(dtype=torch.float64))
+    ranks = Ranks.holding(cut.removed.values())
+    all_, gone = [wide(theta_of(known[name])) for name in cut.removed], list(cut.removed.values())
+    whole = ranks.dot(all_, all_)
+    return float((ranks.dot(gone, gone) / whole) ** 0.5) if whole else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -25,10 +25,10 @@ def all_pairs(values: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     return {one: {other: _correlation(ranks[one], ranks[other]) for other in ranks} for one in ranks}
 
 
-def laid_out(scores: Mapping[str, Tensor]) -> Tensor:
-    """All scores in model order, every nth of them where there are more than a million."""
-    stride = max(1, sum(map(torch.numel, scores.values())) // _SAMPLE)
-    return torch.cat([value.reshape(-1)[::stride].cpu() for value in scores.values()])
+def laid_out(layers: Iterable[Tensor], units: int) -> Tensor:
+    """So many scores in model order, every nth of them where there are more than a million."""
+    stride = max(1, units // _SAMPLE)
+    return torch.cat([value.reshape(-1)[::stride].cpu() for value in layers])
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:

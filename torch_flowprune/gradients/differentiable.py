@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from torch_flowprune.inputs import Target, check_shapes, is_computed_on_access, original, parameters_of, wide
+from torch_flowprune.inputs import (
+    Target,
+    check_shapes,
+    is_computed_on_access,
+    is_sharded,
+    original,
+    parameters_of,
+    wide,
+)
 
 
 def differentiable(
@@ -78,7 +86,9 @@ def check_opens(targets: Mapping[str, Target], wanted: set[str]) -> None:
     if "gR" in wanted:
         raise ValueError("gR has no values under the masks: leave it out of needs=, or leave under_masks= out")
     for name, target in targets.items():
-        if target.mask is not None and not all(is_computed_on_access(*owner) for owner in target.owners):
+        if target.mask is None or is_sharded(target.mask):  # beside a shard, where no forward computes with it
+            continue
+        if not all(is_computed_on_access(*owner) for owner in target.owners):
             raise ValueError(
                 f"the mask of {name!r} is one of torch's own, under which there is no gradient: "
                 "fp.apply_masks(model, fp.masks(model)) makes the masks this package's"

@@ -13,7 +13,8 @@ from torch import nn
 from torch_flowprune.gradients.differentiable import differentiable
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.gradient_flow import Flow, derivatives_in, flow_over
-from torch_flowprune.gradients.sweeping import HalvedSweeps, ProposedCut
+from torch_flowprune.gradients.sharding import DataRanks, check_in_parts, in_shards, is_in_parts
+from torch_flowprune.gradients.sweeping import HalvedSweeps, ProposedCut, products_over
 from torch_flowprune.inputs import Batch, OneBatch, Ranks, as_batches, halves, sized, untouched, unwrapped
 
 _IN_THE_SWEEPS = {"g", "g2", "g2_sample", "Hg"}
@@ -43,6 +44,8 @@ def halved_flow(
     What is neither g, Hg nor squares of g takes sweeps of its own. A cut's expansions are over what requires a gradient
     and what it masks.
     """
+    if is_in_parts(unwrapped(model)):
+        return _flows_in_parts(source, unwrapped(model), needs, parameters, cut)
     wanted, bare, ranks = derivatives_in(needs), unwrapped(model), Ranks.of(model)
     point = flow_over(source, model, [*({*needs} - wanted)], parameters)
     cut_over = {*differentiable(bare, cut.masks, {"g", "Hg"})}
@@ -61,6 +64,29 @@ def halved_flow(
         more = [flow_over(one, model, [*others], parameters) for one in sources]
         flows = [_joined(flow, other, others) for flow, other in zip(flows, more, strict=True)]
     return HalvedFlow(flows[0], tuple(flows[1:]), expansions)
+
+
+def _flows_in_parts(
+    source: FlowSource, model: nn.Module, needs: Sequence[str], parameters: Sequence[str], cut: ProposedCut
+) -> HalvedFlow:
+    """Of a model that ranks hold in parts, sweep by sweep; halves are those of each rank's data."""
+    ranks, kinds = DataRanks.of_shards(model, Ranks()), [*{*needs, "g", "Hg"}]
+    whole = flow_over(source, model, kinds, parameters)
+    own = _halves_of(source, model) if derivatives_in(needs) else []
+    can_be_halved = not ranks.summed(torch.tensor(float(not own), device="cpu"))
+    parts = tuple(flow_over(one, model, needs, parameters) for one in own) if can_be_halved else ()
+    expansions = expansions_along(cut, source, model, Ranks()) if cut.removed else {}
+    return HalvedFlow(whole, parts, expansions)
+
+
+def expansions_along(cut: ProposedCut, source: FlowSource, model: nn.Module, ranks: Ranks) -> dict[str, Any]:
+    """The loss, ‖g‖², and their expansions in θ less the cut, in one sweep."""
+    check_in_parts(model, source, {"Hg"}, ranks)
+    with in_shards(model), untouched(model, source.data, source.mode, source.functions) as rewind:
+        targets = differentiable(model, cut.masks, {"Hg"}, in_parts=True)
+        for target in targets.values():
+            target.parameter.requires_grad_(True)
+        return products_over(model, targets, source, rewind, ranks).along(cut, as_batches(source.data))
 
 
 def _joined(flow: Flow, other: Flow, kinds: set[str]) -> Flow:

@@ -6,13 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_flowprune.inputs.shards import Box, is_sharded
+from torch_flowprune.inputs.shards import Box, is_sharded, local
+
+SizedBatch: TypeAlias = "tuple[Any, int]"
+"""A batch, and how many samples it has."""
 
 
 class Ranks:
@@ -103,6 +106,22 @@ class Ranks:
             return list(counts)
         totals: list[int] = self.summed(torch.tensor(counts, dtype=torch.int64, device="cpu")).tolist()
         return totals
+
+    def dot(self, ones: Iterable[Tensor], others: Iterable[Tensor]) -> float:
+        """Σ a·b in float64; of shards every rank gives its parts, and each element counts once."""
+        own = sum(
+            float((local(a) * local(b)).sum(dtype=torch.float64))
+            for a, b in zip(ones, others, strict=True)
+            if self.alone or self.counts(a)
+        )
+        return own if self.alone else float(self.summed(torch.tensor(own, dtype=torch.float64, device="cpu")))
+
+    run_together = False
+    """Whether a rank that runs the model waits for the others."""
+
+    def in_step(self, batches: Iterable[SizedBatch]) -> Iterable[SizedBatch]:
+        """The batches of this rank, which it runs by itself."""
+        return batches
 
     def summed(self, value: Tensor) -> Tensor:
         """The sum over the ranks of a tensor, on the device where this one is."""

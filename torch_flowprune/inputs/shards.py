@@ -133,7 +133,7 @@ def as_shard_of(given: Tensor, value: Tensor) -> Tensor:
     if not is_sharded(given):
         return alike(box_of(value).of(given.detach()).to(local(value).device).clone(), value)
     spread: Any = value
-    if _lies_as(given) == _lies_as(value):
+    if lie_alike(given, value):
         return given
     if given.device_mesh != spread.device_mesh:  # type: ignore[attr-defined]
         return as_shard_of(whole(given), value)
@@ -141,8 +141,13 @@ def as_shard_of(given: Tensor, value: Tensor) -> Tensor:
     return moved
 
 
-def _lies_as(value: Any) -> tuple[Any, ...]:
-    return value.device_mesh, tuple(value.placements)
+def lie_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether each rank has the same parts of both; of plain tensors it has all."""
+    if not (is_sharded(one) and is_sharded(other)):
+        return is_sharded(one) == is_sharded(other)
+    a: Any = one
+    b: Any = other
+    return bool(a.device_mesh == b.device_mesh and tuple(a.placements) == tuple(b.placements))
 
 
 def register_shards(module: nn.Module) -> None:

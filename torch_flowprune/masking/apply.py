@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Never
 
 from torch_flowprune.inputs import (
+    Ranks,
     Target,
     alike,
     as_shard_of,
@@ -22,7 +23,7 @@ from torch_flowprune.inputs import (
     unwrapped,
 )
 from torch_flowprune.masking.carrier import hold_in_shard, put_on, release_shard, take_off
-from torch_flowprune.masking.checks import all_fitting
+from torch_flowprune.masking.checks import all_fitting, check_on_all_ranks
 from torch_flowprune.masking.mask_memory import remember
 from torch_flowprune.masking.pretrained_files import guard_saving
 from torch_flowprune.masking.snapshots import all_or_nothing
@@ -44,8 +45,8 @@ def apply_masks(
         copy: with False, the model keeps these mask tensors without copying them, where they fit.
         unknown: no other keyword is accepted; the error names the one meant.
 
-    Of a sharded model every rank makes the same call, with whole masks or with shards of them. There the values under a
-    mask are gone, and what comes back is zero.
+    Of a sharded model every rank makes the same call, with whole masks or with shards of them; an error on one leaves
+    all as they were. There the values under a mask are gone, and what comes back is zero.
 
     Raises:
         ValueError: for an unknown name, a mask of another shape or dtype, or a parameter that cannot carry a mask.
@@ -65,10 +66,13 @@ def apply_masks(
     """
     check_keywords(apply_masks, unknown)
     known = parameters_of(unwrapped(model))
+    check_on_all_ranks(known, masks)
     checked = all_fitting(known, masks)
+    ranks = Ranks.holding(target.parameter for target in known.values())
     with all_or_nothing(known[name] for name in checked):
-        for name, mask in checked.items():
-            _add_mask(known[name], mask, replace=replace, copy=copy)
+        with ranks.together():
+            for name, mask in checked.items():
+                _add_mask(known[name], mask, replace=replace, copy=copy)
         if checked:
             forget_caches(model)
     if checked:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from torch_flowprune.inputs import (
+    Ranks,
     Target,
     alike,
     as_shard_of,
@@ -49,8 +51,9 @@ def _check_shard(target: Target, name: str, *, taken: bool) -> None:
     """A mask lies as its shard does, beside it and under its name."""
     if not taken:
         raise ValueError(
-            f"{name!r} is a sharded DTensor, and this takes whole parameters: fp.global_prune, fp.Pruner and "
-            "fp.apply_masks take shards; for all else load the full state dict into a model that is not sharded"
+            f"{name!r} is a sharded DTensor, and this takes whole parameters: fp.global_prune, fp.Pruner, fp.scores, "
+            "fp.compare and fp.apply_masks take shards; for all else load the full state dict into a model that is "
+            "not sharded"
         )
     box_of(target.parameter)
     kinds = [type(module) for module, attribute in target.owners if attribute == "weight"]
@@ -118,8 +121,8 @@ def _check_free(module: nn.Module, key: str) -> None:
         )
 
 
-def _fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
-    """The mask as bool, of the parameter's shape, on its device.
+def _checked(target: Target | None, name: str, mask: Tensor) -> tuple[Target, Tensor]:
+    """The parameter, and the mask as bool, of its shape.
 
     An error says why it cannot be put on the parameter.
     """
@@ -137,7 +140,13 @@ def _fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
         raise ValueError(
             f"the mask of {target.name!r} should have shape {tuple(target.parameter.shape)}, got {tuple(mask.shape)}"
         )
-    return as_shard_of(mask.detach().to(target.parameter.device), target.parameter)
+    return target, mask.detach()
+
+
+def _fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
+    """The mask as bool, on the parameter's device, and laid on the ranks as the parameter is."""
+    target, mask = _checked(target, name, mask)
+    return as_shard_of(mask.to(target.parameter.device), target.parameter)
 
 
 def _kept_by_both(one: Tensor, other: Tensor) -> Tensor:
@@ -155,3 +164,26 @@ def all_fitting(known: Mapping[str, Target], masks: Mapping[str, Tensor]) -> dic
         found = _fitting(known.get(name), given, mask)
         checked[name] = _kept_by_both(found, checked[name]) if name in checked else found
     return checked
+
+
+def check_on_all_ranks(known: Mapping[str, Target], masks: Mapping[str, Tensor]) -> None:
+    """Before parts of masks are sent: each rank's fit, and are of the same parameters in the same order.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: on all ranks, where one has an error.
+    """
+    ranks = Ranks.holding(target.parameter for target in known.values())
+    if ranks.alone:
+        return
+    with ranks.together():
+        names = own_names(known, masks)
+        for given, mask in masks.items():
+            _checked(known.get(names[given]), given, mask)
+    own = crc32("\n".join(names.values()).encode())
+    first = int(ranks.agreed(torch.tensor(own, device="cpu")))
+    with ranks.together():
+        if first != own:
+            raise ValueError(
+                f"this rank gives masks of {', '.join(names.values()) or 'nothing'}, and the first rank of other "
+                "parameters, or in another order: every rank gives masks of the same ones"
+            )

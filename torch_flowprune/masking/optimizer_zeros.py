@@ -164,9 +164,8 @@ def _any(flags: list[Tensor]) -> bool:
     return bool(flags) and bool(torch.stack([flag.to(flags[0].device) for flag in flags]).any())
 
 
-def zero_grown(parameter: nn.Parameter, grown: Tensor, optimizers: Iterable[Any]) -> None:
-    """Zeros in a parameter, and in what optimizers remember of it, where it has grown."""
-    stays = ~grown
+def zero_grown(parameter: nn.Parameter, stays: Tensor, optimizers: Iterable[Any]) -> None:
+    """Zeros in a parameter, and in what optimizers remember of it, where it has grown: where it does not stay."""
     clear(parameter, stays)
     for state in _states_like(stays, parameter, [one for given in optimizers for one in _chain(given)]):
         clear(state, stays)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from torch import nn
 
 from torch_flowprune.inputs import Target, no_collection
-from torch_flowprune.masking.carrier import pruning_hooks, values_back_on_error
+from torch_flowprune.masking.carrier import pruning_hooks, values_back, values_back_on_error
 
 _REGISTRIES = (dict, OrderedDict)
 """What modules have their tensors, parts and hooks in, and caches of their own."""
@@ -42,12 +42,16 @@ def restored(targets: Iterable[Target]) -> AbstractContextManager[None]:
 
 @contextmanager
 def as_it_was(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Whatever happens to these modules inside is gone afterwards, but for the values of tensors."""
+    """Whatever happens to these modules inside is gone afterwards, but for values that are written to tensors.
+
+    What masks have cleared in shards comes back.
+    """
     restore = _snapshots(modules)
-    try:
-        yield
-    finally:
-        restore()
+    with values_back():
+        try:
+            yield
+        finally:
+            restore()
 
 
 def _owners(targets: Iterable[Target]) -> Iterable[nn.Module]:

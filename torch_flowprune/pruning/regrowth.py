@@ -12,7 +12,16 @@ from typing_extensions import Never
 from torch_flowprune.gradients import FlowSource, flow_over
 from torch_flowprune.inputs import Closure, Loss, Ranks, Target, check_keywords, own_names, parameters_of, unwrapped
 from torch_flowprune.masking import all_or_nothing, apply_masks, check_can_mask, zero_grown
-from torch_flowprune.scoring import Candidates, Measure, PrunableUnits, evaluate, measure_lookup, measures
+from torch_flowprune.scoring import (
+    Candidates,
+    Measure,
+    PrunableUnits,
+    evaluate,
+    lefts,
+    masks_of,
+    measure_lookup,
+    measures,
+)
 from torch_flowprune.selection import lowest, to_prune
 
 
@@ -45,7 +54,8 @@ def regrow(
     in order. Filters come back with ``fp.apply_masks(model, masks, replace=True)``.
 
     Args:
-        model: a model with masks on single weights; all layers are changed, or none.
+        model: a model with masks on single weights; all layers are changed, or none. With a sharded model, make the
+            same call on every rank.
         fraction: how many of each layer's pruned weights come back: a fraction (float) or a number (int), or either by
             parameter name.
         by: ``"gradient"``, ``"random"``, or a function like a measure (``lambda g: ...``), whose highest values come
@@ -79,14 +89,18 @@ def regrow(
     measure = _WORDS[by] if isinstance(by, str) and by in _WORDS else measure_lookup.resolve(by)
     optimizers = _optimizers(optimizer)
     inner = unwrapped(model)
-    pruned, counts = _counts(parameters_of(inner), fraction)
-    candidates = PrunableUnits(parameters=[target.owners[0] for target in pruned.values()]).of(inner, source)
+    pruned, amounts = _amounts(parameters_of(inner), fraction)
+    units = PrunableUnits(parameters=[target.owners[0] for target in pruned.values()])
+    candidates = units.of(inner, source, shards=True)
+    counts = _counts(candidates, amounts)
     grown = _highest(model, candidates, measure, source, counts, generator)
     with all_or_nothing(pruned.values()):
-        masks = {name: (target.mask != 0) | grown[name] for name, target in pruned.items()}
-        apply_masks(inner, masks, replace=True, copy=False)
+        left = {name: candidate.alive() for name, candidate in candidates.items()}
+        flags = {name: grown[name] if alive is None else grown[name] | alive for name, alive in left.items()}
+        apply_masks(inner, masks_of(candidates, flags), replace=True, copy=False)
+    stays = masks_of(candidates, {name: ~flag for name, flag in grown.items()})
     for name, target in pruned.items():
-        zero_grown(target.parameter, grown[name], optimizers)
+        zero_grown(target.parameter, stays[name], optimizers)
     return counts
 
 
@@ -97,10 +111,10 @@ def _optimizers(given: Any) -> list[Any]:
     return several
 
 
-def _counts(
+def _amounts(
     known: Mapping[str, Target], fraction: float | Mapping[str, float]
-) -> tuple[dict[str, Target], dict[str, int]]:
-    """Which parameters grow, and by how many weights."""
+) -> tuple[dict[str, Target], dict[str, float]]:
+    """Which parameters grow, and by what."""
     pruned = {name: target for name, target in known.items() if target.mask is not None}
     if not pruned:
         raise ValueError("nothing can come back, as the model has no masks: prune it first")
@@ -111,13 +125,16 @@ def _counts(
         asked = {names[given]: amount for given, amount in fraction.items()}
     else:
         asked = dict.fromkeys(pruned, fraction)
-    counts = {name: _count(asked[name], check_can_mask(pruned[name], name), name) for name in asked}
-    return {name: pruned[name] for name in counts}, counts
+    return {name: check_can_mask(pruned[name], name, shards=True) for name in asked}, asked
 
 
-def _count(amount: float, target: Target, name: str) -> int:
-    assert target.mask is not None
-    gone = int((target.mask == 0).sum())
+def _counts(found: Candidates, amounts: Mapping[str, float]) -> dict[str, int]:
+    """By how many weights they grow."""
+    left = dict(zip(found, lefts(found), strict=True))
+    return {name: _count(amount, len(found[name]) - left[name], name) for name, amount in amounts.items()}
+
+
+def _count(amount: float, gone: int, name: str) -> int:
     try:
         return to_prune(amount, gone)
     except ValueError as error:
@@ -140,11 +157,10 @@ def _highest(
     scores = evaluate(point, measure, found, "weight", generator)
     grown = {}
     for name, count in counts.items():
-        mask = found[name].targets[0].mask
-        assert mask is not None
-        gone = (mask == 0).reshape(-1)
-        (stays,) = lowest([-scores[name]], count, [gone]).keep
-        grown[name] = (gone & ~stays).view(mask.shape)
+        alive = found[name].alive()
+        assert alive is not None
+        (stays,) = lowest([-scores[name]], count, [~alive], [found[name].shard]).keep
+        grown[name] = ~alive & ~stays
     ranks = Ranks.of(model)
     if not ranks.alone:
         ranks.agree(grown.values())

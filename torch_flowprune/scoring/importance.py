@@ -20,14 +20,16 @@ from torch_flowprune.inputs import (
     Pattern,
     check_keywords,
     parameters_of,
+    shards_of,
     unwrapped,
 )
 from torch_flowprune.scoring import measure_lookup
-from torch_flowprune.scoring.candidates import targets_of
+from torch_flowprune.scoring.candidates import Candidates, targets_of
 from torch_flowprune.scoring.evaluation import evaluate
 from torch_flowprune.scoring.granularity import Granularity
 from torch_flowprune.scoring.measures import Measure
 from torch_flowprune.scoring.prunable_units import PrunableUnits, UnitOptions
+from torch_flowprune.scoring.shard_candidates import ShardUnits
 from torch_flowprune.scoring.unit_scores import Scores
 
 
@@ -78,7 +80,8 @@ def scores(
     """What removing each unit costs, by parameter name; the lowest would be pruned. The model is left as it was.
 
     Args:
-        model: any module.
+        model: any module. Of a sharded model every rank makes the same call, and gets as ``DTensor`` what single
+            weights score, in the parameter's shape and placements, see :doc:`/guide/sharded_models`.
         method: a measure's name, a function of rows, or a list of them. A list is scored from one flow, and the result
             is a dict by name.
         data: what the flow reads, see :func:`~torch_flowprune.flow`; ``magnitude``, ``l1``, ``random`` need none.
@@ -132,11 +135,23 @@ def scores(
     wrapped, model = model, unwrapped(model)
     methods = [method] if isinstance(method, str) or callable(method) else list(method)
     resolved = measure_lookup.measures_by_name(methods)
-    chosen = units.of(model, source)
+    chosen = units.of(model, source, shards=True)
     needs = {kind for measure in resolved.values() for kind in measure_lookup.needs(measure)}
     point = flow_over(source, wrapped, tuple(needs), targets_of(chosen))
-    found = {name: evaluate(point, measure, chosen, granularity, generator) for name, measure in resolved.items()}
+    found = {
+        name: _for_users(evaluate(point, measure, chosen, granularity, generator), chosen)
+        for name, measure in resolved.items()
+    }
     return next(iter(found.values())) if isinstance(method, str) or callable(method) else found
+
+
+def _for_users(scores: Scores, found: Candidates) -> Scores:
+    """What a rank has scored of shards, as ``DTensor``, or put together where it is small."""
+    values = {
+        name: one.handed_out(scores[name]) if isinstance(one, ShardUnits) else scores.stored(name)
+        for name, one in found.items()
+    }
+    return Scores(values, scores.method, scores.granularity)
 
 
 def importance_scores(
@@ -159,6 +174,11 @@ def importance_scores(
     torch.Size([2, 3])
     """
     check_keywords(importance_scores, options, ScoreOptions)
+    if shards_of(unwrapped(model)):
+        raise ValueError(
+            "prune.global_unstructured takes whole parameters, and this model is sharded: fp.scores and "
+            "fp.global_prune(scores=) take shards"
+        )
     if not isinstance(method, str) and isinstance(method, Sequence):
         raise TypeError(f"importance_scores takes one measure, got {list(method)!r}: call it once for each")
     if options.get("granularity", "weight") != "weight":

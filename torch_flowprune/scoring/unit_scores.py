@@ -11,11 +11,14 @@ from torch import Tensor
 
 from torch_flowprune.inputs import (
     HeldUnits,
+    Ranks,
     is_sharded,
+    local,
     own_names,
     read_tensors,
     real_tensor,
     same_values,
+    whole,
     write_tensors,
 )
 from torch_flowprune.scoring.candidates import Candidate, Candidates, label
@@ -34,7 +37,8 @@ def granularity_of(scores: Tensor) -> str | None:
 class Scores(Mapping[str, Tensor], InNotebooks):
     """One score per unit, by parameter name: what :func:`scores` returns and ``global_prune(scores=...)`` accepts.
 
-    A mapping: 1-d tensors by parameter name, in model order.
+    A mapping: 1-d tensors by parameter name, in model order. Scores of single weights of a sharded parameter are a
+    ``DTensor`` in its shape and placements.
 
     Attributes:
         method: the name of the measure.
@@ -72,16 +76,34 @@ class Scores(Mapping[str, Tensor], InNotebooks):
         return f"{self._summary()}\n{self._cells()}"
 
     def _summary(self) -> str:
-        return f"{self.method} scores of {sum(map(torch.numel, self.values())):,} units ({self.granularity})"
+        here = ", of which a table of those on this rank" if any(map(is_sharded, self.values())) else ""
+        return f"{self.method} scores of {sum(map(torch.numel, self.values())):,} units ({self.granularity}){here}"
 
     def _cells(self) -> Table:
+        """Of shards the part that is here: one rank alone may print."""
         header = ("parameter", "units", "lowest", "median", "highest", "zero")
-        return Table(header, [_row(name, value) for name, value in self.items() if value.numel()])
+        parts = {name: local(value) for name, value in self.items()}
+        return Table(header, [_row(name, value) for name, value in parts.items() if value.numel()])
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a safetensors file, with the measure and the granularity in its metadata."""
+        """Write a safetensors file, with the measure and the granularity in its metadata.
+
+        Scores that are shards are put together on the first rank, which writes the file: every rank makes this call.
+        Where they do not fit in its memory, ``torch.distributed.checkpoint`` saves ``dict(scores)``.
+        """
         about = {"method": self.method, "granularity": self.granularity, "names": list(self)}
-        write_tensors(path, dict(self), about)
+        ranks, values = Ranks.holding(self.values()), dict[str, Tensor]()
+        for name, value in self.items():
+            every = self._in_one_piece(value)
+            if ranks.are_first:
+                values[name] = every if ranks.alone else every.cpu()
+        with ranks.together():
+            if ranks.are_first:
+                write_tensors(path, values, about)
+
+    def _in_one_piece(self, value: Tensor) -> Tensor:
+        """Scores of single weights as one process has them; those of n:m blocks, in another order, as the parameter."""
+        return whole(value).flatten() if self.granularity == "weight" else whole(value)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Scores:
@@ -122,10 +144,9 @@ def given(scores: Mapping[Any, Tensor], found: Candidates, granularity: Granular
 def _as_units(value: Tensor, candidate: Candidate) -> Tensor:
     name, held = candidate.name, candidate.shard
     value = real_tensor(value, f"the scores of {name!r}")
-    if held is not None:
-        value = _of_this_rank(value, candidate, held)
-    whole = value.shape == candidate.shape and value.numel() == len(candidate)
-    laid = candidate.all_rows({name: value}).squeeze(-1) if whole and value.dim() != 1 else value
+    value = whole(value) if held is None else _of_this_rank(value, candidate, held)
+    shaped = value.shape == candidate.shape and value.numel() == len(candidate)
+    laid = candidate.all_rows({name: value}).squeeze(-1) if shaped and value.dim() != 1 else value
     if laid.shape != (len(candidate) if held is None else len(held),):
         raise ValueError(
             f"the scores of {name!r} have shape {tuple(value.shape)}: expected one a unit, ({len(candidate)},)"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from torch_flowprune.inputs import Ranks
+from torch_flowprune.gradients.sharding.sharded_modules import fully_sharded, is_in_parts
+from torch_flowprune.inputs import Batch, Ranks
+from torch_flowprune.torch_internals import sharded_parameters
 
 
 class Parts(list[Tensor]):
@@ -17,6 +19,8 @@ class Parts(list[Tensor]):
 
 class DataRanks(Ranks):
     """None where all ranks have the same data, as under tensor parallelism alone."""
+
+    run_together = True
 
     def __init__(self, meshes: Sequence[Any]) -> None:
         super().__init__()
@@ -27,6 +31,12 @@ class DataRanks(Ranks):
                 "own, say), of which derivatives cannot be taken: shard over one mesh, or score before fully_shard"
             )
         self.mesh: Any = next(iter(distinct.values()), None)
+
+    @classmethod
+    def of_shards(cls, model: nn.Module, otherwise: Ranks) -> Ranks:
+        """Those of a model of which they hold parts; of one that is whole, the others."""
+        meshes = [one.mesh for module in fully_sharded(model) for one in sharded_parameters(module)]
+        return cls(meshes) if is_in_parts(model) else otherwise
 
     @property
     def alone(self) -> bool:
@@ -58,6 +68,27 @@ class DataRanks(Ranks):
                 collective(moved, self.mesh.get_group(axis))
             if moved is not value:
                 value.copy_(moved)
+
+    def in_step(self, batches: Iterable[tuple[Batch, int]]) -> Iterator[tuple[Batch, int]]:
+        """As many on each rank: one that has no more goes through its last one again, of size 0, which counts nothing.
+
+        Raises:
+            ValueError: on every rank, where one has no data at all.
+        """
+        own, last = iter(batches), None
+        while True:
+            following = next(own, None)
+            some = int(self.total(following is not None))
+            if not some:
+                return
+            if last is None and some < self.count:
+                raise ValueError(
+                    "the data of a rank are empty: each rank needs at least one batch of its own, as all of them run "
+                    "a sharded model together"
+                )
+            batch, size = (last, 0) if following is None else following
+            yield batch, size
+            last = batch
 
     def total(self, value: float) -> float:
         """Of a number on each rank."""

@@ -59,25 +59,10 @@ class ShardedDerivatives(Derivatives):
         self._checked = False
 
     def in_step(self, batches: Iterable[SizedBatch]) -> Iterator[SizedBatch]:
-        """As many on each rank: one that has no more goes through its last one again, of size 0, which counts nothing.
-
-        Raises:
-            ValueError: on every rank, where one has no data at all.
-        """
-        ranks, own, last = self.sharded.ranks, iter(batches), None
-        while True:
-            following = next(own, None)
-            some = int(ranks.total(following is not None))
-            if not some:
-                return
-            if last is None and some < ranks.count:
-                raise ValueError(
-                    "the data of a rank are empty: each rank needs at least one batch of its own, as all of them run "
-                    "a sharded model together"
-                )
-            batch, size = (last, 0) if following is None else following
+        """As many on each rank, and what each counts for."""
+        ranks = self.sharded.ranks
+        for batch, size in ranks.in_step(batches):
             yield batch, Step.of(size, super().weight(batch, size) if size else 0.0, ranks)
-            last = batch
 
     def weight(self, _: Batch, size: int) -> float:
         """What the batches of this step count for, each."""

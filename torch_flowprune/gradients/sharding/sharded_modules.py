@@ -20,7 +20,10 @@ def is_in_parts(model: nn.Module) -> bool:
 
 @contextmanager
 def in_shards(model: nn.Module) -> Iterator[None]:
-    """Inside, modules hold their shards, as after a step; what a forward left gathered is gathered again afterwards."""
+    """Inside, modules hold their shards, as after a step; what a forward left gathered is gathered again afterwards.
+
+    What a forward inside left gathered is not: values may have changed under it.
+    """
     held, gathered = {id(parameter) for parameter in model.parameters()}, []
     for module in fully_sharded(model):
         if any(id(kept.parameter) not in held for kept in sharded_parameters(module)):
@@ -29,8 +32,8 @@ def in_shards(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in gathered:
-            module.unshard()
+        for module in fully_sharded(model):
+            module.unshard() if module in gathered else module.reshard()
 
 
 def fully_sharded(model: nn.Module) -> list[Any]:

@@ -18,6 +18,7 @@ from torch_flowprune.gradients.batches import (
     check_runs_alone,
     check_same_count,
     check_same_losses,
+    detached,
     finite_mean_loss,
     length_of,
     over_ranks,
@@ -157,14 +158,14 @@ class HalvedSweeps(Products):
         curved = [whole, *(parts if "Hg" in self.kinds else [])]
         pairs = [(self._within(over, portion.sums["g"]), self._zeros()) for portion in curved]
         vector, product = self._vector(cut.removed), self._zeros()
-        slopes = Slopes(vector)
+        slopes = Slopes()
 
         def add(piece: Piece) -> None:
             place = self.places[piece.batch]
             of_all = place == _ALL or not self.single
             wanted = pairs[:1] * of_all + pairs[place : place + 1] * (place != _ALL)
             if cut.removed and of_all:
-                slopes.add(piece)
+                slopes.add(piece, self._dot(vector, detached(piece.grads)))
                 wanted.append((vector, product))
             for left, (along, total) in zip(reversed(range(len(wanted))), wanted, strict=True):
                 values = self.derivatives.product(piece.grads, along, retain_graph=left > 0)
@@ -179,7 +180,7 @@ class HalvedSweeps(Products):
             return {}
         product = scale(product, 1 / whole.weight)
         g, along_cut = (self._within(cut_over, values) for values in (whole.sums["g"], product))
-        error = slopes.standard_error(self.ranks)
+        error = self._standard_error(slopes)
         of_all = {"loss": whole.loss, "standard_error": error, "samples": whole.samples}
         return of_all | self._expansions(g, along_cut, vector, cut.masks)
 

@@ -57,11 +57,11 @@ AddPiece: TypeAlias = Callable[[Piece], None]
 class Slopes:
     """Of the loss along a vector, batch by batch: their spread is the error of the mean."""
 
-    def __init__(self, vector: Sequence[Tensor]) -> None:
-        self.vector, self.weights, self.sums = vector, dict[int, float](), dict[int, Tensor]()
+    def __init__(self) -> None:
+        self.weights, self.sums = dict[int, float](), dict[int, Tensor]()
 
-    def add(self, piece: Piece) -> None:
-        slope = dot_product(self.vector, detached(piece.grads)) * piece.weight
+    def add(self, piece: Piece, slope: Tensor) -> None:
+        slope = slope * piece.weight
         self.sums[piece.batch] = self.sums.get(piece.batch, 0) + slope
         self.weights[piece.batch] = self.weights.get(piece.batch, 0.0) + piece.weight
 
@@ -76,20 +76,27 @@ class Products(Sweeps):
     def along(self, cut: ProposedCut, data: Iterable[Batch]) -> dict[str, Any]:
         """The loss, ‖g‖², and their expansions in θ less the cut, in one sweep: the fields of a ``Prediction``."""
         vector, g, product = self._vector(cut.removed), self._zeros(), self._zeros()
-        slopes = Slopes(vector)
+        slopes = Slopes()
 
         def add(piece: Piece) -> None:
-            slopes.add(piece)
+            slopes.add(piece, self._dot(vector, detached(piece.grads)))
             add_weighted(g, detached(piece.grads), piece.weight)
             add_weighted(product, self.derivatives.product(piece.grads, vector), piece.weight)
 
         whole, loss = self._over_all(data, add, [g, product])
         return {
             "loss": loss,
-            "standard_error": slopes.standard_error(self.ranks),
+            "standard_error": self._standard_error(slopes),
             "samples": self.seen,
             **self._expansions(scale(g, 1 / whole), scale(product, 1 / whole), vector, cut.masks),
         }
+
+    def _standard_error(self, slopes: Slopes) -> float:
+        return slopes.standard_error(self.ranks)
+
+    def _dot(self, a: Sequence[Tensor], b: Sequence[Tensor | None]) -> Tensor:
+        """Σ a·b over all parameters."""
+        return dot_product(a, b)
 
     def times(self, v: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Tensor]:
         """H·v by name, in one sweep."""
@@ -165,18 +172,18 @@ class Products(Sweeps):
         self, g: list[Tensor], product: list[Tensor], v: list[Tensor], masks: Mapping[str, Tensor]
     ) -> dict[str, float]:
         """Of the loss and of ‖g‖² in θ − v, from g and H·v."""
+        moved = [one - Hv if name in masks else one for name, one, Hv in zip(self.names, g, product, strict=True)]
         lost = [
-            torch.where(masks[name].to(gradient.device), 0, gradient - Hv)
-            for name, gradient, Hv in zip(self.names, g, product, strict=True)
-            if name in masks
+            torch.where(masks[name].to(one.device), 0, one) if name in masks else None
+            for name, one in zip(self.names, moved, strict=True)
         ]
         return {
-            "first_order": -dot_product(v, g).item(),
-            "curvature": dot_product(v, product).item() / 2,
-            "gradient_norm": dot_product(g, g).item(),
-            "gradient_norm_change": -2 * dot_product(product, g).item(),
-            "gradient_norm_curvature": dot_product(product, product).item(),
-            "gradient_norm_lost": dot_product(lost, lost).item(),
+            "first_order": -self._dot(v, g).item(),
+            "curvature": self._dot(v, product).item() / 2,
+            "gradient_norm": self._dot(g, g).item(),
+            "gradient_norm_change": -2 * self._dot(product, g).item(),
+            "gradient_norm_curvature": self._dot(product, product).item(),
+            "gradient_norm_lost": self._dot(moved, lost).item(),
         }
 
 

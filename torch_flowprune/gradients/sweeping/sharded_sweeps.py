@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from torch_flowprune.gradients.batches import Grads, SizedBatch, add_weighted, zero_sums
+from torch_flowprune.gradients.batches import Grads, SizedBatch, add_weighted, dot_product, zero_sums
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.sharding import Parts, ShardedDerivatives, ShardedModel, is_in_parts
-from torch_flowprune.gradients.sweeping.products import Products
-from torch_flowprune.inputs import Batch, Ranks, Restore, Target, sized
+from torch_flowprune.gradients.sweeping.products import Products, ProposedCut, Slopes
+from torch_flowprune.inputs import Batch, Ranks, Restore, Target, local, sized
 
 
 def products_over(
@@ -34,6 +35,7 @@ class ShardedProducts(Products):
         leaves = [shard.leaf for shard in self.sharded.targets]
         parts = {name: replace(targets[name], parameter=leaf) for name, leaf in zip(targets, leaves, strict=True)}
         super().__init__(model, parts, source, rewind, self.sharded.ranks)
+        self.holders = Ranks.holding(model.parameters())
         weights = self.derivatives.weights
         self.derivatives: ShardedDerivatives = ShardedDerivatives(
             self.sharded, leaves, source.objective, source.mode, source.resources, weights
@@ -47,6 +49,22 @@ class ShardedProducts(Products):
     def times(self, v: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Tensor]:
         shards = dict(zip(self.names, self.sharded.targets, strict=True))
         return self._handed_out(super().times({name: shards[name].own_part(value) for name, value in v.items()}, data))
+
+    def along(self, cut: ProposedCut, data: Iterable[Batch]) -> dict[str, Any]:
+        parts = ({name: local(value) for name, value in of.items()} for of in (cut.removed, cut.masks))
+        return super().along(ProposedCut(*parts), data)
+
+    def _standard_error(self, slopes: Slopes) -> float:
+        """Over the steps: their slopes are those of the sums over the ranks, and the same on each."""
+        slopes.sums = {step: slope / self.sharded.ranks.count for step, slope in slopes.sums.items()}
+        return slopes.standard_error(Ranks())
+
+    def _dot(self, a: Sequence[Tensor], b: Sequence[Tensor | None]) -> Tensor:
+        """Over the parts of all ranks, each once."""
+        pairs = zip(a, b, self.sharded.targets, strict=True)
+        counted = [(x, y) for x, y, shard in pairs if y is not None and self.holders.counts(shard.parameter)]
+        own = dot_product(*map(list, zip(*counted, strict=True))) if counted else torch.zeros((), dtype=torch.float64)
+        return self.holders.summed(own.to(self.parameters[0].device))
 
     def _handed_out(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {

@@ -17,7 +17,13 @@ from torch_flowprune.masking.carrier.hook import (
 from torch_flowprune.masking.carrier.own_loaders import values_intact_on_error
 from torch_flowprune.masking.carrier.parametrization import masked_kind
 from torch_flowprune.masking.carrier.same_bits import same_bits
-from torch_flowprune.masking.carrier.sharded import hold_in_shard, release_shard, shard_hook, values_back_on_error
+from torch_flowprune.masking.carrier.sharded import (
+    hold_in_shard,
+    release_shard,
+    shard_hook,
+    values_back,
+    values_back_on_error,
+)
 from torch_flowprune.masking.carrier.weight_standardization import CONVOLUTIONS, standardises
 
 __all__ = [
@@ -39,6 +45,7 @@ __all__ = [
     "standardises",
     "take_off",
     "undress",
+    "values_back",
     "values_back_on_error",
     "values_intact_on_error",
     "write",

@@ -8,8 +8,9 @@ All of that reads the buffer when it runs, so that masks written by a checkpoint
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -57,6 +58,11 @@ class ShardHook(MaskHook):
             self._on_gradient.remove()
         self._parameter = self._on_gradient = None
 
+    def forget(self) -> None:
+        """The mask that it came with is put aside: the parameter has no hook of it."""
+        self._let_go()
+        _hooks_on_shards.discard(self)
+
     def is_on(self, parameters: set[int]) -> bool:
         """Whether its parameter is one of these, by identity."""
         self._follow()
@@ -73,7 +79,7 @@ class ShardHook(MaskHook):
         if mask is None or parameter is None:
             return
         if _journals:
-            _journals[-1].append(_before(local(parameter), local(mask)))
+            _journals[-1].append(_undo(local(parameter), local(mask)))
         clear(parameter, mask)
 
     def _clear_gradient(self, parameter: Tensor) -> None:
@@ -119,8 +125,7 @@ class ShardHook(MaskHook):
         self.clear()
         if self._parameter is not None:
             remember(self._parameter, self._mask())
-        self._let_go()
-        _hooks_on_shards.discard(self)
+        self.forget()
         if self.on_load is not None:
             self.on_load.remove()
         del module._buffers[mask_of(tensor_name(self))]
@@ -132,6 +137,8 @@ def hold_in_shard(module: nn.Module, name: str, mask: Tensor) -> None:
     module.register_buffer(mask_of(name), mask)
     if hook is None:
         hook = ShardHook(name)
+        if _journals:
+            _journals[-1].append(hook.forget)
         module.register_forward_pre_hook(hook)
         hook.on_load = module.register_load_state_dict_post_hook(hook.clear_loaded)
     hook.hold(module, mask)
@@ -156,26 +163,32 @@ def shard_hook(module: nn.Module, name: str) -> ShardHook | None:
 
 
 @contextmanager
-def values_back_on_error() -> Iterator[None]:
-    """An error inside puts back the values of shards that masks have cleared inside."""
-    journal: list[tuple[Tensor, Tensor, Tensor]] = []
+def values_back() -> Iterator[None]:
+    """Afterwards the values of shards that masks have cleared inside are what they were."""
+    journal: list[Callable[[], object]] = []
     _journals.append(journal)
     try:
         yield
-    except BaseException:
-        for values, gone, before in reversed(journal):
-            values[gone] = before
-        raise
-    else:
-        if len(_journals) > 1:
-            _journals[-2].extend(journal)
     finally:
         _journals.pop()
+        for undo in reversed(journal):
+            undo()
 
 
-def _before(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+@contextmanager
+def values_back_on_error() -> Iterator[None]:
+    """As :func:`values_back`, where an error comes out of it."""
+    with values_back():
+        journal = _journals[-1]
+        yield
+        if len(_journals) > 1:  # those further out may have an error yet
+            _journals[-2].extend(journal)
+        journal.clear()
+
+
+def _undo(values: Tensor, mask: Tensor) -> Callable[[], object]:
     gone = (values != 0) & ~mask
-    return values, gone, values[gone]
+    return partial(values.__setitem__, gone, values[gone])
 
 
 def _clear_values(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -187,5 +200,5 @@ def _clear_values(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 
 _hooks_on_shards: WeakSet[ShardHook] = WeakSet()
-_journals: list[list[tuple[Tensor, Tensor, Tensor]]] = []
+_journals: list[list[Callable[[], object]]] = []
 _on_every_step: list[RemovableHandle] = []

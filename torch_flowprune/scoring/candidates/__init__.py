@@ -6,13 +6,12 @@ from torch_flowprune.scoring.candidates.candidate import (
     Candidate,
     Candidates,
     label,
-    living,
     masks_of,
     targets_of,
 )
 from torch_flowprune.scoring.candidates.group_units import channel_candidates
 from torch_flowprune.scoring.candidates.parameter_units import parameter_candidates
-from torch_flowprune.scoring.candidates.shard_units import ShardUnits, lefts, ranks_of, totals
+from torch_flowprune.scoring.candidates.shard_units import ShardUnits, all_living, lefts, ranks_of, totals
 from torch_flowprune.scoring.candidates.survivors import Origin, changes, counted_from
 
 __all__ = [
@@ -21,13 +20,13 @@ __all__ = [
     "Candidates",
     "Origin",
     "ShardUnits",
+    "all_living",
     "block_candidates",
     "changes",
     "channel_candidates",
     "counted_from",
     "label",
     "lefts",
-    "living",
     "masks_of",
     "parameter_candidates",
     "ranks_of",

@@ -166,12 +166,6 @@ def masks_of(candidates: Candidates, keeps: Mapping[str, Tensor]) -> dict[str, T
     return masks
 
 
-def living(values: Mapping[str, Tensor], candidates: Candidates) -> dict[str, Tensor]:
-    """Of values one a unit, those of the units that are left: only they can still go."""
-    flags = {name: candidate.alive() for name, candidate in candidates.items()}
-    return {name: values[name] if alive is None else values[name][alive] for name, alive in flags.items()}
-
-
 def label(granularity: Granularity) -> str:
     """What a granularity is called in scores and reports."""
     return granularity if isinstance(granularity, str) else repr(granularity)

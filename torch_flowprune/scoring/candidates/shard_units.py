@@ -6,7 +6,7 @@ alone, one layer at a time; elsewhere nothing moves between ranks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -83,13 +83,21 @@ class ShardUnits(ParameterUnits):
     def clear_removed(self, masks: dict[str, Tensor], keep: Tensor) -> None:
         """From flags of the units that are here to the mask of the part that is here."""
         parameter = self.target.parameter
-        if not is_sharded(parameter):
-            masks[self.name] = self.units.mask(keep, parameter.shape)
-            return
+        masks[self.name] = self._spread(keep) if is_sharded(parameter) else self.units.mask(keep, parameter.shape)
+
+    def _spread(self, values: Tensor) -> Tensor:
+        """From one value for each unit that is here to one for each weight, laid on the ranks as the parameter is."""
+        parameter = self.target.parameter
         own = box_of(parameter)
         laid_out = own if self._placements is None else box_under(parameter, self._placements)
-        mask = self.units.mask(keep, torch.Size(laid_out.size))
-        masks[self.name] = alike(own.inside(laid_out).of(mask).clone(memory_format=torch.contiguous_format), parameter)
+        every = self.units.mask(values, torch.Size(laid_out.size))
+        return alike(own.inside(laid_out).of(every).clone(memory_format=torch.contiguous_format), parameter)
+
+    def handed_out(self, scores: Tensor) -> Tensor:
+        """Of the units that are here: where a unit is a weight, laid as the parameter is, else those of all units."""
+        if not is_sharded(self.target.parameter):
+            return scores
+        return self._spread(scores) if isinstance(self.units, Weights | Blocks) else self.shard.gathered(scores)
 
     def kept_weights(self, kept_units: int) -> Tensor | int:
         """Of a part only: who asks adds them up."""
@@ -158,6 +166,15 @@ def _axes_cut(parameter: Any) -> set[int]:
 def ranks_of(candidates: Candidates) -> Ranks:
     """Those that hold parts of the candidates; this process alone where all is here."""
     return next((one.shard.ranks for one in candidates.values() if one.shard is not None), Ranks())
+
+
+def all_living(candidates: Candidates, scores: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """Layer by layer the scores of the units that are left; of shards one layer is put together at a time."""
+    for name, candidate in candidates.items():
+        value, left, held = scores[name], candidate.alive(), candidate.shard
+        if held is not None:
+            value, left = held.gathered(value), None if left is None else held.gathered(left)
+        yield value if left is None else value[left]
 
 
 def totals(candidates: Candidates, flags: Sequence[Tensor | None]) -> list[int]:
