@@ -6,16 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from torch_flowprune.inputs.shards import Box, is_sharded, local
-
-SizedBatch: TypeAlias = "tuple[Any, int]"
-"""A batch, and how many samples it has."""
 
 
 class Ranks:
@@ -119,8 +116,8 @@ class Ranks:
     run_together = False
     """Whether a rank that runs the model waits for the others."""
 
-    def in_step(self, batches: Iterable[SizedBatch]) -> Iterable[SizedBatch]:
-        """The batches of this rank, which it runs by itself."""
+    def in_step(self, batches: Iterable[tuple[Any, int]]) -> Iterable[tuple[Any, int]]:
+        """The batches of this rank with their sizes, which it runs by itself."""
         return batches
 
     def summed(self, value: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ def _check_free(module: nn.Module, key: str) -> None:
         )
 
 
-def _checked(target: Target | None, name: str, mask: Tensor) -> tuple[Target, Tensor]:
+def _as_bool(target: Target | None, name: str, mask: Tensor) -> tuple[Target, Tensor]:
     """The parameter, and the mask as bool, of its shape.
 
     An error says why it cannot be put on the parameter.
@@ -145,7 +145,7 @@ def _checked(target: Target | None, name: str, mask: Tensor) -> tuple[Target, Te
 
 def _fitting(target: Target | None, name: str, mask: Tensor) -> Tensor:
     """The mask as bool, on the parameter's device, and laid on the ranks as the parameter is."""
-    target, mask = _checked(target, name, mask)
+    target, mask = _as_bool(target, name, mask)
     return as_shard_of(mask.to(target.parameter.device), target.parameter)
 
 
@@ -178,7 +178,7 @@ def check_on_all_ranks(known: Mapping[str, Target], masks: Mapping[str, Tensor])
     with ranks.together():
         names = own_names(known, masks)
         for given, mask in masks.items():
-            _checked(known.get(names[given]), given, mask)
+            _as_bool(known.get(names[given]), given, mask)
     own = crc32("\n".join(names.values()).encode())
     first = int(ranks.agreed(torch.tensor(own, device="cpu")))
     with ranks.together():
