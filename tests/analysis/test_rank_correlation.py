@@ -55,10 +55,10 @@ def test_nothing_to_rank_is_nan():
 
 
 def test_scores_are_laid_out_in_model_order():
-    assert laid_out({"b": torch.tensor([3.0, 1.0]), "a": torch.tensor([2.0])}).tolist() == [3, 1, 2]
+    assert laid_out([torch.tensor([3.0, 1.0]), torch.tensor([2.0])], 3).tolist() == [3, 1, 2]
 
 
 def test_of_many_scores_every_nth_is_taken_of_each_layer(monkeypatch):
     monkeypatch.setattr("torch_flowprune.analysis.rank_correlation._SAMPLE", 10)
-    found = laid_out({"a": torch.arange(25.0), "b": torch.arange(100.0, 107.0)})
+    found = laid_out([torch.arange(25.0), torch.arange(100.0, 107.0)], 32)
     assert found.tolist() == [*range(0, 25, 3), 100, 103, 106]

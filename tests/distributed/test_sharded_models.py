@@ -15,20 +15,22 @@ pytestmark = [
 def test_four_ranks(tmp_path):
     import rank_group
     import shard_analyses
+    import shard_channels
     import shard_choices
     import shard_loops
     import shard_masks
 
-    modules = (shard_masks, shard_choices, shard_analyses, shard_loops)
+    modules = (shard_masks, shard_choices, shard_channels, shard_analyses, shard_loops)
     rank_group.on_ranks(4, tmp_path, [scenario for module in modules for scenario in module.SCENARIOS])
 
 
 @pytest.mark.slow
 def test_more_on_four_ranks(tmp_path):
     import rank_group
+    import shard_channels
     import shard_choices
 
-    rank_group.on_ranks(4, tmp_path, shard_choices.SLOW)
+    rank_group.on_ranks(4, tmp_path, [*shard_choices.SLOW, *shard_channels.SLOW])
 
 
 def test_two_ranks_by_the_guide(tmp_path):

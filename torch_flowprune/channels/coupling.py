@@ -23,7 +23,7 @@ from torch_flowprune.channels.counting import costs_of
 from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
 from torch_flowprune.channels.rules import RULES, SPATIAL
 from torch_flowprune.channels.tracing import Block, Reading, read, relabelled, without_onlookers
-from torch_flowprune.inputs import arguments, check_keywords, on_host, parameters_of, without_cache
+from torch_flowprune.inputs import arguments, check_keywords, on_host, parameters_of, shards_of, without_cache
 from torch_flowprune.masking import dense_copy
 from torch_flowprune.torch_internals import tree_map_only
 
@@ -56,6 +56,7 @@ def couple(
     4
     """
     check_keywords(couple, unknown)
+    check_whole(model)
     dense = _without_masks(model)
     reading = reading_of(dense, example_inputs, kwargs)
     reading = relabelled(reading, dense, RULES) if narrow_heads else reading
@@ -63,6 +64,20 @@ def couple(
     every = {group.name: torch.ones(group.size, dtype=torch.bool) for group in coupling.groups}
     every |= {branch.name: torch.ones(1, dtype=torch.bool) for branch in coupling.branches}
     return replace(coupling, costs=costs_of(reading, coupling, dense, every))
+
+
+def check_whole(model: nn.Module) -> None:
+    """An error for a sharded model, whose graph has what ranks send each other in it.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    if shards_of(model):
+        raise ValueError(
+            "this model is sharded, and a graph is read of a dense one: fp.couple it before it is sharded, or one on "
+            "the meta device; fp.shrink it where it is whole, on one rank with the full state dict, and shard what "
+            "that gives"
+        )
 
 
 def reading_of(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Reading:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_flowprune.channels.groups import MASKED, Coupling, Group
-from torch_flowprune.inputs import flags
+from torch_flowprune.inputs import alike, box_of, flags, local
 
 
 def rows(tensors: Mapping[str, Tensor], group: Group, roles: Collection[str] = ("producer",)) -> Tensor:
@@ -38,15 +38,21 @@ def channel_masks(coupling: Coupling, keep: Mapping[str, Tensor], tensors: Mappi
 
 
 def clear_removed(masks: dict[str, Tensor], group: Group, kept: Tensor, tensors: Mapping[str, Tensor]) -> None:
-    """Clear the removed units of one group from masks by parameter name; a parameter that loses its first gets one."""
+    """Clear the removed units of one group from masks by parameter name; a parameter that loses its first gets one.
+
+    Of shards the parts that are here.
+    """
     removed = ~flags(kept).cpu()
     for s in group.slices:
         gone = s.index[removed].reshape(-1)
         if s.role in MASKED and len(gone):
             if s.parameter not in masks:
-                masks[s.parameter] = torch.ones_like(tensors[s.parameter], dtype=torch.bool)
-            mask = masks[s.parameter]
-            mask.index_fill_(s.axis, gone.to(mask.device), False)
+                own = tensors[s.parameter]
+                masks[s.parameter] = alike(torch.ones_like(local(own), dtype=torch.bool), own)
+            mask, box = local(masks[s.parameter]), box_of(masks[s.parameter])
+            here = gone - box.begin[s.axis]
+            here = here[(here >= 0) & (here < box.size[s.axis])]
+            mask.index_fill_(s.axis, here.to(mask.device), False)
 
 
 def living_channels(coupling: Coupling, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

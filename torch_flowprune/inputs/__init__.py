@@ -87,6 +87,7 @@ from torch_flowprune.inputs.precision import in_float32, is_half, widened
 from torch_flowprune.inputs.processes import HeldUnits, Ranks
 from torch_flowprune.inputs.shards import (
     Box,
+    PutTogether,
     alike,
     as_shard_of,
     box_of,
@@ -113,6 +114,7 @@ __all__ = [
     "OneBatch",
     "Pair",
     "Pattern",
+    "PutTogether",
     "Ranks",
     "Restore",
     "Target",

@@ -6,10 +6,11 @@ A part is a box: some range along each axis of the whole. Nothing here talks to 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -121,6 +122,25 @@ def laid(value: Tensor, placements: tuple[Any, ...] | None) -> Tensor:
 def whole(value: Tensor) -> Tensor:
     """All of it, put together on every rank; a plain tensor as it is."""
     return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
+
+
+class PutTogether(Mapping[str, Tensor]):
+    """Tensors of which each is put together when it is read, by every rank: one at a time is there."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self._values = values
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._values[name]
+        if value.dtype is not torch.bool or not is_sharded(value):
+            return whole(value.detach())
+        return whole(alike(local(value).to(torch.uint8), value)) != 0  # numbers are what all backends send
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 def as_shard_of(given: Tensor, value: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ from torch_flowprune.inputs import (
 from torch_flowprune.scoring.candidates import (
     Alike,
     Candidates,
+    GroupUnits,
+    ShardedGroup,
     ShardUnits,
     block_candidates,
     channel_candidates,
@@ -120,18 +122,27 @@ class PrunableUnits:
             made = None if ranks is None else partial(ShardUnits, ranks=ranks)
             return parameter_candidates(model, self.granularity, *chosen, made=made)
         if spread:
-            raise ValueError(
-                "granularity='channel' on a sharded model: a channel is made of parts of several parameters, which "
-                "lie on several ranks; prune the channels, and shrink, before the model is sharded, or take "
-                "granularity='filter'"
-            )
+            self._check_are_had_of_shards(together=shards)
         coupling = self.read(model, source).coupling
         assert coupling is not None
         if self.granularity == "block":
             return block_candidates(model, coupling, *chosen)
-        return channel_candidates(
-            model, None, *chosen, self.scored_by, coupling, _alike_in_class(model, source, coupling)
-        )
+        group = partial(ShardedGroup, ranks=Ranks.holding(spread)) if spread else GroupUnits
+        alike = _alike_in_class(model, source, coupling)
+        return channel_candidates(model, None, *chosen, self.scored_by, coupling, alike, group)
+
+    def _check_are_had_of_shards(self, *, together: bool) -> None:
+        """An error where units that are read off a graph cannot be those of a sharded model."""
+        if self.granularity == "block" or not together:
+            raise ValueError(
+                f"granularity={self.granularity!r} is not had here of a sharded model: prune and shrink before the "
+                "model is sharded, or take granularity='filter'"
+            )
+        if self.coupling is None:
+            raise ValueError(
+                "granularity='channel' on a sharded model, whose graph is not read: read that of the dense model, "
+                "before it is sharded or on the meta device, and pass coupling=fp.couple(dense, example_inputs)"
+            )
 
 
 def _alike_in_class(model: nn.Module, source: FlowSource, coupling: Coupling) -> Alike:
@@ -139,6 +150,11 @@ def _alike_in_class(model: nn.Module, source: FlowSource, coupling: Coupling) ->
 
     @lru_cache(maxsize=1)
     def found(names: tuple[str, ...]) -> UniformSizes:
+        if shards_of(model):
+            raise ValueError(
+                "uniform=True tries smaller models of the class, and this one is sharded: prune and shrink before the "
+                "model is sharded, or leave uniform= out"
+            )
         if source.example_inputs is None and (source.data is None or isinstance(source.data, Iterator)):
             raise ValueError(
                 "uniform=True tries smaller sizes on an example input, and there is none: pass example_inputs="

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Never
 
-from torch_flowprune.channels.coupling import arguments_of, reading_of
+from torch_flowprune.channels.coupling import arguments_of, check_whole, reading_of
 from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.shrinking.attempts import Bench, attempt, untried
 from torch_flowprune.channels.shrinking.best_reading import best_surgery, both_readings, surgery_of_read
@@ -95,6 +95,7 @@ def shrink(
     4
     """
     check_keywords(shrink, unknown)
+    check_whole(model)
     dense, own_masks = dense_copy(model)
     names = canonical_names(dense)
     given = {names[name]: mask.bool() for name, mask in {**own_masks, **(masks or {})}.items()}

@@ -9,8 +9,9 @@ from torch_flowprune.scoring.candidates.candidate import (
     masks_of,
     targets_of,
 )
-from torch_flowprune.scoring.candidates.group_units import channel_candidates
+from torch_flowprune.scoring.candidates.group_units import GroupUnits, channel_candidates
 from torch_flowprune.scoring.candidates.parameter_units import parameter_candidates
+from torch_flowprune.scoring.candidates.shard_groups import ShardedGroup
 from torch_flowprune.scoring.candidates.shard_units import ShardUnits, all_living, lefts, ranks_of, totals
 from torch_flowprune.scoring.candidates.survivors import Origin, changes, counted_from
 
@@ -18,8 +19,10 @@ __all__ = [
     "Alike",
     "Candidate",
     "Candidates",
+    "GroupUnits",
     "Origin",
     "ShardUnits",
+    "ShardedGroup",
     "all_living",
     "block_candidates",
     "changes",

@@ -25,6 +25,7 @@ from torch_flowprune.channels import (
 from torch_flowprune.inputs import (
     Pair,
     Pattern,
+    PutTogether,
     Target,
     flags,
     matching,
@@ -155,6 +156,7 @@ def channel_candidates(
     scored_by: str = "producer",
     coupling: Coupling | None = None,
     alike: Alike | None = None,
+    made: Callable[..., GroupUnits] = GroupUnits,
 ) -> Candidates:
     """The groups of a model whose producers are all among the parameters to prune.
 
@@ -169,6 +171,7 @@ def channel_candidates(
             ``"norm"``, γ and β of its norms; ``"scale"``, γ alone.
         coupling: of this model, read before or written by hand.
         alike: what tells which groups are of equal size in all models of the class; each candidate has it.
+        made: makes a candidate, where parameters may be shards.
 
     Raises:
         ValueError: for another ``scored_by``, a coupling that does not fit the model, or if no group can be pruned,
@@ -180,7 +183,8 @@ def channel_candidates(
     coupling = couple(model, example_inputs) if coupling is None else coupling
     coupling.check_fits({**dict(model.named_buffers()), **{name: target.parameter for name, target in known.items()}})
     device = next(iter(known.values())).parameter.device
-    costs = coupling.costs and replace(coupling.costs, kept=kept_units(coupling, masks(model)), device=device)
+    kept = PutTogether(masks(model))
+    costs = coupling.costs and replace(coupling.costs, kept=kept_units(coupling, kept), device=device)
     chosen = {target.name for target in prunable(model, parameters, include, exclude)}
     along = _going_along(known.values(), exclude) if include is None and parameters is None else set()
     checked = dict[str, Target]()
@@ -193,8 +197,9 @@ def channel_candidates(
             in_part[group.name] = picked, others
         if not others:
             members = {part.parameter: known[part.parameter] for part in group.slices if part.role in MASKED}
-            checked |= {name: check_can_mask(members[name], name) for name in members if name not in checked}
-            candidates[group.name] = GroupUnits(group, members, _scored(group, members, scored_by), costs, alike)
+            new = [name for name in members if name not in checked]
+            checked |= {name: check_can_mask(members[name], name, shards=made is not GroupUnits) for name in new}
+            candidates[group.name] = made(group, members, _scored(group, members, scored_by), costs, alike)
     if not candidates:
         raise ValueError(_in_part(in_part) if in_part else _no_channels(coupling))
     in_part = _without_what_takes_part(in_part, coupling, candidates)
