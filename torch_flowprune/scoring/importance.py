@@ -24,12 +24,11 @@ from torch_flowprune.inputs import (
     unwrapped,
 )
 from torch_flowprune.scoring import measure_lookup
-from torch_flowprune.scoring.candidates import Candidates, targets_of
+from torch_flowprune.scoring.candidates import Candidates, ShardUnits, targets_of
 from torch_flowprune.scoring.evaluation import evaluate
 from torch_flowprune.scoring.granularity import Granularity
 from torch_flowprune.scoring.measures import Measure
 from torch_flowprune.scoring.prunable_units import PrunableUnits, UnitOptions
-from torch_flowprune.scoring.shard_candidates import ShardUnits
 from torch_flowprune.scoring.unit_scores import Scores
 
 
