@@ -9,6 +9,7 @@ import torch
 from cases import CASES, every_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import torch_flowprune as fp
@@ -250,6 +251,37 @@ def test_a_proposed_cut_is_predicted_and_not_made():
     assert fp.masks(model) == {}
     assert str(found).endswith(str(found.prediction))
     assert json.loads(json.dumps(found.to_dict()))["prediction"]["curvature"] == found.prediction.curvature
+
+
+def test_of_channels_and_blocks_the_norms_are_of_all_that_is_read():
+    """Layers that make the same channels are one row, and so is a block of several layers."""
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 6)) for _ in range(2))
+
+        def forward(self, x):
+            x = self.stem(x)
+            for block in self.blocks:
+                x = x + block(x)
+            return self.head(x)
+
+    torch.manual_seed(0)
+    model = Residual()
+    data = (torch.randn(6, 4), torch.randint(2, (6,)))
+    channels = fp.diagnose(model, data, granularity="channel")
+    shared = [model.stem, model.blocks[0][2], model.blocks[1][2]]
+    stream = next(layer for layer in channels.layers if layer.name == "stem.weight")
+    assert stream.weights == sum(layer.weight.numel() for layer in shared)
+    assert stream.theta_norm == pytest.approx(sum(layer.weight.square().sum().item() for layer in shared))
+    assert channels.total.weights == sum(layer.weight.numel() for layer in (*shared, *(b[0] for b in model.blocks)))
+    blocks = fp.diagnose(model, data, granularity="block")
+    assert [layer.name for layer in blocks.layers] == ["blocks.0", "blocks.1"]
+    for layer, block in zip(blocks.layers, model.blocks, strict=True):
+        weights = [block[0].weight, block[2].weight]
+        assert layer.theta_norm == pytest.approx(sum(weight.square().sum().item() for weight in weights))
 
 
 def test_bad_arguments():

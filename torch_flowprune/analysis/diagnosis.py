@@ -47,11 +47,11 @@ Values: TypeAlias = "dict[str, Tensor]"
 
 @dataclass(frozen=True)
 class LayerDiagnosis:
-    """One parameter's place in the flow; derivatives are with respect to the time t of dθ/dt = −g.
+    """The place in the flow of one parameter, group of channels or block; derivatives are by the time t of dθ/dt = −g.
 
     Attributes:
-        name: the parameter's name, or "total".
-        weights: how many weights.
+        name: the parameter's name, that of the group or the block, or "total".
+        weights: how many weights the parameters have that the measure reads; the norms are theirs.
         theta_norm: ‖θ‖².
         theta_norm_rate: d‖θ‖²/dt = −2 θᵀg.
         theta_norm_acceleration: d²‖θ‖²/dt² = 2 (‖g‖² + θᵀHg).
@@ -212,7 +212,8 @@ def diagnose(
 
 
 def _layer(name: str, among: Candidates, point: Flow, scores: Values, pair: Sequence[Values]) -> LayerDiagnosis:
-    theta, g, Hg = ([point.tensors(kind)[one] for one in among] for kind in ("theta", "g", "Hg"))
+    read = dict.fromkeys(parameter for candidate in among.values() for parameter in candidate.read)
+    theta, g, Hg = ([point.tensors(kind)[one] for one in read] for kind in ("theta", "g", "Hg"))
     dot = Ranks.holding(theta).dot
     gradient_norm, theta_Hg, units = dot(g, g), dot(theta, Hg), sum(lefts(among))
     zeros = sum(totals(among, [_zeros(scores[one], candidate.alive()) for one, candidate in among.items()]))
