@@ -158,7 +158,7 @@ def _matched_attributes(model: nn.Module, reading: Reading, dead: Tensor) -> Att
         for holder, name in _attributes_read(module):
             value = vars(module.get_submodule(holder)).get(name)
             new = _matched(value, sizes)
-            if not name.startswith("_") and _differs(new, value):
+            if not name.startswith("_") and _is_changed(new, value):
                 plan.setdefault(".".join(filter(None, (path, holder))), {})[name] = new
     return plan
 
@@ -176,7 +176,7 @@ def _checked_attributes(model: nn.Module, reading: Reading, dead: Tensor) -> Att
         sizes = _shrinking_sizes((v for node in nodes if node for v in flat(reading.values.get(node))), dead)
         held = {name: vars(model.get_submodule(path)).get(name) for name in names}
         new = {name: _matched(value, sizes) for name, value in held.items()}
-        if changed := {name: value for name, value in new.items() if _differs(value, held[name])}:
+        if changed := {name: value for name, value in new.items() if _is_changed(value, held[name])}:
             plan[path] = changed
     return plan
 
@@ -215,7 +215,7 @@ def _matched(value: Any, sizes: Mapping[int, int]) -> Any:
     return value
 
 
-def _differs(new: Any, value: Any) -> bool:
+def _is_changed(new: Any, value: Any) -> bool:
     """What is no size was handed on as it is, a tensor that the module kept among it."""
     return new is not value and new != value
 
