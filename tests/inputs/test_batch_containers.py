@@ -50,6 +50,19 @@ def test_objects_are_moved_by_their_own_method_and_counted_as_told():
     oracles.assert_named_close(found.Hg, expected.Hg)
 
 
+def test_an_object_with_keys_that_moves_itself_is_one_batch():
+    class Whole(Graph):
+        def keys(self):
+            return ["x", "y"]
+
+        def __iter__(self):
+            return iter((key, getattr(self, key)) for key in self.keys())
+
+    model = mlp()
+    found = fp.flow(model, Whole(X, Y), closure=of_graph, batch_size=6)
+    oracles.assert_named_close(found.g, oracles.dense(model, [(X, Y)]).g)
+
+
 @pytest.mark.parametrize(
     "words", [{"needs": ("g2_sample",)}, {"max_samples": 3}, {"max_memory": 2_000}], ids=lambda words: next(iter(words))
 )
@@ -268,3 +281,16 @@ def test_synflow_sums_all_outputs():
     for name, scores in found.items():
         weight = dict(absolute.named_parameters())[name]
         assert torch.allclose(scores, (weight * weight.grad).abs().view_as(scores)), name
+
+
+class Picky(Heads):
+    """Of inputs that ones are none of."""
+
+    def forward(self, x):
+        assert x.min() < 0, "boxes should have a positive height"
+        return super().forward(x)
+
+
+def test_synflow_of_a_model_that_takes_no_ones_says_so():
+    with pytest.raises(ValueError, match=r"on inputs of ones, and on these it fails \(boxes should have"):
+        fp.scores(Picky(), "synflow", example_inputs=X)

@@ -1,4 +1,4 @@
-"""The recipes of the guide's page on frameworks: accelerate, timm, PEFT, skorch and fastai as their users call them."""
+"""The recipes of the guide's page on frameworks, as the users of these call them."""
 
 import argparse
 import copy
@@ -76,20 +76,178 @@ torch.save(fp.state_dict(model), folder + "/" + act + ".pt")
 @pytest.mark.parametrize("granularity", ["weight", "channel"])
 def test_a_run_of_accelerate_that_is_killed_and_resumed_ends_the_same(granularity, tmp_path):
     pytest.importorskip("accelerate")
-    (tmp_path / "run.py").write_text(ACCELERATED, encoding="utf-8")
+    killed_and_resumed(ACCELERATED, tmp_path, granularity)
+
+
+def killed_and_resumed(code, folder, *words):
+    """Both ends are equal, bit for bit, and pruned."""
+    (folder / "run.py").write_text(code, encoding="utf-8")
 
     def run(act):
-        call = [sys.executable, tmp_path / "run.py", granularity, str(tmp_path), act]
+        (kept := folder / ("whole" if act == "whole" else "stopped")).mkdir(exist_ok=True)
+        call = [sys.executable, folder / "run.py", *words, str(kept), act]
         return subprocess.run(call, capture_output=True, text=True, timeout=300, check=False)
 
-    assert run("whole").returncode == 0
-    assert run("kill").returncode == -9
-    resumed = run("resume")
-    assert resumed.returncode == 0, resumed.stderr
-    one, other = (torch.load(tmp_path / f"{name}.pt") for name in ("whole", "resume"))
+    for act, code in (("whole", 0), ("kill", -9), ("resume", 0)):
+        done = run(act)
+        assert done.returncode == code, done.stderr
+    one, other = torch.load(folder / "whole/whole.pt"), torch.load(folder / "stopped/resume.pt")
     assert one.keys() == other.keys()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
-    assert any(not value.all() for name, value in one.items() if name.endswith("_mask"))
+    packed = [value for name, value in one.items() if name.endswith("_mask")]
+    assert any(not value.eq(255).all() for value in packed)
+
+
+# -- Fabric ----------------------------------------------
+
+FABRICATED = """
+import os, signal, sys
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+import torch_flowprune as fp
+
+folder, act = sys.argv[1:]
+X = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+Y = (X.sum(-1) > 0).long()
+torch.manual_seed(0)
+fabric = Fabric(accelerator="cpu", devices=1)
+model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+model, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), 0.05))
+loader = fabric.setup_dataloaders(
+    torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), 8)
+)
+pruner = fp.Pruner(model, "loss_preservation", 0.6, rounds=3)
+fp.keep_zeros(model, optimizer)
+state = {"model": model, "optimizer": optimizer, "pruner": pruner, "epoch": 0}
+if act == "resume":
+    fp.accept_masks(model)
+    fabric.load(folder + "/last.ckpt", state)
+for epoch in range(state["epoch"], 6):
+    for x, y in loader:
+        fabric.backward(nn.functional.cross_entropy(model(x), y))
+        pruner.track()
+        optimizer.step()
+        optimizer.zero_grad()
+    if epoch % 2 == 0:
+        pruner.step()
+    state["epoch"] = epoch + 1
+    if epoch == 2 and act == "kill":
+        fabric.save(folder + "/last.ckpt", state)
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.save(fp.state_dict(model), folder + "/" + act + ".pt")
+"""
+
+
+def test_a_run_of_fabric_that_is_killed_and_resumed_ends_the_same(tmp_path):
+    pytest.importorskip("lightning.fabric")
+    killed_and_resumed(FABRICATED, tmp_path)
+
+
+@pytest.fixture
+def fabric():
+    return pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu", devices=1)
+
+
+def test_fabrics_wrapper_has_the_names_of_its_state_dict(fabric, tmp_path):
+    model, again = fabric.setup(net()), fabric.setup(net())
+    fp.global_prune(model, "magnitude", 0.5)
+    fp.load_state_dict(again, fp.state_dict(model))
+    assert same_state(model, again)
+    plain = net()
+    fp.load_state_dict(plain, fp.state_dict(model))
+    assert fp.report(plain).sparsity == 0.5
+    pytest.importorskip("safetensors")
+    fp.save_pruned(model, tmp_path / "pruned.safetensors")
+    loaded, wrapped = net(), fabric.setup(net())
+    for one in (loaded, wrapped):
+        fp.load_pruned(one, tmp_path / "pruned.safetensors")
+        assert fp.report(one).sparsity == 0.5
+
+
+# -- Ignite ----------------------------------------------
+
+IGNITED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from ignite.engine import Events, create_supervised_trainer
+from ignite.handlers import Checkpoint, DiskSaver, EMAHandler
+from torch import nn
+import torch_flowprune as fp
+
+folder, act = sys.argv[1:]
+X = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+Y = (X.sum(-1) > 0).long()
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-2)
+loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), 8)
+trainer = create_supervised_trainer(model, optimizer, nn.functional.cross_entropy)
+ema = EMAHandler(model, momentum=0.1)
+ema.attach(trainer, name="momentum", event=Events.ITERATION_COMPLETED)
+pruner = fp.Pruner(model, "loss_preservation", 0.6, rounds=3, averages=[ema.ema_model])
+fp.keep_zeros(model, optimizer)
+trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: pruner.track())
+trainer.add_event_handler(Events.EPOCH_COMPLETED(every=2), lambda: pruner.step())
+kept = {"trainer": trainer, "model": model, "optimizer": optimizer}
+kept |= {"pruner": pruner, "ema": ema.ema_model}
+saver = Checkpoint(kept, DiskSaver(folder, require_empty=False), n_saved=1)
+trainer.add_event_handler(Events.EPOCH_COMPLETED, saver)
+if act == "kill":
+    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(once=3), kill)
+if act == "resume":
+    fp.accept_masks(model)
+    fp.accept_masks(ema.ema_model)
+    (path,) = Path(folder).glob("checkpoint_*.pt")
+    Checkpoint.load_objects(to_load=kept, checkpoint=torch.load(path))
+trainer.run(loader, max_epochs=6)
+both = fp.state_dict(model) | {"ema." + k: v for k, v in fp.state_dict(ema.ema_model).items()}
+torch.save(both, folder + "/" + act + ".pt")
+"""
+
+
+def test_a_run_of_ignite_that_is_killed_and_resumed_ends_the_same(tmp_path):
+    pytest.importorskip("ignite")
+    killed_and_resumed(IGNITED, tmp_path)
+
+
+# -- PyTorch Geometric -----------------------------------
+
+
+def test_batches_of_graphs():
+    pytest.importorskip("torch_geometric")
+    from torch_geometric.data import Batch, Data
+    from torch_geometric.loader import DataLoader
+    from torch_geometric.nn import GCNConv, global_mean_pool
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second, self.head = GCNConv(5, 8), GCNConv(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x, edges, batch):
+            hidden = self.second(self.first(x, edges).tanh(), edges).tanh()
+            return self.head(global_mean_pool(hidden, batch))
+
+    def closure(model, batch):
+        return nn.functional.cross_entropy(model(batch.x, batch.edge_index, batch.batch), batch.y)
+
+    sizes = (4, 6, 3, 7, 5)
+    graphs = [
+        Data(x=torch.randn(n, 5), edge_index=torch.randint(n, (2, 3 * n)), y=torch.tensor([n % 3])) for n in sizes
+    ]
+    model, words = Net(), {"closure": closure, "batch_size": lambda batch: batch.num_graphs}
+    found = fp.flow(model, DataLoader(graphs, 2), needs=("g",), **words)
+    expected = torch.autograd.grad(closure(model, Batch.from_data_list(graphs)), list(model.parameters()))
+    pairs = zip(found.g.values(), expected, strict=True)
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in pairs)
+    include = ["*", "*.lin.weight"]
+    report = fp.global_prune(model, "fisher", 0.5, data=DataLoader(graphs, 2), include=include, **words)
+    assert report.sparsity == pytest.approx(0.5, abs=0.01)
+    assert {layer.name for layer in report.layers} == {"first.lin.weight", "second.lin.weight", "head.weight"}
 
 
 # -- timm ------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels import describe, rebuild
-from torch_flowprune.inputs import is_mask, mask_of, original, plain_name, write_tensors
+from torch_flowprune.inputs import is_mask, mask_of, original, plain_name, with_names_of_state, write_tensors
 from torch_flowprune.masking import dense_copy, load_state_dict, masks, pack, state_dict, unpack
 
 _KEY = "torch_flowprune"
@@ -51,7 +51,7 @@ class PrunedFile:
         Where zeros in a weight would not do what its mask does (standardised kernels), masks are tensors of the file,
         and a loader that does not know them refuses it.
         """
-        source = model if shrunk is None else shrunk
+        source = with_names_of_state(model if shrunk is None else shrunk)
         try:
             dense, found = dense_copy(source)
         except ValueError:  # a mask that cannot be made permanent

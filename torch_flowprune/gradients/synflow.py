@@ -37,11 +37,14 @@ def synaptic_gradient(
     try:
         with sound_norms(device), _MaskedAlready(masked):
             output = _output_on_ones(model, state, inputs, device)
-    except RuntimeError as error:
-        if "dtype" not in str(error):
-            raise
-        raise RuntimeError(
-            f"synflow runs the model in float64, and something in it is fixed to another dtype: {error}"
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "dtype" in str(error):
+            raise RuntimeError(
+                f"synflow runs the model in float64, and something in it is fixed to another dtype: {error}"
+            ) from error
+        raise ValueError(
+            f"synflow runs the model in eval mode on inputs of ones, and on these it fails ({error}): pass "
+            "example_inputs= that the model takes without targets, or take another measure"
         ) from error
     total = torch.stack([tensor.sum() for tensor in summed_outputs(output)]).sum()
     if not total.isfinite():

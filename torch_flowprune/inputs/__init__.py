@@ -79,6 +79,7 @@ from torch_flowprune.inputs.named_parameters import (
     unwrapped,
     wide,
     wide_type,
+    with_names_of_state,
     without_wrappers,
 )
 from torch_flowprune.inputs.numbers import plain_number, plain_sequence, real_tensor, whole_number, without_nan
@@ -201,6 +202,7 @@ __all__ = [
     "wide",
     "wide_type",
     "widened",
+    "with_names_of_state",
     "without_cache",
     "without_nan",
     "without_wrappers",

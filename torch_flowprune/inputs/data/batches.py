@@ -41,7 +41,7 @@ def as_batches(data: object) -> Iterable[Batch]:
         isinstance(data, (tuple, list)) and any(is_leaf(part) for part in data)
     ):
         return [data]
-    if is_dataclass(data) and not isinstance(data, (type, Iterable)):
+    if _is_one_object(data):
         return [data]
     if isinstance(data, Dataset) and not isinstance(data, torch.utils.data.IterableDataset):
         raise TypeError(
@@ -66,6 +66,13 @@ class OneBatch:
 
     def __len__(self) -> int:
         return 1
+
+
+def _is_one_object(data: object) -> bool:
+    """A dataclass, or an object with keys that is moved to a device as a whole: iterating a graph gives its parts."""
+    if is_dataclass(data):
+        return not isinstance(data, (type, Iterable))
+    return hasattr(data, "keys") and callable(getattr(data, "to", None))
 
 
 def _check_told_apart(tensors: list[Tensor]) -> None:

@@ -9,7 +9,14 @@ from torch_flowprune.inputs.named_parameters.names import (
     plain_name,
     without_wrappers,
 )
-from torch_flowprune.inputs.named_parameters.parameters import parameters_of, prunable, unwrapped, wide, wide_type
+from torch_flowprune.inputs.named_parameters.parameters import (
+    parameters_of,
+    prunable,
+    unwrapped,
+    wide,
+    wide_type,
+    with_names_of_state,
+)
 from torch_flowprune.inputs.named_parameters.patterns import Pattern, holds_modules, matching
 from torch_flowprune.inputs.named_parameters.target import Pair, Target, check_shapes, is_computed_on_access
 from torch_flowprune.inputs.named_parameters.unprunable import computed, no_such_parameter
@@ -50,5 +57,6 @@ __all__ = [
     "unwrapped",
     "wide",
     "wide_type",
+    "with_names_of_state",
     "without_wrappers",
 ]

@@ -39,6 +39,20 @@ def _inside(module: nn.Module) -> nn.Module | None:
     return inner if isinstance(inner, nn.Module) else None
 
 
+def with_names_of_state(model: nn.Module) -> nn.Module:
+    """The module inside all wrappers, and inside one that hands out its state dict: their names are the same."""
+    while (inner := _inside(model) or _named_by(model)) is not None:
+        model = inner
+    return model
+
+
+def _named_by(module: nn.Module) -> nn.Module | None:
+    """The one module that another holds and nothing else, where its state dict has that one's names, as Fabric's."""
+    kind, held = type(module), {id(child): child for child in module._modules.values()}
+    has_own = kind.state_dict is not nn.Module.state_dict and kind.load_state_dict is not nn.Module.load_state_dict
+    return next(iter(held.values())) if has_own and len(held) == 1 and not module._parameters else None
+
+
 def wide(value: Tensor) -> Tensor:
     """Half-precision values in float32, where products such as θ·g do not underflow; the others as they are."""
     return value.to(wide_type(value))
@@ -71,7 +85,7 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, str, nn.Module, bool]]:
         yield path, plain, module, in_adapter
         if not module._modules:
             continue
-        inner, adapters, above = _inside(module), _adapters(module), (*above, id(module))
+        inner, adapters, above = _inside(module) or _named_by(module), _adapters(module), (*above, id(module))
         for name, child in reversed(module._modules.items()):
             if child is not None and id(child) not in above:
                 plainly = plain if child is inner else _join(plain, name)

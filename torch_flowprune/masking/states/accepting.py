@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -35,8 +37,31 @@ def accept_masks(model: nn.Module) -> RemovableHandle:
     >>> int(fp.masks(fresh)["weight"].sum())
     4
     """
-    handle: RemovableHandle = unwrapped(model).register_load_state_dict_pre_hook(_put_on_masks_first)
-    return handle
+    wrapped = list(_one_in_another(unwrapped(model)))
+    handles = [module.register_load_state_dict_pre_hook(_put_on_masks_first) for module in wrapped]
+    return _Handles(handles)
+
+
+class _Handles(RemovableHandle):
+    """The handle of several hooks."""
+
+    def __init__(self, handles: list[RemovableHandle]) -> None:
+        super().__init__(OrderedDict())
+        self.handles = handles
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def _one_in_another(module: nn.Module) -> Iterator[nn.Module]:
+    """A model, and while it is but a wrapper of one module, that: frameworks load into what they have wrapped."""
+    while True:
+        yield module
+        inside = list(module.children())  # each once, whatever names it has
+        if len(inside) != 1 or any(True for _ in module.parameters(recurse=False)):
+            return
+        (module,) = inside
 
 
 def _put_on_masks_first(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
