@@ -121,7 +121,6 @@ ROWS = {
 X = torch.linspace(-1, 1, 24).view(3, 8)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_row_7_1_to_7_3_two_gloo_ranks(tmp_path):
     import rank_group
