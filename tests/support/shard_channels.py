@@ -129,6 +129,18 @@ def rounds_of_a_pruner_read_the_gradients_of_training(rank: int, path: str) -> N
     check_masks(model, alone)
 
 
+def a_comparison_of_channels_is_that_of_one_process(rank: int, path: str) -> None:
+    own, every = [(IMAGES[rank::4].double(), Y[rank::4])], [(IMAGES.double(), Y)]
+    alone, model = residual().double(), sharded(residual().double())
+    words: dict[str, Any] = {"granularity": "channel", "coupling": coupled(residual, IMAGES)}
+    expected = fp.compare(alone, ["magnitude", "taylor"], 0.5, every, **words)
+    found = fp.compare(model, ["magnitude", "taylor"], 0.5, own, **words)
+    for one, other in zip(found.outcomes, expected.outcomes, strict=True):
+        assert (one.loss, one.predicted, one.emptied) == pytest.approx((other.loss, other.predicted, other.emptied))
+    assert found.correlation["taylor"] == pytest.approx(expected.correlation["taylor"])
+    assert not fp.masks(model)
+
+
 def shrunk_on_one_rank_sharded_again_and_saved(rank: int, path: str) -> None:
     """What it computes is what the masked model did; DCP saves it, and loads it into one that was built dense."""
     model, coupling = sharded(residual()), coupled(residual, IMAGES)
@@ -167,6 +179,8 @@ def what_channels_cannot_be_had_is_refused(rank: int, path: str) -> None:
         ),
         (lambda: fp.couple(model, IMAGES), "meta device"),
         (lambda: fp.shrink(model, IMAGES), "full state dict"),
+        (lambda: fp.export_ready(model), "torch copies none under fully_shard"),
+        (lambda: fp.scores(model, granularity="block", coupling=coupling), "granularity='block' is not had here"),
     ):
         with pytest.raises(ValueError, match=text):
             call()
@@ -178,6 +192,7 @@ SCENARIOS = (
     further_rounds_scores_and_reports_of_channels,
     channels_by_a_sweep,
     rounds_of_a_pruner_read_the_gradients_of_training,
+    a_comparison_of_channels_is_that_of_one_process,
     shrunk_on_one_rank_sharded_again_and_saved,
     what_channels_cannot_be_had_is_refused,
 )

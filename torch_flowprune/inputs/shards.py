@@ -170,14 +170,19 @@ def lie_alike(one: Tensor, other: Tensor) -> bool:
     return bool(a.device_mesh == b.device_mesh and tuple(a.placements) == tuple(b.placements))
 
 
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` has wrapped this very module."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    return kind is not None and isinstance(module, kind)
+
+
 def register_shards(module: nn.Module) -> None:
     """Of a module that ``fully_shard`` has wrapped, and that a forward has left whole, the parameters are shards again.
 
     Any other module stays as it is. The next forward gathers them.
     """
-    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
-    if kind is not None and isinstance(module, kind):
-        module.reshard()
+    if is_fully_sharded(module):
+        module.reshard()  # type: ignore[operator]
 
 
 def shards_of(model: nn.Module) -> list[nn.Parameter]:

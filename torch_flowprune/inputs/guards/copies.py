@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torch_flowprune.inputs.shards import is_fully_sharded
+
 _DEEPEST = 4  # containers in objects in containers: activations are not kept deeper
 
 
@@ -19,7 +21,15 @@ def copied_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
     Args:
         model: any; hooks, caches and patched forwards go along.
         memo: what is not to be copied, as ``copy.deepcopy`` takes it.
+
+    Raises:
+        ValueError: for a model that ``fully_shard`` has wrapped, which torch does not copy.
     """
+    if any(map(is_fully_sharded, model.modules())):
+        raise ValueError(
+            "this works on a copy of the model, and torch copies none under fully_shard: fp.load_state_dict its full "
+            "state dict into a model that is not sharded, and call it with that"
+        )
     memo = {} if memo is None else memo
     for module in model.modules():
         for name, value in vars(module).items():
