@@ -175,14 +175,9 @@ class Allocation:
         layers = self._layers(found)
         normalizer = self._normalizer(method, found)
         comparable = None if normalizer is None else NORMALIZERS[normalizer]
-        made = partial(
-            Plan,
-            self._why(normalizer),
-            layers.bounds,
-            comparable=comparable,
-            multiples=layers.multiples if layers.are_rounded else {},
-            levels=layers.levels,
-        )
+        multiples = layers.multiples if layers.are_rounded else {}
+        why = self._why(normalizer)
+        made = partial(Plan, why, layers.bounds, comparable=comparable, multiples=multiples, levels=layers.levels)
         if self.counted_cost != "units":
             return made(spending=self._spending(found, goal, layers))
         if self.rule == "row":
