@@ -9,17 +9,20 @@ what every extension of ``nn.Module`` is written against.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import FunctionType
+from dataclasses import is_dataclass
+from types import FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # These go through nested values as ``torch.export`` does, users' own registered classes among them.
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_leaves as registered_leaves
 
 __all__ = [
     "FLAT_WEIGHTS", "HARDSIGMOIDS", "HARDSIGMOID_IN_PLACE", "NAMES_OF_WRAPPED", "NO_TORCH_FUNCTION", "SAME_WIDTHS",
@@ -32,6 +35,20 @@ __all__ = [
     "storage_key", "tensor_name", "to_copy", "tree_flatten", "tree_leaves", "tree_map", "tree_map_only",
     "tree_unflatten", "unsafe_view", "version_of",
 ]  # fmt: skip
+
+# -- nested values ------------------------------------------
+
+
+def tree_leaves(value: Any) -> list[Any]:
+    """The values that others hold, in order; of a dataclass, a namespace and a distribution the attributes too."""
+    leaves: list[Any] = []
+    for leaf in registered_leaves(value):
+        by_name = isinstance(leaf, (SimpleNamespace, Distribution)) or (
+            is_dataclass(leaf) and not isinstance(leaf, type)
+        )
+        leaves += tree_leaves(dict(vars(leaf))) if by_name else [leaf]
+    return leaves
+
 
 # -- operators, as they run ------------------------------------------
 

@@ -82,7 +82,6 @@ from torch_flowprune.inputs.named_parameters import (
     with_names_of_state,
     without_wrappers,
 )
-from torch_flowprune.inputs.nested_values import tree_leaves
 from torch_flowprune.inputs.numbers import plain_number, plain_sequence, real_tensor, whole_number, without_nan
 from torch_flowprune.inputs.options import check_keywords, check_options, from_options
 from torch_flowprune.inputs.precision import in_float32, is_half, widened
@@ -195,7 +194,6 @@ __all__ = [
     "summed_outputs",
     "takes",
     "tensors_in",
-    "tree_leaves",
     "untouched",
     "unwrapped",
     "users_level",

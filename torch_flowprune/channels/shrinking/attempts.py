@@ -40,7 +40,8 @@ from torch_flowprune.channels.shrinking.proof import Trial, first_line, holds_no
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, dead_labels, operated
 from torch_flowprune.channels.shrinking.written import written, written_paths
 from torch_flowprune.channels.tracing import Reading, Value, canonical_names, program_of, read, twin
-from torch_flowprune.inputs import copied_model, forget_caches, tree_leaves
+from torch_flowprune.inputs import copied_model, forget_caches
+from torch_flowprune.torch_internals import tree_leaves
 
 
 @dataclass

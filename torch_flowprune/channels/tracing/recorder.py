@@ -27,8 +27,15 @@ from torch_flowprune.channels.tracing.module_runs import ModuleRuns
 from torch_flowprune.channels.tracing.nodes import Traced, is_in_place, operator_name
 from torch_flowprune.channels.tracing.paths import MOST_READ, Answers, Read, Recording, UnrecordableError
 from torch_flowprune.channels.tracing.tellable import SPANNING, is_tellable
-from torch_flowprune.inputs import same_randomness, settle, tree_leaves
-from torch_flowprune.torch_internals import BelowAutograd, MemoryWeakRef, OperatorMode, schema_of, tree_map_only
+from torch_flowprune.inputs import same_randomness, settle
+from torch_flowprune.torch_internals import (
+    BelowAutograd,
+    MemoryWeakRef,
+    OperatorMode,
+    schema_of,
+    tree_leaves,
+    tree_map_only,
+)
 
 _READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 """What hands out a tensor's content without an operator that a dispatch mode would see."""

@@ -11,8 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from torch_flowprune.inputs import tree_leaves
-from torch_flowprune.torch_internals import OperatorMode, storage_key
+from torch_flowprune.torch_internals import OperatorMode, storage_key, tree_leaves
 
 Bytes: TypeAlias = "int | str"
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch_flowprune.channels.shrinking.proof.dropout_calls import DropoutCalls
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
 from torch_flowprune.gradients import sound_norms
-from torch_flowprune.inputs import copied_model, tree_leaves
+from torch_flowprune.inputs import copied_model
 from torch_flowprune.masking import write_zeros
-from torch_flowprune.torch_internals import tree_map
+from torch_flowprune.torch_internals import tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from torch_flowprune.channels.shrinking.proof.equivalence import Ran, Trial
