@@ -565,3 +565,23 @@ def test_a_copy_that_no_operator_made_is_an_error_with_its_statement() -> None:
     net = Rebuilds(lambda t: torch.empty(0).set_(t.untyped_storage().clone(), 0, t.shape, t.stride()))
     with pytest.raises(UnrecordableError, match=r"made of a copy of memory, .* use clone\(\), at line"):
         couple(net, torch.randn(3, 6))
+
+
+def test_sizes_that_packed_sequences_are_read_with_are_not_tried_otherwise() -> None:
+    """A kernel that is told another one reads past the end of memory."""
+
+    class Packs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.rnn, self.out = nn.Linear(3, 4), nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(self.a(x), lengths.cpu(), batch_first=True)
+            return self.out(nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0])
+
+    _, reads = recorded(twin(Packs()), (torch.randn(2, 5, 3), torch.tensor([5, 3])), {}, False)
+    assert reads and all(read.is_size for read in reads)
+    assert all(
+        not read.is_size
+        for read in recorded(twin(Net(lambda net, h: h * float(h.mean()))), (torch.randn(2, 3),), {}, False)[1]
+    )

@@ -148,13 +148,17 @@ class Bench:
         ]
 
     def tried(
-        self, surgery: Surgery, replaced: Collection[str] = (), running: RunningModules | None = None
+        self,
+        surgery: Surgery,
+        replaced: Collection[str] = (),
+        running: RunningModules | None = None,
+        watched: Collection[str] | None = None,
     ) -> Exception | None:
-        """What is wrong with the trial's model after surgery; ``running`` is to watch it."""
+        """What is wrong with the trial's model after surgery; ``running`` is to watch it, or some of its modules."""
         try:
             small = self.build(copied_model(self.trial.model), surgery, replaced)
             if running is not None:
-                running.watch(small, self.sized)
+                running.watch(small, self.sized if watched is None else watched)
             self.trial.check(small, thorough=bool(replaced) or self.is_new(surgery))
         except Exception as e:  # noqa: BLE001 - whatever foreign code raises, this surgery does not fit
             return e
@@ -222,13 +226,18 @@ class Bench:
             if self.tried(surgery, replaced) is None:
                 return replaced
 
-    def blamed(self, surgery: Surgery, replaced: Collection[str]) -> list[str]:
-        """The innermost module that fails of those that state sizes which shrink, and all of its class that do."""
-        running = RunningModules()
-        self.tried(surgery, replaced, running)
+    def blamed(
+        self, surgery: Surgery, replaced: Collection[str] = (), watched: Collection[str] | None = None
+    ) -> list[str]:
+        """The innermost module that fails of those that state sizes which shrink, and all of its class that do.
+
+        watched: other modules to look for it among.
+        """
+        among, running = self.sized if watched is None else watched, RunningModules()
+        self.tried(surgery, replaced, running, among)
         path = running.paths[-1] if running.paths else ""
         kind = type(self.dense.get_submodule(path))
-        return [p for p in self.sized if type(self.dense.get_submodule(p)) is kind] if path else []
+        return [p for p in among if type(self.dense.get_submodule(p)) is kind] if path else []
 
 
 def _modes_between(module: nn.Module, call: BoundArguments, evaluated: ExportedProgram, sizes: Any) -> Modes:

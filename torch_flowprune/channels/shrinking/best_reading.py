@@ -36,7 +36,7 @@ def best_surgery(
     """
     found = list[tuple[Reading, Surgery]]()
     for reading in readings:
-        surgery = _surgery_of(model, _passing_over(coupling or coupling_of(reading), staying, masks), masks)
+        surgery = _surgery_of(model, passing_over(coupling or coupling_of(reading), staying, masks), masks)
         found.append((reading, surgery))
         if _is_of(surgery, reading) if coupling else not surgery.left_of(masks):
             return reading, with_spans(surgery, reading)
@@ -52,7 +52,7 @@ def surgery_of_read(
     staying: Collection[str] = (),
 ) -> Surgery | None:
     """Without what nothing reads besides, which has to be proved. None where that is no more, or would be all."""
-    coupling = _passing_over(coupling or coupling_of(reading), staying, masks)
+    coupling = passing_over(coupling or coupling_of(reading), staying, masks)
     kept = living_channels(coupling, masks)
     read = read_channels(coupling, masks, kept, dict(model.named_parameters()))
     if all(torch.equal(kept[name], left) for name, left in read.items()):
@@ -62,7 +62,7 @@ def surgery_of_read(
     return None
 
 
-def _passing_over(coupling: Coupling, staying: Collection[str], masks: Mapping[str, Tensor]) -> Coupling:
+def passing_over(coupling: Coupling, staying: Collection[str], masks: Mapping[str, Tensor]) -> Coupling:
     """Without the emptied groups of parameters that are staying."""
     if not staying:
         return coupling

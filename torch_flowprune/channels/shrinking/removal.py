@@ -10,19 +10,20 @@ model is left as it was.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import Never
 
-from torch_flowprune.channels.coupling import arguments_of, check_whole, reading_of
+from torch_flowprune.channels.coupling import arguments_of, check_whole, coupling_of, reading_of
 from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.shrinking.attempts import Bench, attempt, untried
-from torch_flowprune.channels.shrinking.best_reading import best_surgery, both_readings, surgery_of_read
+from torch_flowprune.channels.shrinking.best_reading import best_surgery, both_readings, passing_over, surgery_of_read
 from torch_flowprune.channels.shrinking.handing_over import Follower, Handover, Optimizers, state_sizes
 from torch_flowprune.channels.shrinking.removed_branches import TakenOut, taken_out
+from torch_flowprune.channels.shrinking.staying_groups import attempt_but_for
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, operated
 from torch_flowprune.channels.shrinking.written import written
 from torch_flowprune.channels.tracing import Reading, canonical_names, without_onlookers
@@ -80,8 +81,9 @@ def shrink(
         ValueError: if a coupling does not fit the model, or if an optimizer or a pruner belongs to another model.
 
     Warns:
-        UserWarning: if trainable parameters are in none of the given optimizers; with ``inplace``, also if an optimizer
-            with :func:`~torch_flowprune.keep_zeros` was not given.
+        UserWarning: if dead channels stay, masked, because a module's code does not take fewer; if trainable parameters
+            are in none of the given optimizers; with ``inplace``, also if an optimizer with
+            :func:`~torch_flowprune.keep_zeros` was not given.
 
     See Also:
         :func:`~torch_flowprune.save_shrunk`: writes the smaller model to a file.
@@ -117,7 +119,7 @@ def shrink(
         more = surgery_of_read(dense, reading, coupling, given, taken.staying)
         surgeries = [surgery] if more is None else [more, surgery]
     benches = [Bench(dense, quiet, reading, one, args, keywords, given) for one in surgeries]
-    small, surgery = _smaller(benches, graphs and not inplace, verify)
+    small, surgery = _smaller(benches, graphs and not inplace, verify, coupling, taken.staying)
     if inplace:
         _check_can_be_in_place(dense, small)
     left = surgery.left_of(given)
@@ -133,15 +135,23 @@ def shrink(
     return small
 
 
-def _smaller(benches: Sequence[Bench], graphs: bool, verify: bool) -> tuple[nn.Module, Surgery]:
-    """The first of these that passes; the model itself where nothing goes."""
+def _smaller(
+    benches: Sequence[Bench], graphs: bool, verify: bool, coupling: Coupling | None, staying: Collection[str]
+) -> tuple[nn.Module, Surgery]:
+    """The first of these that passes, the last without some groups if need be; the model itself where nothing goes."""
     for bench in benches[:-1]:
         with suppress(ShrinkError):
             return attempt(bench, graphs=False)
     last = benches[-1]
     if not last.surgery.keep:
         return last.whole, last.surgery
-    return attempt(last, graphs) if verify else untried(last)
+    if not verify:
+        return untried(last)
+    try:
+        return attempt(last, graphs)
+    except ShrinkError as error:
+        groups = passing_over(coupling or coupling_of(last.reading), staying, last.masks)
+        return attempt_but_for(last, groups, error)
 
 
 def _check_can_be_in_place(dense: nn.Module, small: nn.Module) -> None:

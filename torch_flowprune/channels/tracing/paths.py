@@ -35,11 +35,16 @@ class UnrecordableError(RuntimeError):
 
 @dataclass(frozen=True)
 class Read:
-    """A number that the code read off a tensor, and where."""
+    """A number that the code read off a tensor, and where.
+
+    Attributes:
+        is_size: whether it can be no other: kernels that are told another one read past the end of memory.
+    """
 
     node: Node
     value: Any
     place: str
+    is_size: bool = False
 
 
 Recording = tuple[Traced, Sequence[Read]]
@@ -59,7 +64,7 @@ def paths_of(record: Callable[[Answers], Recording]) -> list[Traced]:
         answers, graph, reads, start = waiting.pop()
         guards: set[Node] = set()
         for at in range(start, len(reads)):
-            for other in _other_answers(reads[at].value):
+            for other in () if reads[at].is_size else _other_answers(reads[at].value):
                 forwards += 1
                 if forwards > _MOST_PATHS:
                     raise UnrecordableError(f"the code takes too many paths by values, {reads[at].place} among them")

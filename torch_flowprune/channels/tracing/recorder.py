@@ -41,6 +41,9 @@ _READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 """What hands out a tensor's content without an operator that a dispatch mode would see."""
 
 _CONTAINERS = (dict, list, tuple)
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_OWN = f"{Path(__file__).parents[2]}{os.sep}"
+_PACKING = tuple(f"{_TORCH}nn{os.sep}{folder}{os.sep}rnn.py" for folder in ("modules", "utils"))
 _LITERALS = ("lift_fresh", "lift_fresh_copy")
 """What ``torch.tensor`` passes the tensor to that it made of numbers."""
 
@@ -196,7 +199,7 @@ class _Recorder(OperatorMode):
         """The code reads a number: it is told what it is, or another answer that is to be tried."""
         if len(self.reads) == MOST_READ:
             raise self.refuse(f"the code reads more than {MOST_READ} numbers off tensors")
-        self.reads.append(Read(node, result, _place_in_code()))
+        self.reads.append(Read(node, result, _place_in_code(), _is_read_for_packing()))
         return self.answers.get(len(self.reads) - 1, result)
 
     def hold(self, node: Node, result: Tensor, read: set[int]) -> bool:
@@ -248,11 +251,16 @@ def no_tensors_in(kind: str) -> str:
 
 def _place_in_code() -> str:
     """The statement of the model's code that runs: the innermost that is neither torch's nor ours."""
-    own = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[2]}{os.sep}")
     for frame in reversed(traceback.extract_stack()):
-        if not frame.filename.startswith(own):
+        if not frame.filename.startswith((_TORCH, _OWN)):
             return f"line {frame.lineno} of {Path(frame.filename).name}" + (f": {frame.line}" if frame.line else "")
     return "a line of torch"
+
+
+def _is_read_for_packing() -> bool:
+    """Whether torch's recurrent layers read it, off the lengths of packed sequences."""
+    frames = (frame for frame, _ in traceback.walk_stack(None) if not frame.f_code.co_filename.startswith(_OWN))
+    return next(frames).f_code.co_filename.startswith(_PACKING)
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:

@@ -40,6 +40,8 @@ def copied_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
                     if not tensor.is_leaf and id(tensor) not in memo:
                         memo[id(tensor)] = tensor.detach().clone()
     new = copy.deepcopy(model, memo)
+    for old, module in zip(model.modules(), new.modules(), strict=False):
+        module.training = old.training  # a graph of torch.fx that has one of its own for training loses it
     held = [place for module in new.modules() for place in _functions_of(module)]
     if held:
         others = dict(zip(map(id, model.modules()), new.modules(), strict=False))
