@@ -9,13 +9,11 @@ what every extension of ``nn.Module`` is written against.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
-from types import FunctionType, SimpleNamespace
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,24 +29,10 @@ __all__ = [
     "foreach_addcmul_", "foreach_copy_", "foreach_mul_", "forget_flat_size", "forward_hooks_of_sharding",
     "fused_weight_norm", "has_hooks", "has_loading_hooks", "in_function_transform", "inside_compiled", "is_compiled",
     "is_read_as_a_graph", "keep_where_positive", "list_flat_weights", "made_of_operators", "names_of_flat_weights",
-    "past_modes", "runs_step_hooks", "schema_of", "semi_structured_sizes", "set_tensor_name", "sharded_parameters",
-    "storage_key", "tensor_name", "to_copy", "tree_flatten", "tree_leaves", "tree_map", "tree_map_only",
+    "past_modes", "registered_leaves", "runs_step_hooks", "schema_of", "semi_structured_sizes", "set_tensor_name",
+    "sharded_parameters", "storage_key", "tensor_name", "to_copy", "tree_flatten", "tree_map", "tree_map_only",
     "tree_unflatten", "unsafe_view", "version_of",
 ]  # fmt: skip
-
-# -- nested values ------------------------------------------
-
-
-def tree_leaves(value: Any) -> list[Any]:
-    """The values that others hold, in order; of a dataclass, a namespace and a distribution the attributes too."""
-    leaves: list[Any] = []
-    for leaf in registered_leaves(value):
-        by_name = isinstance(leaf, (SimpleNamespace, Distribution)) or (
-            is_dataclass(leaf) and not isinstance(leaf, type)
-        )
-        leaves += tree_leaves(dict(vars(leaf))) if by_name else [leaf]
-    return leaves
-
 
 # -- operators, as they run ------------------------------------------
 

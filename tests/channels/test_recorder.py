@@ -32,7 +32,7 @@ from torch_flowprune.channels.tracing.nodes import module_path, operator_name
 from torch_flowprune.channels.tracing.onlookers import without_onlookers
 from torch_flowprune.channels.tracing.paths import UnrecordableError
 from torch_flowprune.channels.tracing.recorder import recorded
-from torch_flowprune.torch_internals import tree_leaves
+from torch_flowprune.inputs import tree_leaves
 
 
 @dataclass

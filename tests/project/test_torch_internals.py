@@ -3,9 +3,7 @@
 import ast
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -240,22 +238,9 @@ def test_a_pruning_hook_names_its_tensor():
 
 def test_nested_values():
     nested = {"a": torch.ones(1), "b": [torch.ones(2), "text"]}
-    assert [len(leaf) for leaf in internals.tree_leaves(nested)] == [1, 2, 4]
+    assert [len(leaf) for leaf in internals.registered_leaves(nested)] == [1, 2, 4]
     assert internals.tree_map(len, nested) == {"a": 1, "b": [2, 4]}
     assert internals.tree_map_only(Tensor, len, nested) == {"a": 1, "b": [2, "text"]}
-
-
-def test_what_has_its_values_in_attributes_is_nested_too():
-    @dataclass
-    class Found:
-        logits: Tensor
-        more: list[Tensor]
-
-    found = Found(torch.ones(1), [torch.ones(2), SimpleNamespace(last=torch.ones(3))])
-    assert [len(leaf) for leaf in internals.tree_leaves({"found": found})] == [1, 2, 3]
-    normal = torch.distributions.Normal(torch.zeros(2), torch.ones(2))
-    assert [leaf.tolist() for leaf in internals.tree_leaves(normal) if isinstance(leaf, Tensor)] == [[0, 0], [1, 1]]
-    assert internals.tree_leaves(Found) == [Found]
 
 
 def test_nested_values_are_taken_apart_and_put_together():

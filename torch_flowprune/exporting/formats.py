@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.exporting.pruned_file import PrunedFile, load_pruned
+from torch_flowprune.inputs import tree_leaves
 from torch_flowprune.masking import dense_copy
-from torch_flowprune.torch_internals import tree_leaves
 
 Runs: TypeAlias = Callable[[], Sequence[Any]]
 """One call of a model; the leaves of its output, in order."""

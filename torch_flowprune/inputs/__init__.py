@@ -51,6 +51,7 @@ from torch_flowprune.inputs.guards import (
     settle,
     untouched,
 )
+from torch_flowprune.inputs.leaves import tree_leaves
 from torch_flowprune.inputs.named_parameters import (
     Pair,
     Pattern,
@@ -194,6 +195,7 @@ __all__ = [
     "summed_outputs",
     "takes",
     "tensors_in",
+    "tree_leaves",
     "untouched",
     "unwrapped",
     "users_level",

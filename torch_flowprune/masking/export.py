@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Never
 
-from torch_flowprune.inputs import call, check_keywords, example_of, parameters_of, untouched, unwrapped
+from torch_flowprune.inputs import call, check_keywords, example_of, parameters_of, tree_leaves, untouched, unwrapped
 from torch_flowprune.masking.carrier import factors, permanent, same_bits
 from torch_flowprune.masking.dense import dense_copy
-from torch_flowprune.torch_internals import tree_leaves
 
 
 def export_ready(model: nn.Module, example_inputs: Any = None, **unknown: Never) -> nn.Module:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import BoundArguments
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -36,12 +32,18 @@ from torch_flowprune.channels.shrinking.module_sizes import (
     layer_attributes,
 )
 from torch_flowprune.channels.shrinking.own_code import Edits, RunningModules, SetRight, ToldNumbers, told_numbers
-from torch_flowprune.channels.shrinking.proof import Trial, first_line, holds_nothing, tolerance_of, training
+from torch_flowprune.channels.shrinking.proof import (
+    Trial,
+    first_line,
+    holds_nothing,
+    statement_of,
+    tolerance_of,
+    training,
+)
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, dead_labels, operated
 from torch_flowprune.channels.shrinking.written import written, written_paths
 from torch_flowprune.channels.tracing import Reading, Value, canonical_names, program_of, read, twin
-from torch_flowprune.inputs import copied_model, forget_caches
-from torch_flowprune.torch_internals import tree_leaves
+from torch_flowprune.inputs import copied_model, forget_caches, tree_leaves
 
 
 @dataclass
@@ -251,13 +253,6 @@ def _modes_between(module: nn.Module, call: BoundArguments, evaluated: ExportedP
     return Modes(in_eval=tuple(path for path, _ in module.named_modules()))
 
 
-def _statement_of(error: Exception) -> str:
-    """The statement of the model's code that an error came out of: the innermost that is neither torch's nor ours."""
-    own = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[2]}{os.sep}")
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(own)]
-    return f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name}: {frames[-1].line})" if frames else ""
-
-
 def _outermost(paths: Sequence[str]) -> list[str]:
     """Without repeats, and without paths inside others."""
     return [p for p in dict.fromkeys(paths) if not any(p.startswith(f"{q}.") for q in paths)]
@@ -277,7 +272,7 @@ def attempt(bench: Bench, graphs: bool) -> tuple[nn.Module, Surgery]:
         error = bench.tried(plan)
         if error is None:
             return bench.made(plan)
-        errors.append(f"{type(error).__name__}: {first_line(error)}{_statement_of(error)}")
+        errors.append(f"{type(error).__name__}: {first_line(error)}{statement_of(error)}")
     tried = list(plans)
     for edited in (one for shares in (False, True) for plan in plans for one in bench.in_own_code(plan, shares)):
         if edited not in tried:
@@ -285,9 +280,7 @@ def attempt(bench: Bench, graphs: bool) -> tuple[nn.Module, Surgery]:
             error = bench.tried(edited)
             if error is None:
                 return bench.made(edited)
-            errors.append(
-                f"with other numbers in it, {type(error).__name__}: {first_line(error)}{_statement_of(error)}"
-            )
+            errors.append(f"with other numbers in it, {type(error).__name__}: {first_line(error)}{statement_of(error)}")
     if not graphs:
         said = "; ".join(dict.fromkeys((errors[0], errors[-1] if len(errors) > len(plans) else errors[0])))
         raise ShrinkError(

@@ -18,7 +18,7 @@ from torch_flowprune.inputs import users_level
 _MULTIPLE = 8
 """Of 16 bits each, what kernels that load 16 bytes at once need rows to be a multiple of."""
 
-Kept = Mapping[str, Tensor]
+KeptUnits = Mapping[str, Tensor]
 
 
 def _to_multiple(kept: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def attempt_but_for(bench: Bench, coupling: Coupling, error: ShrinkError) -> tup
     Raises:
         ShrinkError: the same, where no module is to blame or nothing would go.
     """
-    first: Kept = living_channels(coupling, bench.masks)
+    first: KeptUnits = living_channels(coupling, bench.masks)
     kept = first
     for fill, everywhere in _FILLINGS:
         more = _with_more(coupling, bench, kept, fill, everywhere)
@@ -62,18 +62,18 @@ def attempt_but_for(bench: Bench, coupling: Coupling, error: ShrinkError) -> tup
 
 
 def _with_more(
-    coupling: Coupling, bench: Bench, kept: Kept, fill: Callable[[Tensor], Tensor], everywhere: bool
-) -> Kept:
+    coupling: Coupling, bench: Bench, kept: KeptUnits, fill: Callable[[Tensor], Tensor], everywhere: bool
+) -> KeptUnits:
     """The groups of the modules that fail are filled: those that lie inside one, or all that one has a part of."""
     surgery = replace(bench.surgery, attributes=bench.plans[0], code=bench.spans)
     every = [path for path, _ in bench.dense.named_modules() if path]
     paths = bench.blamed(surgery) or bench.blamed(surgery, watched=every)
     concerns = any if everywhere else all
-    filled = [one for one in coupling.groups if concerns(_lies_in(name, paths) for name in _parameters(one))]
+    filled = [one for one in coupling.groups if concerns(_lies_in(name, paths) for name in _masked_of(one))]
     return {**kept, **{one.name: fill(kept[one.name]) for one in filled}}
 
 
-def _parameters(group: Group) -> list[str]:
+def _masked_of(group: Group) -> list[str]:
     return [part.parameter for part in group.slices if part.role in MASKED]
 
 
@@ -81,7 +81,7 @@ def _lies_in(name: str, paths: Collection[str]) -> bool:
     return any(name.startswith(f"{path}.") for path in paths)
 
 
-def _warn_of(first: Kept, kept: Kept, error: ShrinkError) -> None:
+def _warn_of(first: KeptUnits, kept: KeptUnits, error: ShrinkError) -> None:
     staying = {name: int((left & ~first[name]).sum()) for name, left in kept.items()}
     names = [name for name, count in staying.items() if count]
     warnings.warn(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from torch_flowprune.channels.tracing.nodes import ModuleCall
-from torch_flowprune.torch_internals import tree_leaves
+from torch_flowprune.inputs import tree_leaves
 
 
 class ModuleRuns:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels.tracing.labelled_graph import twin
-from torch_flowprune.inputs import copied_model, same_randomness, settle
-from torch_flowprune.torch_internals import tree_leaves, tree_map_only, version_of
+from torch_flowprune.inputs import copied_model, same_randomness, settle, tree_leaves
+from torch_flowprune.torch_internals import tree_map_only, version_of
 
 Hook = Callable[..., Any]
 

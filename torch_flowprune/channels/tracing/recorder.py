@@ -26,24 +26,15 @@ from torch_flowprune.channels.tracing.memory import layout_of, memory_of, withou
 from torch_flowprune.channels.tracing.module_runs import ModuleRuns
 from torch_flowprune.channels.tracing.nodes import Traced, is_in_place, operator_name
 from torch_flowprune.channels.tracing.paths import MOST_READ, Answers, Read, Recording, UnrecordableError
-from torch_flowprune.channels.tracing.tellable import SPANNING, is_tellable
-from torch_flowprune.inputs import same_randomness, settle
-from torch_flowprune.torch_internals import (
-    BelowAutograd,
-    MemoryWeakRef,
-    OperatorMode,
-    schema_of,
-    tree_leaves,
-    tree_map_only,
-)
+from torch_flowprune.channels.tracing.tellable import FOLDER_OF_OURS, FOLDER_OF_TORCH, SPANNING, is_tellable
+from torch_flowprune.inputs import same_randomness, settle, tree_leaves
+from torch_flowprune.torch_internals import BelowAutograd, MemoryWeakRef, OperatorMode, schema_of, tree_map_only
 
 _READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 """What hands out a tensor's content without an operator that a dispatch mode would see."""
 
 _CONTAINERS = (dict, list, tuple)
-_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
-_OWN = f"{Path(__file__).parents[2]}{os.sep}"
-_PACKING = tuple(f"{_TORCH}nn{os.sep}{folder}{os.sep}rnn.py" for folder in ("modules", "utils"))
+_PACKING = tuple(f"{FOLDER_OF_TORCH}nn{os.sep}{folder}{os.sep}rnn.py" for folder in ("modules", "utils"))
 _LITERALS = ("lift_fresh", "lift_fresh_copy")
 """What ``torch.tensor`` passes the tensor to that it made of numbers."""
 
@@ -252,14 +243,16 @@ def no_tensors_in(kind: str) -> str:
 def _place_in_code() -> str:
     """The statement of the model's code that runs: the innermost that is neither torch's nor ours."""
     for frame in reversed(traceback.extract_stack()):
-        if not frame.filename.startswith((_TORCH, _OWN)):
+        if not frame.filename.startswith((FOLDER_OF_TORCH, FOLDER_OF_OURS)):
             return f"line {frame.lineno} of {Path(frame.filename).name}" + (f": {frame.line}" if frame.line else "")
     return "a line of torch"
 
 
 def _is_read_for_packing() -> bool:
     """Whether torch's recurrent layers read it, off the lengths of packed sequences."""
-    frames = (frame for frame, _ in traceback.walk_stack(None) if not frame.f_code.co_filename.startswith(_OWN))
+    frames = (
+        frame for frame, _ in traceback.walk_stack(None) if not frame.f_code.co_filename.startswith(FOLDER_OF_OURS)
+    )
     return next(frames).f_code.co_filename.startswith(_PACKING)
 
 

@@ -15,10 +15,10 @@ _OF_LAYERS = ("layer_norm", "rms_norm", "group_norm", "scaled_dot_product_attent
 SPANNING = frozenset((*_OF_LAYERS, "mean", "var", "std", "var_mean", "std_mean"))
 """Operators that divide by a number of positions of their first operand."""
 
-_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
-_OWN = f"{Path(__file__).parents[2]}{os.sep}"
+FOLDER_OF_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+FOLDER_OF_OURS = f"{Path(__file__).parents[2]}{os.sep}"
 _OF_NORMS = {kind.forward.__code__ for kind in (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.MultiheadAttention)}
-_FUNCTIONAL = f"{_TORCH}nn{os.sep}functional.py"
+_FUNCTIONAL = f"{FOLDER_OF_TORCH}nn{os.sep}functional.py"
 
 
 def is_tellable(module: nn.Module) -> bool:
@@ -34,7 +34,7 @@ def is_tellable(module: nn.Module) -> bool:
         if code.co_filename == _FUNCTIONAL and code.co_name not in SPANNING:
             if code.co_name != "multi_head_attention_forward":
                 return False
-        elif not code.co_filename.startswith((_TORCH, _OWN)):
+        elif not code.co_filename.startswith((FOLDER_OF_TORCH, FOLDER_OF_OURS)):
             return _is_method(module, code) or _is_code_of(frame.f_globals.get(code.co_name), code)
         frame = frame.f_back
     return False

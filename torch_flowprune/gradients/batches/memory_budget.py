@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from torch_flowprune.torch_internals import OperatorMode, storage_key, tree_leaves
+from torch_flowprune.inputs import tree_leaves
+from torch_flowprune.torch_internals import OperatorMode, storage_key
 
 Bytes: TypeAlias = "int | str"
 

@@ -12,8 +12,7 @@ from torch_flowprune.gradients.batches import Derivatives, Grads, LossWeights, R
 from torch_flowprune.gradients.sharding.data_ranks import DataRanks
 from torch_flowprune.gradients.sharding.sharded_model import ShardedModel
 from torch_flowprune.gradients.sharding.surroundings import Surroundings
-from torch_flowprune.inputs import Batch, Objective, settle
-from torch_flowprune.torch_internals import tree_leaves
+from torch_flowprune.inputs import Batch, Objective, settle, tree_leaves
 
 
 class Step(int):

@@ -20,6 +20,7 @@ from torch_flowprune.inputs import (
     copied_model,
     example_of,
     parameters_of,
+    tree_leaves,
     untouched,
     unwrapped,
 )
@@ -32,7 +33,6 @@ from torch_flowprune.pruning.corrections.constant_readers import (
     open_removed,
     readers_of,
 )
-from torch_flowprune.torch_internals import tree_leaves
 
 
 @dataclass(frozen=True)

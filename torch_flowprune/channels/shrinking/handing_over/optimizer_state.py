@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery
-from torch_flowprune.torch_internals import tree_leaves, tree_map_only
+from torch_flowprune.inputs import tree_leaves
+from torch_flowprune.torch_internals import tree_map_only
 
 _Way: TypeAlias = "tuple[Tensor | None, ...]"
 """For each axis of a tensor of the state, which positions stay; None: all."""

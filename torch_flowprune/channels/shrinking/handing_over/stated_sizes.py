@@ -22,8 +22,8 @@ from torch_flowprune.channels.construction import (
 )
 from torch_flowprune.channels.shrinking.own_code import PlainForm, edits_of, plain_forms
 from torch_flowprune.channels.shrinking.written import paths_of_written
+from torch_flowprune.inputs import tree_leaves
 from torch_flowprune.masking import dense_copy
-from torch_flowprune.torch_internals import tree_leaves
 
 _ALIKE_WITHIN = 1e-4
 _HALF_WITHIN = 2e-2

@@ -6,12 +6,13 @@ from torch_flowprune.channels.shrinking.proof.equivalence import (
     tolerance_of,
     training,
 )
-from torch_flowprune.channels.shrinking.proof.learning import first_line
+from torch_flowprune.channels.shrinking.proof.learning import first_line, statement_of
 
 __all__ = [
     "Trial",
     "first_line",
     "holds_nothing",
+    "statement_of",
     "tolerance_of",
     "training",
 ]

@@ -17,9 +17,9 @@ from torch_flowprune.channels.shrinking.proof.further_calls import TriedCall, fu
 from torch_flowprune.channels.shrinking.proof.learning import LearningTrial, Mode, copied_tensor, evaluated, first_line
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery
 from torch_flowprune.channels.tracing import Reading, operator_name
-from torch_flowprune.inputs import copied_model
+from torch_flowprune.inputs import copied_model, tree_leaves
 from torch_flowprune.masking import write_zeros
-from torch_flowprune.torch_internals import AnyDropout, AnyStatisticsNorm, tree_leaves, tree_map
+from torch_flowprune.torch_internals import AnyDropout, AnyStatisticsNorm, tree_map
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, cat, nn
 
-from torch_flowprune.torch_internals import tree_leaves, tree_map
+from torch_flowprune.inputs import tree_leaves
+from torch_flowprune.torch_internals import tree_map
 
 
 @dataclass(frozen=True)

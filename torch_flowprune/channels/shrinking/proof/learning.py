@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +15,9 @@ from torch import Tensor, nn
 from torch_flowprune.channels.shrinking.proof.dropout_calls import DropoutCalls
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
 from torch_flowprune.gradients import sound_norms
-from torch_flowprune.inputs import copied_model
+from torch_flowprune.inputs import copied_model, tree_leaves
 from torch_flowprune.masking import write_zeros
-from torch_flowprune.torch_internals import tree_leaves, tree_map
+from torch_flowprune.torch_internals import tree_map
 
 if TYPE_CHECKING:
     from torch_flowprune.channels.shrinking.proof.equivalence import Ran, Trial
@@ -26,6 +29,13 @@ _STEP = 0.01  # how far a step moves the entry with the largest gradient
 def first_line(error: Exception) -> str:
     """What an error says, without its traceback."""
     return (str(error).splitlines() or [""])[0]
+
+
+def statement_of(error: Exception) -> str:
+    """The statement of the model's code that an error came out of: the innermost that is neither torch's nor ours."""
+    own = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[3]}{os.sep}")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(own)]
+    return f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name}: {frames[-1].line})" if frames else ""
 
 
 def evaluated(model: nn.Module) -> nn.Module:

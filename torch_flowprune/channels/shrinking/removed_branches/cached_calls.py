@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.inputs import takes
-from torch_flowprune.torch_internals import tree_leaves
+from torch_flowprune.inputs import takes, tree_leaves
 
 _CACHES = ("cache", "past_key_values")
 """What it is called by, in order of preference."""
