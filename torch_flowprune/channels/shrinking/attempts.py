@@ -231,7 +231,7 @@ class Bench:
     def blamed(
         self, surgery: Surgery, replaced: Collection[str] = (), watched: Collection[str] | None = None
     ) -> list[str]:
-        """The innermost module that fails of those that state sizes which shrink (``watched``), and all of its class."""
+        """The innermost module that fails of those that state sizes which shrink (``watched``), and its whole class."""
         among, running = self.sized if watched is None else watched, RunningModules()
         self.tried(surgery, replaced, running, among)
         path = running.paths[-1] if running.paths else ""

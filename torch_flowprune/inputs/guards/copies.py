@@ -40,14 +40,19 @@ def copied_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
                     if not tensor.is_leaf and id(tensor) not in memo:
                         memo[id(tensor)] = tensor.detach().clone()
     new = copy.deepcopy(model, memo)
-    for old, module in zip(model.modules(), new.modules(), strict=False):
-        module.training = old.training  # a graph of torch.fx that has one of its own for training loses it
+    _take_modes(new, model)
     held = [place for module in new.modules() for place in _functions_of(module)]
     if held:
         others = dict(zip(map(id, model.modules()), new.modules(), strict=False))
         for values, name, function in held:
             values[name] = _rebound(function, others)
     return new
+
+
+def _take_modes(new: nn.Module, model: nn.Module) -> None:
+    """A graph of torch.fx that has another one for training loses its mode in a copy."""
+    for module, old in zip(new.modules(), model.modules(), strict=False):
+        module.training = old.training
 
 
 def _functions_of(module: nn.Module) -> Iterator[tuple[dict[Any, Any], Any, FunctionType]]:
