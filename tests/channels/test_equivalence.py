@@ -548,3 +548,29 @@ def test_the_gradients_of_one_sample_are_right_where_torch_mixes_up_layouts() ->
     assert set(expected) == set(gradients)
     for name, gradient in gradients.items():
         assert torch.allclose(gradient, expected[name], rtol=1e-12, atol=1e-12), name
+
+
+class InFloat32(nn.Module):
+    """Attention whose code divides by the width that it sees, after an embedding that is float32 whatever comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.out = nn.Linear(8, 8), nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x + self.embed(torch.arange(8).float() / 8)).chunk(3, -1)
+        weights = (0.003 * q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        return self.out(weights @ v)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5])
+def test_a_model_that_is_float32_inside_is_held_to_what_rounding_does_to_it(sparsity: float) -> None:
+    """A scale of attention that is a little off moves outputs by less than a wide tolerance allows."""
+    torch.manual_seed(0)
+    model, x = InFloat32().eval(), torch.randn(2, 5, 8)
+    with pytest.raises(RuntimeError, match="dtype"):
+        copy.deepcopy(model).double()(x.double())
+    fp.global_prune(model, "magnitude", sparsity, granularity="channel", example_inputs=x)
+    small = fp.shrink(model, x)
+    assert small.qkv.out_features < 24
+    assert relative_error(model(x), small(x)) < 2e-6
