@@ -294,7 +294,11 @@ def correlations(name: str) -> dict[str, float]:
         data = data_of(shape, size, 4)
     kinds = ["loss_preservation", "fisher", "gradient_norm_preservation", "gradient_norm_increase"]
     exact, rough = (fp.scores(model, kinds, data, progress=False, autocast=dtype) for dtype in (None, torch.bfloat16))
-    return {kind: spearman(*(laid_out(scores[kind]) for scores in (exact, rough))) for kind in kinds}
+    pairs = {kind: [scores[kind].values() for scores in (exact, rough)] for kind in kinds}
+    return {
+        kind: spearman(*(laid_out(layers, sum(map(torch.numel, layers))) for layers in pair))
+        for kind, pair in pairs.items()
+    }
 
 
 def trained(epochs: int = 8) -> tuple[nn.Module, Batches]:

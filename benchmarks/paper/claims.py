@@ -127,7 +127,10 @@ def _stable(model: nn.Module, data: Data, seed: int) -> list[Row]:
     for samples in (50, 400):
         drawn = data.scoring(2 * samples, 50, seed)
         halves = [scores_of(model, drawn[i::2], seed, "filter") for i in (0, 1)]
-        laid = [{name: laid_out(scores) for name, scores in half.items()} for half in halves]
+        laid = [
+            {name: laid_out(scores.values(), sum(map(torch.numel, scores.values()))) for name, scores in half.items()}
+            for half in halves
+        ]
         rows += [
             {
                 "method": name,

@@ -185,7 +185,7 @@ def test_slices_of_concatenations_share_their_positions() -> None:
 def test_each_parameter_of_coupled_channels_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     checked: Counter[str] = Counter()
 
-    def check(target: Any, name: str) -> Any:
+    def check(target: Any, name: str, **_: Any) -> Any:
         checked[name] += 1
         return target
 

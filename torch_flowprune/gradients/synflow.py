@@ -37,7 +37,14 @@ def synaptic_gradient(
     try:
         with sound_norms(device), _MaskedAlready(masked):
             output = _output_on_ones(model, state, inputs, device)
-    except Exception as error:
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # they do not fit
         if isinstance(error, RuntimeError) and "dtype" in str(error):
             raise RuntimeError(
                 f"synflow runs the model in float64, and something in it is fixed to another dtype: {error}"
