@@ -35,6 +35,13 @@ def data_of(spread: Spread, rank: int) -> Any:
     return [(X[share].double(), Y[share])], [(X.double(), Y)]
 
 
+def two_batches_of(spread: Spread, rank: int) -> Any:
+    """The rank's part of two batches, and all of them."""
+    share, parts = spread.share(rank), (slice(0, 8), slice(8, 16))
+    own = [(X[part][share].double(), Y[part][share]) for part in parts]
+    return own, [(X[part].double(), Y[part]) for part in parts]
+
+
 # -- scores ------------------------------------------
 
 SCORED = (
@@ -190,10 +197,7 @@ def predictions_are_those_of_one_process(rank: int, path: str) -> None:
     fp.global_prune(chosen, sparsity=0.3)
     masks = fp.masks(chosen)
     for spread in (REPLICAS, TWO_WAYS):
-        share = spread.share(rank)
-        parts = [slice(0, 8), slice(8, 16)]
-        own = [(X[part][share].double(), Y[part][share]) for part in parts]
-        every = [(X[part].double(), Y[part]) for part in parts]
+        own, every = two_batches_of(spread, rank)
         alone, model = net().double(), spread.of(net().double())
         before = values_of(model)
         expected, found = fp.predict(alone, masks, every), fp.predict(model, masks, own)
@@ -207,10 +211,7 @@ def diagnoses_are_those_of_one_process(rank: int, path: str) -> None:
     chosen = net()
     fp.global_prune(chosen, sparsity=0.3)
     for spread, words in ((FSDP, {}), (TWO_WAYS, {"granularity": "filter", "masks": fp.masks(chosen)})):
-        share = spread.share(rank)
-        parts = [slice(0, 8), slice(8, 16)]
-        own = [(X[part][share].double(), Y[part][share]) for part in parts]
-        every = [(X[part].double(), Y[part]) for part in parts]
+        own, every = two_batches_of(spread, rank)
         alone, model = net().double(), spread.of(net().double())
         before = values_of(model)
         expected, found = fp.diagnose(alone, every, **words), fp.diagnose(model, own, **words)

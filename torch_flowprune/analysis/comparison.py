@@ -211,8 +211,7 @@ def compare(
     (4, 1.0)
     """
     ranks, inner = Ranks.of(model), unwrapped(model)
-    resolved = _resolved(methods)
-    levels = _levels(sparsities)
+    resolved, levels = _resolved(methods), _levels(sparsities)
     check_readable_again("a comparison reads its data several times", data, held_out)
     check_keywords(compare, options, CompareOptions)
     check_is_metric(metric)

@@ -116,25 +116,18 @@ MASKED: dict[str, dict[str, Any]] = {
     "BigBird": SMALL | {"attention_type": "original_full"},
     "Camembert": SMALL,
 }
+T5: dict[str, Any] = {
+    "vocab_size": 99,
+    "d_model": 32,
+    "d_kv": 8,
+    "num_heads": 4,
+    "d_ff": 48,
+    "num_layers": 2,
+    "decoder_start_token_id": 0,
+}
 BETWEEN: dict[str, dict[str, Any]] = {
-    "T5": {
-        "vocab_size": 99,
-        "d_model": 32,
-        "d_kv": 8,
-        "num_heads": 4,
-        "d_ff": 48,
-        "num_layers": 2,
-        "decoder_start_token_id": 0,
-    },
-    "MT5": {
-        "vocab_size": 99,
-        "d_model": 32,
-        "d_kv": 8,
-        "num_heads": 4,
-        "d_ff": 48,
-        "num_layers": 2,
-        "decoder_start_token_id": 0,
-    },
+    "T5": T5,
+    "MT5": T5,
     "Bart": D,
     "Pegasus": D,
     "MBart": D,

@@ -19,11 +19,10 @@ from typing_extensions import Never
 
 from torch_flowprune.channels.coupling import arguments_of, check_whole, coupling_of, reading_of
 from torch_flowprune.channels.groups import Coupling
-from torch_flowprune.channels.shrinking.attempts import Bench, attempt, untried
+from torch_flowprune.channels.shrinking.attempts import Bench, attempt, attempt_but_for, untried
 from torch_flowprune.channels.shrinking.best_reading import best_surgery, both_readings, passing_over, surgery_of_read
 from torch_flowprune.channels.shrinking.handing_over import Follower, Handover, Optimizers, state_sizes
 from torch_flowprune.channels.shrinking.removed_branches import TakenOut, taken_out
-from torch_flowprune.channels.shrinking.staying_groups import attempt_but_for
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, operated
 from torch_flowprune.channels.shrinking.written import written
 from torch_flowprune.channels.tracing import Reading, canonical_names, without_onlookers

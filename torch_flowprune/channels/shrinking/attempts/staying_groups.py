@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -11,26 +12,19 @@ from torch import Tensor, nn
 
 from torch_flowprune.channels.group_masks import living_channels
 from torch_flowprune.channels.groups import MASKED, Coupling, Group
-from torch_flowprune.channels.shrinking.attempts import Bench, attempt
+from torch_flowprune.channels.shrinking.attempts.bench import Bench
+from torch_flowprune.channels.shrinking.attempts.in_turn import attempt
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, kept_positions, with_spans
 from torch_flowprune.inputs import users_level
 
 _MULTIPLE = 8
-"""Of 16 bits each, what kernels that load 16 bytes at once need rows to be a multiple of."""
+"""Of 16 bits each, what kernels that load 16 bytes at once need rows to be a multiple of, where no rule says more."""
 
 KeptUnits = Mapping[str, Tensor]
 
-
-def _to_multiple(kept: Tensor) -> Tensor:
-    """(units,) bool: the first of the dead ones too, as many as are missing to a multiple, or all."""
-    missing = -int(kept.sum()) % _MULTIPLE
-    more = kept.clone()
-    more[(~kept).nonzero().flatten()[:missing]] = True
-    return more
-
-
-_FILLINGS = ((_to_multiple, True), (torch.ones_like, False), (torch.ones_like, True))
-"""Which dead channels of a group stay, and whether of all groups that a module has a part of; else of those inside."""
+_FILLINGS = ((_MULTIPLE, True), (None, False), (None, True))
+"""How many dead channels of a group stay: up to a multiple, or all; and of which: all that a module has a part of, or
+those inside it."""
 
 
 def attempt_but_for(bench: Bench, coupling: Coupling, error: ShrinkError) -> tuple[nn.Module, Surgery]:
@@ -44,8 +38,8 @@ def attempt_but_for(bench: Bench, coupling: Coupling, error: ShrinkError) -> tup
     """
     first: KeptUnits = living_channels(coupling, bench.masks)
     kept = first
-    for fill, everywhere in _FILLINGS:
-        more = _with_more(coupling, bench, kept, fill, everywhere)
+    for multiple, everywhere in _FILLINGS:
+        more = _with_more(coupling, bench, kept, multiple, everywhere)
         surgery = with_spans(Surgery(kept_positions(coupling, more, bench.dense), {}), bench.reading)
         if not surgery.keep or all(torch.equal(more[name], left) for name, left in kept.items()):
             continue
@@ -53,7 +47,7 @@ def attempt_but_for(bench: Bench, coupling: Coupling, error: ShrinkError) -> tup
         try:
             found = attempt(tried, graphs=False)
         except ShrinkError:
-            if fill is not _to_multiple:
+            if multiple is None:
                 bench, kept = tried, more
             continue
         _warn_of(first, more, error)
@@ -61,16 +55,22 @@ def attempt_but_for(bench: Bench, coupling: Coupling, error: ShrinkError) -> tup
     raise error
 
 
-def _with_more(
-    coupling: Coupling, bench: Bench, kept: KeptUnits, fill: Callable[[Tensor], Tensor], everywhere: bool
-) -> KeptUnits:
+def _with_more(coupling: Coupling, bench: Bench, kept: KeptUnits, multiple: int | None, everywhere: bool) -> KeptUnits:
     """The groups of the modules that fail are filled: those that lie inside one, or all that one has a part of."""
     surgery = replace(bench.surgery, attributes=bench.plans[0], code=bench.spans)
     every = [path for path, _ in bench.dense.named_modules() if path]
     paths = bench.blamed(surgery) or bench.blamed(surgery, watched=every)
     concerns = any if everywhere else all
     filled = [one for one in coupling.groups if concerns(_lies_in(name, paths) for name in _masked_of(one))]
-    return {**kept, **{one.name: fill(kept[one.name]) for one in filled}}
+    return {**kept, **{one.name: _filled_up(kept[one.name], one, multiple) for one in filled}}
+
+
+def _filled_up(kept: Tensor, group: Group, multiple: int | None) -> Tensor:
+    """(units,) bool: the first of the dead ones too, as many as are missing to a multiple, or all."""
+    missing = len(kept) if multiple is None else -int(kept.sum()) % math.lcm(group.multiple, multiple)
+    more = kept.clone()
+    more[(~kept).nonzero().flatten()[:missing]] = True
+    return more
 
 
 def _masked_of(group: Group) -> list[str]:
