@@ -397,18 +397,19 @@ def test_an_overload_without_a_rules_arguments_freezes() -> None:
     assert coupling_of(reading).groups == ()
 
 
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = (nn.Parameter(torch.randn(2, *shape)) for shape in ((8, 16), (16, 8)))
+        self.register_buffer("ends", torch.tensor([2, 6], dtype=torch.int32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch._grouped_mm(torch.relu(torch._grouped_mm(x, self.up, self.ends)), self.down, self.ends)
+
+
 @pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="an operator of newer versions of torch")
 def test_matrices_of_experts_lose_their_inner_width() -> None:
     """Torch multiplies rows by groups in float32 and below, so the proof is in float32; of 16 bytes, and no others."""
-
-    class Experts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.up, self.down = (nn.Parameter(torch.randn(2, *shape)) for shape in ((8, 16), (16, 8)))
-            self.register_buffer("ends", torch.tensor([2, 6], dtype=torch.int32))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch._grouped_mm(torch.relu(torch._grouped_mm(x, self.up, self.ends)), self.down, self.ends)
 
     torch.manual_seed(0)
     model, x = Experts(), torch.randn(6, 8)
@@ -435,3 +436,36 @@ def test_matrices_of_experts_lose_their_inner_width() -> None:
     assert report.layers[0].units - report.layers[0].pruned == 12
     half = fp.couple(copy.deepcopy(model).bfloat16(), x.bfloat16())
     assert [group.multiple for group in half.groups] == [8]
+
+
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="an operator of newer versions of torch")
+def test_multiples_that_operators_take_hold_after_a_shrink_too() -> None:
+    torch.manual_seed(0)
+    model, x = Experts(), torch.randn(6, 8)
+    words = {"granularity": "channel", "example_inputs": x, "include": "*"}
+    pruner = fp.Pruner(model, "magnitude", 0.7, rounds=2, schedule="linear", **words)
+    pruner.step()
+    small = shrink(model, x, pruner=pruner)
+    assert small.up.shape[-1] == 12
+    pruner.step()
+    assert shrink(small, x).up.shape[-1] == 4
+
+
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="an operator of newer versions of torch")
+def test_a_channel_that_is_read_twice_fills_twice_its_place() -> None:
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.down = nn.Linear(8, 8), nn.Parameter(torch.randn(2, 16, 8))
+            self.register_buffer("ends", torch.tensor([2, 6], dtype=torch.int32))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.first(x)
+            return torch._grouped_mm(torch.cat([hidden, torch.relu(hidden)], -1), self.down, self.ends)
+
+    torch.manual_seed(0)
+    model, x = Doubled(), torch.randn(6, 8)
+    coupling = couple(model, x)
+    assert [(group.name, group.size, group.multiple) for group in coupling.groups] == [("first.weight", 8, 2)]
+    fp.global_prune(model, sparsity=0.3, granularity="channel", coupling=coupling, include="*")
+    assert shrink(model, x).first.out_features == 6

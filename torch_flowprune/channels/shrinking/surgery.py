@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.channels.groups import Coupling, Group, Slice
+from torch_flowprune.channels.groups import Coupling, Slice
 from torch_flowprune.channels.shrinking.own_code import Edits
 from torch_flowprune.channels.tracing import Reading, canonical_names, module_path
 from torch_flowprune.inputs import plain_name
@@ -48,8 +48,8 @@ class Surgery:
 
     def coupling(self, coupling: Coupling) -> Coupling:
         """That of the smaller model: its units under the positions that they have there. Costs are not known of it."""
-        slices = [(group.name, tuple(filter(None, map(self._slice, group.slices)))) for group in coupling.groups]
-        groups = tuple(Group(name, some) for name, some in slices if any(one.role == "producer" for one in some))
+        slices = [(group, tuple(filter(None, map(self._slice, group.slices)))) for group in coupling.groups]
+        groups = tuple(replace(g, slices=some) for g, some in slices if any(one.role == "producer" for one in some))
         branches = tuple(one for one in coupling.branches if not all(map(self._takes, one.masked)))
         return replace(coupling, groups=groups, branches=branches, costs=None)
 
