@@ -232,6 +232,22 @@ def test_a_closure_that_calls_a_part_of_the_model_leaves_the_batch_as_the_exampl
     assert report.sparsity == pytest.approx(0.4)
 
 
+def test_a_call_that_no_one_value_stands_for_leaves_the_batch_as_the_example():
+    class Wrapped(nn.Module):
+        """As adapters wrap models: it hands on whatever it is called with."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, *args, scale=1.0, **words):
+            return scale * self.inner(*args, **words)
+
+    closure = lambda m, b: F.cross_entropy(m(b[0], scale=2.0), b[1])
+    report = fp.global_prune(Wrapped(), data=[(X, Y)], closure=closure, sparsity=0.4, granularity="channel")
+    assert report.sparsity == pytest.approx(0.4)
+
+
 class Decoder(nn.Module):
     """Reads its target, as models of sequences do that are given the labels alone."""
 

@@ -48,6 +48,9 @@ def example_for(model: nn.Module, objective: Objective, data: object, example_in
     return inputs_of(batch)
 
 
+_WITHOUT_NAMES = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+
+
 class _CalledError(Exception):
     """The model is called, which is all there was to see."""
 
@@ -66,15 +69,18 @@ def _called_with(model: nn.Module, closure: Closure, batch: Batch) -> Any:
             closure(model, batch)
     finally:
         hook.remove()
-    return _as_inputs(model, *seen[0]) if seen else inputs_of(batch)
+    inputs = _as_inputs(model, *seen[0]) if seen else None
+    return inputs_of(batch) if inputs is None else inputs
 
 
 def _as_inputs(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """The arguments of a call as one value, which calls the model in the same way."""
+    """The arguments of a call as one value, which calls the model in the same way; None where none does."""
     if not keywords:
         return args
     named = inspect.signature(model.forward).bind(*args, **keywords)
     kinds = {name: parameter.kind for name, parameter in named.signature.parameters.items()}
+    if any(kinds[name] in _WITHOUT_NAMES for name in named.arguments):
+        return None
     others = {name: value for name, value in named.arguments.items() if kinds[name] is inspect.Parameter.VAR_KEYWORD}
     return {name: value for name, value in named.arguments.items() if name not in others} | {
         key: value for group in others.values() for key, value in group.items()
