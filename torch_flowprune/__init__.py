@@ -23,10 +23,8 @@ from torch_flowprune.channels import (
     Slice,
     couple,
     describe,
-    load_shrunk,
     rebuild,
     replaced_modules,
-    save_shrunk,
     shrink,
 )
 from torch_flowprune.checkpoints import prune_checkpoint
@@ -121,7 +119,6 @@ __all__ = [
     "importance_scores",
     "keep_zeros",
     "load_pruned",
-    "load_shrunk",
     "load_state_dict",
     "masks",
     "predict",
@@ -135,7 +132,6 @@ __all__ = [
     "replaced_modules",
     "report",
     "save_pruned",
-    "save_shrunk",
     "scores",
     "sensitivity",
     "shrink",

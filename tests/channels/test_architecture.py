@@ -1,6 +1,8 @@
 """A shrunk model described, rebuilt, saved and loaded: with masks on, without, and from damaged files."""
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -51,8 +53,8 @@ def test_the_natural_route():
 
 def test_a_file(tmp_path):
     _, small = shrunk()
-    fp.save_shrunk(small, tmp_path / "small.safetensors")
-    again = fp.load_shrunk(Net(), tmp_path / "small.safetensors")
+    fp.save_pruned(small, tmp_path / "small.safetensors")
+    again = fp.load_pruned(Net(), tmp_path / "small.safetensors")
     assert torch.equal(again.eval()(X), small(X))
     assert again.a.weight is again.again.weight
     assert (again.a.out_features, again.norm.num_features) == (4, 4)
@@ -63,31 +65,76 @@ def test_masks_go_along(tmp_path):
     model, _ = shrunk()
     small = fp.shrink(model, X)
     fp.global_prune(small, "magnitude", 0.5)
-    fp.save_shrunk(small, tmp_path / "small.safetensors")
-    again = fp.load_shrunk(Net(), tmp_path / "small.safetensors").eval()
+    fp.save_pruned(small, tmp_path / "small.safetensors")
+    again = fp.load_pruned(Net(), tmp_path / "small.safetensors").eval()
     assert torch.equal(again(X), small(X))
     assert {name: mask.tolist() for name, mask in fp.masks(again).items()} == {
         name: mask.tolist() for name, mask in fp.masks(small).items()
     }
-    other = fp.load_shrunk(fp.shrink(model, X), tmp_path / "small.safetensors").eval()  # of a smaller one, as well
+    other = fp.load_pruned(fp.shrink(model, X), tmp_path / "small.safetensors").eval()  # of a smaller one, as well
     assert torch.equal(other(X), small(X))
+
+
+def test_what_no_state_dict_has_is_saved_from_wherever_the_model_has_been(tmp_path):
+    path = tmp_path / "small.safetensors"
+    _, small = shrunk()
+    expected = small(X)
+    wrapped = nn.ModuleDict({"model": pickle.loads(pickle.dumps(copy.deepcopy(small)))})
+    fp.save_pruned(wrapped, path)
+    again = fp.load_pruned(nn.ModuleDict({"model": Net()}), path)["model"].eval()
+    assert torch.equal(again(X), expected)
+    fp.save_pruned(fp.shrink(pruned_more(again), X), path)
+    twice = fp.load_pruned(Net(), path).eval()
+    assert twice.table.shape == (2,) and torch.equal(twice(X), again(X))
+    assert torch.equal(fp.load_pruned(twice, path)(X), again(X))  # into the one that it is of
+
+
+def pruned_more(model):
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=X)
+    return model
+
+
+def test_of_a_model_that_kept_its_sizes_nothing_but_weights_and_masks_is_loaded(tmp_path):
+    def net(p, width=8):
+        return nn.Sequential(nn.Linear(3, width), nn.Dropout(p), nn.Linear(width, 2))
+
+    model, path = net(0.1), tmp_path / "pruned.safetensors"
+    fp.global_prune(model, "magnitude", 0.5)
+    fp.save_pruned(model, path)
+    assert fp.load_pruned(net(0.5), path)[1].p == 0.5
+    again = fp.load_pruned(net(0.5, width=9), path)
+    assert torch.equal(again.eval()(X), model.eval()(X))  # a larger one is made what the file has
+    with pytest.raises(ValueError, match=r"is larger in 0.weight \(\[8, 3\] of \[7, 3\]\)"):
+        fp.load_pruned(net(0.5, width=7), path)
+    fp.save_pruned(net(0.5), path)
+    assert not fp.masks(fp.load_pruned(model, path))
+
+
+def test_a_tied_weight_is_written_once_where_this_package_alone_reads(tmp_path):
+    _, small = shrunk()
+    sizes = []
+    for kept_only in (False, True):
+        fp.save_pruned(small, tmp_path / "a.safetensors", kept_only=kept_only)
+        sizes.append(len(load_file(tmp_path / "a.safetensors")))
+        assert torch.equal(fp.load_pruned(Net(), tmp_path / "a.safetensors").eval()(X), small(X))
+    assert sizes[0] == sizes[1] + 2  # again.weight and again.bias
 
 
 def test_a_branch_that_is_gone(tmp_path):
     dense, small = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), nn.Sequential(nn.Identity(), nn.Linear(3, 2))
-    fp.save_shrunk(small, tmp_path / "small.safetensors")
+    fp.save_pruned(small, tmp_path / "small.safetensors")
     assert fp.describe(dense, small)["identities"] == ["0"]
-    again = fp.load_shrunk(dense, tmp_path / "small.safetensors")
+    again = fp.load_pruned(dense, tmp_path / "small.safetensors")
     assert torch.equal(again(X), small(X))
 
 
 def test_another_model_is_refused_and_left_as_it_was(tmp_path):
     _, small = shrunk()
-    fp.save_shrunk(small, tmp_path / "small.safetensors")
+    fp.save_pruned(small, tmp_path / "small.safetensors")
     for other in (nn.Linear(3, 2), Net(3), nn.Sequential(nn.Linear(3, 2))):
         before = {name: value.clone() for name, value in other.state_dict().items()}
         with pytest.raises(ValueError, match="of another model|expected at most"):
-            fp.load_shrunk(other, tmp_path / "small.safetensors")
+            fp.load_pruned(other, tmp_path / "small.safetensors")
         assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
     with pytest.raises(fp.ShrinkError, match="describe a model beside the one it was shrunk from"):
         fp.describe(nn.Sequential(nn.Linear(3, 2)), small)
@@ -113,6 +160,12 @@ def forged(path, change):
     save_file(tensors, path, metadata)
 
 
+def with_part(text, part):
+    """What a file says, with another part of its architecture."""
+    words = json.loads(text)
+    return json.dumps({**words, "architecture": {**words["architecture"], **part}})
+
+
 CHANGES = {
     "none": lambda text: None,
     "no JSON": lambda text: text[:-3],
@@ -125,11 +178,11 @@ FORGED = {
     "no JSON": lambda text: text[:-3],
     "a word for a number": lambda text: text.replace('"out_features": 4', '"out_features": "four"'),
     "no module": lambda text: text.replace('"norm"', '"nrm"'),
-    "a word for attributes": lambda text: json.dumps({**json.loads(text), "attributes": {"a": 3}}),
-    "attributes in a list": lambda text: json.dumps({**json.loads(text), "attributes": []}),
-    "an identity of none": lambda text: json.dumps({**json.loads(text), "identities": ["c"]}),
-    "identities that are numbers": lambda text: json.dumps({**json.loads(text), "identities": [3]}),
-    "buffers that are none": lambda text: json.dumps({**json.loads(text), "beside": [{}]}),
+    "a word for attributes": lambda text: with_part(text, {"attributes": {"a": 3}}),
+    "attributes in a list": lambda text: with_part(text, {"attributes": []}),
+    "an identity of none": lambda text: with_part(text, {"identities": ["c"]}),
+    "identities that are numbers": lambda text: with_part(text, {"identities": [3]}),
+    "buffers that are none": lambda text: with_part(text, {"beside": [{}]}),
 }
 
 
@@ -137,20 +190,20 @@ FORGED = {
 @pytest.mark.parametrize("change", {**CHANGES, **FORGED})
 def test_a_damaged_file_is_a_value_error(tmp_path, change, harm):
     path = tmp_path / "small.safetensors"
-    fp.save_shrunk(shrunk()[1], path)
+    fp.save_pruned(shrunk()[1], path)
     harm(path, {**CHANGES, **FORGED}[change])
     model = Net()
     if harm is forged and change == "another size":
         pytest.skip("a whole number in place of another, and nothing that tells of it")
-    with pytest.raises(ValueError, match=r"small\.safetensors|the description"):
-        fp.load_shrunk(model, path)
+    with pytest.raises(ValueError, match=r"small\.safetensors|the description|does not fit the model"):
+        fp.load_pruned(model, path)
     assert model.a.weight.shape == (8, 3)
 
 
 @pytest.mark.parametrize("kind", ["text", "half a file", "other tensors"])
 def test_no_such_file(tmp_path, kind):
     path = tmp_path / "small.safetensors"
-    fp.save_shrunk(shrunk()[1], path)
+    fp.save_pruned(shrunk()[1], path)
     match kind:
         case "text":
             path.write_text("hello")
@@ -158,8 +211,8 @@ def test_no_such_file(tmp_path, kind):
             path.write_bytes(path.read_bytes()[:100])
         case "other tensors":
             save_file({"a.weight": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match="holds no shrunk model: expected a file written by fp.save_shrunk"):
-        fp.load_shrunk(Net(), path)
+    with pytest.raises(ValueError, match="is damaged, or no safetensors file|does not fit the model"):
+        fp.load_pruned(Net(), path)
 
 
 DESCRIPTIONS = {

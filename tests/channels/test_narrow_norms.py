@@ -124,8 +124,8 @@ def test_a_residual_width_is_pruned_trained_shrunk_and_saved_round_after_round(n
         nn.functional.cross_entropy(model(x).flatten(0, 1), target.flatten()).backward()
         optimizer.step()
     pytest.importorskip("safetensors")
-    fp.save_shrunk(model, tmp_path / "small.safetensors")
-    again = fp.load_shrunk(Stream(WIDTHS[name]), tmp_path / "small.safetensors")
+    fp.save_pruned(model, tmp_path / "small.safetensors")
+    again = fp.load_pruned(Stream(WIDTHS[name]), tmp_path / "small.safetensors")
     assert torch.equal(again(x), model(x))
 
 

@@ -491,8 +491,8 @@ def test_it_is_copied_pickled_described_and_saved(name: str, tmp_path: Any) -> N
     rebuilt.load_state_dict(small.state_dict())
     assert torch.equal(rebuilt.eval()(x), small(x))
     pytest.importorskip("safetensors")
-    fp.save_shrunk(small, tmp_path / "small.safetensors")
-    assert torch.equal(fp.load_shrunk(made(name)[0], tmp_path / "small.safetensors")(x), small(x))
+    fp.save_pruned(small, tmp_path / "small.safetensors")
+    assert torch.equal(fp.load_pruned(made(name)[0], tmp_path / "small.safetensors")(x), small(x))
 
 
 class Caches(nn.Module):

@@ -192,10 +192,10 @@ def test_a_first_layer_of_torchs_own_does_not_pack_what_a_later_one_cannot_take(
 def test_nor_does_a_model_that_was_saved(tmp_path: Any) -> None:
     make, x = MODELS["encoder"]
     model, small = shrunk("encoder")
-    fp.save_shrunk(small, tmp_path / "small.safetensors")
+    fp.save_pruned(small, tmp_path / "small.safetensors")
     dense = make().eval()
     dense.e.enable_nested_tensor = dense.e.use_nested_tensor = True
-    back = fp.load_shrunk(dense, tmp_path / "small.safetensors")
+    back = fp.load_pruned(dense, tmp_path / "small.safetensors")
     padding = torch.zeros(4, 6, dtype=torch.bool)
     padding[:, -2:] = True
     with torch.no_grad():
@@ -212,8 +212,8 @@ def test_it_is_copied_pickled_described_saved_masked_and_shrunk_again(tmp_path: 
     rebuilt.load_state_dict(small.state_dict())
     torch.testing.assert_close(rebuilt(x), small(x))
     pytest.importorskip("safetensors")
-    fp.save_shrunk(small, tmp_path / "small.safetensors")
-    loaded = fp.load_shrunk(Encodes(), tmp_path / "small.safetensors").eval()
+    fp.save_pruned(small, tmp_path / "small.safetensors")
+    loaded = fp.load_pruned(Encodes(), tmp_path / "small.safetensors").eval()
     torch.testing.assert_close(loaded(x), small(x))
     assert loaded.e.layers[0].self_attn.kept_heads == small.e.layers[0].self_attn.kept_heads
     fp.global_prune(small, "magnitude", 0.5, granularity="channel", scope="layer", example_inputs=x)

@@ -160,10 +160,10 @@ def test_damage_to_kept_values_is_a_value_error(fault, tmp_path):
 @pytest.mark.parametrize("granularity", ["weight", "channel"])
 def test_kept_values_of_a_shrunk_model_and_of_one_that_is_not(granularity, tmp_path):
     model = pruned(granularity)
-    shrunk = fp.shrink(model, X) if granularity == "channel" else None
-    fp.save_pruned(model, tmp_path / "a.safetensors", shrunk=shrunk, kept_only=True)
+    model = fp.shrink(model, X) if granularity == "channel" else model
+    fp.save_pruned(model, tmp_path / "a.safetensors", kept_only=True)
     again = fp.load_pruned(net(), tmp_path / "a.safetensors").eval()
-    assert torch.equal(again(X), (model if shrunk is None else shrunk).eval()(X))
+    assert torch.equal(again(X), model.eval()(X))
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path):
@@ -184,7 +184,7 @@ def test_standardised_kernels_keep_their_masks_and_no_other_loader_takes_them(tm
     found = fp.export(model, X, tmp_path / "a.safetensors")
     assert found.difference == 0
     assert torch.equal(fp.load_pruned(make(), tmp_path / "a.safetensors")(X), model(X))
-    assert not PrunedFile.read(tmp_path / "a.safetensors").loads_anywhere
+    assert PrunedFile.read(tmp_path / "a.safetensors").masks_apart
     with pytest.raises(RuntimeError, match="weight_orig"):
         make().load_state_dict(PrunedFile.read(tmp_path / "a.safetensors").tensors)
 
@@ -192,8 +192,7 @@ def test_standardised_kernels_keep_their_masks_and_no_other_loader_takes_them(tm
 def damaged(tmp_path, change):
     from safetensors.torch import save_file
 
-    model = pruned("channel")
-    made = fp.save_pruned(model, tmp_path / "a.safetensors", shrunk=fp.shrink(model, X))
+    made = fp.save_pruned(fp.shrink(pruned("channel"), X), tmp_path / "a.safetensors")
     known = {"masks": {}, "architecture": made.architecture, "facts": {}}
     change(known)
     save_file(made.tensors, tmp_path / "b.safetensors", {"torch_flowprune": json.dumps(known)})
@@ -207,16 +206,20 @@ def _other(known, part, value):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda known: _other(known, "attributes", {"0": {"training": False}}),
-        lambda known: _other(known, "attributes", {"0": {"forward": 3}}),
+        lambda known: _other(known, "attributes", {"0": {"out_channels": "many"}}),
         lambda known: _other(known, "attributes", {"9": {"out_channels": 3}}),
         lambda known: _other(known, "attributes", {"0": 3}),
         lambda known: _other(known, "attributes", []),
-        lambda known: _other(known, "shapes", {"0.weight": "many"}),
-        lambda known: known["architecture"]["shapes"].update({"0.weight": [64, 3, 3, 3]}),
-        lambda known: known["architecture"]["shapes"].update({"no.weight": [1]}),
+        lambda known: _other(known, "beside", [{}]),
+        lambda known: _other(known, "identities", ["9"]),
+        lambda known: _other(known, "stand_ins", {"2": {"reads": 0}}),
+        lambda known: _other(known, "written", ["0"]),
+        lambda known: _other(known, "written", ["9"]),
+        lambda known: _other(known, "code", {"0": [["no"]]}),
+        lambda known: known.pop("architecture"),
         lambda known: known.update(architecture=[]),
-        lambda known: known.update(architecture={"shapes": {}}),
+        lambda known: known.update(architecture=None),
+        lambda known: known.update(architecture={"attributes": {}}),
         lambda known: known.update(masks={"no": ""}),
         lambda known: known.update(masks={"0.weight": "?"}),
         lambda known: known.update(masks=3),
@@ -225,7 +228,7 @@ def _other(known, part, value):
 def test_damaged_metadata_are_a_value_error_and_change_nothing(change, tmp_path):
     path, model = damaged(tmp_path, change), net()
     before = str(model)
-    with pytest.raises(ValueError, match=r"damaged|of another model|description|does not fit"):
+    with pytest.raises(ValueError, match=r"damaged|of another model|description|does not fit|no writer is"):
         fp.load_pruned(model, path)
     assert str(model) == before
     assert {name: value.shape for name, value in model.state_dict().items()} == {
@@ -233,14 +236,15 @@ def test_damaged_metadata_are_a_value_error_and_change_nothing(change, tmp_path)
     }
 
 
-def test_a_file_that_is_none_and_a_model_that_is_pruned(tmp_path):
+def test_a_file_that_is_none_and_models_that_take_one(tmp_path):
     (tmp_path / "a.safetensors").write_text("junk")
     with pytest.raises(ValueError, match="damaged"):
         fp.load_pruned(net(), tmp_path / "a.safetensors")
     path = damaged(tmp_path, lambda known: None)
-    with pytest.raises(ValueError, match="expected a new, dense one"):
-        fp.load_pruned(pruned(), path)
-    assert fp.load_pruned(net(), path)[0].out_channels < 8
+    for model in (net(), pruned(), fp.shrink(pruned("channel"), X)):
+        again = fp.load_pruned(model, path)
+        assert again is model and again[0].out_channels < 8 and not fp.masks(again)
+        assert torch.equal(again.eval()(X), fp.shrink(pruned("channel"), X).eval()(X))
 
 
 def test_any_damage_of_scores_is_a_value_error(tmp_path):

@@ -84,8 +84,8 @@ def test_clients_train_what_the_server_prunes(tmp_path):
     assert str(its.step(batches)) == str(pruner.step(batches))
     small = fp.shrink(resumed, example)
     assert sum(p.numel() for p in small.parameters()) < 0.75 * sum(p.numel() for p in beginning.parameters())
-    fp.save_shrunk(small, tmp_path / "round.safetensors")
-    received = fp.load_shrunk(copy.deepcopy(beginning), tmp_path / "round.safetensors")
+    fp.save_pruned(small, tmp_path / "round.safetensors")
+    received = fp.load_pruned(copy.deepcopy(beginning), tmp_path / "round.safetensors")
     assert torch.equal(received.eval()(held_out[0]), small.eval()(held_out[0]))
 
     # single weights on top of what is small, on the server: the clients hold its zeros
@@ -93,7 +93,7 @@ def test_clients_train_what_the_server_prunes(tmp_path):
     communicate(small, parts, range(6, 9))
     assert fp.report(small).sparsity == pytest.approx(0.5, abs=1e-3)
     assert accuracy(small, *held_out) > dense - 0.05
-    fp.save_pruned(beginning, tmp_path / "end.safetensors", shrunk=small, kept_only=True)
+    fp.save_pruned(small, tmp_path / "end.safetensors", kept_only=True)
     end = fp.load_pruned(copy.deepcopy(beginning), tmp_path / "end.safetensors").eval()
     assert torch.equal(end(held_out[0]), small.eval()(held_out[0]))
     assert fp.export(end, example, tmp_path / "end.onnx").difference < 1e-3

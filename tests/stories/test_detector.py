@@ -111,10 +111,10 @@ def test_a_detector_is_cut_while_it_trains(tmp_path):
         assert torch.equal(one["labels"], other["labels"])
     train(small, optimizer, batches, 2)
 
-    fp.save_shrunk(small, tmp_path / "small.safetensors")
+    fp.save_pruned(small, tmp_path / "small.safetensors")
     torch.save({"optimizer": optimizer.state_dict(), "pruner": pruner.state_dict()}, tmp_path / "run.pt")
     state = torch.load(tmp_path / "run.pt", weights_only=True)
-    resumed = fp.load_shrunk(copy.deepcopy(dense), tmp_path / "small.safetensors")
+    resumed = fp.load_pruned(copy.deepcopy(dense), tmp_path / "small.safetensors")
     assert same(resumed.eval()(held_out[0]), small.eval()(held_out[0]))
     its_optimizer = torch.optim.AdamW(resumed.parameters(), lr=2e-3)
     its_optimizer.load_state_dict(state["optimizer"])
@@ -128,7 +128,7 @@ def test_a_detector_is_cut_while_it_trains(tmp_path):
     train(final, its_optimizer, batches, 10)
     print(before, found(final, *held_out))
     assert found(final, *held_out) > before - 0.1
-    fp.save_shrunk(final, tmp_path / "final.safetensors")
-    again = fp.load_shrunk(copy.deepcopy(dense), tmp_path / "final.safetensors")
+    fp.save_pruned(final, tmp_path / "final.safetensors")
+    again = fp.load_pruned(copy.deepcopy(dense), tmp_path / "final.safetensors")
     assert same(again.eval()(held_out[0]), final.eval()(held_out[0]))
     assert fp.export(final.backbone, torch.stack(held_out[0][:2]), tmp_path / "body.onnx").difference < 1e-3

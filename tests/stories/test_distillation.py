@@ -73,10 +73,10 @@ def test_a_student_is_cut_by_what_its_teacher_says(tmp_path):
     for _ in range(4):
         distil(student, teacher, optimizer, loader)
 
-    fp.save_shrunk(student, tmp_path / "student.safetensors")
+    fp.save_pruned(student, tmp_path / "student.safetensors")
     torch.save({"optimizer": optimizer.state_dict(), "pruner": pruner.state_dict()}, tmp_path / "run.pt")
     state = torch.load(tmp_path / "run.pt", weights_only=True)
-    again = fp.load_shrunk(copy.deepcopy(beginning), tmp_path / "student.safetensors")
+    again = fp.load_pruned(copy.deepcopy(beginning), tmp_path / "student.safetensors")
     its_optimizer = torch.optim.AdamW(again.parameters(), lr=2e-3)
     its_optimizer.load_state_dict(state["optimizer"])
     its = fp.Pruner(again, "taylor", 0.75, rounds=2, schedule="linear", **words)

@@ -46,9 +46,9 @@ def test_the_whole_life_of_a_classifier(tmp_path):
     train(small, optimizer, loader, pruner)
 
     # killed here, and resumed from files
-    fp.save_shrunk(small, tmp_path / "small.safetensors")
+    fp.save_pruned(small, tmp_path / "small.safetensors")
     torch.save({"optimizer": optimizer.state_dict(), "pruner": pruner.state_dict()}, tmp_path / "run.pt")
-    resumed = fp.load_shrunk(copy.deepcopy(dense), tmp_path / "small.safetensors")
+    resumed = fp.load_pruned(copy.deepcopy(dense), tmp_path / "small.safetensors")
     state = torch.load(tmp_path / "run.pt", weights_only=True)
     its_optimizer, (its_pruner, _) = optimizer_of(resumed), pruner_of(resumed, example)
     its_optimizer.load_state_dict(state["optimizer"])
@@ -69,7 +69,7 @@ def test_the_whole_life_of_a_classifier(tmp_path):
     train(final, its_optimizer, loader)
     assert all(not p[~fp.masks(final)[name.removesuffix("_orig")]].any() for name, p in final.named_parameters()
                if name.endswith("_orig"))  # fmt: skip
-    fp.save_pruned(dense, tmp_path / "kept.safetensors", shrunk=final, kept_only=True)
+    fp.save_pruned(final, tmp_path / "kept.safetensors", kept_only=True)
     again = fp.load_pruned(copy.deepcopy(dense), tmp_path / "kept.safetensors")
     assert torch.equal(again.eval()(held_out[0]), final.eval()(held_out[0]))
     assert fp.export(final, example, tmp_path / "final.pt2").difference < 1e-3

@@ -98,14 +98,14 @@ def test_a_generator_shrinks_while_its_critic_goes_on(tmp_path):
 
     # killed in mid-training, resumed from files
     train(made, judge, optimizers, average, 100, source)
-    fp.save_shrunk(made, tmp_path / "generator.safetensors")
-    fp.save_shrunk(average.module, tmp_path / "average.safetensors")
+    fp.save_pruned(made, tmp_path / "generator.safetensors")
+    fp.save_pruned(average.module, tmp_path / "average.safetensors")
     torch.save({"critic": judge.state_dict(), "optimizers": [one.state_dict() for one in optimizers],
                 "n": average.n_averaged, "source": source.get_state()}, tmp_path / "run.pt")  # fmt: skip
     state = torch.load(tmp_path / "run.pt", weights_only=True)
-    again, its_judge = fp.load_shrunk(generator(), tmp_path / "generator.safetensors"), critic()
+    again, its_judge = fp.load_pruned(generator(), tmp_path / "generator.safetensors"), critic()
     its_average = averaged(again)
-    its_average.module.load_state_dict(fp.load_shrunk(generator(), tmp_path / "average.safetensors").state_dict())
+    its_average.module.load_state_dict(fp.load_pruned(generator(), tmp_path / "average.safetensors").state_dict())
     its_average.n_averaged.copy_(state["n"])
     its_judge.load_state_dict(state["critic"])
     its_optimizers, its_source = [adam(again, 2e-3), adam(its_judge, 2e-3)], torch.Generator()

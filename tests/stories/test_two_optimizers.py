@@ -85,11 +85,11 @@ def test_both_optimizers_and_their_schedules_go_on(tmp_path):
     train(small, optimizers, schedules, loader, pruner)
     assert all(one.param_groups[0]["lr"] < rate for one, rate in zip(optimizers, rates, strict=True))
 
-    fp.save_shrunk(small, tmp_path / "small.safetensors")
+    fp.save_pruned(small, tmp_path / "small.safetensors")
     torch.save({"optimizers": [one.state_dict() for one in optimizers], "pruner": pruner.state_dict(),
                 "schedules": [one.state_dict() for one in schedules]}, tmp_path / "run.pt")  # fmt: skip
     state = torch.load(tmp_path / "run.pt", weights_only=True)
-    resumed = fp.load_shrunk(copy.deepcopy(dense), tmp_path / "small.safetensors")
+    resumed = fp.load_pruned(copy.deepcopy(dense), tmp_path / "small.safetensors")
     (its_optimizers, its_schedules), its_pruner = optimizers_of(resumed), pruner_of(resumed, example)
     for kind, ones in (("optimizers", its_optimizers), ("schedules", its_schedules)):
         for one, saved in zip(ones, state[kind], strict=True):

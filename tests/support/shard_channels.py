@@ -151,15 +151,15 @@ def shrunk_on_one_rank_sharded_again_and_saved(rank: int, path: str) -> None:
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank == 0:
         dense = fp.load_state_dict(residual(), state)
-        fp.save_shrunk(fp.shrink(dense, IMAGES), f"{path}.small")
+        fp.save_pruned(fp.shrink(dense, IMAGES), f"{path}.small")
     distributed.barrier()
-    small = sharded(fp.load_shrunk(residual(), f"{path}.small"))
+    small = sharded(fp.load_pruned(residual(), f"{path}.small"))
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     with torch.no_grad():
         assert torch.allclose(small(IMAGES), expected, atol=1e-5)
     train(small, OPTIMIZERS["SGD"](small.parameters()), IMAGES[rank::4], Y[rank::4], 1)
     dcp.save({"model": get_model_state_dict(small)}, checkpoint_id=path)
-    dense = fp.load_shrunk(residual(), f"{path}.small")
+    dense = fp.load_pruned(residual(), f"{path}.small")
     found = {"model": dense.state_dict()}
     dcp.load(found, checkpoint_id=path)
     dense.load_state_dict(found["model"])

@@ -71,8 +71,9 @@ def _write(model: nn.Module, report: fp.Report, chosen: argparse.Namespace) -> l
             "granularity": report.granularity,
             "sparsity": report.sparsity,
         }
-        written = fp.save_pruned(model, chosen.out, shrunk=shrunk, **facts)
-        lines.append(f"{chosen.out} written: load it with {_loading(chosen, anywhere=written.loads_anywhere)}")
+        written = fp.save_pruned(shrunk or model, chosen.out, **facts)
+        anywhere = shrunk is None and not written.masks_apart
+        lines.append(f"{chosen.out} written: load it with {_loading(chosen, anywhere=anywhere)}")
     if chosen.onnx:
         lines.append(f"{fp.export(model, example_input(model, 2), chosen.onnx, shrink=chosen.shrink)}")
     if chosen.report:

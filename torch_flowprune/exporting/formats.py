@@ -103,7 +103,7 @@ class WeightsFile:
 
     @staticmethod
     def write(material: Material, path: Path) -> None:
-        PrunedFile.of(material.model, material.plain if material.shrunk else None).write(path)
+        PrunedFile.of(material.plain if material.shrunk else material.model).write(path)
 
     @staticmethod
     def read(material: Material, path: Path) -> Runs | None:

@@ -101,7 +101,7 @@ from torch_flowprune.inputs.shards import (
     shards_of,
     whole,
 )
-from torch_flowprune.inputs.tensor_files import read_tensors, write_tensors
+from torch_flowprune.inputs.tensor_files import has_words, plain_tensors, read_tensors, write_tensors
 
 __all__ = [
     "Batch",
@@ -150,6 +150,7 @@ __all__ = [
     "from_options",
     "gradients_under_masks",
     "halves",
+    "has_words",
     "holds_modules",
     "in_dtype",
     "in_float32",
@@ -179,6 +180,7 @@ __all__ = [
     "plain_name",
     "plain_number",
     "plain_sequence",
+    "plain_tensors",
     "prunable",
     "randomness",
     "read_tensors",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,36 @@ def read_tensors(path: str | PathLike[str], what: str, writer: str) -> tuple[dic
     if not isinstance(about := _parsed(text), dict):
         raise ValueError(f"{path} holds no {what}: expected a file written by {writer}")
     return tensors, about
+
+
+def has_words(path: str | PathLike[str]) -> bool:
+    """Whether a file says of its tensors what :func:`write_tensors` writes.
+
+    Raises:
+        ValueError: where it is no safetensors file.
+    """
+    with _opened(path) as file:
+        return _ABOUT in (file.metadata() or {})
+
+
+def plain_tensors(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of any safetensors file, on the host.
+
+    Raises:
+        ValueError: where it is none.
+    """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+
+
+@contextmanager
+def _opened(path: str | PathLike[str]) -> Iterator[Any]:
+    library = _safetensors()
+    try:
+        with library.safe_open(path, "pt") as file:
+            yield file
+    except library.SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
 
 
 def _sort_metadata(path: Path) -> None:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, TrainerCallback
 
-from torch_flowprune.channels import is_as_built, load_shrunk, save_shrunk, shrink, state_sizes
+from torch_flowprune.channels import is_as_built, shrink, state_sizes
+from torch_flowprune.exporting import load_pruned, save_pruned
 from torch_flowprune.inputs import copied_model, parameters_of, read_tensors
 from torch_flowprune.masking import MASKS_FILE, apply_masks, masks, remove, set_mask
 from torch_flowprune.pruning import Pruner, Report
@@ -31,7 +32,7 @@ def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> N
     A model with masks, or one whose config states its sizes, is written by its own ``save_pretrained``: dense names
     with zeros, and the masks beside them. ``AutoModel.from_pretrained`` reads it too. This includes a shrunk model
     whose repeated layers all have the same size (``uniform=True``): its config states them. Any other shrunk model is
-    written with its architecture, by :func:`~torch_flowprune.save_shrunk`; ``AutoModel`` raises an error for it.
+    written with its architecture, by :func:`~torch_flowprune.save_pruned`; ``AutoModel`` raises an error for it.
 
     Args:
         model: a model of transformers.
@@ -47,7 +48,7 @@ def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> N
         return
     folder = Path(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
-    save_shrunk(model, folder / _WEIGHTS)
+    save_pruned(model, folder / _WEIGHTS, kept_only=True)
     written = copy.deepcopy(model.config)
     written.architectures = [type(model).__name__]
     written.save_pretrained(folder)
@@ -81,7 +82,7 @@ def from_pretrained(kind: Any, save_directory: str | Path, **options: Any) -> An
         )
     config = AutoConfig.from_pretrained(folder)
     dense = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
-    return load_shrunk(dense, folder / _WEIGHTS).eval()
+    return load_pruned(dense, folder / _WEIGHTS).eval()
 
 
 class FlowPruningCallback(TrainerCallback):  # type: ignore[misc]  # transformers ships no types

@@ -113,8 +113,8 @@ class Life:
 
     def saved(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            fp.save_shrunk(self.small, Path(folder) / "small.safetensors")
-            back = fp.load_shrunk(randomised(self.case.make()).eval(), Path(folder) / "small.safetensors")
+            fp.save_pruned(self.small, Path(folder) / "small.safetensors")
+            back = fp.load_pruned(randomised(self.case.make()).eval(), Path(folder) / "small.safetensors")
         same(leaves(self.small, self.x), leaves(back, self.x), 1e-5)
 
     def onnx(self) -> None:

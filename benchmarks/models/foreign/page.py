@@ -24,8 +24,8 @@ HEAD = f"""## Models of other libraries
 
 Small models with random weights, of libraries of the registry and of torch's own modules, each through a whole life in
 one process with a limit of {LIMIT} s of processor time: `global_prune(model, "magnitude", {AMOUNT},
-granularity="channel", example_inputs=x)`, `shrink`, a step of training, pruned and shrunk again, `save_shrunk` and
-`load_shrunk` into a new model, `export` to ONNX.
+granularity="channel", example_inputs=x)`, `shrink`, a step of training, pruned and shrunk again, `save_pruned` and
+`load_pruned` into a new model, `export` to ONNX.
 
 - **equal**: the outputs of the masked and the shrunk model, for another batch size and for another resolution or length
   (where the model takes one), differ by less than {EQUAL["float64"]:.0e} of the largest in float64, or

@@ -3,7 +3,7 @@
 from torch_flowprune.channels.shrinking.handing_over import is_as_built, is_left_behind, state_sizes
 from torch_flowprune.channels.shrinking.removal import shrink
 from torch_flowprune.channels.shrinking.removed_branches import StandIn
-from torch_flowprune.channels.shrinking.saving import describe, load_shrunk, rebuild, replaced_modules, save_shrunk
+from torch_flowprune.channels.shrinking.saving import describe, made_like, own_description, rebuild, replaced_modules
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery
 from torch_flowprune.channels.shrinking.written import (
     NarrowAttention,
@@ -24,11 +24,11 @@ __all__ = [
     "describe",
     "is_as_built",
     "is_left_behind",
-    "load_shrunk",
+    "made_like",
+    "own_description",
     "rebuild",
     "register",
     "replaced_modules",
-    "save_shrunk",
     "shrink",
     "state_sizes",
 ]

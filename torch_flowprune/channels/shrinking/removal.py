@@ -23,7 +23,7 @@ from torch_flowprune.channels.shrinking.attempts import Bench, attempt, attempt_
 from torch_flowprune.channels.shrinking.best_reading import best_surgery, both_readings, passing_over, surgery_of_read
 from torch_flowprune.channels.shrinking.handing_over import Follower, Handover, Optimizers, state_sizes
 from torch_flowprune.channels.shrinking.removed_branches import TakenOut, taken_out
-from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, operated
+from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, note_cut_buffers, operated
 from torch_flowprune.channels.shrinking.written import written
 from torch_flowprune.channels.tracing import Reading, canonical_names, without_onlookers
 from torch_flowprune.inputs import check_keywords, forget_caches, users_level
@@ -85,7 +85,7 @@ def shrink(
             :func:`~torch_flowprune.keep_zeros` was not given.
 
     See Also:
-        :func:`~torch_flowprune.save_shrunk`: writes the smaller model to a file.
+        :func:`~torch_flowprune.save_pruned`: writes the smaller model to a file.
         :func:`~torch_flowprune.export`: writes ONNX or ``torch.export`` files.
         :func:`~torch_flowprune.replaced_modules`: which modules got different code.
 
@@ -129,6 +129,7 @@ def shrink(
     if inplace:
         handover.warn_left_behind()
         small = _operated_in_place(model, taken, surgery, given)
+    note_cut_buffers(dense, small)
     handover.to(small)
     state_sizes(small, args, keywords, rescale=optimizer is None and pruner is None)
     return small

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch_flowprune.channels.shrinking.own_code import Edits
 from torch_flowprune.channels.tracing import Reading, canonical_names, module_path
 from torch_flowprune.inputs import plain_name
 from torch_flowprune.torch_internals import list_flat_weights
+
+_CUT_BUFFERS = "cut_buffers"
 
 
 class ShrinkError(RuntimeError):
@@ -148,3 +150,34 @@ def _cut_tensor(surgery: Surgery, name: str, tensor: Tensor) -> Tensor:
     if not isinstance(tensor, nn.Parameter):
         return small
     return nn.Parameter(small, requires_grad=tensor.requires_grad)
+
+
+def note_cut_buffers(dense: nn.Module, small: nn.Module) -> None:
+    """Which buffers are of another size now and in no state dict: a file has to have them besides."""
+    before, loaded = dict(dense.named_buffers()), small.state_dict().keys()
+    note_buffers(
+        small,
+        [
+            name
+            for name, buffer in small.named_buffers()
+            if name not in loaded and name in before and buffer.shape != before[name].shape
+        ],
+    )
+
+
+def note_buffers(small: nn.Module, names: Iterable[str]) -> None:
+    """What :func:`cut_buffers` tells, on the modules, where it is copied and pickled with them."""
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        words = vars(small.get_submodule(path))
+        words[_CUT_BUFFERS] = tuple(dict.fromkeys([*words.get(_CUT_BUFFERS, ()), leaf]))
+
+
+def cut_buffers(model: nn.Module) -> list[str]:
+    """The names of buffers that a shrink cut, and that are in no state dict."""
+    return [
+        f"{path}.{leaf}" if path else leaf
+        for path, module in model.named_modules()
+        for leaf in vars(module).get(_CUT_BUFFERS, ())
+        if leaf in module._buffers
+    ]

@@ -44,10 +44,10 @@ def _load_masked(model: nn.Module, path: Path) -> bool:
     """Whether the file knew of masks; then they are on the model."""
     if path.suffix == ".safetensors":
         file = PrunedFile.read(path)
-        if file.masks or not file.loads_anywhere:
-            file.load_into(model)
-            return True
-        return False
+        if file.architecture is None and not file.masks_apart:
+            return False
+        file.load_into(model)
+        return True
     from timm.models import load_state_dict
 
     state = load_state_dict(str(path))

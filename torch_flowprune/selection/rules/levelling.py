@@ -160,7 +160,7 @@ def _no_dial(uniform: UniformSizes) -> str:
     name, reason = next(iter(uniform.held.items()), ("the model", "has no layers that are pruned"))
     return (
         f"uniform=True: none of the {len(uniform.held)} groups of channels can become smaller: {name}: {reason}; "
-        "without it the shrunk model is none that its class makes, and fp.save_shrunk writes it with its architecture"
+        "without it the shrunk model is none that its class makes, and fp.save_pruned writes it with its architecture"
     )
 
 

@@ -1,13 +1,13 @@
-"""A shrunk model described, and in a file."""
+"""What a shrunk model is beside its weights: beside the dense one, or said by itself, for a file."""
 
 from torch_flowprune.channels.shrinking.saving.architecture import describe, rebuild
+from torch_flowprune.channels.shrinking.saving.own_description import made_like, own_description
 from torch_flowprune.channels.shrinking.saving.replaced_modules import replaced_modules
-from torch_flowprune.channels.shrinking.saving.shrunk_files import load_shrunk, save_shrunk
 
 __all__ = [
     "describe",
-    "load_shrunk",
+    "made_like",
+    "own_description",
     "rebuild",
     "replaced_modules",
-    "save_shrunk",
 ]

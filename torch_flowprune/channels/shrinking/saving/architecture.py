@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_flowprune.channels.shrinking.graphs import ExportedModule
 from torch_flowprune.channels.shrinking.own_code import edits_from, edits_of, own_class, with_edits
 from torch_flowprune.channels.shrinking.removed_branches import HANDED_ON, StandIn, StandInSpec, with_stand_ins
-from torch_flowprune.channels.shrinking.surgery import ShrinkError
+from torch_flowprune.channels.shrinking.surgery import ShrinkError, note_buffers
 from torch_flowprune.channels.shrinking.written import paths_of_written, written_anew
 from torch_flowprune.channels.tracing import canonical_names
 from torch_flowprune.inputs import is_mask, original, plain_name
@@ -95,6 +95,7 @@ def rebuild(dense: nn.Module, description: Mapping[str, Any]) -> nn.Module:
         for name, value in attributes.items():
             setattr(module, name, type(getattr(module, name))(value))
     _with_code(dense, description)
+    note_buffers(dense, description.get("values", ()))
     standing = dict.fromkeys(description.get("identities", ()), HANDED_ON)
     standing |= {path: StandInSpec.from_dict(one) for path, one in description.get("stand_ins", {}).items()}
     return with_stand_ins(dense, standing)
