@@ -49,7 +49,7 @@ def _order(way: Way) -> bool:
     return [value.dim() for value in layer.parameters()] == [2, 1]
 
 
-@row("5.10", "off again: class, names and object as before")
+@row("5.10", "removed: class, names and object as before")
 def _off(way: Way) -> bool:
     layer = layer_of(way)
     way.off(layer, "weight")
@@ -118,7 +118,7 @@ def _replica(way: Way) -> bool:
     return torch.equal(replica(X), layer(X))
 
 
-@row("7.15", "code that goes by exact class knows the layer")
+@row("7.15", "code that matches exact classes knows the layer")
 def _exact(way: Way) -> bool:
     return type(layer_of(way)) is nn.Linear
 

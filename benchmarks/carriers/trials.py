@@ -203,7 +203,7 @@ def _registered(way: Way) -> bool:
     return known == {"Mine": Mine}
 
 
-@row("3.16 (end)", "classes go with their models")
+@row("3.16 (end)", "classes are freed with their models")
 def _gone(way: Way) -> bool:
     def one() -> weakref.ref[Any]:
         return weakref.ref(type(layer_of(way, type("Local", (nn.Linear,), {}))))
@@ -213,7 +213,7 @@ def _gone(way: Way) -> bool:
     return alive(kinds) == 0
 
 
-@row("3.17", "a parametrization of the bias comes and goes beside the mask")
+@row("3.17", "a parametrization of the bias is added and removed beside the mask")
 def _parametrized(way: Way) -> bool:
     layer = layer_of(way)
     parametrize.register_parametrization(layer, "bias", nn.Identity())

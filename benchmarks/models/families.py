@@ -201,23 +201,24 @@ def page(machine: dict[str, Any], results: list[dict[str, Any]], keys: Sequence[
 
 _PAGE = """# Model families
 
-One model of every family: the smallest of each module that `timm.list_modules()` gives, of each torchvision module
-(classification, detection, segmentation, video), and BERT, GPT-2 and Llama built small from a config. Each is trained
-for three steps, then for single weights and for filters, by magnitude, loss preservation and gradient norm:
+One model of every family: the smallest of each module in `timm.list_modules()`, of each torchvision module
+(classification, detection, segmentation, video), and small BERT, GPT-2 and Llama models built from a config. Each model
+is trained for three steps. Then it passes eight checks, for single weights and for filters, by magnitude, loss
+preservation and gradient norm:
 
-1. pruned to 50 %: exactly half of the units go (every layer keeps a tenth);
-2. run, and its output compared with that of a *dense twin*, an unpruned model with the zeros written into its weights
-   (into the kernel, where a convolution standardises its weight first);
-3. trained for two steps of Adam with weight decay: in each, the loss and the gradient of every parameter are the
-   twin's, masked;
-4. compared with the twin again: the masks hold in the weights that the forward really uses;
-5. copied (`copy.deepcopy`), and the copy trained;
-6. averaged (`torch.optim.swa_utils.AveragedModel`, timm's `ModelEmaV3`);
-7. saved and loaded, `state_dict` into a fresh pruned model;
-8. made dense (`fp.remove`): names, order and output as before, and the state loads into an unpruned model.
+1. It is pruned to 50 %: exactly half of the units are pruned. Every layer keeps a tenth.
+2. Its output equals that of a *dense twin*, an unpruned model with the zeros written into its weights (into the kernel,
+   if a convolution standardises its weight first).
+3. It is trained for two steps of Adam with weight decay. In each step, the loss and the gradient of every parameter are
+   those of the twin, masked.
+4. It equals the twin again: the masks hold in the weights that the forward pass uses.
+5. It is copied (`copy.deepcopy`), and the copy is trained.
+6. It is averaged (`torch.optim.swa_utils.AveragedModel`, timm's `ModelEmaV3`).
+7. Its `state_dict` is saved, and loaded into a new pruned model.
+8. It is made dense (`fp.remove`). Names, order and output are as before, and the state loads into an unpruned model.
 
-Outputs, losses and gradients are compared up to 1e-4 of their largest value. A cell says whether all eight hold, and
-the seconds they took on one thread of a machine in use.
+Outputs, losses and gradients may differ by 1e-4 of their largest value. A cell says whether all eight checks pass, and
+the seconds they took on one thread of a shared machine.
 
 **{summary}.**
 

@@ -51,31 +51,31 @@ def _expansions(found: Row) -> list[list[str]]:
 
     low = min(found["setting"]["sparsities"])
     asked: list[tuple[str, Value, float, str]] = [
-        ("ΔL on the images scored, 50 % of filters gone", loss_change, 0.5, "filter"),
+        ("ΔL on the images scored, 50 % of filters pruned", loss_change, 0.5, "filter"),
         (
-            "ΔL on images not seen, 50 % of filters gone",
+            "ΔL on images not seen, 50 % of filters pruned",
             lambda r: r["after"]["held_out"] - r["before"]["held_out"],
             0.5,
             "filter",
         ),
-        ("‖g‖² after / before, as a power of ten, 50 % of filters gone", norm_ratio, 0.5, "filter"),
-        (f"‖g‖² after / before, as a power of ten, {low:.0%} of filters gone", norm_ratio, low, "filter"),
-        (f"ΔL, {low:.0%} of filters gone", loss_change, low, "filter"),
-        (f"ΔL predicted to first order, {low:.0%} of filters gone", lambda r: r["predicted_loss"], low, "filter"),
+        ("‖g‖² after / before, as a power of ten, 50 % of filters pruned", norm_ratio, 0.5, "filter"),
+        (f"‖g‖² after / before, as a power of ten, {low:.0%} of filters pruned", norm_ratio, low, "filter"),
+        (f"ΔL, {low:.0%} of filters pruned", loss_change, low, "filter"),
+        (f"ΔL predicted to first order, {low:.0%} of filters pruned", lambda r: r["predicted_loss"], low, "filter"),
         (
-            f"ΔL predicted to second order, {low:.0%} of filters gone",
+            f"ΔL predicted to second order, {low:.0%} of filters pruned",
             lambda r: r["predicted_loss"] + r["curvature"],
             low,
             "filter",
         ),
-        (f"Change of d‖θ‖²/dt over its size, {low:.0%} of filters gone", lambda r: relative(r, "rate"), low, "filter"),
+        (f"Change of d‖θ‖²/dt over its size, {low:.0%} of filters pruned", lambda r: relative(r, "rate"), low, "filter"),
         (
-            f"Change of d²‖θ‖²/dt² over its size, {low:.0%} of filters gone",
+            f"Change of d²‖θ‖²/dt² over its size, {low:.0%} of filters pruned",
             lambda r: relative(r, "acceleration"),
             low,
             "filter",
         ),
-        ("ΔL, 90 % of single weights gone", loss_change, 0.9, "weight"),
+        ("ΔL, 90 % of single weights pruned", loss_change, 0.9, "weight"),
     ]
     return [[*title(found, what), *of(value, sparsity, granularity)] for what, value, sparsity, granularity in asked]
 
@@ -101,7 +101,7 @@ def _norms(found: Row) -> list[list[str]]:
     low = min(found["setting"]["sparsities"])
     what = (
         f"How far from ‖g‖² of the pruned model, in powers of ten, the median over measures and seeds; {low:.0%} of "
-        "filters gone"
+        "filters pruned"
     )
     return [[*title(found, what), *table(header, lines)]]
 
@@ -153,7 +153,7 @@ def _convergence(found: Row) -> list[list[str]]:
                     percent(over_seeds(rows, lambda r: r["test"][1], **where)),
                 ]
             )
-        what = f"Validation loss, {found['setting']['goal']:.0%} of filters gone after {age(epoch)}, then trained"
+        what = f"Validation loss, {found['setting']['goal']:.0%} of filters pruned after {age(epoch)}, then trained"
         tables.append([*title(found, what), *table(header, lines)])
     return tables
 
@@ -176,7 +176,7 @@ def _protocol(found: Row) -> list[list[str]]:
         return [SHORT.get(method, method), *(cell(method, n, value) for n in rounds)]
 
     header = ["measure", *(f"{n} round{'s' if n > 1 else ''}" for n in rounds)]
-    what = f"{setting['goal']:.0%} of filters gone, {setting['epochs']} epochs, T = {setting['temperature']:g}"
+    what = f"{setting['goal']:.0%} of filters pruned, {setting['epochs']} epochs, T = {setting['temperature']:g}"
     asked: list[tuple[str, Value]] = [
         ("Test accuracy, %", lambda r: accuracy(r) / 100),
         ("Multiply-adds left, %", lambda r: r["size"]["pruned"]["macs"] / r["size"]["dense"]["macs"]),
@@ -277,7 +277,7 @@ def _trajectories(found: Row) -> list[list[str]]:
             ]
             what = (
                 f"How far ‖θ(t)‖² − ‖θ(0)‖² is from that of the net not cut, over its size, {described}, "
-                f"{sparsity:.0%} of filters gone"
+                f"{sparsity:.0%} of filters pruned"
             )
             tables.append([*title(found, what), *table(["measure", *map(age, epochs)], lines)])
     return [*tables, _symmetry(found, rows)]
@@ -367,7 +367,7 @@ def _networks(found: Row) -> list[list[str]]:
     steps = setting["epochs"] * -(-setting["train"] // setting["batch"])
     return [
         [
-            *title(found, f"{setting['goal']:.0%} of filters gone by {SHORT.get(method, method)}, {steps} steps"),
+            *title(found, f"{setting['goal']:.0%} of filters pruned by {SHORT.get(method, method)}, {steps} steps"),
             *table(header, lines),
         ]
     ]

@@ -32,7 +32,10 @@ ROWS = {
     "2.3": (
         "`TransformerEncoderLayer` leaves its fast path when pruned",
         "documented",
-        "torch leaves it wherever a hook is; outputs agree, and `fp.remove` gives it back",
+        (
+            "torch leaves the fast path wherever there is a hook. The outputs agree, and `fp.remove` restores the "
+            "fast path"
+        ),
     ),
     "2.4": (
         (
@@ -50,19 +53,19 @@ ROWS = {
     "2.6": (
         "recurrent layers keep an old dtype in `_flat_weights`",
         "handled",
-        "the list is computed when read; cuDNN was not tested (it needs a GPU)",
+        "the list is computed when it is read. cuDNN was not tested (it needs a GPU)",
     ),
     "2.7": (
         "edits of `.weight` are lost at the next forward",
         "handled",
         (
             "methods that write (`weight.data.mul_`, `weight.data += adapter`, `nn.init`, `reset_parameters()`, "
-            "also to slices and views) write to `weight_orig`. What functions write (`torch.relu_(weight.data)`, "
-            "`out=` as in `nn.init.eye_`) reaches it when the tensor that they wrote to is dropped, where the mask "
-            "keeps it; a warning says so where the parameter had changed in between. `layer.weight = "
-            "nn.Parameter(...)` and `layer.weight.data = ...` replace the values under the mask; what cannot carry "
-            "it (another shape, quantised, sparse, meta) is refused. Anything else assigned is a `TypeError`, a "
-            "tensor of equal values too"
+            "also on slices and views) write to `weight_orig`. Functions that write (`torch.relu_(weight.data)`, "
+            "`out=` as in `nn.init.eye_`) reach it, where the mask keeps it, when their tensor is dropped; a "
+            "warning says so if the parameter had changed in between. `layer.weight = nn.Parameter(...)` and "
+            "`layer.weight.data = ...` replace the values under the mask. Values that cannot carry it (another "
+            "shape, quantised, sparse, meta) are refused. Assigning anything else is a `TypeError`, also a tensor "
+            "of equal values"
         ),
     ),
     "2.8": (

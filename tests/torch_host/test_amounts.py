@@ -20,24 +20,24 @@ ROWS = {
         "`True`, nan, 16 of 16: errors from inside, or wrong ones",
         "refused",
         (
-            "numbers that are `numbers.Real` are taken, bools and 0-d tensors are not; out of range names the "
-            "range; rounding is half to even of the whole pool"
+            "numbers that are `numbers.Real` are accepted, bools and 0-d tensors are not. An amount out of range "
+            "is an error that names the range. Rounding is half to even, over the whole pool"
         ),
     ),
     "6.1": (
         "a float amount is of what remains: 0.2 three times is 0.49",
         "handled",
-        "`amount` is torch's; `sparsity` is of everything, after the call",
+        "`amount` has torch's meaning. `sparsity` is the fraction of everything, after the call",
     ),
     "6.2": (
         "more than is left on a later round: the module is broken",
         "handled",
         (
-            "ours change nothing. Torch's own functions delete their hook before they validate: where the new "
-            "method refuses what is left, ours puts itself back, but in a copy that was unpickled. Where its "
-            "constructor refuses (`amount=-1`) the mask stays in force and the hook is gone, so `prune.is_pruned` "
-            "says no; torch's next prune is then an error that says how it comes back, which `fp.remove` and every "
-            "prune of this package see to"
+            "this package's calls change nothing. torch's own functions delete their hook before they validate. "
+            "Where the new method refuses what is left, this package's hook puts itself back, except in an "
+            "unpickled copy. Where its constructor refuses (`amount=-1`), the mask stays in force without its "
+            "hook, so `prune.is_pruned` says no. torch's next prune is then an error that says how to restore it: "
+            "`fp.remove` and every prune of this package do"
         ),
     ),
     "6.3": (
@@ -48,14 +48,14 @@ ROWS = {
     "6.4": (
         "user methods: types that crash on round 2 or revive weights",
         "handled",
-        "nothing revives, whatever `PRUNING_TYPE` says",
+        "no pruned weight comes back, whatever `PRUNING_TYPE` says",
     ),
     "6.5": (
         "nan is pruned last; a pruned nan or inf stays nan",
         "refused",
         (
-            "scores that are not finite (an infinity in `scores=` protects or condemns); what is pruned is exactly "
-            "0 whatever lies under the mask"
+            "scores that are not finite are refused (an infinity in `scores=` protects a unit, or condemns it). A "
+            "pruned weight is exactly 0, whatever lies under the mask"
         ),
     ),
     "6.6": (
@@ -66,12 +66,12 @@ ROWS = {
     "6.7": (
         "unknown keys, other shapes, bool or meta scores are accepted",
         "refused",
-        "each is named",
+        "each is an error that names it",
     ),
     "6.8": (
         "pairs from a generator, an empty list",
         "handled",
-        "the first works, the second says so",
+        "a generator works; an empty list is an error that says so",
     ),
     "6.9": (
         "`model.parameters()` for pairs: an error about attribute names",

@@ -25,28 +25,28 @@ ROWS = {
         ),
         "handled",
         (
-            "the masked class announces itself to nobody; a class copies a dense twin in its own way, and the masks"
-            " are put on that; what was laid over stays over, or the change of masks is refused where its methods "
-            "call `super()`; classes go with their models"
+            "registries and metaclasses do not see the masked class. A class that copies itself copies a dense "
+            "twin, and the masks are put on that. A class laid over it stays over it; where its methods call "
+            "`super()`, changing the masks is refused. Classes are freed with their models"
         ),
     ),
     "3.17": (
         "a parametrization of another tensor of the layer, before or after the mask (no fault)",
         "handled",
         (
-            "each comes and goes without the other; torch's copies of a parametrized layer share its class, so "
-            "removing a parametrization from the one breaks the other, pruned or not"
+            "each can be added and removed without the other. torch's copies of a parametrized layer share its "
+            "class, so removing a parametrization from one breaks the other, pruned or not"
         ),
     ),
     "3.18": (
-        "a weight that the class computes when it is read (`__getattr__`): the mask goes past it",
+        "a weight that the class computes when it is read (`__getattr__`): the mask has no effect",
         "refused",
         "make it an ordinary parameter, or `exclude=` it",
     ),
     "3.19": (
         "root parameters of a model traced by `torch.fx`: copies fail after a forward with gradients",
         "handled",
-        "copies, pickles, edits and `fp.remove` work, and edits outlive the masks",
+        "copies, pickles, edits and `fp.remove` work, and edits are still there without masks",
     ),
 }
 

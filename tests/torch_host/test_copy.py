@@ -19,16 +19,16 @@ ROWS = {
     "1.1": (
         "`copy.deepcopy` fails after pruning or after a forward with gradients",
         "handled",
-        "no tensor with a graph is kept on the module; copies are independent, tied parameters stay tied in them",
+        "no tensor with a graph is kept on the module. Copies are independent, and tied parameters stay tied in them",
     ),
     "1.2": (
         "EMA, SWA, `fuse_conv_bn_eval`, timm's `reparameterize_model` fail with it",
         "handled",
         (
-            "all work. Masks are buffers of zeros and ones, of which there is no average: "
-            "`AveragedModel(use_buffers=True)`, timm's `ModelEmaV2` and averages of floats alone keep the first "
-            "round's. After each round call `fp.sync_masks(model, average)`, or give a `Pruner` its `averages=`. "
-            "One want remains: quantisation goes by exact class and skips masked layers, with a warning: quantise "
+            "all work. Masks are buffers of zeros and ones, which cannot be averaged: "
+            "`AveragedModel(use_buffers=True)`, timm's `ModelEmaV2` and averages of floats keep the masks of the "
+            "first round. Call `fp.sync_masks(model, average)` after each round, or pass `averages=` to the "
+            "`Pruner`. Quantisation matches exact classes, so it skips masked layers, with a warning: quantise "
             "`fp.export_ready(model)`"
         ),
     ),
@@ -36,27 +36,27 @@ ROWS = {
         "an EMA made before pruning breaks, or mixes up parameters, on its next update",
         "handled",
         (
-            "these classes walk two models side by side, so both need masks: `fp.sync_masks(model, ema)` after the "
-            "prune and before the update; without it timm's EMA takes a mask for a weight"
+            "these classes walk two models side by side, so both need masks: call `fp.sync_masks(model, ema)` "
+            "after the prune and before the update. Without it, timm's EMA takes a mask for a weight"
         ),
     ),
     "1.4": (
         "a pickled model is 3 to 5 times the dense one; one layer carries the masks of all",
         "handled",
-        "one byte a weight for the mask; a layer carries its own; loading needs this package",
+        "the mask takes one byte per weight, and a layer carries only its own. Loading needs this package",
     ),
     "1.5": (
         "`torch.load` refuses whole models by default",
         "documented",
-        "so it does dense ones (`weights_only=True`); save state dicts",
+        "it refuses dense models too (`weights_only=True`). Save state dicts",
     ),
     "1.6": (
         "pruned and dense checkpoints do not fit each other",
         "handled",
         (
-            "`fp.load_state_dict` takes either into either; torch's own loader takes a dense one into a pruned "
-            "model. `fp.state_dict(model, dense=True)` has the names of the unpruned model and zeros in the values,"
-            " for strict loaders (`from_pretrained`, hubs); put `fp.masks(model, packed=True)` beside it"
+            "`fp.load_state_dict` loads either into either. torch's own loader loads a dense one into a pruned "
+            "model. `fp.state_dict(model, dense=True)` has the names of the unpruned model and zeros in the "
+            "values, for strict loaders (`from_pretrained`, hubs). Save `fp.masks(model, packed=True)` beside it"
         ),
     ),
     "1.7": (
@@ -67,12 +67,15 @@ ROWS = {
     "1.8": (
         "after `load_state_dict` the old weights are used, and scored",
         "handled",
-        "weights are computed when read",
+        "weights are computed when they are read",
     ),
     "1.9": (
         "`load_state_dict(assign=True)`",
         "handled",
-        "works; it replaces parameters, so make the optimizer afterwards, as for a dense model",
+        (
+            "works. It replaces parameters, so create the optimizer afterwards, as for a dense model. A float "
+            "mask that torch made stays float until the next prune"
+        ),
     ),
     "1.10": (
         "`.to(dtype)` and `.to(device)` leave the weight behind",
@@ -87,7 +90,7 @@ ROWS = {
     "1.12": (
         "`requires_grad_(False)` does not reach the weight",
         "handled",
-        "it does",
+        "it does, on the module and on `weight_orig`. On the masked weight itself it has no effect",
     ),
     "1.13": (
         "safetensors (no fault)",

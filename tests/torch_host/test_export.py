@@ -19,9 +19,9 @@ ROWS = {
         "quantisation, eager, by graphs or dynamic, leaves masked layers in float, or breaks",
         "documented",
         (
-            "it goes by exact class: preparing a masked model is a warning, and the error of `fuse_modules` says that "
-            "the class is a masked one; quantise `fp.export_ready(model)`, a copy with the masks made permanent, "
-            "checked equal"
+            "it matches exact classes. Preparing a masked model for it is a warning, and the error of "
+            "`fuse_modules` says that the class is a masked one. Quantise `fp.export_ready(model)`, a copy with "
+            "the masks made permanent, which is checked to be equal"
         ),
     ),
 }

@@ -13,9 +13,9 @@ ROWS = {
         "ExecuTorch's XNNPACK delegate computes wrong numbers for a masked `Linear`",
         "documented",
         (
-            "so it does, without a word; lower `fp.export_ready(model)`. Tried with ExecuTorch 1.5.1 on an MLP, a "
-            "ResNet, a ViT and a MobileNet: equal to 3e-7, where the masked MLP was off by forty times its largest "
-            "output"
+            "it does, without an error: lower `fp.export_ready(model)`. Tried with ExecuTorch 1.5.1 on an MLP, a "
+            "ResNet, a ViT and a MobileNet: equal to 3e-7, where the masked MLP was off by forty times its "
+            "largest output"
         ),
     ),
     "7.20": (
@@ -30,15 +30,15 @@ ROWS = {
         "NNCF leaves masked weights in float, and fails on graphs of masked convolutions with batch norm",
         "documented",
         (
-            "still; quantise `fp.export_ready(model)`, whose zeros stay zeros. Tried with NNCF 3.4: by graphs of "
-            "`torch.export` an MLP and a small convolutional net, by modules a ResNet, of which 51 quantisers were put "
-            "into the copy and 30 into the masked model"
+            "it still does: quantise `fp.export_ready(model)`, whose zeros stay zeros. Tried with NNCF 3.4: by "
+            "graphs of `torch.export` an MLP and a small convolutional net, by modules a ResNet, of which 51 "
+            "quantisers were put into the copy and 30 into the masked model"
         ),
     ),
     "7.22": (
         "OpenVINO reads the weights of a model that it converts",
         "handled",
-        "masked or not: its constants have the mask's zeros. Tried with OpenVINO 2026.4, shrunk models too",
+        "masked or not: the constants have the mask's zeros. Tried with OpenVINO 2026.4, also on shrunk models",
     ),
 }  # fmt: skip
 

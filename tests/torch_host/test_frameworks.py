@@ -21,50 +21,50 @@ ROWS = {
         "two gloo ranks agree in every weight and mask",
     ),
     "7.2": (
-        "random masks differ between ranks for ever",
+        "random masks differ between ranks",
         "handled",
         (
-            "given the wrapper, all ranks take the first one's masks, and scores are over the data of all; given "
-            "`.module`, each rank is on its own"
+            "given the wrapper, all ranks take the first rank's masks, and scores are over the data of all ranks. "
+            "Given `.module`, each rank prunes for itself"
         ),
     ),
     "7.3": (
         "float masks are broadcast at each forward",
         "handled",
-        "bytes, a quarter",
+        "masks are bytes, a quarter of that",
     ),
     "7.4": (
         "FSDP2 after pruning: the weight stays unsharded between steps",
         "documented",
-        "it trains like one process and keeps no unsharded weight; the masks (one byte a weight) are on every rank",
+        "it trains like one process and keeps no unsharded weight. The masks (one byte per weight) are on every rank",
     ),
     "7.5": (
         "FSDP2 before pruning fails inside DTensor",
         "handled",
-        "`global_prune` over ranks; zeros are in the shards, the mask is a `DTensor` beside them",
+        "`global_prune` works over ranks. The zeros are in the shards, and the mask is a `DTensor` beside them",
     ),
     "7.6": (
         "a second round or `remove` after sharding fails inside DTensor",
         "refused",
-        "shard first, and prune after; else load the full state dict into a model that is not sharded",
+        "shard first, and prune after. Or load the full state dict into a model that is not sharded",
     ),
     "7.7": (
         "`torch.compile` (no fault; eva02 fails)",
         "handled",
-        "one graph, fullgraph, one more when masks come, none for further rounds",
+        "one graph with fullgraph, one more compilation when masks appear, none for further rounds",
     ),
     "7.8": (
         "`torch.export` warns; ONNX",
         "handled",
         (
-            "export keeps the mask in the graph; of `fp.export_ready(model)` the graph and ONNX have plain weights;"
-            " that is what to give any exporter"
+            "the exported graph contains the mask. `fp.export_ready(model)` gives a graph, and ONNX, with plain "
+            "weights: give exporters this copy"
         ),
     ),
     "7.9": (
         "`torch.jit.script` fails",
         "documented",
-        "still: script `fp.export_ready(model)` (trace works)",
+        "it still does: script `fp.export_ready(model)` (tracing works)",
     ),
     "7.10": (
         "`fx.symbolic_trace` (no fault)",
@@ -74,46 +74,49 @@ ROWS = {
     "7.11": (
         "`functional_call` ignores dense keys; transforms leave dead tensors behind",
         "handled",
-        "nothing is left behind; a dense key is a `TypeError` that names `weight_orig`, whatever its values",
+        "nothing is left behind. A dense key is a `TypeError` that names `weight_orig`, whatever its values",
     ),
     "7.12": (
         "autocast loses its cast cache",
         "documented",
         (
-            "right values; a masked weight is cast at each access. Scores are taken without an autocast around the "
-            "call (one in the model or the loss counts)"
+            "the values are right; a masked weight is cast at each access. Scores are computed without an "
+            "autocast around the call (one inside the model or the loss applies)"
         ),
     ),
     "7.13": (
         "`DataParallel` replicas share the weight",
         "handled",
-        "a replica computes its own (tested by hand on a CPU; several GPUs were not)",
+        "a replica computes its own weight (tested by hand on a CPU, not on several GPUs)",
     ),
     "7.14": (
         "the mask costs a product a forward",
         "documented",
-        "one selection an access, in eval mode too; for inference `fp.remove`, or the copy of `fp.export_ready(model)`",
+        (
+            "one selection per access, in eval mode too. For inference call `fp.remove`, or use the copy of "
+            "`fp.export_ready(model)`"
+        ),
     ),
     "7.16": (
         "`_orig_mod.` and `module.` in names: what was saved inside a wrapper does not fit outside",
         "handled",
         (
-            "names are seen through `torch.compile`, also of single blocks and in place (`model.compile()`), and "
-            "data parallelism; scores are taken of the code inside"
+            "names are seen through `torch.compile` (also of single blocks, and in place by `model.compile()`) "
+            "and through data parallelism. Scoring runs the code inside"
         ),
     ),
     "7.17": (
         "`torch.set_default_device`",
         "handled",
-        "what the package makes for itself is where the model is, or on the CPU",
+        "tensors that the package makes are on the model's device, or on the CPU",
     ),
     "7.18": (
         "`convert_sync_batchnorm` of a model with pruned norms stops half way",
         "documented",
         (
-            "still, with torch's error: a new module takes parameters alone. `state = fp.state_dict(model)`, "
-            "convert `fp.remove(model)`, then `fp.load_state_dict(model, state)`: masks, values and the optimizer's"
-            " parameters are as before"
+            "it still does, with torch's error: a new module takes parameters only. `state = "
+            "fp.state_dict(model)`, convert `fp.remove(model)`, then `fp.load_state_dict(model, state)`: masks, "
+            "values and the optimizer's parameters are as before"
         ),
     ),
 }

@@ -18,17 +18,17 @@ ROWS = {
         "weight-standardised convolutions: zeros in the weight, none in the kernel",
         "handled",
         (
-            "of timm's and transformers' classes, known by name, the mask is put on the standardised kernel, and "
-            "`fp.remove` is refused where zeros would not survive it (whole filters do); of any other class or "
-            "parent a prune looks at the kernels used, in a trial without a trace (of the model, where data or "
-            "example inputs are given; else of each layer with a forward of its own), and warns with the share of "
-            "them that is zero"
+            "classes of timm and transformers are known by name: the mask is put on the standardised kernel, and "
+            "`fp.remove` is refused where zeros would not survive it (whole filters do). For any other class or "
+            "parent, a prune runs a trial without side effects (of the model, if data or example inputs are "
+            "given; else of each layer that has a forward of its own), looks at the kernels used, and warns with "
+            "the fraction of them that is zero"
         ),
     ),
     "3.15": (
         "a subclass that uses other kernels besides its own, or flips, transposes or rescales its own (no fault)",
         "handled",
-        "the weight is masked where it is read, and no other kernel is; after `fp.remove` the output is the same",
+        "the weight is masked where it is read, and no other kernel is. After `fp.remove` the output is the same",
     ),
 }
 

@@ -13,17 +13,17 @@ ROWS = {
     "8.1": (
         "3 W after one global call, 4 W after two",
         "handled",
-        "W/4, however often",
+        "W/4, after several calls too",
     ),
     "8.2": (
         "a float copy of the mask is kept for backward",
         "handled",
-        "the bool mask itself; the product it masks is kept by the layer that uses it, as any input is",
+        "the bool mask itself is kept. The layer that uses the masked product keeps it, as it keeps any input",
     ),
     "8.3": (
         "global selection concatenates, sorts and indexes: 12 W at its peak",
         "handled",
-        "exactly the k lowest without concatenating; seconds and peaks are in `benchmarks/`",
+        "exactly the k lowest are selected without concatenating. Seconds and peaks are in `benchmarks/`",
     ),
 }
 

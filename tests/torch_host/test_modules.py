@@ -15,14 +15,14 @@ ROWS = {
         "parametrized weights, legacy norms, properties, buffers: a crash on assignment",
         "refused",
         (
-            "with the call that removes the parametrization; a layer that is not named but would be pruned by "
-            "default stays dense with a warning"
+            "the error names the call that removes the parametrization. A layer that is not named but would be "
+            "pruned by default stays dense, with a warning"
         ),
     ),
     "3.2": (
         "in a global call the modules before it stay pruned",
         "refused",
-        "all is checked before the first module is touched",
+        "everything is checked before the first module is touched",
     ),
     "3.3": (
         "pruning `parametrizations.weight.original` gives no zeros in the weight (orthogonal)",
@@ -32,7 +32,7 @@ ROWS = {
     "3.4": (
         "parametrizing a pruned layer fails",
         "documented",
-        "torch's error stands and nothing changes: `fp.remove` first, or parametrize what is dense",
+        "torch's error is raised and nothing changes: call `fp.remove` first, or parametrize the dense layer",
     ),
     "3.5": (
         "a mask on `weight_v` of the legacy `weight_norm` comes one forward late",
@@ -42,35 +42,41 @@ ROWS = {
     "3.6": (
         "pruning again moves the hook behind the user's",
         "handled",
-        "it keeps its place",
+        (
+            "the calls of this package keep the hook's place. torch's own functions on top move it to the end; no "
+            "result depends on it"
+        ),
     ),
     "3.8": (
         "a lazy module is destroyed",
         "refused",
-        "run one batch first; beside one, other layers are scored by their weights alone, and take masks",
+        "run one batch first. Other layers of the model are scored by their weights alone, and take masks",
     ),
     "3.9": (
         "`bias=None`: the module is destroyed",
         "refused",
-        "the text lists the parameters there are",
+        "the text lists the parameters that exist",
     ),
     "3.10": (
         "a buffer of the user's called `weight_mask` is overwritten",
         "refused",
-        "rename it; so with a parameter, a module or another attribute of that name or called `weight_orig`",
+        (
+            "rename it. The same holds for a parameter, a module or another attribute of that name, or called "
+            "`weight_orig`"
+        ),
     ),
     "3.11": (
         "masks of another shape are broadcast, or leave an orphan buffer",
         "refused",
         (
-            "by `apply_masks` and for scores; a mask from a user's own method is shaped by torch's container, which"
-            " broadcasts"
+            "`apply_masks` and scores refuse them. A mask from a user's own method is shaped by torch's "
+            "container, which broadcasts"
         ),
     ),
     "3.12": (
         "a mask that requires grad breaks the second backward",
         "handled",
-        "masks carry no graph",
+        "masks have no graph",
     ),
 }
 

@@ -17,12 +17,12 @@ ROWS = {
             "subclasses, complex, int8 (no fault)"
         ),
         "handled",
-        "work too; with sparse gradients the mask is multiplied, so an inf under it would be nan",
+        "all work. With sparse gradients the mask is multiplied, so an infinity under it would give nan",
     ),
     "3.14": (
         "fp8 has no `topk`",
         "handled",
-        "scores are float32; torch's own methods on top of a mask work as well",
+        "scores are float32. torch's own methods on top of a mask work as well",
     ),
 }
 

@@ -19,8 +19,8 @@ ROWS = {
         "`prune.remove`, tensor by tensor: an error half way leaves part of the model dense",
         "handled",
         (
-            "`fp.remove` checks all of the model first and runs none of its code; an error takes everything back, "
-            "until the values are written, last; shared memory stays shared"
+            "`fp.remove` first checks the whole model, without running its code. An error undoes everything; "
+            "values are written last. Shared memory stays shared"
         ),
     ),
 }

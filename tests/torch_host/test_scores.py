@@ -15,27 +15,33 @@ ROWS = {
     "6.10": (
         "half precision: ties, underflowing products, float masks",
         "handled",
-        "scores in float32, exactly k, bool masks",
+        "scores are float32, the count is exact, masks are bool",
     ),
     "6.11": (
         "ties fall by position, from the end",
         "handled",
-        "exactly k, in model order, with a warning where order decided; CUDA was not tested (it needs a GPU)",
+        (
+            "the count is exact, and ties are broken in model order. `global_prune` and `Pruner` warn where order "
+            "decided; the functions of one module do not. CUDA was not tested (it needs a GPU)"
+        ),
     ),
     "6.12": (
-        "a whole layer goes, in silence",
+        "a whole layer is pruned, in silence",
         "handled",
-        "`LayerCollapseWarning`, and `min_keep=`",
+        (
+            "`global_prune` and `Pruner` raise a `LayerCollapseWarning`; the functions of one module do not. "
+            "`min_keep=` prevents it"
+        ),
     ),
     "6.13": (
         "channels_last fails",
         "handled",
-        "any layout; mask and weight keep it",
+        "any memory layout works, and mask and weight keep it",
     ),
     "6.14": (
         "a bad `dim` is an error from inside; classes default to the inputs",
         "refused",
-        "with the axes there are; the default is 0, the outputs",
+        "the error lists the axes. The default is 0, the outputs",
     ),
     "6.15": (
         '`n="nuc"` crashes or prunes nothing',
@@ -55,20 +61,20 @@ ROWS = {
     "6.18": (
         'meta tensors are "pruned"',
         "refused",
-        "load or initialise first",
+        "load or initialise the weights first",
     ),
     "6.19": (
         "a mask of 0.5 scales weights; no undo",
         "documented",
         (
-            "`apply_masks` takes bool (ones do not un-prune); a scaling mask of torch's is refused; until `remove`,"
-            " `weight_orig` has every value"
+            "`apply_masks` takes bool masks (ones do not un-prune). A scaling mask of torch's is refused. Until "
+            "`remove`, `weight_orig` has every value"
         ),
     ),
     "6.20": (
         "frozen parameters are pruned",
         "documented",
-        "they are, and stay frozen; `exclude=` leaves them out",
+        "they are, and stay frozen. `exclude=` leaves them out",
     ),
 }
 

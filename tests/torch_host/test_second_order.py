@@ -24,7 +24,7 @@ ROWS = {
     "9.2": (
         "the switches for it are global, or too late",
         "handled",
-        "a context around the forward alone; nothing is left switched",
+        "a context around the forward and the loss alone. No switch is left changed",
     ),
     "9.3": (
         "forward mode lacks fused attention and more",
@@ -39,7 +39,7 @@ ROWS = {
     "9.5": (
         "forward over reverse lacks silu, mish, group norm, recurrent layers",
         "handled",
-        "as 9.3; each is tested against differences of gradients",
+        "as 9.3. Each is tested against differences of gradients",
     ),
     "9.6": (
         "`torch.func` and batch norm in train mode",
@@ -50,25 +50,25 @@ ROWS = {
         "LeViT and others keep attention biases with a graph in eval mode",
         "handled",
         (
-            "every scoring pass starts from train mode, which clears them; and where a call of this package changes"
-            " masks or loads a state, modules in eval mode that have a `train` or `eval` of their own are put "
+            "every scoring pass starts from train mode, which clears them. Where a call of this package changes "
+            "masks or loads a state, modules in eval mode that have a `train` or `eval` of their own are put "
             "through train mode and back"
         ),
     ),
     "9.8": (
         "operators marked `once_differentiable`",
         "refused",
-        "an error names the way out; `torch.autograd.grad` alone gives 0 in silence",
+        "the error says what to do. `torch.autograd.grad` alone returns 0 in silence",
     ),
     "9.9": (
         "zero-initialised branches score exactly 0; a loss that overflows",
         "handled",
-        "`TiedScoresWarning` says so; a loss that is not finite is an error",
+        "`TiedScoresWarning` says so. A loss that is not finite is an error",
     ),
     "9.10": (
         "masked entries have no gradient",
         "documented",
-        "they are exactly 0 in `g` and `H·g`: what is gone scores lowest and is no candidate",
+        "they are exactly 0 in `g` and `H·g`. A pruned weight scores lowest, and is no candidate",
     ),
     "9.11": (
         (
@@ -76,7 +76,7 @@ ROWS = {
             "layout (a transpose after the norm)"
         ),
         "handled",
-        "the gradient is laid out as the input; a probe finds whether this torch has the fault",
+        "the gradient gets the layout of the input. A probe finds out whether this torch has the fault",
     ),
     "9.12": (
         "the second derivative of the fused weight norm is wrong",
@@ -86,7 +86,7 @@ ROWS = {
     "9.13": (
         "activation checkpointing runs blocks again",
         "handled",
-        "with the same operators as the first time; reentrant checkpoints are refused",
+        "they run with the same operators as the first time. Reentrant checkpoints are refused",
     ),
 }
 

@@ -17,7 +17,7 @@ ROWS = {
         "one parameter, one mask",
     ),
     "4.2": (
-        "with random scores more goes than was asked",
+        "with random scores more is pruned than was asked",
         "handled",
         "as 4.1",
     ),
@@ -25,8 +25,8 @@ ROWS = {
         "only one owner listed: the other runs dense",
         "handled",
         (
-            "all owners in the model are masked; a function of one module (`l1_unstructured(layer, ...)`) cannot "
-            "know others: `fp.apply_masks(model, fp.masks(model))`"
+            "all owners in the model are masked. A function of one module (`l1_unstructured(layer, ...)`) does "
+            "not know the others: `fp.apply_masks(model, fp.masks(model))`"
         ),
     ),
     "4.4": (
@@ -38,8 +38,8 @@ ROWS = {
         "only the name that comes first in the model counts",
         "handled",
         (
-            "`include=`, `exclude=`, masks, scores and stored states take any of a tied weight's names (`lm_head` "
-            "for the embedding's); of two masks, what either removes is removed"
+            "`include=`, `exclude=`, masks, scores and stored states accept each of a tied weight's names "
+            "(`lm_head` for the embedding's). Of two masks, what either removes is removed"
         ),
     ),
 }

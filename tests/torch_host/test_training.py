@@ -22,36 +22,36 @@ ROWS = {
     "5.2": (
         "`weight.grad` is None",
         "documented",
-        "it is `weight_orig.grad`, exactly 0 under the mask; a dense gradient for regrowth is that of the product",
+        "it is `weight_orig.grad`, exactly 0 under the mask. For regrowth, the dense gradient is that of the product",
     ),
     "5.3": (
         "momentum and weight decay move what is pruned",
         "handled",
         (
-            "the weight is 0 all the same; `fp.keep_zeros(model, optimizer)` holds parameter and optimizer state at"
-            " 0, under the latest mask of each parameter, also if called before the first prune; wrapped optimizers"
-            " are seen through. Where nothing moves them they are written after every hundredth step, and after any"
-            " change of masks, parameters or states"
+            "the weight is 0 all the same. `fp.keep_zeros(model, optimizer)` keeps parameter and optimizer state "
+            "at 0, under the latest mask of each parameter, also if it is called before the first prune. It sees "
+            "through wrapped optimizers. Where nothing moves the zeros, they are written after every hundredth "
+            "step, and after a change of masks, parameters or states"
         ),
     ),
     "5.4": (
         "after `remove` training revives zeros",
         "handled",
-        "zeros are values then; `fp.keep_zeros` goes on holding them, called before, or with `masks`",
+        "zeros are ordinary values then. `fp.keep_zeros` still holds them, if it was called before or gets `masks`",
     ),
     "5.5": (
         "the order of parameters changes: optimizer states load into the wrong ones",
         "handled",
         (
-            "the order stays, through pruning and both `remove`s. What torch's own functions moved stays moved "
-            "until `remove`, which puts it where the constructor of its class has it (where that names its "
-            "parameters; else it stays at the end)"
+            "the order stays, through pruning and both `remove`s. What torch's own functions moved is moved until "
+            "`remove`, which restores the order of the class's constructor (if that names its parameters; else "
+            "they stay at the end)"
         ),
     ),
     "5.6": (
         "rules by name miss `weight_orig`",
         "documented",
-        'the names are torch\'s contract: match `name.removesuffix("_orig")`',
+        'the names are torch\'s contract. Match `name.removesuffix("_orig")`',
     ),
     "5.7": (
         "an L2 penalty over `parameters()` counts what is pruned",
@@ -61,15 +61,15 @@ ROWS = {
     "5.8": (
         "scores are of the weights before the last step",
         "handled",
-        "of those the next forward uses",
+        "scores are those of the weights that the next forward uses",
     ),
     "5.9": (
         "checkpointing, accumulation, GradScaler, fused AdamW, hooks, siamese use (no fault)",
         "handled",
-        "work too",
+        "all work",
     ),
     "5.11": (
-        "pruned under `torch.inference_mode`, a model cannot be trained: backward does not keep such masks",
+        "pruned under `torch.inference_mode`, a model cannot be trained: backward cannot save such masks",
         "handled",
         "masks are ordinary tensors",
     ),

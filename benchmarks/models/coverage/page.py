@@ -12,27 +12,27 @@ from benchmarks.models.coverage.trial import EQUAL, LIMIT, RATIOS
 
 HEAD = f"""# Coverage
 
-Which architectures can be coupled, pruned by channels and shrunk, and whether what is left computes the same: the
-smallest model of every timm module and every torchvision classification model, at their own input sizes. Beside it
-Torch-Pruning, by the recipe of its README (`BasePruner`, group magnitude, `round_to=8`, the classifier left alone, one
-step), on the same models in the same environment. Neither is told anything of a single architecture (Torch-Pruning
-takes `num_heads` for attention, and pruners written for a layer).
+This page shows which architectures can be pruned by channels and shrunk, and whether the smaller model computes the
+same: the smallest model of every timm module and every torchvision classification model, at their own input sizes.
+Torch-Pruning was run on the same models in the same environment, by the recipe of its README (`BasePruner`, group
+magnitude, `round_to=8`, without the classifier, in one step). Neither library was given any information about a single
+architecture. (Torch-Pruning accepts `num_heads` for attention, and pruners written for a layer.)
 
-- Affine parameters, layer scales and running statistics are random: zeros and ones hide faults. Of each group of
-  channels 50 %, and 25 %, with the lowest norms go.
-- **equal**: the smaller model runs forward and, in train mode, backward; and on inputs other than the example it
-  computes what the unpruned model does with the same slices of its parameters at zero, up to {EQUAL["float64"]:.0e} of
-  the largest output in float64 ({EQUAL["float32"]:.0e} where the model's own code casts to float32). Which slices those
-  are is read off the tool's work: off its masks, or off numbers that every position of every parameter carries through
-  the peer's slicing.
+- Affine parameters, layer scales and running statistics are random, because zeros and ones hide faults. In each group,
+  the 50 %, and the 25 %, of the channels with the lowest norms are pruned.
+- **equal**: the smaller model runs forward and, in train mode, backward. On inputs other than the example it computes
+  what the unpruned model computes with the same slices of its parameters at zero, up to {EQUAL["float64"]:.0e} of the
+  largest output in float64 ({EQUAL["float32"]:.0e} where the model's own code casts to float32). The slices are read
+  from this package's masks. For Torch-Pruning, every position of every parameter holds a number that shows where it is
+  after slicing.
 - **differs**: runs, and computes something else. For this package that is a fault. Torch-Pruning does not promise
-  equality: it removes channels that a norm takes statistics over, and leaves it to training to make up for it.
-- **runs**: runs, and equality cannot be told. **raises**: the step that failed is named.
-- *prunable*: output channels of linear layers and convolutions that belong to a removable group / all of them.
-- *build*: reading the model and finding its groups; *prune*: scoring, and removing half of each group (here with the
-  check that `shrink` makes). Seconds of processor time on one thread of a shared machine; more than {LIMIT} s for both
-  is *over {LIMIT} s*; a smaller number stands where the run was given less.
-- *left*: parameters after 50 %.
+  equality: it removes channels over which a norm computes statistics, and training has to make up for it.
+- **runs**: runs, but whether it is equal is unknown. **raises**: fails, in the step that is named.
+- *prunable*: the fraction of output channels of linear layers and convolutions that belong to a removable group.
+- *build*: seconds to read the model and find its groups. *prune*: seconds to score, and to remove half of each group
+  (for this package including the check of `shrink`). Processor time on one thread of a shared machine. More than
+  {LIMIT} s for both is *over {LIMIT} s*; runs that were given less time say so.
+- *left*: the fraction of parameters left after 50 %.
 """
 COMMAND = "python -m benchmarks.models.coverage --peer PATH --docs docs/results/coverage.md"
 COLUMNS = ("prunable", "build s", "prune s", "25 %", "50 %", "left")
