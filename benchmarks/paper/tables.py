@@ -68,7 +68,12 @@ def _expansions(found: Row) -> list[list[str]]:
             low,
             "filter",
         ),
-        (f"Change of d‖θ‖²/dt over its size, {low:.0%} of filters pruned", lambda r: relative(r, "rate"), low, "filter"),
+        (
+            f"Change of d‖θ‖²/dt over its size, {low:.0%} of filters pruned",
+            lambda r: relative(r, "rate"),
+            low,
+            "filter",
+        ),
         (
             f"Change of d²‖θ‖²/dt² over its size, {low:.0%} of filters pruned",
             lambda r: relative(r, "acceleration"),
