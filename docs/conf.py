@@ -46,6 +46,15 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
 }
 html_theme = "furo"
+# The address of the repository is said once, in pyproject.toml: with it each page has an edit link.
+urls = dict(
+    entry.split(", ", 1) for entry in importlib.metadata.metadata("torch-flowprune").get_all("Project-URL") or ()
+)
+html_theme_options = (
+    {"source_repository": urls["Repository"], "source_branch": "main", "source_directory": "docs/"}
+    if "Repository" in urls
+    else {}
+)
 html_title = f"torch-flowprune {release}"
 exclude_patterns = ["_build", "gallery"]
 templates_path = ["_templates"]

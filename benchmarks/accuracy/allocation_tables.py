@@ -109,7 +109,7 @@ def guide(found: dict[str, Any]) -> str:
         for cost in ("units", "flops")
     ]
     header = [f"{net}, {measure}, {'channels' if cost == 'units' else 'FLOPs'}" for net, measure, cost in asked]
-    lines = ["| shared out by | " + " | ".join(header) + " |", "|---|" + "---:|" * len(asked)]
+    lines = ["| allocation | " + " | ".join(header) + " |", "|---|" + "---:|" * len(asked)]
     for sharing in SHARINGS:
         cells = []
         for net, measure, cost in asked:

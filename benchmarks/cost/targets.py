@@ -1,4 +1,4 @@
-"""Targets in latency and memory: what was asked for, what was foretold, and what the shrunk model takes.
+"""Targets in latency and memory: what was asked for, what was predicted, and what the shrunk model takes.
 
     python -m benchmarks.cost.targets --out benchmarks/results/cost/targets.json --docs
 
@@ -122,14 +122,14 @@ def held(model: nn.Module, x: Tensor) -> int:
 
 def report(found: dict[str, Any]) -> str:
     machine, settings = found["environment"], found["settings"]
-    head = ["model", "shared out", "latency foretold", "measured", "dense ms foretold", "measured (spread)"]
-    head += ["shrunk ms foretold", "measured (spread)", "off by"]
-    head += ["memory foretold", "measured", "dense MiB foretold", "measured"]
+    head = ["model", "allocation", "latency predicted", "measured", "dense ms predicted", "measured (spread)"]
+    head += ["shrunk ms predicted", "measured (spread)", "off by"]
+    head += ["memory predicted", "measured", "dense MiB predicted", "measured"]
     clock = "processor time" if settings["threads"] == 1 else "wall time"
     where = (
         f"{machine['processor']}, {settings['threads']} thread(s), {clock}, batch of {settings['batch']}; torch "
         f"{machine['versions']['torch']}; commit {machine['commit']}. Asked for in each case: {settings['share']:.0%} "
-        "less. Foretold and measured: what is left of the dense model's. Off by: the milliseconds foretold for the "
+        "less. Predicted and measured: what is left of the dense model's. Off by: the milliseconds predicted for the "
         "shrunk model over those it took."
     )
     lines = table(head, [_row(row) for row in found["rows"]])

@@ -1,5 +1,5 @@
 """
-How sparsity is shared out over layers
+How sparsity is distributed over layers
 ======================================
 
 Half of the channels of a network can be taken in many ways. ``normalize=``, ``allocation=`` and ``max_sparsity=`` say

@@ -581,6 +581,39 @@ def test_an_unreachable_hub_names_the_ways_out(capsys, monkeypatch):
     assert "--random-init" in text
 
 
+@pytest.mark.filterwarnings("ignore::torch_flowprune.LayerCollapseWarning")
+def test_a_folder_that_timm_wrote_is_a_model(run, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = timm.create_model("test_resnet", num_classes=3)
+    timm.models.save_for_hf(model, "mine", model_config={"num_classes": 3})
+    out = tmp_path / "out.safetensors"
+    text = run("prune", "mine", "--sparsity", 0.5, "--out", out)
+    assert f"timm.create_model('local-dir:mine', checkpoint_path='{out}')" in text
+    again = fp.load_pruned(timm.create_model("local-dir:mine"), out)
+    assert torch.equal(again.fc.weight, model.fc.weight * fp.masks(again)["fc.weight"])
+    (tmp_path / "other").mkdir()
+    for name in ("other", "./other/"):
+        assert main(["prune", name, "--random-init", "--sparsity", "0.5"]) == 2
+        text = capsys.readouterr().err
+        assert "could not be built" in text and "prune-checkpoint FOLDER" in text
+        assert len(text.splitlines()) == 1
+
+
+def test_a_name_with_an_owner_is_one_of_the_hub(capsys, monkeypatch):
+    asked = []
+
+    def unreachable(name, pretrained=False, **_):
+        asked.append(name)
+        raise KeyError("architecture")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    assert main(["prune", "microsoft/resnet-50", "--sparsity", "0.5"]) == 2
+    assert asked == ["hf-hub:microsoft/resnet-50"]
+    text = capsys.readouterr().err
+    assert "could not be had: KeyError: 'architecture'" in text
+    assert "Models of transformers are no models of timm: prune-checkpoint FOLDER, or fp.global_prune in Python" in text
+
+
 def test_no_command_shows_help_with_an_example(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out

@@ -115,6 +115,35 @@ def test_the_pages_made_from_a_result_say_what_it_says(monkeypatch):
     assert load("benchmarks.growth.__main__").report(kept("growth/growth.json")) in page("docs/results/growth.md")
 
 
+def test_the_landing_page_compares_by_what_was_measured(monkeypatch):
+    for library in ("timm", "torchvision", "transformers"):
+        pytest.importorskip(library)
+    monkeypatch.syspath_prepend(str(ROOT))
+    page = importlib.import_module("benchmarks.models.coverage.page")
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    coverage, small = kept("models/coverage.json")["results"], kept("models/peers.json")["results"]
+    found = {
+        (library, which): page.chosen(coverage, library, which)
+        for library in ("timm", "torchvision")
+        for which in ("ours", "peer")
+    }
+    equal = {key: f"{page.COUNTS['**equal**'](rows)} of {len(rows)}" for key, rows in found.items()}
+    seconds = [page.COUNTS["seconds to prune 50 %, median"](found["timm", which]) for which in ("ours", "peer")]
+    states = [[row[library]["state"] for row in small.values()] for library in next(iter(small.values()))]
+    passed = [f"{sum(state in ('equal', 'runs') for state in row)} of {len(row)}" for row in states]
+    masks, steps = kept("cost/carriers.json"), ("property, a subclass for each class", "torch.nn.utils.prune")
+    held = [f"{sum(row['holds'][way] for row in masks['rows'].values())} of {len(masks['rows'])}" for way in steps]
+    for cells in (
+        f"{equal['timm', 'ours']} | {equal['timm', 'peer']} |",
+        f"{equal['torchvision', 'ours']} | {equal['torchvision', 'peer']} |",
+        " | ".join(passed),
+        f"{held[0]} | no masks | {held[1]} |",
+        f"{seconds[0]}, with the check of the outputs | {seconds[1]} |",
+        " | no masks | ".join(f"{masks['steps']['256'][way]:.2f}" for way in steps),
+    ):
+        assert f"| {cells}" in text
+
+
 LONG = (
     "python -m benchmarks.cost.sweeps --models resnet50 vgg13 --peer DIR --torch-pruning DIR --out results/sweeps.json"
 )

@@ -1,7 +1,9 @@
 """Every Python snippet of the README and of the docs runs, in order, as a reader would type it."""
 
 import doctest
+import importlib.metadata
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +60,16 @@ def test_the_readmes_first_snippet_is_short():
 def test_links_to_files_lead_somewhere(page):
     targets = re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("address", [None, "https://example.org/owner/name"])
+def test_edit_links_are_one_setting(address, monkeypatch):
+    pytest.importorskip("sphinx")
+    known = importlib.metadata.metadata("torch-flowprune")
+    monkeypatch.setattr(importlib.metadata, "metadata", lambda _: known)
+    monkeypatch.setattr(known, "get_all", lambda _: [f"Repository, {address}"] if address else None)
+    options = runpy.run_path(str(ROOT / "docs" / "conf.py"))["html_theme_options"]
+    assert options.get("source_repository") == address
 
 
 def test_commands_in_the_docs_parse():

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 _LARGEST_SEED = 2**63 - 1
 _HUNDRED = 100
+
+
+def as_model(text: str) -> str:
+    """A model as timm names it: also ``owner/name`` on the Hugging Face hub, and a folder."""
+    if ":" in text or not ("/" in text or Path(text).is_dir()):
+        return text
+    return f"local-dir:{text}" if Path(text).is_dir() else f"hf-hub:{text}"
 
 
 def as_fraction(text: str) -> float:

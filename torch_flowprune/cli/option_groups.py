@@ -6,14 +6,26 @@ import argparse
 from pathlib import Path
 
 import torch_flowprune as fp
-from torch_flowprune.cli.argument_types import as_amount, as_count, as_fraction, as_number, as_seed, as_workers
+from torch_flowprune.cli.argument_types import (
+    as_amount,
+    as_count,
+    as_fraction,
+    as_model,
+    as_number,
+    as_seed,
+    as_workers,
+)
 from torch_flowprune.selection import COSTS
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
     """Which model, with which weights, where."""
     command.add_argument(
-        "name", metavar="NAME", help="a timm model: resnet18, vit_tiny_patch16_224.augreg_in21k_ft_in1k, ..."
+        "name",
+        metavar="NAME",
+        type=as_model,
+        help="a timm model: resnet18, vit_tiny_patch16_224.augreg_in21k_ft_in1k, ...; OWNER/NAME of timm's models on "
+        "the Hugging Face hub; or a folder with one",
     )
     group = command.add_argument_group("the model")
     weights = group.add_mutually_exclusive_group()

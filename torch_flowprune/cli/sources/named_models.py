@@ -23,7 +23,7 @@ def load_model(chosen: argparse.Namespace) -> nn.Module:
     torch.manual_seed(chosen.seed)
     classes = {} if chosen.num_classes is None else {"num_classes": chosen.num_classes}
     if chosen.random_init:
-        model = timm.create_model(chosen.name, pretrained=False, **classes)
+        model = _described(timm, chosen.name, classes)
     elif chosen.checkpoint:
         model = from_checkpoint(timm, chosen.name, chosen.checkpoint, classes)
     else:
@@ -74,17 +74,39 @@ def _check_name(timm: Any, name: str) -> None:
         raise ValueError(f"timm has no weights called {name!r}: expected one of {', '.join(known)}") from error
 
 
+def _described(timm: Any, name: str, classes: dict[str, int]) -> Any:
+    """A model as timm initialises it; of a hub or a folder only the config is read."""
+    try:
+        with _quiet_hub():
+            return timm.create_model(name, pretrained=False, **classes)
+    except Exception as error:
+        if ":" not in name:
+            raise
+        raise OSError(f"{name} could not be built: {_reason(error)}{_of_another_library(name)}") from error
+
+
 def _pretrained(timm: Any, name: str, classes: dict[str, int]) -> Any:
     try:
         with _quiet_hub():
             return timm.create_model(name, pretrained=True, **classes)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OSError(
-            f"the pretrained weights of {name} could not be had: {reason} "
+            f"the pretrained weights of {name} could not be had: {_reason(error)} "
             "Pass --random-init (no weights, to try a command) or --checkpoint FILE (weights you have), or try again "
-            "where the hub can be reached"
+            f"where the hub can be reached{_of_another_library(name)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line, of errors that may have none, or one word."""
+    line = str(error).splitlines()[0] if str(error) else ""
+    return line if " " in line else f"{type(error).__name__}: {line}"
+
+
+def _of_another_library(name: str) -> str:
+    if ":" not in name:
+        return ""
+    return ". Models of transformers are no models of timm: prune-checkpoint FOLDER, or fp.global_prune in Python"
 
 
 @contextmanager
