@@ -243,7 +243,7 @@ def test_fixed_scores_a_comparison_and_a_pruner_take_a_cost_too():
         ),
         (
             {"sparsity": 0.5, "allocation": {"stem*": 0.5}},
-            "cost='parameters' finds how much goes from each layer, and so does allocation=.*: give one of the two",
+            "cost='parameters' decides how much is pruned from each layer, .* allocation=.*: give one of the two",
         ),
         (
             {"sparsity": 0.5, "granularity": "filter"},

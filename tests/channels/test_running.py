@@ -296,7 +296,7 @@ def test_what_cannot_be_reached_is_said_in_its_unit(cost):
         ValueError, match=rf"at most .* of the model's [\d.,e+]+ {unit} can be removed, and 99\.9% should"
     ):
         fp.global_prune(build(), "magnitude", 0.999, cost=made, granularity="channel", example_inputs=X)
-    with pytest.raises(ValueError, match=f"cost='{cost}' finds how much goes from each layer"):
+    with pytest.raises(ValueError, match=f"cost='{cost}' decides how much is pruned from each layer"):
         fp.global_prune(
             build(), "magnitude", 0.5, cost=cost, granularity="channel", example_inputs=X, allocation={"stem*": 0.5}
         )

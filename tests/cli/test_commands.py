@@ -574,7 +574,7 @@ def test_an_unreachable_hub_names_the_ways_out(capsys, monkeypatch):
     assert main(["score", "test_efficientnet"]) == 2
     text = capsys.readouterr().err
     assert (
-        "the pretrained weights of test_efficientnet could not be had: the file is not in the cache and the hub "
+        "the pretrained weights of test_efficientnet could not be loaded: the file is not in the cache and the hub "
         "cannot be reached." in text
     )
     assert "--checkpoint FILE" in text
@@ -610,7 +610,7 @@ def test_a_name_with_an_owner_is_one_of_the_hub(capsys, monkeypatch):
     assert main(["prune", "microsoft/resnet-50", "--sparsity", "0.5"]) == 2
     assert asked == ["hf-hub:microsoft/resnet-50"]
     text = capsys.readouterr().err
-    assert "could not be had: KeyError: 'architecture'" in text
+    assert "could not be loaded: KeyError: 'architecture'" in text
     assert "Models of transformers are no models of timm: prune-checkpoint FOLDER, or fp.global_prune in Python" in text
 
 

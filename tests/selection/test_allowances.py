@@ -142,7 +142,11 @@ WRONG = [
     ({"at_most": {}}, TypeError, "at_most should be a mapping such as"),
     ({"at_most": 12.5}, TypeError, "at_most should be a mapping such as .'latency': 12.5. .milliseconds., got 12.5"),
     ({"at_most": {"parameters": 1}}, ValueError, r"it can be reduced to \d+ parameters, and 1 parameters were"),
-    ({"at_most": {"parameters": 100}, "allocation": {"*": 0.5}}, ValueError, "finds how much goes from each layer"),
+    (
+        {"at_most": {"parameters": 100}, "allocation": {"*": 0.5}},
+        ValueError,
+        "decides how much is pruned from each layer",
+    ),
 ]
 
 

@@ -240,8 +240,8 @@ class Allocation:
     def _spending(self, found: Candidates, goal: Goal, layers: Layers) -> Spending:
         if isinstance(self.rule, Mapping) or self.rule == "row":
             raise ValueError(
-                f"cost={self.cost_name!r} finds how much goes from each layer, and so does allocation={self.rule!r}: "
-                "give one of the two"
+                f"cost={self.cost_name!r} decides how much is pruned from each layer, and so does "
+                f"allocation={self.rule!r}: give one of the two"
             )
         met = allowances(found, goal, self.counted_cost, self.at_most or {}, layers.least, self._step(layers))
         if self._is_ranking:

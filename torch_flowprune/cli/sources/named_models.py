@@ -23,7 +23,7 @@ def load_model(chosen: argparse.Namespace) -> nn.Module:
     torch.manual_seed(chosen.seed)
     classes = {} if chosen.num_classes is None else {"num_classes": chosen.num_classes}
     if chosen.random_init:
-        model = _described(timm, chosen.name, classes)
+        model = _initialised(timm, chosen.name, classes)
     elif chosen.checkpoint:
         model = from_checkpoint(timm, chosen.name, chosen.checkpoint, classes)
     else:
@@ -74,7 +74,7 @@ def _check_name(timm: Any, name: str) -> None:
         raise ValueError(f"timm has no weights called {name!r}: expected one of {', '.join(known)}") from error
 
 
-def _described(timm: Any, name: str, classes: dict[str, int]) -> Any:
+def _initialised(timm: Any, name: str, classes: dict[str, int]) -> Any:
     """A model as timm initialises it; of a hub or a folder only the config is read."""
     try:
         with _quiet_hub():
@@ -91,7 +91,7 @@ def _pretrained(timm: Any, name: str, classes: dict[str, int]) -> Any:
             return timm.create_model(name, pretrained=True, **classes)
     except Exception as error:
         raise OSError(
-            f"the pretrained weights of {name} could not be had: {_reason(error)} "
+            f"the pretrained weights of {name} could not be loaded: {_reason(error)} "
             "Pass --random-init (no weights, to try a command) or --checkpoint FILE (weights you have), or try again "
             f"where the hub can be reached{_of_another_library(name)}"
         ) from error
@@ -111,7 +111,7 @@ def _of_another_library(name: str) -> str:
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Without a word on every retry: what could not be had is said once, at the end."""
+    """Without a line for every retry: what could not be loaded is said once, at the end."""
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm", "httpx", "urllib3")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

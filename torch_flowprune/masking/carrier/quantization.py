@@ -16,8 +16,8 @@ def _get(module: nn.Module) -> Any:
 
 def _set(module: nn.Module, value: object) -> None:
     warnings.warn(
-        "a masked model is prepared for quantisation, which goes by exact class and leaves masked layers in float, or "
-        "breaks: quantise fp.export_ready(model), a copy with the masks made permanent",
+        "a masked model is prepared for quantisation, which matches exact classes and leaves masked layers in float, "
+        "or breaks: quantise fp.export_ready(model), a copy with the masks made permanent",
         UserWarning,
         stacklevel=4,
     )
