@@ -280,6 +280,14 @@ SITUATIONS = {
         lambda m, x: m.out(m.b(m.a(x).relu()).relu()), a=LINEAR["a"],
         b=lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), out=LINEAR["out"],
     ),
+    "spectral norm": row_net(
+        lambda m, x: m.out(m.b(m.a(x).relu()).relu()), a=LINEAR["a"],
+        b=lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), out=LINEAR["out"],
+    ),
+    "an orthogonal weight": row_net(
+        lambda m, x: m.out(m.b(m.a(x).relu()).relu()), a=LINEAR["a"],
+        b=lambda: nn.utils.parametrizations.orthogonal(nn.Linear(8, 8)), out=LINEAR["out"],
+    ),
     "sizes in the code": lambda: (Reshaped(), (torch.randn(IMAGE),)),
     "dropout that is always on": row_net(
         lambda m, x: m.out(m.b(F.dropout(m.a(x).relu(), 0.0, training=True))), **LINEAR

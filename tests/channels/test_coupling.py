@@ -172,7 +172,7 @@ def test_written_by_hand() -> None:
     assert coupling.share() == 3 / 5
     with pytest.raises(KeyError, match="no group 'c'"):
         coupling["c"]
-    with pytest.raises(ValueError, match="must be producer"):
+    with pytest.raises(ValueError, match="one of producer, affine, consumer, direction, buffer, not .maker."):
         Slice("a.weight", 0, torch.arange(3), "maker")
 
 

@@ -585,3 +585,33 @@ def test_sizes_that_packed_sequences_are_read_with_are_not_tried_otherwise() -> 
         not read.is_size
         for read in recorded(twin(Net(lambda net, h: h * float(h.mean()))), (torch.randn(2, 3),), {}, False)[1]
     )
+
+
+class Strided(nn.Module):
+    """Computes its padding of whole numbers that it keeps in buffers, as audio codecs do."""
+
+    def __init__(self, layers: int = 20) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv1d(4, 4, 3, stride=1) for _ in range(layers))
+        self.head = nn.Linear(4, 2)
+        for name, value in {"stride": 1, "kernel": 3, "padding": 2}.items():
+            self.register_buffer(name, torch.tensor(value), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            frames = torch.ceil((x.shape[-1] - self.kernel + self.padding) / self.stride + 1).to(torch.int64) - 1
+            extra = frames * self.stride + self.kernel - self.padding - x.shape[-1]
+            left, right = self.padding, torch.clamp(extra, min=0)
+            if max(left, right) >= x.shape[-1]:
+                x = nn.functional.pad(x, (0, int(left)))
+            x = torch.relu(conv(nn.functional.pad(x, (int(left), int(right)))))
+        return self.head(x.mean(-1))
+
+
+def test_whole_numbers_that_the_model_holds_are_read_without_end() -> None:
+    model, x = Strided(), torch.randn(2, 4, 30)
+    assert len(couple(model, x).groups) == 20
+    flagged = Strided(40)
+    flagged.stride = flagged.stride.to(torch.uint8)  # bytes may be flags, which change
+    with pytest.raises(UnrecordableError, match="reads more than 64 numbers"):
+        recorded(twin(flagged), (x,), {}, False)

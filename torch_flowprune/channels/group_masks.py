@@ -74,7 +74,7 @@ def living_channels_of(group: Group, masks: Mapping[str, Tensor]) -> Tensor:
     """:func:`living_channels` of one group."""
     kept = torch.zeros(group.size, dtype=torch.bool, device="cpu")
     for s in group.slices:
-        if s.role == "buffer" or (s.role == "consumer" and s.reads_zero):
+        if s.role not in MASKED or (s.role == "consumer" and s.reads_zero):
             continue
         mask = masks.get(s.parameter)
         kept |= s.of(mask.cpu()).any(-1) if mask is not None else True

@@ -21,6 +21,7 @@ from torch_flowprune.inputs import ComparedByValue
 from torch_flowprune.tables import InNotebooks, Table
 
 MASKED = ("producer", "affine", "consumer")
+ROLES = (*MASKED, "direction", "buffer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,8 @@ class Slice:
         index: a long tensor (units, positions): the positions along ``axis`` of each unit (a channel that is flattened
             over space has many).
         role: ``producer`` computes the unit, ``affine`` scales or shifts it or is added to it, ``consumer`` reads it,
-            ``buffer`` holds its statistics or tables (running statistics, position tables).
+            ``buffer`` holds its statistics or tables (running statistics, position tables), ``direction`` is multiplied
+            by the length that produces it (weight norm). All but the last two are masked.
         reads_zero: for consumers, True if the unit is exactly zero where it is read when its producers are masked; the
             consumer's columns then need no mask.
     """
@@ -45,10 +47,8 @@ class Slice:
     reads_zero: bool = False
 
     def __post_init__(self) -> None:
-        if self.role not in (*MASKED, "buffer"):
-            raise ValueError(
-                f"role of {self.parameter!r} must be producer, affine, consumer or buffer, not {self.role!r}"
-            )
+        if self.role not in ROLES:
+            raise ValueError(f"role of {self.parameter!r} must be one of {', '.join(ROLES)}, not {self.role!r}")
         index = torch.as_tensor(self.index, dtype=torch.long, device=getattr(self.index, "device", "cpu"))
         if index.ndim not in (1, 2) or not index.numel() or int(index.min()) < 0:
             raise ValueError(
@@ -212,7 +212,7 @@ class Coupling(ComparedByValue, InNotebooks):
                     "one unit"
                 )
 
-    def check_fits(self, tensors: Mapping[str, Tensor], roles: Collection[str] = (*MASKED, "buffer")) -> None:
+    def check_fits(self, tensors: Mapping[str, Tensor], roles: Collection[str] = ROLES) -> None:
         """Raise an error if a slice does not fit these tensors.
 
         Raises:
@@ -245,7 +245,7 @@ class Coupling(ComparedByValue, InNotebooks):
         lines = []
         for g in self.groups:
             lines.append(f"{g.name}: {g.size} units")
-            lines += [f"    {s.role:9}{s.parameter} axis {s.axis}{_positions_each(s)}" for s in g.slices]
+            lines += [f"    {s.role:10}{s.parameter} axis {s.axis}{_positions_each(s)}" for s in g.slices]
         lines += [f"{branch.name}: a branch of {len(branch.parameters)} parameters" for branch in self.branches]
         lines += ["not removable:"] if self.frozen else []
         lines += [f"    {f.parameter} axis {f.axis}, {f.positions} positions: {f.reason}" for f in self.frozen]

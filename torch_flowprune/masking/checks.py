@@ -28,10 +28,11 @@ from torch_flowprune.masking.carrier import shard_hook, standardises
 from torch_flowprune.masking.packed_bits import unpack
 
 
-def check_can_mask(target: Target | None, name: str, *, shards: bool = False) -> Target:
+def check_can_mask(target: Target | None, name: str, *, shards: bool = False, factors: bool = True) -> Target:
     """The target itself, or a ``ValueError`` that says why it cannot carry a mask, and what to do.
 
-    Whoever goes on with parts of parameters says so by ``shards``.
+    Whoever goes on with parts of parameters says so by ``shards``. Whoever takes zeros of parameters for zeros of
+    weights takes no ``factors``, from which a layer computes its weight.
     """
     if target is None:
         raise ValueError(f"this model has no parameter {name!r}")
@@ -43,7 +44,7 @@ def check_can_mask(target: Target | None, name: str, *, shards: bool = False) ->
     if is_sharded(target.parameter):
         _check_shard(target, name, taken=shards)
     for module, attribute in target.owners:
-        _check_owner(module, attribute, name)
+        _check_owner(module, attribute, name, factors=factors)
     return target
 
 
@@ -69,8 +70,8 @@ def _check_shard(target: Target, name: str, *, taken: bool) -> None:
         )
 
 
-def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
-    if isinstance(module, parametrize.ParametrizationList):
+def _check_owner(module: nn.Module, attribute: str, name: str, *, factors: bool) -> None:
+    if isinstance(module, parametrize.ParametrizationList) and not factors:
         raise ValueError(
             f"{name!r} is the original of a parametrization: a mask on it would not be one on the weight; "
             "parametrize.remove_parametrizations first"
@@ -79,7 +80,7 @@ def _check_owner(module: nn.Module, attribute: str, name: str) -> None:
         raise ValueError(
             f"{name!r} belongs to a scripted module, whose code is fixed: prune the model before scripting it"
         )
-    if reason := computed(module, attribute):
+    if (reason := computed(module, attribute)) and not factors:
         raise ValueError(f"{name!r} is {reason}")
     sharded = is_sharded(module._parameters.get(attribute))
     if attribute in module._parameters and not (sharded and shard_hook(module, attribute) is not None):

@@ -17,6 +17,7 @@ from torch_flowprune.inputs import (
     Pattern,
     Ranks,
     holds_modules,
+    parameters_and_factors,
     parameters_of,
     prunable,
     shards_of,
@@ -82,7 +83,8 @@ class PrunableUnits:
         """The parameters that these words pick, and their shapes; what there is to warn of, :meth:`of` warns of."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picked = prunable(model, self.parameters, self.include, self.exclude)
+            known = parameters_and_factors(model) if self.are_read else None
+            picked = prunable(model, self.parameters, self.include, self.exclude, known)
         return {target.name: tuple(target.parameter.shape) for target in picked}
 
     @property

@@ -88,6 +88,10 @@ def inner_product(g: Walk, x: Value, tensor: Value) -> Value:
     return matmul(g, x, tensor)
 
 
+def conjugate_product(g: Walk, x: Value, other: Value) -> Value:
+    return matmul(g, x, other)
+
+
 def addmm(g: Walk, x: Value, mat1: Value, mat2: Value) -> Value:
     return added(g, [x, matmul(g, mat1, mat2)])
 

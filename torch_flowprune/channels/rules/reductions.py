@@ -165,6 +165,24 @@ def _normalised(g: Walk, x: Value, last: int, weight: Value | None, bias: Value 
     return x
 
 
+def weight_norm(walk: Walk, x: Value, g: Value, dim: int = 0) -> Value:
+    """A direction over its norm, each row of it times a length (for a dim of -1, all of it times one).
+
+    A row whose length is zero is zero whatever its direction, which is divided by its norm and must not be zero too.
+    """
+    rows = set() if dim == -1 else {dim % x.ndim}
+    for d, labels in enumerate(x.dims):
+        if d in rows:
+            walk.join(labels, g.dims[d])
+            walk.role(labels, "direction")
+        elif x.zero[d]:
+            walk.role(labels, "consumer")  # masked, so that norms are those of what is left
+        else:
+            walk.freeze(labels, "is summed over where a removed unit is not zero")
+    of = [g if d in rows else x for d in range(x.ndim)]
+    return Value(tuple(v.dims[d] for d, v in enumerate(of)), tuple(v.zero[d] for d, v in enumerate(of)))
+
+
 def pool(count: int) -> Callable[..., Value]:
     def rule(g: Walk, x: Value) -> Value:
         return spatial(g, x, count)

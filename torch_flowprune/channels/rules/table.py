@@ -16,6 +16,7 @@ from torch_flowprune.channels.rules.matrix import (
     attention,
     baddbmm,
     bilinear_layer,
+    conjugate_product,
     convolution,
     deformable_convolution,
     distances,
@@ -82,6 +83,7 @@ from torch_flowprune.channels.rules.reductions import (
     statistic,
     total,
     vector_norm,
+    weight_norm,
 )
 from torch_flowprune.channels.rules.scattering import SCATTER_RULES
 from torch_flowprune.channels.rules.slicing import CUT_RULES
@@ -157,6 +159,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "mv": matrix_vector,
     "_grouped_mm": product_by_groups,
     "dot": inner_product,
+    "vdot": conjugate_product,
     "addmm": addmm,
     "baddbmm": baddbmm,
     "einsum": einsum,
@@ -190,6 +193,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "norm": p_norm,
     "batch_norm": batch_norm,
     "instance_norm": instance_norm,
+    "_weight_norm": weight_norm,
     "group_norm": group_norm,
     "grid_sampler": grid_sample,
 }

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import combinations
+from itertools import chain, combinations, islice
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from torch_flowprune.channels.shrinking.graphs import RESIZERS
 from torch_flowprune.channels.shrinking.own_code import attributes_compared, attributes_of_parts_read, own_class
 from torch_flowprune.channels.shrinking.surgery import Surgery
 from torch_flowprune.channels.tracing import Reading, Value, flat, module_path, operator_name
+from torch_flowprune.inputs import parameters_and_factors
 from torch_flowprune.torch_internals import AnyConvolution, AnyStatisticsNorm
 
 _WEIGHTS = ("weight_ih", "weight_hh")  # of the input and of the state, as all recurrent layers and cells call them
@@ -52,7 +54,7 @@ def changed_attributes(model: nn.Module, attributes: Attributes) -> Attributes:
 
 
 def _is_meant(model: nn.Module, left_out: Collection[tuple[type, str]], path: str, name: str) -> bool:
-    return (type(model.get_submodule(path)), name) not in left_out
+    return (type_before_parametrizations(model.get_submodule(path)), name) not in left_out
 
 
 def _only(attributes: Attributes, accepts: Callable[[str, str], bool]) -> Attributes:
@@ -68,13 +70,15 @@ def _doubtful_names(model: nn.Module, attributes: Attributes) -> list[tuple[type
         old = [getattr(module, name) for name in values]
         for name in values:
             if old.count(getattr(module, name)) > 1:
-                doubtful[type(module), name] = None
+                doubtful[type_before_parametrizations(module), name] = None
     return list(doubtful)
 
 
 def _subsets(items: Sequence[Any], most: int = 5) -> list[set[Any]]:
     """The empty set first, then the smallest; a trial is a run of the model, so not many."""
-    return [set(c) for n in range(len(items) + 1) for c in combinations(items, n)][:most]
+    return [
+        set(some) for some in islice(chain.from_iterable(combinations(items, n) for n in range(len(items) + 1)), most)
+    ]
 
 
 def _is_width(name: str) -> bool:
@@ -90,19 +94,33 @@ def layer_attributes(
 ) -> Attributes:
     """What torch's own layers have to state, changed or not."""
     groups = {(module_path(n), what): int((~dead[labels]).sum()) for (n, what), labels in reading.counts.items()}
+    computed = _computed_weights(model)
     plan: Attributes = {}
     for path, module in model.named_modules():
-        shapes = {}
-        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            full = names.get(f"{path}.{name}" if path else name, "")
-            shapes[name] = surgery.shape(full, tensor.shape) if full in surgery.keep else tuple(tensor.shape)
-        changed = any(names.get(f"{path}.{name}" if path else name, "") in surgery.keep for name in shapes)
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        held = {name: (names.get(f"{path}.{name}" if path else name, ""), tensor) for name, tensor in own}
+        held |= computed.get(id(module), {})
+        shapes = {name: surgery.shape(full, tensor.shape) for name, (full, tensor) in held.items()}
+        changed = any(full in surgery.keep for full, _ in held.values())
         count = {what: n for (at, what), n in groups.items() if at == path}
         values = _sizes_of_layer(module, shapes, count) if changed else _sizes_of_bare_norm(path, module, reading, dead)
         values = {k: v for k, v in values.items() if hasattr(module, k)}
         if values:
             plan[path] = values
     return plan
+
+
+def _computed_weights(model: nn.Module) -> dict[int, dict[str, tuple[str, Tensor]]]:
+    """By the layer's id: of each weight that it computes the name and value of the largest factor, which has its shape.
+
+    A length (``weight_g``) is smaller than a direction.
+    """
+    found: dict[int, dict[str, tuple[str, Tensor]]] = {}
+    for target in sorted(parameters_and_factors(model).values(), key=lambda one: one.parameter.numel()):
+        for layer, name in target.owners:
+            if layer._parameters.get(name) is not target.parameter:
+                found.setdefault(id(layer), {})[name] = target.name, target.parameter
+    return found
 
 
 def _sizes_of_layer(
@@ -141,9 +159,9 @@ def _sizes_of_bare_norm(path: str, module: nn.Module, reading: Reading, dead: Te
 def _sizes_of_recurrent(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """A gate's rows stand under one another; the first layer's weights tell the sizes of all."""
     of_input, of_state = (next(shape for name, shape in shapes.items() if name.startswith(kind)) for kind in _WEIGHTS)
-    gates = next(t for name, t in module.named_parameters() if name.startswith(_WEIGHTS[1])).shape[0]
+    rows = next(getattr(module, name) for name in shapes if name.startswith(_WEIGHTS[1])).shape[0]
     width = int(getattr(module, "hidden_size", 0))
-    sizes = {"input_size": of_input[1], "hidden_size": of_state[0] * width // gates}
+    sizes = {"input_size": of_input[1], "hidden_size": of_state[0] * width // rows}
     return sizes | ({"proj_size": of_state[1]} if getattr(module, "proj_size", 0) else {})
 
 

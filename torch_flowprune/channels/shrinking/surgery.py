@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,12 +32,20 @@ class Surgery:
         code: module path -> what its code says instead.
         spans: module path -> dimension of what it is given -> (size,) bool, where its statistics are over channels that
             go: the positions that it still sees.
+        directions: tensor -> the axes along which it is divided by its norm, so that what goes of it is not zero.
     """
 
     keep: Mapping[str, Mapping[int, Tensor]]
     attributes: Mapping[str, Mapping[str, Any]]
     code: Mapping[str, Edits] = field(default_factory=dict)
     spans: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
+    directions: Mapping[str, Collection[int]] = field(default_factory=dict)
+
+    def clear(self, name: str, tensor: Tensor) -> None:
+        """Zeros in place of what goes of a parameter, but for one of which nothing is left: others may divide by it."""
+        for axis, kept in self.keep.get(name, {}).items():
+            if axis not in self.directions.get(name, ()) and kept.any():
+                tensor.detach().index_fill_(axis, (~kept).nonzero().flatten().to(tensor.device), 0)
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
         for axis, kept in self.keep.get(name, {}).items():
@@ -85,7 +93,19 @@ class Surgery:
         return tuple(int(axes[i].sum()) if i in axes else n for i, n in enumerate(old))
 
 
-def kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Module) -> dict[str, dict[int, Tensor]]:
+def surgery_of(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Module) -> Surgery:
+    """What goes from the tensors of a model where these units are kept.
+
+    Raises:
+        ShrinkError: where nothing would be left of one.
+    """
+    directions: dict[str, set[int]] = {}
+    for part in (part for group in coupling.groups for part in group.slices if part.role == "direction"):
+        directions.setdefault(part.parameter, set()).add(part.axis)
+    return Surgery(_kept_positions(coupling, kept, model), {}, directions=directions)
+
+
+def _kept_positions(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Module) -> dict[str, dict[int, Tensor]]:
     """Tensor name -> axis -> (size,) bool, for the axes that lose something."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     out: dict[str, dict[int, Tensor]] = {}

@@ -140,3 +140,19 @@ def idle_nodes(graph: Graph, state: Collection[Node]) -> set[Node]:
             found.remove(node)
             waiting += [other for other in (*node.users, *node.all_input_nodes) if other in found]
     return found
+
+
+def is_of_whole_constants(node: Node, sources: Mapping[Node, tuple[str, str]]) -> bool:
+    """Whether a value is computed of whole numbers alone that the model holds in buffers, and of sizes of inputs."""
+    waiting, seen = [node], {node}
+    while waiting:
+        one = waiting.pop()
+        if one.op == "placeholder":
+            held = one in sources or one.name.startswith("literal")
+            if not held or one.meta["val"].dtype not in (torch.int64, torch.int32):  # bytes and truth values are flags
+                return False
+        elif torch.Tag.nondeterministic_seeded in getattr(one.target, "tags", ()):
+            return False
+        waiting += [other for other in one.all_input_nodes if other not in seen]
+        seen.update(one.all_input_nodes)
+    return True

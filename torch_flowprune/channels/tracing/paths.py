@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 
 from torch_flowprune.channels.tracing.nodes import Traced, is_in_place
 
-MOST_READ = 64  # numbers that one forward may read
+MOST_READ = 64  # numbers that one forward may read, besides those made of whole numbers that the model holds
 _MOST_PATHS = 96  # forwards that are recorded, in all
 
 Answers = Mapping[int, Any]
@@ -39,12 +39,18 @@ class Read:
 
     Attributes:
         is_size: whether it can be no other: kernels that are told another one read past the end of memory.
+        is_constant: whether it is made of whole numbers that the model holds.
     """
 
     node: Node
     value: Any
     place: str
     is_size: bool = False
+    is_constant: bool = False
+
+    def may_differ(self, reads: int) -> bool:
+        """Whether other answers are tried; a constant is taken as it is where the code reads that many numbers."""
+        return not self.is_size and not (self.is_constant and reads > MOST_READ)
 
 
 Recording = tuple[Traced, Sequence[Read]]
@@ -64,7 +70,7 @@ def paths_of(record: Callable[[Answers], Recording]) -> list[Traced]:
         answers, graph, reads, start = waiting.pop()
         guards: set[Node] = set()
         for at in range(start, len(reads)):
-            for other in () if reads[at].is_size else _other_answers(reads[at].value):
+            for other in _other_answers(reads[at].value) if reads[at].may_differ(len(reads)) else ():
                 forwards += 1
                 if forwards > _MOST_PATHS:
                     raise UnrecordableError(f"the code takes too many paths by values, {reads[at].place} among them")

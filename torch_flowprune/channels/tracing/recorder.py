@@ -24,7 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_flowprune.channels.tracing.memory import layout_of, memory_of, without_content
 from torch_flowprune.channels.tracing.module_runs import ModuleRuns
-from torch_flowprune.channels.tracing.nodes import Traced, is_in_place, operator_name
+from torch_flowprune.channels.tracing.nodes import Traced, is_in_place, is_of_whole_constants, operator_name
 from torch_flowprune.channels.tracing.paths import MOST_READ, Answers, Read, Recording, UnrecordableError
 from torch_flowprune.channels.tracing.tellable import FOLDER_OF_OURS, FOLDER_OF_TORCH, SPANNING, is_tellable
 from torch_flowprune.inputs import same_randomness, settle, tree_leaves
@@ -188,9 +188,10 @@ class _Recorder(OperatorMode):
 
     def answer(self, node: Node, result: Any) -> Any:
         """The code reads a number: it is told what it is, or another answer that is to be tried."""
-        if len(self.reads) == MOST_READ:
+        constant = is_of_whole_constants(node, self.sources)
+        if not constant and sum(not read.is_constant for read in self.reads) == MOST_READ:
             raise self.refuse(f"the code reads more than {MOST_READ} numbers off tensors")
-        self.reads.append(Read(node, result, _place_in_code(), _is_read_for_packing()))
+        self.reads.append(Read(node, result, _place_in_code(), _is_read_for_packing(), constant))
         return self.answers.get(len(self.reads) - 1, result)
 
     def hold(self, node: Node, result: Tensor, read: set[int]) -> bool:

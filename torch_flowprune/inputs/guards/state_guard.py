@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from torch_flowprune.inputs.guards.beside import modules_beside
-from torch_flowprune.inputs.named_parameters import is_mask
+from torch_flowprune.inputs.named_parameters import computes_weight, is_mask
 from torch_flowprune.torch_internals import is_compiled
 
 Restore = Callable[[], None]
@@ -194,6 +194,18 @@ def forget_caches(model: nn.Module) -> None:
     """What modules in eval mode keep of their weights is made anew, as the weights have changed."""
     if any(not module.training and _has_own_modes(module) for module in model.modules()):
         _modes(model)()
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if computes_weight(hook):
+                _compute(module, hook)
+
+
+def _compute(module: nn.Module, hook: Callable[..., object]) -> None:
+    """The weight that a hook computes before each forward, now, and not in the way of a copy as a graph would be."""
+    training, module.training = module.training, False  # in train mode spectral norm moves its buffers
+    with torch.no_grad():
+        hook(module, ())
+    module.training = training
 
 
 def randomness(model: nn.Module, data: object = None) -> Restore:

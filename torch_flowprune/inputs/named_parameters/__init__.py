@@ -1,6 +1,7 @@
 """A model's parameters by the names users know: each once, what may be pruned, and what is masked."""
 
 from torch_flowprune.inputs.named_parameters.aliases import forms, own_names
+from torch_flowprune.inputs.named_parameters.factors import parameters_and_factors
 from torch_flowprune.inputs.named_parameters.names import (
     is_mask,
     mask_of,
@@ -19,7 +20,12 @@ from torch_flowprune.inputs.named_parameters.parameters import (
 )
 from torch_flowprune.inputs.named_parameters.patterns import Pattern, holds_modules, matching
 from torch_flowprune.inputs.named_parameters.target import Pair, Target, check_shapes, is_computed_on_access
-from torch_flowprune.inputs.named_parameters.unprunable import computed, no_such_parameter
+from torch_flowprune.inputs.named_parameters.unprunable import (
+    computed,
+    computed_weights,
+    computes_weight,
+    no_such_parameter,
+)
 from torch_flowprune.inputs.named_parameters.zeros import (
     clear,
     flags,
@@ -36,6 +42,8 @@ __all__ = [
     "check_shapes",
     "clear",
     "computed",
+    "computed_weights",
+    "computes_weight",
     "flags",
     "forms",
     "gradients_under_masks",
@@ -51,6 +59,7 @@ __all__ = [
     "no_such_parameter",
     "original",
     "own_names",
+    "parameters_and_factors",
     "parameters_of",
     "plain_name",
     "prunable",

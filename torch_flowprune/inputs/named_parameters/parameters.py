@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -134,6 +134,7 @@ def prunable(
     parameters: Iterable[Pair] | None = None,
     include: Pattern | Sequence[Pattern] | None = None,
     exclude: Pattern | Sequence[Pattern] | None = None,
+    known: Mapping[str, Target] | None = None,
 ) -> list[Target]:
     """The parameters to prune, each once, in model order.
 
@@ -144,22 +145,26 @@ def prunable(
             attention layers and convolutions). If it matches none of these, it selects from all parameters. A type
             selects the weights of its modules.
         exclude: the same kinds of patterns, for parameters to leave out.
+        known: the model's parameters and what else these are called; with the factors of weights that layers compute,
+            these are picked in place of the weights.
 
     Raises:
         ValueError: for a pattern that matches nothing, a pair that is not of this model, or when nothing is left.
         TypeError: for entries of another kind.
     """
-    targets = list(parameters_of(model).values())
+    targets = list((parameters_of(model) if known is None else known).values())
     if parameters is not None:
         if include is not None:
             raise ValueError("give parameters= or include=, not both: parameters= names exactly what to prune")
         chosen = of_pairs(targets, parameters)
     elif include is not None:
         chosen = matching(targets, include, "include")
-        _warn_computed(model, each(include))
+        if known is None:
+            _warn_computed(model, each(include))
     else:
         chosen = [target for target in targets if target.is_default]
-        _warn_computed(model)
+        if known is None:
+            _warn_computed(model)
         warn_uncovered(targets)
     if exclude is not None:
         gone = {id(target) for target in matching(targets, exclude, "exclude", default_first=False)}

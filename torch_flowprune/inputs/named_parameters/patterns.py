@@ -18,13 +18,15 @@ Pattern: TypeAlias = str | type[nn.Module] | nn.Module
 
 def of_pairs(targets: list[Target], pairs: Iterable[Pair]) -> list[Target]:
     """Exactly the parameters that these pairs name, in model order."""
-    by_owner = {(id(module), attribute): target for target in targets for module, attribute in target.owners}
-    chosen: dict[str, Target] = {}
+    by_owner: dict[tuple[int, str], list[str]] = {}
+    for target in targets:
+        for module, attribute in target.owners:
+            by_owner.setdefault((id(module), attribute), []).append(target.name)
+    chosen: set[str] = set()
     for pair in pairs:
-        target = by_owner.get(_key(pair))
-        if target is None:
+        if _key(pair) not in by_owner:
             raise ValueError(no_such_parameter(pair))
-        chosen[target.name] = target
+        chosen.update(by_owner[_key(pair)])
     if not chosen:
         raise ValueError(
             "parameters= is empty: expected (module, name) pairs such as (model.fc, 'weight'), or leave it out"
@@ -86,7 +88,7 @@ def names_module(pattern: Pattern, path: str, module: nn.Module) -> bool:
 
 def _without_computed(matches: list[Target], pattern: Pattern, argument: str) -> list[Target]:
     """Without what stands beside a computed weight: a bias, or a factor of the weight, that was not named itself."""
-    meant = [target for target in matches if _is_named(target, pattern) or not _of_computed(target)]
+    meant = [one for one in matches if one.is_default or _is_named(one, pattern) or not _of_computed(one)]
     if not meant:
         reason = ", ".join(_of_computed(matches[0]))
         raise ValueError(f"{argument}={pattern!r} picks no weight: {reason}; or name a parameter in full")

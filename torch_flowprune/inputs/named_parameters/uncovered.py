@@ -9,14 +9,12 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import ParametrizationList
 
 from torch_flowprune.inputs.callers import users_level
 from torch_flowprune.inputs.named_parameters.target import Target, default_weights
 
 _SHARE = 0.1
-_KNOWN = (nn.Embedding, nn.EmbeddingBag, ParametrizationList)
-"""Tables that are looked up, and what a parametrization computes a weight from, which has a warning of its own."""
+_LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)
 
 
 def warn_uncovered(targets: Sequence[Target]) -> None:
@@ -43,10 +41,21 @@ def _is_matrix(target: Target) -> bool:
     Tables that are looked up are not, nor are those with one entry on their first axis, which are added as a rule.
     """
     parameter = target.parameter
-    if target.in_adapter or is_lazy(parameter) or not parameter.is_floating_point() or parameter.dim() < 2:
+    if (
+        target.in_adapter
+        or _is_in_parametrization(target)
+        or is_lazy(parameter)
+        or not parameter.is_floating_point()
+        or parameter.dim() < 2
+    ):
         return False
-    known = any(isinstance(module, _KNOWN) or default_weights(module) for module, _ in target.owners)
+    known = any(isinstance(module, _LOOKED_UP) or default_weights(module) for module, _ in target.owners)
     return not known and min(parameter.shape[0], parameter.shape[-1]) > 1
+
+
+def _is_in_parametrization(target: Target) -> bool:
+    """Whether a weight is computed from it, which has a warning of its own."""
+    return "parametrizations" in target.name.split(".")
 
 
 def _patterns(targets: Sequence[Target], left: Sequence[Target]) -> list[str]:

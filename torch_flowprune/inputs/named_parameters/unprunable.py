@@ -49,8 +49,13 @@ def computed(module: nn.Module, name: str) -> str | None:
     if parametrize.is_parametrized(module, name):
         return "parametrized: torch.nn.utils.parametrize.remove_parametrizations first"
     for hook in module._forward_pre_hooks.values():
-        if getattr(hook, "name", None) in (name, name.rsplit("_", 1)[0]) and hasattr(type(hook), "compute_weight"):
+        if computes_weight(hook) and hook.name in (name, name.rsplit("_", 1)[0]):  # type: ignore[attr-defined]
             kind = type(hook).__name__
             remover = "remove" + re.sub("([A-Z])", r"_\1", kind).lower()
             return f"rewritten by {kind} before every forward: torch.nn.utils.{remover} first"
     return None
+
+
+def computes_weight(hook: object) -> bool:
+    """Whether a hook is one of torch's that make a weight of other parameters before each forward."""
+    return hasattr(type(hook), "compute_weight") and hasattr(hook, "name")

@@ -39,7 +39,7 @@ def _quiet_class(meta: Any, name: str, bases: tuple[type, ...], namespace: Mappi
 
 def under_parametrizations(kind: type[nn.Module]) -> type[nn.Module]:
     """The class that torch laid the class of a parametrized module over; any other class itself."""
-    while kind.__module__ == parametrize.__name__:
+    while kind.__module__ == parametrize.__name__ and kind is not parametrize.ParametrizationList:
         (kind,) = kind.__bases__
     return kind
 

@@ -201,7 +201,7 @@ def _target_of(module: nn.Module, name: str) -> Target:
     target = next((target for target in parameters_of(module).values() if (module, name) in target.owners), None)
     if target is None:
         raise ValueError(no_such_parameter((module, name)))
-    check_can_mask(target, name)
+    check_can_mask(target, name, factors=False)
     return target
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels import Branch, Costs, Coupling, kept_units
-from torch_flowprune.inputs import Pair, Pattern, Target, flags, parameters_of, prunable
+from torch_flowprune.inputs import Pair, Pattern, Target, flags, parameters_and_factors, parameters_of, prunable
 from torch_flowprune.masking import check_can_mask, masks
 from torch_flowprune.scoring.candidates.candidate import Candidates, Whole, kernel_of
 
@@ -109,14 +109,14 @@ def block_candidates(
     Raises:
         ValueError: for a coupling that does not fit the model, or if no branch can be pruned.
     """
-    known = parameters_of(model)
+    known, pickable = parameters_of(model), parameters_and_factors(model)
     coupling.check_fits({**dict(model.named_buffers()), **{name: target.parameter for name, target in known.items()}})
     device = next(iter(known.values())).parameter.device
     costs = coupling.costs and replace(coupling.costs, kept=kept_units(coupling, masks(model)), device=device)
-    chosen = {target.name for target in prunable(model, parameters, include, exclude)}
+    chosen = {target.name for target in prunable(model, parameters, include, exclude, pickable)}
     candidates: Candidates = {}
     for branch in coupling.branches:
-        read = _read_of(branch, known, chosen)
+        read = _read_of(branch, pickable, chosen)
         if read:
             members = {name: known[name] for name in branch.parameters}
             for name in branch.masked:

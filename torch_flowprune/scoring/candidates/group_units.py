@@ -27,8 +27,10 @@ from torch_flowprune.inputs import (
     Pattern,
     PutTogether,
     Target,
+    computed_weights,
     flags,
     matching,
+    parameters_and_factors,
     parameters_of,
     prunable,
     users_level,
@@ -67,7 +69,7 @@ class GroupUnits(Whole):
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        first = self._owned[0]
+        first = max(self._owned, key=lambda part: part.role == "direction")  # of the weight, where it has a length too
         shape, axis = tuple(self.members[first.parameter].parameter.shape), first.axis
         return (shape[axis], *shape[:axis], *shape[axis + 1 :])
 
@@ -115,13 +117,17 @@ class GroupUnits(Whole):
             masks, self.group, keep, {name: target.parameter.detach() for name, target in self.members.items()}
         )
 
-    def kept_weights(self, kept_units: int) -> Tensor | int:  # noqa: ARG002 - a channel has several weights, and single ones may be gone
-        return sum(
-            part.index.numel() * self._across(part)
-            if (mask := self.members[part.parameter].mask) is None
-            else torch.count_nonzero(part.of(mask))
-            for part in self._owned
-        )
+    def kept_weights(self, kept_units: int) -> Tensor | int:
+        return sum((self._kept_of(part, kept_units) for part in self._owned), start=0)
+
+    def _kept_of(self, part: Slice, kept_units: int) -> Tensor | int:
+        """Of a part that is masked what the mask leaves: a channel has several weights, and single ones may be gone."""
+        mask = self.members[part.parameter].mask
+        if part.role not in MASKED:
+            return kept_units * part.index.shape[1] * self._across(part)
+        if mask is None:
+            return part.index.numel() * self._across(part)
+        return torch.count_nonzero(part.of(mask))
 
     def staying(self, keep: Mapping[str, Mapping[int, Tensor]]) -> Tensor:
         whole = torch.ones(len(self), dtype=torch.bool)
@@ -138,8 +144,14 @@ class GroupUnits(Whole):
 
     @property
     def _owned(self) -> tuple[Slice, ...]:
-        """The units' own weights: those that produce them."""
-        return tuple(part for part in self.group.slices if part.role == "producer")
+        """The units' own weights: those that produce them, and the directions of these."""
+        producers = [part for part in self.group.slices if part.role == "producer"]
+        made_by = {self._owner(part) for part in producers}
+        turned = [part for part in self.group.slices if part.role == "direction" and self._owner(part) in made_by]
+        return (*producers, *turned)
+
+    def _owner(self, part: Slice) -> int:
+        return id(self.members[part.parameter].owners[0][0])
 
     def _across(self, part: Slice) -> int:
         """How many weights stand at each position of the slice's axis."""
@@ -179,14 +191,14 @@ def channel_candidates(
     """
     if scored_by not in SCORED_BY:
         raise ValueError(f"scored_by should be one of {', '.join(SCORED_BY)}, got {scored_by!r}")
-    known = parameters_of(model)
+    known, pickable = parameters_of(model), parameters_and_factors(model)
     coupling = couple(model, example_inputs) if coupling is None else coupling
     coupling.check_fits({**dict(model.named_buffers()), **{name: target.parameter for name, target in known.items()}})
     device = next(iter(known.values())).parameter.device
     kept = PutTogether(masks(model))
     costs = coupling.costs and replace(coupling.costs, kept=kept_units(coupling, kept), device=device)
-    chosen = {target.name for target in prunable(model, parameters, include, exclude)}
-    along = _going_along(known.values(), exclude) if include is None and parameters is None else set()
+    chosen = {target.name for target in prunable(model, parameters, include, exclude, pickable)}
+    along = _going_along(pickable.values(), exclude) if include is None and parameters is None else set()
     checked = dict[str, Target]()
     candidates: Candidates = {}
     in_part: InPart = {}
@@ -196,12 +208,12 @@ def channel_candidates(
         if picked and others and (include is not None or parameters is not None):
             in_part[group.name] = picked, others
         if not others:
-            members = {part.parameter: known[part.parameter] for part in group.slices if part.role in MASKED}
+            members = {part.parameter: known[part.parameter] for part in group.slices if part.role != "buffer"}
             new = [name for name in members if name not in checked]
             checked |= {name: check_can_mask(members[name], name, shards=made is not GroupUnits) for name in new}
             candidates[group.name] = made(group, members, _scored(group, members, scored_by), costs, alike)
     if not candidates:
-        raise ValueError(_in_part(in_part) if in_part else _no_channels(coupling))
+        raise ValueError(_in_part(in_part) if in_part else _no_channels(coupling, model))
     in_part = _without_what_takes_part(in_part, coupling, candidates)
     if in_part:
         warnings.warn(_in_part(in_part), UserWarning, stacklevel=users_level())
@@ -263,12 +275,13 @@ def _is_of_norm(target: Target, kinds: set[str]) -> bool:
     return any(isinstance(module, _NORMS) and attribute in kinds for module, attribute in target.owners)
 
 
-def _no_channels(coupling: Coupling) -> str:
+def _no_channels(coupling: Coupling, model: nn.Module) -> str:
     reasons = dict.fromkeys(
         f"{frozen.parameter}: {frozen.reason}" for frozen in coupling.frozen if frozen.role == "producer"
     )
     listed = "; ".join(list(reasons)[:5])
+    made = next((reason for module in model.modules() for reason in computed_weights(module)), "")
     return (
         f"no channel can be pruned{f' ({listed})' if listed else ''}: print(fp.couple(model, example_inputs)) lists "
-        "every reason"
+        f"every reason{f'; {made}' if made else ''}"
     )

@@ -127,7 +127,7 @@ def parameter_candidates(
     candidates: Candidates = {}
     left_out = []
     for target in prunable(model, parameters, include, exclude):
-        units = units_of(check_can_mask(target, target.name, shards=made is not None))
+        units = units_of(check_can_mask(target, target.name, shards=made is not None, factors=False))
         if isinstance(units, Blocks) and not units.fits(target.parameter.shape):
             left_out.append(target.name)
         else:

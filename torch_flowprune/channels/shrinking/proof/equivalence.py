@@ -282,8 +282,7 @@ def _shaken(model: nn.Module, surgery: Surgery) -> nn.Module:
         for name, p in model.named_parameters():
             if p.is_floating_point() and p.numel() and p.numel() == max(p.shape, default=1):
                 p.mul_(uniform(p, 0.5, 1.5)).add_(uniform(p, -0.1, 0.1))
-                for axis, kept in surgery.keep.get(name, {}).items():
-                    p.index_fill_(axis, (~kept).nonzero().flatten().to(p.device), 0)
+                surgery.clear(name, p)
         for name, b in model.named_buffers():
             if name.endswith("running_mean"):
                 b.add_(uniform(b, -0.2, 0.2))

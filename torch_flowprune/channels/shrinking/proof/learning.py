@@ -113,10 +113,7 @@ class LearningTrial:
         self._step(model, self.gradients)
         write_zeros(model, trial.masks)
         for name, parameter in model.named_parameters():
-            for axis, kept in trial.surgery.keep.get(name, {}).items():
-                if not kept.any():  # it is no more, and may be what another was divided by
-                    continue
-                parameter.detach().index_fill_(axis, (~kept).nonzero().flatten().to(parameter.device), 0)
+            trial.surgery.clear(name, parameter)
         try:
             return trial.run(model.eval())
         except Exception:  # noqa: BLE001 - whatever the model raises
