@@ -191,10 +191,11 @@ def _modes(model: nn.Module) -> Restore:
 
 
 def forget_caches(model: nn.Module) -> None:
-    """What modules in eval mode keep of their weights is made anew, as the weights have changed."""
-    if any(not module.training and _has_own_modes(module) for module in model.modules()):
+    """What modules keep of their weights, in eval mode or by hooks, is made anew, as the weights have changed."""
+    modules = list(model.modules())
+    if any(not module.training and _has_own_modes(module) for module in modules):
         _modes(model)()
-    for module in model.modules():
+    for module in modules:
         for hook in module._forward_pre_hooks.values():
             if computes_weight(hook):
                 _compute(module, hook)
