@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import oracles
@@ -135,6 +136,73 @@ def test_samples_of_nested_tensors(layout):
     ]
     means = {name: torch.stack([s[k] ** 2 for s in squares]).mean(0) for k, name in enumerate(found.g)}
     oracles.assert_named_close(found.g2_sample, means)
+
+
+class Flat(nn.Module):
+    """Reads the values of nested tensors side by side, as kernels of attention over several lengths do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Linear(4, 5).double(), nn.Linear(5, 3).double()
+
+    def forward(self, sequences):
+        offsets = sequences.offsets()
+        rows = self.head(self.embed(sequences).tanh().values())
+        return torch.stack([rows[a:b].mean(0) for a, b in pairwise(offsets.tolist())])
+
+
+class Unbound(Flat):
+    def forward(self, sequences):
+        return torch.stack([one.mean(0) for one in self.head(self.embed(sequences)).unbind()])
+
+
+def nested_samples(a, b, layout=torch.jagged):
+    return torch.nested.nested_tensor([X[: 1 + i] for i in range(a, b)], layout=layout)
+
+
+def test_second_derivatives_of_nested_tensors_where_torch_has_them():
+    model = Flat()
+    found = fp.flow(model, [(nested_samples(0, 4), Y[:4]), (nested_samples(4, 6), Y[4:])])
+    total = F.cross_entropy(model(nested_samples(0, 6)), Y)
+    parameters = list(model.parameters())
+    g = torch.autograd.grad(total, parameters, create_graph=True)
+    product = torch.autograd.grad(g, parameters, [value.detach() for value in g])
+    oracles.assert_named_close(found.g, dict(zip(found.g, g, strict=True)))
+    oracles.assert_named_close(found.Hg, dict(zip(found.g, product, strict=True)))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=str)
+def test_second_derivatives_of_nested_tensors_that_torch_has_not_are_refused(layout):
+    model, data = Unbound(), (nested_samples(0, 6, layout), Y)
+    ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    calls = (
+        lambda: fp.flow(model, [data, data]),
+        lambda: fp.flow(model, data, needs=("diagH",), probes=2),
+        lambda: fp.hessian_vector(model, data, ones),
+        lambda: fp.global_prune(model, "grasp", 0.5, data=data),
+    )
+    for call in calls:
+        with pytest.raises(RuntimeError, match="torch has not of all that nested tensors go through: give padded"):
+            call()
+        assert not torch.nn.utils.prune.is_pruned(model)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided], ids=str)
+def test_inputs_of_layers_and_synflow_on_nested_tensors(layout):
+    """As for the samples one after the other, and one of ones."""
+    model, data = Unbound(), [(nested_samples(0, 4, layout), Y[:4]), (nested_samples(4, 6, layout), Y[4:])]
+    rows = torch.cat([X[: 1 + i] for i in range(6)])
+    found = fp.flow(model, data, needs=("x2", "gR"))
+    for name, x in (("embed.weight", rows), ("head.weight", model.embed(rows))):
+        expected = x.detach().square().mean(0).expand_as(found.x2[name])
+        torch.testing.assert_close(found.x2[name], expected, rtol=1e-12, atol=0)
+    theta = {name: p.detach().abs().requires_grad_() for name, p in model.named_parameters()}
+    R = torch.func.functional_call(model, theta, (torch.nested.nested_tensor([torch.ones_like(X[:1])]),)).sum()
+    oracles.assert_named_close(found.gR, dict(zip(theta, torch.autograd.grad(R, [*theta.values()]), strict=True)))
+    assert fp.global_prune(model, "wanda", 0.4, data=data).sparsity == pytest.approx(0.4)
 
 
 def test_a_sorted_packed_sequence_stays_one_when_it_is_cut():

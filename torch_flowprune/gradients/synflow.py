@@ -145,6 +145,9 @@ def _ones(inputs: Any, device: torch.device) -> Any:
         if isinstance(leaf, PackedSequence):
             return pack_sequence([torch.ones_like(unpack_sequence(leaf)[0], dtype=torch.float64, device=device)])
         dtype = torch.float64 if leaf.is_floating_point() else leaf.dtype
+        if leaf.is_nested:
+            one = torch.ones_like(leaf.unbind()[0], dtype=dtype, device=device)
+            return torch.nested.as_nested_tensor([one], layout=leaf.layout)
         return torch.ones(1, *leaf.shape[1:], dtype=dtype, device=device)
 
     return mapped(of, inputs)

@@ -50,8 +50,17 @@ def twice_differentiable(*, values_read: bool = True) -> Iterator[WeightGradient
     :class:`_Product`; linear layers where a gradient's value is left out (``values_read``), as nothing else is saved.
     """
     weight_gradients = WeightGradients(values_read)
-    with sdpa_kernel(SDPBackend.MATH), _Substitutes(weight_gradients):
-        yield weight_gradients
+    substitutes = _Substitutes(weight_gradients)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), substitutes:
+            yield weight_gradients
+    except RuntimeError as error:
+        if not substitutes.nested and "nested" not in str(error).lower():  # seen here, or when the graph was made
+            raise
+        raise RuntimeError(
+            "H·g takes second derivatives, which torch has not of all that nested tensors go through: give padded "
+            f"tensors with a mask, or lists of samples, or take a measure that reads only g (torch says: {error})"
+        ) from error
 
 
 class WeightGradients:
@@ -143,12 +152,15 @@ class _Substitutes(TorchFunctionMode):
 
     def __init__(self, weight_gradients: WeightGradients) -> None:
         super().__init__()
-        self.weight_gradients = weight_gradients
+        self.weight_gradients, self.nested = weight_gradients, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _OF_OPERATORS:
             with self:
                 return _OF_OPERATORS[func](*args, **(kwargs or {}))
+        if args and isinstance(args[0], Tensor) and args[0].is_nested:
+            self.nested = True
+            return func(*args, **(kwargs or {}))
         plain = func is functional.linear and self.weight_gradients.always_read
         substitute = None if plain else _SUBSTITUTES.get(func)
         substituted = substitute(*args, **(kwargs or {})) if substitute else None

@@ -163,6 +163,12 @@ def _added_product(y: Tensor, _: Tensor, x: Tensor, w: Tensor) -> Any:
     return _of_product(y, x, w)
 
 
+def _of_nested(_: Tensor, x: Tensor, w: Tensor, *_bias: Any) -> Any:
+    """A linear layer on samples of several lengths in one tensor, for which it is no product of matrices."""
+    values = torch.cat([one.flatten(0, -2) for one in x.unbind()])
+    yield lambda: w, lambda of: of(_float_values(values)).sum(0, keepdim=True), len(values)
+
+
 def _convolved(
     y: Tensor, x: Tensor, w: Tensor, _: Any, stride: Any, padding: Any, dilation: Any,
     transposed: bool, more: Any, groups: int,
@@ -193,6 +199,7 @@ _PRODUCTS_READ: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.bmm.default: _of_product,
     torch.ops.aten.addmm.default: _added_product,
     torch.ops.aten.baddbmm.default: _added_product,
+    torch.ops.aten.linear.default: _of_nested,  # of plain tensors it is taken apart before a mode sees it
     torch.ops.aten.convolution.default: _convolved,
 }
 _COPIES = {
