@@ -70,7 +70,9 @@ def test_a_language_models_other_loss_is_taken_for_a_mean_over_samples():
     model, whole = LanguageModel(causal=True, extra=0.5), padded([6, 6, 2, 3])
     batches = rows(whole, 0, 1, 4)
     losses = [fp.flow(model, batch, needs=("g",)).loss for batch in batches]
-    assert fp.flow(model, batches, needs=("g",)).loss == pytest.approx((losses[0] + 3 * losses[1]) / 4)
+    with pytest.warns(UserWarning, match="batches count by their samples"):
+        found = fp.flow(model, batches, needs=("g",))
+    assert found.loss == pytest.approx((losses[0] + 3 * losses[1]) / 4)
 
 
 class TwoHeads(LanguageModel):
@@ -86,9 +88,8 @@ def test_a_model_of_several_heads_is_taken_for_a_mean_over_samples():
     batches = rows(whole, 0, 1, 4)
     losses = [fp.flow(model, batch, needs=("g",)).loss for batch in batches]
     with pytest.warns(UserWarning, match="batches count by their samples"):
-        found = fp.flow(model, rows(whole, 0, 3, 4), needs=("g",))
-    assert found.samples == 4
-    assert fp.flow(model, batches, needs=("g",)).loss == pytest.approx((losses[0] + 3 * losses[1]) / 4)
+        found = fp.flow(model, batches, needs=("g",))
+    assert found.loss == pytest.approx((losses[0] + 3 * losses[1]) / 4)
 
 
 def summed(output, target):
@@ -212,6 +213,119 @@ def test_a_diagnosis_and_a_prediction_tell_of_it_too():
     for call in (partial(fp.predict, model, masks), partial(fp.diagnose, model)):
         with pytest.warns(UserWarning, match="batches count by their samples"):
             call(data=batches, loss=loss)
+
+
+def weighted_inside(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1], weight=WEIGHT)
+
+
+@pytest.mark.parametrize("sizes", [(5, 2, 5, 4), (1,) * 16], ids=["uneven", "one sample each"])
+@pytest.mark.parametrize("call", [fp.flow, fp.diagnose])
+def test_weights_that_the_first_batches_do_not_show_are_told_of(sizes, call):
+    """Classes come one after the other, so that no batch of the first has more than one weight."""
+    model, (x, y) = wide_net(), sorted_batch()
+    batches = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    with pytest.warns(UserWarning, match="batches count by their samples, as if the loss were a mean over these"):
+        call(model, data=batches, closure=weighted_inside)
+
+
+@pytest.mark.parametrize("forms", [list, lambda x: {"x": x}], ids=["lists", "dicts"])
+def test_a_loss_over_samples_in_batches_that_do_not_go_together_is_not_told_of(forms):
+    model = nn.Linear(4, 3)
+    batches = [(forms(torch.randn(length, 4)), torch.randn(length, 3)) for length in (5, 2, 4)]
+    read = lambda model, batch: F.mse_loss(model(torch.stack(batch[0]) if forms is list else batch[0]["x"]), batch[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fp.flow(model, batches, needs=("g",), closure=read)
+
+
+class Summed(nn.CrossEntropyLoss):
+    """A forward of its own, which the class it is made from says nothing of."""
+
+    def forward(self, output, target):
+        return len(target) * super().forward(output, target)
+
+
+class Warmed(nn.CrossEntropyLoss):
+    def forward(self, output, target):
+        return super().forward(output / 2, target)
+
+
+def test_a_loss_made_from_torchs_is_looked_at():
+    model, x, y = nn.Linear(4, 3).double(), torch.randn(16, 4).double(), sorted_batch()[1]
+    batches = [(x[:5], y[:5]), (x[5:], y[5:])]
+    with pytest.warns(UserWarning, match="batches count by their samples, as if"):
+        fp.flow(model, batches, needs=("g",), loss=Summed())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fp.flow(model, batches, needs=("g",), loss=Warmed(weight=WEIGHT))
+    expected = fp.flow(model, (x, y), needs=("g",), loss=nn.CrossEntropyLoss(weight=WEIGHT), temperature=2.0)
+    oracles.assert_named_close(found.g, expected.g, 1e-10)
+
+
+def test_small_differences_are_told_of_in_mixed_precision():
+    """The look is at the loss in full precision, where the code runs so."""
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(4, 3), torch.randn(12, 4), torch.arange(12) % 3
+    loss = lambda o, t: F.cross_entropy(o, t) + 0.01 * o.mean(0).square().sum()
+    with pytest.warns(UserWarning, match="batches count by their samples, as if"):
+        fp.flow(model, [(x[:5], y[:5]), (x[5:], y[5:])], needs=("g",), loss=loss, autocast=torch.bfloat16)
+
+
+def test_weights_that_some_parts_do_not_show_cannot_be_cut():
+    """Of five samples, three of one class, the first two that are looked at weigh alike."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+    batch = torch.randn(5, 4), torch.tensor([0, 0, 0, 1, 1])
+    words = {"loss": lambda x, y: F.cross_entropy(x, y, weight=torch.tensor([1.0, 20.0])), "needs": ("g", "Hg")}
+    budget = int(1.3 * least(model, [batch], **words))
+    with pytest.raises(ValueError, match="needs a loss that is a mean over samples or tokens, or a sum"):
+        fp.flow(model, batch, max_memory=budget, **words)
+
+
+def noised(model, batch):
+    """As diffusion models are trained: a step and a noise of its own for each sample."""
+    x = batch[0]
+    step, noise = torch.rand(len(x), 1, dtype=x.dtype), torch.randn_like(x)
+    return F.mse_loss(model((1 - step) * x + step * noise), noise[:, :3])
+
+
+def hidden_in_part(model, batch):
+    """As masked autoencoders are trained."""
+    x = batch[0]
+    kept = torch.rand_like(x) < 0.5
+    errors = (model(x * kept) - x[:, :3]).square()
+    return (errors * ~kept[:, :3]).sum() / (~kept[:, :3]).sum().clamp(min=1)
+
+
+@pytest.mark.parametrize("closure", [noised, hidden_in_part])
+@pytest.mark.parametrize("sizes", [(12,), (5, 6)], ids=["one batch", "two"])
+@pytest.mark.parametrize("way", ["in parts", "by samples"])
+def test_a_loss_that_draws_runs_in_parts_and_by_samples(closure, sizes, way):
+    """Each with draws of its own; H·g is how g changes along g, by the same draws."""
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 3)).double(), []
+    data = [(torch.randn(size, 4, dtype=torch.float64), None) for size in sizes]
+    words = {"closure": closure, "needs": ("g", "Hg")}
+    if way == "in parts":
+        words["max_memory"] = int(1.3 * max(least(model, [batch], **words) for batch in data))
+    else:
+        words["needs"] = ("g", "Hg", "g2_sample")
+
+    def at(step, along):
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, parameter in moved.named_parameters():
+                parameter.add_(step * along.get(name, 0))
+        torch.manual_seed(3)
+        return fp.flow(moved, data, **words)
+
+    found = at(0, {})
+    ahead, behind = at(1e-5, found.g), at(-1e-5, found.g)
+    change = {name: (ahead.g[name] - behind.g[name]) / 2e-5 for name in found.g}
+    oracles.assert_named_close(found.Hg, change, 1e-6)
+    if way == "by samples":
+        assert all((value >= 0).all() and value.any() for value in found.g2_sample.values())
 
 
 def test_a_loss_that_draws_is_not_told_of():

@@ -122,10 +122,11 @@ def test_where_everything_fits_one_sample_is_tried_once():
     """More runs are made only where a budget might not do."""
     seen, model = [], wide_net()
     whole = peak_of(lambda: fp.flow(model, images(6, 6)))
-    fp.flow(model, images(6, 6), closure=counting(seen), max_memory="1GB", check=False)
+    words = {"closure": counting(seen), "check": False, "reduction": "mean"}
+    fp.flow(model, images(6, 6), max_memory="1GB", **words)
     assert [size for size in seen if size < 3] == [1]
     seen.clear()
-    fp.flow(model, images(6, 6), closure=counting(seen), max_memory=int(1.2 * whole), check=False)
+    fp.flow(model, images(6, 6), max_memory=int(1.2 * whole), **words)
     assert [size for size in seen if size < 3] == [1, 1, 2]
 
 
@@ -210,6 +211,15 @@ def test_global_prune_and_scores_hand_the_options_on():
 
 
 # On the host
+
+
+def test_offloading_where_nothing_curves():
+    """The second derivative of a hinge in a linear model is 0, for which autograd hands out nothing."""
+    model = nn.Linear(4, 1)
+    ranked = lambda model, batch: F.margin_ranking_loss(model(batch[0]), model(batch[1]), torch.ones(5, 1))
+    found = fp.flow(model, (torch.randn(5, 4), torch.randn(5, 4)), closure=ranked, offload=True)
+    assert bool(found.g["weight"].any())
+    assert not any(value.any() for value in found.Hg.values())
 
 
 def test_no_hook_is_left_by_offloading():

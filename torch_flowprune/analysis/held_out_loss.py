@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from torch_flowprune.gradients import DataRanks, FlowSource, LossWeights, in_shards
+from torch_flowprune.gradients import DataRanks, FlowSource, LossWeights, in_shards, other_mode_told
 from torch_flowprune.inputs import Ranks, as_batches, parameters_of, sized, untouched
 
 
@@ -20,7 +20,8 @@ def mean_loss(model: nn.Module, source: FlowSource, ranks: Ranks) -> tuple[float
             samples += size
             weight = weights(batch, size) if size else 0.0
             if weight or ranks.run_together:
-                loss = source.objective.number_alone(model, batch)
+                with other_mode_told(model, source.objective, batch, source.mode, alone=not ranks.run_together):
+                    loss = source.objective.number_alone(model, batch)
                 total += weights.mean(loss, size).item() * weight if weight else 0.0
                 whole += weight
     sums = torch.tensor([total, whole, samples], dtype=torch.float64, device=device)

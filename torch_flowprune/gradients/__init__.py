@@ -1,6 +1,6 @@
 """The flow of a model over data: θ, g, H·g, squared gradients."""
 
-from torch_flowprune.gradients.batches import LossWeights, Reduction
+from torch_flowprune.gradients.batches import LossWeights, Reduction, other_mode_told
 from torch_flowprune.gradients.differentiable import differentiable
 from torch_flowprune.gradients.flow_source import FlowOptions, FlowSource, LossOptions, SweepOptions
 from torch_flowprune.gradients.gradient_flow import INGREDIENTS, Flow, flow, flow_over, point_of
@@ -30,6 +30,7 @@ __all__ = [
     "halved_flow",
     "hessian_vector",
     "in_shards",
+    "other_mode_told",
     "point_of",
     "sound_norms",
     "theta_of",

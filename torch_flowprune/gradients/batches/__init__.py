@@ -3,12 +3,13 @@
 from torch_flowprune.gradients.batches.batch_derivatives import Derivatives, Grads
 from torch_flowprune.gradients.batches.batch_streams import SizedBatch, length_of, until, with_progress
 from torch_flowprune.gradients.batches.checkpointing import no_hidden_blocks
-from torch_flowprune.gradients.batches.loss_of_halves import warn_unless_mean
+from torch_flowprune.gradients.batches.loss_of_parts import Additivity
 from torch_flowprune.gradients.batches.loss_weights import LossWeights, Reduction, check_reduction
 from torch_flowprune.gradients.batches.memory_budget import Resources, in_bytes
 from torch_flowprune.gradients.batches.microbatches import Graphs, MicroBatches, check_runs_alone
+from torch_flowprune.gradients.batches.other_mode import other_mode_told
 from torch_flowprune.gradients.batches.parts_that_run import parts_that_run
-from torch_flowprune.gradients.batches.same_data import check_same_count, check_same_losses, check_sample_losses
+from torch_flowprune.gradients.batches.same_data import SampleLosses, check_same_count, check_same_losses
 from torch_flowprune.gradients.batches.weighted_sums import (
     add_weighted,
     add_weighted_squares,
@@ -24,6 +25,7 @@ from torch_flowprune.gradients.batches.weighted_sums import (
 )
 
 __all__ = [
+    "Additivity",
     "Derivatives",
     "Grads",
     "Graphs",
@@ -31,6 +33,7 @@ __all__ = [
     "MicroBatches",
     "Reduction",
     "Resources",
+    "SampleLosses",
     "SizedBatch",
     "add_weighted",
     "add_weighted_squares",
@@ -39,20 +42,19 @@ __all__ = [
     "check_runs_alone",
     "check_same_count",
     "check_same_losses",
-    "check_sample_losses",
     "detached",
     "dot_product",
     "finite_mean_loss",
     "in_bytes",
     "length_of",
     "no_hidden_blocks",
+    "other_mode_told",
     "over_ranks",
     "parts_that_run",
     "scale",
     "standard_error",
     "taken",
     "until",
-    "warn_unless_mean",
     "with_progress",
     "zero_sums",
 ]

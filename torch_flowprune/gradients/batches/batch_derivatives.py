@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch_flowprune.gradients.batches.checkpointing import no_reentrant_checkpoints
 from torch_flowprune.gradients.batches.loss_weights import LossWeights
 from torch_flowprune.gradients.batches.memory_budget import Resources
+from torch_flowprune.gradients.batches.other_mode import other_mode_told
 from torch_flowprune.gradients.operators import check_twice, no_lost_graph, sound_norms
 from torch_flowprune.inputs import Batch, Objective, settle, users_level
 from torch_flowprune.torch_internals import differentiate
@@ -50,7 +51,8 @@ class Derivatives:
 
     def loss(self, batch: Batch, size: int) -> Tensor:
         settle(self.model, self.mode)
-        with self.cast(), sound_norms(self.parameters[0].device):
+        told = other_mode_told(self.model, self.objective, batch, self.mode, alone=self.runs_alone)
+        with told, self.cast(), sound_norms(self.parameters[0].device):
             return self.weights.mean(self.objective(self.model, batch), size)
 
     def weight(self, batch: Batch, size: int) -> float:
@@ -121,8 +123,10 @@ class Derivatives:
         """
         taken: dict[int, Tensor] = {}
 
-        def mover(index: int) -> Callable[[Tensor], Tensor]:
-            def move(grad: Tensor) -> Tensor:
+        def mover(index: int) -> Callable[[Tensor | None], Tensor | None]:
+            def move(grad: Tensor | None) -> Tensor | None:
+                if grad is None:  # of a second derivative that is 0
+                    return None
                 taken[index] = grad.to("cpu", copy=True)
                 return grad.new_zeros(()).expand_as(grad)
 

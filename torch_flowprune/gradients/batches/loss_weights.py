@@ -73,8 +73,10 @@ class LossWeights:
         return size if count is None else count
 
     def are_supposed(self, batch: Batch, size: int) -> bool:
-        """Whether samples are counted for want of any word on what the loss is a mean over."""
-        return self.reduction is None and not self.sums and self._counted_by(batch, size) is None
+        """Whether nothing tells what the loss is a mean over; a class made from torch's may have its own forward."""
+        if self.reduction is not None or self.sums:
+            return False
+        return self._counted_by(batch, size) is None or _has_own_forward(self.objective.loss)
 
     def _counted_by(self, batch: Batch, size: int) -> Callable[[Batch], float | None] | None:
         """What is counted in each batch, decided on the first; None for samples."""
@@ -120,6 +122,10 @@ def _is_cross_entropy(loss: Loss) -> bool:
         functional.cross_entropy,
         functional.nll_loss,
     )
+
+
+def _has_own_forward(loss: Loss | None) -> bool:
+    return isinstance(loss, nn.Module) and type(loss).forward not in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward)
 
 
 def _setting(loss: Loss | None, name: str, default: Any = None) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 
 from torch_flowprune.gradients.batches.batch_derivatives import Derivatives, Grads
-from torch_flowprune.gradients.batches.loss_of_halves import difference_of_halves
+from torch_flowprune.gradients.batches.loss_of_parts import difference_of_halves
 from torch_flowprune.gradients.batches.memory_budget import Cost, bounded, measured, readable
 from torch_flowprune.gradients.batches.parts_that_run import parts_that_run
 from torch_flowprune.gradients.operators import twice_differentiable
@@ -58,7 +58,7 @@ class MicroBatches:
             way_out = f"allow {readable(self.sums + peak.first)}, or keep the sums on the host with offload=True"
             raise ValueError(f"max_memory of {readable(self.limit)} is not enough: {needed}; {way_out}")
         if most < size:
-            self._check_mean(spread_out(batch, size, max(2, most), self.along), max(2, most))
+            self._check_mean(batch, size, max(2, most))
         return self._counting(parts(batch, size, most, self.along))
 
     def _counting(self, cut: Iterable[Part]) -> list[Part]:
@@ -105,12 +105,15 @@ class MicroBatches:
     def _pairs(self, grads: Grads) -> Any:
         return zip(grads, self.derivatives.parameters, strict=True)
 
-    def _check_mean(self, batch: Batch, size: int) -> None:
+    def _check_mean(self, batch: Batch, size: int, count: int) -> None:
         """The same result from parts needs a loss that is what its weights say: tried on samples from all the batch."""
-        if difference := difference_of_halves(self.derivatives, batch, size):
+        for last in (False, True) if size > count else (False,):
+            few = spread_out(batch, size, count, self.along, to_the_last=last)
+            if (difference := difference_of_halves(self.derivatives, few, count)) is None:
+                continue
             raise ValueError(
                 "max_memory= cuts batches, which needs a loss that is a mean over samples or tokens, or a sum: that of "
-                f"{size} samples is {difference[0]:.6g}, from its halves {difference[1]:.6g}; say what it is with "
+                f"{count} samples is {difference[0]:.6g}, from its halves {difference[1]:.6g}; say what it is with "
                 "reduction=, use no statistics over the batch, or smaller batches without max_memory="
             )
 

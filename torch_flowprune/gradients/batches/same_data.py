@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torch_flowprune.inputs import Ranks
+from torch_flowprune.gradients.batches.batch_derivatives import Derivatives
+from torch_flowprune.gradients.batches.loss_of_parts import draws
+from torch_flowprune.inputs import Batch, Ranks, first
 
 _LEAST = 1e-6
 """Relative, of what is told apart: some roundings in float32."""
@@ -33,20 +35,36 @@ def check_same_losses(first: Sequence[Tensor], second: Sequence[Tensor], dtype: 
         )
 
 
-def check_sample_losses(
-    whole: Sequence[Tensor], of_samples: Sequence[Tensor], dtype: torch.dtype, ranks: Ranks
-) -> None:
-    """An error on every rank, where the loss of a batch of one of them is no mean of those of its samples."""
-    if not of_samples:
-        return
-    if difference := _difference_on_any_rank(whole, of_samples, dtype, ranks):
-        index, value, mean = difference
-        found = f"of batch {index} is {value:.6g}, and the mean of its samples' losses {mean:.6g}"
-        raise ValueError(
-            f"the loss {found if index >= 0 else 'of a batch on another rank is no mean over its samples'}: squares of "
-            "sample gradients need samples that do not depend on each other, and a loss that is their mean or sum; say "
-            "where samples lie with batch_dim=, None for what they share, or what the loss is with reduction="
-        )
+class SampleLosses:
+    """Of each batch, what the losses of its samples make: its own loss, unless samples draw dropout or noise of theirs.
+
+    In train mode they do, and where the loss is another each time it is run.
+    """
+
+    def __init__(self, derivatives: Derivatives) -> None:
+        self.derivatives, self.means = derivatives, list[Tensor]()
+        self.drawn: bool | None = True if derivatives.mode == "train" else None
+
+    def add(self, mean: Tensor, batch: Batch, size: int) -> None:
+        """The mean over a batch's samples."""
+        if self.drawn is None:
+            self.drawn = draws(self.derivatives, first(batch, size, 1, self.derivatives.weights.along), 1)
+        if not self.drawn:
+            self.means.append(mean)
+
+    def check(self, whole: Sequence[Tensor], ranks: Ranks) -> None:
+        """An error on every rank, where the loss of a batch of one of them is no mean of those of its samples."""
+        if not self.means:
+            return
+        if difference := _difference_on_any_rank(whole, self.means, self.derivatives.digits(), ranks):
+            index, value, mean = difference
+            found = f"of batch {index} is {value:.6g}, and the mean of its samples' losses {mean:.6g}"
+            raise ValueError(
+                f"the loss {found if index >= 0 else 'of a batch on another rank is no mean over its samples'}: "
+                "squares of sample gradients need samples that do not depend on each other, and a loss that is their "
+                "mean or sum; say where samples lie with batch_dim=, None for what they share, or what the loss is "
+                "with reduction="
+            )
 
 
 def _difference_on_any_rank(

@@ -24,7 +24,6 @@ from torch_flowprune.gradients.batches import (
     over_ranks,
     parts_that_run,
     scale,
-    warn_unless_mean,
 )
 from torch_flowprune.gradients.sweeping.curvature_check import check_curvature, check_is_due
 from torch_flowprune.gradients.sweeping.products import AddPiece, Piece, Products, ProposedCut, Slopes
@@ -100,7 +99,7 @@ class HalvedSweeps(Products):
         head, stream = self._stream(data)
         check_read(len(head))
         self.head, self.places, self.counted, self.single = head[0], [], 0, len(head) == 1
-        for index, (batch, size) in enumerate(chain(head, stream)):
+        for index, (batch, size) in enumerate(self.additivity.watched(chain(head, stream))):
             self.places.append(_ALL if self.single or not self.kinds else 1 + index % 2)
             self.counted += size
             yield batch, size
@@ -126,9 +125,7 @@ class HalvedSweeps(Products):
                 self.losses.append(portion.losses[-1])
                 weights.append(portion.weights[-1])
         check_read(self.counted, weights)
-        if not self.single:
-            warn_unless_mean(self.derivatives, [self.head] * len(self.places), self.ranks)
-        self._check_samples()
+        self.of_samples.check(self.losses, self.ranks)
         self.derivatives.warn_unreached(self.names)
         finite_mean_loss(self.losses, weights)  # names the batch of one that is not
         return self._over_ranks(portions)

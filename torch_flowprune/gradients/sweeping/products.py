@@ -25,7 +25,6 @@ from torch_flowprune.gradients.batches import (
     over_ranks,
     scale,
     standard_error,
-    warn_unless_mean,
 )
 from torch_flowprune.gradients.operators import twice_differentiable
 from torch_flowprune.gradients.sweeping.sweeps import Sweeps
@@ -134,8 +133,8 @@ class Products(Sweeps):
         """One sweep over the data, its sums over all ranks; the weight of it all, and the mean loss."""
         with self._sound():
             head, rest = self._stream(data)
-            losses, weights = self._swept(chain(head, rest), length_of(data), add, held=len(sums))
-            warn_unless_mean(self.derivatives, head, self.ranks)
+            batches = self.additivity.watched(chain(head, rest))
+            losses, weights = self._swept(batches, length_of(data), add, held=len(sums))
             check_read(self.seen, weights)
             mean = finite_mean_loss(losses, weights)
             self.seen, whole, mean = over_ranks(self.ranks, sums, self.seen, sum(weights), mean)

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.gradients.batches import (
+    Additivity,
     Derivatives,
     Grads,
     Graphs,
     LossWeights,
     MicroBatches,
+    SampleLosses,
     SizedBatch,
     add_weighted,
     add_weighted_squares,
@@ -24,7 +26,6 @@ from torch_flowprune.gradients.batches import (
     check_runs_alone,
     check_same_count,
     check_same_losses,
-    check_sample_losses,
     detached,
     finite_mean_loss,
     length_of,
@@ -33,7 +34,6 @@ from torch_flowprune.gradients.batches import (
     scale,
     taken,
     until,
-    warn_unless_mean,
     with_progress,
     zero_sums,
 )
@@ -79,10 +79,11 @@ class Sweeps:
                 "offload=True keeps the sums on the host, where ranks do not add them up: score in one process"
             )
         warn_untrained(model, source.mode)
-        self.offload, self.seen, self.losses, self.of_samples = source.offload, 0, list[Tensor](), list[Tensor]()
+        self.offload, self.seen, self.losses = source.offload, 0, list[Tensor]()
         weights = LossWeights(model, source.objective, source.reduction, source.batch_dim)
         self.moments: InputMoments | None = None
         self.derivatives = Derivatives(model, self.parameters, source.objective, source.mode, source.resources, weights)
+        self.additivity, self.of_samples = Additivity(self.derivatives, ranks), SampleLosses(self.derivatives)
         self.squares = SampleSquares(self.derivatives, targets.values(), source)
 
     def run(self, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:
@@ -107,7 +108,6 @@ class Sweeps:
         batches = chain(head, stream)
         if wanted == kinds:
             return self._forwards(batches, length_of(data))
-        warn_unless_mean(self.derivatives, head, self.ranks)
         if "Hg" not in wanted:
             return self._first(batches, wanted, length_of(data), micro, None)
         if len(head) == 1 and self.ranks.alone and not self.offload and len(micro.of(*head[0])) == 1:
@@ -166,7 +166,7 @@ class Sweeps:
     ) -> dict[str, Any]:
         sums: Sums = {kind: self._zeros() for kind in ("g", "g2", "g2_sample") if kind in wanted}
         losses, weights, self.seen = [], [], 0
-        for batch, size in self._shown(self._observed(batches), length, "gradient"):
+        for batch, size in self._shown(self._observed(self.additivity.watched(batches)), length, "gradient"):
             self.seen += size
             if parts := micro.of(batch, size):
                 losses.append(self._gradient(sums, (batch, size), parts, micro, graphs))
@@ -175,7 +175,7 @@ class Sweeps:
                 graphs.pass_by(size)
         self.losses = losses
         check_read(self.seen, weights)
-        self._check_samples()
+        self.of_samples.check(self.losses, self.ranks)
         self.derivatives.warn_unreached(self.names)
         loss = finite_mean_loss(losses, weights)
         count, whole, loss = over_ranks(self.ranks, sums.values(), self.seen, sum(weights), loss)
@@ -203,8 +203,8 @@ class Sweeps:
             graphs.add(grads, batch, size) if keep else graphs.give_up()
         rest = {kind: total for kind, total in sums.items() if kind != "g2_sample"} if squared else sums
         self._accumulate(rest, detached(grads), batch, size)
-        if squared and self.mode == "eval":
-            self.of_samples.append(loss.detach().double())  # the probe has seen that it is made of those of samples
+        if squared:
+            self.of_samples.add(loss.detach().double(), *whole)  # the probe has seen that it is made of theirs
         return loss.detach()
 
     def _of_parts(self, parts: Sequence[SizedBatch]) -> tuple[Tensor, Grads]:
@@ -264,7 +264,7 @@ class Sweeps:
         self.derivatives.warn_unreached(self.names)
         sums: Sums = {kind: self._zeros() for kind in ("g2", "g2_sample") if kind in wanted}
         self._accumulate(sums, values, batch, size)
-        self._check_samples()
+        self.of_samples.check(self.losses, self.ranks)
         whole = self.derivatives.weight(batch, size)
         means: Sums = {"g": g, "Hg": product, **{kind: scale(total, 1 / whole) for kind, total in sums.items()}}
         return self._fields(means, finite_mean_loss(self.losses, [size]), size)
@@ -278,11 +278,8 @@ class Sweeps:
         if "g2_sample" in sums:
             with same_randomness(self.model):  # the second sweep draws for whole batches alone
                 losses = self.squares.add(sums["g2_sample"], batch, size)
-            if losses and self.mode == "eval":  # in train mode each sample draws its own dropout
-                self.of_samples.append(torch.stack(losses).sum() / weight)
-
-    def _check_samples(self) -> None:
-        check_sample_losses(self.losses, self.of_samples, self.derivatives.digits(), self.ranks)
+            if losses:
+                self.of_samples.add(torch.stack(losses).sum() / weight, batch, size)
 
     def _fields(self, means: Sums, loss: float, samples: int) -> dict[str, Any]:
         moments = self.moments.means(self.ranks) if self.moments else {}

@@ -25,6 +25,7 @@ from torch_flowprune.inputs.data.batches import (
 )
 from torch_flowprune.inputs.data.containers import Batch, mapped, tensors_in
 from torch_flowprune.inputs.data.examples import example_for, example_of
+from torch_flowprune.inputs.data.joined_batches import as_one
 from torch_flowprune.inputs.data.objective import Closure, Loss, Objective, answer, logits_of, summed_outputs
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "answer",
     "arguments",
     "as_batches",
+    "as_one",
     "call",
     "check_batch_dim",
     "check_batch_size",

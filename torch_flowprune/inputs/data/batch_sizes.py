@@ -147,10 +147,11 @@ def first(batch: Batch, size: int, count: int, along: BatchDim = 0) -> Batch:
     return batch if count >= size else _cut(batch, size, slice(0, count), along)
 
 
-def spread_out(batch: Batch, size: int, count: int, along: BatchDim = 0) -> Batch:
-    """So many samples from all over a batch."""
+def spread_out(batch: Batch, size: int, count: int, along: BatchDim = 0, *, to_the_last: bool = False) -> Batch:
+    """So many samples from all over a batch: the first among them, or the last."""
     step = size // count
-    return _cut(batch, size, slice(0, step * count, step), along)
+    start = size - 1 - (count - 1) * step if to_the_last else 0
+    return _cut(batch, size, slice(start, start + step * count, step), along)
 
 
 def samples(batch: Batch, size: int, along: BatchDim = 0) -> Iterator[Batch]:
