@@ -317,3 +317,29 @@ def test_the_way_out_names_the_axis_of_the_outputs():
     fp.GradientNormIncreaseStructured.apply(model[1], "weight", 2, importance_scores=scores, dim=1)
     gone = (~model[1].weight_mask).all(dim=0).flatten()
     assert sorted(gone.nonzero().flatten().tolist()) == sorted(scores.argsort()[:2].tolist())
+
+
+def test_scores_of_filters_along_another_axis_are_refused():
+    """Of a square transposed convolution they fit both axes, and cut its inputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 8, 3))
+    scores = fp.scores(model, "magnitude", granularity="filter")
+    with pytest.raises(ValueError, match=r"are of its filters, the slices along axis 1, .* along dim=0: pass dim=1"):
+        fp.MagnitudeStructured.apply(model[1], "weight", 2, importance_scores=scores["1.weight"])
+    assert not prune.is_pruned(model)
+    fp.MagnitudeStructured.apply(model[1], "weight", 2, dim=1, importance_scores=scores["1.weight"])
+    fp.MagnitudeStructured.apply(model[0], "weight", 2, importance_scores=scores["0.weight"])
+    gone = [i for i in range(8) if not model[1].weight_mask[:, i].any()]
+    assert gone == sorted(scores["1.weight"].argsort()[:2].tolist())
+
+
+@pytest.mark.parametrize("kind", [fp.MagnitudeUnstructured, fp.L1Unstructured, fp.TaylorUnstructured])
+def test_the_prune_of_a_tensor_uses_given_scores_signed(kind):
+    scores = torch.tensor([[-5.0, 1.0], [2.0, 3.0]])
+    pruned = kind(1).prune(torch.ones(2, 2), importance_scores=scores)
+    assert torch.equal(pruned, torch.tensor([[0.0, 1.0], [1.0, 1.0]]))
+    twice = kind(1).prune(torch.ones(2, 2), (pruned != 0).float(), scores)
+    assert torch.equal(twice, torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+    assert torch.equal(fp.L1Unstructured(1).prune(scores), torch.tensor([[-5.0, 0.0], [2.0, 3.0]]))
+    with pytest.raises(ValueError, match=r"importance_scores should have the tensor's shape \(2, 2\), got \(4,\)"):
+        kind(1).prune(torch.ones(2, 2), importance_scores=torch.ones(4))

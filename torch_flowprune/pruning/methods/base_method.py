@@ -58,6 +58,18 @@ class MeasureMethod(prune.BasePruningMethod):
         values = t.detach() if t.is_floating_point() or t.is_complex() else t.detach().float()
         return self._mask(self._evaluate({"theta": values}) if own else self._reduce(values), default_mask)
 
+    def prune(self, t: Tensor, default_mask: Tensor | None = None, importance_scores: Tensor | None = None) -> Tensor:
+        """``t`` with zeros where the lowest go, as torch's method gives it; scores that are given are used signed."""
+        if importance_scores is None or type(self).compute_mask is not MeasureMethod.compute_mask:
+            pruned: Tensor = super().prune(t, default_mask, importance_scores)
+            return pruned
+        if importance_scores.shape != t.shape:
+            raise ValueError(
+                f"importance_scores should have the tensor's shape {tuple(t.shape)}, got {tuple(importance_scores.shape)}"
+            )
+        default = torch.ones_like(t) if default_mask is None else default_mask
+        return t * self._mask(self._reduce(importance_scores.detach()), default)
+
     @classmethod
     def apply(
         cls, module: nn.Module, name: str, *args: Any, importance_scores: Tensor | None = None, **kwargs: Any
@@ -134,6 +146,7 @@ class MeasureMethod(prune.BasePruningMethod):
                 f"weights that {type(self).__name__} prunes: compute scores with granularity='weight', or prune by "
                 "these with fp.global_prune(model, scores=...)"
             )
+        self._check_axis(scores, target)
         units = len(self.units.rows(target.parameter.detach()))
         value = given = real_tensor(scores, "importance_scores").detach().to(target.parameter.device)
         if value.shape == target.parameter.shape:
@@ -149,6 +162,15 @@ class MeasureMethod(prune.BasePruningMethod):
                 "be told"
             )
         return value
+
+    def _check_axis(self, scores: Tensor, target: Target) -> None:
+        """An error where scores of filters would be taken for those of slices along another axis."""
+        dim = getattr(self.units, "dim", None)
+        if granularity_of(scores) == "filter" and dim is not None and dim % target.theta.dim() != target.output_axis:
+            raise ValueError(
+                f"importance_scores of {target.name!r} are of its filters, the slices along axis {target.output_axis}, "
+                f"and {type(self).__name__} prunes those along dim={dim}: pass dim={target.output_axis}"
+            )
 
     def _way_out(self, reason: str, target: Target | None = None) -> str:
         axis = "" if isinstance(self.units, Weights) or target is None or not target.output_axis else ", dim=1"
