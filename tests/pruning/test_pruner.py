@@ -2,12 +2,14 @@
 
 import copy
 import io
+import pickle
 
 import cases
 import oracles
 import pytest
 import torch
 from cases import CASES
+from torch import nn
 from torch.nn import functional as F
 
 import torch_flowprune as fp
@@ -468,3 +470,17 @@ def test_scores_do_not_outlive_a_shrink():
     pruner.step()
     with pytest.raises(ValueError, match="prunes by scores= of the units that the model has now"):
         fp.shrink(model, x, pruner=pruner)
+
+
+@pytest.mark.parametrize("words", [{}, {"granularity": "channel", "example_inputs": torch.ones(2, 4)}], ids=str)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pruner: pickle.loads(pickle.dumps(pruner))])
+def test_a_pruner_is_copied_and_pickled_with_its_model(copied, words):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2))
+    pruner = fp.Pruner(model, "taylor", 0.5, rounds=2, **words)
+    model(torch.ones(3, 4)).square().sum().backward()
+    pruner.track()
+    other = copied(pruner)
+    assert str(other.step()) == str(pruner.step())
+    assert all(torch.equal(mask, fp.masks(model)[name]) for name, mask in fp.masks(other.model).items())
+    assert other.model is not model

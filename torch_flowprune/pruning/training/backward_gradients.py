@@ -21,6 +21,10 @@ class BackwardGradients:
         self._last: list[tuple[int, int]] = []
         self._held: list[Tensor] = []
 
+    def __reduce__(self) -> tuple[type[BackwardGradients], tuple[()]]:
+        """Addresses tell nothing of a copy's gradients."""
+        return BackwardGradients, ()
+
     def read(self, point: Flow, found: Candidates, *, squares: bool) -> Flow:
         """The flow with g, and with their squares where these are read; zeros where a layer was not used in the batch.
 

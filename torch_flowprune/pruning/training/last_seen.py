@@ -22,6 +22,10 @@ class LastSeen:
         self._versions: list[int] = []
         self._candidates: Candidates | None = None
 
+    def __reduce__(self) -> tuple[type[LastSeen], tuple[()]]:
+        """A copy looks at its own model."""
+        return LastSeen, ()
+
     def of(self, model: nn.Module, look: Callable[[], Candidates]) -> Candidates:
         """Those of the last look, or of a new one."""
         known = parameters_of(model)
