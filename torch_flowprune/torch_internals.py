@@ -1,9 +1,8 @@
 """Every private name of torch that the package uses, once, with what it is for.
 
-A private name may change in any release. All else imports from here, so that there is one file to mend, and a test has
-each of them on the oldest and the newest torch. Not here are the registries of a module (``_parameters``, ``_buffers``,
-``_modules``, ``_forward_pre_hooks``, ``_forward_hooks``) and ``_load_from_state_dict``: private by their looks, and
-what every extension of ``nn.Module`` is written against.
+A private name may change in any release, and a test has each on the oldest and the newest torch. Not here are the
+registries of a module (``_parameters``, ``_buffers``, ``_modules``, ``_forward_pre_hooks``, ``_forward_hooks``) and
+``_load_from_state_dict``: private by their looks, and what every extension of ``nn.Module`` is written against.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_map_only, tree_unfl
 from torch.utils._pytree import tree_leaves as registered_leaves
 
 __all__ = [
-    "FLAT_WEIGHTS", "HARDSIGMOIDS", "HARDSIGMOID_IN_PLACE", "NAMES_OF_WRAPPED", "NO_TORCH_FUNCTION", "SAME_WIDTHS",
-    "AnyBatchNorm", "AnyConvolution", "AnyDropout", "AnyStatisticsNorm", "BelowAutograd", "MemoryWeakRef",
+    "FLAT_WEIGHTS", "HARDSIGMOIDS", "HARDSIGMOID_IN_PLACE", "HOOKS_OF_TENSORS", "NAMES_OF_WRAPPED", "NO_TORCH_FUNCTION",
+    "SAME_WIDTHS", "AnyBatchNorm", "AnyConvolution", "AnyDropout", "AnyStatisticsNorm", "BelowAutograd", "MemoryWeakRef",
     "OperatorMode", "ShardedParameter", "batch_norm_backward", "convolution_backward", "differentiate", "foreach_add_",
     "foreach_addcmul_", "foreach_copy_", "foreach_mul_", "forget_flat_size", "forward_hooks_of_sharding",
-    "fused_weight_norm", "has_hooks", "has_loading_hooks", "in_function_transform", "inside_compiled", "is_compiled",
+    "fused_weight_norm", "has_hooks", "has_loading_hooks", "in_function_transform", "inside_compiled",
     "is_read_as_a_graph", "keep_where_positive", "list_flat_weights", "made_of_operators", "names_of_flat_weights",
     "past_modes", "registered_leaves", "runs_step_hooks", "schema_of", "semi_structured_sizes", "set_tensor_name",
     "sharded_parameters", "storage_key", "tensor_name", "to_copy", "tree_flatten", "tree_map", "tree_map_only",
@@ -38,10 +37,7 @@ __all__ = [
 
 
 class MemoryWeakRef(StorageWeakRef):
-    """Tells whether a tensor's memory is still there, without holding it.
-
-    Of torch's own its compiler may make one without a content, which then complains when it goes.
-    """
+    """Whether a tensor's memory is still there. Torch's compiler may make one empty, which complains when it goes."""
 
     def __init__(self, memory: torch.UntypedStorage) -> None:
         super().__init__(memory)  # type: ignore[no-untyped-call]
@@ -164,13 +160,17 @@ def storage_key(storage: torch.UntypedStorage) -> int:
     return storage._cdata  # type: ignore[no-any-return]
 
 
-# How often a tensor has been written to. The getter itself, as this is asked at every access to a masked weight.
+# How often a tensor has been written to. The getter itself: it is asked for at every access to a masked weight.
 version_of: Callable[[Tensor], int] = Tensor._version.__get__  # type: ignore[attr-defined]
 
 
 def has_hooks(tensor: Tensor) -> bool:
     """Whether somebody waits for the tensor's gradient."""
     return bool(tensor._backward_hooks)
+
+
+# What waits for a tensor's gradient: functions of the gradient, and of the tensor once it holds it.
+HOOKS_OF_TENSORS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 # -- modules ------------------------------------------
@@ -210,11 +210,6 @@ def inside_compiled(model: nn.Module) -> Any:
 def has_loading_hooks(module: nn.Module) -> bool:
     """Whether somebody's functions run before or after the module loads a state."""
     return bool(module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks)
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether calling the module runs compiled code: ``torch.compile(module)``, or ``module.compile()`` in place."""
-    return inside_compiled(module) is not None or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def tensor_name(hook: Any) -> str:

@@ -154,13 +154,27 @@ def test_a_recurrent_layer_lists_its_weights(kind):
     assert getattr(layer, internals.FLAT_WEIGHTS)[names.index("weight_hh_l0")] is layer.weight_hh_l0
 
 
-def test_compiled_code_is_noticed_in_place_too():
-    compiled, in_place = torch.compile(nn.Linear(2, 2), backend="eager"), nn.Linear(2, 2)
-    assert not internals.is_compiled(in_place)
-    in_place.compile(backend="eager")
-    assert internals.is_compiled(compiled)
-    assert internals.is_compiled(in_place)
-    assert not internals.is_compiled(compiled._orig_mod)
+def test_what_a_compiled_model_wraps_is_found():
+    layer = nn.Linear(2, 2)
+    assert internals.inside_compiled(torch.compile(layer, backend="eager")) is layer
+    assert internals.inside_compiled(layer) is None
+
+
+def test_hooks_of_a_tensor_run_for_another_that_has_their_registries():
+    one, other, seen = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2)), []
+    handles = [
+        one.register_hook(lambda gradient: seen.append(gradient.shape)),
+        one.register_post_accumulate_grad_hook(lambda tensor: seen.append(tensor.grad.shape)),
+    ]
+    for kind in internals.HOOKS_OF_TENSORS:
+        assert not getattr(other, kind)
+        setattr(other, kind, getattr(one, kind))
+    other.sum().backward()
+    assert seen == [other.shape] * 2
+    for handle in handles:
+        handle.remove()
+    other.sum().backward()
+    assert len(seen) == 2
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace")

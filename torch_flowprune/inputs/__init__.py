@@ -50,6 +50,8 @@ from torch_flowprune.inputs.guards import (
     randomness,
     same_randomness,
     settle,
+    tensors_kept,
+    uncompiled,
     untouched,
 )
 from torch_flowprune.inputs.leaves import tree_leaves
@@ -205,7 +207,9 @@ __all__ = [
     "summed_outputs",
     "takes",
     "tensors_in",
+    "tensors_kept",
     "tree_leaves",
+    "uncompiled",
     "untouched",
     "unwrapped",
     "users_level",

@@ -22,7 +22,6 @@ from torch.overrides import TorchFunctionMode
 from torch_flowprune.inputs import Target, original, untouched
 from torch_flowprune.masking.carrier import CONVOLUTIONS, masked_kind, standardises
 from torch_flowprune.masking.snapshots import as_it_was
-from torch_flowprune.torch_internals import is_compiled
 
 _TRANSPOSED = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
 _KERNEL_CALLS = (*CONVOLUTIONS, *_TRANSPOSED, functional.linear)
@@ -110,8 +109,8 @@ class _Kernels(TorchFunctionMode):
 
 
 def _is_fixed(module: nn.Module) -> bool:
-    """Whether a module is compiled: it would be compiled anew for a trial, or shows no operator at all."""
-    return is_compiled(module) or isinstance(module, torch.jit.ScriptModule)
+    """Whether a module is scripted, and shows no operator. What ``torch.compile`` made runs as its code in a trial."""
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def _may_be_tried_alone(target: Target) -> bool:

@@ -27,7 +27,7 @@ from torch_flowprune.channels.tracing.module_runs import ModuleRuns
 from torch_flowprune.channels.tracing.nodes import Traced, is_in_place, is_of_whole_constants, operator_name
 from torch_flowprune.channels.tracing.paths import MOST_READ, Answers, Read, Recording, UnrecordableError
 from torch_flowprune.channels.tracing.tellable import FOLDER_OF_OURS, FOLDER_OF_TORCH, SPANNING, is_tellable
-from torch_flowprune.inputs import same_randomness, settle, tree_leaves
+from torch_flowprune.inputs import same_randomness, settle, tree_leaves, uncompiled
 from torch_flowprune.torch_internals import BelowAutograd, MemoryWeakRef, OperatorMode, schema_of, tree_map_only
 
 _READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
@@ -53,6 +53,7 @@ def recorded(
     settle(twin, "train" if training else "eval")
     with (
         same_randomness(twin),
+        uncompiled(),
         torch.no_grad(),
         BelowAutograd(),
     ):  # not inference mode, whose tensors a cache could keep

@@ -1,7 +1,7 @@
 """No trace: what is looked at is left as it was."""
 
 from torch_flowprune.inputs.guards.collector import no_collection
-from torch_flowprune.inputs.guards.copies import copied_model
+from torch_flowprune.inputs.guards.copies import copied_model, tensors_kept
 from torch_flowprune.inputs.guards.state_guard import (
     Restore,
     check_mode,
@@ -11,6 +11,7 @@ from torch_flowprune.inputs.guards.state_guard import (
     randomness,
     same_randomness,
     settle,
+    uncompiled,
     untouched,
 )
 
@@ -25,5 +26,7 @@ __all__ = [
     "randomness",
     "same_randomness",
     "settle",
+    "tensors_kept",
+    "uncompiled",
     "untouched",
 ]

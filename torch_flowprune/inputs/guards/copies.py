@@ -36,7 +36,7 @@ def copied_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
             if type(value) in (dict, OrderedDict) and not value:
                 memo[id(value)] = type(value)()  # a module holds a dozen for hooks, and each is slow to copy deeply
             elif name not in ("_parameters", "_modules"):
-                for tensor in _tensors_kept(value):
+                for tensor in tensors_kept(value):
                     if not tensor.is_leaf and id(tensor) not in memo:
                         memo[id(tensor)] = tensor.detach().clone()
     new = copy.deepcopy(model, memo)
@@ -62,13 +62,14 @@ def _functions_of(module: nn.Module) -> Iterator[tuple[dict[Any, Any], Any, Func
         yield from ((values, name, value) for name, value in list(values.items()) if isinstance(value, FunctionType))
 
 
-def _tensors_kept(value: Any, depth: int = 0) -> Iterator[Tensor]:
+def tensors_kept(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    """The tensors in a value: in containers and in attributes of objects, not those of modules."""
     if isinstance(value, Tensor):
         yield value
     elif depth < _DEEPEST and not isinstance(value, (nn.Module, type, FunctionType, MethodType)):
         held = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple, set)) else ()
         for item in (*held, *getattr(value, "__dict__", {}).values()):
-            yield from _tensors_kept(item, depth + 1)
+            yield from tensors_kept(item, depth + 1)
 
 
 def _rebound(value: Any, others: Mapping[int, nn.Module], depth: int = 0) -> Any:

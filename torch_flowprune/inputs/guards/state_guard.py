@@ -12,7 +12,6 @@ from torch import nn
 
 from torch_flowprune.inputs.guards.beside import modules_beside
 from torch_flowprune.inputs.named_parameters import computes_weight, is_mask
-from torch_flowprune.torch_internals import is_compiled
 
 Restore = Callable[[], None]
 
@@ -52,7 +51,7 @@ def untouched(
         stack.callback(_modes(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_uncompiled(model))
+        stack.enter_context(uncompiled())
         for kind in _autocasting(model):
             stack.enter_context(torch.autocast(kind, enabled=False))
         settle(model, mode)
@@ -68,9 +67,12 @@ def _autocasting(model: nn.Module) -> list[str]:
     return [kind for kind in sorted(kinds) if torch.is_autocast_enabled(kind)]
 
 
-def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
-    """Compiled parts run as their code inside: what a compiler makes of them does not differentiate twice."""
-    if any(is_compiled(module) for module in model.modules()):
+def uncompiled() -> AbstractContextManager[object]:
+    """Compiled parts run as their code inside: what a compiler makes of them neither differentiates twice nor is read.
+
+    Models, their forwards and functions that these call may be compiled; none is where the compiler is not loaded.
+    """
+    if "torch._dynamo" in sys.modules:
         eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
         return eager
     return nullcontext()
