@@ -4,11 +4,13 @@ import copy
 import gc
 import warnings
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import torch_flowprune as fp
 from torch_flowprune.channels.shrinking.saving.architecture import describe, rebuild
@@ -245,6 +247,85 @@ def test_an_optimizer_of_another_model_is_refused():
         fp.shrink(model, X, optimizer=[3])
 
 
+def test_the_names_that_an_optimizer_has_for_parameters_go_with_them():
+    """One name a parameter, also where a branch, and its parameters, are taken out."""
+
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.up, self.down, self.last = (nn.Linear(6, n) for n in (6, 6, 6, 3))
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(x + self.down(self.up(x).relu()))
+
+    model = Branch().double()
+    optimizer = torch.optim.AdamW(model.named_parameters(), lr=0.01)
+    step(model, optimizer)
+    fp.apply_masks(model, {f"down.{name}": torch.zeros_like(p) > 0 for name, p in model.down.named_parameters()})
+    small = fp.shrink(model, X, optimizer=optimizer)
+    assert optimizer.param_groups[0]["param_names"] == [name for name, _ in small.named_parameters()]
+    assert_trains(small, optimizer)
+
+
+def keeping(kind):
+    class Keeping(torch.optim.SGD):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            held = self.param_groups[0]["params"]
+            if kind == "attribute":
+                self.slow = {p: p.detach().clone() for p in held}
+            elif kind == "parameters":
+                self.slow = list(held)
+            elif kind == "option":
+                self.param_groups[0]["slow"] = [p.detach().clone() for p in held]
+
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"] if kind == "state" else ():
+                self.state[p]["slow"] = SimpleNamespace(value=p.detach().clone())
+            return super().step(closure)
+
+    return Keeping
+
+
+@pytest.mark.parametrize("kind", ["attribute", "parameters", "option", "state"])
+def test_what_an_optimizer_keeps_where_no_one_looks_is_refused(kind):
+    """It would go on with the old parameters, or with tensors of their size."""
+    model = half(net())
+    optimizer = keeping(kind)(model.parameters(), lr=0.1)
+    step(model, optimizer)
+    words = "'slow' of '0.weight', and it is unknown" if kind == "state" else "or tensors like them, in 'slow' beside"
+    with pytest.raises(fp.ShrinkError, match=f"Keeping keeps .*{words}"):
+        fp.shrink(model, X, optimizer=optimizer, inplace=True)
+    assert model[0].out_features == 10
+    step(model, optimizer)
+
+
+@pytest.mark.parametrize("way", ["module", "in place", "block", "forward"])
+def test_compiled_models_are_read_as_their_code(way):
+    """A compiler would read what reads the model, for seconds and with warnings."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if way == "module":
+        model = torch.compile(model, backend=backend)
+    elif way == "in place":
+        model.compile(backend=backend)
+    elif way == "block":
+        model[2] = torch.compile(model[2], backend=backend)
+    else:
+        model.forward = torch.compile(model.forward, backend=backend)
+    half(model)
+    small = fp.shrink(model, X, optimizer=optimizer)
+    assert compiled == []
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net().parameters())
+
+
 def test_schedulers_go_on():
     model = half(net())
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -385,6 +466,66 @@ def test_gradients_and_attributes_of_parameters_go_along(inplace):
     assert torch.equal(small[2].weight.start, start)
     assert (small[2].weight.group, small[4].bias.group) == ("slow", "fast")
     assert all(p.grad is not None and p.grad.shape == p.shape for p in small.parameters())
+
+
+@pytest.mark.parametrize("handed", ["in place", "with its optimizer", "a copy"])
+def test_hooks_on_parameters_go_along(handed):
+    model = half(net())
+    optimizer, weight, seen = torch.optim.SGD(model.parameters(), lr=0.1), model[2].weight_orig, []
+    before = weight.register_hook(lambda gradient: seen.append(gradient.shape))
+    after = weight.register_post_accumulate_grad_hook(lambda one: seen.append(one.grad.shape))
+    words = {"in place": {"inplace": True}, "with its optimizer": {"optimizer": optimizer}, "a copy": {}}
+    small = fp.shrink(model, X, **words[handed])
+    F.cross_entropy(small(X), Y).backward()
+    assert seen == [small[2].weight.shape] * 2
+    before.remove()
+    after.remove()
+    F.cross_entropy(small(X), Y).backward()
+    assert len(seen) == (4 if handed == "a copy" else 2), "a handle takes off what it put on, wherever the hook went"
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("by", ["averages", "pruner"])
+def test_averages_go_on_with_the_smaller_model(by, inplace):
+    """As an average of the masked model would have."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    pruner = fp.Pruner(model, "magnitude", 0.5, rounds=2, granularity="channel", example_inputs=X, averages=[average])
+    for _ in range(3):
+        step(model, optimizer)
+        average.update_parameters(model)
+    pruner.step()
+    masked, its_average, its_optimizer = copy.deepcopy((model, average, optimizer))
+    words = {"pruner": {"pruner": pruner}, "averages": {"averages": [average]}}[by]
+    small = fp.shrink(model, X, optimizer=optimizer, inplace=inplace, **words)
+    torch.testing.assert_close(average(X), its_average(X), rtol=1e-9, atol=1e-12)
+    assert [p.shape for p in average.module.parameters()] == [p.shape for p in small.parameters()]
+    for one, its, own in ((small, optimizer, average), (masked, its_optimizer, its_average)):
+        for _ in range(3):
+            step(one, its)
+            own.update_parameters(one)
+    torch.testing.assert_close(average(X), its_average(X), rtol=1e-9, atol=1e-12)
+    if by == "pruner":
+        pruner.step()
+        assert fp.masks(average.module).keys() == fp.masks(small).keys() != set()
+
+
+def test_averages_keep_masks_of_single_weights_and_copies_are_averages_too():
+    model = half(net())
+    average = copy.deepcopy(model)
+    fp.global_prune(model, "magnitude", 0.8)
+    fp.sync_masks(model, average)
+    small = fp.shrink(model, X, averages=[average, average])
+    assert torch.equal(average(X), small(X))
+    assert all(torch.equal(mask, fp.masks(average)[name]) for name, mask in fp.masks(small).items())
+
+
+def test_an_average_of_another_model_is_refused_before_anything_is_changed():
+    model, other = half(net()), nn.Linear(6, 3)
+    with pytest.raises(ValueError, match="expected averages of this model, and found none in Linear"):
+        fp.shrink(model, X, averages=[other], inplace=True)
+    assert model[0].out_features == 10
 
 
 def test_shrinking_without_anything_to_hand_on_says_nothing():

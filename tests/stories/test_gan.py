@@ -87,14 +87,15 @@ def test_a_generator_shrinks_while_its_critic_goes_on(tmp_path):
     noise = [(torch.randn(64, NOISE),) for _ in range(8)]
     closure = lambda made, batch: softplus(-its_critic(made(*batch))).mean()
     fp.global_prune(made, "taylor", 0.5, granularity="channel", data=noise, closure=closure)
-    made = fp.shrink(made, noise[0], optimizer=its_optimizer)
+    made = fp.shrink(made, noise[0], optimizer=its_optimizer, averages=[average])
     # end
     assert sum(p.numel() for p in made.parameters()) < 0.5 * size
     assert all(torch.equal(value, untouched[name]) for name, value in judge.state_dict().items())  # scoring left it
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in judge.parameters())
     assert {id(p) for group in its_optimizer.param_groups for p in group["params"]} == set(map(id, made.parameters()))
     assert all(its_optimizer.state[p]["exp_avg"].shape == p.shape for p in made.parameters())
-    average = averaged(made)
+    assert float(average.n_averaged) == 600
+    assert [p.shape for p in average.module.parameters()] == [p.shape for p in made.parameters()]
 
     # killed in mid-training, resumed from files
     train(made, judge, optimizers, average, 100, source)

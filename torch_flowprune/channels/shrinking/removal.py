@@ -10,8 +10,9 @@ model is left as it was.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,8 +27,8 @@ from torch_flowprune.channels.shrinking.removed_branches import TakenOut, taken_
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, note_cut_buffers, operated
 from torch_flowprune.channels.shrinking.written import written
 from torch_flowprune.channels.tracing import Reading, canonical_names, without_onlookers
-from torch_flowprune.inputs import check_keywords, forget_caches, users_level
-from torch_flowprune.masking import apply_masks, dense_copy, remove, write_zeros
+from torch_flowprune.inputs import check_keywords, forget_caches, uncompiled, users_level
+from torch_flowprune.masking import apply_masks, averaged_model, dense_copy, remove, write_zeros
 
 
 def shrink(
@@ -40,6 +41,7 @@ def shrink(
     kwargs: Mapping[str, Any] | None = None,
     optimizer: Optimizers | None = None,
     pruner: Follower | None = None,
+    averages: Iterable[Any] = (),
     inplace: bool = False,
     graphs: bool = False,
     verify: bool = True,
@@ -49,8 +51,8 @@ def shrink(
 
     A channel is dead if the masks remove all of its unit, or everything that reads it; a residual branch, if they
     remove what makes it add anything: its modules are then taken out, and the others keep their names. Masks of single
-    weights and of filters are cut to size and carried over. So are gradients, attributes that you put on parameters,
-    and the state of ``optimizer`` and ``pruner``.
+    weights and of filters are cut to size and carried over. So are gradients, attributes and hooks that you put on
+    parameters, and the state of ``optimizer`` and ``pruner``.
 
     Args:
         model: the pruned model; left as it was unless ``inplace``.
@@ -63,6 +65,8 @@ def shrink(
         optimizer: one or several, which continue with the smaller parameters: their state (momentum) is cut too,
             schedulers and scalers keep working, and :func:`~torch_flowprune.keep_zeros` stays in force.
         pruner: a :class:`~torch_flowprune.Pruner` of this model, which continues with the smaller one.
+        averages: averages of the model (EMA, SWA), as :func:`~torch_flowprune.sync_masks` takes them, and those of
+            ``pruner``: made smaller in place, so that they continue with the smaller model.
         inplace: change this model instead of a copy.
         graphs: if a module's code cannot be adapted to the new sizes, replace the module by its exported graph, which
             supports only calls like the example, and says so. Without ``graphs``, or with ``inplace``, this is an
@@ -77,7 +81,8 @@ def shrink(
     Raises:
         ShrinkError: if no smaller model computes what the masked one does, or if an optimizer's state cannot be cut.
             Nothing is changed.
-        ValueError: if a coupling does not fit the model, or if an optimizer or a pruner belongs to another model.
+        ValueError: if a coupling does not fit the model, or if an optimizer, a pruner or an average belongs to another
+            model.
 
     Warns:
         UserWarning: if dead channels stay, masked, because a module's code does not take fewer; if trainable parameters
@@ -97,11 +102,79 @@ def shrink(
     """
     check_keywords(shrink, unknown)
     check_whole(model)
+    followers = _averaged(model, averages, pruner)
     dense, own_masks = dense_copy(model)
     names = canonical_names(dense)
     given = {names[name]: mask.bool() for name, mask in {**own_masks, **(masks or {})}.items()}
     write_zeros(dense, given)
     args, keywords = arguments_of(dense, example_inputs, kwargs)
+    with uncompiled():
+        found = _found(dense, given, (args, keywords), reading, coupling, graphs and not (inplace or followers), verify)
+    small, left = found.small, found.left()
+    if inplace or followers:
+        _check_can_be_in_place(found.dense, small)
+    if left and not found.surgery.keep and not found.taken.standings:
+        _warn_nothing_goes(left)
+    apply_masks(small, {name: mask for name, mask in left.items() if name in dict(small.named_parameters())})
+    handover = Handover.planned(model, found.taken.surgery(found.surgery), optimizer, pruner)
+    for one in followers:
+        state_sizes(found.operated_on(one), args, keywords, rescale=False)
+    if inplace:
+        handover.warn_left_behind()
+        small = found.operated_on(model)
+    note_cut_buffers(found.dense, small)
+    handover.to(small)
+    state_sizes(small, args, keywords, rescale=optimizer is None and pruner is None)
+    return small
+
+
+def _averaged(model: nn.Module, averages: Iterable[Any], pruner: Follower | None) -> list[nn.Module]:
+    """The copies of the model that averages hold, each once."""
+    given = [*averages, *([] if pruner is None else pruner.averages)]
+    return list(dict.fromkeys(averaged_model(model, one) for one in given))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What there is to do, tried on a copy.
+
+    Attributes:
+        dense: the copy, without the branches that are taken out.
+        small: what became of it.
+        taken, surgery: what was done.
+        masks: of the parameters that are still there, before they are cut.
+    """
+
+    dense: nn.Module
+    small: nn.Module
+    taken: TakenOut
+    surgery: Surgery
+    masks: Mapping[str, Tensor]
+
+    def left(self) -> dict[str, Tensor]:
+        return self.surgery.left_of(self.masks)
+
+    def operated_on(self, model: nn.Module) -> nn.Module:
+        """A model like the copy, the user's own or an average of it, made smaller in place."""
+        whole = self.taken.of(remove(model))
+        write_zeros(whole, self.masks)
+        small = written(operated(whole, self.surgery), self.surgery)
+        forget_caches(small)
+        apply_masks(small, self.left())
+        return small
+
+
+def _found(
+    dense: nn.Module,
+    given: Mapping[str, Tensor],
+    call: tuple[tuple[Any, ...], Mapping[str, Any]],
+    reading: Reading | None,
+    coupling: Coupling | None,
+    graphs: bool,
+    verify: bool,
+) -> _Found:
+    """What masks leave of a model, whose zeros it has."""
+    args, keywords = call
     quiet = without_onlookers(dense, args, keywords)
     read, masked = reading or reading_of(quiet, args, keywords), bool(given)
     taken = taken_out(quiet, read, given, args, keywords, verify)
@@ -118,21 +191,8 @@ def shrink(
         more = surgery_of_read(dense, reading, coupling, given, taken.staying)
         surgeries = [surgery] if more is None else [more, surgery]
     benches = [Bench(dense, quiet, reading, one, args, keywords, given) for one in surgeries]
-    small, surgery = _smaller(benches, graphs and not inplace, verify, coupling, taken.staying)
-    if inplace:
-        _check_can_be_in_place(dense, small)
-    left = surgery.left_of(given)
-    if left and not surgery.keep and not taken.standings:
-        _warn_nothing_goes(left)
-    apply_masks(small, {name: mask for name, mask in left.items() if name in dict(small.named_parameters())})
-    handover = Handover.planned(model, taken.surgery(surgery), optimizer, pruner)
-    if inplace:
-        handover.warn_left_behind()
-        small = _operated_in_place(model, taken, surgery, given)
-    note_cut_buffers(dense, small)
-    handover.to(small)
-    state_sizes(small, args, keywords, rescale=optimizer is None and pruner is None)
-    return small
+    small, surgery = _smaller(benches, graphs, verify, coupling, taken.staying)
+    return _Found(dense, small, taken, surgery, given)
 
 
 def _smaller(
@@ -158,18 +218,8 @@ def _check_can_be_in_place(dense: nn.Module, small: nn.Module) -> None:
     if type(small) is not type(dense):
         raise ShrinkError(
             f"a {type(dense).__name__} is a {type(small).__name__} once it is smaller, which cannot be done in place: "
-            "take what shrink returns without inplace"
+            "take what shrink returns without inplace, and shrink averages by themselves"
         )
-
-
-def _operated_in_place(model: nn.Module, taken: TakenOut, surgery: Surgery, masks: Mapping[str, Tensor]) -> nn.Module:
-    """The user's own model made smaller, once a copy has shown that it can be."""
-    whole = taken.of(remove(model))
-    write_zeros(whole, masks)
-    small = written(operated(whole, surgery), surgery)
-    forget_caches(small)
-    apply_masks(small, surgery.left_of(masks))
-    return small
 
 
 def _warn_nothing_goes(left: Mapping[str, Tensor]) -> None:

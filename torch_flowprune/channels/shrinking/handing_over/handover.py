@@ -16,11 +16,11 @@ from weakref import WeakSet
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torch_flowprune.channels.shrinking.handing_over.optimizer_state import cut_state
+from torch_flowprune.channels.shrinking.handing_over.optimizer_state import check_nothing_beside, cut_state
 from torch_flowprune.channels.shrinking.surgery import Surgery
 from torch_flowprune.inputs import parameters_of, unwrapped
 from torch_flowprune.masking import held_by, holders
-from torch_flowprune.torch_internals import forget_flat_size
+from torch_flowprune.torch_internals import HOOKS_OF_TENSORS, forget_flat_size
 
 Optimizers: TypeAlias = Optimizer | Iterable[Optimizer]
 
@@ -33,7 +33,9 @@ def is_left_behind(model: nn.Module) -> bool:
 
 
 class Follower(Protocol):
-    """What goes on with the smaller model, such as a :class:`~torch_flowprune.Pruner`."""
+    """What goes on with the smaller model, and averages of it, such as a :class:`~torch_flowprune.Pruner`."""
+
+    averages: list[Any]
 
     def following(self, model: nn.Module, surgery: Surgery) -> Callable[[nn.Module], None]:
         """An error if it cannot; else the function to call with the smaller model. Nothing is changed yet."""
@@ -80,6 +82,8 @@ class Handover:
             for name, parameter in before.items()
             if parameter in one.state
         }
+        for one in optimizers:
+            check_nothing_beside(one, names, surgery)
         go_on = None if pruner is None else pruner.following(unwrapped(model), surgery)
         if optimizers:
             _warn_untrained(before, optimizers)
@@ -101,6 +105,7 @@ class Handover:
         for name, old in self.before.items():
             if name in after and after[name] is not old:
                 self._mark(name, old, after[name])
+                _wait_on(old, after[name], shared=bool(self.optimizers) or small is self.model)
         for optimizer in self.optimizers:
             self._train(optimizer, after, small)
         if self.go_on is not None:
@@ -130,6 +135,9 @@ class Handover:
                     yield after[names[parameter]]
 
         for group in optimizer.param_groups:
+            if "param_names" in group:
+                told = zip(group["param_names"], group["params"], strict=True)
+                group["param_names"][:] = [name for name, one in told if any(True for _ in heirs([one]))]
             group["params"][:] = heirs(group["params"])
         for parameter in [one for one in optimizer.state if one in names]:
             optimizer.state.pop(parameter)
@@ -140,6 +148,13 @@ class Handover:
         for memory in held_by(optimizer, unwrapped(self.model)):
             cut = {name: self.surgery.cut(name, mask) for name, mask in memory.latest.items() if name in after}
             memory.follow(unwrapped(small), cut)
+
+
+def _wait_on(old: nn.Parameter, new: nn.Parameter, *, shared: bool) -> None:
+    """Hooks wait for the gradient of the new parameter. Where the old one trains no more, handles take off both."""
+    for kind in HOOKS_OF_TENSORS:
+        if hooks := getattr(old, kind):
+            setattr(new, kind, hooks if shared else hooks.copy())
 
 
 def _listed(optimizer: Optimizers) -> list[Optimizer]:

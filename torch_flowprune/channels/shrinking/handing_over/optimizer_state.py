@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery
-from torch_flowprune.inputs import tree_leaves
+from torch_flowprune.inputs import tensors_kept
 from torch_flowprune.torch_internals import tree_map_only
+
+_OWN = ("state", "param_groups", "params", "param_names")
+"""What is handed on by itself."""
 
 _Way: TypeAlias = "tuple[Tensor | None, ...]"
 """For each axis of a tensor of the state, which positions stay; None: all."""
@@ -44,11 +47,41 @@ def cut_state(
     return smaller
 
 
+def check_nothing_beside(optimizer: Optimizer, names: Mapping[nn.Parameter, str], surgery: Surgery) -> None:
+    """An error where an optimizer keeps parameters, or tensors like those that are cut, outside its state.
+
+    Raises:
+        ShrinkError: naming what keeps them.
+    """
+    lists = [group["params"] for group in optimizer.param_groups]
+    held = {**vars(optimizer), **{key: value for group in optimizer.param_groups for key, value in group.items()}}
+    cut = {parameter.shape for parameter, name in names.items() if name in surgery.keep}
+
+    def is_theirs(one: Tensor) -> bool:
+        return (isinstance(one, nn.Parameter) and one in names) or (one.numel() > 1 and one.shape in cut)
+
+    if unclear := [
+        key
+        for key, value in held.items()
+        if key not in _OWN and not any(value is one for one in lists) and any(map(is_theirs, _kept_in(value)))
+    ]:
+        raise ShrinkError(
+            f"{type(optimizer).__name__} keeps parameters of this model, or tensors like them, in "
+            f"{', '.join(map(repr, unclear))} beside its state, which is all that shrink hands on: leave optimizer= "
+            "out, and make a new one for the smaller model"
+        )
+
+
+def _kept_in(value: Any) -> Iterator[Tensor]:
+    """Tensors in a value, and those that a mapping is by."""
+    if not isinstance(value, Optimizer):
+        yield from tensors_kept([list(value), value] if isinstance(value, Mapping) else value)
+
+
 def _cut_state(value: Any, parameter: nn.Parameter, name: str, surgery: Surgery) -> Any:
     """A value of the state after the cut; NotImplemented where it is not clear what goes."""
     if not isinstance(value, Tensor):
-        held = any(isinstance(leaf, Tensor) and leaf.numel() > 1 for leaf in tree_leaves(value))
-        return NotImplemented if held else value
+        return NotImplemented if any(one.numel() > 1 for one in tensors_kept(value)) else value
     if value.shape == parameter.shape:
         return surgery.cut(name, value)
     if value.numel() <= 1:
