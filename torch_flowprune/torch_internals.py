@@ -23,14 +23,14 @@ from torch.utils._pytree import tree_leaves as registered_leaves
 
 __all__ = [
     "FLAT_WEIGHTS", "HARDSIGMOIDS", "HARDSIGMOID_IN_PLACE", "HOOKS_OF_TENSORS", "NAMES_OF_WRAPPED", "NO_TORCH_FUNCTION",
-    "SAME_WIDTHS", "AnyBatchNorm", "AnyConvolution", "AnyDropout", "AnyStatisticsNorm", "BelowAutograd", "MemoryWeakRef",
-    "OperatorMode", "ShardedParameter", "batch_norm_backward", "convolution_backward", "differentiate", "foreach_add_",
-    "foreach_addcmul_", "foreach_copy_", "foreach_mul_", "forget_flat_size", "forward_hooks_of_sharding",
-    "fused_weight_norm", "has_hooks", "has_loading_hooks", "in_function_transform", "inside_compiled",
-    "is_read_as_a_graph", "keep_where_positive", "list_flat_weights", "made_of_operators", "names_of_flat_weights",
-    "past_modes", "registered_leaves", "runs_step_hooks", "schema_of", "semi_structured_sizes", "set_tensor_name",
-    "sharded_parameters", "storage_key", "tensor_name", "to_copy", "tree_flatten", "tree_map", "tree_map_only",
-    "tree_unflatten", "unsafe_view", "version_of",
+    "SAME_WIDTHS", "AnyBatchNorm", "AnyConvolution", "AnyDropout", "AnyStatisticsNorm", "BelowAutograd",
+    "MemoryWeakRef", "OperatorMode", "ShardedParameter", "batch_norm_backward", "convolution_backward",
+    "differentiate", "foreach_add_", "foreach_addcmul_", "foreach_copy_", "foreach_mul_", "forget_flat_size",
+    "forward_hooks_of_sharding", "fused_weight_norm", "has_hooks", "has_loading_hooks", "in_function_transform",
+    "inside_compiled", "is_read_as_a_graph", "keep_where_positive", "list_flat_weights", "made_of_operators",
+    "names_of_flat_weights", "past_modes", "registered_leaves", "runs_step_hooks", "schema_of",
+    "semi_structured_sizes", "set_tensor_name", "sharded_parameters", "storage_key", "tensor_name", "to_copy",
+    "tree_flatten", "tree_map", "tree_map_only", "tree_unflatten", "unsafe_view", "version_of",
 ]  # fmt: skip
 
 # -- operators, as they run ------------------------------------------

