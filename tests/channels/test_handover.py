@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import torch_flowprune as fp
 from torch_flowprune.channels.shrinking.saving.architecture import describe, rebuild
+from torch_flowprune.inputs import unwrapped
 
 X = torch.randn(32, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.arange(32) % 3
@@ -27,6 +28,13 @@ def net(bias=True):
     return nn.Sequential(
         nn.Linear(6, 10, bias), nn.Tanh(), nn.Linear(10, 12, bias), nn.Tanh(), nn.Linear(12, 3, bias)
     ).double()
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 def half(model):
@@ -509,6 +517,68 @@ def test_averages_go_on_with_the_smaller_model(by, inplace):
     if by == "pruner":
         pruner.step()
         assert fp.masks(average.module).keys() == fp.masks(small).keys() != set()
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, compiled, lambda m: compiled(nn.DataParallel(m)), lambda m: nn.DataParallel(compiled(m))],
+    ids=["DataParallel", "compiled", "compiled DataParallel", "DataParallel compiled"],
+)
+def test_all_of_it_goes_on_inside_of_wrappers(wrap, inplace):
+    """As it does without: optimizers, pruners, averages and held zeros know the parameters inside."""
+    ends = []
+    for outside in (lambda model: model, wrap):
+        inside = net()
+        model, average = outside(inside), copy.deepcopy(inside)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        words = {"granularity": "channel", "allocation": "layer", "example_inputs": X, "averages": [average]}
+        pruner = fp.Pruner(model, "taylor", 0.5, rounds=2, **words)
+        step(inside, optimizer)
+        pruner.track()
+        pruner.step()
+        fp.global_prune(model, "magnitude", 0.6)
+        fp.sync_masks(model, average)
+        fp.keep_zeros(model, optimizer)
+        small = fp.shrink(model, X, optimizer=optimizer, pruner=pruner, inplace=inplace)
+        assert (small is model) is inplace
+        assert type(small) is type(model) and pruner.model is small
+        inside = unwrapped(small)
+        step(inside, optimizer)
+        pruner.track()
+        report = pruner.step()
+        ends.append((inside(X), average(X), str(report), fp.masks(small)))
+    (output, averaged, told, masks), (its_output, its_averaged, its_told, its_masks) = ends
+    assert torch.equal(output, its_output) and torch.equal(averaged, its_averaged) and told == its_told
+    assert masks.keys() == its_masks.keys() and all(torch.equal(m, its_masks[name]) for name, m in masks.items())
+
+
+def test_a_model_under_ddp_is_shrunk_but_not_in_place(one_rank):
+    model = nn.parallel.DistributedDataParallel(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    step(model, optimizer)
+    half(model)
+    with pytest.raises(fp.ShrinkError, match="DistributedDataParallel exchanges the gradients of the parameters that"):
+        fp.shrink(model, X, optimizer=optimizer, inplace=True)
+    small = fp.shrink(model, X, optimizer=optimizer)
+    assert type(small) is type(model)
+    for _ in range(2):  # the second forward waits for the gradients of all parameters of the first
+        step(small, optimizer)
+    assert small.module[0].out_features == 5
+
+
+def test_masks_given_by_a_wrappers_names_and_masks_that_do_not_fit():
+    model = half(net())
+    masks = {f"module.{name}": mask for name, mask in fp.masks(model).items()}
+    assert fp.shrink(fp.remove(model), X, masks=masks)[0].out_features == 5
+    with pytest.raises(ValueError, match="this model has no parameter '7.weight'"):
+        fp.shrink(model, X, masks={"7.weight": torch.ones(3) > 0})
+    with pytest.raises(ValueError, match=r"the mask of '0.weight' should have shape \(10, 6\), got \(6,\)"):
+        fp.shrink(model, X, masks={"0.weight": torch.ones(6) > 0})
 
 
 def test_averages_keep_masks_of_single_weights_and_copies_are_averages_too():

@@ -9,6 +9,7 @@ model is left as it was.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -27,7 +28,15 @@ from torch_flowprune.channels.shrinking.removed_branches import TakenOut, taken_
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, note_cut_buffers, operated
 from torch_flowprune.channels.shrinking.written import written
 from torch_flowprune.channels.tracing import Reading, canonical_names, without_onlookers
-from torch_flowprune.inputs import check_keywords, forget_caches, uncompiled, users_level
+from torch_flowprune.inputs import (
+    check_keywords,
+    forget_caches,
+    own_names,
+    parameters_of,
+    uncompiled,
+    unwrapped,
+    users_level,
+)
 from torch_flowprune.masking import apply_masks, averaged_model, dense_copy, remove, write_zeros
 
 
@@ -102,10 +111,14 @@ def shrink(
     """
     check_keywords(shrink, unknown)
     check_whole(model)
-    followers = _averaged(model, averages, pruner)
-    dense, own_masks = dense_copy(model)
-    names = canonical_names(dense)
-    given = {names[name]: mask.bool() for name, mask in {**own_masks, **(masks or {})}.items()}
+    if inplace and any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+        raise ShrinkError(
+            "DistributedDataParallel exchanges the gradients of the parameters that it was made with, and a smaller one "
+            "is made anew: take what shrink returns without inplace"
+        )
+    followers, inner = _averaged(model, averages, pruner), unwrapped(model)
+    dense, own_masks = dense_copy(inner)
+    given = _by_canonical_name(dense, {**own_masks, **(masks or {})})
     write_zeros(dense, given)
     args, keywords = arguments_of(dense, example_inputs, kwargs)
     with uncompiled():
@@ -121,11 +134,23 @@ def shrink(
         state_sizes(found.operated_on(one), args, keywords, rescale=False)
     if inplace:
         handover.warn_left_behind()
-        small = found.operated_on(model)
+        small = found.operated_on(inner)
     note_cut_buffers(found.dense, small)
-    handover.to(small)
     state_sizes(small, args, keywords, rescale=optimizer is None and pruner is None)
-    return small
+    whole = small if inner is model else model if inplace else copy.deepcopy(model, {id(inner): small})
+    handover.to(whole)
+    return whole
+
+
+def _by_canonical_name(dense: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks by the first name of each parameter, whichever of its names, or of a wrapper's for it, they have."""
+    names, known = canonical_names(dense), parameters_of(dense)
+    for given, name in own_names(known, masks).items():
+        if name not in known:
+            raise ValueError(f"this model has no parameter {given!r}")
+        if (shape := tuple(known[name].parameter.shape)) != tuple(masks[given].shape):
+            raise ValueError(f"the mask of {name!r} should have shape {shape}, got {tuple(masks[given].shape)}")
+    return {names[name]: masks[given].bool() for given, name in own_names(known, masks).items()}
 
 
 def _averaged(model: nn.Module, averages: Iterable[Any], pruner: Follower | None) -> list[nn.Module]:
@@ -161,6 +186,7 @@ class _Found:
         small = written(operated(whole, self.surgery), self.surgery)
         forget_caches(small)
         apply_masks(small, self.left())
+        note_cut_buffers(self.dense, small)
         return small
 
 
