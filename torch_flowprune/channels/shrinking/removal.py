@@ -113,8 +113,8 @@ def shrink(
     check_whole(model)
     if inplace and any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
         raise ShrinkError(
-            "DistributedDataParallel exchanges the gradients of the parameters that it was made with, and a smaller one "
-            "is made anew: take what shrink returns without inplace"
+            "DistributedDataParallel exchanges the gradients of the parameters that it was made with, and a smaller "
+            "one is made anew: take what shrink returns without inplace"
         )
     followers, inner = _averaged(model, averages, pruner), unwrapped(model)
     dense, own_masks = dense_copy(inner)
@@ -136,7 +136,7 @@ def shrink(
         handover.warn_left_behind()
         small = found.operated_on(inner)
     note_cut_buffers(found.dense, small)
-    state_sizes(small, args, keywords, rescale=optimizer is None and pruner is None)
+    state_sizes(small, args, keywords, rescale=optimizer is None and pruner is None and not followers)
     whole = small if inner is model else model if inplace else copy.deepcopy(model, {id(inner): small})
     handover.to(whole)
     return whole
