@@ -71,7 +71,7 @@ class Handover:
             ShrinkError: for an optimizer's state that cannot be cut.
             ValueError: for an optimizer, or a pruner, of another model.
         """
-        before = _named(model)
+        before = _parameters_inside(model)
         optimizers = [] if optimizer is None else list(_with_inner(_listed(optimizer)))
         names = {parameter: name for name, parameter in before.items()}
         for one in optimizers:
@@ -101,7 +101,7 @@ class Handover:
 
     def to(self, small: nn.Module) -> None:
         """The smaller model takes over."""
-        after = _named(small)
+        after = _parameters_inside(small)
         for name, old in self.before.items():
             if name in after and after[name] is not old:
                 self._mark(name, old, after[name])
@@ -156,7 +156,7 @@ def _wait_on(old: nn.Parameter, new: nn.Parameter, *, shared: bool) -> None:
             setattr(new, kind, hooks if shared else hooks.copy())
 
 
-def _named(model: nn.Module) -> dict[str, nn.Parameter]:
+def _parameters_inside(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: target.parameter for name, target in parameters_of(unwrapped(model)).items()}
 
 
