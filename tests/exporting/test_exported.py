@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 
 import pytest
 import torch
@@ -100,6 +101,43 @@ def test_keywords_and_several_inputs(tmp_path):
     assert fp.export(model, example, tmp_path / "out.pt2").difference <= 1e-6
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_language_model_is_exported_without_its_cache(kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+        "t5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1},
+    }
+    config = {"gpt2": transformers.GPT2Config, "t5": transformers.T5Config}[kind](vocab_size=64, **sizes[kind])
+    model = {"gpt2": transformers.GPT2LMHeadModel, "t5": transformers.T5ForConditionalGeneration}[kind](config).eval()
+    ids = torch.randint(3, 64, (2, 7))
+    batch = {"input_ids": ids, **({"decoder_input_ids": ids} if kind == "t5" else {})}
+    fp.global_prune(model, "magnitude", 0.5)
+    assert fp.export(model, batch, tmp_path / "model.pt2").difference == 0
+    assert model.config.use_cache
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    assert torch.equal(program(**batch).logits, model(**batch).logits)  # called as the model is
+
+
+class Decoder(nn.Module):
+    """Knows the keyword, and has no config."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x, use_cache=True):
+        y = self.layer(x)
+        return (y, object()) if use_cache else (y,)
+
+
+def test_a_cache_without_a_config_is_left_out_too(tmp_path):
+    model = Decoder()
+    fp.global_prune(model, "magnitude", 0.5)
+    assert fp.export(model, torch.ones(2, 8), tmp_path / "model.pt2").difference == 0
+
+
 # --- safetensors ------------------------------------------------------------------------------------------------------
 
 
@@ -113,7 +151,7 @@ def test_masks_come_back_as_they_were(granularity, tmp_path):
         model, "random", None if ":" in granularity else 0.5, granularity=granularity, example_inputs=X,
         exclude="0.weight" if ":" in granularity else None, generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    fp.save_pruned(model, tmp_path / "a.safetensors", note="mine")
+    fp.save_pruned(model, tmp_path / "a.safetensors", facts={"note": "mine"})
     again = fp.load_pruned(net(), tmp_path / "a.safetensors")
     assert fp.masks(model).keys() == fp.masks(again).keys()
     assert all(torch.equal(mask, fp.masks(again)[name]) for name, mask in fp.masks(model).items())
@@ -166,10 +204,61 @@ def test_kept_values_of_a_shrunk_model_and_of_one_that_is_not(granularity, tmp_p
     assert torch.equal(again(X), model.eval()(X))
 
 
+MISTAKES = {
+    "a mistyped word": (lambda m, p: fp.save_pruned(m, p, kept_onyl=True), TypeError, "did you mean kept_only=?"),
+    "another order": (
+        lambda m, p: fp.save_pruned(p, m),
+        TypeError,
+        "path should be the path of a file, got Sequential",
+    ),
+    "no model": (lambda m, p: fp.save_pruned(m.state_dict(), p), TypeError, "expected a torch.nn.Module"),
+    "no folder": (lambda m, p: fp.save_pruned(m, p / "no" / "a"), FileNotFoundError, "make it first"),
+    "facts": (lambda m, p: fp.save_pruned(m, p, facts={"a": X}), TypeError, "facts should be plain values by name, wh"),
+    "facts in a list": (
+        lambda m, p: fp.save_pruned(m, p, facts=[1]),
+        TypeError,
+        "facts should be plain values by name",
+    ),
+    "load, another order": (lambda m, p: fp.load_pruned(p, m), TypeError, "expected a torch.nn.Module"),
+    "load, no file": (lambda m, p: fp.load_pruned(m, p), FileNotFoundError, "there is no such file"),
+    "load, a folder": (lambda m, p: fp.load_pruned(m, p.parent), FileNotFoundError, "there is no such file"),
+    "load, torch's": (
+        lambda m, p: fp.load_pruned(m, torch_file(p)),
+        ValueError,
+        "fp.load_state_dict take what torch.s",
+    ),
+    "export, another order": (
+        lambda m, p: fp.export(m, p, X),
+        TypeError,
+        "path should be the path of a file, got Tensor",
+    ),
+    "export, other inputs": (lambda m, p: fp.export(m, X[:, :2], f"{p}.pt2"), RuntimeError, "to have 3 channels"),
+    "export, tolerance": (lambda m, p: fp.export(m, X, f"{p}.pt2", tolerance="a"), ValueError, "tolerance should be a"),
+}
+
+
+def torch_file(path):
+    torch.save(net().state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_are_answered_with_what_was_meant(case, tmp_path):
+    call, kind, text = MISTAKES[case]
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(kind, match=re.escape(text)):
+        call(net(), path)
+    assert path.exists() is (case == "load, torch's")
+
+
+def test_a_module_without_parameters_is_exported(tmp_path):
+    assert fp.export(nn.Identity(), X, tmp_path / "a.pt2").difference == 0
+
+
 def test_the_same_model_gives_the_same_bytes(tmp_path):
     sums = set()
     for number in range(12):
-        fp.save_pruned(pruned(), tmp_path / f"{number}.safetensors", method="magnitude")
+        fp.save_pruned(pruned(), tmp_path / f"{number}.safetensors", facts={"method": "magnitude"})
         sums.add(hashlib.sha256((tmp_path / f"{number}.safetensors").read_bytes()).hexdigest())
     assert len(sums) == 1
 

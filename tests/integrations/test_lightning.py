@@ -181,6 +181,22 @@ def test_blocks_go_at_the_end(tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
+        ({"every_n_epoch": 2}, "FlowPruning does not take every_n_epoch=: did you mean every_n_epochs="),
+        ({"min_kept": 2}, "FlowPruning does not take min_kept=: did you mean min_keep="),
+        ({"sparsity": 50}, "for 50 percent write 0.5"),
+        ({"granularity": "chanel"}, "did you mean 'channel'"),
+        ({"rounds": 0}, "rounds should be a whole number of at least 1"),
+        ({"normalize": "maen"}, "normalize should be"),
+    ],
+)
+def test_mistakes_are_told_before_there_is_a_model(words, text):
+    with pytest.raises((ValueError, TypeError), match=text):
+        FlowPruning(**{"sparsity": 0.5, **words})
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
         ({"at_end": "drop"}, "at_end should be one of keep, remove, shrink"),
         ({"every_n_epochs": 0}, "every_n_epochs should be"),
         ({"at_end": "shrink"}, "should be with granularity='channel' or granularity='block'"),

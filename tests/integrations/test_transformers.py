@@ -281,13 +281,24 @@ def test_a_moved_checkpoint(tmp_path):
         ({"at_end": "delete"}, "at_end should be one of keep, remove, shrink"),
         ({"at_end": "shrink"}, r"give granularity='channel' \(or 'block'\) and example_inputs="),
         ({"method": "grasp"}, "reads Hg, which training does not compute"),
+        ({"every_n_step": 2}, "FlowPruningCallback does not take every_n_step=: did you mean every_n_steps="),
+        ({"sparsity": 50}, "for 50 percent write 0.5"),
+        ({"granularity": "chanel"}, "did you mean 'channel'"),
     ],
 )
 def test_words_that_do_not_go_together(words, text):
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises((ValueError, TypeError), match=text):
         FlowPruningCallback(**{"sparsity": 0.5, **words})
 
 
 def test_more_rounds_than_training_holds(tmp_path):
     with pytest.raises(ValueError, match="9 rounds of 5 steps should fit into training, which has 20"):
         trainer(tmp_path, [FlowPruningCallback("magnitude", 0.5, rounds=9, every_n_steps=5)]).train()
+
+
+def test_a_model_of_another_library_is_refused(tmp_path):
+    with pytest.raises(
+        TypeError, match="model should be one of transformers, got Linear: fp.save_pruned writes any other"
+    ):
+        save_pretrained(nn.Linear(2, 2), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()

@@ -71,7 +71,7 @@ def _write(model: nn.Module, report: fp.Report, chosen: argparse.Namespace) -> l
             "granularity": report.granularity,
             "sparsity": report.sparsity,
         }
-        written = fp.save_pruned(shrunk or model, chosen.out, **facts)
+        written = fp.save_pruned(shrunk or model, chosen.out, facts=facts)
         anywhere = shrunk is None and not written.masks_apart
         lines.append(f"{chosen.out} written: load it with {_loading(chosen, anywhere=anywhere)}")
     if chosen.onnx:

@@ -18,7 +18,17 @@ from typing_extensions import Never
 
 from torch_flowprune.channels import shrink as without_dead_channels
 from torch_flowprune.exporting.formats import FORMATS, Material, Runs
-from torch_flowprune.inputs import arguments, check_keywords, example_of, is_mask, untouched, unwrapped
+from torch_flowprune.inputs import (
+    arguments,
+    as_path,
+    check_folder,
+    check_keywords,
+    example_of,
+    is_mask,
+    untouched,
+    unwrapped,
+    without_cache,
+)
 from torch_flowprune.masking import export_ready
 
 _CALLS = 5
@@ -96,7 +106,9 @@ def export(
         Size, time and difference.
 
     Raises:
+        TypeError: for what is no model or no path, or an unknown keyword.
         ValueError: for an unknown suffix, or if the file that was read back computes something else.
+        FileNotFoundError: if the folder of the path does not exist.
         ShrinkError: if no smaller model can be made, or written.
         ImportError: if a package is missing.
 
@@ -109,13 +121,18 @@ def export(
     ('safetensors', 0.0)
     """
     check_keywords(export, unknown)
-    file, inner = Path(path), unwrapped(model)
+    file, inner = Path(as_path(path)), unwrapped(model)
     kind = format_of(file)
-    args, kwargs = arguments(inner, example_of(None, example_inputs, next(inner.parameters()).device))
+    _check_tolerance(tolerance)
+    device = next((one.device for one in inner.parameters()), torch.device("cpu"))
+    args, kwargs = arguments(inner, example_of(None, example_inputs, device))
     with untouched(inner):
         plain = _maskless(inner, example_inputs, shrink).eval()
-        material = Material(inner, plain, shrink, args, kwargs, dynamic_shapes)
+        cacheless = without_cache(inner, args)
+        told = {} if _says_no_cache(plain) else cacheless
+        material = Material(inner, plain, shrink, args, {**told, **kwargs}, dynamic_shapes, cacheless)
         before = material.run(inner)
+        before()  # inputs that the model does not take end in its own error, before an exporter's
         after, difference = _proven(kind, material, file, before, tolerance)
         seconds = [None if run is None else _seconds(run) for run in (before, after)]
     return Exported(
@@ -130,6 +147,19 @@ def export(
     )
 
 
+def _says_no_cache(plain: nn.Module) -> bool:
+    """Whether the copy's config keeps it from handing out its keys and values; a call of the file need not say so."""
+    configs = [one for module in plain.modules() if hasattr(one := getattr(module, "config", None), "use_cache")]
+    for config in configs:
+        vars(config)["use_cache"] = False
+    return bool(configs)
+
+
+def _check_tolerance(tolerance: Any) -> None:
+    if tolerance is not None and (not (isinstance(tolerance, int | float) and tolerance >= 0)):
+        raise ValueError(f"tolerance should be a fraction of the largest output, such as 1e-3, got {tolerance!r}")
+
+
 def format_of(path: Path) -> Any:
     """The kind of file that a path asks for.
 
@@ -139,8 +169,7 @@ def format_of(path: Path) -> Any:
     """
     if path.suffix not in FORMATS:
         raise ValueError(f"{path}: expected a file name that ends in {', '.join(FORMATS)}, got {path.suffix!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
+    check_folder(path)
     return FORMATS[path.suffix]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,7 +21,12 @@ Runs: TypeAlias = Callable[[], Sequence[Any]]
 
 @dataclass(frozen=True)
 class Material:
-    """What there is to write: the model as it was given, the plain one made of it, and a call of either."""
+    """What there is to write: the model as it was given, the plain one made of it, and a call of either.
+
+    Attributes:
+        cacheless: what keeps the models from handing out a cache, which no exporter knows; the plain one, where its
+            config can say so, needs not be told in each call.
+    """
 
     model: nn.Module
     plain: nn.Module
@@ -29,13 +34,20 @@ class Material:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     dynamic_shapes: Any
+    cacheless: dict[str, Any] = field(default_factory=dict)
 
-    def run(self, model: Callable[..., Any]) -> Runs:
+    def run(self, model: nn.Module) -> Runs:
         """A call of this model with the example inputs, without gradients."""
+        return self._run(model, {**self.cacheless, **self.kwargs})
 
+    def run_written(self, program: Callable[..., Any]) -> Runs:
+        """The same of what was written."""
+        return self._run(program, self.kwargs)
+
+    def _run(self, model: Callable[..., Any], kwargs: Mapping[str, Any]) -> Runs:
         def once() -> Sequence[Any]:
             with torch.no_grad():
-                return tree_leaves(model(*self.args, **self.kwargs))
+                return tree_leaves(model(*self.args, **kwargs))
 
         return once
 
@@ -93,7 +105,7 @@ class ProgramFile:
 
     @staticmethod
     def read(material: Material, path: Path) -> Runs | None:
-        return material.run(torch.export.load(path).module())
+        return material.run_written(torch.export.load(path).module())
 
 
 class WeightsFile:

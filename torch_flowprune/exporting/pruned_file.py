@@ -7,6 +7,7 @@ masked model. The metadata say which of the zeros are masked, and what the model
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -14,9 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Never
 
 from torch_flowprune.channels import canonical_names, made_like, own_description
 from torch_flowprune.inputs import (
+    check_folder,
+    check_keywords,
     has_words,
     is_mask,
     mask_of,
@@ -24,6 +28,7 @@ from torch_flowprune.inputs import (
     plain_name,
     plain_tensors,
     read_tensors,
+    unwrapped,
     with_names_of_state,
     write_tensors,
 )
@@ -57,13 +62,13 @@ class PrunedFile:
         return any(is_mask(name, self.tensors) for name in self.tensors)
 
     @classmethod
-    def of(cls, model: nn.Module, **facts: Any) -> PrunedFile:
+    def of(cls, model: nn.Module, facts: Mapping[str, Any] | None = None) -> PrunedFile:
         """Of a pruned model, masked or shrunk.
 
         Where zeros in a weight would not do what its mask does (standardised kernels), masks are tensors of the file,
         and a loader that does not know them refuses it.
         """
-        source = with_names_of_state(model)
+        source = with_names_of_state(unwrapped(model))
         said = own_description(source)
         try:
             dense, found = dense_copy(source)
@@ -78,7 +83,7 @@ class PrunedFile:
         buffers = dict(dense.named_buffers())
         tensors = _on_host({**state, **{name: buffers[name] for name in said["beside"]}})
         tied = [name for name, first in canonical_names(dense).items() if name != first and name in tensors]
-        return cls(tensors, {name: mask.cpu() for name, mask in found.items()}, said, facts, tied)
+        return cls(tensors, {name: mask.cpu() for name, mask in found.items()}, said, dict(facts or {}), tied)
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> PrunedFile:
@@ -112,7 +117,7 @@ class PrunedFile:
         """The model with these weights, masks and sizes; see :func:`load_pruned`."""
         if self.architecture is None:
             return load_state_dict(model, self.tensors)
-        inner = with_names_of_state(model)
+        inner = with_names_of_state(unwrapped(model))
         values = {plain_name(k, self.tensors): v for k, v in self.tensors.items() if not is_mask(k, self.tensors)}
         made = made_like(inner, values, self.architecture, self.path)
         beside = self.architecture["beside"]
@@ -128,7 +133,14 @@ class PrunedFile:
         return model if made is inner else made
 
 
-def save_pruned(model: nn.Module, path: str | PathLike[str], *, kept_only: bool = False, **facts: Any) -> PrunedFile:
+def save_pruned(
+    model: nn.Module,
+    path: str | PathLike[str],
+    *,
+    kept_only: bool = False,
+    facts: Mapping[str, Any] | None = None,
+    **unknown: Never,
+) -> PrunedFile:
     """Write a pruned model, masked or shrunk, to one safetensors file, which :func:`load_pruned` reads.
 
     The file has the unpruned model's names, with zeros where weights are masked. So the unpruned model's own loader
@@ -145,14 +157,17 @@ def save_pruned(model: nn.Module, path: str | PathLike[str], *, kept_only: bool 
         path: the file.
         kept_only: leave out the zeros under masks, and all names but the first of a tied tensor. (Masks that cannot be
             made permanent, of standardised kernels, are always written beside whole weights.)
-        facts: plain values to keep in the metadata.
+        facts: plain values to keep in the metadata, by name.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Returns:
         What was written.
 
     Raises:
         ShrinkError: for a shrunk model with exported graphs in it, which no constructor makes.
+        TypeError: for what is no model, facts that JSON does not take, or an unknown keyword.
         ValueError: if the state dict holds a value that is not a tensor.
+        FileNotFoundError: if the folder of the path does not exist.
         ImportError: without safetensors, an extra.
 
     See Also:
@@ -168,7 +183,10 @@ def save_pruned(model: nn.Module, path: str | PathLike[str], *, kept_only: bool 
     >>> list(written.tensors), int(fp.masks(again)["weight"].sum())
     (['weight', 'bias'], 4)
     """
-    made = PrunedFile.of(model, **facts)
+    check_keywords(save_pruned, unknown)
+    check_folder(path)
+    _check_facts(facts)
+    made = PrunedFile.of(model, facts)
     made.write(path, kept_only=kept_only)
     return made
 
@@ -185,7 +203,9 @@ def load_pruned(model: nn.Module, path: str | PathLike[str]) -> nn.Module:
         The model.
 
     Raises:
+        TypeError: for what is no model, or no path.
         ValueError: if the file is damaged or of another model; nothing is loaded then.
+        FileNotFoundError: if there is no such file.
         ImportError: without safetensors, an extra.
 
     >>> import tempfile, torch, torch_flowprune as fp
@@ -198,7 +218,17 @@ def load_pruned(model: nn.Module, path: str | PathLike[str]) -> nn.Module:
     ...     load_pruned(dense, f"{folder}/small.safetensors")[0]
     Linear(in_features=3, out_features=4, bias=True)
     """
+    unwrapped(model)
     return PrunedFile.read(path).load_into(model)
+
+
+def _check_facts(facts: Any) -> None:
+    if facts is not None and not isinstance(facts, Mapping):
+        raise TypeError(f"facts should be plain values by name, got {facts!r}")
+    try:
+        json.dumps(facts)
+    except TypeError as error:
+        raise TypeError(f"facts should be plain values by name, which JSON takes: {error}") from error
 
 
 def _on_host(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

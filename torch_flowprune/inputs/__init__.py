@@ -107,7 +107,14 @@ from torch_flowprune.inputs.shards import (
     shards_of,
     whole,
 )
-from torch_flowprune.inputs.tensor_files import has_words, plain_tensors, read_tensors, write_tensors
+from torch_flowprune.inputs.tensor_files import (
+    as_path,
+    check_folder,
+    has_words,
+    plain_tensors,
+    read_tensors,
+    write_tensors,
+)
 
 __all__ = [
     "Batch",
@@ -131,12 +138,14 @@ __all__ = [
     "arguments",
     "as_batches",
     "as_one",
+    "as_path",
     "as_shard_of",
     "box_of",
     "box_under",
     "call",
     "check_batch_dim",
     "check_batch_size",
+    "check_folder",
     "check_keywords",
     "check_mode",
     "check_options",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
@@ -57,6 +58,29 @@ def read_tensors(path: str | PathLike[str], what: str, writer: str) -> tuple[dic
     return tensors, about
 
 
+def check_folder(path: str | PathLike[str]) -> None:
+    """An error where a path cannot be written to.
+
+    Raises:
+        TypeError: for what is no path.
+        FileNotFoundError: where its folder is not there.
+    """
+    folder = Path(as_path(path)).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {folder}; make it first")
+
+
+def as_path(path: Any) -> str:
+    """What names a file.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if not isinstance(path, (str, PathLike)):
+        raise TypeError(f"path should be the path of a file, got {type(path).__name__}")
+    return os.fspath(path)
+
+
 def has_words(path: str | PathLike[str]) -> bool:
     """Whether a file says of its tensors what :func:`write_tensors` writes.
 
@@ -80,11 +104,16 @@ def plain_tensors(path: str | PathLike[str]) -> dict[str, Tensor]:
 @contextmanager
 def _opened(path: str | PathLike[str]) -> Iterator[Any]:
     library = _safetensors()
+    if not Path(as_path(path)).is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
     try:
         with library.safe_open(path, "pt") as file:
             yield file
     except library.SafetensorError as error:
-        raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
+        raise ValueError(
+            f"{path} is damaged, or no safetensors file ({error}); torch.load and fp.load_state_dict take what "
+            "torch.save wrote"
+        ) from error
 
 
 def _sort_metadata(path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 import torch_flowprune as fp
+from torch_flowprune.pruning import check_callback_words
 from torch_flowprune.scoring import SHRINKABLE, measure_lookup
 
 _ENDINGS = ("keep", "remove", "shrink")
@@ -46,7 +47,7 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
             ``loss``, ...).
 
     Raises:
-        ValueError, TypeError: for bad arguments; those of the pruner are raised when training begins.
+        ValueError, TypeError: for bad arguments; what depends on the model is checked when training begins.
 
     >>> callback = FlowPruning("loss_preservation", sparsity=0.8, rounds=4, every_n_epochs=5)
     """
@@ -85,6 +86,7 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
         self.sweeps = data is not None and bool(needs & (_KEPT_GRADIENTS | _BEYOND))
         self.asked = {"method": method, "sparsity": sparsity, "amount": amount, "rounds": rounds}
         self.options = {"granularity": granularity, **options}
+        check_callback_words(FlowPruning, {**{k: v for k, v in self.asked.items() if k != "method"}, **self.options})
         self.pruner: fp.Pruner | None = None
         self.reports: list[fp.Report] = []
         self._saved: Mapping[str, Any] | None = None

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, TrainerCallback
+from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 
 from torch_flowprune.channels import is_as_built, shrink, state_sizes
 from torch_flowprune.exporting import load_pruned, save_pruned
 from torch_flowprune.inputs import copied_model, parameters_of, read_tensors
 from torch_flowprune.masking import MASKS_FILE, apply_masks, masks, remove, set_mask
-from torch_flowprune.pruning import Pruner, Report
+from torch_flowprune.pruning import Pruner, Report, check_callback_words
 from torch_flowprune.scoring import SHRINKABLE, Measure, measure_lookup
 
 _WEIGHTS, _PRUNER = "model.safetensors", "flowprune_pruner.pt"
@@ -41,7 +41,12 @@ def save_pretrained(model: Any, save_directory: str | Path, **options: Any) -> N
 
     Raises:
         ShrinkError: if a module was replaced by its exported graph.
+        TypeError: for a model of another library.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(
+            f"model should be one of transformers, got {type(model).__name__}: fp.save_pruned writes any other"
+        )
     written = _as_config_says(model)
     if written is not None:
         written.save_pretrained(save_directory, **options)
@@ -111,8 +116,9 @@ class FlowPruningCallback(TrainerCallback):  # type: ignore[misc]  # transformer
         pruner: the pruner, after training has begun.
 
     Raises:
-        ValueError: for keywords that exclude each other; when training begins, for more rounds than fit in its steps;
-            on resuming, for a checkpoint without the state of a pruner.
+        TypeError: for a keyword that neither the callback nor the pruner takes; the message names the nearest.
+        ValueError: for bad arguments; when training begins, for more rounds than fit in its steps; on resuming, for a
+            checkpoint without the state of a pruner.
 
     >>> callback = FlowPruningCallback("taylor", 0.5, rounds=5, every_n_steps=100)
     """
@@ -131,6 +137,7 @@ class FlowPruningCallback(TrainerCallback):  # type: ignore[misc]  # transformer
         **options: Any,
     ) -> None:
         _check_callback(every_n_steps, every_n_epochs, at_end, options)
+        check_callback_words(FlowPruningCallback, {"sparsity": sparsity, "rounds": rounds, **options})
         needs = set(measure_lookup.needs(measure_lookup.resolve(method)))
         if data is None and "Hg" in needs:
             raise ValueError(

@@ -25,7 +25,7 @@ from torch_flowprune.pruning.reports import (
     warn_of_ties,
 )
 from torch_flowprune.pruning.route import prune_to
-from torch_flowprune.pruning.training import Pruner
+from torch_flowprune.pruning.training import Pruner, check_callback_words
 
 __all__ = [
     "FoldedConstants",
@@ -40,6 +40,7 @@ __all__ = [
     "Spent",
     "TiedScoresWarning",
     "blank_figure",
+    "check_callback_words",
     "fold_constants",
     "global_prune",
     "methods",

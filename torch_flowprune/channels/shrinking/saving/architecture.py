@@ -55,6 +55,7 @@ def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
     _check_same_modules(dense, small)
     tensors, loaded = dict(named_tensors(dense)), small.state_dict().keys()
     new = {name: tensor for name, tensor in named_tensors(small) if tensor.shape != tensors[name].shape}
+    _check_smaller(tensors, new)
     before, attributes = sizes_by_module(dense), sizes_by_module(small)
     changed = {path: differing(before.get(path, {}), values) for path, values in attributes.items()}
     beside = {name: tensor for name, tensor in new.items() if not {name, original(name)} & loaded}
@@ -172,6 +173,11 @@ def _check_same_modules(dense: nn.Module, small: nn.Module) -> None:
                 f"the smaller model has a {type(module).__name__} at {path!r}, and the dense one "
                 f"{known[path][1] if path in known else 'nothing'}: describe a model beside the one it was shrunk from"
             )
+
+
+def _check_smaller(dense: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> None:
+    if larger := [name for name, tensor in small.items() if not _is_shape(list(tensor.shape), dense[name])]:
+        raise ShrinkError(f"{', '.join(larger[:5])} should be smaller in the second model: describe(dense, small)")
 
 
 def _class_of(module: nn.Module) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from torch import nn
 from torch_flowprune.channels.shrinking.graphs import ExportedModule
 from torch_flowprune.channels.shrinking.own_code import edits_of, lines_of
 from torch_flowprune.channels.shrinking.removed_branches import StandIn
+from torch_flowprune.inputs import unwrapped
 
 
 def replaced_modules(model: nn.Module) -> dict[str, list[str]]:
@@ -26,7 +27,7 @@ def replaced_modules(model: nn.Module) -> dict[str, list[str]]:
     >>> replaced_modules(fp.shrink(net, x))
     {}
     """
-    found = {path: _said_of_module(module) for path, module in model.named_modules()}
+    found = {path: _said_of_module(module) for path, module in unwrapped(model).named_modules()}
     return {path: said for path, said in found.items() if said}
 
 
