@@ -9,7 +9,7 @@ from typing import Any
 from torch_flowprune.inputs import check_options, from_options
 from torch_flowprune.pruning.training.pruner import Pruner, PrunerOptions
 from torch_flowprune.pruning.training.rounds import Rounds
-from torch_flowprune.scoring import PrunableUnits, parse_granularity
+from torch_flowprune.scoring import SHRINKABLE, PrunableUnits, parse_granularity
 from torch_flowprune.selection import Allocation
 
 _GOALS = ("sparsity", "amount", "rounds", "schedule")
@@ -33,7 +33,7 @@ def check_callback_words(callback: type, words: Mapping[str, Any]) -> None:
         if _has_a_name(one)
     ]
     check_options(callback.__name__, words, [*dict.fromkeys(known), *PrunerOptions.__annotations__])
-    if isinstance(granularity := words.get("granularity"), str):
+    if (granularity := words.get("granularity")) not in (None, *SHRINKABLE):
         parse_granularity(granularity)
     from_options(PrunableUnits, words)
     from_options(Allocation, words)
