@@ -21,8 +21,9 @@ from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
 from torch_flowprune.channels.rules.table import RULES
 from torch_flowprune.channels.shrinking.removal import shrink
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
+from torch_flowprune.channels.tracing.exported_program import program_of
 from torch_flowprune.channels.tracing.label_propagation import required_by
-from torch_flowprune.channels.tracing.labelled_graph import program_of, read
+from torch_flowprune.channels.tracing.labelled_graph import read
 from torch_flowprune.channels.tracing.nodes import operator_name
 
 

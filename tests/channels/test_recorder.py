@@ -27,7 +27,8 @@ from torch.distributions import Categorical
 import torch_flowprune as fp
 from torch_flowprune.channels.coupling import couple, coupling_of
 from torch_flowprune.channels.rules.table import RULES
-from torch_flowprune.channels.tracing.labelled_graph import program_of, read, trace, twin
+from torch_flowprune.channels.tracing.exported_program import program_of, twin
+from torch_flowprune.channels.tracing.labelled_graph import read, trace
 from torch_flowprune.channels.tracing.nodes import module_path, operator_name
 from torch_flowprune.channels.tracing.onlookers import without_onlookers
 from torch_flowprune.channels.tracing.paths import UnrecordableError
@@ -615,3 +616,30 @@ def test_whole_numbers_that_the_model_holds_are_read_without_end() -> None:
     flagged.stride = flagged.stride.to(torch.uint8)  # bytes may be flags, which change
     with pytest.raises(UnrecordableError, match="reads more than 64 numbers"):
         recorded(twin(flagged), (x,), {}, False)
+
+
+class Looking(nn.Module):
+    """Has layers, and code after them that looks at every value, as a detector's does at its boxes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 40)), nn.Linear(40, 2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        kept = [row[: max(int(value), 1)] for row in self.body(x) for value in row]
+        return [self.head(nn.functional.pad(row, (0, 40 - len(row)))) for row in kept]
+
+
+def test_what_torch_says_of_an_export_is_not_for_the_user(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UnrecordableError, match="numbers off tensors.* a part of it, the backbone say, can be read"):
+        couple(Looking(), torch.randn(2, 3))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_part_is_read_where_the_model_is_not() -> None:
+    model, x = Looking(), torch.randn(2, 3)
+    fp.global_prune(model.body, "magnitude", 0.5, granularity="channel", example_inputs=x)
+    masked = model(x)
+    model.body = fp.shrink(model.body, x)
+    assert model.body[0].out_features == 4
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(masked, model(x), strict=True))

@@ -1,7 +1,8 @@
 """A model's operators as a graph whose tensor axes are labelled."""
 
+from torch_flowprune.channels.tracing.exported_program import program_of, twin
 from torch_flowprune.channels.tracing.label_propagation import Walk, flat
-from torch_flowprune.channels.tracing.labelled_graph import Reading, canonical_names, program_of, read, relabelled, twin
+from torch_flowprune.channels.tracing.labelled_graph import Reading, canonical_names, read, relabelled
 from torch_flowprune.channels.tracing.labels import Block, Value
 from torch_flowprune.channels.tracing.nodes import (
     ModuleCall,

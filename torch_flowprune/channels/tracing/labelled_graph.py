@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
+from torch_flowprune.channels.tracing.exported_program import program_of, twin
 from torch_flowprune.channels.tracing.label_propagation import Rule, Site, Walk
 from torch_flowprune.channels.tracing.labels import Axes, Solution, Value
 from torch_flowprune.channels.tracing.nodes import Traced, is_in_place
 from torch_flowprune.channels.tracing.paths import UnrecordableError, paths_of
 from torch_flowprune.channels.tracing.recorder import no_tensors_in, recorded
-from torch_flowprune.inputs import copied_model, on_host, same_randomness
+from torch_flowprune.inputs import on_host, same_randomness
 from torch_flowprune.torch_internals import tree_map_only
 
 _ROUNDS = 10  # walks with different choices; the deepest nesting of choices seen in timm needed 4
+
+_A_PART = "a part of it, the backbone say, can be read, pruned and shrunk by itself, on inputs of its own"
 
 
 @dataclass
@@ -52,16 +52,6 @@ class Reading:
     unused: tuple[str, ...]
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """A copy of the modules that shares parameters and constants.
-
-    What tracing writes (caches, running statistics) the model never sees.
-    """
-    shared = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-    shared += model.parameters()
-    return copied_model(model, {id(t): t for t in shared})
-
-
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> list[Traced]:
     """Recorded, path by path; what cannot be recorded, ``torch.export`` may know how to read.
 
@@ -86,7 +76,7 @@ def _said_of(
     if opaque := re.search(r"Found <class '(?:\w+\.)*(\w+)'> in output", str(error)):
         return no_tensors_in(opaque[1])
     if isinstance(why, UnrecordableError):
-        return f"the channels cannot be read off this model: {why}"
+        return f"the channels cannot be read off this model: {why}; {_A_PART}"
     try:
         copied = twin(model).eval()
         with same_randomness(copied), torch.no_grad():
@@ -95,40 +85,6 @@ def _said_of(
         line = next(iter(str(own).splitlines()), "")
         return f"the model does not run on the example inputs: {type(own).__name__}: {line}"
     return f"the channels cannot be read off this model: its code fails when it is watched: {type(why).__name__}: {why}"
-
-
-def program_of(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool | None, sizes: Any = None
-) -> Traced:
-    """As ``torch.export`` gives it. training: None for the model as it is. sizes: dynamic shapes, as it takes them."""
-    copied = twin(model) if training is None else twin(model).train(training)
-    with torch.random.fork_rng(), warnings.catch_warnings(), _without_stack_traces():
-        warnings.simplefilter(
-            "ignore"
-        )  # export warns of caches that modules fill while traced; the twin is thrown away
-        program = torch.export.export(copied, args, dict(kwargs), dynamic_shapes=sizes, strict=False)
-    nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
-    kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer"}
-    sources = {
-        nodes[s.arg.name]: (kinds[s.kind], str(s.target))
-        for s in program.graph_signature.input_specs
-        if s.kind in kinds
-    }
-    return Traced(program.graph, sources, program)
-
-
-@contextmanager
-def _without_stack_traces() -> Iterator[None]:
-    """Nobody reads the source line of an operator here, and finding it takes a tenth of an export."""
-    config, name = getattr(torch.fx, "config", None), "do_not_emit_stack_traces"
-    before = getattr(config, name, None)  # older versions of torch have no such setting
-    try:
-        if before is not None:
-            setattr(config, name, True)
-        yield
-    finally:
-        if before is not None:
-            setattr(config, name, before)
 
 
 def read(

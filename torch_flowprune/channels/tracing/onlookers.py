@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.channels.tracing.labelled_graph import twin
+from torch_flowprune.channels.tracing.exported_program import twin
 from torch_flowprune.inputs import copied_model, same_randomness, settle, tree_leaves
 from torch_flowprune.torch_internals import tree_map_only, version_of
 
