@@ -252,3 +252,18 @@ def test_a_recurrent_layer_with_a_computed_weight(norm: Callable[..., nn.Module]
     small = fp.shrink(model, x)
     assert small.lstm.hidden_size == 4
     assert torch.allclose(small(x), model(x), atol=1e-6)
+
+
+def test_columns_that_norms_are_taken_over_keep_a_channel() -> None:
+    """It reads zero once its length and its bias are zero, but the columns that read it still count in norms."""
+    wrap = parametrizations.weight_norm
+    model, x = nn.Sequential(wrap(nn.Linear(4, 6)), nn.ReLU(), wrap(nn.Linear(6, 3))), torch.randn(2, 4)
+    length, direction = "0.parametrizations.weight.original0", "2.parametrizations.weight.original1"
+    kept = torch.tensor([False, True, True, False, True, True])
+    fp.apply_masks(model, {length: kept[:, None], "0.bias": kept})
+    with pytest.warns(UserWarning, match="no channel is dead"):
+        fp.shrink(model, x)
+    fp.apply_masks(model, {direction: kept.expand(3, 6)})
+    small = fp.shrink(model, x)
+    assert small[0].out_features == 4
+    assert torch.allclose(small(x), model(x), atol=1e-6)
