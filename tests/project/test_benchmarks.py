@@ -110,6 +110,7 @@ def test_the_pages_made_from_a_result_say_what_it_says(monkeypatch):
     keys = [*(row["key"] for row in found["results"]), *(key.strip() for key in missing)]
     assert load("benchmarks.models.families").page(found["environment"], found["results"], keys) == text
     assert load("benchmarks.cost.latency").report(kept("cost/latency.json")) in page("docs/guide/structured.md")
+    assert load("benchmarks.cost.depth").report(kept("cost/depth.json")) in page("docs/guide/structured.md")
     assert load("benchmarks.cost.targets").report(kept("cost/targets.json")) in page("docs/guide/allocation.md")
     assert load("benchmarks.carriers.__main__").report(kept("cost/carriers.json")) in page("docs/explanation/host.md")
     assert load("benchmarks.growth.__main__").report(kept("growth/growth.json")) in page("docs/results/growth.md")
@@ -287,6 +288,17 @@ def test_latency_quick_measures_speed_and_memory_before_and_after(tmp_path):
     assert all(small["seconds"][kind]["runs"] == 3 for kind in ("dense", "masked", "shrunk"))
     assert min(small["memory"][kind]["peak"] for kind in ("dense", "shrunk")) > 0
     assert "| small | 27% | 26% |" in done.stdout
+
+
+def test_depth_quick_leaves_out_blocks_and_as_many_parameters_in_channels(capsys):
+    found = importlib.import_module("benchmarks.cost.depth").main(["--quick"])
+    (small,) = found["models"].values()
+    branch, rest = 16 * 24 + 24 + 24 * 16 + 16, 9 * 16 + 17 * 4
+    blocks = [small[kind]["parameters"] for kind in ("dense", "25% of the blocks", "50% of the blocks")]
+    assert blocks == [rest + 4 * branch, rest + 3 * branch, rest + 2 * branch]
+    for share, whole in zip(("25%", "50%"), blocks[1:], strict=True):
+        assert 0.9 * whole <= small[f"{share}: channels"]["parameters"] <= whole
+    assert "| small | 50%: as many parameters in channels | 51% |" in capsys.readouterr().out
 
 
 def test_targets_quick_holds_what_was_foretold_against_the_shrunk_model(tmp_path):
