@@ -1,6 +1,6 @@
 """
 How sparsity is distributed over layers
-======================================
+=======================================
 
 Half of the channels of a network can be taken in many ways. ``normalize=``, ``allocation=`` and ``max_sparsity=`` say
 which layers give up how much. Here a ResNet-18 with random weights; on a trained one, ask for the accuracy too (see

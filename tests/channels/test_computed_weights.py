@@ -267,3 +267,26 @@ def test_columns_that_norms_are_taken_over_keep_a_channel() -> None:
     small = fp.shrink(model, x)
     assert small[0].out_features == 4
     assert torch.allclose(small(x), model(x), atol=1e-6)
+
+
+class Generator(nn.Module):
+    """Says its widths in its code, so that the smaller model is held to learn as the masked one does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = parametrizations.weight_norm(nn.Linear(4, 8 * 9))
+        self.up = parametrizations.weight_norm(nn.ConvTranspose2d(8, 6, 4, 2, 1))
+        self.last = parametrizations.weight_norm(nn.ConvTranspose2d(6, 3, 4, 2, 1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = torch.relu(self.first(z)).view(-1, 8, 3, 3)
+        return torch.tanh(self.last(torch.relu(self.up(x))))
+
+
+def test_directions_that_go_are_no_zeros_in_the_proof() -> None:
+    torch.manual_seed(0)
+    model, z = Generator(), torch.randn(3, 4)
+    fp.global_prune(model, "magnitude", 0.4, granularity="channel", example_inputs=z)
+    small = fp.shrink(model, z)
+    assert small.up.in_channels < 8
+    assert torch.allclose(small(z[:1]), model(z[:1]), atol=1e-6)
