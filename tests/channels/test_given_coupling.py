@@ -139,3 +139,15 @@ def test_a_coupling_that_was_read_is_the_same_and_saved_alike():
     before = coupling.to_dict()
     fp.global_prune(model, "magnitude", 0.5, granularity="channel", coupling=coupling)
     assert coupling.to_dict() == before
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_a_coupling_of_a_wrapped_model_is_that_of_the_model(wrap):
+    model = net()
+    coupling = fp.couple(wrap(model), X)
+    assert [group.name for group in coupling.groups] == [group.name for group in fp.couple(model, X).groups]
+    wrapped = wrap(model)
+    fp.global_prune(wrapped, "magnitude", 0.5, granularity="channel", coupling=coupling)
+    small = fp.shrink(wrapped, X, coupling=coupling)
+    assert type(small) is type(wrapped)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())

@@ -229,6 +229,9 @@ def test_row_6_17_zero_sized():
     fp.l1_unstructured(nn.Linear(0, 4), "weight", 0.5)
     with pytest.raises(ValueError, match="expected 0 to 0"):
         fp.l1_unstructured(nn.Linear(0, 4), "weight", 1)
+    model = nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 4))
+    assert [layer.name for layer in fp.global_prune(model, "l1", 0.25, granularity="filter").layers] == ["1.weight"]
+    assert fp.global_prune(model, "l1", 0.5, granularity="filter").pruned == 2
 
 
 def test_row_6_18_meta():

@@ -23,7 +23,15 @@ from torch_flowprune.channels.counting import costs_of
 from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
 from torch_flowprune.channels.rules import RULES, SPATIAL
 from torch_flowprune.channels.tracing import Block, Reading, read, relabelled, without_onlookers
-from torch_flowprune.inputs import arguments, check_keywords, on_host, parameters_of, shards_of, without_cache
+from torch_flowprune.inputs import (
+    arguments,
+    check_keywords,
+    on_host,
+    parameters_of,
+    shards_of,
+    unwrapped,
+    without_cache,
+)
 from torch_flowprune.masking import dense_copy
 from torch_flowprune.torch_internals import tree_map_only
 
@@ -88,7 +96,8 @@ def reading_of(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] 
 
 
 def _without_masks(model: nn.Module) -> nn.Module:
-    """The model itself where nothing is pruned, else a copy."""
+    """The model inside of wrappers where nothing is pruned, else a copy: names are those that masks have."""
+    model = unwrapped(model)
     pruned = any(target.mask is not None for target in parameters_of(model).values())
     return dense_copy(model)[0] if pruned else model
 

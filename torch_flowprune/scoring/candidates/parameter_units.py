@@ -130,7 +130,7 @@ def parameter_candidates(
         units = units_of(check_can_mask(target, target.name, shards=made is not None, factors=False))
         if isinstance(units, Blocks) and not units.fits(target.parameter.shape):
             left_out.append(target.name)
-        else:
+        elif target.parameter.numel() or isinstance(units, Weights):  # slices without a weight are no units
             candidates[target.name] = ParameterUnits(target, units) if made is None else made(target, units)
     if left_out:
         _report_left_out(left_out, granularity, required=parameters is not None or not candidates)
