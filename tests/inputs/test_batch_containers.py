@@ -205,6 +205,43 @@ def test_inputs_of_layers_and_synflow_on_nested_tensors(layout):
     assert fp.global_prune(model, "wanda", 0.4, data=data).sparsity == pytest.approx(0.4)
 
 
+class Keeping(dict):
+    """As a TensorDict: its tensors keep to its batch size, and it is indexed as they are."""
+
+    batch_size = torch.Size([])
+
+    def __init__(self, values, batch_size):
+        super().__init__()
+        self.batch_size = torch.Size(batch_size)
+        self.update(values)
+
+    def update(self, values):
+        if any(value.shape[: len(self.batch_size)] != self.batch_size for value in values.values()):
+            raise RuntimeError("batch dimension mismatch")
+        super().update(values)
+
+    def __copy__(self):
+        return Keeping(dict(self), self.batch_size)
+
+    def __getitem__(self, key):
+        if isinstance(key, str):
+            return super().__getitem__(key)
+        values = {name: value[key] for name, value in self.items()}
+        return Keeping(values, next(iter(values.values())).shape[:1])
+
+
+@pytest.mark.parametrize("words", [{}, {"max_samples": 5}], ids=str)
+def test_samples_of_mappings_that_keep_to_a_batch_size(words):
+    model, end = mlp(), words.get("max_samples", 6)
+    data = [Keeping({"x": X[a:b], "y": Y[a:b]}, (b - a,)) for a, b in ((0, 4), (4, 6))]
+    closure = lambda model, batch: F.cross_entropy(model(batch["x"]), batch["y"])
+    found = fp.flow(model, data, closure=closure, needs=("g", "Hg", "g2_sample"), **words)
+    expected = fp.flow(model, (X[:end], Y[:end]), needs=("g", "Hg", "g2_sample"))
+    assert found.samples == end
+    for kind in ("g", "Hg", "g2_sample"):
+        oracles.assert_named_close(getattr(found, kind), getattr(expected, kind))
+
+
 def test_a_sorted_packed_sequence_stays_one_when_it_is_cut():
     net = nn.RNN(4, 3).double()
     packed = pack_sequence([X[:3], X[:2], X[:1]])

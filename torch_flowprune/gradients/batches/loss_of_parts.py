@@ -31,7 +31,8 @@ class Additivity:
     """
 
     def __init__(self, derivatives: Derivatives, ranks: Ranks) -> None:
-        self.derivatives, self.ranks, self.over = derivatives, ranks, False
+        self.derivatives, self.ranks = derivatives, ranks
+        self.over = not derivatives.runs_alone or derivatives.mode != "eval"
 
     def watched(self, batches: Iterable[SizedBatch]) -> Iterator[SizedBatch]:
         """The batches, on a first sweep alone with a look at some of them: at the 2nd, the 4th, the 8th and so on.
@@ -39,18 +40,19 @@ class Additivity:
         A few of its samples are joined with some of the first batch. Classes may come one after the other, and among
         samples that weigh alike no weights are seen.
         """
-        skipped = self.over or not self.derivatives.runs_alone or self.derivatives.mode != "eval"
-        seen, first, self.over = skipped, None, True
+        first: SizedBatch | None = None
         for number, (batch, size) in enumerate(batches, 1):
-            if not seen and (first is None or not number & (number - 1)):
+            if not self.over and not number & (number - 1):
                 few = self._few(batch, size)
-                looked_at = [one for one in (first, few) if one is not None]
                 if few is None or not self.derivatives.weights.are_supposed(batch, size):
-                    seen = True
-                elif first is not None or not self.ranks.alone:
-                    seen = self._told(looked_at)
+                    self.over = True
+                elif first is not None:
+                    self.over = self._told([first, few])
+                elif not self.ranks.alone:
+                    self.over = self._told([few])
                 first = first or few
             yield batch, size
+        self.over = True
 
     def _few(self, batch: Batch, size: int) -> SizedBatch | None:
         """None of a batch that cannot be cut."""
@@ -105,7 +107,8 @@ def _difference(
     with untouched(derivatives.model, mode=derivatives.mode):
         (value, *numbers), tolerance = _numbers(derivatives, [whole, *(piece for piece, _ in counted)])
         mean = sum(number * weight for number, weight in zip(numbers, weights, strict=True)) / sum(weights)
-        if abs(value - mean) <= tolerance * max(_CANCELLED, *map(abs, (value, *numbers))):
+        close = abs(value - mean) <= tolerance * max(_CANCELLED, *map(abs, (value, *numbers)))
+        if close or not abs(value) < float("inf"):  # which is said where the sums are taken
             return None
         return None if draws(derivatives, *whole) else (value, mean)
 

@@ -99,7 +99,8 @@ class HalvedSweeps(Products):
         head, stream = self._stream(data)
         check_read(len(head))
         self.head, self.places, self.counted, self.single = head[0], [], 0, len(head) == 1
-        for index, (batch, size) in enumerate(self.additivity.watched(chain(head, stream))):
+        self.additivity.over |= self.single
+        for index, (batch, size) in enumerate(chain(head, stream)):
             self.places.append(_ALL if self.single or not self.kinds else 1 + index % 2)
             self.counted += size
             yield batch, size
@@ -115,7 +116,8 @@ class HalvedSweeps(Products):
         portions = [Portion({kind: self._zeros() for kind in kinds}) for _ in range(3 if self.kinds else 1)]
         micro = MicroBatches(self.derivatives, {*kinds, "Hg"}, len(kinds) * len(portions))
         self.losses, weights = [], list[float]()
-        for index, (batch, size) in enumerate(self._shown(self._entries(data), length_of(data), "gradient")):
+        shown = self._shown(self._entries(data), length_of(data), "gradient")
+        for index, (batch, size) in enumerate(self.additivity.watched(shown)):
             portion = portions[self.places[index]]
             portion.samples += size
             if parts := micro.of(batch, size):

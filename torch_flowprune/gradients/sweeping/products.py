@@ -133,8 +133,7 @@ class Products(Sweeps):
         """One sweep over the data, its sums over all ranks; the weight of it all, and the mean loss."""
         with self._sound():
             head, rest = self._stream(data)
-            batches = self.additivity.watched(chain(head, rest))
-            losses, weights = self._swept(batches, length_of(data), add, held=len(sums))
+            losses, weights = self._swept(chain(head, rest), length_of(data), add, held=len(sums))
             check_read(self.seen, weights)
             mean = finite_mean_loss(losses, weights)
             self.seen, whole, mean = over_ranks(self.ranks, sums, self.seen, sum(weights), mean)
@@ -146,7 +145,8 @@ class Products(Sweeps):
     ) -> tuple[list[Tensor], list[float]]:
         """Each piece with its gradient's graph handed to ``add``; the batches' losses and weights."""
         losses, weights, micro, self.seen = [], [], MicroBatches(self.derivatives, {"Hg"}, held), 0
-        for index, (batch, size) in enumerate(self._shown(batches, length, "Hessian-vector product")):
+        shown = self._shown(batches, length, "Hessian-vector product")
+        for index, (batch, size) in enumerate(self.additivity.watched(shown)):
             loss, whole = torch.zeros((), device="cpu"), 0.0
             for part, count in micro.of(batch, size):
                 weight = self.derivatives.weight(part, count)

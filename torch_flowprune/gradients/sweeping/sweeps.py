@@ -166,7 +166,7 @@ class Sweeps:
     ) -> dict[str, Any]:
         sums: Sums = {kind: self._zeros() for kind in ("g", "g2", "g2_sample") if kind in wanted}
         losses, weights, self.seen = [], [], 0
-        for batch, size in self._shown(self._observed(self.additivity.watched(batches)), length, "gradient"):
+        for batch, size in self.additivity.watched(self._shown(self._observed(batches), length, "gradient")):
             self.seen += size
             if parts := micro.of(batch, size):
                 losses.append(self._gradient(sums, (batch, size), parts, micro, graphs))

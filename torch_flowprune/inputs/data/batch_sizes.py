@@ -183,7 +183,7 @@ def _cut(batch: Batch, size: int, piece: slice, along: BatchDim = 0) -> Batch:
 
     def is_whole(value: object) -> bool:
         listed = in_lists and value is not batch and isinstance(value, list) and len(value) == size
-        return listed or is_leaf(value)
+        return listed or is_leaf(value) or is_ragged(value)
 
     def cut(value: Any, own: BatchDim) -> Any:
         if isinstance(value, list):

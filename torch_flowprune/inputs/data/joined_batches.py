@@ -35,7 +35,7 @@ def _as_one(one: Along, other: Along, sizes: tuple[int, int]) -> Any:
         return _of_tensors(one, b, sizes)
     if _are_samples(a, b, sizes):
         return [*a, *b]
-    parts, others = held(a), held(b)
+    parts, others = (None, None) if is_ragged(a) else (held(a), held(b))
     if parts is not None and others is not None and list(parts) == list(others):
         inner = zip(below(one), below(other), strict=True)
         return refilled(a, {key: _as_one(*pair, sizes) for key, pair in zip(parts, inner, strict=True)})

@@ -1,4 +1,4 @@
-"""Samples of unequal length in one object: torch's nested tensors and packed sequences."""
+"""Samples in one object that knows how many they are: nested tensors, packed sequences, tensordict's objects."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 
 def is_ragged(value: object) -> bool:
-    """Whether it is one of them, which have no axis to be sliced along."""
-    return isinstance(value, PackedSequence) or (isinstance(value, Tensor) and value.is_nested)
+    """Whether it is one of them, which are cut as a whole."""
+    if isinstance(value, Tensor):
+        return value.is_nested
+    return isinstance(value, PackedSequence) or _has_batch_size(value)
+
+
+def _has_batch_size(value: Any) -> bool:
+    """As the dictionaries and classes of tensordict have it, whose tensors keep to it."""
+    size = value.batch_size if hasattr(type(value), "batch_size") else None
+    return isinstance(size, torch.Size) and len(size) > 0
 
 
 def number_in(value: Any) -> int:
@@ -20,11 +28,15 @@ def number_in(value: Any) -> int:
     >>> number_in(pack_sequence([torch.zeros(3), torch.zeros(2)]))
     2
     """
-    return int(value.batch_sizes[0]) if isinstance(value, PackedSequence) else int(value.size(0))
+    if isinstance(value, PackedSequence):
+        return int(value.batch_sizes[0])
+    return int(value.batch_size[0] if _has_batch_size(value) else value.size(0))
 
 
 def some_of(value: Any, piece: slice) -> Any:
     """The same kind of object with some of the samples."""
     if isinstance(value, PackedSequence):
         return pack_sequence(unpack_sequence(value)[piece], enforce_sorted=value.sorted_indices is None)
+    if _has_batch_size(value):
+        return value[piece]
     return torch.nested.as_nested_tensor(list(value.unbind())[piece], layout=value.layout)
