@@ -205,6 +205,27 @@ def test_a_channel_is_scored_by_its_length(kind: str) -> None:
     assert torch.allclose(next(iter(scores.values())), model.fc.weight.norm(dim=1))
 
 
+@pytest.mark.parametrize("kind", ["weight norm", "weight norm by hook", "weight norm of columns"])
+def test_the_report_counts_lengths_and_directions(kind: str) -> None:
+    """Of what makes a channel, and not the direction of what reads it."""
+    model, x = net(kind)
+    report = fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=x, include=["fc", "up"])
+    counts = {layer.name.split(".")[0]: (layer.weights, layer.weights_pruned, layer.pruned) for layer in report.layers}
+    lengths = 0 if "columns" in kind else 1  # of each output; those of columns are of the inputs
+    each = {"fc": 10 + lengths, "up": 8 * 4 + (0 if lengths else 1)}
+    for name, (weights, zeros, pruned) in counts.items():
+        assert weights == {"fc": 12, "up": 10}[name] * each[name]
+        assert zeros == pruned * each[name]
+
+
+def test_allocations_see_the_shape_of_the_weight() -> None:
+    plain, x = Residual(lambda layer: layer).double(), torch.randn(3, 3, 6, 6, dtype=torch.float64)
+    options = {"sparsity": 0.4, "granularity": "channel", "example_inputs": x, "allocation": "erk"}
+    expected = [layer.pruned for layer in fp.global_prune(plain, "magnitude", **options).layers]
+    normed, _ = net("weight norm by hook")
+    assert [layer.pruned for layer in fp.global_prune(normed, "magnitude", **options).layers] == expected
+
+
 def test_what_an_orthogonal_weight_needs() -> None:
     model = nn.Sequential(parametrizations.orthogonal(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(ValueError, match="no channel can be pruned .*remove_parametrizations first"):

@@ -612,10 +612,40 @@ class Strided(nn.Module):
 def test_whole_numbers_that_the_model_holds_are_read_without_end() -> None:
     model, x = Strided(), torch.randn(2, 4, 30)
     assert len(couple(model, x).groups) == 20
-    flagged = Strided(40)
-    flagged.stride = flagged.stride.to(torch.uint8)  # bytes may be flags, which change
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])  # bytes may be flags, and statistics change
+def test_other_numbers_that_the_model_holds_may_change(dtype: torch.dtype) -> None:
+    model = Strided(40)
+    model.stride = model.stride.to(dtype)
     with pytest.raises(UnrecordableError, match="reads more than 64 numbers"):
-        recorded(twin(flagged), (x,), {}, False)
+        recorded(twin(model), (torch.randn(2, 4, 30),), {}, False)
+
+
+def test_what_is_drawn_is_no_constant() -> None:
+    class Drawing(Strided):
+        def forward(self, x: Tensor) -> Tensor:
+            self.stride = self.kernel - 2 + 0 * torch.randint(0, 2, ())
+            return super().forward(x)
+
+    with pytest.raises(UnrecordableError, match="reads more than 64 numbers"):
+        recorded(twin(Drawing(40)), (torch.randn(2, 4, 30),), {}, False)
+
+
+def test_a_count_that_decides_is_tried_both_ways() -> None:
+    """How many steps were made, say: a whole number that the model holds, and that will be another."""
+
+    class Warming(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.cold, self.warm = nn.Linear(3, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+            self.register_buffer("steps", torch.tensor(0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.cold if self.steps < 100 else self.warm)(self.first(x))
+
+    (group,) = couple(Warming(), torch.randn(2, 3)).groups
+    assert {part.parameter for part in group.slices} >= {"cold.weight", "warm.weight"}
 
 
 class Looking(nn.Module):
