@@ -186,7 +186,7 @@ def compare(
         model: any module; left as it was. With ``DistributedDataParallel`` or a sharded model, make the same call on
             every rank; scores and losses are over the data of all ranks.
         methods: one measure or several, each a name or a function.
-        sparsities: in (0, 1], above what the model already has.
+        sparsities: in [0, 1], and no less than what the model already has.
         data: the data for the scores; it is read more than once.
         held_out: the data for the loss, at temperature 1 and in the model's own precision; ``data`` if left out.
         metric: an additional figure of merit: any function of ``(model, data)`` that returns a number, called with the

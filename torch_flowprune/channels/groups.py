@@ -257,8 +257,9 @@ class Coupling(ComparedByValue, InNotebooks):
         return "\n".join(lines)
 
     def _summary(self) -> str:
-        channels = f"{len(self.groups)} groups; {self.share():.0%} of the output channels can be removed"
-        return f"{channels}; {len(self.branches)} residual branches" if self.branches else channels
+        some, branches = len(self.groups), len(self.branches)
+        channels = f"{some} group{'s' * (some != 1)}; {self.share():.0%} of the output channels can be removed"
+        return f"{channels}; {branches} residual branch{'es' * (branches != 1)}" if branches else channels
 
     def _cells(self) -> Table:
         roles = ("producer", "affine", "consumer")

@@ -74,7 +74,7 @@ def global_prune(
         sparsity: the fraction of all prunable units that are pruned after the call, from 0 to 1; for ``"n:m"`` it
             follows from the pattern.
         amount: instead of ``sparsity``, as in torch: a fraction of the units that are left (float) or a number of units
-            (int).
+            (int); with ``scope="layer"`` of each layer.
         granularity: what a unit is: ``"weight"`` (the default), ``"filter"``, ``"n:m"`` such as ``"2:4"``,
             ``"channel"``: coupled channels, or ``"block"``: residual branches; :func:`~torch_flowprune.shrink` can then
             remove these.
