@@ -174,7 +174,7 @@ def test_sweeps_quick_has_every_row_and_the_correlations(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
-    assert len(found["rows"]) == len(done.stdout.splitlines()) - 1 == 8
+    assert len(found["rows"]) == len(done.stdout.splitlines()) - 1 == 9
     assert "; the paper's code not at hand; Torch-Pruning's Taylor not at hand" in found["rows"][0]["note"]
     assert all(row["met"] == (row["measured"] <= row["goal"]) and row["measured"] > 0 for row in found["rows"])
     assert {"processor", "threads", "commit"} <= found["environment"].keys()
@@ -234,7 +234,7 @@ def test_sweeps_names_every_peer_that_is_at_hand_and_says_which_is_not(tmp_path)
         scores = notes["loss preservation and Fisher, filters, 20 batches"]
         assert re.search(f"; the paper's code [0-9.]+, spread [0-9]+%; {beside}", scores), scores
         assert notes["H·g, six batches"].endswith("; the paper's code fails (no second derivative here)")
-        assert len(notes) == 8, "no ratio to a peer that was not timed"
+        assert len(notes) == 9, "no ratio to a peer that was not timed"
         command += ["--torch-pruning", tmp_path]
 
 
