@@ -101,3 +101,17 @@ def test_a_head_that_only_training_gives_out_is_an_output() -> None:
     small = fp.shrink(model, x)
     assert small.stem.out_channels < 8
     torch.testing.assert_close(small.train()(x), model.train()(x))
+
+
+def test_operators_without_a_rule_are_named_where_they_keep_dead_channels() -> None:
+    """As those that a quantizer puts between the layers once channels are masked."""
+
+    class Quantized(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127)
+
+    model, x = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 5)
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=x)
+    model.insert(1, Quantized())
+    with pytest.warns(UserWarning, match="without a rule keep the channels that they touch: fake_quantize_per_tensor"):
+        assert fp.shrink(model, x)[0].out_features == 8

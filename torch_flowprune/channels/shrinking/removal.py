@@ -127,7 +127,7 @@ def shrink(
     if inplace or followers:
         _check_can_be_in_place(found.dense, small)
     if left and not found.surgery.keep and not found.taken.standings:
-        _warn_nothing_goes(left)
+        _warn_nothing_goes(left, found.unknown)
     apply_masks(small, {name: mask for name, mask in left.items() if name in dict(small.named_parameters())})
     handover = Handover.planned(model, found.taken.surgery(found.surgery), optimizer, pruner)
     for one in followers:
@@ -168,6 +168,7 @@ class _Found:
         small: what became of it.
         taken, surgery: what was done.
         masks: of the parameters that are still there, before they are cut.
+        unknown: the operators without a rule, which keep the channels that they touch.
     """
 
     dense: nn.Module
@@ -175,6 +176,7 @@ class _Found:
     taken: TakenOut
     surgery: Surgery
     masks: Mapping[str, Tensor]
+    unknown: Collection[str]
 
     def left(self) -> dict[str, Tensor]:
         return self.surgery.left_of(self.masks)
@@ -218,7 +220,7 @@ def _found(
         surgeries = [surgery] if more is None else [more, surgery]
     benches = [Bench(dense, quiet, reading, one, args, keywords, given) for one in surgeries]
     small, surgery = _smaller(benches, graphs, verify, coupling, taken.staying)
-    return _Found(dense, small, taken, surgery, given)
+    return _Found(dense, small, taken, surgery, given, tuple(reading.unknown))
 
 
 def _smaller(
@@ -248,10 +250,11 @@ def _check_can_be_in_place(dense: nn.Module, small: nn.Module) -> None:
         )
 
 
-def _warn_nothing_goes(left: Mapping[str, Tensor]) -> None:
+def _warn_nothing_goes(left: Mapping[str, Tensor], unknown: Collection[str]) -> None:
+    touching = f"; operators without a rule keep the channels that they touch: {', '.join(unknown)}" if unknown else ""
     warnings.warn(
         f"no channel is dead, so nothing is removed, and the masks stay ({', '.join(list(left)[:5])}): a filter's "
-        "bias, its norm and what reads it keep its channel; granularity='channel' prunes these together",
+        f"bias, its norm and what reads it keep its channel; granularity='channel' prunes these together{touching}",
         UserWarning,
         stacklevel=users_level(),
     )
