@@ -176,3 +176,21 @@ def test_without_masked_channels_it_says_what_to_do():
     model = ALL["linear"][0]().double()
     with pytest.raises(ValueError, match="no channel of this model is masked: prune it with granularity='channel'"):
         fp.fold_constants(model, TOKENS)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_layer_that_computes_its_weight_takes_none_and_others_do(norm):
+    """With its columns open its norm would be another: they stay zero, before and after."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), norm(nn.Linear(8, 6)), nn.Sigmoid(), nn.Linear(6, 3)).double()
+    model, x = model.eval(), torch.randn(5, 4, dtype=torch.float64)
+    fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=x)
+    opened = fp.remove(copy.deepcopy(model))
+    gone = (opened[4].weight == 0).all(0)
+    opened[4].weight.data[:, gone] = columns = torch.randn(3, int(gone.sum()), dtype=torch.float64)
+    model[4].weight_orig.data[:, gone] = columns
+    opened[2].bias.data[gone] = model[2].bias_orig.data[gone]
+    folded = fp.fold_constants(model, x)
+    assert [one.name for one in folded.layers] == ["4.weight"]
+    assert list(folded.left.values()) == ["the layer computes its weight from this"]
+    assert torch.allclose(model(x), opened(x), atol=1e-12)

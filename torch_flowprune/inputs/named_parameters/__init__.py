@@ -24,6 +24,7 @@ from torch_flowprune.inputs.named_parameters.unprunable import (
     computed,
     computed_weights,
     computes_weight,
+    is_factor,
     no_such_parameter,
 )
 from torch_flowprune.inputs.named_parameters.zeros import (
@@ -49,6 +50,7 @@ __all__ = [
     "gradients_under_masks",
     "holds_modules",
     "is_computed_on_access",
+    "is_factor",
     "is_mask",
     "lasting",
     "mask_of",

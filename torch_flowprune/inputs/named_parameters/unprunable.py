@@ -56,6 +56,11 @@ def computed(module: nn.Module, name: str) -> str | None:
     return None
 
 
+def is_factor(module: nn.Module, name: str) -> bool:
+    """Whether a layer computes its weight from this parameter, so that zeros in it need not be zeros in the weight."""
+    return isinstance(module, parametrize.ParametrizationList) or computed(module, name) is not None
+
+
 def computes_weight(hook: object) -> bool:
     """Whether a hook is one of torch's that make a weight of other parameters before each forward."""
     return hasattr(type(hook), "compute_weight") and hasattr(hook, "name")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels import MASKED, Coupling, Slice
-from torch_flowprune.inputs import Target, call, parameters_of
+from torch_flowprune.inputs import Target, call, is_factor, parameters_of
 
 
 @dataclass
@@ -50,13 +50,24 @@ def readers_of(model: nn.Module, coupling: Coupling, gone: Mapping[str, Tensor])
     return readers
 
 
+def computed_readers(model: nn.Module, coupling: Coupling, gone: Mapping[str, Tensor]) -> list[str]:
+    """The parameters with columns of what is gone from which a layer computes its weight."""
+    known = parameters_of(model)
+    consumers = {part.parameter for name in gone for part in coupling[name].slices if part.role == "consumer"}
+    return [name for name in known if name in consumers and is_factor(*known[name].owners[0])]
+
+
 def open_removed(model: nn.Module, coupling: Coupling, gone: Mapping[str, Tensor]) -> None:
-    """Of what is gone, the weights that make channels are zero, and all else is as it was before."""
+    """Of what is gone, the weights that make channels are zero, and all else is as it was before.
+
+    Columns that a weight is computed from stay zero: with them its norm would be another.
+    """
+    closed = computed_readers(model, coupling, gone)
     known = parameters_of(model)
     with torch.no_grad():
         for name, units in gone.items():
             for part in coupling[name].slices:
-                if part.role not in MASKED:
+                if part.role not in MASKED or (part.role == "consumer" and part.parameter in closed):
                     continue
                 target, places = known[part.parameter], part.index[units].reshape(-1)
                 if part.role == "producer" and target.parameter.dim() > 1:

@@ -28,11 +28,14 @@ from torch_flowprune.masking import masks
 from torch_flowprune.pruning.corrections.constant_readers import (
     Reader,
     close_unfolded,
+    computed_readers,
     find_shift,
     observe,
     open_removed,
     readers_of,
 )
+
+_COMPUTED = "the layer computes its weight from this"
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,7 @@ def _fold(model: nn.Module, example: Any, coupling: Coupling, gone: Mapping[str,
         with untouched(model, mode="eval"), torch.no_grad():
             found = tree_leaves(call(model, example))
         if all(_near(a, b) for a, b in zip(found, expected, strict=True)):
+            done.left.update(dict.fromkeys(computed_readers(model, coupling, gone), _COMPUTED))
             return done
         undo()
     raise RuntimeError(
