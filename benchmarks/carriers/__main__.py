@@ -24,8 +24,8 @@ from torch import nn
 from benchmarks.carriers.more_trials import TRIALS
 from benchmarks.carriers.ways import WAYS, Way
 from benchmarks.common.measure import alternating
-from benchmarks.common.page import into_page, shown, table, wrapped
-from benchmarks.common.record import ROOT, begun, keep, steady
+from benchmarks.common.page import shown, table, wrapped
+from benchmarks.common.record import ROOT, begun, deliver, steady
 
 COMMAND = "python -m benchmarks.carriers"
 PAGE = ROOT / "docs" / "explanation" / "host.md"
@@ -50,11 +50,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "steps": {str(width): _steps(width, rounds) for width in widths},
     }
     print(json.dumps(found["steps"], indent=1), file=sys.stderr)
-    if options.out:
-        keep(found, options.out)
-    print(report(found))
-    if options.docs:
-        into_page(PAGE, MARKS, report(found))
+    deliver(found, report(found), options.out, PAGE if options.docs else None, MARKS)
     return found
 
 

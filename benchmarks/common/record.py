@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.common.measure import environment
+from benchmarks.common.page import into_page
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "benchmarks" / "README.md"
@@ -71,3 +72,11 @@ def keep(record: dict[str, Any], out: Path | None) -> None:
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def deliver(record: dict[str, Any], text: str, out: Path | None, page: Path | None, marks: tuple[str, str]) -> None:
+    """The table printed, the record kept, and the table put into a page, where these are named."""
+    print(text)
+    keep(record, out)
+    if page:
+        into_page(page, marks, text)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 import torch_flowprune as fp
 from benchmarks.common.measure import alternating
-from benchmarks.common.page import into_page, shown, table, wrapped
-from benchmarks.common.record import ROOT, begun, keep, steady
-from benchmarks.cost.latency import QUICK, answer, clock_of, flops
+from benchmarks.common.page import shown, table, wrapped
+from benchmarks.common.record import ROOT, begun, deliver, steady
+from benchmarks.cost.latency import QUICK, answer, clock_of, flops, where
 
 COMMAND = "python -m benchmarks.cost.depth"
 PAGE = ROOT / "docs" / "guide" / "structured.md"
@@ -42,10 +42,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for name in names:
         found["models"][name] = compared(name, options.batch, rounds, options.threads)
         print(name, json.dumps(found["models"][name]), file=sys.stderr)
-    print(report(found))
-    keep(found, options.out)
-    if options.docs:
-        into_page(PAGE, MARKS, report(found))
+    deliver(found, report(found), options.out, PAGE if options.docs else None, MARKS)
     return found
 
 
@@ -137,16 +134,10 @@ def parameters_of(model: nn.Module) -> int:
 
 
 def report(found: dict[str, Any]) -> str:
-    machine, settings = found["environment"], found["settings"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    kind = "processor time" if settings["clock"] == "process_time" else "wall time"
-    where = (
-        f"{machine['processor']}, {settings['threads']} thread(s), {kind}, batch of {settings['batch']}; medians, the "
-        f"spread of the runs in brackets; {versions}; commit {machine['commit']}."
-    )
     head = ["model", "removed", "parameters", "FLOPs", "latency", "ms (spread)"]
     rows = [_row(name, kind, models) for name, models in found["models"].items() for kind in models]
-    return "\n".join([shown(found["command"]), "", wrapped(where), "", *table(head, rows)])
+    told = wrapped(where(found, "; medians, the spread of the runs in brackets"))
+    return "\n".join([shown(found["command"]), "", told, "", *table(head, rows)])
 
 
 def _row(name: str, kind: str, models: dict[str, Any]) -> list[str]:

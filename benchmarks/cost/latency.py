@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torch_flowprune as fp
 from benchmarks.common.measure import alternating, forget_peak, memory
-from benchmarks.common.page import into_page, shown, table, wrapped
-from benchmarks.common.record import ROOT, begun, keep, steady
+from benchmarks.common.page import shown, table, wrapped
+from benchmarks.common.record import ROOT, begun, deliver, steady
 from torch_flowprune.channels.shrinking.proof.equivalence import relative_error
 
 COMMAND = "python -m benchmarks.cost.latency"
@@ -57,10 +57,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for name in names:
         found["models"][name] = compared(name, options.share, options.batch, rounds, repeats, options.threads)
         print(name, json.dumps(found["models"][name]), file=sys.stderr)
-    print(report(found))
-    keep(found, options.out)
-    if options.docs:
-        into_page(PAGE, MARKS, report(found))
+    deliver(found, report(found), options.out, PAGE if options.docs else None, MARKS)
     return found
 
 
@@ -180,9 +177,6 @@ def memory_of(module: str, model: str, x: str) -> int:
 
 
 def report(found: dict[str, Any]) -> str:
-    machine, settings = found["environment"], found["settings"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    kind = "processor time" if settings["clock"] == "process_time" else "wall time"
     head = [
         "model",
         "parameters",
@@ -195,11 +189,18 @@ def report(found: dict[str, Any]) -> str:
         "shrunk MiB",
     ]
     rows = [_row(name, result) for name, result in found["models"].items()]
-    where = (
-        f"{machine['processor']}, {settings['threads']} thread(s), {kind}, batch of {settings['batch']}; {versions}; "
-        f"commit {machine['commit']}."
+    return "\n".join([shown(found["command"]), "", wrapped(where(found)), "", *table(head, rows)])
+
+
+def where(found: dict[str, Any], more: str = "") -> str:
+    """The sentence above a table: the machine, what was timed, with which versions of what."""
+    machine, settings = found["environment"], found["settings"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    kind = "processor time" if settings["clock"] == "process_time" else "wall time"
+    return (
+        f"{machine['processor']}, {settings['threads']} thread(s), {kind}, batch of {settings['batch']}{more}; "
+        f"{versions}; commit {machine['commit']}."
     )
-    return "\n".join([shown(found["command"]), "", wrapped(where), "", *table(head, rows)])
 
 
 def _row(name: str, result: dict[str, Any]) -> list[str]:

@@ -24,8 +24,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import torch_flowprune as fp
 from benchmarks.common.measure import alternating
-from benchmarks.common.page import into_page, shown, table, wrapped
-from benchmarks.common.record import ROOT, begun, keep, steady
+from benchmarks.common.page import shown, table, wrapped
+from benchmarks.common.record import ROOT, begun, deliver, steady
 from benchmarks.cost.latency import MODELS, QUICK, answer, built, clock_of
 from torch_flowprune.channels.costs.latency_table import in_turns
 
@@ -49,10 +49,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             row |= of_memory(name, asked, options.batch)
             found["rows"].append(row)
             print(json.dumps(row), file=sys.stderr)
-    print(report(found))
-    keep(found, options.out)
-    if options.docs:
-        into_page(PAGE, MARKS, report(found))
+    deliver(found, report(found), options.out, PAGE if options.docs else None, MARKS)
     return found
 
 

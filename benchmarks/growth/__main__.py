@@ -26,8 +26,8 @@ import torch
 
 import torch_flowprune as fp
 from benchmarks.common.measure import forget_peak, memory
-from benchmarks.common.page import into_page, shown, table, wrapped
-from benchmarks.common.record import ROOT, begun, keep, steady
+from benchmarks.common.page import shown, table, wrapped
+from benchmarks.common.record import ROOT, begun, deliver, keep, steady
 from benchmarks.growth.figure import draw
 from benchmarks.growth.works import GROWTHS, Growth
 
@@ -53,10 +53,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         found["growths"][name] = {**_of(name, quick=options.quick), **of}
         keep(found, options.out)
     found["growths"] = {name: found["growths"][name] for name in GROWTHS if name in found["growths"]}
-    keep(found, options.out)
-    print(report(found))
+    deliver(found, report(found), options.out, PAGE if options.docs else None, MARKS)
     if options.docs:
-        into_page(PAGE, MARKS, report(found))
         draw(found, FIGURE)
     return found
 
