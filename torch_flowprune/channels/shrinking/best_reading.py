@@ -13,7 +13,7 @@ from torch_flowprune.channels.coupling import coupling_of
 from torch_flowprune.channels.group_masks import living_channels, living_channels_of, read_channels
 from torch_flowprune.channels.groups import Coupling, Group
 from torch_flowprune.channels.rules import RULES
-from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, dead_labels, surgery_of, with_spans
+from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, dead_labels, surgery_keeping, with_spans
 from torch_flowprune.channels.tracing import Reading, relabelled
 
 
@@ -58,7 +58,7 @@ def surgery_of_read(
     if all(torch.equal(kept[name], left) for name, left in read.items()):
         return None
     with suppress(ShrinkError):
-        return with_spans(surgery_of(coupling, read, model), reading)
+        return with_spans(surgery_keeping(coupling, read, model), reading)
     return None
 
 
@@ -77,7 +77,7 @@ def _is_emptied(group: Group, staying: Collection[str], masks: Mapping[str, Tens
 
 def _surgery_of(model: nn.Module, coupling: Coupling, masks: Mapping[str, Tensor]) -> Surgery:
     coupling.check_fits({**dict(model.named_parameters()), **dict(model.named_buffers())})
-    return surgery_of(coupling, living_channels(coupling, masks), model)
+    return surgery_keeping(coupling, living_channels(coupling, masks), model)
 
 
 def _is_of(surgery: Surgery, reading: Reading) -> bool:

@@ -111,11 +111,8 @@ def shrink(
     """
     check_keywords(shrink, unknown)
     check_whole(model)
-    if inplace and any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
-        raise ShrinkError(
-            "DistributedDataParallel exchanges the gradients of the parameters that it was made with, and a smaller "
-            "one is made anew: take what shrink returns without inplace"
-        )
+    if inplace:
+        _check_exchanges_nothing(model)
     followers, inner = _averaged(model, averages, pruner), unwrapped(model)
     dense, own_masks = dense_copy(inner)
     given = _by_canonical_name(dense, {**own_masks, **(masks or {})})
@@ -240,6 +237,14 @@ def _smaller(
     except ShrinkError as error:
         groups = passing_over(coupling or coupling_of(last.reading), staying, last.masks)
         return attempt_but_for(last, groups, error)
+
+
+def _check_exchanges_nothing(model: nn.Module) -> None:
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+        raise ShrinkError(
+            "DistributedDataParallel exchanges the gradients of the parameters that it was made with, and a smaller "
+            "one is made anew: take what shrink returns without inplace"
+        )
 
 
 def _check_can_be_in_place(dense: nn.Module, small: nn.Module) -> None:

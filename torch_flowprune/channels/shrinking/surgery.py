@@ -93,7 +93,7 @@ class Surgery:
         return tuple(int(axes[i].sum()) if i in axes else n for i, n in enumerate(old))
 
 
-def surgery_of(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Module) -> Surgery:
+def surgery_keeping(coupling: Coupling, kept: Mapping[str, Tensor], model: nn.Module) -> Surgery:
     """What goes from the tensors of a model where these units are kept.
 
     Raises:

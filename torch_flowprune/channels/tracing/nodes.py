@@ -17,6 +17,8 @@ from torch.fx import Graph, Node
 
 from torch_flowprune.torch_internals import schema_of
 
+LITERAL = "literal"
+"""The name, with a number, of a placeholder for numbers that the code writes out."""
 # these may hand their operand on as it is, which their schemas do not say
 _HANDING_ON = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as")
 
@@ -148,7 +150,7 @@ def is_of_whole_constants(node: Node, sources: Mapping[Node, tuple[str, str]]) -
     while waiting:
         one = waiting.pop()
         if one.op == "placeholder":
-            held = one in sources or one.name.startswith("literal")
+            held = one in sources or one.name.startswith(LITERAL)
             if not held or one.meta["val"].dtype not in (torch.int64, torch.int32):  # bytes and truth values are flags
                 return False
         elif torch.Tag.nondeterministic_seeded in getattr(one.target, "tags", ()):

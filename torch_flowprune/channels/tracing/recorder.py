@@ -24,7 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch_flowprune.channels.tracing.memory import layout_of, memory_of, without_content
 from torch_flowprune.channels.tracing.module_runs import ModuleRuns
-from torch_flowprune.channels.tracing.nodes import Traced, is_in_place, is_of_whole_constants, operator_name
+from torch_flowprune.channels.tracing.nodes import LITERAL, Traced, is_in_place, is_of_whole_constants, operator_name
 from torch_flowprune.channels.tracing.paths import MOST_READ, Answers, Read, Recording, UnrecordableError
 from torch_flowprune.channels.tracing.tellable import FOLDER_OF_OURS, FOLDER_OF_TORCH, SPANNING, is_tellable
 from torch_flowprune.inputs import same_randomness, settle, tree_leaves, uncompiled
@@ -132,7 +132,7 @@ class _Recorder(OperatorMode):
         if any(isinstance(one, torch.UntypedStorage) for one in args[1:]):
             return self.rebuilt(func(*args, **kwargs))
         if func.overloadpacket.__name__ in _LITERALS and args[0] not in self.nodes:
-            self.placeholder("literal", args[0])
+            self.placeholder(LITERAL, args[0])
         self.check(func, args, kwargs)
         freed = [held for held, memory in self.held.items() if memory.expired()]
         node = self.graph.create_node(

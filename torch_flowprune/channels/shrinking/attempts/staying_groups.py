@@ -14,7 +14,7 @@ from torch_flowprune.channels.group_masks import living_channels
 from torch_flowprune.channels.groups import MASKED, Coupling, Group
 from torch_flowprune.channels.shrinking.attempts.bench import Bench
 from torch_flowprune.channels.shrinking.attempts.in_turn import attempt
-from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, surgery_of, with_spans
+from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, surgery_keeping, with_spans
 from torch_flowprune.inputs import users_level
 
 _MULTIPLE = 8
@@ -40,7 +40,7 @@ def attempt_but_for(bench: Bench, coupling: Coupling, error: ShrinkError) -> tup
     kept = first
     for multiple, everywhere in _FILLINGS:
         more = _with_more(coupling, bench, kept, multiple, everywhere)
-        surgery = with_spans(surgery_of(coupling, more, bench.dense), bench.reading)
+        surgery = with_spans(surgery_keeping(coupling, more, bench.dense), bench.reading)
         if not surgery.keep or all(torch.equal(more[name], left) for name, left in kept.items()):
             continue
         tried = replace(bench, surgery=surgery, graphs={})
