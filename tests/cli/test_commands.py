@@ -14,8 +14,10 @@ import torch
 
 import torch_flowprune as fp
 from torch_flowprune.cli import demo
-from torch_flowprune.cli.arguments import COMMANDS
+from torch_flowprune.cli.arguments import COMMANDS, parser
 from torch_flowprune.cli.commands import main
+from torch_flowprune.cli.help_examples import EXAMPLES
+from torch_flowprune.cli.option_spelling import as_options
 from torch_flowprune.cli.sources import image_folder
 
 timm = pytest.importorskip("timm")
@@ -200,7 +202,7 @@ def test_nothing_asked_for_is_said(run):
 def test_a_warning_is_one_line(run):
     text = run("prune", *MODEL, "--sparsity", "1", "--include", "classifier", "--allow-collapse")
     assert re.search(
-        r"^LayerCollapseWarning: nothing is left of classifier.weight: .*min_keep= keeps some units of every layer$",
+        r"^LayerCollapseWarning: nothing is left of classifier.weight: .*--min-keep keeps some units of every layer$",
         text,
         re.MULTILINE,
     )
@@ -451,10 +453,10 @@ ERRORS = [
     ),
     (
         "prune MODEL --sparsity 0.5 --method snip",
-        "snip reads g of a loss, and no data were given: pass --data DIR",
+        "snip reads g of a loss, and no data was given: pass --data DIR",
         "magnitude, l1, random, synflow",
     ),
-    ("score MODEL --method grasp", "grasp reads Hg of a loss, and no data were given: pass --data DIR"),
+    ("score MODEL --method grasp", "grasp reads Hg of a loss, and no data was given: pass --data DIR"),
     ("score MODEL --method snpi", "unknown measure 'snpi'; did you mean 'snip'"),
     (
         "score MODEL --method distance_biased_loss_preservation --data PICTURES",
@@ -462,12 +464,12 @@ ERRORS = [
     ),
     ("score MODEL --granularity filters", "unknown granularity 'filters': expected 'weight', 'filter'"),
     ("score MODEL --granularity 4:2", "granularity '4:2' keeps 4 of 2: expected 0 < n < m, as in '2:4'"),
-    ("score MODEL --include hed", "include='hed' matches no parameter"),
+    ("score MODEL --include hed", "--include hed matches no parameter"),
     ("score test_efficientnet --checkpoint /no/such.pt", "--checkpoint /no/such.pt: there is no such file"),
     (
         "score test_efficientnet --checkpoint CHECKPOINT",
         "does not load into test_efficientnet",
-        "Another class count? --num-classes N",
+        "if it is of another number of classes, pass --num-classes N",
     ),
     ("score test_efficientnet --checkpoint CHECKPOINT --random-init", "not allowed with argument --checkpoint"),
     (
@@ -500,8 +502,8 @@ ERRORS = [
     ("compare MODEL --sparsities 0.5 80", "write 0.8: expected a fraction from 0 to 1, such as 0.9, got '80'"),
     ("prnue MODEL", "no command is called 'prnue': did you mean prune? The commands are demo, prune, score, compare"),
     ("x", "no command is called 'x': The commands are demo"),
-    ("prune MODEL --sparsity 0.5 --mehtod l1", "prune does not take --mehtod l1: did you mean --method?"),
-    ("prune MODEL --sparsity 0.5 --zzz", "prune does not take --zzz (torch-flowprune --help lists the options)"),
+    ("prune MODEL --sparsity 0.5 --mehtod l1", "prune: unknown --mehtod l1: did you mean --method?"),
+    ("prune MODEL --sparsity 0.5 --zzz", "prune: unknown --zzz (torch-flowprune prune --help lists the options)"),
     ("prune test_efficientnett --sparsity 0.5", "timm has no model 'test_efficientnett'; nearest: test_efficientnet"),
     ("prune test_efficientnet --random-init --sparsity 0.5 --device foo", "--device foo: there is no such device here"),
     ("prune test_efficientnet --random-init --sparsity 0.5 --device cuda:99", "no such device here; expected cpu"),
@@ -512,7 +514,7 @@ ERRORS = [
     ("prune MODEL --sparsity 0.5 --workers -1", "--workers: expected"),
     (
         "prune MODEL --sparsity 0.5 --rounds 1000000000",
-        "rounds=1000000000 are more than there are units to prune, 96,840: expected that many at most",
+        "--rounds 1000000000 are more than there are units to prune, 96,840: expected that many at most",
     ),
     ("prune MODEL --sparsity 0.5 --out /proc/x.safetensors", "/proc/x.safetensors: it cannot be written here"),
     (f"prune MODEL --sparsity 0.5 --out {'x' * 300}.safetensors", "it cannot be written here (File name too long)"),
@@ -520,18 +522,34 @@ ERRORS = [
     ("prune MODEL --sparsity 0.5 --shrink", "the units are weights: expected --granularity channel"),
     (
         "prune MODEL --sparsity 0.5 --scores SCORES --rounds 3",
-        "rounds=3 computes new scores before each round, and scores=",
+        "--rounds 3 computes new scores before each round, and --scores are fixed",
     ),
-    ("compare MODEL", "compare measures a loss: expected --data DIR"),
-    ("diagnose MODEL", "diagnose measures a loss: expected --data DIR"),
+    ("compare MODEL", "--data is missing: compare measures a loss; expected --data DIR"),
+    ("diagnose MODEL", "--data is missing: diagnose measures a loss; expected --data DIR"),
+    ("prune bert-base-uncased --sparsity 0.5", "timm has no model 'bert-base-uncased'; for a model of another library"),
+    (
+        "prune gpt2 --sparsity 0.5",
+        "use torch-flowprune prune-checkpoint DIR, which prunes its files",
+        "hf download NAME",
+    ),
+    (
+        "prune MODEL --sparsity 0.5 --method snip --data PICTURES/cats",
+        "cats: expected one folder of images per class, found no folder: put the images of each class into a folder",
+    ),
+    (
+        "prune MODEL --sparsity 0.5 --cost flops",
+        "--cost flops counts what shrink leaves of the model",
+        "leave --cost out",
+    ),
+    ("prune-checkpoint nowhere --sparsity 0.5 --out x", "hf download NAME --local-dir DIR"),
     ("compare MODEL --data PICTURES --held-out /no/such", "--held-out /no/such: there is no such folder"),
     (
         "prune MODEL --sparsity 0.5 --method snip --data DAMAGED",
-        "1.png of --data cannot be read (UnidentifiedImageError): mend it",
+        "1.png of --data cannot be read (UnidentifiedImageError): repair it",
     ),
     (
         "prune MODEL --sparsity 0.5 --method snip --data DAMAGED --workers 1",
-        "1.png of --data cannot be read (UnidentifiedImageError): mend it",
+        "1.png of --data cannot be read (UnidentifiedImageError): repair it",
     ),
 ]
 
@@ -575,7 +593,7 @@ def test_an_unreachable_hub_names_the_ways_out(capsys, monkeypatch):
     text = capsys.readouterr().err
     assert (
         "the pretrained weights of test_efficientnet could not be loaded: the file is not in the cache and the hub "
-        "cannot be reached." in text
+        "cannot be reached; pass" in text
     )
     assert "--checkpoint FILE" in text
     assert "--random-init" in text
@@ -595,7 +613,7 @@ def test_a_folder_that_timm_wrote_is_a_model(run, capsys, tmp_path, monkeypatch)
     for name in ("other", "./other/"):
         assert main(["prune", name, "--random-init", "--sparsity", "0.5"]) == 2
         text = capsys.readouterr().err
-        assert "could not be built" in text and "prune-checkpoint FOLDER" in text
+        assert f"{name} could not be loaded as a model of timm" in text and "prune-checkpoint DIR" in text
         assert len(text.splitlines()) == 1
 
 
@@ -610,8 +628,9 @@ def test_a_name_with_an_owner_is_one_of_the_hub(capsys, monkeypatch):
     assert main(["prune", "microsoft/resnet-50", "--sparsity", "0.5"]) == 2
     assert asked == ["hf-hub:microsoft/resnet-50"]
     text = capsys.readouterr().err
-    assert "could not be loaded: KeyError: 'architecture'" in text
-    assert "Models of transformers are no models of timm: prune-checkpoint FOLDER, or fp.global_prune in Python" in text
+    said = "microsoft/resnet-50 could not be loaded as a model of timm: its config.json names no architecture of timm; "
+    assert said in text
+    assert "transformers, use torch-flowprune prune-checkpoint DIR, which prunes its files" in text
 
 
 def test_no_command_shows_help_with_an_example(capsys):
@@ -676,7 +695,32 @@ def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert "--traceback" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "--traceback" in text
+    assert f"  torch-flowprune {command}" in text.partition("examples:")[2]
+    assert "['" not in text
+
+
+def test_examples_of_the_help_are_commands_that_parse():
+    lines = "\n".join(EXAMPLES.values()).replace("\\\n", "").splitlines()
+    commands = [line.split()[1:] for line in lines if line.strip().startswith("torch-flowprune")]
+    assert len(commands) > len(EXAMPLES)
+    assert all(parser().parse_args(words) for words in commands)
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("pass cost='flops', or leave round_to= out", "pass --cost flops, or leave --round-to out"),
+        ("max_sparsity=0.8; rounds=3.", "--max-sparsity 0.8; --rounds 3."),
+        ("(cost= may ask)", "(--cost may ask)"),
+        ("example_inputs= is missing", "example_inputs= is missing"),
+        ("fp.prune(model, cost='flops')", "fp.prune(model, cost='flops')"),
+        ("cost=flops stays, and so does cost=[1]", "cost=flops stays, and so does cost=[1]"),
+    ],
+)
+def test_keywords_are_spelled_as_options(text, spelled):
+    assert as_options(text, {"cost", "round_to", "max_sparsity", "rounds"}) == spelled
 
 
 def test_run_as_a_module():

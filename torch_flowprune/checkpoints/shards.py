@@ -135,7 +135,10 @@ def _check_folder(folder: Path, what: str) -> None:
             "a single file into a folder of its own"
         )
     if not folder.is_dir():
-        raise FileNotFoundError(f"{what} {folder}: there is no such folder; expected one of {_SUFFIX} files")
+        raise FileNotFoundError(
+            f"{what} {folder}: there is no such folder; expected one of {_SUFFIX} files (from the Hugging Face hub: hf "
+            "download NAME --local-dir DIR)"
+        )
 
 
 def _index_of(folder: Path, what: str) -> str | None:

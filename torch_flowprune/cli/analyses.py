@@ -22,7 +22,9 @@ def run_score(chosen: argparse.Namespace) -> None:
         scores.save(chosen.out)
     tell(scores)
     if chosen.out:
-        tell(f"{chosen.out} written: prune with prune {chosen.name} --scores {chosen.out} --sparsity ...")
+        tell(f"{chosen.out} written: prune with torch-flowprune prune {chosen.name} --scores {chosen.out} --sparsity S")
+    else:
+        tell("nothing was written: --out FILE.safetensors keeps the scores")
 
 
 def run_compare(chosen: argparse.Namespace) -> None:
@@ -49,7 +51,9 @@ def _check(chosen: argparse.Namespace, command: str, methods: list[str]) -> None
     check_output("--report", chosen.report, (".json",))
     check_output("--plot", chosen.plot, IMAGES)
     if chosen.data is None:
-        raise ValueError(f"{command} measures a loss: expected --data DIR (images in one folder a class)")
+        raise ValueError(
+            f"--data is missing: {command} measures a loss; expected --data DIR, with one folder of images per class"
+        )
     check_measures(chosen, methods)
 
 

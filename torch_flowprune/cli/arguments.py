@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
@@ -13,6 +14,7 @@ from torch_flowprune.cli import demo
 from torch_flowprune.cli.analyses import run_compare, run_diagnose, run_score
 from torch_flowprune.cli.argument_types import as_count, as_fraction, as_seed, as_workers
 from torch_flowprune.cli.checkpoint_command import add_checkpoint_options
+from torch_flowprune.cli.help_examples import EXAMPLES, OF_ALL
 from torch_flowprune.cli.option_groups import (
     add_allocation,
     add_data,
@@ -26,14 +28,12 @@ from torch_flowprune.cli.option_groups import (
 from torch_flowprune.cli.output_files import IMAGES, check_output
 from torch_flowprune.cli.prune_model import run_prune
 
-_EXAMPLE = """\
-example: prune half of the weights of a ResNet-18 by magnitude, without data
-  torch-flowprune prune resnet18 --sparsity 0.5 --out pruned.safetensors
-remove half of its FLOPs, by a measure that reads a folder of images
-  torch-flowprune prune resnet18 --method taylor --data images/ --granularity channel \\
-      --cost flops --sparsity 0.5 --shrink --out small.safetensors --onnx small.onnx
 
-torch-flowprune COMMAND --help lists the options of a command"""
+class _Description(argparse.RawDescriptionHelpFormatter):
+    """Examples as they are written, and the sentence above the options in lines of the terminal's width."""
+
+    def add_text(self, text: str | None) -> None:
+        super().add_text(text if text is None or "\n" in text else textwrap.fill(text, self._width))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,13 +48,20 @@ def parser() -> argparse.ArgumentParser:
     whole = _Parser(
         prog="torch-flowprune",
         description=fp.__doc__,
-        epilog=_EXAMPLE,
+        epilog=OF_ALL,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     whole.add_argument("--version", action="version", version=f"torch-flowprune {fp.__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (add_options, text) in COMMANDS.items():
-        add_options(commands.add_parser(name, help=text, description=text[:1].upper() + text[1:] + "."))
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text[:1].upper() + text[1:] + ".",
+            epilog=f"examples:\n{EXAMPLES[name]}",
+            formatter_class=_Description,
+        )
+        add_options(command)
     return whole
 
 
@@ -147,7 +154,11 @@ def _score(command: argparse.ArgumentParser) -> None:
 def _compare(command: argparse.ArgumentParser) -> None:
     add_model(command)
     command.add_argument(
-        "--methods", nargs="+", default=list(DEFAULT_MEASURES), metavar="NAME", help="measures (default: %(default)s)"
+        "--methods",
+        nargs="+",
+        default=list(DEFAULT_MEASURES),
+        metavar="NAME",
+        help=f"measures (default: {' '.join(DEFAULT_MEASURES)})",
     )
     command.add_argument(
         "--sparsities",
@@ -155,7 +166,7 @@ def _compare(command: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[0.5, 0.8, 0.9],
         metavar="S",
-        help="fractions of the prunable units (default: %(default)s)",
+        help="fractions of the prunable units (default: 0.5 0.8 0.9)",
     )
     add_units(command)
     add_data(command)

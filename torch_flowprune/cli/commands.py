@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 
 from torch_flowprune.cli.arguments import COMMANDS, parser
+from torch_flowprune.cli.option_spelling import as_options
 from torch_flowprune.cli.output_files import tell
 
 _FAULTS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     chosen = _parsed_words(whole, words)
     with warnings.catch_warnings():
-        warnings.showwarning = _one_line  # type: ignore[assignment]
+        warnings.showwarning = lambda message, category, *_: _warn(chosen, message, category)  # type: ignore[assignment]
         try:
             chosen.run(chosen)
         except KeyboardInterrupt:
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except _FAULTS as error:
             if chosen.traceback:
                 raise
-            _say(chosen.command, _told(error))
+            _say(chosen.command, as_options(_told(error), vars(chosen)))
             return 2
     return 0
 
@@ -54,7 +55,8 @@ def _parsed_words(whole: argparse.ArgumentParser, words: list[str]) -> argparse.
         known = [option for option in vars(chosen) if option not in ("run", "command")]
         near = difflib.get_close_matches(unknown[0].lstrip("-").replace("-", "_"), known, n=1)
         hint = f": did you mean --{near[0].replace('_', '-')}?" if near else ""
-        whole.error(f"{chosen.command} does not take {' '.join(unknown)}{hint}")
+        command = f"{whole.prog} {chosen.command}"
+        whole.exit(2, f"{command}: unknown {' '.join(unknown)}{hint} ({command} --help lists the options)\n")
     return chosen
 
 
@@ -70,5 +72,5 @@ def _say(command: str, text: str) -> None:
     print(f"torch-flowprune {command}: {text}", file=sys.stderr)
 
 
-def _one_line(message: Warning | str, category: type[Warning], *_: object) -> None:
-    print(f"{category.__name__}: {message}", file=sys.stderr)
+def _warn(chosen: argparse.Namespace, message: Warning | str, category: type[Warning]) -> None:
+    print(f"{category.__name__}: {as_options(str(message), vars(chosen))}", file=sys.stderr)

@@ -182,16 +182,20 @@ def accuracy(model: nn.Module, batches: Batches) -> float:
     return right / sum(len(target) for _, target in batches)
 
 
+def _epochs(number: int, more: str = "") -> str:
+    return f"{number} {more}epoch{'' if number == 1 else 's'}"
+
+
 def _opening(settings: Settings, model: nn.Module, dense: Point, right: float, seconds: float) -> str:
     weights = sum(parameter.numel() for parameter in model.parameters())
     net = f"A convolutional net with batch norm, {weights:,} parameters"
     return f"""\
-{net}, trained on scikit-learn's digits for {settings.epochs} epochs in {seconds:.1f} s.
+{net}, trained on scikit-learn's digits for {_epochs(settings.epochs)} in {seconds:.1f} s.
 Dense: test accuracy {right:.1%}, training loss {dense.loss:.4g}, ‖g‖² {dense.norm:.3g}.
 Now every measure, from one flow; granularity: {settings.granularity}. After pruning, before any training:
   predicted  the change of the loss to first order, -Σ θ·g over the pruned weights: exact for small changes only
   actual     the change of the loss; loss and ‖g‖² are over the training images, accuracy is over 360 others
-  tuned      the accuracy after {settings.tuning_epochs} more epochs of training, the zeros held at zero
+  tuned      the accuracy after {_epochs(settings.tuning_epochs, "more ")} of training, the zeros held at zero
 """
 
 

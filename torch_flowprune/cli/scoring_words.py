@@ -31,12 +31,12 @@ def check_measures(chosen: argparse.Namespace, methods: list[str]) -> None:
     if chosen.data is None and (reads := sorted(needs & _OF_A_LOSS)):
         free = [name for name in fp.MEASURES if not _needs_of([name]) & (_OF_A_LOSS | {"theta0"})]
         raise ValueError(
-            f"{', '.join(methods)} reads {', '.join(reads)} of a loss, and no data were given: "
-            f"pass --data DIR (images in one folder a class), or a measure that reads none: {', '.join(free)}"
+            f"{', '.join(methods)} reads {', '.join(reads)} of a loss, and no data was given: "
+            f"pass --data DIR (one folder of images per class), or a measure that needs none: {', '.join(free)}"
         )
     if "theta0" in needs and chosen.theta0 is None:
         raise ValueError(
-            f"{', '.join(methods)} reads theta0, the weights at initialisation: pass --theta0 FILE, a checkpoint taken "
+            f"{', '.join(methods)} reads theta0, the weights at initialisation: pass --theta0 FILE, a checkpoint from "
             "there"
         )
 

@@ -86,13 +86,13 @@ class Budget:
         bare = self.bare(units)
         if (least := self.left(bare)) > allowed:
             largest = ", ".join(self.meter.largest(self.costs, bare))
+            can, should = _told_apart(1 - least / self.total, 1 - allowed / self.total)
             raise ValueError(
-                f"at most {1 - least / self.total:.1%} of the model's {self.meter.text(self.total)} can be removed, "
-                f"and {1 - allowed / self.total:.1%} should: it can be reduced to {self.meter.text(least)}, and "
-                f"{self.meter.text(allowed)} were asked for (fp.range shows this before pruning); "
-                "each group of channels keeps one at least (min_keep= may ask for more, round_to= for whole multiples),"
-                " and what is not coupled stays whole. Most of what "
-                f"stays is in {largest}; print(fp.couple(model, example_inputs)) lists what cannot be removed, and why"
+                f"at most {can} of the model's {self.meter.text(self.total)} can be removed, and {should} should: it "
+                f"can be reduced to {self.meter.text(least)}, and {self.meter.text(allowed)} were asked for (fp.range "
+                "shows this before pruning); each group of channels keeps one at least (min_keep= may ask for more, "
+                "round_to= for whole multiples), and what is not coupled stays whole. Most of what stays is in "
+                f"{largest}; print(fp.couple(model, example_inputs)) lists what cannot be removed, and why"
             )
 
     def bare(self, units: Kept) -> dict[str, Tensor]:
@@ -123,3 +123,9 @@ class Budget:
         if k > most:
             self.check_reachable(kept_without(most), allowed)
         return min(k, most)
+
+
+def _told_apart(one: float, other: float) -> tuple[str, str]:
+    """Two fractions in percent, with as many digits as they differ in."""
+    texts = ((f"{one:.{digits}%}", f"{other:.{digits}%}") for digits in (1, 2, 3, 4, 6))
+    return next((pair for pair in texts if pair[0] != pair[1]), (f"{one:.9%}", f"{other:.9%}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from torch import nn
 import torch_flowprune as fp
 from torch_flowprune.exporting import PrunedFile
 from torch_flowprune.inputs import is_mask
+
+_LONGEST = 200
+"""Characters of a reader's error: those of a state dict list every layer."""
 
 
 def existing(option: str, path: Path) -> Path:
@@ -33,9 +37,10 @@ def from_checkpoint(timm: Any, name: str, path: Path, classes: Mapping[str, int]
             return model
         timm.models.load_checkpoint(model, str(path))
     except Exception as error:  # whatever a reader of files of any kind raises
-        reason = " ".join(str(error).split())[:200]
+        reason = textwrap.shorten(str(error), _LONGEST, placeholder=" ...").rstrip(".")
         raise ValueError(
-            f"--checkpoint {path} does not load into {name}: {reason}. Another class count? --num-classes N"
+            f"--checkpoint {path} does not load into {name}: {reason}; if it is of another number of classes, pass "
+            "--num-classes N"
         ) from error
     return model
 

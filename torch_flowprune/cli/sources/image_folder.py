@@ -51,7 +51,7 @@ class _ImageReader:
             return default_loader(path)
         except Exception as error:
             raise ValueError(
-                f"the image {path} of {self.option} cannot be read ({type(error).__name__}): mend it, or take it away"
+                f"the image {path} of {self.option} cannot be read ({type(error).__name__}): repair it, or remove it"
             ) from error
 
 
@@ -63,13 +63,18 @@ def _labels(option: str, folder: Path, model: Any) -> Any:
     from timm.data import ImageNetInfo
 
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    if not names:
+        raise ValueError(
+            f"{option} {folder}: expected one folder of images per class, found no folder: put the images of each "
+            f"class into a folder of its own, {folder / 'NAME_OF_CLASS'}"
+        )
     if len(names) == model.num_classes:
         return None
     known = {label: index for index, label in enumerate(ImageNetInfo().label_names())}
-    if names and model.num_classes == len(known) and all(name in known for name in names):
+    if model.num_classes == len(known) and all(name in known for name in names):
         return [known[name] for name in names].__getitem__
     raise ValueError(
         f"{option} {folder}: expected a folder for each of the model's {model.num_classes} classes, found {len(names)} "
-        f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); pass --num-classes {max(len(names), 1)}, with "
-        "a --checkpoint for as many"
+        f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); pass --num-classes {len(names)}, and "
+        "--checkpoint FILE with a head for these classes"
     )

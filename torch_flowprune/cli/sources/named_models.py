@@ -14,6 +14,12 @@ from torch import nn
 
 from torch_flowprune.cli.sources.checkpoints import from_checkpoint
 
+_OF_ANOTHER_LIBRARY = (
+    "for a model of another library, such as transformers, use torch-flowprune prune-checkpoint DIR, which prunes its "
+    "files (from the hub: hf download NAME --local-dir DIR), or fp.global_prune in Python"
+)
+"""The way out for models that timm does not have."""
+
 
 def load_model(chosen: argparse.Namespace) -> nn.Module:
     """The timm model by its name, with pretrained weights, those of a checkpoint, or none; in eval mode."""
@@ -63,9 +69,9 @@ def _check_name(timm: Any, name: str) -> None:
         return
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
+        hint = f"nearest: {', '.join(near)}. " if near else f"{_OF_ANOTHER_LIBRARY}. "
         raise ValueError(
-            f"timm has no model {name!r}{hint}. `python -c 'import timm; print(timm.list_models())'` lists them all"
+            f"timm has no model {name!r}; {hint}`python -c 'import timm; print(timm.list_models())'` lists timm's"
         )
     try:
         timm.get_pretrained_cfg(name)
@@ -82,7 +88,7 @@ def _initialised(timm: Any, name: str, classes: dict[str, int]) -> Any:
     except Exception as error:
         if ":" not in name:
             raise
-        raise OSError(f"{name} could not be built: {_reason(error)}{_of_another_library(name)}") from error
+        raise OSError(_not_loaded(name, error)) from error
 
 
 def _pretrained(timm: Any, name: str, classes: dict[str, int]) -> Any:
@@ -90,23 +96,25 @@ def _pretrained(timm: Any, name: str, classes: dict[str, int]) -> Any:
         with _quiet_hub():
             return timm.create_model(name, pretrained=True, **classes)
     except Exception as error:
+        if ":" in name:
+            raise OSError(_not_loaded(name, error)) from error
         raise OSError(
-            f"the pretrained weights of {name} could not be loaded: {_reason(error)} "
-            "Pass --random-init (no weights, to try a command) or --checkpoint FILE (weights you have), or try again "
-            f"where the hub can be reached{_of_another_library(name)}"
+            f"the pretrained weights of {name} could not be loaded: {_reason(error)}; pass --random-init (no weights, "
+            "to try a command) or --checkpoint FILE (weights you have), or try again where the hub can be reached"
         ) from error
+
+
+def _not_loaded(name: str, error: Exception) -> str:
+    """Of the hub or a folder, which hold models of any library."""
+    return f"{name.partition(':')[2]} could not be loaded as a model of timm: {_reason(error)}; {_OF_ANOTHER_LIBRARY}"
 
 
 def _reason(error: Exception) -> str:
     """The first line, of errors that may have none, or one word."""
-    line = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, KeyError) and error.args == ("architecture",):
+        return "its config.json names no architecture of timm"
+    line = str(error).splitlines()[0].rstrip(".") if str(error) else ""
     return line if " " in line else f"{type(error).__name__}: {line}"
-
-
-def _of_another_library(name: str) -> str:
-    if ":" not in name:
-        return ""
-    return ". Models of transformers are no models of timm: prune-checkpoint FOLDER, or fp.global_prune in Python"
 
 
 @contextmanager
