@@ -17,10 +17,11 @@ from torch.nn.utils import prune
 import torch_flowprune as fp
 from torch_flowprune.channels.coupling import arguments_of, couple, coupling_of, reading_of
 from torch_flowprune.channels.group_masks import channel_masks, living_channels, rows
-from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
+from torch_flowprune.channels.groups import Coupling, Frozen
 from torch_flowprune.channels.rules.table import RULES
 from torch_flowprune.channels.shrinking.removal import shrink
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
+from torch_flowprune.channels.slices import Group, Slice
 from torch_flowprune.channels.tracing.exported_program import program_of
 from torch_flowprune.channels.tracing.label_propagation import required_by
 from torch_flowprune.channels.tracing.labelled_graph import read

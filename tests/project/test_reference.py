@@ -1,7 +1,9 @@
 """The API reference: every keyword of every function is described on its page."""
 
+import doctest
 import importlib.util
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,27 @@ def test_every_keyword_is_described_where_it_is_taken(name):
     described = keywords.descriptions(getattr(fp, name))
     assert [word for word in taken(getattr(fp, name)) if word not in described] == []
     assert [word for word, text in described.items() if "see :func:`~torch_flowprune.flow`" in " ".join(text)] == []
+
+
+NAMED = [name for name in [*fp.__all__, "range"] if callable(getattr(fp, name))]
+WARNED = [name for name in NAMED if inspect.isclass(found := getattr(fp, name)) and issubclass(found, Exception)]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if name not in WARNED])
+def test_an_example_runs_as_it_is_pasted(name):
+    """With nothing imported before; what is only a part of another value points to that."""
+    text = inspect.getdoc(getattr(fp, name))
+    examples = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
+    if not examples.examples:
+        assert inspect.isclass(getattr(fp, name)) and "See Also:\n    :" in text
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    assert doctest.DocTestRunner(optionflags=flags).run(examples).failed == 0
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_page_leads_on(name):
+    """To the function that gives it, or that is called before or after."""
+    assert re.search(r":(func|class|meth):`", inspect.getdoc(getattr(fp, name))) or name == "ShrinkError"
 
 
 def test_what_a_function_says_itself_is_kept():

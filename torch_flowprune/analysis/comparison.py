@@ -56,6 +56,9 @@ class Outcome:
         predicted: −Σ θ·g over the pruned weights, on the scoring data: the first-order change.
         emptied: how many layers have nothing left.
         metric: the value of your ``metric=``.
+
+    See Also:
+        :class:`~torch_flowprune.Comparison`: all measures at all sparsities.
     """
 
     method: str
@@ -78,6 +81,13 @@ class Comparison(InNotebooks):
         samples: how many samples the loss was measured on.
         held_out: whether these samples were not those that the scores read.
         metric: the value of your ``metric=`` before pruning.
+
+    >>> import torch, torch_flowprune as fp
+    >>> model, batch = torch.nn.Linear(4, 2), (torch.randn(8, 4), torch.tensor([0, 1] * 4))
+    >>> found = fp.compare(model, ["magnitude", "snip"], [0.5], batch)
+    >>> best = min(found.outcomes, key=lambda outcome: outcome.loss)
+    >>> best.method in ("magnitude", "snip"), best.sparsity
+    (True, 0.5)
     """
 
     loss: float
@@ -203,9 +213,9 @@ def compare(
         :func:`~torch_flowprune.sensitivity`: the loss layer by layer.
         :func:`~torch_flowprune.predict`: what one set of masks does to the loss.
 
-    >>> import torch_flowprune as fp
+    >>> import torch, torch_flowprune as fp
     >>> _ = torch.manual_seed(0)
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
     >>> found = fp.compare(model, ["magnitude", "snip"], [0.25, 0.5], (torch.randn(8, 4), torch.tensor([0, 1] * 4)))
     >>> len(found.outcomes), found.correlation["snip"]["snip"]
     (4, 1.0)

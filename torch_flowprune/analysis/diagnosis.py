@@ -60,6 +60,9 @@ class LayerDiagnosis:
         zero_share: the fraction of its unpruned units that score exactly 0; for these, model order decides, not the
             measure.
         stability: Spearman's correlation of their scores on two halves of the data; None if there is only one sample.
+
+    See Also:
+        :class:`~torch_flowprune.Diagnosis`: all layers together.
     """
 
     name: str
@@ -84,6 +87,11 @@ class Diagnosis(InNotebooks):
         loss: the mean loss.
         samples: how many samples were read.
         prediction: the predicted cost of the proposed masks, or None.
+
+    >>> import torch, torch_flowprune as fp
+    >>> found = fp.diagnose(torch.nn.Linear(4, 2), (torch.randn(8, 4), torch.tensor([0, 1] * 4)))
+    >>> found.layers[0].name, found.samples
+    ('weight', 8)
     """
 
     method: str
@@ -178,9 +186,9 @@ def diagnose(
         :func:`~torch_flowprune.compare`: what each measure does to the loss.
         :func:`~torch_flowprune.predict`: what one set of masks does to the loss.
 
-    >>> import torch_flowprune as fp
+    >>> import torch, torch_flowprune as fp
     >>> _ = torch.manual_seed(0)
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
     >>> found = fp.diagnose(model, (torch.randn(8, 4), torch.tensor([0, 1] * 4)))
     >>> [layer.name for layer in found.layers], found.total.weights
     (['0.weight', '2.weight'], 48)

@@ -28,6 +28,11 @@ class Sensitivity:
         units: how many units each layer has.
         losses: for each layer, the loss by the number of its pruned units, beginning with those pruned before.
         samples: how many samples the losses were measured on.
+
+    >>> import torch, torch_flowprune as fp
+    >>> found = fp.sensitivity(torch.nn.Linear(4, 2), "magnitude", (torch.randn(8, 4), torch.tensor([0, 1] * 4)))
+    >>> sorted(found.losses["weight"])  # numbers of pruned weights
+    [0, 2, 4, 6, 7]
     """
 
     loss: float
@@ -115,9 +120,9 @@ def sensitivity(
         :func:`~torch_flowprune.compare`: prunes whole models, by several measures.
         :func:`~torch_flowprune.global_prune`: accepts the result as ``allocation=``.
 
-    >>> import torch_flowprune as fp
+    >>> import torch, torch_flowprune as fp
     >>> _ = torch.manual_seed(0)
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
     >>> found = fp.sensitivity(model, "snip", (torch.randn(8, 4), torch.tensor([0, 1] * 4)))
     >>> report = fp.global_prune(model, "magnitude", allocation=found.allocation(0.5))
     >>> report.pruned, report.units

@@ -48,6 +48,16 @@ class Prediction:
         removed_norm: ‖v‖/‖θ‖ over the masked parameters, the size of the change. Both expansions are about 0, so the
             larger it is, the less accurate they are.
         samples: how many samples were read.
+
+    See Also:
+        :func:`~torch_flowprune.predict`: computes it.
+
+    >>> import torch, torch_flowprune as fp
+    >>> model, batch = torch.nn.Linear(4, 2), (torch.randn(8, 4), torch.tensor([0, 1] * 4))
+    >>> mask = {"weight": torch.tensor([[False] * 4, [True] * 4])}
+    >>> found = fp.predict(model, mask, batch)
+    >>> found.loss_change == found.first_order + found.curvature
+    True
     """
 
     loss: float
@@ -130,11 +140,11 @@ def predict(
     See Also:
         :func:`~torch_flowprune.compare`: the measured loss after pruning.
 
-    >>> import torch_flowprune as fp
+    >>> import torch, torch_flowprune as fp
     >>> _ = torch.manual_seed(0)
-    >>> model = nn.Linear(4, 2)
+    >>> model = torch.nn.Linear(4, 2)
     >>> mask = {"weight": torch.tensor([[False] * 4, [True] * 4])}
-    >>> predict(model, mask, (torch.ones(3, 4), torch.tensor([0, 1, 1]))).samples
+    >>> fp.predict(model, mask, (torch.ones(3, 4), torch.tensor([0, 1, 1]))).samples
     3
     """
     check_keywords(predict, options, LossOptions)

@@ -24,6 +24,9 @@ class SizeRange:
         dense: the cost with all units.
         now: the cost with the units that are left.
         least: the cost with the fewest units that must stay.
+
+    See Also:
+        :func:`~torch_flowprune.range`: computes it, with an example.
     """
 
     cost: str
@@ -80,9 +83,8 @@ def size_range(
     See Also:
         :func:`~torch_flowprune.global_prune`: prunes to a budget, with ``cost=``.
 
-    >>> import torch
-    >>> import torch_flowprune as fp
-    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> import torch, torch_flowprune as fp
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> print(fp.range(model, torch.randn(2, 3), cost="parameters"))
     parameters: 8 to 50, now 50; at most 84.0% can be removed
     """

@@ -11,7 +11,7 @@ from torch_flowprune.channels.group_masks import (
     living_channels_of,
     rows,
 )
-from torch_flowprune.channels.groups import MASKED, Branch, Coupling, Group, Slice
+from torch_flowprune.channels.groups import Branch, Coupling
 from torch_flowprune.channels.shrinking import (
     NarrowAttention,
     NarrowGroupNorm,
@@ -31,6 +31,7 @@ from torch_flowprune.channels.shrinking import (
     shrink,
     state_sizes,
 )
+from torch_flowprune.channels.slices import MASKED, Group, Slice
 from torch_flowprune.channels.tracing import canonical_names
 from torch_flowprune.channels.uniform import Dial, UniformSizes, uniform_sizes
 

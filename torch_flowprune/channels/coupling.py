@@ -20,8 +20,9 @@ from typing_extensions import Never
 
 from torch_flowprune.channels.branches import read_branches
 from torch_flowprune.channels.counting import costs_of
-from torch_flowprune.channels.groups import Coupling, Frozen, Group, Slice
+from torch_flowprune.channels.groups import Coupling, Frozen
 from torch_flowprune.channels.rules import RULES, SPATIAL
+from torch_flowprune.channels.slices import Group, Slice
 from torch_flowprune.channels.tracing import Block, Reading, read, relabelled, without_onlookers
 from torch_flowprune.inputs import (
     arguments,
@@ -55,12 +56,21 @@ def couple(
             heads instead of fewer heads.
         unknown: no other keyword is accepted; the error names the one meant.
 
+    Returns:
+        The groups of coupled channels, the residual branches, and what cannot be removed, with the reason.
+
+    Raises:
+        UnrecordableError: a ``RuntimeError``, if the model does not run on the example or its code cannot be read.
+        TypeError: for what is no model, or no example.
+        ValueError: for a sharded model.
+
     See Also:
         :func:`~torch_flowprune.global_prune`: prunes coupled channels: ``granularity="channel"``.
         :func:`~torch_flowprune.shrink`: removes them.
 
-    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    >>> couple(net, torch.randn(2, 3)).groups[0].size
+    >>> import torch, torch_flowprune as fp
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> fp.couple(net, torch.randn(2, 3)).groups[0].size
     4
     """
     check_keywords(couple, unknown)

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from torch_flowprune.channels.groups import MASKED, Coupling, Group
+from torch_flowprune.channels.groups import Coupling
+from torch_flowprune.channels.slices import MASKED, Group
 from torch_flowprune.inputs import alike, box_of, flags, local
 
 

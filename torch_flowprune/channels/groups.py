@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -17,120 +16,24 @@ import torch
 from torch import Tensor
 
 from torch_flowprune.channels.costs import Costs
+from torch_flowprune.channels.slices import ROLES, Group, Slice
 from torch_flowprune.inputs import ComparedByValue
 from torch_flowprune.tables import InNotebooks, Table
-
-MASKED = ("producer", "affine", "consumer")
-ROLES = (*MASKED, "direction", "buffer")
-
-
-@dataclass(frozen=True, eq=False)
-class Slice:
-    """The part of one parameter or buffer that belongs to the units of a group.
-
-    Attributes:
-        parameter: the name of the parameter or buffer.
-        axis: the axis along which it is cut.
-        index: a long tensor (units, positions): the positions along ``axis`` of each unit (a channel that is flattened
-            over space has many).
-        role: ``producer`` computes the unit, ``affine`` scales or shifts it or is added to it, ``consumer`` reads it,
-            ``buffer`` holds its statistics or tables (running statistics, position tables), ``direction`` is multiplied
-            by the length that produces it (weight norm). All but the last two are masked.
-        reads_zero: for consumers, True if the unit is exactly zero where it is read when its producers are masked; the
-            consumer's columns then need no mask.
-    """
-
-    parameter: str
-    axis: int
-    index: Tensor
-    role: str
-    reads_zero: bool = False
-
-    def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise ValueError(f"role of {self.parameter!r} must be one of {', '.join(ROLES)}, not {self.role!r}")
-        index = torch.as_tensor(self.index, dtype=torch.long, device=getattr(self.index, "device", "cpu"))
-        if index.ndim not in (1, 2) or not index.numel() or int(index.min()) < 0:
-            raise ValueError(
-                f"index of {self.parameter!r} should hold the positions of each unit, (units,) or (units, "
-                "positions), from 0 on; "
-                f"got shape {tuple(index.shape)}{f' with {int(index.min())} in it' if index.numel() else ''}"
-            )
-        object.__setattr__(self, "index", index[:, None] if index.ndim == 1 else index)
-
-    def check_fits(self, tensors: Mapping[str, Tensor], group: str) -> None:
-        if self.parameter not in tensors:
-            near = get_close_matches(self.parameter, tensors, n=1)
-            hint = f" (nearest: {near[0]!r})" if near else ""
-            raise ValueError(
-                f"group {group!r} has a slice of {self.parameter!r}, and the model has no such {self._kind}{hint}"
-            )
-        shape = tuple(tensors[self.parameter].shape)
-        if not 0 <= self.axis < len(shape):
-            raise ValueError(
-                f"group {group!r} has a slice along axis {self.axis} of {self.parameter!r}, whose shape is {shape}"
-            )
-        if int(self.index.max()) >= shape[self.axis]:
-            raise ValueError(
-                f"group {group!r} has position {int(self.index.max())} on axis {self.axis} of {self.parameter!r}, "
-                f"which has {shape[self.axis]}"
-            )
-
-    @property
-    def _kind(self) -> str:
-        return "buffer" if self.role == "buffer" else "parameter"
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """(units, elements): the slice of its parameter; a view if the slice is all of it, in order."""
-        places = self.index.reshape(-1)
-        if len(places) == tensor.shape[self.axis] and torch.equal(
-            places, torch.arange(len(places), device=places.device)
-        ):
-            return tensor.movedim(self.axis, 0).reshape(len(self.index), -1)
-        picked = tensor.index_select(self.axis, places.to(tensor.device))
-        return picked.movedim(self.axis, 0).reshape(len(self.index), -1)
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Units of one kind: each owns a part of the same slices.
-
-    Attributes:
-        name: the name of the first parameter that produces the units.
-        slices: the slices, of which every unit owns a part.
-        multiple: operators take a number of units that is a multiple of this one.
-    """
-
-    name: str
-    slices: tuple[Slice, ...]
-    multiple: int = 1
-
-    def __post_init__(self) -> None:
-        if not self.slices:
-            raise ValueError(f"group {self.name!r} has no slices: a unit is what they hold of the parameters")
-        for part in self.slices:
-            if len(part.index) != self.size:
-                raise ValueError(
-                    f"group {self.name!r} has {self.size} units in {self.slices[0].parameter!r} and {len(part.index)} "
-                    f"in {part.parameter!r}: "
-                    "expected a row of index for each unit in every slice"
-                )
-
-    @property
-    def size(self) -> int:
-        """How many units the group has."""
-        return len(self.slices[0].index)
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A residual branch, f of x + f(x): without it x is passed on as it is.
+    """A residual branch, the f of x + f(x): without it, x is passed on unchanged.
 
     Attributes:
-        name: that of the module which its layers are in.
-        parameters: those that nothing else reads.
-        masked: those of them whose zeros make it add exactly zero, and make no other operator divide by zero.
-        operators: the names of those that it runs, sorted: branches that do the same work have the same.
+        name: the name of the module that holds its layers.
+        parameters: the parameters that only this branch reads.
+        masked: those of them that are masked to remove it: with zeros there, the branch adds exactly zero, and nothing
+            is divided by zero.
+        operators: the names of the operators that it runs, sorted; branches that do the same work have the same.
+
+    See Also:
+        :func:`~torch_flowprune.couple`: finds them; ``granularity="block"`` prunes them.
     """
 
     name: str
@@ -149,7 +52,7 @@ class Branch:
             )
 
     def is_alive(self, masks: Mapping[str, Tensor]) -> bool:
-        """Whether these masks, by parameter name, leave anything of it."""
+        """Whether these masks, by parameter name, leave anything of the branch."""
         return any(name not in masks or bool(masks[name].any()) for name in self.masked)
 
 
@@ -174,6 +77,16 @@ class Coupling(ComparedByValue, InNotebooks):
         unknown: operators without a rule, and how many of each the graph has.
         costs: the model's cost as a function of the kept units, if the coupling was read from a model.
         branches: the residual branches, each a unit of ``granularity="block"``.
+
+    See Also:
+        :func:`~torch_flowprune.couple`: reads it from a model.
+
+    >>> import torch, torch_flowprune as fp
+    >>> rows = fp.Slice("0.weight", 0, torch.arange(4), "producer")
+    >>> columns = fp.Slice("2.weight", 1, torch.arange(4), "consumer")
+    >>> by_hand = fp.Coupling((fp.Group("hidden", (rows, columns)),))
+    >>> by_hand["hidden"].size
+    4
     """
 
     groups: tuple[Group, ...]
@@ -288,6 +201,7 @@ class Coupling(ComparedByValue, InNotebooks):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Coupling:
+        """The coupling that :meth:`to_dict` wrote; costs are not written, so it has none."""
         groups = tuple(Group(**{**g, "slices": tuple(Slice(**s) for s in g["slices"])}) for g in data["groups"])
         frozen = tuple(Frozen(**one) for one in data.get("frozen", ()))
         branches = tuple(Branch(**one) for one in data.get("branches", ()))

@@ -86,13 +86,12 @@ def prune_checkpoint(
     See Also:
         :func:`~torch_flowprune.global_prune`: prunes a model in memory.
 
-    >>> import tempfile, torch
+    >>> import tempfile, torch, torch_flowprune as fp
     >>> from safetensors.torch import save_file
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> (folder / "dense").mkdir()
+    >>> dense, target = tempfile.mkdtemp(), tempfile.mkdtemp() + "/pruned"
     >>> weights = {"up.weight": torch.randn(8, 4), "norm.weight": torch.ones(8)}
-    >>> save_file(weights, folder / "dense" / "model.safetensors")
-    >>> report = prune_checkpoint(folder / "dense", folder / "pruned", sparsity=0.5)
+    >>> save_file(weights, f"{dense}/model.safetensors")
+    >>> report = fp.prune_checkpoint(dense, target, sparsity=0.5)
     >>> report.pruned, report.units
     (16, 32)
     """

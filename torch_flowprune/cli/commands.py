@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     chosen = _parsed_words(whole, words)
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, category, *_: _warn(chosen, message, category)  # type: ignore[assignment]
+        warnings.showwarning = lambda message, category, *_: _warn_user(chosen, message, category)
         try:
             chosen.run(chosen)
         except KeyboardInterrupt:
@@ -72,5 +72,5 @@ def _say(command: str, text: str) -> None:
     print(f"torch-flowprune {command}: {text}", file=sys.stderr)
 
 
-def _warn(chosen: argparse.Namespace, message: Warning | str, category: type[Warning]) -> None:
+def _warn_user(chosen: argparse.Namespace, message: Warning | str, category: type[Warning]) -> None:
     print(f"{category.__name__}: {as_options(str(message), vars(chosen))}", file=sys.stderr)

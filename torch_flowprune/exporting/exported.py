@@ -50,6 +50,12 @@ class Exported:
             fraction of the largest output; None if nothing here can run the file.
         model_seconds: the time of a call of the pruned model, in eval mode, with masks; the median of five.
         file_seconds: the time of a call of the file that was read back; None if nothing here can run it.
+
+    >>> import tempfile, torch, torch_flowprune as fp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     written = fp.export(torch.nn.Linear(4, 2), torch.ones(2, 4), f"{folder}/layer.safetensors")
+    >>> written.parameters, written.dense_bytes
+    (10, 40)
     """
 
     path: str
@@ -112,11 +118,15 @@ def export(
         ShrinkError: if no smaller model can be made, or written.
         ImportError: if a package is missing.
 
+    See Also:
+        :func:`~torch_flowprune.export_ready`: a copy without masks, for other exporters.
+        :func:`~torch_flowprune.save_pruned`: one safetensors file, to load and prune further.
+
     >>> import tempfile, torch, torch_flowprune as fp
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> report = fp.global_prune(model, "magnitude", sparsity=0.5)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     found = export(model, torch.ones(2, 4), f"{folder}/half.safetensors")
+    ...     found = fp.export(model, torch.ones(2, 4), f"{folder}/half.safetensors")
     >>> found.format, found.difference
     ('safetensors', 0.0)
     """

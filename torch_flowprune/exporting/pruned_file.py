@@ -174,12 +174,12 @@ def save_pruned(
         :func:`~torch_flowprune.load_pruned`: reads it back.
         :func:`~torch_flowprune.describe`: the architecture of a shrunk model alone.
 
-    >>> import tempfile, torch_flowprune as fp
-    >>> layer = nn.Linear(4, 2)
+    >>> import tempfile, torch, torch_flowprune as fp
+    >>> layer = torch.nn.Linear(4, 2)
     >>> report = fp.global_prune(layer, "magnitude", sparsity=0.5)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     written = save_pruned(layer, f"{folder}/half.safetensors")
-    ...     again = load_pruned(nn.Linear(4, 2), f"{folder}/half.safetensors")
+    ...     written = fp.save_pruned(layer, f"{folder}/half.safetensors")
+    ...     again = fp.load_pruned(torch.nn.Linear(4, 2), f"{folder}/half.safetensors")
     >>> list(written.tensors), int(fp.masks(again)["weight"].sum())
     (['weight', 'bias'], 4)
     """
@@ -208,14 +208,17 @@ def load_pruned(model: nn.Module, path: str | PathLike[str]) -> nn.Module:
         FileNotFoundError: if there is no such file.
         ImportError: without safetensors, an extra.
 
+    See Also:
+        :func:`~torch_flowprune.save_pruned`: writes such a file.
+
     >>> import tempfile, torch, torch_flowprune as fp
-    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> x = torch.ones(2, 3)
     >>> report = fp.global_prune(model, sparsity=0.5, granularity="channel", example_inputs=x)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     written = save_pruned(fp.shrink(model, x), f"{folder}/small.safetensors")
-    ...     dense = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
-    ...     load_pruned(dense, f"{folder}/small.safetensors")[0]
+    ...     written = fp.save_pruned(fp.shrink(model, x), f"{folder}/small.safetensors")
+    ...     dense = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    ...     fp.load_pruned(dense, f"{folder}/small.safetensors")[0]
     Linear(in_features=3, out_features=4, bias=True)
     """
     unwrapped(model)

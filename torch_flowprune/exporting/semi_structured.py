@@ -31,10 +31,13 @@ def to_semi_structured(model: nn.Module, *, strict: bool = True, **unknown: Neve
         ValueError: with the reason for each layer (a CPU, or a dtype, shape or pattern that the kernels do not
             support), or if no linear layer is pruned to 2:4.
 
-    >>> import torch_flowprune as fp
-    >>> layer = nn.Linear(64, 64)
+    See Also:
+        :func:`~torch_flowprune.global_prune`: prunes to 2:4, with ``granularity="2:4"``.
+
+    >>> import torch, torch_flowprune as fp
+    >>> layer = torch.nn.Linear(64, 64)
     >>> report = fp.global_prune(layer, granularity="2:4")
-    >>> to_semi_structured(layer)  # on a CPU
+    >>> fp.to_semi_structured(layer)  # on a CPU
     Traceback (most recent call last):
     ValueError: ...weight is on cpu: the kernels run on CUDA devices, so move the model there first...
     """

@@ -70,6 +70,11 @@ class Flow(ComparedByValue):
         loss: the mean loss, or None if no data was read.
         samples: how many samples were read.
         counted: how they were counted; None if no data was read.
+
+    >>> import torch, torch_flowprune as fp
+    >>> found = fp.flow(torch.nn.Linear(3, 2), (torch.ones(4, 3), torch.tensor([0, 1, 0, 1])))
+    >>> found.Hg["weight"].shape
+    torch.Size([2, 3])
     """
 
     theta: Named
@@ -203,9 +208,9 @@ def flow(
         :func:`~torch_flowprune.hessian_vector`: H·v along any v.
         :func:`~torch_flowprune.scores`: scores computed from a flow.
 
-    >>> import torch
-    >>> model = nn.Linear(3, 2)
-    >>> f = flow(model, (torch.ones(4, 3), torch.tensor([0, 1, 0, 1])), needs=("g",))
+    >>> import torch, torch_flowprune as fp
+    >>> model = torch.nn.Linear(3, 2)
+    >>> f = fp.flow(model, (torch.ones(4, 3), torch.tensor([0, 1, 0, 1])), needs=("g",))
     >>> f.g["weight"].shape, f.samples
     (torch.Size([2, 3]), 4)
     """

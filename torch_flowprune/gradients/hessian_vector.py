@@ -48,11 +48,11 @@ def hessian_vector(
     See Also:
         :func:`~torch_flowprune.flow`: g, H·g and the rest over the same data.
 
-    >>> import torch
-    >>> model = nn.Linear(2, 1, bias=False)
+    >>> import torch, torch_flowprune as fp
+    >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> batch = torch.tensor([[1.0, 2.0]]), torch.zeros(1, 1)
     >>> v = {"weight": torch.tensor([[1.0, 0.0]])}
-    >>> hessian_vector(model, batch, v, loss=nn.functional.mse_loss)["weight"]
+    >>> fp.hessian_vector(model, batch, v, loss=torch.nn.functional.mse_loss)["weight"]
     tensor([[2., 4.]])
     """
     check_keywords(hessian_vector, options, LossOptions)

@@ -56,11 +56,12 @@ def apply_masks(
         :func:`~torch_flowprune.masks`: the masks of a model.
         :func:`~torch_flowprune.remove`: makes masks permanent.
 
-    >>> layer = nn.Linear(2, 2)
-    >>> apply_masks(layer, {"weight": torch.tensor([[True, False], [True, True]])})
+    >>> import torch, torch_flowprune as fp
+    >>> layer = torch.nn.Linear(2, 2)
+    >>> fp.apply_masks(layer, {"weight": torch.tensor([[True, False], [True, True]])})
     >>> int((layer.weight == 0).sum())
     1
-    >>> apply_masks(layer, {"weight": torch.tensor([[True, True], [False, False]])}, replace=True)
+    >>> fp.apply_masks(layer, {"weight": torch.tensor([[True, True], [False, False]])}, replace=True)
     >>> int((layer.weight == 0).sum())
     2
     """

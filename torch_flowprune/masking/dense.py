@@ -46,9 +46,9 @@ def remove(model: nn.Module) -> nn.Module:
         :func:`~torch_flowprune.export_ready`: a copy without masks, checked equal.
 
     >>> import torch, torch_flowprune as fp
-    >>> layer = nn.Linear(2, 2)
+    >>> layer = torch.nn.Linear(2, 2)
     >>> fp.apply_masks(layer, {"weight": torch.tensor([[True, False], [True, True]])})
-    >>> remove(layer).weight[0, 1].item()
+    >>> fp.remove(layer).weight[0, 1].item()
     0.0
     """
     modules = dict(model.named_modules())

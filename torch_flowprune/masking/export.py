@@ -34,11 +34,15 @@ def export_ready(model: nn.Module, example_inputs: Any = None, **unknown: Never)
     Raises:
         ValueError: if masks cannot be made permanent, see :func:`~torch_flowprune.remove`, or if the copy differs.
 
-    >>> import torch_flowprune as fp
-    >>> layer = nn.Linear(4, 2)
+    See Also:
+        :func:`~torch_flowprune.remove`: makes masks permanent in place.
+        :func:`~torch_flowprune.export`: writes a file and compares it.
+
+    >>> import torch, torch_flowprune as fp
+    >>> layer = torch.nn.Linear(4, 2)
     >>> report = fp.global_prune(layer, "magnitude", sparsity=0.5)
-    >>> plain = export_ready(layer, torch.ones(1, 4))
-    >>> type(plain) is nn.Linear, int((plain.weight == 0).sum()), fp.masks(layer).keys()
+    >>> plain = fp.export_ready(layer, torch.ones(1, 4))
+    >>> type(plain) is torch.nn.Linear, int((plain.weight == 0).sum()), fp.masks(layer).keys()
     (True, 4, dict_keys(['weight']))
     """
     check_keywords(export_ready, unknown)

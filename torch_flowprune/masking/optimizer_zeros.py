@@ -80,9 +80,9 @@ def keep_zeros(
         :func:`~torch_flowprune.regrow`: lets weights come back.
 
     >>> import torch, torch_flowprune as fp
-    >>> layer = nn.Linear(4, 2)
+    >>> layer = torch.nn.Linear(4, 2)
     >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.1)
-    >>> handle = keep_zeros(layer, optimizer)
+    >>> handle = fp.keep_zeros(layer, optimizer)
     >>> report = fp.global_prune(layer, "magnitude", sparsity=0.5)
     >>> layer(torch.ones(1, 4)).sum().backward(); optimizer.step()
     >>> int((layer.weight_orig == 0).sum())

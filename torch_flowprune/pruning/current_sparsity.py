@@ -49,10 +49,10 @@ def report(
         :func:`~torch_flowprune.global_prune`: returns such a report.
 
     >>> import torch, torch_flowprune as fp
-    >>> layer = nn.Linear(4, 2)
+    >>> layer = torch.nn.Linear(4, 2)
     >>> pruned = fp.global_prune(layer, sparsity=0.25)
-    >>> loaded = fp.load_state_dict(nn.Linear(4, 2), fp.state_dict(layer))
-    >>> report(loaded).sparsity
+    >>> loaded = fp.load_state_dict(torch.nn.Linear(4, 2), fp.state_dict(layer))
+    >>> fp.report(loaded).sparsity
     0.25
     """
     check_keywords(report, unknown)

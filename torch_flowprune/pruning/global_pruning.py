@@ -138,8 +138,9 @@ def global_prune(
         :func:`~torch_flowprune.compare`: which measure to use.
         :func:`~torch_flowprune.shrink`: removes the pruned channels.
 
-    >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> report = global_prune(model, "magnitude", sparsity=0.5)
+    >>> import torch, torch_flowprune as fp
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> report = fp.global_prune(model, "magnitude", sparsity=0.5)
     >>> report.pruned, report.units
     (40, 80)
     """

@@ -78,10 +78,10 @@ def regrow(
     See Also:
         :class:`~torch_flowprune.Pruner`: prunes in rounds.
 
-    >>> import torch_flowprune as fp
-    >>> layer, batch = nn.Linear(8, 4), (torch.randn(16, 8), torch.randint(4, (16,)))
+    >>> import torch, torch_flowprune as fp
+    >>> layer, batch = torch.nn.Linear(8, 4), (torch.randn(16, 8), torch.randint(4, (16,)))
     >>> report = fp.global_prune(layer, "magnitude", sparsity=0.75)
-    >>> regrow(layer, 0.25, by="gradient", data=batch)
+    >>> fp.regrow(layer, 0.25, by="gradient", data=batch)
     {'weight': 6}
     """
     check_keywords(regrow, unknown)

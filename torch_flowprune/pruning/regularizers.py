@@ -34,8 +34,11 @@ class GroupLasso:
 
     Source: Yuan & Lin 2006 (the group lasso); Liu et al. 2017 (network slimming, γ alone).
 
-    >>> import torch_flowprune as fp
-    >>> model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
+    See Also:
+        :func:`~torch_flowprune.global_prune`: prunes the channels afterwards, with ``granularity="channel"``.
+
+    >>> import torch, torch_flowprune as fp
+    >>> model, x = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)), torch.randn(3, 4)
     >>> penalty = fp.regularizers.GroupLasso(fp.couple(model, x), strength=1e-3)
     >>> loss = model(x).square().mean() + penalty(model)
     >>> loss.backward()
@@ -83,8 +86,11 @@ class GrowingDecay:
 
     Source: Wang et al. 2021, "Neural Pruning via Growing Regularization".
 
-    >>> import torch_flowprune as fp
-    >>> model = nn.Linear(4, 2)
+    See Also:
+        :func:`~torch_flowprune.masks`: masks of a pruned copy.
+
+    >>> import torch, torch_flowprune as fp
+    >>> model = torch.nn.Linear(4, 2)
     >>> decay = fp.regularizers.GrowingDecay({"weight": torch.tensor([[True] * 4, [False] * 4])}, by=0.1)
     >>> decay.step()
     >>> bool(torch.isclose(decay(model), 0.05 * model.weight[1].square().sum()))

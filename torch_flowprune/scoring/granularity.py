@@ -25,7 +25,7 @@ class Units(Protocol):
         """The tensor as ``(unit, element)``."""
 
     def mask(self, keep: Tensor, shape: torch.Size) -> Tensor:
-        """``keep`` (one flag a unit) as a bool tensor of the parameter's shape."""
+        """``keep``, one bool per unit, as a bool tensor of the parameter's shape."""
 
 
 Granularity: TypeAlias = str | Units | Callable[[Target], Units]
@@ -35,34 +35,49 @@ SHRINKABLE = ("channel", "block")
 
 @dataclass(frozen=True)
 class Weights:
-    """Every weight on its own.
+    """Single weights: each weight is a unit. The same as ``granularity="weight"``.
 
-    >>> Weights().rows(torch.zeros(2, 3)).shape
+    See Also:
+        :class:`~torch_flowprune.Slices`, :class:`~torch_flowprune.Blocks`: other units.
+
+    >>> import torch, torch_flowprune as fp
+    >>> fp.Weights().rows(torch.zeros(2, 3)).shape
     torch.Size([6, 1])
     """
 
     def rows(self, tensor: Tensor) -> Tensor:
+        """The tensor as ``(unit, element)``."""
         return tensor.reshape(-1, 1)
 
     def mask(self, keep: Tensor, shape: torch.Size) -> Tensor:
+        """``keep``, one bool per unit, as a bool tensor of the parameter's shape."""
         return keep.view(shape)
 
 
 @dataclass(frozen=True)
 class Slices:
-    """The slices along one axis, as ``prune.ln_structured`` cuts: a convolution's filters for ``dim=0``.
+    """The slices along one axis, as in ``prune.ln_structured``: a convolution's filters for ``dim=0``.
 
-    >>> Slices(0).rows(torch.zeros(4, 3, 2, 2)).shape
+    Args:
+        dim: the axis along which the slices lie.
+
+    See Also:
+        :class:`~torch_flowprune.Weights`, :class:`~torch_flowprune.Blocks`: other units.
+
+    >>> import torch, torch_flowprune as fp
+    >>> fp.Slices(0).rows(torch.zeros(4, 3, 2, 2)).shape
     torch.Size([4, 12])
     """
 
     dim: int = 0
 
     def rows(self, tensor: Tensor) -> Tensor:
+        """The tensor as ``(unit, element)``."""
         slices = tensor.movedim(self._axis(tensor), 0)
         return slices.flatten(1) if slices.dim() > 1 else slices.unsqueeze(1)
 
     def mask(self, keep: Tensor, shape: torch.Size) -> Tensor:
+        """``keep``, one bool per unit, as a bool tensor of the parameter's shape."""
         view = [1] * len(shape)
         view[self.dim] = len(keep)
         return keep.view(view).expand(shape)
@@ -98,11 +113,21 @@ class GroupedOutputs:
 
 @dataclass(frozen=True)
 class Blocks:
-    """n:m sparsity: of every ``m`` weights that follow each other along the input axis, ``n`` stay.
+    """n:m sparsity: of every ``m`` consecutive weights along the input axis, ``n`` are kept. A unit is one weight.
 
-    A unit is one weight.
+    Args:
+        n: how many weights of each block are kept.
+        m: how many weights a block has.
+        axis: the input axis, along which blocks lie.
 
-    >>> Blocks(2, 4).rows(torch.zeros(3, 8)).shape
+    Raises:
+        ValueError: unless 0 < n < m.
+
+    See Also:
+        :class:`~torch_flowprune.Weights`, :class:`~torch_flowprune.Slices`: other units.
+
+    >>> import torch, torch_flowprune as fp
+    >>> fp.Blocks(2, 4).rows(torch.zeros(3, 8)).shape
     torch.Size([24, 1])
     """
 
@@ -121,9 +146,11 @@ class Blocks:
         return len(shape) > 1 and shape[self.axis] % self.m == 0
 
     def rows(self, tensor: Tensor) -> Tensor:
+        """The tensor as ``(unit, element)``."""
         return tensor.movedim(self.axis, -1).reshape(-1, 1)
 
     def mask(self, keep: Tensor, shape: torch.Size) -> Tensor:
+        """``keep``, one bool per unit, as a bool tensor of the parameter's shape."""
         moved = torch.empty(shape, device="meta").movedim(self.axis, -1).shape
         return keep.view(moved).movedim(-1, self.axis)
 

@@ -106,8 +106,9 @@ def scores(
         :func:`~torch_flowprune.flow`: the derivatives that the scores are computed from.
         :func:`~torch_flowprune.global_prune`: prunes by scores, with ``scores=``.
 
-    >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
-    >>> scores(model, "magnitude")["0.weight"].shape
+    >>> import torch, torch_flowprune as fp
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+    >>> fp.scores(model, "magnitude")["0.weight"].shape
     torch.Size([6])
     """
     check_keywords(scores, unknown)
@@ -168,8 +169,19 @@ def importance_scores(
         options: keywords of :func:`~torch_flowprune.scores`: what is differentiated (``loss``, ``closure``, ...), and
             which parameters are scored (``include``, ``exclude``, ...).
 
-    >>> model = nn.Linear(3, 2)
-    >>> importance_scores(model)[(model, "weight")].shape
+    Returns:
+        A dict from ``(module, name)`` to a tensor of the parameter's shape.
+
+    Raises:
+        ValueError, TypeError: as :func:`~torch_flowprune.scores` does, and for several measures, another granularity
+            or a sharded model.
+
+    See Also:
+        :func:`~torch_flowprune.scores`: scores of any units, by parameter name.
+
+    >>> import torch, torch_flowprune as fp
+    >>> model = torch.nn.Linear(3, 2)
+    >>> fp.importance_scores(model)[(model, "weight")].shape
     torch.Size([2, 3])
     """
     check_keywords(importance_scores, options, ScoreOptions)

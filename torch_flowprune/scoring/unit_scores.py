@@ -37,12 +37,17 @@ def granularity_of(scores: Tensor) -> str | None:
 class Scores(Mapping[str, Tensor], InNotebooks):
     """One score per unit, by parameter name: what :func:`scores` returns and ``global_prune(scores=...)`` accepts.
 
-    A mapping: 1-d tensors by parameter name, in model order. Scores of single weights of a sharded parameter are a
-    ``DTensor`` in its shape and placements.
+    It is a mapping from parameter names to 1-d tensors (units,), in model order. For a sharded parameter, scores of
+    single weights are a ``DTensor`` in its shape and placements.
 
     Attributes:
         method: the name of the measure.
         granularity: what the units are.
+
+    >>> import torch, torch_flowprune as fp
+    >>> found = fp.scores(torch.nn.Linear(3, 2), "magnitude", granularity="filter")
+    >>> {name: tuple(values.shape) for name, values in found.items()}
+    {'weight': (2,)}
     """
 
     def __init__(self, values: Mapping[str, LayerScores], method: str, granularity: str) -> None:

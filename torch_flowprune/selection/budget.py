@@ -86,7 +86,7 @@ class Budget:
         bare = self.bare(units)
         if (least := self.left(bare)) > allowed:
             largest = ", ".join(self.meter.largest(self.costs, bare))
-            can, should = _told_apart(1 - least / self.total, 1 - allowed / self.total)
+            can, should = _percents(1 - least / self.total, 1 - allowed / self.total)
             raise ValueError(
                 f"at most {can} of the model's {self.meter.text(self.total)} can be removed, and {should} should: it "
                 f"can be reduced to {self.meter.text(least)}, and {self.meter.text(allowed)} were asked for (fp.range "
@@ -125,7 +125,7 @@ class Budget:
         return min(k, most)
 
 
-def _told_apart(one: float, other: float) -> tuple[str, str]:
+def _percents(one: float, other: float) -> tuple[str, str]:
     """Two fractions in percent, with as many digits as they differ in."""
     texts = ((f"{one:.{digits}%}", f"{other:.{digits}%}") for digits in (1, 2, 3, 4, 6))
     return next((pair for pair in texts if pair[0] != pair[1]), (f"{one:.9%}", f"{other:.9%}"))

@@ -27,6 +27,15 @@ class Size:
         parameters: the number of its parameters.
         flops: FLOPs of one forward pass on the example inputs, two for each multiply-add, as
             ``torch.utils.flop_counter`` counts.
+
+    See Also:
+        :class:`~torch_flowprune.Report`: has it before and after pruning, as ``dense`` and ``left``.
+
+    >>> import torch, torch_flowprune as fp
+    >>> model, x = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), torch.ones(1, 4)
+    >>> report = fp.global_prune(model, sparsity=0.5, granularity="channel", example_inputs=x)
+    >>> report.dense, report.left
+    (Size(parameters=58, flops=96), Size(parameters=30, flops=48))
     """
 
     parameters: int

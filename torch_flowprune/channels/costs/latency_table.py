@@ -59,8 +59,13 @@ class LatencyTable:
     Raises:
         ValueError: if a file was measured on another device than the model's, or is not a latency table.
 
-    >>> table = LatencyTable(timer=lambda runs, device: [0.002 for run in runs])
-    >>> table.milliseconds([Call("aten.relu.default", (), {})] * 3, torch.device("cpu"))
+    See Also:
+        :func:`~torch_flowprune.global_prune`: prunes to a latency, with ``cost=`` and ``at_most=``.
+
+    >>> import torch, torch_flowprune as fp
+    >>> table = fp.LatencyTable(timer=lambda runs, device: [0.002 for run in runs])  # without timer=, they are timed
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> fp.range(model, torch.ones(2, 3), cost=table).dense
     6.0
     """
 

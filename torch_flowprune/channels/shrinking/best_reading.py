@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from torch_flowprune.channels.coupling import coupling_of
 from torch_flowprune.channels.group_masks import living_channels, living_channels_of, read_channels
-from torch_flowprune.channels.groups import Coupling, Group
+from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.rules import RULES
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, dead_labels, surgery_keeping, with_spans
+from torch_flowprune.channels.slices import Group
 from torch_flowprune.channels.tracing import Reading, relabelled
 
 

@@ -104,9 +104,9 @@ def shrink(
         :func:`~torch_flowprune.replaced_modules`: which modules got different code.
 
     >>> import torch, torch_flowprune as fp
-    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> report = fp.global_prune(model, sparsity=0.5, granularity="channel", example_inputs=torch.ones(2, 3))
-    >>> shrink(model, torch.ones(2, 3))[0].out_features
+    >>> fp.shrink(model, torch.ones(2, 3))[0].out_features
     4
     """
     check_keywords(shrink, unknown)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.channels.groups import Coupling, Slice
+from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.shrinking.own_code import Edits
+from torch_flowprune.channels.slices import Slice
 from torch_flowprune.channels.tracing import Reading, canonical_names, module_path
 from torch_flowprune.inputs import plain_name
 from torch_flowprune.torch_internals import list_flat_weights

@@ -9,7 +9,8 @@ from math import gcd
 from torch import nn
 
 from torch_flowprune.channels.construction import Shapes, sites_of
-from torch_flowprune.channels.groups import Coupling, Group
+from torch_flowprune.channels.groups import Coupling
+from torch_flowprune.channels.slices import Group
 
 
 @dataclass(frozen=True)

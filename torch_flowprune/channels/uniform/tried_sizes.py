@@ -17,8 +17,9 @@ from torch import nn
 
 from torch_flowprune.channels.construction import Constructor, Shapes, constructor_of, fitted_numbers_of, shapes_of
 from torch_flowprune.channels.group_masks import channel_masks
-from torch_flowprune.channels.groups import Coupling, Group
+from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.shrinking import ShrinkError, is_as_built, shrink
+from torch_flowprune.channels.slices import Group
 from torch_flowprune.channels.tracing import canonical_names
 from torch_flowprune.channels.uniform.dials import Dial, UniformSizes, dial_of, shapes_after, tied_groups
 from torch_flowprune.masking import dense_copy

@@ -125,9 +125,13 @@ def class_balanced(
     Raises:
         ValueError: if ``per_class`` is not positive or a class has fewer samples.
 
+    See Also:
+        :func:`~torch_flowprune.scores`: takes batches of them as ``data``.
+
+    >>> import torch, torch_flowprune as fp
     >>> from torch.utils.data import TensorDataset
     >>> data = TensorDataset(torch.zeros(5, 2), torch.tensor([0, 1, 0, 1, 0]))
-    >>> class_balanced(data, 2).indices
+    >>> fp.class_balanced(data, 2).indices
     [0, 2, 1, 3]
     """
     if per_class < 1:

@@ -28,10 +28,13 @@ def accept_masks(model: nn.Module) -> RemovableHandle:
     Returns:
         The handle of the hook.
 
-    >>> import torch_flowprune as fp
-    >>> pruned, fresh = nn.Linear(4, 2), nn.Linear(4, 2)
+    See Also:
+        :func:`~torch_flowprune.load_state_dict`: loads such a state itself.
+
+    >>> import torch, torch_flowprune as fp
+    >>> pruned, fresh = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
     >>> report = fp.global_prune(pruned, "magnitude", sparsity=0.5)
-    >>> handle = accept_masks(fresh)
+    >>> handle = fp.accept_masks(fresh)
     >>> fresh.load_state_dict(pruned.state_dict())
     <All keys matched successfully>
     >>> int(fp.masks(fresh)["weight"].sum())

@@ -40,11 +40,14 @@ def sync_masks(model: nn.Module, *averages: Any) -> None:
     Raises:
         ValueError: if one is not an average of this model.
 
-    >>> import copy, torch_flowprune as fp
-    >>> layer = nn.Linear(4, 2)
+    See Also:
+        :func:`~torch_flowprune.keep_zeros`: holds zeros in an optimizer.
+
+    >>> import copy, torch, torch_flowprune as fp
+    >>> layer = torch.nn.Linear(4, 2)
     >>> average = copy.deepcopy(layer)
     >>> report = fp.global_prune(layer, "magnitude", sparsity=0.5)
-    >>> sync_masks(layer, average)
+    >>> fp.sync_masks(layer, average)
     >>> torch.equal(average.weight == 0, layer.weight == 0)
     True
     """

@@ -49,10 +49,13 @@ def masks(model: nn.Module, packed: bool = False, **unknown: Never) -> dict[str,
             gathered on every rank.
         unknown: no other keyword is accepted; the error names the one meant.
 
+    See Also:
+        :func:`~torch_flowprune.report`: how sparse each layer is.
+
     >>> import torch, torch_flowprune as fp
-    >>> layer = nn.Linear(2, 2)
+    >>> layer = torch.nn.Linear(2, 2)
     >>> fp.apply_masks(layer, {"weight": torch.tensor([[True, False], [True, True]])})
-    >>> masks(layer)["weight"].tolist(), masks(layer, packed=True)["weight"].tolist()
+    >>> fp.masks(layer)["weight"].tolist(), fp.masks(layer, packed=True)["weight"].tolist()
     ([[True, False], [True, True]], [13])
     """
     check_keywords(masks, unknown)
@@ -85,12 +88,12 @@ def state_dict(model: nn.Module, *, dense: bool = False, **unknown: Never) -> di
         :func:`~torch_flowprune.load_state_dict`: loads it.
         :func:`~torch_flowprune.save_pruned`: writes a file.
 
-    >>> import torch_flowprune as fp
-    >>> layer = nn.Linear(16, 2)
+    >>> import torch, torch_flowprune as fp
+    >>> layer = torch.nn.Linear(16, 2)
     >>> report = fp.global_prune(layer, "magnitude", sparsity=0.5)
-    >>> {name: (str(value.dtype), value.numel()) for name, value in state_dict(layer).items()}
+    >>> {name: (str(value.dtype), value.numel()) for name, value in fp.state_dict(layer).items()}
     {'weight_orig': ('torch.float32', 32), 'bias': ('torch.float32', 2), 'weight_mask': ('torch.uint8', 4)}
-    >>> nn.Linear(16, 2).load_state_dict(state_dict(layer, dense=True))
+    >>> torch.nn.Linear(16, 2).load_state_dict(fp.state_dict(layer, dense=True))
     <All keys matched successfully>
     """
     check_keywords(state_dict, unknown)
@@ -150,10 +153,10 @@ def load_state_dict(
         :func:`~torch_flowprune.state_dict`: a state dict with packed masks.
         :func:`~torch_flowprune.load_pruned`: loads a file.
 
-    >>> import torch_flowprune as fp
-    >>> pruned, dense = nn.Linear(4, 2), nn.Linear(4, 2)
+    >>> import torch, torch_flowprune as fp
+    >>> pruned, dense = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
     >>> report = fp.global_prune(pruned, "magnitude", sparsity=0.5)
-    >>> bool((load_state_dict(dense, state_dict(pruned)).weight == pruned.weight).all())
+    >>> bool((fp.load_state_dict(dense, fp.state_dict(pruned)).weight == pruned.weight).all())
     True
     """
     check_keywords(load_state_dict, unknown)

@@ -47,6 +47,9 @@ class FoldedLayer:
         channels: how many of the removed channels that it read were constants.
         into: the bias, or the running mean of the norm behind it, that they were added to.
         largest: the largest value that was added.
+
+    See Also:
+        :class:`~torch_flowprune.FoldedConstants`: all layers together.
     """
 
     name: str
@@ -64,6 +67,13 @@ class FoldedConstants:
         left: the names of the other layers' weights, each with the reason.
         loss_before: the loss of the pruned model before, if data was given.
         loss_after: the loss afterwards.
+
+    >>> import torch, torch_flowprune as fp
+    >>> x = torch.randn(5, 4)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 2))
+    >>> _ = fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=x)
+    >>> fp.fold_constants(model, x).layers[0].into
+    '2.bias'
     """
 
     layers: tuple[FoldedLayer, ...]
@@ -116,9 +126,9 @@ def fold_constants(
     See Also:
         :func:`~torch_flowprune.recalibrate`: recomputes batch-norm statistics.
 
-    >>> import torch_flowprune as fp
+    >>> import torch, torch_flowprune as fp
     >>> _ = torch.manual_seed(0)
-    >>> model, x = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)), torch.randn(5, 4)
+    >>> model, x = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 2)), torch.randn(5, 4)
     >>> _ = fp.global_prune(model, "magnitude", 0.5, granularity="channel", example_inputs=x)
     >>> print(fp.fold_constants(model, x))  # doctest: +ELLIPSIS
     2.weight: 4 channels into 2.bias, at most 0...

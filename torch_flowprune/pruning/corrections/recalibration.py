@@ -33,8 +33,8 @@ def recalibrate(model: Model, data: object = None, *, max_samples: int | None = 
         :func:`~torch_flowprune.fold_constants`: adds constants of removed channels to biases.
         :func:`~torch_flowprune.reconstruct`: refits the kept weights, layer by layer.
 
-    >>> import torch_flowprune as fp
-    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    >>> import torch, torch_flowprune as fp
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     >>> fp.recalibrate(model, (torch.ones(2, 3, 5, 5), torch.zeros(2)))[1].num_batches_tracked
     tensor(1)
     """

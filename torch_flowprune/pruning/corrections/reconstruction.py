@@ -37,8 +37,13 @@ class LayerReconstruction:
     """What :func:`reconstruct` did to one layer.
 
     Attributes:
-        name: the name of its weight. error_before: E‖(W − W₀)x‖² / E‖W₀x‖² over the data: W the masked weights, W₀ the
-        dense ones under the mask. error_after: the same after the kept weights and the bias were refitted.
+        name: the name of its weight.
+        error_before: E‖(W − W₀)x‖² / E‖W₀x‖² over the data, with the masked weights W and the dense weights W₀ under
+            the mask.
+        error_after: the same after the kept weights and the bias were refitted.
+
+    See Also:
+        :class:`~torch_flowprune.Reconstruction`: all layers together.
     """
 
     name: str
@@ -53,6 +58,13 @@ class Reconstruction:
     Attributes:
         layers: one entry for each refitted layer, in model order.
         skipped: the names of the other masked weights, each with the reason.
+
+    >>> import torch, torch_flowprune as fp
+    >>> layer, x = torch.nn.Linear(8, 4), torch.randn(64, 8)
+    >>> _ = fp.global_prune(layer, "magnitude", 0.5)
+    >>> found = fp.reconstruct(layer, (x, torch.zeros(64)))
+    >>> found.layers[0].name, found.skipped
+    ('weight', {})
     """
 
     layers: tuple[LayerReconstruction, ...]
@@ -100,9 +112,10 @@ def reconstruct(
     See Also:
         :func:`~torch_flowprune.recalibrate`: recomputes batch-norm statistics.
 
-    >>> import torch_flowprune as fp
+    >>> import torch, torch_flowprune as fp
     >>> _ = torch.manual_seed(0)
-    >>> model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(64, 8)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> x = torch.randn(64, 8)
     >>> _ = fp.global_prune(model, "magnitude", 0.5)
     >>> layers = fp.reconstruct(model, (x, torch.zeros(64))).layers
     >>> all(layer.error_after < layer.error_before for layer in layers)

@@ -36,6 +36,9 @@ class RemovedExperts:
         kept: for each block the experts that are kept, by their numbers before.
         scores: for each block the score of every expert.
         left: blocks that look like experts but were left unchanged, with the reason.
+
+    See Also:
+        :func:`~torch_flowprune.remove_experts`: has an example.
     """
 
     kept: dict[str, tuple[int, ...]]
@@ -85,17 +88,21 @@ def remove_experts(
     Raises:
         ValueError: if there are no experts, if the model has masks, or if no block can be cut; the model is as it was.
 
-    >>> class Mixture(nn.Module):
+    See Also:
+        :func:`~torch_flowprune.shrink`: removes channels; experts need no call of it.
+
+    >>> import torch, torch_flowprune as fp
+    >>> class Mixture(torch.nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
-    ...         self.gate = nn.Linear(4, 6)
-    ...         self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(6))
+    ...         self.gate = torch.nn.Linear(4, 6)
+    ...         self.experts = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(6))
     ...
     ...     def forward(self, x):
     ...         shares = self.gate(x).softmax(-1)
     ...         return sum(share[:, None] * e(x) for share, e in zip(shares.unbind(1), self.experts))
     >>> model = Mixture()
-    >>> print(remove_experts(model, "magnitude", 0.5, example_inputs=torch.randn(5, 4)))
+    >>> print(fp.remove_experts(model, "magnitude", 0.5, example_inputs=torch.randn(5, 4)))
     : 3 of 6 experts left
     >>> model.gate
     Linear(in_features=4, out_features=3, bias=True)

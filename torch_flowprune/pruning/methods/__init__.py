@@ -6,13 +6,14 @@ Every measure has a class and a function for single weights (``LossPreservationU
 hook. The contract they share:
 
 - ``amount`` is torch's: a float is a fraction of what is left, an int a number of units.
-- ``importance_scores`` are used as given: signed, the lowest go; nan is refused. Unstructured methods take one score a
-  weight; structured ones one score a slice, or one a weight, which are then summed over the slice. (Given through
-  ``prune.global_unstructured``, measures of ``theta`` alone take them for weights: torch does not say which they are.)
-- Without scores a measure of ``theta`` reads the masked weight, and one of ``g`` the parameter's ``.grad``; one that
-  needs more (``Hg``, ``g2``, ``gR``, ``theta0``) raises an error that shows the call which computes scores.
-- Every owner of a tied parameter inside the module gets the mask; owners outside of it are not known here, and keep
-  the weight dense: prune the model that holds them all, by ``global_prune``.
+- ``importance_scores`` are used as given: signed, the lowest are pruned; nan is refused. Unstructured methods take one
+  score per weight. Structured methods take one score per slice, or one per weight, which are summed over the slice.
+  (``prune.global_unstructured`` passes scores and weights in the same way, so measures that read only ``theta`` treat
+  what they get there as weights.)
+- Without scores, ``theta`` is the masked weight and ``g`` the parameter's ``.grad``. A measure that reads more (``Hg``,
+  ``g2``, ``gR``, ``theta0``) raises an error that shows how to compute scores.
+- Every owner of a tied parameter inside the module gets the mask. Owners outside of the module are not known here and
+  keep the weight dense: prune the model that holds all of them, with ``global_prune``.
 - Everything is checked before the module is touched.
 """
 

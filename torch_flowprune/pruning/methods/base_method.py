@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -185,26 +184,14 @@ class MeasureMethod(prune.BasePruningMethod):
 
 
 class Unstructured(MeasureMethod):
-    """Single weights go.
-
-    Args:
-        amount: how much of what is left, float or int.
-        generator: the source of randomness, for ``random``; torch's global one if left out.
-    """
+    """Prunes single weights."""
 
     PRUNING_TYPE = "unstructured"
     units = Weights()
 
 
 class Structured(MeasureMethod):
-    """Whole slices go.
-
-    Args:
-        amount: how much of what is left, float or int.
-        dim: the axis whose slices are the units; 0, the outputs of linear layers and convolutions, if left out (torch's
-            classes have -1).
-        generator: the source of randomness, for ``random``; torch's global one if left out.
-    """
+    """Prunes slices along one axis."""
 
     PRUNING_TYPE = "structured"
 
@@ -223,69 +210,3 @@ def _target_of(module: nn.Module, name: str) -> Target:
         raise ValueError(no_such_parameter((module, name)))
     check_can_mask(target, name, factors=False)
     return target
-
-
-def unstructured(method: type[Unstructured]) -> Callable[..., nn.Module]:
-    """The functional form of a class of this kind."""
-
-    def function(
-        module: nn.Module,
-        name: str,
-        amount: float,
-        importance_scores: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> nn.Module:
-        method.apply(module, name, amount, generator=generator, importance_scores=importance_scores)
-        return module
-
-    return _described(function, method, "_unstructured", "weights")
-
-
-def structured(method: type[Structured]) -> Callable[..., nn.Module]:
-    """The functional form of a class of this kind."""
-
-    def function(
-        module: nn.Module,
-        name: str,
-        amount: float,
-        dim: int = 0,
-        importance_scores: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> nn.Module:
-        method.apply(module, name, amount, dim, generator=generator, importance_scores=importance_scores)
-        return module
-
-    return _described(function, method, "_structured", "slices")
-
-
-_DIM = "    dim: the axis along which the slices lie: 0, outputs, for linear layers and convolutions.\n"
-_DESCRIPTION = """Prune the {units}{along} with the lowest ``{measure}`` from one tensor of a module.
-
-It is :meth:`{method}.apply`.
-
-Args:
-    module: the module that has the tensor.
-    name: the tensor's name in it (``"weight"``).
-    amount: how many are pruned of the {units} that are left: a fraction (float) or a number (int).
-{dim}    importance_scores: scores computed earlier, in the tensor's shape; for measures that need data,
-        :func:`~torch_flowprune.importance_scores` has them.
-    generator: the random generator for ``random``; if left out, torch's global generator, which then advances.
-
-Returns:
-    The module.
-"""
-
-
-def _described(
-    function: Callable[..., nn.Module], method: type[MeasureMethod], suffix: str, units: str
-) -> Callable[..., nn.Module]:
-    measure, slices = measure_lookup.name_of(method.measure), units == "slices"
-    function.__name__ = function.__qualname__ = f"{measure}{suffix}"
-    function.__doc__ = _DESCRIPTION.format(
-        units=units,
-        along=" along ``dim``" if slices else "",
-        measure=measure,
-        method=method.__name__,
-        dim=_DIM if slices else "",
-    )
-    return function

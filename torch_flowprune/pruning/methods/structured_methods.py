@@ -2,96 +2,97 @@
 
 from __future__ import annotations
 
-from torch_flowprune.pruning.methods.base_method import Structured, structured
+from torch_flowprune.pruning.methods.base_method import Structured
+from torch_flowprune.pruning.methods.functional_forms import structured
 from torch_flowprune.scoring import measures
 
 
 class MagnitudeStructured(Structured):
-    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.magnitude`."""
+    """Prune the slices along ``dim`` with the lowest ``magnitude``."""
 
     measure = measures.magnitude
 
 
 class L1Structured(Structured):
-    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.l1`."""
+    """Prune the slices along ``dim`` with the lowest ``l1``."""
 
     measure = measures.l1
 
 
 class LossPreservationStructured(Structured):
-    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.loss_preservation`."""
+    """Prune the slices along ``dim`` with the lowest ``loss_preservation``."""
 
     measure = measures.loss_preservation
 
 
 class TaylorStructured(Structured):
-    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.taylor`."""
+    """Prune the slices along ``dim`` with the lowest ``taylor``."""
 
     measure = measures.taylor
 
 
 class BiasedLossPreservationStructured(Structured):
-    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.biased_loss_preservation`."""
+    """Prune the slices along ``dim`` with the lowest ``biased_loss_preservation``."""
 
     measure = measures.biased_loss_preservation
 
 
 class DistanceBiasedLossPreservationStructured(Structured):
-    """Prune the slices along ``dim`` of lowest :func:`~.measures.distance_biased_loss_preservation`."""
+    """Prune the slices along ``dim`` with the lowest ``distance_biased_loss_preservation``."""
 
     measure = measures.distance_biased_loss_preservation
 
 
 class GradientNormIncreaseStructured(Structured):
-    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.gradient_norm_increase`."""
+    """Prune the slices along ``dim`` with the lowest ``gradient_norm_increase``."""
 
     measure = measures.gradient_norm_increase
 
 
 class GradientNormPreservationStructured(Structured):
-    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.gradient_norm_preservation`."""
+    """Prune the slices along ``dim`` with the lowest ``gradient_norm_preservation``."""
 
     measure = measures.gradient_norm_preservation
 
 
 class FisherStructured(Structured):
-    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.fisher`."""
+    """Prune the slices along ``dim`` with the lowest ``fisher``."""
 
     measure = measures.fisher
 
 
 class FisherSampleStructured(Structured):
-    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.fisher_sample`."""
+    """Prune the slices along ``dim`` with the lowest ``fisher_sample``."""
 
     measure = measures.fisher_sample
 
 
 class WandaStructured(Structured):
-    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.wanda`."""
+    """Prune the slices along ``dim`` with the lowest ``wanda``."""
 
     measure = measures.wanda
 
 
 class ReconstructionStructured(Structured):
-    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.reconstruction`."""
+    """Prune the slices along ``dim`` with the lowest ``reconstruction``."""
 
     measure = measures.reconstruction
 
 
 class ObdStructured(Structured):
-    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.obd`."""
+    """Prune the slices along ``dim`` with the lowest ``obd``."""
 
     measure = measures.obd
 
 
 class RandomStructured(Structured):
-    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.random`."""
+    """Prune the slices along ``dim`` with the lowest ``random``."""
 
     measure = measures.random
 
 
 class SynflowStructured(Structured):
-    """Prune the slices along ``dim`` of lowest :func:`~torch_flowprune.scoring.measures.synflow`."""
+    """Prune the slices along ``dim`` with the lowest ``synflow``."""
 
     measure = measures.synflow
 

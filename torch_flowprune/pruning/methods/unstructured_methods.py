@@ -2,96 +2,97 @@
 
 from __future__ import annotations
 
-from torch_flowprune.pruning.methods.base_method import Unstructured, unstructured
+from torch_flowprune.pruning.methods.base_method import Unstructured
+from torch_flowprune.pruning.methods.functional_forms import unstructured
 from torch_flowprune.scoring import measures
 
 
 class MagnitudeUnstructured(Unstructured):
-    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.magnitude`."""
+    """Prune the weights with the lowest ``magnitude``."""
 
     measure = measures.magnitude
 
 
 class L1Unstructured(Unstructured):
-    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.l1`."""
+    """Prune the weights with the lowest ``l1``."""
 
     measure = measures.l1
 
 
 class LossPreservationUnstructured(Unstructured):
-    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.loss_preservation`."""
+    """Prune the weights with the lowest ``loss_preservation``."""
 
     measure = measures.loss_preservation
 
 
 class TaylorUnstructured(Unstructured):
-    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.taylor`."""
+    """Prune the weights with the lowest ``taylor``."""
 
     measure = measures.taylor
 
 
 class BiasedLossPreservationUnstructured(Unstructured):
-    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.biased_loss_preservation`."""
+    """Prune the weights with the lowest ``biased_loss_preservation``."""
 
     measure = measures.biased_loss_preservation
 
 
 class DistanceBiasedLossPreservationUnstructured(Unstructured):
-    """Prune the single weights of lowest :func:`~.measures.distance_biased_loss_preservation`."""
+    """Prune the weights with the lowest ``distance_biased_loss_preservation``."""
 
     measure = measures.distance_biased_loss_preservation
 
 
 class GradientNormIncreaseUnstructured(Unstructured):
-    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.gradient_norm_increase`."""
+    """Prune the weights with the lowest ``gradient_norm_increase``."""
 
     measure = measures.gradient_norm_increase
 
 
 class GradientNormPreservationUnstructured(Unstructured):
-    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.gradient_norm_preservation`."""
+    """Prune the weights with the lowest ``gradient_norm_preservation``."""
 
     measure = measures.gradient_norm_preservation
 
 
 class FisherUnstructured(Unstructured):
-    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.fisher`."""
+    """Prune the weights with the lowest ``fisher``."""
 
     measure = measures.fisher
 
 
 class FisherSampleUnstructured(Unstructured):
-    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.fisher_sample`."""
+    """Prune the weights with the lowest ``fisher_sample``."""
 
     measure = measures.fisher_sample
 
 
 class WandaUnstructured(Unstructured):
-    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.wanda`."""
+    """Prune the weights with the lowest ``wanda``."""
 
     measure = measures.wanda
 
 
 class ReconstructionUnstructured(Unstructured):
-    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.reconstruction`."""
+    """Prune the weights with the lowest ``reconstruction``."""
 
     measure = measures.reconstruction
 
 
 class ObdUnstructured(Unstructured):
-    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.obd`."""
+    """Prune the weights with the lowest ``obd``."""
 
     measure = measures.obd
 
 
 class RandomUnstructured(Unstructured):
-    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.random`."""
+    """Prune the weights with the lowest ``random``."""
 
     measure = measures.random
 
 
 class SynflowUnstructured(Unstructured):
-    """Prune the single weights of lowest :func:`~torch_flowprune.scoring.measures.synflow`."""
+    """Prune the weights with the lowest ``synflow``."""
 
     measure = measures.synflow
 

@@ -23,6 +23,9 @@ class Layer:
         weights: how many weights it has.
         weights_pruned: how many of them the mask sets to zero.
         why: what decided how many units it keeps: the allocation, or the bound that limited it.
+
+    See Also:
+        :class:`~torch_flowprune.Report`: all parameters together.
     """
 
     name: str
@@ -50,6 +53,10 @@ class Spent:
         dense: the cost with all units.
         asked: the target.
         left: the cost after pruning.
+
+    See Also:
+        :class:`~torch_flowprune.Report`: holds it, as ``spent``.
+        :func:`~torch_flowprune.global_prune`: ``cost=`` and ``at_most=`` set targets.
     """
 
     cost: str
@@ -89,6 +96,11 @@ class Report(InNotebooks):
         left: for channels, the size of the model after :func:`~torch_flowprune.shrink`; else None.
         model_weights: all weights of the model, prunable or not.
         spent: each target that limits a cost of the model, and what pruning left of it.
+
+    >>> import torch, torch_flowprune as fp
+    >>> report = fp.global_prune(torch.nn.Linear(8, 4), sparsity=0.25)
+    >>> report.pruned, report.units, report.layers[0].sparsity
+    (8, 32, 0.25)
     """
 
     method: str

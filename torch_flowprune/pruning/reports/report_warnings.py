@@ -10,13 +10,24 @@ from torch_flowprune.pruning.reports.report import Layer, Report
 
 
 class LayerCollapseWarning(UserWarning):
-    """Pruning has left a layer without any unit, or with less than a tenth of its filters or channels."""
+    """Pruning has left a layer without any unit, or with less than a tenth of its filters or channels.
+
+    Little or no signal passes through such a layer. ``min_keep=``, ``max_sparsity=`` or another ``allocation=`` avoids
+    it.
+
+    See Also:
+        :func:`~torch_flowprune.global_prune`: warns of it.
+    """
 
 
 class TiedScoresWarning(UserWarning):
-    """More than one in a hundred units tie with the last pruned one and are kept.
+    """More than one in a hundred units have the score of the last pruned unit, and are kept.
 
-    Model order decided which ones.
+    Model order decided which of them were pruned, not the measure. Often the score is 0: a zero-initialised branch, or
+    dead units.
+
+    See Also:
+        :func:`~torch_flowprune.global_prune`: warns of it.
     """
 
 

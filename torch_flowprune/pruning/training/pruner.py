@@ -90,9 +90,9 @@ class Pruner:
     See Also:
         :func:`~torch_flowprune.global_prune`: prunes in one call.
 
-    >>> import torch_flowprune as fp
+    >>> import torch, torch_flowprune as fp
     >>> _ = torch.manual_seed(0)
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
     >>> pruner = fp.Pruner(model, "loss_preservation", sparsity=0.75, rounds=2)
     >>> for _ in range(2):
     ...     model(torch.ones(3, 4)).square().sum().backward()

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels.group_masks import living_channels
-from torch_flowprune.channels.groups import MASKED, Coupling, Group
+from torch_flowprune.channels.groups import Coupling
 from torch_flowprune.channels.shrinking.attempts.bench import Bench
 from torch_flowprune.channels.shrinking.attempts.in_turn import attempt
 from torch_flowprune.channels.shrinking.surgery import ShrinkError, Surgery, surgery_keeping, with_spans
+from torch_flowprune.channels.slices import MASKED, Group
 from torch_flowprune.inputs import users_level
 
 _MULTIPLE = 8

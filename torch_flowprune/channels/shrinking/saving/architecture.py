@@ -46,8 +46,12 @@ def describe(dense: nn.Module, small: nn.Module) -> dict[str, Any]:
         ShrinkError: if ``small`` has a module that ``dense`` does not have: it was replaced by its exported graph, or
             belongs to another model.
 
-    >>> dense, small = nn.Linear(4, 3), nn.Linear(4, 2)
-    >>> describe(dense, small)["attributes"]
+    See Also:
+        :func:`~torch_flowprune.save_pruned`: writes architecture and weights to one file.
+
+    >>> import torch, torch_flowprune as fp
+    >>> dense, small = torch.nn.Linear(4, 3), torch.nn.Linear(4, 2)
+    >>> fp.describe(dense, small)["attributes"]
     {'': {'out_features': 2}}
     """
     replaced = paths_of_written(small)
@@ -83,8 +87,9 @@ def rebuild(dense: nn.Module, description: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: for a damaged description or one of another model; nothing is changed then.
 
-    >>> small = nn.Linear(4, 2)
-    >>> again = rebuild(nn.Linear(4, 3), describe(nn.Linear(4, 3), small))
+    >>> import torch, torch_flowprune as fp
+    >>> small = torch.nn.Linear(4, 2)
+    >>> again = fp.rebuild(torch.nn.Linear(4, 3), fp.describe(torch.nn.Linear(4, 3), small))
     >>> again.load_state_dict(small.state_dict()), again.out_features
     (<All keys matched successfully>, 2)
     """

@@ -20,11 +20,14 @@ def replaced_modules(model: nn.Module) -> dict[str, list[str]]:
         Module path -> a description: the class that replaces another, the lines of code in which a number is replaced,
         the exported graph, or what replaces a removed branch. Empty if every module runs the code of its class.
 
+    See Also:
+        :func:`~torch_flowprune.shrink`: replaces them.
+
     >>> import torch, torch_flowprune as fp
     >>> x = torch.randn(5, 8)
-    >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> report = fp.global_prune(net, "magnitude", 0.5, granularity="channel", example_inputs=x)
-    >>> replaced_modules(fp.shrink(net, x))
+    >>> fp.replaced_modules(fp.shrink(net, x))
     {}
     """
     found = {path: _said_of_module(module) for path, module in unwrapped(model).named_modules()}

@@ -48,11 +48,12 @@ def register(cls: type[nn.Module], writer: Writer | None) -> None:
     Raises:
         TypeError: if ``cls`` is not a module class.
 
-    >>> class Heads(nn.Module):
+    >>> import torch, torch_flowprune as fp
+    >>> class Heads(torch.nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
     ...         self.split = {"heads": 4}
-    ...         self.out = nn.Linear(8, 2)
+    ...         self.out = torch.nn.Linear(8, 2)
     ...
     ...     def forward(self, x):
     ...         return self.out(x.unflatten(-1, (self.split["heads"], -1)).relu().flatten(-2))
@@ -60,8 +61,8 @@ def register(cls: type[nn.Module], writer: Writer | None) -> None:
     ...     heads = kept["out.weight"][1].view(module.split["heads"], -1).any(-1)
     ...     module.split = {"heads": int(heads.sum())}
     ...     return module
-    >>> register(Heads, narrower)
-    >>> register(Heads, None)
+    >>> fp.channels.register(Heads, narrower)
+    >>> fp.channels.register(Heads, None)
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise TypeError(f"cls should be a class of modules, got {cls!r}")
