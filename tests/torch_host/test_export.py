@@ -21,7 +21,8 @@ ROWS = {
         (
             "it matches exact classes. Preparing a masked model for it is a warning, and the error of "
             "`fuse_modules` says that the class is a masked one. Quantise `fp.export_ready(model)`, a copy with "
-            "the masks made permanent, which is checked to be equal"
+            "the masks made permanent, which is checked to be equal. Counters that look operators up by class "
+            "(thop, ptflops) count a masked layer as nothing: count that copy"
         ),
     ),
 }
@@ -71,6 +72,17 @@ def test_row_7_15_a_copy_of_plain_modules_that_computes_the_same(case):
     assert plain.training
     for one, other in zip(model.eval()(inputs), plain.eval()(inputs), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_row_7_15_a_counter_that_looks_classes_up_counts_all_of_the_copy_and_nothing_of_masked_layers():
+    costs = {nn.Linear: lambda layer: layer.weight.numel()}  # as thop and ptflops hold them
+
+    def counted(model):
+        return sum(costs[type(layer)](layer) for layer in model if type(layer) in costs)
+
+    model = pruned()
+    assert counted(model) == 0
+    assert counted(fp.export_ready(model)) == counted(mlp())
 
 
 def test_row_7_15_a_wrapped_model_is_copied_without_its_wrapper():
