@@ -549,7 +549,7 @@ def test_the_gradients_of_one_sample_are_right_where_torch_mixes_up_layouts() ->
 
     x = torch.randn(1, 3, 4, 5)
     trial = trial_of(Tokens(lambda norm, x: norm(x)), x)
-    gradients = trial.learning.gradients
+    gradients = trial.learning.masked.gradients
     trial.model.of = by_hand
     expected = trial.learning._gradients_of(trial.model)
     assert expected is not None

@@ -107,8 +107,13 @@ class Trial:
 
     @cached_property
     def spare(self) -> nn.Module:
-        """A copy of the masked model for runs in eval mode, after which the smaller ones are not made."""
-        return copied_model(self.model)
+        """The masked model for runs in eval mode, after which the smaller ones are not made."""
+        return self.other_state()
+
+    def other_state(self, parameters: Mapping[str, nn.Parameter] | None = None) -> nn.Module:
+        """A copy with buffers and attributes of its own, and the masked model's parameters, but for those given."""
+        others = parameters or {}
+        return copied_model(self.model, {id(p): others.get(name, p) for name, p in self.model.named_parameters()})
 
     def masked(self, mode: Mode, call: TriedCall | None = None, seed: int = 0) -> Ran | None:
         """What the masked model gives in a mode, or on another call.
@@ -116,7 +121,7 @@ class Trial:
         None where it does not run: a batch of one does not do for training, nor every model for every size.
         """
         try:
-            return self.run(mode(self.spare if mode is evaluated else copied_model(self.model)), call, seed)
+            return self.run(mode(self.spare if mode is evaluated else self.other_state()), call, seed)
         except Exception:  # noqa: BLE001 - whatever the model raises, there is nothing to compare with
             return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch_flowprune.channels.shrinking.proof.dropout_calls import DropoutCalls
 from torch_flowprune.channels.shrinking.surgery import ShrinkError
 from torch_flowprune.gradients import sound_norms
-from torch_flowprune.inputs import copied_model, tree_leaves
+from torch_flowprune.inputs import tree_leaves
 from torch_flowprune.masking import write_zeros
 from torch_flowprune.torch_internals import tree_map
 
@@ -43,6 +44,21 @@ def evaluated(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What the masked model of a trial learns in eval mode.
+
+    Attributes:
+        gradients: of the parameters, as the smaller model has them; none, where none can be taken.
+        largest: the largest entry of the gradients, of what is to go too.
+        stepped: what the model gives after a step along them, with zeros where it had them; None where it does not run.
+    """
+
+    gradients: dict[str, Tensor]
+    largest: float
+    stepped: Ran | None
+
+
 class LearningTrial:
     """The gradients of the masked model of a trial, in eval mode, and what it gives after a step along them."""
 
@@ -51,7 +67,7 @@ class LearningTrial:
 
     def check(self, small: nn.Module) -> None:
         """Raises what is wrong with the smaller model; nothing, where the masked one has no gradients or is random."""
-        if self.gradients:
+        if self.masked.gradients:
             try:
                 self._compare(self._gradients_of(small))
             except ShrinkError:
@@ -61,28 +77,43 @@ class LearningTrial:
             self._check_step(small)
 
     @cached_property
-    def gradients(self) -> dict[str, Tensor]:
-        return self._gradients_of(self.trial.spare) or {}
+    def masked(self) -> Learned:
+        """Of the masked model: what is stepped from takes the place of its gradients, so that memory holds one."""
+        gradients = self._gradients_of(self.trial.spare) or {}
+        largest = max((float(gradient.abs().max()) for gradient in gradients.values()), default=0.0) or 1.0
+        cut, stepped = dict[str, Tensor](), dict[str, nn.Parameter]()
+        for name, parameter in self.trial.model.named_parameters():
+            if name in gradients:
+                gradient = gradients.pop(name)
+                cut[name] = self.trial.surgery.cut(name, gradient)
+                stepped[name] = nn.Parameter(parameter.detach().sub(gradient, alpha=_STEP / largest))
+        return Learned(cut, largest, self._run_with(stepped) if cut else None)
 
-    @cached_property
-    def largest(self) -> float:
-        return max((float(gradient.abs().max()) for gradient in self.gradients.values()), default=0.0) or 1.0
+    def _run_with(self, stepped: Mapping[str, nn.Parameter]) -> Ran | None:
+        trial = self.trial
+        model = trial.other_state(stepped)
+        write_zeros(model, {name: mask for name, mask in trial.masks.items() if name in stepped})
+        for name, parameter in stepped.items():
+            trial.surgery.clear(name, parameter)
+        try:
+            return trial.run(model.eval())
+        except Exception:  # noqa: BLE001 - whatever the model raises
+            return None
 
     def _compare(self, found: Mapping[str, Tensor] | None) -> None:
         if found is None:
             raise ShrinkError("no gradient passes through the smaller model")
-        cut = {name: self.trial.surgery.cut(name, gradient) for name, gradient in self.gradients.items()}
-        for name, expected in cut.items():
+        for name, expected in self.masked.gradients.items():
             own = found.get(name)
             if not expected.numel():  # of a parameter that is no more
                 continue
             if own is None and self.trial.takes_out:  # of one that nothing reads any more
                 own = torch.zeros_like(expected)
             off = float("nan") if own is None else float((expected - own).abs().max())
-            if not off <= self.trial.tolerance * self.largest:
+            if not off <= self.trial.tolerance * self.masked.largest:
                 raise ShrinkError(
                     f"the smaller model's gradient of {name} differs from the masked model's by "
-                    f"{off / self.largest:.1e}"
+                    f"{off / self.masked.largest:.1e}"
                 )
 
     def _gradients_of(self, model: nn.Module) -> dict[str, Tensor] | None:
@@ -104,32 +135,18 @@ class LearningTrial:
             return None
         return {n: g for n, g in zip(parameters, found, strict=True) if g is not None and g.numel()}
 
-    # A step, and the state before it loaded again.
-
-    @cached_property
-    def stepped(self) -> Ran | None:
-        """What the masked model gives after a step, with zeros where it had them. None where it does not run then."""
-        trial, model = self.trial, copied_model(self.trial.model)
-        self._step(model, self.gradients)
-        write_zeros(model, trial.masks)
-        for name, parameter in model.named_parameters():
-            trial.surgery.clear(name, parameter)
-        try:
-            return trial.run(model.eval())
-        except Exception:  # noqa: BLE001 - whatever the model raises
-            return None
-
     def _check_step(self, small: nn.Module) -> None:
         """That what the parameters are is what is computed with, also once a state was loaded."""
-        if self.stepped is None:
+        learned, trial = self.masked, self.trial
+        if learned.stepped is None:
             return
-        trial = self.trial
         state = {name: t.clone() if isinstance(t, Tensor) else t for name, t in small.state_dict().items()}
         before = [parameter.detach().clone() for parameter in small.parameters()]
-        self._step(small, {name: trial.surgery.cut(name, gradient) for name, gradient in self.gradients.items()})
         own = dict(small.named_parameters())
+        for name in own.keys() & learned.gradients.keys():
+            own[name].detach().sub_(learned.gradients[name], alpha=_STEP / learned.largest)
         write_zeros(small, {name: trial.surgery.cut(name, mask) for name, mask in trial.masks.items() if name in own})
-        trial.check_in(evaluated, self.stepped, small, "output after a step of an optimizer")
+        trial.check_in(evaluated, learned.stepped, small, "output after a step of an optimizer")
         try:
             small.load_state_dict(state)
         except RuntimeError as error:
@@ -138,11 +155,6 @@ class LearningTrial:
             ) from error
         if not all(map(torch.equal, before, small.parameters())):
             raise ShrinkError("the smaller model is another once it has loaded the state that it gave")
-
-    def _step(self, model: nn.Module, gradients: Mapping[str, Tensor]) -> None:
-        for name, parameter in model.named_parameters():
-            if name in gradients:
-                parameter.detach().sub_(gradients[name], alpha=_STEP / self.largest)
 
 
 def _weighing(output: Tensor) -> Tensor:
