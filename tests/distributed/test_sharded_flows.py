@@ -14,22 +14,25 @@ pytestmark = [
 
 def test_two_ranks(tmp_path):
     import rank_group
+    import shard_ingredients
     import sharded_flows
 
-    rank_group.on_ranks(2, tmp_path, sharded_flows.ON_TWO)
+    rank_group.on_ranks(2, tmp_path, [*sharded_flows.ON_TWO, *shard_ingredients.ON_TWO])
 
 
 @pytest.mark.slow
 def test_more_on_two_ranks(tmp_path):
     import rank_group
+    import shard_ingredients
     import sharded_flows
 
-    rank_group.on_ranks(2, tmp_path, sharded_flows.MORE_ON_TWO)
+    rank_group.on_ranks(2, tmp_path, [*sharded_flows.MORE_ON_TWO, *shard_ingredients.MORE_ON_TWO])
 
 
 @pytest.mark.slow
 def test_four_ranks(tmp_path):
     import rank_group
+    import shard_ingredients
     import sharded_flows
 
-    rank_group.on_ranks(4, tmp_path, sharded_flows.ON_FOUR)
+    rank_group.on_ranks(4, tmp_path, [*sharded_flows.ON_FOUR, *shard_ingredients.ON_FOUR])

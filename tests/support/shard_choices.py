@@ -222,7 +222,7 @@ def what_cannot_be_had_is_refused_before_anything_is_touched(rank: int, path: st
     refused: list[tuple[Callable[[nn.Module], object], str]] = [
         (lambda model: fp.global_prune(model, granularity="channel", sparsity=0.5, example_inputs=X), "sharded model"),
         (lambda model: fp.importance_scores(model), "fp.scores and fp.global_prune"),
-        (lambda model: fp.scores(model, "fisher_sample", data), "g2_sample is not taken of sharded models"),
+        (lambda model: fp.scores(model, "fisher_sample", data, max_memory="1GB"), "max_memory= is for models"),
         (lambda model: fp.global_prune(model, sparsity=0.5, allocation="row"), "allocation='row'"),
         (lambda model: fp.regrow(model, 0.5, data=data), "no masks"),
     ]

@@ -215,12 +215,16 @@ def test_row_7_5_a_convolution_that_standardises_its_shard_is_refused(mesh):
 
 
 @needs_streams
-@pytest.mark.parametrize("needs", [("g2_sample",), ("diagH",), ("gR",)])
-def test_what_a_flow_of_shards_does_not_have_is_refused(mesh, needs):
+@pytest.mark.parametrize("needs", [("g2_sample",), ("gR",), ("x2",)])
+def test_what_a_flow_of_shards_has_is_that_of_the_whole(mesh, needs):
     """It would be zeros, behind the warning that the loss does not reach them."""
-    model = sharded(mlp(), mesh)
-    with pytest.raises(ValueError, match=r"is not taken of sharded models, which have g, g2 and Hg"):
-        fp.flow(model, (X, torch.zeros(len(X), dtype=torch.long)), needs=needs, example_inputs=X)
+    alone, data = mlp(), (X, torch.zeros(len(X), dtype=torch.long))
+    model = sharded(copy.deepcopy(alone), mesh)
+    (found,), (expected,) = (
+        [getattr(fp.flow(one, data, needs=needs, example_inputs=X), kind) for kind in needs] for one in (model, alone)
+    )
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].full_tensor(), value)
     assert set(fp.flow(model, needs=()).theta) == {name for name, _ in model.named_parameters()}
 
 

@@ -14,7 +14,8 @@ from typing_extensions import Never
 from torch_flowprune.gradients.batches import Reduction
 from torch_flowprune.gradients.differentiable import check_opens, differentiable, reference_of
 from torch_flowprune.gradients.flow_source import FlowSource
-from torch_flowprune.gradients.sharding import check_in_parts, in_shards, theta_of
+from torch_flowprune.gradients.sharded_synflow import synaptic_gradient_in_parts
+from torch_flowprune.gradients.sharding import check_in_parts, in_shards, is_in_parts, theta_of
 from torch_flowprune.gradients.sweeping import MOMENTS, Products, products_over
 from torch_flowprune.gradients.synflow import synaptic_gradient
 from torch_flowprune.inputs import (
@@ -158,7 +159,7 @@ def flow(
     Args:
         model: any module; unwrapped if compiled or data-parallel. With ``DistributedDataParallel``, make the same call
             on every rank, each with its own part of the data; the flow is over all parts. Likewise under
-            ``fully_shard`` and tensor parallelism, for g, g2 and Hg, which are DTensors then.
+            ``fully_shard`` and tensor parallelism, where tensors are DTensors.
         data: an iterable of ``(input, target)`` or dict batches, or one batch. Batches are moved to the model's device.
             A tuple as input is spread over the model's arguments; a list is one argument, unless the model needs
             several. From a dict the model gets the keys that its signature takes.
@@ -257,7 +258,7 @@ def _flow_in_shards(
             target.parameter.requires_grad_(True)
         if "gR" in wanted:
             settle(model, "eval")  # the objective has no batch to take statistics of
-            point = replace(point, gR=synaptic_gradient(model, targets, point.theta, source.example(model)))
+            point = replace(point, gR=_synaptic(source, model, targets, point.theta))
             settle(model, source.mode)
             rewind()  # the example may have drawn from the loader, whose order both sweeps share
         if wanted - {"gR"}:
@@ -267,6 +268,12 @@ def _flow_in_shards(
             point = replace(point, **fields, counted=source.counting)
             source.warn_of_fewer(point.samples, sweeps.ranks)
     return point
+
+
+def _synaptic(source: FlowSource, model: nn.Module, targets: Mapping[str, Target], theta: Named) -> Named:
+    if is_in_parts(model):
+        return synaptic_gradient_in_parts(model, targets, theta, source)
+    return synaptic_gradient(model, targets, theta, source.example(model))
 
 
 def _swept(sweeps: Products, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain
 from math import frexp
@@ -27,60 +27,91 @@ def synaptic_gradient(
     In float64: in float32 R overflows on deep nets. The convolutions of a float32 model that is made of them, most of
     the work, are in float32 all the same (:func:`narrow_convolutions`).
     """
-    state = _absolute_state(model, {id(target.parameter): theta[name] for name, target in targets.items()})
+    state = absolute_state(model, {id(target.parameter): theta[name] for name, target in targets.items()})
     keys = {id(value): name for name, value in model.named_parameters()}
     wrt = [state[keys[id(target.parameter)]].requires_grad_() for target in targets.values()]
-    device = next(iter(targets.values())).parameter.device
     masked = {
         id(value): target.mask for value, target in zip(wrt, targets.values(), strict=True) if target.mask is not None
     }
-    try:
-        with sound_norms(device), _MaskedAlready(masked):
-            output = _output_on_ones(model, state, inputs, device)
-    except (
-        AssertionError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:  # they do not fit
-        if isinstance(error, RuntimeError) and "dtype" in str(error):
-            raise RuntimeError(
-                f"synflow runs the model in float64, and something in it is fixed to another dtype: {error}"
-            ) from error
-        raise ValueError(
-            f"synflow runs the model in eval mode on inputs of ones, and on these it fails ({error}): pass "
-            "example_inputs= that the model takes without targets, or take another measure"
-        ) from error
-    total = torch.stack([tensor.sum() for tensor in summed_outputs(output)]).sum()
-    if not total.isfinite():
-        raise ValueError(
-            f"the synaptic-flow objective is {total.item()} in float64: the network is too deep or its weights too "
-            "large for synflow"
-        )
-    grads = torch.autograd.grad(total, wrt, allow_unused=True)
+    flow = SynapticFlow(model, wrt, lambda *call: torch.func.functional_call(model, state, *call))
+    with _MaskedAlready(masked):
+        grads = flow.gradient(inputs, next(iter(targets.values())).parameter.device)
     return {
         name: _gradient_of(target, value, grad)
         for (name, target), value, grad in zip(targets.items(), wrt, grads, strict=True)
     }
 
 
-def _output_on_ones(model: nn.Module, state: dict[str, Tensor], inputs: Any, device: torch.device) -> Any:
-    """Of one sample; of all, with their indices, where the model knows no samples (the nodes and edges of a graph)."""
-    try:
-        return _flowed_through(model, state, arguments(model, _ones(inputs, device)))
-    except (IndexError, RuntimeError):
-        with suppress(IndexError, RuntimeError):
-            return _flowed_through(model, state, arguments(model, _all_ones(inputs, device)))
-        raise
+class SynapticFlow:
+    """The objective of a model, and its gradient.
+
+    Args:
+        model: what is run.
+        wrt: what the gradient is taken by.
+        run: runs the model by absolute value, with positional arguments and keywords.
+        copies: on how many ranks it runs, whose gradients are summed.
+    """
+
+    def __init__(
+        self, model: nn.Module, wrt: Sequence[Tensor], run: Callable[[Any, Any], Any], copies: int = 1
+    ) -> None:
+        self.model, self.wrt, self.run, self.copies = model, wrt, run, copies
+
+    def gradient(self, inputs: Any, device: torch.device) -> Sequence[Tensor | None]:
+        """On ones in place of these inputs.
+
+        Raises:
+            ValueError, RuntimeError: saying how to get it.
+        """
+        try:
+            with sound_norms(device):
+                return self._on_ones(inputs, device)
+        except _OverflowError as error:
+            raise ValueError(
+                f"the synaptic-flow objective is {error} in float64: the network is too deep or its weights too large "
+                "for synflow"
+            ) from None
+        except (
+            AssertionError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:  # they do not fit
+            if isinstance(error, RuntimeError) and "dtype" in str(error):
+                raise RuntimeError(
+                    f"synflow runs the model in float64, and something in it is fixed to another dtype: {error}"
+                ) from error
+            raise ValueError(
+                f"synflow runs the model in eval mode on inputs of ones, and on these it fails ({error}): pass "
+                "example_inputs= that the model takes without targets, or take another measure"
+            ) from error
+
+    def _on_ones(self, inputs: Any, device: torch.device) -> Sequence[Tensor | None]:
+        """Of one sample; of all, with their indices, where the model knows no samples (nodes and edges of a graph)."""
+        try:
+            return self._narrow(arguments(self.model, _ones(inputs, device)))
+        except (IndexError, RuntimeError):
+            with suppress(IndexError, RuntimeError):
+                return self._narrow(arguments(self.model, _all_ones(inputs, device)))
+            raise
+
+    def _narrow(self, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Sequence[Tensor | None]:
+        """With narrow convolutions, until something in the model reads what they round."""
+        with suppress(_DifferencesReadError), narrow_convolutions() if _is_convolutional(self.model) else nullcontext():
+            return self._of(call)
+        return self._of(call)
+
+    def _of(self, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Sequence[Tensor | None]:
+        total = torch.stack([tensor.sum() for tensor in summed_outputs(self.run(*call))]).sum()
+        if not total.isfinite():
+            raise _OverflowError(str(total.item()))
+        return torch.autograd.grad(total / self.copies, self.wrt, allow_unused=True)
 
 
-def _flowed_through(model: nn.Module, state: dict[str, Tensor], call: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-    """Of the model with this state: with narrow convolutions, until something in it reads what they round."""
-    with suppress(_DifferencesReadError), narrow_convolutions() if _is_convolutional(model) else nullcontext():
-        return torch.func.functional_call(model, state, *call)
-    return torch.func.functional_call(model, state, *call)
+class _OverflowError(Exception):
+    """The objective is not a number."""
 
 
 def _is_convolutional(model: nn.Module) -> bool:
@@ -119,7 +150,7 @@ class _MaskedAlready(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _absolute_state(model: nn.Module, theta: Mapping[int, Tensor]) -> dict[str, Tensor]:
+def absolute_state(model: nn.Module, theta: Mapping[int, Tensor]) -> dict[str, Tensor]:
     """|state dict| in float64, tied entries still tied; buffers outside it (attention masks) keep their signs.
 
     ``theta`` are the values of parameters by their id, with zeros where they are masked.

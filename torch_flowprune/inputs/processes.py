@@ -97,6 +97,13 @@ class Ranks:
         self.agree([on_device])
         return on_device.to(value.device)
 
+    def agreed_object(self, value: Any) -> Any:
+        """That of the first rank; its tensors should be on the CPU."""
+        for group in self.groups:
+            torch.distributed.broadcast_object_list(values := [value], group=group, group_src=0)
+            value = values[0]
+        return value
+
     def add_up(self, counts: Sequence[int]) -> list[int]:
         """Sums of whole numbers over the ranks."""
         if self.alone:

@@ -46,7 +46,7 @@ class SampleSquares:
         self.derivatives, self.batch_dim = derivatives, source.batch_dim
         masks = {number: target.mask for number, target in enumerate(targets) if target.mask is not None}
         self.masks = {} if source.under_masks else masks
-        at_once = source.max_memory is None and not source.offload
+        at_once = source.max_memory is None and not source.offload and derivatives.runs_alone
         self.parameters: Sequence[Tensor] = derivatives.parameters
         self.tolerance = max((_DIGITS.get(one.dtype, -1.0) for one in self.parameters), default=-1.0)
         plain = all(one.dtype is self.parameters[0].dtype in _DIGITS for one in self.parameters)

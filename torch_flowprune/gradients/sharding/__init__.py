@@ -5,11 +5,12 @@ from torch_flowprune.gradients.sharding.refusals import check_in_parts
 from torch_flowprune.gradients.sharding.sharded_derivatives import ShardedDerivatives
 from torch_flowprune.gradients.sharding.sharded_model import ShardedModel
 from torch_flowprune.gradients.sharding.sharded_modules import in_shards, is_in_parts
-from torch_flowprune.gradients.sharding.shards import theta_of
+from torch_flowprune.gradients.sharding.shards import Shard, theta_of
 
 __all__ = [
     "DataRanks",
     "Parts",
+    "Shard",
     "ShardedDerivatives",
     "ShardedModel",
     "check_in_parts",

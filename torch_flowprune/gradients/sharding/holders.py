@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from torch_flowprune.gradients.sharding.shards import Gathered, Shard
@@ -41,8 +42,13 @@ class Holders:
             self._put(kept)
 
     def gathered(self, share: float | None) -> list[Tensor]:
-        """The whole parameters, as part of the graph."""
-        return [Gathered.apply(shard.leaf, shard, share) for shard in self.shards]
+        """The whole parameters, as part of the graph where there is one.
+
+        Where there is none they say all the same that they require a gradient: by that operators choose kernels.
+        """
+        if torch.is_grad_enabled():
+            return [Gathered.apply(shard.leaf, shard, share) for shard in self.shards]
+        return [shard.gathered(shard.leaf).requires_grad_(shard.leaf.requires_grad) for shard in self.shards]
 
     def _put(self, values: Sequence[Any]) -> None:
         for (module, key, _), value in zip(self.owners, values, strict=True):

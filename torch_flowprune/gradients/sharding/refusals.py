@@ -14,15 +14,9 @@ from torch_flowprune.gradients.sharding.sharded_modules import fully_sharded, is
 from torch_flowprune.inputs import Ranks, local, users_level
 from torch_flowprune.torch_internals import sharded_parameters
 
-_HAD = {"g", "g2", "Hg"}
-_INSTEAD = {
-    "g2_sample": "g2 over batches of one sample is the same",
-    "diagH": "fp.hessian_vector has exact products with H",
-}
-
 
 def check_in_parts(model: nn.Module, source: FlowSource, wanted: set[str], ranks: Ranks) -> None:
-    """An error for what is not taken of a sharded model; of a whole one nothing is said.
+    """An error for how derivatives are not taken of a sharded model; of a whole one nothing is said.
 
     Raises:
         ValueError: saying how to get it.
@@ -31,9 +25,6 @@ def check_in_parts(model: nn.Module, source: FlowSource, wanted: set[str], ranks
         _check_no_older_sharding(model)
     if not wanted or not is_in_parts(model):
         return
-    if odd := sorted(wanted - _HAD):
-        instead = _INSTEAD.get(odd[0], "compute it before the model is sharded")
-        raise ValueError(f"{odd[0]} is not taken of sharded models, which have g, g2 and Hg: {instead}")
     for word, value in (("max_memory", source.max_memory), ("offload", source.offload), ("check", source.check)):
         if value:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class ShardedDerivatives(Derivatives):
     ) -> None:
         super().__init__(sharded.model, parameters, objective, mode, resources, weights)
         self.sharded, self.squares_wanted = sharded, False
-        self._checked = False
+        self._checked, self._last = False, cast("Batch | None", None)
 
     def in_step(self, batches: Iterable[SizedBatch]) -> Iterator[SizedBatch]:
         """As many on each rank, and what each counts for."""
@@ -82,7 +82,12 @@ class ShardedDerivatives(Derivatives):
 
     def _of_share(self, batch: Batch, size: int, share: float) -> Tensor:
         with self.sharded.held():
-            return super().loss(batch, size) * share if share else self._without_weight(batch)
+            if share:
+                self._last = batch
+                return super().loss(batch, size) * share
+            if not size and self._last is not None:  # the data have ended
+                return super().loss(self._last, 1) * 0.0
+            return self._without_weight(batch)
 
     def gradient(self, loss: Tensor, **options: Any) -> Grads:
         """This rank's parts of the gradient of all ranks' losses."""

@@ -90,6 +90,18 @@ class ShardedModel:
         finally:
             self._is_held = False
 
+    @contextmanager
+    def all_held(self) -> Iterator[None]:
+        """Inside, no call of a unit is tried as a step of its own, which may be undone: each is made once."""
+        before = [unit.is_held for unit in self.units]
+        try:
+            for unit in self.units:
+                unit.is_held = True
+            yield
+        finally:
+            for unit, was_held in zip(self.units, before, strict=True):
+                unit.is_held = was_held
+
     def holds_more(self) -> bool:
         """Whether a unit had to hold its parameters that did not before, on any rank: then it does on all of them."""
         flags = torch.tensor([float(unit.is_held) for unit in self.units], device="cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,14 @@ class Layout:
         part: Tensor = laid.redistribute(placements=self.placements).to_local()
         return part
 
+    def summed_over_copies(self, part: Tensor) -> Tensor:
+        """The sum of what the ranks have that have the same part."""
+        total = part.clone()
+        for axis, placement in enumerate(self.placements):
+            if placement.is_replicate():
+                torch.distributed.all_reduce(total, group=self.mesh.get_group(axis))
+        return total
+
 
 def _stride_of(like: Any) -> Sequence[int]:
     stride: Sequence[int] = like.stride() if callable(like.stride) else like.stride
@@ -59,9 +67,11 @@ class Shard:
         reached: whether the loss was seen to depend on it.
         squares: the part of the sum over ranks of squared gradients, where these are wanted.
         kept: this rank's part of the mask, where that lies beside the shard and no forward computes with it.
+        told: is called with what the module holds while it runs, whenever it comes to hold it.
     """
 
     kept: Tensor | None = None
+    told: Callable[[Tensor], object] | None = None
 
     def __init__(
         self, parameter: nn.Parameter, over_data: Layout | None, in_forward: Layout | None, ranks: Ranks
@@ -71,17 +81,35 @@ class Shard:
         self.reached = False
         self.squares: Tensor | None = None
 
+    def hold(self, part: Tensor) -> None:
+        """From now on another value of this rank's part."""
+        requires_grad = part.is_floating_point() and self.leaf.requires_grad
+        self.leaf = nn.Parameter(part, requires_grad=requires_grad)
+
     def gathered(self, part: Tensor) -> Tensor:
         """What this rank computes with, whole but for what tensor parallelism cuts; no graph."""
         part = self._cleared(part.detach())
         return part if self.over_data is None else self.over_data.whole(part)
 
     def summed(self, whole: Tensor) -> Tensor:
-        """The way back: this rank's part of the sum over the ranks' data; no graph."""
+        """The way back: this rank's part of the sum over the ranks' data, 0 under the mask; no graph."""
+        return self._cleared(self.part_of_sum(whole.detach()))
+
+    def part_of_sum(self, whole: Tensor) -> Tensor:
+        """This rank's part of the sum, over ranks that have data of their own, of tensors as forwards compute with."""
         if self.over_data is not None:
-            return self._cleared(self.over_data.part_of_sum(whole.detach()))
-        self.ranks.sum([total := whole.detach().clone()])
-        return self._cleared(total)
+            return self.over_data.part_of_sum(whole)
+        self.ranks.sum([total := whole.clone()])
+        return total
+
+    def summed_over_copies(self, whole: Tensor) -> Tensor:
+        """The sum over the ranks that compute with the same values under tensor parallelism, on parts of the inputs."""
+        return whole if self.in_forward is None else self.in_forward.summed_over_copies(whole)
+
+    def in_memory(self) -> Tensor:
+        """A tensor without values, in the shape of what this rank's forward computes with."""
+        shape = self.leaf.shape if self.over_data is None else self.over_data.shape
+        return torch.empty(shape, dtype=self.leaf.dtype, device="meta")
 
     def _cleared(self, part: Tensor) -> Tensor:
         return part if self.kept is None else torch.where(self.kept, part, 0)
@@ -104,6 +132,8 @@ class Shard:
 
     def in_module(self, whole: Tensor) -> Tensor:
         """What the module holds while it runs."""
+        if self.told is not None:
+            self.told(whole)
         return whole if self.in_forward is None else self.in_forward.laid(whole)
 
     def handed_out(self, part: Tensor) -> Tensor:
@@ -126,18 +156,20 @@ class Gathered(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return _Returned.apply(grad, ctx.shard, ctx.share), None, None
+        return _Returned.apply(grad, ctx.shard.leaf, ctx.shard, ctx.share), None, None
 
 
 class _Returned(Function):
+    """Of the leaf too, with a derivative of 0: on all ranks its own is taken, whatever this rank's loss makes of it."""
+
     @staticmethod
-    def forward(ctx: Any, whole: Tensor, shard: Shard, share: float | None) -> Tensor:
+    def forward(ctx: Any, whole: Tensor, _: Tensor, shard: Shard, share: float | None) -> Tensor:
         ctx.shard = shard
         return shard.returned(whole, whole, share)
 
     @staticmethod
     def backward(ctx: Any, part: Tensor) -> Any:
-        return Gathered.apply(part, ctx.shard, None), None, None
+        return Gathered.apply(part, ctx.shard, None), None, None, None
 
 
 def theta_of(target: Target) -> Tensor:

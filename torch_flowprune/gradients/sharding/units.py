@@ -29,10 +29,7 @@ class Unit:
 
         @wraps(forward)
         def gathered_forward(*args: Any, **kwargs: Any) -> Any:
-            if not torch.is_grad_enabled():
-                with self.holders.filled([shard.gathered(shard.leaf) for shard in self.holders.shards]):
-                    return forward(*args, **kwargs)
-            if not self.is_held:
+            if torch.is_grad_enabled() and not self.is_held:
                 surroundings = Surroundings(self.module)
                 try:
                     return UnitCall(self.holders, forward, surroundings, share())(args, kwargs)

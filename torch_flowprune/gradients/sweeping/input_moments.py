@@ -7,7 +7,8 @@ operand says what its other operand is. So every layer is read that computes by 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -54,12 +55,12 @@ class InputMoments:
         self, model: nn.Module, targets: Mapping[str, Target], source: FlowSource, kinds: Collection[str]
     ) -> None:
         self.model, self.source, self.kinds = model, source, sorted(kinds)
-        self.parameters = {name: target.parameter for name, target in targets.items()}
+        self.parameters: dict[str, Tensor] = {name: target.parameter for name, target in targets.items()}
         self.sums: dict[str, dict[_Place, Tensor]] = {kind: {} for kind in self.kinds}
         self.counts: dict[_Place, float] = {}
 
-    def add(self, batch: Batch) -> None:
-        """One more forward."""
+    def add(self, batch: Batch, size: int) -> None:
+        """One more forward; of no samples, it is one that other ranks wait for, and counts nothing."""
         dtype = self.source.autocast
         kind = next(self.model.parameters()).device.type
         fast = torch.backends.mha.get_fastpath_enabled()
@@ -69,7 +70,7 @@ class InputMoments:
                 same_randomness(self.model),
                 torch.set_grad_enabled(self.source.closure is not None),
                 torch.autocast(kind, dtype, enabled=dtype is not None),
-                _Operands(self.parameters, self._note),
+                self._watched(Operands(self._note if size else _leave_out)),
             ):
                 self.source.objective.forward(self.model, batch)
         finally:
@@ -77,30 +78,48 @@ class InputMoments:
 
     def means(self, ranks: Ranks) -> dict[str, dict[str, Tensor]]:
         """By kind and name, in the shape of the parameter; what was not seen in a product is left out."""
-        return {kind: self._means_of(kind, ranks) for kind in self.kinds}
+        read = self._read(ranks)
+        return {kind: {name: self._mean(kind, name, ranks) for name in read} for kind in self.kinds}
 
-    def _means_of(self, kind: str, ranks: Ranks) -> dict[str, Tensor]:
-        totals = {name: _zeros_like(self.parameters[name]) for name in self.parameters if self._read(name, ranks)}
-        for name, total in totals.items():
-            counts = torch.zeros_like(total)
-            for place, value in self.sums[kind].items():
-                if place.name == name:
-                    _at(total, place).add_(value.to(total.dtype))
-                    _at(counts, place).add_(self.counts[place])
-            ranks.sum([total, counts])
-            total.div_(counts.clamp_(min=1))
-        return totals
+    @contextmanager
+    def _watched(self, operands: Operands) -> Iterator[None]:
+        """Inside, products of the parameters are seen."""
+        for name, parameter in self.parameters.items():
+            operands.know(name, parameter)
+        with operands:
+            yield
 
-    def _read(self, name: str, ranks: Ranks) -> bool:
-        seen = torch.tensor([float(any(place.name == name for place in self.counts))], device="cpu")
-        ranks.sum([seen := seen.to(self.parameters[name].device)])
-        return bool(seen.item())
+    def _mean(self, kind: str, name: str, ranks: Ranks) -> Tensor:
+        total, counts = self._totals(kind, name, self.parameters[name])
+        ranks.sum([total, counts])
+        return total.div_(counts.clamp_(min=1))
+
+    def _totals(self, kind: str, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of this process, and over how many, in the layout of the parameter."""
+        total = _zeros_like(like)
+        counts = torch.zeros_like(total)
+        for place, value in self.sums[kind].items():
+            if place.name == name:
+                _at(total, place).add_(value.to(total.dtype))
+                _at(counts, place).add_(self.counts[place])
+        return total, counts
+
+    def _read(self, ranks: Ranks) -> list[str]:
+        """Those that a rank has seen in a product."""
+        seen = {place.name for place in self.counts}
+        device = next(iter(self.parameters.values())).device
+        ranks.sum([counts := torch.tensor([float(name in seen) for name in self.parameters], device=device)])
+        return [name for name, count in zip(self.parameters, counts.tolist(), strict=True) if count]
 
     def _note(self, place: _Place, moment: Callable[[Callable[[Tensor], Tensor]], Tensor], count: int) -> None:
         self.counts[place] = self.counts.get(place, 0) + count
         for kind, sums in self.sums.items():
             value = moment(MOMENTS[kind])
             sums[place] = sums[place].add_(value) if place in sums else value.clone()
+
+
+def _leave_out(place: _Place, moment: Any, count: int) -> None:
+    """What is run for others."""
 
 
 def _zeros_like(parameter: Tensor) -> Tensor:
@@ -111,17 +130,26 @@ def _at(whole: Tensor, place: _Place) -> Tensor:
     return whole.as_strided(place.shape, place.stride, place.offset)
 
 
-class _Operands(OperatorMode):
+class Operands(OperatorMode):
     """Sees the products and convolutions of parameters, and of what is a parameter's values in its own layout."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], note: Callable[[_Place, Any, int], None]) -> None:
+    def __init__(self, note: Callable[[_Place, Any, int], None]) -> None:
         super().__init__()
         self.note, self.regions = note, dict[int, list[_Region]]()
-        for name, parameter in parameters.items():
-            region = _Region(name, int(parameter.storage_offset()), parameter.numel(), 0)
-            self.regions.setdefault(storage_key(parameter.untyped_storage()), []).append(region)
+
+    def know(self, name: str, values: Tensor, *, for_good: bool = True) -> None:
+        """That a tensor has a parameter's values; ``for_good``, or until its memory is freed."""
+        region = _Region(name, int(values.storage_offset()), values.numel(), 0)
+        storage = values.untyped_storage()
+        key = storage_key(storage)
+        if key not in self.regions and not for_good:
+            weakref.finalize(storage, self.regions.pop, key, None)
+        if region not in (known := self.regions.setdefault(key, [])):
+            known.append(region)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(kind.__module__.startswith("torch.distributed") for kind in types):
+            return NotImplemented  # what each rank does with its part comes by once torch has told them
         result = func(*args, **(kwargs or {}))
         if (read := _PRODUCTS_READ.get(func)) is not None:
             for operand, moment, count in read(result, *args):

@@ -109,15 +109,14 @@ class Products(Sweeps):
 
     def diagonal(self, data: Iterable[Batch], probes: int) -> dict[str, Any]:
         """The diagonal of H and its standard error: z·Hz for signs z that are drawn anew for each part of the data."""
-        seed = int(torch.randint(2**62, (), device="cpu"))
-        total, spread, draw = self._zeros(), self._zeros(), torch.Generator().manual_seed(seed)
+        total, spread, draw = self._zeros(), self._zeros(), torch.Generator().manual_seed(self._seed())
 
         def add(piece: Piece) -> None:
             mean, squares = self._zeros(), self._zeros()
             for left in reversed(range(probes)):
-                signs = [_signs(p, draw) for p in self.parameters]
-                values = self.derivatives.product(piece.grads, signs, retain_graph=left > 0)
-                along = [None if h is None else h * z.to(h.device) for h, z in zip(values, signs, strict=True)]
+                z = self._signs(draw)
+                values = self.derivatives.product(piece.grads, z, retain_graph=left > 0)
+                along = [None if h is None else h * one.to(h.device) for h, one in zip(values, z, strict=True)]
                 add_weighted(mean, along, 1 / probes)
                 add_weighted_squares(squares, along, 1 / probes)
             add_weighted(total, mean, piece.weight)
@@ -126,8 +125,20 @@ class Products(Sweeps):
 
         whole, _ = self._over_all(data, add, [total, spread])
         errors = [value.sqrt_() for value in scale(spread, 1 / whole**2)]
-        _warn_of_noise(scale(total, 1 / whole), errors, probes)
+        scale(total, 1 / whole)
+        _warn_of_noise(self._norm(total), self._norm(errors), probes)
         return {"diagH": self._named(total), "diagH_error": self._named(errors), "samples": self.seen}
+
+    def _seed(self) -> int:
+        """Of torch's own generator."""
+        return int(torch.randint(2**62, (), device="cpu"))
+
+    def _signs(self, draw: torch.Generator) -> list[Tensor]:
+        """1 or −1 for each weight."""
+        return [signs(one, draw).to(one.device, wide_type(one)) for one in self.parameters]
+
+    def _norm(self, values: Sequence[Tensor]) -> float:
+        return float(torch.stack([one.norm().cpu() for one in values]).norm())
 
     def _over_all(self, data: Iterable[Batch], add: AddPiece, sums: Sequence[list[Tensor]]) -> tuple[float, float]:
         """One sweep over the data, its sums over all ranks; the weight of it all, and the mean loss."""
@@ -186,9 +197,8 @@ class Products(Sweeps):
         }
 
 
-def _warn_of_noise(diagonal: Sequence[Tensor], errors: Sequence[Tensor], probes: int) -> None:
+def _warn_of_noise(found: float, noise: float, probes: int) -> None:
     """Say so where most of what the probes found is their own error."""
-    found, noise = (float(torch.stack([one.norm().cpu() for one in values]).norm()) for values in (diagonal, errors))
     if probes > 1 and found and noise**2 > _NOISE * found**2:
         warnings.warn(
             f"the diagonal of H from {probes} probes is {min(noise / found, 1.0) ** 2:.0%} noise, by its own error "
@@ -199,7 +209,6 @@ def _warn_of_noise(diagonal: Sequence[Tensor], errors: Sequence[Tensor], probes:
         )
 
 
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    """1 or −1, drawn on the CPU, so that one seed gives the same on every device."""
-    signs = torch.randint(2, like.shape, generator=generator, device="cpu").mul_(2).sub_(1)
-    return signs.to(like.device, wide_type(like))
+def signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """1 or −1 in the shape of a tensor, drawn on the CPU, so that one seed gives the same on every device."""
+    return torch.randint(2, like.shape, generator=generator, device="cpu").mul_(2).sub_(1)

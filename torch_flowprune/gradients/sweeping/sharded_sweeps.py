@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_flowprune.gradients.batches import Grads, SizedBatch, add_weighted, dot_product, zero_sums
+from torch_flowprune.gradients.batches import Grads, LossWeights, SizedBatch, add_weighted, dot_product, zero_sums
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.sharding import Parts, ShardedDerivatives, ShardedModel, is_in_parts
-from torch_flowprune.gradients.sweeping.products import Products, ProposedCut, Slopes
-from torch_flowprune.inputs import Batch, Ranks, Restore, Target, local, sized
+from torch_flowprune.gradients.sweeping.products import Products, ProposedCut, Slopes, signs
+from torch_flowprune.gradients.sweeping.sharded_moments import ShardedMoments
+from torch_flowprune.inputs import Batch, Ranks, Restore, Target, local, same_randomness, samples, sized
 
 
 def products_over(
@@ -28,7 +29,9 @@ def products_over(
 
 
 class ShardedProducts(Products):
-    """g, g2, H·g and H·v: this rank's parts, and handed out as the parameters are."""
+    """This rank's parts of what sweeps give, and handed out as the parameters are."""
+
+    derivatives: ShardedDerivatives
 
     def __init__(self, model: nn.Module, targets: Mapping[str, Target], source: FlowSource, rewind: Restore) -> None:
         self.sharded = ShardedModel(model, targets, under_masks=source.under_masks)
@@ -36,9 +39,11 @@ class ShardedProducts(Products):
         parts = {name: replace(targets[name], parameter=leaf) for name, leaf in zip(targets, leaves, strict=True)}
         super().__init__(model, parts, source, rewind, self.sharded.ranks)
         self.holders = Ranks.holding(model.parameters())
-        weights = self.derivatives.weights
-        self.derivatives: ShardedDerivatives = ShardedDerivatives(
-            self.sharded, leaves, source.objective, source.mode, source.resources, weights
+
+    def _with(self, weights: LossWeights) -> ShardedDerivatives:
+        source = self.source
+        return ShardedDerivatives(
+            self.sharded, self.parameters, source.objective, source.mode, source.resources, weights
         )
 
     def run(self, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:
@@ -49,6 +54,20 @@ class ShardedProducts(Products):
     def times(self, v: Mapping[str, Tensor], data: Iterable[Batch]) -> dict[str, Tensor]:
         shards = dict(zip(self.names, self.sharded.targets, strict=True))
         return self._handed_out(super().times({name: shards[name].own_part(value) for name, value in v.items()}, data))
+
+    def diagonal(self, data: Iterable[Batch], probes: int) -> dict[str, Any]:
+        fields = super().diagonal(data, probes)
+        return {kind: self._handed_out(of) if isinstance(of, dict) else of for kind, of in fields.items()}
+
+    def _seed(self) -> int:
+        return int(self.holders.agreed(torch.tensor(super()._seed(), device="cpu")))
+
+    def _signs(self, draw: torch.Generator) -> list[Tensor]:
+        """Those of whole parameters, drawn on every rank, and of them its own."""
+        return [shard.own_part(signs(shard.parameter, draw)).to(shard.leaf.dtype) for shard in self.sharded.targets]
+
+    def _norm(self, values: Sequence[Tensor]) -> float:
+        return float(self._dot(values, values).sqrt())
 
     def along(self, cut: ProposedCut, data: Iterable[Batch]) -> dict[str, Any]:
         parts = ({name: local(value) for name, value in of.items()} for of in (cut.removed, cut.masks))
@@ -68,8 +87,14 @@ class ShardedProducts(Products):
 
     def _handed_out(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
-            name: shard.handed_out(values[name]) for name, shard in zip(self.names, self.sharded.targets, strict=True)
+            name: shard.handed_out(values[name])
+            for name, shard in zip(self.names, self.sharded.targets, strict=True)
+            if name in values
         }
+
+    def _moments_of(self, kinds: set[str]) -> ShardedMoments:
+        shards = dict(zip(self.names, self.sharded.targets, strict=True))
+        return ShardedMoments(self.model, self.targets, self.source, kinds, self.sharded, shards, self.holders)
 
     @contextmanager
     def _sound(self) -> Iterator[None]:
@@ -87,10 +112,29 @@ class ShardedProducts(Products):
 
     def _accumulate(self, sums: dict[str, list[Tensor]], grads: Grads, batch: Batch, size: int) -> None:
         """The squares of each rank's own gradient were taken on its way."""
-        super()._accumulate({kind: total for kind, total in sums.items() if kind != "g2"}, grads, batch, size)
+        super()._accumulate({kind: total for kind, total in sums.items() if kind == "g"}, grads, batch, size)
         if "g2" in sums:
-            squares = [shard.squares for shard in self.sharded.targets]
-            add_weighted(sums["g2"], squares, self.derivatives.weight(batch, size))
+            self._add_squares(sums["g2"], batch, size)
+        if "g2_sample" in sums:
+            with same_randomness(self.model):  # the second sweep draws for whole batches alone
+                self._add_samples(sums["g2_sample"], batch, size)
+
+    def _add_squares(self, total: list[Tensor], batch: Batch, size: int) -> None:
+        squares = [shard.squares for shard in self.sharded.targets]
+        add_weighted(total, squares, self.derivatives.weight(batch, size))
+
+    def _add_samples(self, total: list[Tensor], batch: Batch, size: int) -> None:
+        """Squares of each sample's gradient, one sample of each rank at a time: a rank without one runs its batch."""
+        own = [(one, 1) for one in samples(batch, size, self.source.batch_dim)] if size else [(batch, 0)]
+        wanted, mean = self.derivatives.squares_wanted, torch.zeros((), dtype=torch.float64)
+        for one, count in self.derivatives.in_step(own):
+            self.derivatives.squares_wanted = True
+            loss = self.derivatives.loss(one, count)
+            self.derivatives.gradient(loss)
+            self._add_squares(total, one, count)
+            mean = mean + loss.detach().double().cpu() * self.derivatives.weight(one, count)
+        self.derivatives.squares_wanted = wanted
+        self.of_samples.add(mean / self.derivatives.weight(batch, size), batch, size)
 
     def _zeros(self) -> list[Tensor]:
         return Parts(zero_sums(self.parameters, on_host=False))

@@ -80,11 +80,14 @@ class Sweeps:
             )
         warn_untrained(model, source.mode)
         self.offload, self.seen, self.losses = source.offload, 0, list[Tensor]()
-        weights = LossWeights(model, source.objective, source.reduction, source.batch_dim)
         self.moments: InputMoments | None = None
-        self.derivatives = Derivatives(model, self.parameters, source.objective, source.mode, source.resources, weights)
+        self.derivatives = self._with(LossWeights(model, source.objective, source.reduction, source.batch_dim))
         self.additivity, self.of_samples = Additivity(self.derivatives, ranks), SampleLosses(self.derivatives)
         self.squares = SampleSquares(self.derivatives, targets.values(), source)
+
+    def _with(self, weights: LossWeights) -> Derivatives:
+        source = self.source
+        return Derivatives(self.model, self.parameters, source.objective, source.mode, source.resources, weights)
 
     def run(self, data: Iterable[Batch], wanted: set[str]) -> dict[str, Any]:
         """The wanted fields of a flow, with ``loss`` and ``samples``."""
@@ -104,19 +107,22 @@ class Sweeps:
         head, stream = self._stream(data)
         check_read(len(head))
         kinds = wanted & MOMENTS.keys()
-        self.moments = InputMoments(self.model, self.targets, self.source, kinds) if kinds else None
+        self.moments = self._moments_of(kinds) if kinds else None
         batches = chain(head, stream)
         if wanted == kinds:
             return self._forwards(batches, length_of(data))
         if "Hg" not in wanted:
             return self._first(batches, wanted, length_of(data), micro, None)
         if len(head) == 1 and self.ranks.alone and not self.offload and len(micro.of(*head[0])) == 1:
-            fields = self._single(next(self._observed(head)), wanted)
+            fields = self._single(*next(self._observed(head)), wanted)
         else:
             fields = self._twice(data, head, stream, wanted, micro)
         if check_is_due(self.source, len(self.losses), alone=self.ranks.alone):
             check_curvature(self.derivatives, self.names, list(fields["g"].values()), *head[0], asked=self.source.check)
         return fields
+
+    def _moments_of(self, kinds: set[str]) -> InputMoments:
+        return InputMoments(self.model, self.targets, self.source, kinds)
 
     def _forwards(self, batches: Iterable[SizedBatch], length: int | None) -> dict[str, Any]:
         """Moments of inputs alone, which take no loss."""
@@ -129,7 +135,7 @@ class Sweeps:
         """Batches on their way, after a forward of their own where moments of inputs are wanted."""
         for batch, size in batches:
             if self.moments:
-                self.moments.add(batch)
+                self.moments.add(batch, size)
             yield batch, size
 
     def _twice(
@@ -251,9 +257,8 @@ class Sweeps:
         check_same_losses(self.losses, losses, self.derivatives.digits(), self.ranks)
         return self._named(scale(total, 1 / whole))
 
-    def _single(self, sized_batch: SizedBatch, wanted: set[str]) -> dict[str, Any]:
+    def _single(self, batch: Batch, size: int, wanted: set[str]) -> dict[str, Any]:
         """One batch needs no second sweep: the graph of its gradient is differentiated again."""
-        batch, size = sized_batch
         with twice_differentiable():
             loss = self.derivatives.loss(batch, size)
             grads = self.derivatives.gradient(loss, create_graph=True)
@@ -283,8 +288,7 @@ class Sweeps:
 
     def _fields(self, means: Sums, loss: float, samples: int) -> dict[str, Any]:
         moments = self.moments.means(self.ranks) if self.moments else {}
-        named = {kind: self._named(mean) for kind, mean in means.items()}
-        return {**named, **moments, "loss": loss, "samples": samples}
+        return {kind: self._named(mean) for kind, mean in means.items()} | {**moments, "loss": loss, "samples": samples}
 
     def _zeros(self) -> list[Tensor]:
         return zero_sums(self.parameters, on_host=self.offload)
