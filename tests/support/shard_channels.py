@@ -180,14 +180,81 @@ def what_channels_cannot_be_had_is_refused(rank: int, path: str) -> None:
         (lambda: fp.couple(model, IMAGES), "meta device"),
         (lambda: fp.shrink(model, IMAGES), "full state dict"),
         (lambda: fp.export_ready(model), "torch copies none under fully_shard"),
-        (lambda: fp.scores(model, granularity="block", coupling=coupling), "granularity='block' is not had here"),
+        (lambda: fp.scores(model, granularity="block"), "granularity='block' on a sharded model, whose graph"),
     ):
         with pytest.raises(ValueError, match=text):
             call()
     assert all(torch.equal(local(value), before[name]) for name, value in model.state_dict().items())
 
 
+def budgets_in_other_things_than_units_are_met_alike(rank: int, path: str) -> None:
+    """Latency is measured on each rank, and the first one's counts."""
+    coupling = coupled(residual, IMAGES)
+
+    def by_sizes(slower: int) -> fp.LatencyTable:
+        """A second for each element that is computed."""
+        return fp.LatencyTable(timer=lambda runs, _: [slower * sum(x.numel() for x in _tensors(run())) for run in runs])
+
+    for asked in (lambda _: {"flops": 100_000}, lambda _: {"memory": 20_000}, lambda slower: {by_sizes(slower): 3e7}):
+        alone, model = residual(), sharded(residual())
+        expected = fp.global_prune(alone, granularity="channel", coupling=coupling, at_most=asked(1))
+        found = fp.global_prune(model, granularity="channel", coupling=coupling, at_most=asked(1 + rank))
+        check_masks(model, alone)
+        assert found.spent == expected.spent
+
+
+def _tensors(made: Any) -> list[Tensor]:
+    return [one for one in (made if isinstance(made, (tuple, list)) else [made]) if isinstance(one, Tensor)]
+
+
+class Deep(nn.Module):
+    """Four branches with norms, whose biases make that zeros in front of them are none behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(8, 12), nn.Linear(12, 4)
+        self.blocks = nn.ModuleList([self._branch(10 + 2 * i) for i in range(4)])
+
+    @staticmethod
+    def _branch(width: int) -> nn.Module:
+        return nn.Sequential(nn.LayerNorm(12), nn.Linear(12, width), nn.ReLU(), nn.Linear(width, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def deep() -> nn.Module:
+    torch.manual_seed(0)
+    return Deep().double()
+
+
+def blocks_are_those_of_one_process(rank: int, path: str) -> None:
+    """Also in a second call, in the scores and in the report."""
+    mesh, x = init_device_mesh("cpu", (4,)), X.double()
+    words: dict[str, Any] = {"granularity": "block", "coupling": coupled(deep, x)}
+    for method, asked in (("magnitude", {"sparsity": 0.25}), ("taylor", {"at_most": {"flops": 18_000}})):
+        alone, model = deep(), deep()
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        own = (x[rank::4], Y[rank::4])
+        assert fp.global_prune(model, method, data=own, **asked, **words).layers == (
+            fp.global_prune(alone, method, data=(x, Y), **asked, **words).layers
+        )
+        check_masks(model, alone)
+        assert fp.scores(model, **words) == fp.scores(alone, **words)
+        assert fp.report(model, **words) == fp.report(alone, **words)
+        for one in (model, alone):
+            fp.global_prune(one, sparsity=0.75, **words)
+        check_masks(model, alone)
+        assert fp.masks(alone)
+
+
 SCENARIOS = (
+    blocks_are_those_of_one_process,
     channels_are_those_of_one_process,
     further_rounds_scores_and_reports_of_channels,
     channels_by_a_sweep,
@@ -196,4 +263,7 @@ SCENARIOS = (
     shrunk_on_one_rank_sharded_again_and_saved,
     what_channels_cannot_be_had_is_refused,
 )
-SLOW = (channels_asked_for_otherwise_are_those_of_one_process,)
+SLOW = (
+    channels_asked_for_otherwise_are_those_of_one_process,
+    budgets_in_other_things_than_units_are_met_alike,
+)

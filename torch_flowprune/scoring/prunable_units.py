@@ -25,8 +25,10 @@ from torch_flowprune.inputs import (
 )
 from torch_flowprune.scoring.candidates import (
     Alike,
+    BranchUnit,
     Candidates,
     GroupUnits,
+    ShardedBranch,
     ShardedGroup,
     ShardUnits,
     block_candidates,
@@ -128,22 +130,23 @@ class PrunableUnits:
         coupling = self.read(model, source).coupling
         assert coupling is not None
         if self.granularity == "block":
-            return block_candidates(model, coupling, *chosen)
+            branch = partial(ShardedBranch, ranks=Ranks.holding(spread)) if spread else BranchUnit
+            return block_candidates(model, coupling, *chosen, branch)
         group = partial(ShardedGroup, ranks=Ranks.holding(spread)) if spread else GroupUnits
         alike = _alike_in_class(model, source, coupling)
         return channel_candidates(model, None, *chosen, self.scored_by, coupling, alike, group)
 
     def _check_are_had_of_shards(self, *, together: bool) -> None:
         """An error where units that are read off a graph cannot be those of a sharded model."""
-        if self.granularity == "block" or not together:
+        if not together:
             raise ValueError(
                 f"granularity={self.granularity!r} is not had here of a sharded model: prune and shrink before the "
                 "model is sharded, or take granularity='filter'"
             )
         if self.coupling is None:
             raise ValueError(
-                "granularity='channel' on a sharded model, whose graph is not read: read that of the dense model, "
-                "before it is sharded or on the meta device, and pass coupling=fp.couple(dense, example_inputs)"
+                f"granularity={self.granularity!r} on a sharded model, whose graph is not read: read that of the dense "
+                "model, before it is sharded or on the meta device, and pass coupling=fp.couple(dense, example_inputs)"
             )
 
 

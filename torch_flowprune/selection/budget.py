@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torch_flowprune.channels import Costs, Kept, LatencyTable
-from torch_flowprune.scoring import Candidates
+from torch_flowprune.scoring import Candidates, ranks_of
 from torch_flowprune.selection.meters import Meter, meter_of
 
 
@@ -52,7 +52,7 @@ class Budget:
         """
         if cost == "units":
             return None
-        meter = meter_of(cost)
+        meter = meter_of(cost, ranks_of(candidates))
         costs = next((candidate.costs for candidate in candidates.values()), None)
         if costs is None:
             raise ValueError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from torch_flowprune.channels import Costs, Kept, LatencyTable
+from torch_flowprune.inputs import Ranks
 
 COSTS = ("units", "parameters", "flops", "memory", "latency")
 
@@ -62,14 +63,15 @@ class Counter:
 
 @dataclass(frozen=True, eq=False)
 class Clock:
-    """Nanoseconds by a table of operators."""
+    """Nanoseconds by a table of operators; ranks, which choose alike, go by the first one's."""
 
     table: LatencyTable
+    ranks: Ranks
     name: str = "latency"
 
     def of(self, costs: Costs, kept: Kept) -> int:
         calls = costs.calls(_widened({**costs.kept, **kept}, self.table.multiple))
-        return round(1e6 * self.table.milliseconds(calls, costs.device))
+        return round(1e6 * self._milliseconds([calls], costs.device)[0])
 
     def counted(self, amount: float) -> int:
         return int(round(1e6 * amount, 3))
@@ -82,15 +84,25 @@ class Clock:
 
     def largest(self, costs: Costs, kept: Kept) -> list[str]:
         calls = costs.named_calls(_widened({**costs.kept, **kept}, self.table.multiple))
-        taken = [(self.table.milliseconds([call], costs.device), name) for name, call in calls]
-        return [f"{name} ({ms:.4g} ms)" for ms, name in sorted(taken, reverse=True)[:3]]
+        taken = self._milliseconds([[call] for _, call in calls], costs.device)
+        longest = sorted(zip(taken, (name for name, _ in calls), strict=True), reverse=True)[:3]
+        return [f"{name} ({ms:.4g} ms)" for ms, name in longest]
+
+    def _milliseconds(self, several: Sequence[Sequence[Any]], device: torch.device) -> list[float]:
+        """Of calls, as the first rank measures them: it alone writes the table's file."""
+        taken = torch.zeros(len(several), dtype=torch.float64, device="cpu")
+        with self.ranks.together():
+            if self.ranks.are_first:
+                taken += taken.new_tensor([self.table.milliseconds(calls, device) for calls in several])
+        found: list[float] = self.ranks.agreed(taken).tolist()
+        return found
 
 
-def meter_of(cost: str | LatencyTable) -> Meter:
+def meter_of(cost: str | LatencyTable, ranks: Ranks) -> Meter:
     """By its word, or a table of one's own."""
-    return (
-        Clock(cost) if isinstance(cost, LatencyTable) else Clock(LatencyTable()) if cost == "latency" else Counter(cost)
-    )
+    if isinstance(cost, LatencyTable):
+        return Clock(cost, ranks)
+    return Clock(LatencyTable(), ranks) if cost == "latency" else Counter(cost)
 
 
 def _widened(kept: Kept, multiple: int) -> Mapping[str, Tensor]:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from torch_flowprune.channels import Branch, Costs, Coupling, kept_units
-from torch_flowprune.inputs import Pair, Pattern, Target, flags, parameters_and_factors, parameters_of, prunable
+from torch_flowprune.inputs import (
+    Pair,
+    Pattern,
+    PutTogether,
+    Target,
+    flags,
+    parameters_and_factors,
+    parameters_of,
+    prunable,
+)
 from torch_flowprune.masking import check_can_mask, masks
 from torch_flowprune.scoring.candidates.candidate import Candidates, Whole, kernel_of
 
@@ -72,7 +81,10 @@ class BranchUnit(Whole):
     def clear_removed(self, masks: dict[str, Tensor], keep: Tensor) -> None:
         if not bool(keep[0]):
             masks.update(
-                {name: torch.zeros_like(self.members[name].parameter, dtype=torch.bool) for name in self.branch.masked}
+                {
+                    name: torch.zeros_like(self.members[name].parameter.detach(), dtype=torch.bool)
+                    for name in self.branch.masked
+                }
             )
 
     def kept_weights(self, kept_units: int) -> Tensor | int:
@@ -98,6 +110,7 @@ def block_candidates(
     parameters: Iterable[Pair] | None = None,
     include: Pattern | Sequence[Pattern] | None = None,
     exclude: Pattern | Sequence[Pattern] | None = None,
+    made: Callable[..., BranchUnit] = BranchUnit,
 ) -> Candidates:
     """The branches of a model all of whose weights are among the parameters to prune; a measure reads these.
 
@@ -105,6 +118,7 @@ def block_candidates(
         model: left as it was.
         parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`.
         coupling: of this model, with its branches.
+        made: makes a candidate, where parameters may be shards.
 
     Raises:
         ValueError: for a coupling that does not fit the model, or if no branch can be pruned.
@@ -112,7 +126,9 @@ def block_candidates(
     known, pickable = parameters_of(model), parameters_and_factors(model)
     coupling.check_fits({**dict(model.named_buffers()), **{name: target.parameter for name, target in known.items()}})
     device = next(iter(known.values())).parameter.device
-    costs = coupling.costs and replace(coupling.costs, kept=kept_units(coupling, masks(model)), device=device)
+    costs = coupling.costs and replace(
+        coupling.costs, kept=kept_units(coupling, PutTogether(masks(model))), device=device
+    )
     chosen = {target.name for target in prunable(model, parameters, include, exclude, pickable)}
     candidates: Candidates = {}
     for branch in coupling.branches:
@@ -120,8 +136,8 @@ def block_candidates(
         if read:
             members = {name: known[name] for name in branch.parameters}
             for name in branch.masked:
-                check_can_mask(members[name], name)
-            candidates[branch.name] = BranchUnit(branch, members, read, costs)
+                check_can_mask(members[name], name, shards=made is not BranchUnit)
+            candidates[branch.name] = made(branch, members, read, costs)
     if not candidates:
         raise ValueError(_no_branches(coupling))
     return candidates
