@@ -66,11 +66,8 @@ class SynapticFlow:
         try:
             with sound_norms(device):
                 return self._on_ones(inputs, device)
-        except _OverflowError as error:
-            raise ValueError(
-                f"the synaptic-flow objective is {error} in float64: the network is too deep or its weights too large "
-                "for synflow"
-            ) from None
+        except _OverflowError:
+            raise
         except (
             AssertionError,
             AttributeError,
@@ -106,12 +103,15 @@ class SynapticFlow:
     def _of(self, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Sequence[Tensor | None]:
         total = torch.stack([tensor.sum() for tensor in summed_outputs(self.run(*call))]).sum()
         if not total.isfinite():
-            raise _OverflowError(str(total.item()))
+            raise _OverflowError(
+                f"the synaptic-flow objective is {total.item()} in float64: the network is too deep or its weights too "
+                "large for synflow"
+            )
         return torch.autograd.grad(total / self.copies, self.wrt, allow_unused=True)
 
 
-class _OverflowError(Exception):
-    """The objective is not a number."""
+class _OverflowError(ValueError):
+    """The objective is not a number, on these inputs or others."""
 
 
 def _is_convolutional(model: nn.Module) -> bool:

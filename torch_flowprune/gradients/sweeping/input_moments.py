@@ -70,7 +70,7 @@ class InputMoments:
                 same_randomness(self.model),
                 torch.set_grad_enabled(self.source.closure is not None),
                 torch.autocast(kind, dtype, enabled=dtype is not None),
-                self._watched(Operands(self._note if size else _leave_out)),
+                self._watched(SeenProducts(self._note if size else _leave_out)),
             ):
                 self.source.objective.forward(self.model, batch)
         finally:
@@ -82,7 +82,7 @@ class InputMoments:
         return {kind: {name: self._mean(kind, name, ranks) for name in read} for kind in self.kinds}
 
     @contextmanager
-    def _watched(self, operands: Operands) -> Iterator[None]:
+    def _watched(self, operands: SeenProducts) -> Iterator[None]:
         """Inside, products of the parameters are seen."""
         for name, parameter in self.parameters.items():
             operands.know(name, parameter)
@@ -130,7 +130,7 @@ def _at(whole: Tensor, place: _Place) -> Tensor:
     return whole.as_strided(place.shape, place.stride, place.offset)
 
 
-class Operands(OperatorMode):
+class SeenProducts(OperatorMode):
     """Sees the products and convolutions of parameters, and of what is a parameter's values in its own layout."""
 
     def __init__(self, note: Callable[[_Place, Any, int], None]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torch_flowprune.gradients.flow_source import FlowSource
 from torch_flowprune.gradients.sharding import Shard, ShardedModel
-from torch_flowprune.gradients.sweeping.input_moments import InputMoments, Operands
+from torch_flowprune.gradients.sweeping.input_moments import InputMoments, SeenProducts
 from torch_flowprune.inputs import Batch, Ranks, Target
 
 
@@ -42,7 +42,7 @@ class ShardedMoments(InputMoments):
             super().add(batch, size)
 
     @contextmanager
-    def _watched(self, operands: Operands) -> Iterator[None]:
+    def _watched(self, operands: SeenProducts) -> Iterator[None]:
         for name, shard in self.shards.items():
             shard.told = partial(self._gathered, operands, name)
         try:
@@ -52,7 +52,7 @@ class ShardedMoments(InputMoments):
             for shard in self.shards.values():
                 shard.told = None
 
-    def _gathered(self, operands: Operands, name: str, whole: Tensor) -> None:
+    def _gathered(self, operands: SeenProducts, name: str, whole: Tensor) -> None:
         """For a while the module computes with these values."""
         operands.know(name, whole, for_good=False)
         self._layouts[name] = torch.empty_like(whole, device="meta")

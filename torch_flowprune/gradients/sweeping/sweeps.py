@@ -106,8 +106,7 @@ class Sweeps:
             check_runs_alone(self.model)
         head, stream = self._stream(data)
         check_read(len(head))
-        kinds = wanted & MOMENTS.keys()
-        self.moments = self._moments_of(kinds) if kinds else None
+        self.moments = self._moments_of(kinds) if (kinds := wanted & MOMENTS.keys()) else None
         batches = chain(head, stream)
         if wanted == kinds:
             return self._forwards(batches, length_of(data))
