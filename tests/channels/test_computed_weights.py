@@ -40,6 +40,23 @@ class Positive(nn.Module):
         return F.softplus(weight)
 
 
+class Limited(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.renorm(2, 0, 0.7)
+
+
+def limiting(layer: nn.Module) -> nn.Module:
+    """Its forward sets the weight to one whose rows have no larger norm, as EEGNet's layers do."""
+
+    class Limiting(type(layer)):
+        def forward(self, x: Tensor) -> Tensor:
+            self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.7)
+            return super().forward(x)
+
+    layer.__class__ = Limiting
+    return layer
+
+
 def parametrized(make: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], nn.Module]:
     def on(layer: nn.Module) -> nn.Module:
         parametrize.register_parametrization(layer, "weight", make(layer))
@@ -59,6 +76,8 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
     "both": lambda layer: parametrizations.spectral_norm(parametrizations.weight_norm(layer)),
     "low rank": parametrized(lambda layer: LowRank(layer.weight)),
     "scaled": parametrized(lambda layer: Scaled()),
+    "limited": parametrized(lambda layer: Limited()),
+    "limited in the forward": limiting,
 }
 
 

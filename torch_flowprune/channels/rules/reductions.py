@@ -175,12 +175,25 @@ def weight_norm(walk: Walk, x: Value, g: Value, dim: int = 0) -> Value:
         if d in rows:
             walk.join(labels, g.dims[d])
             walk.role(labels, "direction")
-        elif x.zero[d]:
-            walk.role(labels, "consumer")  # masked, so that norms are those of what is left
         else:
-            walk.freeze(labels, "is summed over where a removed unit is not zero")
+            _in_norms(walk, x, d)
     of = [g if d in rows else x for d in range(x.ndim)]
     return Value(tuple(v.dims[d] for d, v in enumerate(of)), tuple(v.zero[d] for d, v in enumerate(of)))
+
+
+def renorm(walk: Walk, x: Value, p: float, dim: int, maxnorm: float) -> Value:
+    """Slices along a dimension, each of them scaled down to a largest norm."""
+    for d in range(x.ndim):
+        if d != dim % x.ndim:
+            _in_norms(walk, x, d)
+    return x
+
+
+def _in_norms(walk: Walk, x: Value, d: int) -> None:
+    if x.zero[d]:
+        walk.role(x.dims[d], "consumer")  # masked, so that norms are those of what is left
+    else:
+        walk.freeze(x.dims[d], "is summed over where a removed unit is not zero")
 
 
 def pool(count: int) -> Callable[..., Value]:

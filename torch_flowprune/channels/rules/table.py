@@ -75,6 +75,7 @@ from torch_flowprune.channels.rules.reductions import (
     pairwise_distance,
     pool,
     pool_with_places,
+    renorm,
     resample,
     rms_norm,
     scan,
@@ -142,7 +143,15 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("ones", "full", "new_ones", "new_full", "empty", "new_empty"), filled(False)),
     **dict.fromkeys(("ones_like", "full_like", "empty_like"), filled_like(False)),
     **dict.fromkeys(
-        ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size", "sym_constrain_range"), nothing
+        (
+            "_assert_tensor_metadata",
+            "_assert_scalar",
+            "_assert_async",
+            "sym_size",
+            "sym_constrain_range",
+            "_has_compatible_shallow_copy_type",
+        ),
+        nothing,
     ),
     **dict.fromkeys(("cumsum", "cumprod"), scan),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax"), softmax),
@@ -194,6 +203,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "batch_norm": batch_norm,
     "instance_norm": instance_norm,
     "_weight_norm": weight_norm,
+    "renorm": renorm,
     "group_norm": group_norm,
     "grid_sampler": grid_sample,
 }
