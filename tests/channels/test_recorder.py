@@ -285,11 +285,36 @@ def test_a_layer_that_did_not_run_where_values_decide_is_asked_for() -> None:
             self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
 
         def forward(self, x: Tensor) -> Tensor:
-            h, chosen = self.a(x), [int(i) for i in x[:, 0] > 1e9]
+            h, chosen = self.a(x), [int(i) for i in (x[:, 0] > 1e9).long()]
             return torch.stack([self.experts[i](row) for i, row in zip(chosen, h, strict=True)])
 
     with pytest.raises(UnrecordableError, match=r"values decide what runs .*give example_inputs on which all layers"):
         couple(Experts(), torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_layer_that_runs_by_neither_answer_stays_and_the_others_are_read(flag: bool) -> None:
+    """Of a truth value both answers are tried, so that nothing else can run."""
+
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.never = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.other, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.a(x))
+            h = torch.relu(self.b(h)) if bool((x.sum() > 1e9) == flag) else torch.relu(self.other(h))
+            return self.head(h)
+
+    torch.manual_seed(0)
+    net, x = Either().double().eval(), torch.randn(2, 3, dtype=torch.float64)
+    fp.global_prune(net, "magnitude", 0.5, granularity="channel", example_inputs=x)
+    small = fp.shrink(net, x)
+    assert small.b.weight.shape[0] == small.other.weight.shape[0] < 8
+    assert small.never.weight.shape == (8, 8)
+    for inputs in (x, x + 1e10):
+        torch.testing.assert_close(small(inputs), net(inputs), rtol=1e-12, atol=1e-12)
 
 
 OUTSIDE = {

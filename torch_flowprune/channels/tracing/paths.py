@@ -52,6 +52,10 @@ class Read:
         """Whether other answers are tried; a constant is taken as it is where the code reads that many numbers."""
         return not self.is_size and not (self.is_constant and reads > MOST_READ)
 
+    def has_all_its_paths(self, reads: int) -> bool:
+        """Whether each answer that there can be is tried: both of a truth value; of numbers, there are more."""
+        return isinstance(self.value, bool) and self.may_differ(reads)
+
 
 Recording = tuple[Traced, Sequence[Read]]
 

@@ -68,7 +68,7 @@ def recorded(
     return Traced(
         recorder.graph,
         recorder.sources,
-        depends=", ".join({r.place for r in recorder.reads}),
+        depends=", ".join({r.place for r in recorder.reads if not r.has_all_its_paths(len(recorder.reads))}),
         calls=recorder.modules.calls,
         runs=recorder.modules.runs,
     ), recorder.reads
