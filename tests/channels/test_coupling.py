@@ -52,8 +52,8 @@ def test_every_parameter_position_is_in_a_group_or_frozen_with_a_reason(name: st
 
 def test_an_operator_without_a_rule_is_listed_and_freezes() -> None:
     _, _, coupling = coupled(CASES["unknown operator"])
-    assert coupling.unknown == {"renorm": 1}
-    assert any("without a rule (renorm)" in f.reason for f in coupling.frozen)
+    assert coupling.unknown == {"special_i1": 1}
+    assert any("without a rule (special_i1)" in f.reason for f in coupling.frozen)
 
 
 def test_windows_counted_from_the_end() -> None:
@@ -181,18 +181,15 @@ def test_written_by_hand() -> None:
 # -- written by hand ------------------------------------------
 
 
-class Renormed(nn.Module):
-    """Keeps each channel's norm over the samples below one: an operator without a rule.
-
-    One who knows the model knows it to be safe.
-    """
+class Bessel(nn.Module):
+    """A Bessel function of each channel, an operator without a rule: one who knows it knows that zeros stay zeros."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.b(torch.renorm(torch.relu(self.a(x)), 2, 1, 1.0))
+        return self.b(torch.special.i1(torch.relu(self.a(x))))
 
 
 def by_hand(**changes: object) -> Coupling:
@@ -207,7 +204,7 @@ def by_hand(**changes: object) -> Coupling:
 @pytest.mark.parametrize("index", [[0, 1, 2, 3], [[2], [0], [3], [1]]])
 def test_a_coupling_by_hand_scores_masks_and_shrinks_what_no_rule_knows(index: list) -> None:
     torch.manual_seed(0)
-    model, x = Renormed().double().eval(), torch.randn(5, 3, dtype=torch.float64)
+    model, x = Bessel().double().eval(), torch.randn(5, 3, dtype=torch.float64)
     assert couple(model, x).groups == ()
     order = torch.tensor(index)
     coupling = by_hand(
@@ -223,13 +220,13 @@ def test_a_coupling_by_hand_scores_masks_and_shrinks_what_no_rule_knows(index: l
     with torch.no_grad():
         for name, mask in given.items():
             parameters[name].mul_(mask)
-    assert type(small) is Renormed
+    assert type(small) is Bessel
     assert (small.a.out_features, small.b.in_features) == (2, 2)
     torch.testing.assert_close(small(x), model(x), rtol=1e-12, atol=1e-12)
 
 
 def test_a_coupling_by_hand_that_leaves_out_a_slice_is_found_out() -> None:
-    model, x = Renormed(), torch.randn(5, 3)
+    model, x = Bessel(), torch.randn(5, 3)
     parameters = dict(model.named_parameters())
     coupling = by_hand(columns=None)
     given = channel_masks(coupling, {"hidden": torch.tensor([True, False, True, True])}, parameters)
@@ -268,13 +265,13 @@ def test_a_coupling_by_hand_that_leaves_out_a_slice_is_found_out() -> None:
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_coupling_by_hand_is_said(wrong: object, text: str) -> None:
-    model = Renormed()
+    model = Bessel()
     with pytest.raises(ValueError, match=text):
         shrink(model, torch.randn(5, 3), coupling=wrong())  # type: ignore[operator]
 
 
 def test_masks_take_one_flag_a_unit() -> None:
-    parameters = dict(Renormed().named_parameters())
+    parameters = dict(Bessel().named_parameters())
     with pytest.raises(
         ValueError, match=r"keep\['hidden'\] has shape \(3,\): expected one flag for each of the group's 4 units"
     ):

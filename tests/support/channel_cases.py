@@ -615,7 +615,7 @@ CASES: dict[str, Case] = {
         {},
     ),
     "unknown operator": Case(
-        lambda: Fn(lambda s, x: s.b(torch.relu(s.a(x)).renorm(2, 0, 1.0)), a=nn.Linear(8, 6), b=nn.Linear(6, 3)),
+        lambda: Fn(lambda s, x: s.b(torch.special.i1(s.a(x))), a=nn.Linear(8, 6), b=nn.Linear(6, 3)),
         TOKENS,
         {},
     ),
