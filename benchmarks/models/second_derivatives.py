@@ -272,7 +272,7 @@ def _whole(subject: zoo.Subject) -> dict[str, Any]:
         except Exception as error:
             said = " ".join(str(error).split())[:300]
             return {"status": "out of memory" if "allocate memory" in said else "refused", "said": said}
-    said = [str(warning.message) for warning in caught if "H·g is not how g changes" in str(warning.message)]
+    said = [str(warning.message) for warning in caught if "H·g is not the change of g" in str(warning.message)]
     return {"status": "differs", "said": said[0][:300]} if said else {"status": "ok", "said": ""}
 
 

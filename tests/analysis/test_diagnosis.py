@@ -59,7 +59,7 @@ def test_stability_is_the_correlation_of_two_halves(split):
 
 
 @pytest.mark.parametrize(("limit", "even", "odd"), [(12, 6, 6), (7, 4, 3), (3, 2, 1), (100, 8, 8)])
-@pytest.mark.filterwarnings("ignore:max_samples=100, and the data have 16")
+@pytest.mark.filterwarnings("ignore:max_samples=100, and the data has 16")
 def test_the_halves_share_the_samples_that_the_diagnosis_may_read(limit, even, odd):
     """Each half has its share of ``max_samples``: stability is of as many samples as the scores are."""
     model, batches = cases.mlp(), CASES["mlp"].batches((2,) * 8)

@@ -425,7 +425,7 @@ FAULTS: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "dropout gone": (
         lambda s, x, *o: right(Without(s), x, *o),
-        r"output in train mode .*comes of dropout at rates \[\] instead of \[0\.5\]",
+        r"output in train mode .*has dropout rates \[\] instead of \[0\.5\]",
     ),
     "no gradient": (
         lambda s, x, *o: right(s, x, *o).detach() + 0 * right(s, x, *o),

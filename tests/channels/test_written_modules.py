@@ -107,7 +107,7 @@ def test_narrower_heads_keep_the_scale_of_the_dense_ones() -> None:
     ("rows", "text"),
     [
         ([True, True, True, False] * 3, r"left with widths \[2, 1\]: expected one width"),
-        ([True, True, False, False] * 2 + [False, False, True, True], "keep other heads than one another"),
+        ([True, True, False, False] * 2 + [False, False, True, True], "keep different heads"),
     ],
 )
 def test_what_no_attention_can_be_is_refused(rows: list[bool], text: str) -> None:
@@ -311,8 +311,8 @@ class Refusing(Heads):
     ("cls", "text"),
     [
         (Stale, "output after a step of an optimizer differs from the masked model's"),
-        (Forgetful, "is another once it has loaded the state that it gave"),
-        (Refusing, "does not load the state that it gives: not this one"),
+        (Forgetful, "parameters change when it loads its own state dict"),
+        (Refusing, "does not load its own state dict: not this one"),
     ],
 )
 def test_what_learns_otherwise_or_does_not_load_is_found(registered: None, cls: type[Heads], text: str) -> None:

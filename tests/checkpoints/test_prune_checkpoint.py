@@ -176,7 +176,7 @@ def test_all_else_is_carried_over(tmp_path):
     (source / ".cache").mkdir()
     (source / ".cache" / "lock").write_text("")
     (source / "original.pth").write_bytes(b"dense")
-    with pytest.warns(UserWarning, match="original.pth hold weights and are no part of this checkpoint"):
+    with pytest.warns(UserWarning, match="original.pth hold weights and are not part of this checkpoint"):
         quietly_reported = fp.prune_checkpoint(source, tmp_path / "out", sparsity=0.1)
     assert quietly_reported.pruned
     out = tmp_path / "out"
@@ -257,7 +257,7 @@ fp.prune_checkpoint({str(source)!r}, {str(tmp_path / "out")!r}, sparsity=0.5, th
     assert not (tmp_path / "out").exists()
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.unfinished").rglob("*.safetensors")}
     assert len(finished) == 2
-    with pytest.raises(ValueError, match="beginning of a run with another source or other words"):
+    with pytest.raises(ValueError, match="interrupted run with another source or other arguments"):
         fp.prune_checkpoint(source, tmp_path / "out", sparsity=0.6)
     quietly(fp.prune_checkpoint, source, tmp_path / "out", sparsity=0.5)
     for path, when in finished.items():
@@ -293,7 +293,7 @@ def elsewhere(known):
 DAMAGE = {
     "is no index of a checkpoint, or damaged": lambda folder: index_of(folder).write_text("{"),
     "is no index of a checkpoint, or damage": lambda folder: index_of(folder).write_text("[]"),
-    "weight_map should be tensors' names": rewritten(lambda known: known.update({"head.weight": "../a.safetensors"})),
+    "weight_map should map names of tensors": rewritten(lambda known: known.update({"head.weight": "../a.safetensors"})),
     "and it is not: the index is damaged": rewritten(elsewhere),
     "holds 'head.weight', of which": rewritten(lambda known: known.pop("head.weight")),
     "names 1 shards that are not there: model-00001-of-00003": lambda folder: shard(folder).unlink(),
@@ -335,9 +335,9 @@ def test_other_refusals(tmp_path):
         (lambda: fp.prune_checkpoint(tmp_path, out, sparsity=0.5), ValueError, "there are some in dense"),
         (lambda: fp.prune_checkpoint(file, out, sparsity=0.5), NotADirectoryError, "is a file: expected a folder"),
         (lambda: fp.prune_checkpoint(tmp_path / "no", out, sparsity=0.5), FileNotFoundError, "there is no such folder"),
-        (lambda: fp.prune_checkpoint(source, out, "taylor", 0.5), ValueError, "reads more than files hold"),
+        (lambda: fp.prune_checkpoint(source, out, "taylor", 0.5), ValueError, "reads more than the weights"),
         (lambda: fp.prune_checkpoint(source, out, granularity="filter"), ValueError, "granularity should be"),
-        (lambda: fp.prune_checkpoint(source, out, sparsity=0.5, allocation="lamp"), ValueError, "no file holds"),
+        (lambda: fp.prune_checkpoint(source, out, sparsity=0.5, allocation="lamp"), ValueError, "needs a model"),
         (lambda: fp.prune_checkpoint(source, out), ValueError, "give sparsity="),
         (lambda: fp.prune_checkpoint(source, out, sparsity=0.5, include="x*"), ValueError, "matches no parameter"),
         (lambda: fp.prune_checkpoint(source, out, sparsity=0.5, scores=tmp_path / "no"), FileNotFoundError, "scores"),

@@ -225,7 +225,7 @@ MISTAKES = {
     "load, torch's": (
         lambda m, p: fp.load_pruned(m, torch_file(p)),
         ValueError,
-        "fp.load_state_dict take what torch.s",
+        "for a file of torch.save use torch.load and fp.load_state_dict",
     ),
     "export, another order": (
         lambda m, p: fp.export(m, p, X),

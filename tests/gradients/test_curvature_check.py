@@ -44,7 +44,7 @@ def batches(count, size=3):
     return [(torch.randn(size, 5), torch.randint(4, (size,))) for _ in range(count)]
 
 
-WARNING = r"H·g is not how g changes along g: off by \d+%, most in .*weight"
+WARNING = r"H·g is not the change of g along g: off by \d+%, most in .*weight"
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -124,7 +124,7 @@ EYE = torch.eye(6)
 def test_code_fixed_to_a_dtype_is_left_out_unless_asked_for():
     model = net(lambda x: x @ EYE)
     fp.flow(model, batches(16))
-    with pytest.raises(RuntimeError, match="check=True runs the model in float64, and it does not"):
+    with pytest.raises(RuntimeError, match="check=True runs the model in float64, where it fails"):
         fp.flow(model, batches(16), check=True)
 
 
@@ -196,7 +196,7 @@ def test_faults_that_there_were_would_have_been_found(name):
     fp.flow(model, data, check=True)
     with pytest.MonkeyPatch.context() as patch:
         take_out(patch)
-        with pytest.warns(UserWarning, match=r"H·g is not how g changes along g: off by \d+%"):
+        with pytest.warns(UserWarning, match=r"H·g is not the change of g along g: off by \d+%"):
             fp.flow(model, data, check=True)
 
 

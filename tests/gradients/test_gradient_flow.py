@@ -99,7 +99,7 @@ def test_temperature_divides_the_logits(temperature):
 def test_max_samples_is_exact(count):
     model, batches = cases.mlp(), CASES["mlp"].batches((5, 5, 1))
     x, y = (torch.cat(parts)[:count] for parts in zip(*batches, strict=True))
-    larger = pytest.warns(UserWarning, match="max_samples=99, and the data have 11: all of them were read")
+    larger = pytest.warns(UserWarning, match="max_samples=99, and the data has 11: all of them were read")
     with larger if count > 11 else contextlib.nullcontext():
         found = fp.flow(model, batches, max_samples=count)
     assert found.samples == len(y) == min(count, 11)

@@ -70,7 +70,7 @@ def test_a_language_models_other_loss_is_taken_for_a_mean_over_samples():
     model, whole = LanguageModel(causal=True, extra=0.5), padded([6, 6, 2, 3])
     batches = rows(whole, 0, 1, 4)
     losses = [fp.flow(model, batch, needs=("g",)).loss for batch in batches]
-    with pytest.warns(UserWarning, match="batches count by their samples"):
+    with pytest.warns(UserWarning, match="batches are weighted by their samples"):
         found = fp.flow(model, batches, needs=("g",))
     assert found.loss == pytest.approx((losses[0] + 3 * losses[1]) / 4)
 
@@ -87,7 +87,7 @@ def test_a_model_of_several_heads_is_taken_for_a_mean_over_samples():
     model, whole = TwoHeads(causal=False), padded([6, 6, 2, 3])
     batches = rows(whole, 0, 1, 4)
     losses = [fp.flow(model, batch, needs=("g",)).loss for batch in batches]
-    with pytest.warns(UserWarning, match="batches count by their samples"):
+    with pytest.warns(UserWarning, match="batches are weighted by their samples"):
         found = fp.flow(model, batches, needs=("g",))
     assert found.loss == pytest.approx((losses[0] + 3 * losses[1]) / 4)
 
@@ -179,7 +179,7 @@ def test_all_ignored_and_an_unknown_word():
         fp.flow(nn.Linear(3, 2), [batch, batch])
     with pytest.raises(ValueError, match="reduction should be one of"):
         fp.flow(nn.Linear(3, 2), batch, reduction="tokens")
-    with pytest.raises(ValueError, match="reduction= should give how many the loss of a batch is a mean over"):
+    with pytest.raises(ValueError, match="reduction= should give how many terms the loss of a batch is the mean of"):
         fp.flow(nn.Linear(3, 2), batch, reduction=lambda batch: float("nan"))
 
 
@@ -197,7 +197,9 @@ def test_a_loss_that_is_no_mean_over_samples_is_told_of(name, needs):
     model, x, y = cases.mlp(), *CASES["mlp"].batches((12,))[0]
     y = torch.arange(12) % 3
     batches, loss = [(x[:5], y[:5]), (x[5:], y[5:])], NOT_OVER_SAMPLES[name]
-    with pytest.warns(UserWarning, match="batches count by their samples, as if the loss were a mean over these"):
+    with pytest.warns(
+        UserWarning, match="batches are weighted by their samples, as if the loss were a mean over these"
+    ):
         fp.flow(model, batches, needs=needs, loss=loss, probes=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -211,7 +213,7 @@ def test_a_diagnosis_and_a_prediction_tell_of_it_too():
     masks = {"0.weight": torch.arange(model[0].weight.numel()).view_as(model[0].weight) % 3 > 0}
     loss = NOT_OVER_SAMPLES["a sum"]
     for call in (partial(fp.predict, model, masks), partial(fp.diagnose, model)):
-        with pytest.warns(UserWarning, match="batches count by their samples"):
+        with pytest.warns(UserWarning, match="batches are weighted by their samples"):
             call(data=batches, loss=loss)
 
 
@@ -225,7 +227,9 @@ def test_weights_that_the_first_batches_do_not_show_are_told_of(sizes, call):
     """Classes come one after the other, so that no batch of the first has more than one weight."""
     model, (x, y) = wide_net(), sorted_batch()
     batches = list(zip(x.split(sizes), y.split(sizes), strict=True))
-    with pytest.warns(UserWarning, match="batches count by their samples, as if the loss were a mean over these"):
+    with pytest.warns(
+        UserWarning, match="batches are weighted by their samples, as if the loss were a mean over these"
+    ):
         call(model, data=batches, closure=weighted_inside)
 
 
@@ -254,7 +258,7 @@ class Warmed(nn.CrossEntropyLoss):
 def test_a_loss_made_from_torchs_is_looked_at():
     model, x, y = nn.Linear(4, 3).double(), torch.randn(16, 4).double(), sorted_batch()[1]
     batches = [(x[:5], y[:5]), (x[5:], y[5:])]
-    with pytest.warns(UserWarning, match="batches count by their samples, as if"):
+    with pytest.warns(UserWarning, match="batches are weighted by their samples, as if"):
         fp.flow(model, batches, needs=("g",), loss=Summed())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -268,7 +272,7 @@ def test_small_differences_are_told_of_in_mixed_precision():
     torch.manual_seed(0)
     model, x, y = nn.Linear(4, 3), torch.randn(12, 4), torch.arange(12) % 3
     loss = lambda o, t: F.cross_entropy(o, t) + 0.01 * o.mean(0).square().sum()
-    with pytest.warns(UserWarning, match="batches count by their samples, as if"):
+    with pytest.warns(UserWarning, match="batches are weighted by their samples, as if"):
         fp.flow(model, [(x[:5], y[:5]), (x[5:], y[5:])], needs=("g",), loss=loss, autocast=torch.bfloat16)
 
 

@@ -172,7 +172,7 @@ def test_a_loss_that_is_no_mean_over_samples_cannot_be_cut(loss):
     with pytest.raises(
         ValueError,
         match=r"max_memory= cuts batches, which needs a loss that is a mean over samples or tokens, or a sum: that "
-        r"of .*; say what it is with reduction=",
+        r"of .*; say how it reduces a batch with reduction=",
     ):
         fp.flow(model, data, loss=loss, needs=("g",), max_memory=budget)
     fp.flow(model, data, loss=loss, needs=("g",), max_memory="1GB")

@@ -10,7 +10,7 @@ from torch import nn
 import torch_flowprune as fp
 
 _X, _Y = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 2
-_SAID = "no batch has passed the batch norms of this model yet"
+_SAID = "the batch norms of this model have seen no batch yet"
 
 
 def _net():

@@ -41,7 +41,7 @@ def test_what_inputs_and_target_agree_on(batch, size):
 
 @pytest.mark.parametrize(("batch", "text"), UNTOLD.values(), ids=UNTOLD)
 def test_what_cannot_be_told_asks(batch, text):
-    with pytest.raises(ValueError, match=rf"how many samples a batch has cannot be told: {text}; .*pass batch_size="):
+    with pytest.raises(ValueError, match=rf"the number of samples in a batch is unclear: {text}; .*pass batch_size="):
         size_of(batch)
     assert size_of(batch, 5) == size_of(batch, lambda _: 5) == 5
 
@@ -234,6 +234,6 @@ def test_a_report_says_how_samples_were_counted():
 def test_more_samples_than_the_data_have():
     batches = CASES["mlp"].batches((4, 3))
     for call in (fp.flow, fp.diagnose, lambda *data, **words: fp.scores(data[0], "snip", data[1], **words)):
-        with pytest.warns(UserWarning, match="max_samples=8, and the data have 7: all of them were read"):
+        with pytest.warns(UserWarning, match="max_samples=8, and the data has 7: all of them were read"):
             call(cases.mlp(), batches, max_samples=8)
         call(cases.mlp(), batches, max_samples=7)

@@ -113,7 +113,7 @@ def test_matrices_that_the_default_does_not_know_are_named_with_the_include_to_c
     with pytest.warns(UserWarning, match="stay dense: blocks") as seen:
         report = fp.global_prune(copy.deepcopy(model), "magnitude", 0.5)
     text = str(seen[0].message)
-    assert text.startswith("57% of the weights are in matrices that are no layers' of a known kind")
+    assert text.startswith("57% of the weights are in matrices of modules of an unknown kind")
     assert text.endswith("pass include=['*', 'blocks.*.up', 'blocks.*.down']")
     assert seen[0].filename == __file__
     assert (report.sparsity, report.model_sparsity) == (0.5, 200 / 3618)

@@ -201,7 +201,7 @@ def test_mistakes_are_told_before_there_is_a_model(words, text):
         ({"every_n_epochs": 0}, "every_n_epochs should be"),
         ({"at_end": "shrink"}, "should be with granularity='channel' or granularity='block'"),
         ({"data": "test"}, "data should be 'train', a loader or None"),
-        ({"method": "grasp"}, "'grasp' reads Hg, which training does not leave behind"),
+        ({"method": "grasp"}, "'grasp' reads Hg, which training does not compute"),
         ({"rounds": 5}, "5 rounds, one every 1 epochs, should have 6 epochs"),
     ],
 )

@@ -485,8 +485,8 @@ def test_infinite_scores_protect_and_condemn():
     ("scores", "text"),
     [
         ({"0.wieght": torch.ones(20)}, "scores= has entries for parameters this model does not have: 0.wieght"),
-        ({"0.weight": torch.ones(19)}, "the scores of '0.weight' have shape (19,): expected one a unit, (20,)"),
-        ({"0.weight": torch.ones(4, 5)}, "the scores of '0.weight' have shape (4, 5): expected one a unit, (20,)"),
+        ({"0.weight": torch.ones(19)}, "the scores of '0.weight' have shape (19,): expected one per unit, (20,)"),
+        ({"0.weight": torch.ones(4, 5)}, "the scores of '0.weight' have shape (4, 5): expected one per unit, (20,)"),
         ({"0.weight": torch.full((20,), math.nan)}, "the scores of '0.weight' hold nan: they cannot be ranked"),
         (
             {"0.weight": torch.ones(20).bool()},

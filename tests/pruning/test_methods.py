@@ -94,7 +94,7 @@ def test_the_others_show_the_call_that_computes_scores(name, kind):
 def test_a_gradient_that_is_not_there(kind):
     module = nn.Linear(3, 3)
     with pytest.raises(
-        ValueError, match=f"Taylor{kind} reads .grad, and that of 'weight' is None: run loss.backward\\(\\) first"
+        ValueError, match=f"Taylor{kind} reads .grad, which is None for 'weight': run loss.backward\\(\\) before"
     ):
         method("taylor", kind)[0].apply(module, "weight", 0.5)
 

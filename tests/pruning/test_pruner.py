@@ -454,7 +454,7 @@ def test_data_given_go_before_scores_and_scores_pick_the_layers():
     [
         ({}, "scores= is empty"),
         ({"nope": torch.ones(3)}, "parameters this model does not have: nope"),
-        ({"0.weight": torch.ones(3)}, "expected one a unit"),
+        ({"0.weight": torch.ones(3)}, "expected one per unit"),
         ({"0.weight": torch.full((20,), float("nan"))}, "hold nan"),
     ],
 )

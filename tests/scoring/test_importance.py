@@ -143,7 +143,7 @@ def test_a_users_measure():
         (
             lambda theta: theta.abs(),
             (
-                r"the measure '<lambda>' gave \(20, 1\) for '0.weight': expected one score a unit, shape \(20,\); "
+                r"the measure '<lambda>' gave \(20, 1\) for '0.weight': expected a score per unit, shape \(20,\); "
                 r"reduce the last axis"
             ),
         ),
@@ -383,7 +383,7 @@ def test_numbers_that_have_no_real_gradient(dtype):
     assert fp.global_prune(model, amount=5, include="1").pruned == 5
     with pytest.raises(
         ValueError,
-        match=f"1.weight: derivatives are of real numbers, not {dtype}; use a measure of theta alone, exclude=",
+        match=f"1.weight: derivatives are of real numbers, not {dtype}; use a measure that reads only theta, ",
     ):
         fp.scores(model, "taylor", torch.ones(1, 4), closure=lambda m, x: m[0](x).sum())
     assert list(fp.scores(model, "taylor", torch.ones(1, 4), closure=lambda m, x: m[0](x).sum(), exclude="1")) == [

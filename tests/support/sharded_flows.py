@@ -385,7 +385,7 @@ def said_before_anything_is_touched(rank: int, path: str) -> None:
     sharded = shard(build(Language))
     before = state_of(sharded)
     for words, text in (
-        ({"max_memory": "1GB"}, "max_memory= is for models that each process has whole"),
+        ({"max_memory": "1GB"}, "max_memory= is for models that are not sharded"),
         ({"offload": True}, "offload= is for models"),
         ({"check": True}, "check= is for models"),
     ):

@@ -301,7 +301,7 @@ def test_row_6_6_scores_are_signed():
         (
             {"0.weight": torch.ones(8, 8), "2.weight": torch.ones(8, 4)},
             ValueError,
-            r"shape \(8, 4\): expected one a unit, \(32,\)",
+            r"shape \(8, 4\): expected one per unit, \(32,\)",
         ),
         (
             {"0.weight": torch.ones(8, 8, dtype=torch.bool), "2.weight": torch.ones(4, 8)},

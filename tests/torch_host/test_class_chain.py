@@ -178,7 +178,7 @@ def test_row_3_16_a_class_that_cannot_be_laid_over_another_is_refused():
     layer.__class__ = Bound
     before = snapshot(layer)
     for attempt in (lambda: fp.remove(layer), lambda: prune.remove(layer, "weight")):
-        with pytest.raises(ValueError, match="Bound was laid over the class of a masked module"):
+        with pytest.raises(ValueError, match="Bound was made a subclass of a masked module's class"):
             attempt()
         assert snapshot(layer) == before
 

@@ -309,7 +309,7 @@ def test_row_3_11_masks_of_another_shape(shape):
     before = snapshot(layer)
     with pytest.raises(ValueError, match=r"should have shape \(8, 8\)"):
         fp.apply_masks(layer, {"weight": torch.ones(shape, dtype=torch.bool)})
-    with pytest.raises(ValueError, match=r"expected one score a unit, shape \(64,\)"):
+    with pytest.raises(ValueError, match=r"expected a score per unit, shape \(64,\)"):
         fp.global_prune(layer, lambda theta: theta.expand(-1, 2), sparsity=0.6)
     assert snapshot(layer) == before
 

@@ -130,7 +130,8 @@ def predict(
         model: any module. With a sharded one, make the same call on every rank, each with its own part of the data; a
             batch is then what all ranks read at once.
         masks: by parameter name, bool (True = kept) or packed; weights that are already masked count as removed.
-        data: the data for the two terms, see :func:`~torch_flowprune.flow`.
+        data: the data for the two terms: an iterable of ``(input, target)`` or dict batches, or one batch, see
+            :func:`~torch_flowprune.flow`.
         options: keywords of :func:`~torch_flowprune.flow`: ``loss``, ``closure``, ``max_samples``, ``temperature``,
             ``mode``, ``progress``, ``max_memory``, ``offload``, ``autocast``, ``batch_size``, ``reduction``.
 

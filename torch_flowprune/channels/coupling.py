@@ -92,9 +92,8 @@ def check_whole(model: nn.Module) -> None:
     """
     if shards_of(model):
         raise ValueError(
-            "this model is sharded, and a graph is read of a dense one: fp.couple it before it is sharded, or one on "
-            "the meta device; fp.shrink it where it is whole, on one rank with the full state dict, and shard what "
-            "that gives"
+            "this model is sharded, and channels are found in the graph of a dense one: call fp.couple before sharding "
+            "or on the meta device, and fp.shrink on one rank, with the full state dict, before you shard its result"
         )
 
 

@@ -86,9 +86,7 @@ class KeyCounts:
 def not_ordered(one: StoredTensor, keys: OrderedKeys) -> ValueError:
     """What is said of weights that are not finite (infinite scores are an order), and of scores that are nan."""
     what, wrong = ("weights", "infinite or nan") if keys.magnitudes else ("scores", "nan")
-    return ValueError(
-        f"some {what} of {one.name!r} are {wrong}: they cannot be ranked; pass exclude= to leave it alone"
-    )
+    return ValueError(f"some {what} of {one.name!r} are {wrong}: they cannot be ranked; leave it out with exclude=")
 
 
 def _sparse(counts: Tensor) -> tuple[Tensor, Tensor]:

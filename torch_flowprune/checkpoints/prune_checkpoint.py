@@ -120,8 +120,8 @@ def prune_checkpoint(
 def _check_readable(method: str, granularity: str, *, scored: bool) -> None:
     if not scored and method not in _MAGNITUDES:
         raise ValueError(
-            f"method={method!r} reads more than files hold: expected 'magnitude', or scores=, a folder of safetensors "
-            "with one score a weight"
+            f"method={method!r} reads more than the weights: expected 'magnitude', or scores=, a folder of safetensors "
+            "with one score per weight"
         )
     if granularity != "weight" and ":" not in granularity:
         raise ValueError(f"granularity should be 'weight' or 'n:m' such as '2:4', got {granularity!r}")
@@ -129,7 +129,7 @@ def _check_readable(method: str, granularity: str, *, scored: bool) -> None:
 
 def _plan(units: StoredUnits, goal: Goal, allocation: Allocation) -> Plan:
     if allocation.rule == "lamp":
-        raise ValueError("allocation='lamp' ranks scores that no file holds: expected another rule")
+        raise ValueError("allocation='lamp' needs a model: expected another rule")
     plan = allocation.plan(units.found, goal)
     cut = plan.by_row or plan.blocks is not None
     if odd := [name for name, one in units.weights.items() if cut and len(one.shape) == 3]:
@@ -184,7 +184,7 @@ def _carry_over(opened: CheckpointFolder, kept: Unfinished) -> None:
     if twice := opened.second_forms():
         named = ", ".join(str(path.relative_to(opened.path)) for path in twice[:5])
         warnings.warn(
-            f"{named} hold weights and are no part of this checkpoint: they were not carried over, as they are dense",
+            f"{named} hold weights and are not part of this checkpoint: they were not copied, as they are dense",
             UserWarning,
             stacklevel=3,
         )

@@ -181,7 +181,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is no index of a checkpoint, or damaged: {error!r}") from error
     if not plain or not files:
-        raise ValueError(f"{index}: weight_map should be tensors' names with names of files beside it, and is not")
+        raise ValueError(f"{index}: weight_map should map names of tensors to names of files beside it")
     if missing := sorted({file for file in files.values() if not (index.parent / file).is_file()}):
         raise FileNotFoundError(
             f"{index} names {len(missing)} shards that are not there: {', '.join(missing[:5])}; download the rest"

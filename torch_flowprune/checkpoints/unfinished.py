@@ -35,7 +35,7 @@ class Unfinished:
         text = json.dumps(run, sort_keys=True)
         if known.exists() and known.read_text(encoding="utf-8") != text:
             raise ValueError(
-                f"{self.path} holds the beginning of a run with another source or other words: delete it, or give "
+                f"{self.path} holds an interrupted run with another source or other arguments: delete it, or pass "
                 "another target"
             )
         for folder in (_COUNTS, _FILES):
@@ -85,8 +85,8 @@ class Unfinished:
 def check_target(target: Path) -> None:
     """An error where nothing can be made under this name."""
     if target.exists():
-        raise FileExistsError(f"target {target} is already there: delete it, or give another")
+        raise FileExistsError(f"target {target} is already there: delete it, or pass another")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"target {target}: there is no folder {target.parent}; make it first")
     if not os.access(target.parent, os.W_OK):
-        raise PermissionError(f"target {target}: {target.parent} cannot be written in; give another folder")
+        raise PermissionError(f"target {target}: {target.parent} is not writable; pass another folder")

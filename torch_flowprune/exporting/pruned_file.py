@@ -78,7 +78,7 @@ class PrunedFile:
             state = dense.state_dict()
         if odd := [name for name, value in state.items() if not isinstance(value, Tensor)]:
             raise ValueError(
-                f"the state holds what is no tensor ({', '.join(odd[:5])}): save the model with torch.save"
+                f"the state dict holds values that are no tensors ({', '.join(odd[:5])}): save it with torch.save"
             )
         buffers = dict(dense.named_buffers())
         tensors = _on_host({**state, **{name: buffers[name] for name in said["beside"]}})

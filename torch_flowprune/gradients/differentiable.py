@@ -54,7 +54,7 @@ def _check_real(known: Mapping[str, Target], also: Iterable[str] = ()) -> None:
     if odd:
         raise ValueError(
             f"{', '.join(odd)}: derivatives are of real numbers, not {known[odd[0]].parameter.dtype}; use a measure "
-            "of theta alone, exclude= it where it is scored, or requires_grad_(False) to take it for a constant"
+            "that reads only theta, leave it out with exclude=, or treat it as a constant: requires_grad_(False)"
         )
 
 
@@ -62,9 +62,9 @@ def _check_whole(targets: Mapping[str, Target]) -> None:
     sharded = [name for name, target in targets.items() if hasattr(target.parameter, "device_mesh")]
     if sharded:
         raise ValueError(
-            f"{sharded[0]!r} is a shard (a DTensor), and this is taken of whole parameters: call it before "
-            "fully_shard or parallelize_module, or on a copy of the full state dict; fp.flow and fp.hessian_vector "
-            "take shards"
+            f"{sharded[0]!r} is a shard (a DTensor), and this call takes whole parameters: make it before "
+            "fully_shard or parallelize_module, or with the full state dict in a model that is not sharded; fp.flow "
+            "and fp.hessian_vector take sharded models"
         )
 
 
@@ -91,7 +91,7 @@ def check_opens(targets: Mapping[str, Target], wanted: set[str]) -> None:
         if not all(is_computed_on_access(*owner) for owner in target.owners):
             raise ValueError(
                 f"the mask of {name!r} is one of torch's own, under which there is no gradient: "
-                "fp.apply_masks(model, fp.masks(model)) makes the masks this package's"
+                "fp.apply_masks(model, fp.masks(model)) converts it to this package's"
             )
 
 

@@ -112,7 +112,7 @@ class FlowSource:
         """Say that the data had not as many samples as were asked for."""
         if self.max_samples is not None and ranks.alone and samples < self.max_samples:
             warnings.warn(
-                f"max_samples={self.max_samples}, and the data have {samples}: all of them were read",
+                f"max_samples={self.max_samples}, and the data has {samples}: all of them were read",
                 UserWarning,
                 stacklevel=users_level(),
             )

@@ -33,8 +33,9 @@ def hessian_vector(
     require a gradient, and those of ``v``.
 
     Args:
-        model: any module, see :func:`~torch_flowprune.flow`.
-        data: what the loss is taken over, see :func:`~torch_flowprune.flow`.
+        model: any module; left as it was, see :func:`~torch_flowprune.flow`.
+        data: what the loss is taken over: an iterable of ``(input, target)`` or dict batches, or one batch, see
+            :func:`~torch_flowprune.flow`.
         v: tensors by parameter name, in the parameters' shapes; parameters that are left out count as 0.
         options: of :func:`~torch_flowprune.flow`: ``loss``, ``closure``, ``max_samples``, ``temperature``, ``mode``,
             ``progress``, ``max_memory``, ``offload``, ``autocast``, ``batch_size``, ``reduction``.

@@ -78,11 +78,11 @@ class SynapticFlow:
         ) as error:  # they do not fit
             if isinstance(error, RuntimeError) and "dtype" in str(error):
                 raise RuntimeError(
-                    f"synflow runs the model in float64, and something in it is fixed to another dtype: {error}"
+                    f"synflow runs the model in float64, and its code is fixed to another dtype: {error}"
                 ) from error
             raise ValueError(
                 f"synflow runs the model in eval mode on inputs of ones, and on these it fails ({error}): pass "
-                "example_inputs= that the model takes without targets, or take another measure"
+                "example_inputs= that the model takes without targets, or use another measure"
             ) from error
 
     def _on_ones(self, inputs: Any, device: torch.device) -> Sequence[Tensor | None]:

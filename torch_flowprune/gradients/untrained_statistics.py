@@ -17,9 +17,9 @@ def warn_untrained(model: nn.Module, mode: str) -> None:
     if names:
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         warnings.warn(
-            f"no batch has passed the batch norms of this model yet ({listed}): in eval mode they leave what passes as "
-            "it is, and scores are of another network than the one that trains. At initialisation pass mode='train' "
-            "(GraSP keeps better weights by it), or take their statistics first: fp.recalibrate(model, data)",
+            f"the batch norms of this model have seen no batch yet ({listed}): in eval mode they do nothing, so scores "
+            "are not of the network that will be trained. At initialisation pass mode='train' (GraSP keeps better "
+            "weights with it), or compute their statistics first: fp.recalibrate(model, data)",
             UserWarning,
             stacklevel=users_level(),
         )

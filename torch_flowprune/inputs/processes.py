@@ -44,8 +44,8 @@ class Ranks:
         everyone = set(_members(widest))
         if odd := [mesh for mesh in meshes if not everyone.issuperset(_members(mesh))]:
             raise ValueError(
-                f"the model's shards lie on {widest} and on {odd[0]}, and no mesh has the ranks of both: make them of "
-                "one mesh (init_device_mesh with mesh_dim_names, and its parts by name)"
+                f"the model's shards lie on {widest} and on {odd[0]}, and no mesh has the ranks of both: use one "
+                "mesh (init_device_mesh with mesh_dim_names, and its submeshes by name)"
             )
         if len(everyone) == torch.distributed.get_world_size():
             return cls(torch.distributed.group.WORLD, mesh=widest)

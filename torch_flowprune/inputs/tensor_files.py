@@ -111,8 +111,8 @@ def _opened(path: str | PathLike[str]) -> Iterator[Any]:
             yield file
     except library.SafetensorError as error:
         raise ValueError(
-            f"{path} is damaged, or no safetensors file ({error}); torch.load and fp.load_state_dict take what "
-            "torch.save wrote"
+            f"{path} is damaged, or no safetensors file ({error}); for a file of torch.save use torch.load "
+            "and fp.load_state_dict"
         ) from error
 
 
@@ -153,6 +153,6 @@ def _safetensors() -> Any:
         import safetensors.torch
     except ImportError as error:
         raise ImportError(
-            "files are written and read as safetensors: pip install safetensors (or torch-flowprune[io])"
+            "safetensors is needed to read and write files: pip install safetensors (or torch-flowprune[io])"
         ) from error
     return safetensors

@@ -79,7 +79,7 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
         if data is None and needs & _BEYOND:
             beyond = ", ".join(sorted(needs & _BEYOND))
             raise ValueError(
-                f"{method!r} reads {beyond}, which training does not leave behind: give data='train', or a loader"
+                f"{method!r} reads {beyond}, which training does not compute: pass data='train', or a loader"
             )
         self.data, self.every_n_epochs, self.at_end = data, every_n_epochs, at_end
         self.tracks = data is None and bool(needs & _KEPT_GRADIENTS)
@@ -106,7 +106,7 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
             options.setdefault("example_inputs", pl_module.example_input_array)
         if self.tracks and len(trainer.optimizers) > 1:
             raise ValueError(
-                "gradients are tracked of one optimizer's steps, and there are several: give data= for a sweep"
+                "gradients are tracked for one optimizer, and there are several: pass data=, to score by a sweep"
             )
         if self.at_end == "shrink" and options.get("example_inputs") is None:
             raise ValueError("at_end='shrink' should have example_inputs=, or the module an example_input_array")
@@ -142,7 +142,7 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
         if not self._pruner.done:
             warnings.warn(
                 f"training ended after {self._pruner.round} of {self._pruner.asked.count} rounds: the model is less "
-                "sparse than was asked for",
+                "sparse than requested",
                 UserWarning,
                 stacklevel=2,
             )
@@ -188,7 +188,7 @@ def _loss_of_training(trainer: Trainer, module: LightningModule) -> Callable[[An
     """The loss on a batch as ``training_step`` returns it, with nothing logged."""
     if not module.automatic_optimization:
         raise ValueError(
-            "this module optimizes by hand, so no loss can be read off its training_step: give loss= or closure="
+            "this module uses manual optimization, so its training_step returns no loss: pass loss= or closure="
         )
     takes_index = "batch_idx" in inspect.signature(module.training_step).parameters
 
@@ -217,6 +217,4 @@ def _shrink(module: LightningModule, example_inputs: Any) -> None:
     try:
         fp.shrink(module, example_inputs, inplace=True)
     except fp.ShrinkError as error:
-        warnings.warn(
-            f"the trained model keeps its masks, for it could not be shrunk in place: {error}", UserWarning, 2
-        )
+        warnings.warn(f"the trained model keeps its masks, as it could not be shrunk in place: {error}", UserWarning, 2)

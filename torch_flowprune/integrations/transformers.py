@@ -140,9 +140,7 @@ class FlowPruningCallback(TrainerCallback):  # type: ignore[misc]  # transformer
         check_callback_words(FlowPruningCallback, {"sparsity": sparsity, "rounds": rounds, **options})
         needs = set(measure_lookup.needs(measure_lookup.resolve(method)))
         if data is None and "Hg" in needs:
-            raise ValueError(
-                f"{method!r} reads Hg, which training does not compute: give data=, a loader to sweep over"
-            )
+            raise ValueError(f"{method!r} reads Hg, which training does not compute: pass data=, a loader to score on")
         self.tracks = data is None and bool(needs & _GRADIENTS)
         self.make: Callable[[nn.Module], Pruner] = lambda model: Pruner(
             model, method, sparsity, rounds=rounds, **options
@@ -249,8 +247,8 @@ def _masks_in(folder: Path) -> dict[str, Tensor]:
 def _saved_state(folder: Path) -> dict[str, Any]:
     if not (folder / _PRUNER).is_file():
         raise ValueError(
-            f"{folder} has no state of a pruner: expected a checkpoint of a run with a FlowPruningCallback; one that "
-            "was moved elsewhere is named by resume_from="
+            f"{folder} has no state of a pruner: expected a checkpoint of a run with a FlowPruningCallback; if it was "
+            "moved, pass its folder as resume_from="
         )
     state: dict[str, Any] = torch.load(folder / _PRUNER, map_location="cpu", weights_only=True)
     return state

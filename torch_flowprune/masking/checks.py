@@ -53,8 +53,8 @@ def _check_shard(target: Target, name: str, *, taken: bool) -> None:
     if not taken:
         raise ValueError(
             f"{name!r} is a sharded DTensor, and this takes whole parameters: fp.global_prune, fp.Pruner, fp.scores, "
-            "fp.compare and fp.apply_masks take shards; for all else load the full state dict into a model that is "
-            "not sharded"
+            "fp.compare and fp.apply_masks take sharded models; for other calls load the full state dict into a model "
+            "that is not sharded"
         )
     box_of(target.parameter)
     kinds = [type(module) for module, attribute in target.owners if attribute == "weight"]
@@ -66,7 +66,7 @@ def _check_shard(target: Target, name: str, *, taken: bool) -> None:
     if target.mask is not None and not is_sharded(target.mask):
         raise ValueError(
             f"{name!r} was pruned before it was sharded, so each rank holds its whole mask: for further rounds shard "
-            "first, load the weights, and put the masks on with fp.apply_masks"
+            "first, load the weights, and apply the masks with fp.apply_masks"
         )
 
 
@@ -101,8 +101,8 @@ def _check_plain(module: nn.Module, attribute: str, name: str) -> None:
     """A mask takes the place of the parameter where it is read: it has to be what is read there."""
     if getattr(module, attribute, None) is not module._parameters[attribute]:
         raise ValueError(
-            f"{name!r} is not what {type(module).__name__} gives when it is asked for {attribute!r} (a __getattr__ of "
-            "its own?), so a mask would go past that: make it an ordinary parameter first, or pass exclude="
+            f"{name!r} is not what {type(module).__name__} gives when it is asked for {attribute!r} (its own "
+            "__getattr__?), so a mask would have no effect: make it an ordinary parameter first, or pass exclude="
         )
 
 

@@ -88,12 +88,24 @@ def global_prune(
             or ``"l2"`` norm. ``"lamp"`` divides a score's square by the sum of the squares that are not lower. None
             ranks raw scores, as the paper does. By default ``magnitude`` and ``l1`` divide scores of channels by their
             layer's mean and rank filters by LAMP; all other scores are ranked raw.
-        data, loss, closure, theta0, max_samples, temperature, mode, progress, max_memory, offload, autocast: how scores
-            are computed, and from which data, see :func:`~torch_flowprune.flow`.
-        batch_size, batch_dim, reduction, check, probes: how batches are counted and weighed, whether H·g is checked,
-            and how many random probes ``obd`` takes, see :func:`~torch_flowprune.flow`.
-        unknown: no other keyword is accepted; the error names the one meant.
-        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`.
+        data: the batches to score on: an iterable of ``(input, target)`` or dict batches, or one batch;
+            ``magnitude``, ``l1`` and ``random`` need none, see :func:`~torch_flowprune.flow`.
+        loss: ``loss(output, target)``; by default cross-entropy, or the model's own loss for dict batches, see
+            :func:`~torch_flowprune.flow`.
+        closure: instead of ``loss``, ``closure(model, batch)`` that returns the loss, see
+            :func:`~torch_flowprune.flow`.
+        theta0: a state dict of the reference point, for measures that read it, see :func:`~torch_flowprune.flow`.
+        max_samples: read exactly this many samples, see :func:`~torch_flowprune.flow`.
+        temperature: the output is divided by it before the loss, see :func:`~torch_flowprune.flow`.
+        mode: batch norm and dropout while scoring, ``"eval"`` or ``"train"``, see :func:`~torch_flowprune.flow`.
+        progress, max_memory, offload, autocast: a progress bar, a memory limit such as ``"2GB"``, sums kept on the
+            host, and mixed precision, see :func:`~torch_flowprune.flow`.
+        batch_size, batch_dim, reduction: how many samples a batch has, along which axis, and how the loss reduces it,
+            where the batches do not show it, see :func:`~torch_flowprune.flow`.
+        check, probes: whether H·g is checked, and how many random probes ``obd`` takes, see
+            :func:`~torch_flowprune.flow`.
+        parameters, include, exclude: which parameters: ``(module, name)`` pairs, or name globs, module types or modules
+            to prune or to leave out, see :func:`~torch_flowprune.inputs.prunable`.
         min_keep: the least that every layer keeps: a number of units (int), a fraction of the layer (float), or a
             mapping of name globs to these. For filters and channels the default is 1; 0 allows empty layers.
             Blocks that have to stay are named.
@@ -121,6 +133,7 @@ def global_prune(
             is then met as nearly as the multiple allows.
         uniform: for channels, the layers of repeated blocks keep equally many, so that the shrunk model is one that its
             class can build, see :doc:`/guide/language_models`. The count is then met as nearly as such sizes allow.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Returns:
         What was pruned, where, and the predicted change of the loss.

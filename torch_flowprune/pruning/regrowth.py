@@ -61,8 +61,11 @@ def regrow(
         by: ``"gradient"``, ``"random"``, or a function like a measure (``lambda g: ...``), whose highest values come
             back. It gets one row per weight: ``g``, ``Hg`` and others from ``fp.flow(under_masks=True)``, and
             ``theta``, which is 0 for pruned weights.
-        data, loss, closure, max_samples, mode: how the gradient is computed, and from which data, see
+        data: the batches that the gradient is computed on, see :func:`~torch_flowprune.flow`.
+        loss, closure: ``loss(output, target)``, or instead ``closure(model, batch)`` that returns the loss, see
             :func:`~torch_flowprune.flow`.
+        max_samples: read exactly this many samples, see :func:`~torch_flowprune.flow`.
+        mode: batch norm and dropout meanwhile, ``"eval"`` or ``"train"``, see :func:`~torch_flowprune.flow`.
         optimizer: one or several optimizers of the model: their state (momentum, squares) of regrown weights is set to
             0.
         generator: the random generator for ``"random"``.

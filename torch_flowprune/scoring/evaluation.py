@@ -116,9 +116,9 @@ def _tensors_of(point: Flow, measure: Measure, found: Candidates) -> dict[str, M
     for kind in tensors.keys() & MOMENTS.keys():
         if missing := [name for name in read if name not in tensors[kind]]:
             raise ValueError(
-                f"{kind} of {', '.join(missing[:5])}: the model on these data has them in no product or convolution "
-                "that runs by itself, so what they multiply is not seen; leave them out with exclude=, or take another "
-                "measure"
+                f"{kind} of {', '.join(missing[:5])}: on this data the model uses them in no product or convolution "
+                "of its own, so the inputs that they multiply are unknown; leave them out with exclude=, or use "
+                "another measure"
             )
     return tensors
 
@@ -128,8 +128,8 @@ def _checked(value: Tensor, one: Candidate, measure: Measure, *, whole: bool) ->
     if not isinstance(value, Tensor) or value.shape != (units,):
         form = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
-            f"the measure {measure_lookup.name_of(measure)!r} gave {form} for {one.name!r}: expected one score a unit, "
-            f"shape ({units},); reduce the last axis"
+            f"the measure {measure_lookup.name_of(measure)!r} gave {form} for {one.name!r}: expected a score per "
+            f"unit, shape ({units},); reduce the last axis"
         )
     return value
 

@@ -79,24 +79,37 @@ def scores(
     """What removing each unit costs, by parameter name; the lowest would be pruned. The model is left as it was.
 
     Args:
-        model: any module. Of a sharded model every rank makes the same call, and gets as ``DTensor`` what single
-            weights score, in the parameter's shape and placements, see :doc:`/guide/sharded_models`.
+        model: any module. With a sharded model, make the same call on every rank; scores of single weights are then
+            ``DTensor`` in the parameter's shape and placements, see :doc:`/guide/sharded_models`.
         method: a measure's name, a function of rows, or a list of them. A list is scored from one flow, and the result
             is a dict by name.
-        data: what the flow reads, see :func:`~torch_flowprune.flow`; ``magnitude``, ``l1``, ``random`` need none.
         granularity: ``"weight"``, ``"filter"``, ``"n:m"``, ``"channel"`` or ``"block"``; scores then have the names of
             the coupled groups, or of the residual branches.
-        parameters, include, exclude: which parameters, see :func:`~torch_flowprune.inputs.prunable`.
-        loss, closure, theta0, max_samples, temperature, mode, example_inputs, progress, max_memory, offload, autocast:
-            how the flow is computed, see :func:`~torch_flowprune.flow`.
-        batch_size, batch_dim, reduction, check, probes: how batches are counted and weighed, whether H·g is checked,
-            and how many random probes ``obd`` takes, see :func:`~torch_flowprune.flow`.
-        unknown: no other keyword is accepted; the error names the one meant.
+        parameters, include, exclude: which parameters: ``(module, name)`` pairs, or name globs, module types or modules
+            to prune or to leave out, see :func:`~torch_flowprune.inputs.prunable`.
+        data: the batches to score on: an iterable of ``(input, target)`` or dict batches, or one batch;
+            ``magnitude``, ``l1`` and ``random`` need none, see :func:`~torch_flowprune.flow`.
+        loss: ``loss(output, target)``; by default cross-entropy, or the model's own loss for dict batches, see
+            :func:`~torch_flowprune.flow`.
+        closure: instead of ``loss``, ``closure(model, batch)`` that returns the loss, see
+            :func:`~torch_flowprune.flow`.
+        theta0: a state dict of the reference point, for measures that read it, see :func:`~torch_flowprune.flow`.
+        max_samples: read exactly this many samples, see :func:`~torch_flowprune.flow`.
+        temperature: the output is divided by it before the loss, see :func:`~torch_flowprune.flow`.
+        mode: batch norm and dropout while scoring, ``"eval"`` or ``"train"``, see :func:`~torch_flowprune.flow`.
+        progress, max_memory, offload, autocast: a progress bar, a memory limit such as ``"2GB"``, sums kept on the
+            host, and mixed precision, see :func:`~torch_flowprune.flow`.
+        batch_size, batch_dim, reduction: how many samples a batch has, along which axis, and how the loss reduces it,
+            where the batches do not show it, see :func:`~torch_flowprune.flow`.
+        check, probes: whether H·g is checked, and how many random probes ``obd`` takes, see
+            :func:`~torch_flowprune.flow`.
+        example_inputs: inputs that show the shapes that ``synflow`` and channels need, if no ``data`` is given.
         scored_by: for channels: ``"producer"`` (the paper's), ``"group"``, ``"norm"`` or ``"scale"``, see
             :func:`~torch_flowprune.scoring.candidates.group_units.channel_candidates`.
         coupling: for channels and blocks, the result of :func:`~torch_flowprune.couple`, or a coupling written by hand:
             the model is then not read again, and needs no ``example_inputs``.
         generator: the random generator for ``random``; if left out, torch's global generator, which then advances.
+        unknown: no other keyword is accepted; the error names the one meant.
 
     Raises:
         ValueError, TypeError: for anything unknown, missing or not finite; the message names it.
@@ -165,7 +178,7 @@ def importance_scores(
     Args:
         model: any module; left as it was.
         method: a measure's name or a function of rows.
-        data: what the flow reads, see :func:`~torch_flowprune.flow`; ``magnitude``, ``l1``, ``random`` need none.
+        data: the batches to score on, as :func:`~torch_flowprune.scores` takes them.
         options: keywords of :func:`~torch_flowprune.scores`: what is differentiated (``loss``, ``closure``, ...), and
             which parameters are scored (``include``, ``exclude``, ...).
 

@@ -140,13 +140,13 @@ class PrunableUnits:
         """An error where units that are read off a graph cannot be those of a sharded model."""
         if not together:
             raise ValueError(
-                f"granularity={self.granularity!r} is not had here of a sharded model: prune and shrink before the "
-                "model is sharded, or take granularity='filter'"
+                f"granularity={self.granularity!r} is not supported on this sharded model: prune and shrink before "
+                "the model is sharded, or use granularity='filter'"
             )
         if self.coupling is None:
             raise ValueError(
-                f"granularity={self.granularity!r} on a sharded model, whose graph is not read: read that of the dense "
-                "model, before it is sharded or on the meta device, and pass coupling=fp.couple(dense, example_inputs)"
+                f"granularity={self.granularity!r} on a sharded model needs coupling=: read it from the dense model, "
+                "before sharding or on the meta device, and pass coupling=fp.couple(dense, example_inputs)"
             )
 
 

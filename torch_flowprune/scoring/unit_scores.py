@@ -154,7 +154,7 @@ def _as_units(value: Tensor, candidate: Candidate) -> Tensor:
     laid = candidate.all_rows({name: value}).squeeze(-1) if shaped and value.dim() != 1 else value
     if laid.shape != (len(candidate) if held is None else len(held),):
         raise ValueError(
-            f"the scores of {name!r} have shape {tuple(value.shape)}: expected one a unit, ({len(candidate)},)"
+            f"the scores of {name!r} have shape {tuple(value.shape)}: expected one per unit, ({len(candidate)},)"
         )
     if (
         laid.sum().isnan() and laid.isnan().any()

@@ -217,5 +217,5 @@ def check_rule_of_blocks(rule: object, normalize: str | None) -> None:
     if rule in ("layer", "lamp", *SHARE_RULES):
         raise ValueError(
             f"allocation={rule!r} compares the units of a layer, and a block is one unit: leave it out, or take "
-            "allocation='isomorphic', an equal share of each kind of block"
+            "allocation='isomorphic', the same fraction of each kind of block"
         )

@@ -242,24 +242,25 @@ def _smaller(
 def _check_exchanges_nothing(model: nn.Module) -> None:
     if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
         raise ShrinkError(
-            "DistributedDataParallel exchanges the gradients of the parameters that it was made with, and a smaller "
-            "one is made anew: take what shrink returns without inplace"
+            "DistributedDataParallel exchanges the gradients of the parameters that it was made with, so a wrapped "
+            "model cannot be shrunk in place: use the model that shrink returns without inplace=True, and wrap it again"
         )
 
 
 def _check_can_be_in_place(dense: nn.Module, small: nn.Module) -> None:
     if type(small) is not type(dense):
         raise ShrinkError(
-            f"a {type(dense).__name__} is a {type(small).__name__} once it is smaller, which cannot be done in place: "
-            "take what shrink returns without inplace, and shrink averages by themselves"
+            f"a {type(dense).__name__} becomes a {type(small).__name__} when it is shrunk, which cannot be done in "
+            "place: use the model that shrink returns without inplace=True, and shrink averages separately"
         )
 
 
 def _warn_nothing_goes(left: Mapping[str, Tensor], unknown: Collection[str]) -> None:
     touching = f"; operators without a rule keep the channels that they touch: {', '.join(unknown)}" if unknown else ""
     warnings.warn(
-        f"no channel is dead, so nothing is removed, and the masks stay ({', '.join(list(left)[:5])}): a filter's "
-        f"bias, its norm and what reads it keep its channel; granularity='channel' prunes these together{touching}",
+        f"no channel is dead, so nothing is removed, and the masks stay ({', '.join(list(left)[:5])}): a "
+        "channel is alive while its filter, its bias, its norm or a layer that reads it is; granularity='channel' "
+        f"prunes these together{touching}",
         UserWarning,
         stacklevel=users_level(),
     )

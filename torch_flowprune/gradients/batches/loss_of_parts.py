@@ -82,10 +82,10 @@ class Additivity:
 
 def _warn(count: int, value: float, mean: float) -> None:
     warnings.warn(
-        f"batches count by their samples, as if the loss were a mean over these: that of {count} samples is "
-        f"{value:.6g}, from its parts {mean:.6g}. Say what it is with reduction=: 'sum', 'token' (what of the target "
-        "is not -100), a function that gives how many a batch's loss is a mean over; or 'mean', where samples are to "
-        "count all the same",
+        f"batches are weighted by their samples, as if the loss were a mean over these: that of {count} samples is "
+        f"{value:.6g}, from its parts {mean:.6g}. Say how it reduces a batch: reduction='sum', 'token' (targets that "
+        "are not -100), a function that returns how many terms a batch's loss is the mean of, or 'mean' to weight by "
+        "samples all the same",
         UserWarning,
         stacklevel=users_level(),
     )

@@ -24,8 +24,8 @@ def check_reduction(reduction: object) -> None:
     """An error for what is neither one of :data:`REDUCTIONS`, nor a function, nor None."""
     if not callable(reduction) and reduction not in (None, *REDUCTIONS):
         raise ValueError(
-            f"reduction should be one of {REDUCTIONS}, a function of a batch that gives what its loss is a mean over, "
-            f"or None to read it off the loss, got {reduction!r}"
+            f"reduction should be one of {REDUCTIONS}, a function of a batch that returns how many terms its loss is "
+            f"the mean of, or None to infer it from the loss, got {reduction!r}"
         )
 
 
@@ -110,7 +110,8 @@ def _counted_by_user(count: Any) -> float:
     value = float(count)
     if not 0 <= value < float("inf"):
         raise ValueError(
-            f"reduction= should give how many the loss of a batch is a mean over, a number of at least 0, got {count!r}"
+            "reduction= should give how many terms the loss of a batch is the mean of, a number of at least 0, got "
+            f"{count!r}"
         )
     return value
 

@@ -113,8 +113,8 @@ class MicroBatches:
                 continue
             raise ValueError(
                 "max_memory= cuts batches, which needs a loss that is a mean over samples or tokens, or a sum: that of "
-                f"{count} samples is {difference[0]:.6g}, from its halves {difference[1]:.6g}; say what it is with "
-                "reduction=, use no statistics over the batch, or smaller batches without max_memory="
+                f"{count} samples is {difference[0]:.6g}, from its halves {difference[1]:.6g}; say how it reduces a "
+                "batch with reduction=, or use smaller batches without max_memory="
             )
 
 
@@ -135,7 +135,7 @@ def check_runs_alone(model: torch.nn.Module) -> None:
     if norm := _norm_over_batch(model):
         raise ValueError(
             f"g2_sample runs each sample alone, and {norm!r} takes its statistics over the whole batch: score in "
-            "mode='eval' with statistics that are kept, or by the batches' gradients (g2, 'fisher')"
+            "mode='eval' with running statistics, or use the gradients of batches (g2, 'fisher')"
         )
 
 

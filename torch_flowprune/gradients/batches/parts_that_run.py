@@ -25,6 +25,6 @@ def parts_that_run() -> Iterator[None]:
             raise
         raise ValueError(
             "max_memory=, halves and squares of sample gradients cut a batch, and on a part of it the model or the "
-            "loss fails: say what all samples share (the edges of a graph) by None in batch_dim=; where samples "
-            f"depend on each other take a measure that runs whole batches, without max_memory= ({error})"
+            "loss fails: pass None in batch_dim= for what all samples share; if samples depend on each other, like the "
+            f"nodes of a graph, use a measure that runs whole batches, without max_memory= ({error})"
         ) from error

@@ -30,8 +30,8 @@ def check_same_losses(first: Sequence[Tensor], second: Sequence[Tensor], dtype: 
         found = f"of batch {index} was {before:.6g} on the first sweep, {after:.6g} on the second"
         raise ValueError(
             f"the loss {found if index >= 0 else 'on another rank changed between the sweeps'}: g and H need the "
-            "same data, and these draw from a source that is not put back (a generator of the data set's own, "
-            "persistent workers); score on batches in a list, or take a loader that gives the same ones each time"
+            "same data, and this data has a random source that is not restored (the data set's own generator, "
+            "persistent workers); pass the batches in a list, or a loader that gives the same ones each time"
         )
 
 
@@ -64,8 +64,8 @@ class SampleLosses:
             raise ValueError(
                 f"the loss {found if index >= 0 else 'of a batch on another rank is no mean over its samples'}: "
                 "squares of sample gradients need samples that do not depend on each other, and a loss that is their "
-                "mean or sum; say where samples lie with batch_dim=, None for what they share, or what the loss is "
-                "with reduction="
+                "mean or sum; say where samples lie with batch_dim= (None for what they share), or how the loss "
+                "reduces a batch with reduction="
             )
 
 

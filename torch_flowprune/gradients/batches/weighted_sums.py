@@ -103,9 +103,9 @@ def finite_mean_loss(losses: list[Tensor], weights: Sequence[float]) -> float:
     for index, value in enumerate(values):
         if not abs(value) < float("inf"):
             raise ValueError(
-                f"the loss of batch {index} is {value}: scores would mean nothing (check the data, or try "
-                "mode='train' on an untrained model; where it has nothing to take a mean over, reduction= with a "
-                "function that gives 0 for it)"
+                f"the loss of batch {index} is {value}: scores would mean nothing (check the data; try "
+                "mode='train' on an untrained model; for a batch without targets, let reduction= be a function that "
+                "returns 0 for it)"
             )
     return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 

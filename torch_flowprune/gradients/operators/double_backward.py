@@ -58,8 +58,8 @@ def twice_differentiable(*, values_read: bool = True) -> Iterator[WeightGradient
         if not substitutes.nested and "nested" not in str(error).lower():  # seen here, or when the graph was made
             raise
         raise RuntimeError(
-            "H·g takes second derivatives, which torch has not of all that nested tensors go through: give padded "
-            f"tensors with a mask, or lists of samples, or take a measure that reads only g (torch says: {error})"
+            "H·g takes second derivatives, which torch lacks for some operators of nested tensors: pass padded tensors "
+            f"with a mask, or lists of samples, or use a measure that reads only g (torch says: {error})"
         ) from error
 
 

@@ -31,8 +31,8 @@ def no_lost_graph(loss: Tensor) -> Iterator[None]:
             handle.remove()
     if lost:
         raise RuntimeError(
-            f"H·g needs second derivatives, and {lost[0]} computes its gradient outside of autograd's graph: what "
-            "passes it would be missing. Use a measure that reads only g, or write that backward with torch's operators"
+            f"H·g needs second derivatives, and {lost[0]} computes its gradient outside of autograd's graph, so H·g "
+            "would lack a part. Use a measure that reads only g, or write that backward with torch's operators"
         )
 
 

@@ -176,8 +176,8 @@ class _Gradient(Function):
         call, wanted, count = ctx.call, ctx.wanted, ctx.count
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "the loss takes gradients itself, so H·g is a third derivative, which there is none of through "
-                "modules under fully_shard: use a measure that reads only g, or a model that is not sharded"
+                "the loss takes gradients itself, so H·g is a third derivative, which modules under fully_shard do "
+                "not support: use a measure that reads only g, or a model that is not sharded"
             )
         dy, operands = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         made = call.again(operands, wanted)

@@ -27,8 +27,8 @@ class DataRanks(Ranks):
         distinct = {tuple(map(int, mesh.mesh.flatten())): mesh for mesh in meshes}
         if len(distinct) > 1:
             raise ValueError(
-                "parameters of this model are sharded over meshes of different ranks (experts over a mesh of their "
-                "own, say), of which derivatives cannot be taken: shard over one mesh, or score before fully_shard"
+                "parameters of this model are sharded over meshes of different ranks (for example experts over their "
+                "own mesh), which is not supported: shard over one mesh, or score before fully_shard"
             )
         self.mesh: Any = next(iter(distinct.values()), None)
 

@@ -28,8 +28,8 @@ def check_in_parts(model: nn.Module, source: FlowSource, wanted: set[str], ranks
     for word, value in (("max_memory", source.max_memory), ("offload", source.offload), ("check", source.check)):
         if value:
             raise ValueError(
-                f"{word}= is for models that each process has whole, and this one is sharded: leave it out, and take "
-                "smaller batches, or more ranks, where memory is short"
+                f"{word}= is for models that are not sharded, and this one is: leave it out, and use smaller batches "
+                "or more ranks if memory is short"
             )
     if not ranks.alone:
         raise ValueError(
@@ -45,18 +45,18 @@ def _check_policies(modules: Iterable[nn.Module]) -> None:
     kept = [one for module in modules for one in sharded_parameters(module)]
     if any(one.on_host for one in kept):
         raise ValueError(
-            "fully_shard keeps this model's shards on the host (CPUOffloadPolicy), where derivatives are not summed: "
+            "fully_shard keeps this model's shards on the host (CPUOffloadPolicy), where derivatives cannot be summed: "
             "score before fully_shard, or shard without offload_policy="
         )
     for one in kept:
         if (kind := type(local(one.parameter))) is not torch.Tensor:
             raise ValueError(
-                f"shards of {kind.__name__} gather in a way of their own, of which no derivatives are taken: "
-                "score before they are put in place"
+                f"shards of {kind.__name__} are gathered in their own way, which is not supported: score before they "
+                "are set up"
             )
     if any(one.in_fewer_digits for one in kept):
         warnings.warn(
-            "the mixed-precision policy of fully_shard does not count here: the model runs in its parameters' own "
+            "the mixed-precision policy of fully_shard is ignored here: the model runs in its parameters' own "
             "dtype; autocast=torch.bfloat16 runs it in mixed precision",
             UserWarning,
             stacklevel=users_level(),
@@ -68,6 +68,6 @@ def _check_no_older_sharding(model: nn.Module) -> None:
     older = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
     if older is not None and any(isinstance(module, older) for module in model.modules()):
         raise ValueError(
-            "FullyShardedDataParallel keeps flat pieces of parameters, of which no derivatives can be taken: shard "
+            "FullyShardedDataParallel keeps flat pieces of parameters, which cannot be differentiated here: shard "
             "the model with torch.distributed.fsdp.fully_shard, or score before it is sharded"
         )

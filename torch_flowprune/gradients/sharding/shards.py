@@ -124,7 +124,7 @@ class Shard:
         if share is not None:
             if self.squares is not None:
                 raise RuntimeError(
-                    "g2 is made of whole gradients of each rank, and a part of the model under fully_shard runs more "
+                    "g2 is made of each rank's whole gradients, and a part of the model under fully_shard runs more "
                     "than once in a forward: use g or Hg, or g2 of a model that is not sharded"
                 )
             self.squares = self.summed(grad.square() / share if share else torch.zeros_like(grad))

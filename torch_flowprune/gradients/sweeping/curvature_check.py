@@ -48,13 +48,13 @@ def check_curvature(
     except RuntimeError as error:
         if not asked:  # code that is fixed to a dtype
             return
-        raise RuntimeError(f"check=True runs the model in float64, and it does not: {error}") from error
+        raise RuntimeError(f"check=True runs the model in float64, where it fails: {error}") from error
     if not off:
         return
     warnings.warn(
-        f"H·g is not how g changes along g: off by {off / max(whole, off):.0%}, most in {', '.join(worst)}. An "
-        "operator there or behind hides from autograd what its gradient depends on (a backward that reads detached "
-        "tensors): use its plain form, or a measure of g alone; check=False leaves this out",
+        f"H·g is not the change of g along g: off by {off / max(whole, off):.0%}, most in {', '.join(worst)}. An "
+        "operator there or after it hides from autograd what its gradient depends on (a backward that reads detached "
+        "tensors): use its plain form, or a measure that reads only g; check=False skips this check",
         UserWarning,
         stacklevel=users_level(),
     )

@@ -202,8 +202,8 @@ def _warn_of_noise(found: float, noise: float, probes: int) -> None:
     if probes > 1 and found and noise**2 > _NOISE * found**2:
         warnings.warn(
             f"the diagonal of H from {probes} probes is {min(noise / found, 1.0) ** 2:.0%} noise, by its own error "
-            "bars: single weights are ranked nearly at random. Take more probes, rank filters or channels, or by a "
-            "measure that is exact: 'fisher_sample' has the diagonal of the empirical Fisher matrix",
+            "bars: single weights are ranked nearly at random. Use more probes=, rank filters or channels, or use an "
+            "exact measure: 'fisher_sample' has the diagonal of the empirical Fisher matrix",
             UserWarning,
             stacklevel=users_level(),
         )

@@ -50,7 +50,7 @@ def size_of(batch: Batch, told: BatchSize | None = None, along: BatchDim = 0) ->
         "" if target.value is None else f", {_shown(of_target)} in the target"
     )
     raise ValueError(
-        f"how many samples a batch has cannot be told: {seen}; {_what_is_meant(batch)}pass batch_size=, a number or a "
+        f"the number of samples in a batch is unclear: {seen}; {_what_is_meant(batch)}pass batch_size=, a number or a "
         "function of the batch, or batch_dim=, the axis that samples lie along"
     )
 

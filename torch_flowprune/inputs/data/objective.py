@@ -176,7 +176,7 @@ def _no_classes(logits: Tensor, target: Any) -> str | None:
         return f"the target is {_describe(target)}: make it a tensor, or {other}, or closure="
     classes = min(1, logits.dim() - 1)
     if logits.dim() == 0 or logits.shape[classes] == 1:
-        return f"the model gives one number a sample (shape {tuple(logits.shape)}); {other}"
+        return f"the model's output has no axis of several classes (shape {tuple(logits.shape)}); {other}"
     if target.is_floating_point():
         return _no_probabilities(logits, target, classes, other)
     return _no_indices(logits, target, classes, other)

@@ -27,8 +27,8 @@ def copied_model(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
     """
     if any(map(is_fully_sharded, model.modules())):
         raise ValueError(
-            "this works on a copy of the model, and torch copies none under fully_shard: fp.load_state_dict its full "
-            "state dict into a model that is not sharded, and call it with that"
+            "this works on a copy of the model, and torch cannot copy one under fully_shard: load its full state dict "
+            "into a model that is not sharded (fp.load_state_dict), and pass that"
         )
     memo = {} if memo is None else memo
     for module in model.modules():

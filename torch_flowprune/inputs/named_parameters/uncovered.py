@@ -28,7 +28,7 @@ def warn_uncovered(targets: Sequence[Target]) -> None:
     patterns = _patterns(targets, left)
     named = ", ".join(patterns[:5]) + (f" and {len(patterns) - 5} more" if len(patterns) > 5 else "")
     warnings.warn(
-        f"{count / total:.0%} of the weights are in matrices that are no layers' of a known kind and stay dense: "
+        f"{count / total:.0%} of the weights are in matrices of modules of an unknown kind and stay dense: "
         f"{named}; to prune them too pass include={['*', *patterns]}",
         UserWarning,
         stacklevel=users_level(),

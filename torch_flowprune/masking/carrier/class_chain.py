@@ -54,7 +54,7 @@ def relaid(kind: type[nn.Module], old: type[nn.Module], new: type[nn.Module]) ->
         return new if kind is old else kind
     if any("__class__" in _free_names(value) for value in vars(kind).values()):
         raise ValueError(
-            f"{kind.__name__} was laid over the class of a masked module, by code that cannot be laid over another: "
+            f"{kind.__name__} was made a subclass of a masked module's class, by code that is bound to that class: "
             "change masks before that is done, or after it is undone"
         )
     bases = tuple(relaid(base, old, new) if issubclass(base, old) else base for base in kind.__bases__)

@@ -189,9 +189,8 @@ def _check_is_pruned_for_torch(names: Iterable[str], name: str, value: object) -
     """
     if isinstance(value, MaskedWeight) and name in map(original, names):
         raise TypeError(
-            f"{name!r} is there already, and the pruning hook is not: torch's functions take it off before they check "
-            "their arguments; fp.apply_masks(module, fp.masks(module)) puts it back, as does every prune of "
-            "torch_flowprune"
+            f"{name!r} is there already, and the pruning hook is not: torch's functions remove it before they check "
+            "their arguments; fp.apply_masks(module, fp.masks(module)) restores it"
         )
 
 

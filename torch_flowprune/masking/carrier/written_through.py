@@ -124,7 +124,7 @@ class MaskedWeight(Tensor):
         part = part_of(parameter)
         if part.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr():
             raise RuntimeError(
-                "this part of a pruned weight cannot be written to, as its parameter lies in memory in another order: "
+                "this part of a pruned weight cannot be written to, because its parameter has another memory layout: "
                 "write to weight_orig"
             )
         return part
@@ -179,8 +179,8 @@ def _hand_on(weight: MaskedWeight) -> None:
     if weight._versions is None or version_of(parameter) != weight._versions[1]:
         with suppress(UserWarning):  # where warnings are errors: none may leave a finalizer
             warnings.warn(
-                "a function has written to a pruned weight (out=, torch.relu_) that had been read before its parameter "
-                "changed: that is lost; write to weight_orig",
+                "a function has written to a pruned weight (out=, torch.relu_) that was read before its parameter "
+                "changed: its values are lost; write to weight_orig",
                 UserWarning,
                 stacklevel=3,
             )

@@ -287,7 +287,7 @@ def _check_entries(faults: _Faults, *, strict: bool, some_fit: bool) -> None:
     if not some_fit:
         raise ValueError(f"nothing of the state dict fits the model, and nothing was loaded: {faults}")
     if str(faults):
-        warnings.warn(f"of the state dict all was loaded that fits; left out: {faults}", UserWarning, stacklevel=3)
+        warnings.warn(f"what fits of the state dict was loaded; left out: {faults}", UserWarning, stacklevel=3)
 
 
 def _shape(value: Any) -> Any:

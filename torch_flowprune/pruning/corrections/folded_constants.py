@@ -112,7 +112,7 @@ def fold_constants(
     Args:
         model: pruned by channels, with its masks (``fp.remove`` and ``fp.shrink`` drop the biases); changed in place.
         example_inputs: what the model is called with, two samples or more; if left out, the inputs of the first batch.
-        data, loss, closure: the data and the loss to measure before and after, see :func:`~torch_flowprune.flow`;
+        data, loss, closure: batches and the loss to measure before and after, see :func:`~torch_flowprune.flow`;
             without them no loss is measured.
         coupling: the result of :func:`~torch_flowprune.couple` for this model, if you have it.
         unknown: no other keyword is accepted; the error names the one meant.

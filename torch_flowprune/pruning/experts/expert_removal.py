@@ -76,7 +76,9 @@ def remove_experts(
         method: a measure's name or a function of rows, with one expert per row.
         sparsity: the fraction of each block's experts to remove; at least one expert is kept.
         example_inputs: what the model is called with to test the result; if left out, the inputs of the first batch.
-        data, loss, closure: how scores are computed, and from which data, see :func:`~torch_flowprune.flow`.
+        data: the batches to score on, see :func:`~torch_flowprune.flow`.
+        loss, closure: the loss that gradients are of: ``loss(output, target)``, or ``closure(model, batch)``, see
+            :func:`~torch_flowprune.flow`.
         include: globs of the blocks' names.
         scores: a number for each expert by the block's name, instead of a measure, for example how often each is
             picked.

@@ -101,8 +101,8 @@ class MeasureMethod(prune.BasePruningMethod):
         left = alive(self.units, default_mask)
         if (scores if left is None else scores[left]).isnan().any():
             raise ValueError(
-                f"what {type(self).__name__} ranks by is nan in places, and cannot be ranked: its scores, or the "
-                "weights they are read off, hold nan"
+                f"what {type(self).__name__} ranks by is nan in places, and cannot be ranked: look for nan in the "
+                "scores, or in the weights that they are computed from"
             )
         (keep,) = lowest([scores], to_prune(self.amount, int(torch.count_nonzero(left))), [left]).keep
         return ((default_mask != 0) & self.units.mask(keep, default_mask.shape)).to(default_mask.dtype)
@@ -125,7 +125,8 @@ class MeasureMethod(prune.BasePruningMethod):
             if target.parameter.grad is None:
                 raise ValueError(
                     self._way_out(
-                        f"reads .grad, and that of {target.name!r} is None: run loss.backward() first", target
+                        f"reads .grad, which is None for {target.name!r}: run loss.backward() before, or pass scores",
+                        target,
                     )
                 )
             values["g"] = target.parameter.grad

@@ -51,8 +51,8 @@ class BackwardGradients:
         now = [(id(gradient), version_of(gradient)) for gradient in gradients]
         if now == self._last:
             raise ValueError(
-                "every .grad is the one that was tracked last: call track() once after each loss.backward(); if "
-                "another model trains, such as one that shrink made, this pruner is not of that: shrink(..., pruner=)"
+                "every .grad is the one that was tracked last: call track() once after each loss.backward(); if you "
+                "train a model that shrink returned, pass the pruner to shrink too: shrink(..., pruner=)"
             )
         self._last, self._held = now, sorted(gradients, key=Tensor.numel)[:_FEW_HELD]
 

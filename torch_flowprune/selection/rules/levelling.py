@@ -39,8 +39,8 @@ class Levels:
         alike = next((candidate.alike for candidate in found.values()), None)
         if alike is None:
             raise ValueError(
-                "uniform=True is for granularity='channel', whose units are what a model's class is built with: leave "
-                "it out"
+                "uniform=True is for granularity='channel', whose units are the widths that a class is built with: "
+                "leave it out"
             )
         return cls(alike(found), multiples)
 
@@ -88,8 +88,8 @@ class Levels:
                 return made
         widths = ", ".join(f"{next(iter(d.sizes))} {_steps_left(d, kept):.1f} of {d.steps} steps" for d in dials)
         raise ValueError(
-            f"uniform=True: the class of the model takes none of the widths nearest to what was asked for ({widths}); "
-            "ask for more or less, or leave one of these layers out (exclude=)"
+            f"uniform=True: the class of the model takes none of the widths nearest to the target ({widths}); pass "
+            "another sparsity, or leave one of these layers out (exclude=)"
         )
 
     def _steps(self, dial: Dial, least: Mapping[str, int], left: Mapping[str, int]) -> list[int]:

@@ -40,10 +40,10 @@ def attempt(bench: Bench, graphs: bool) -> tuple[nn.Module, Surgery]:
     if not graphs:
         said = "; ".join(dict.fromkeys((errors[0], errors[-1] if len(errors) > len(plans) else errors[0])))
         raise ShrinkError(
-            f"the model's own code does not take the smaller sizes: {said}; let it read the size off an attribute "
-            "or a tensor, say with fp.channels.register what becomes of its class, prune to widths that its operators "
-            "take (round_to=), leave its layers out (exclude=), or take a graph that holds for calls like the example "
-            "(graphs=True)"
+            f"the model's own code does not take the smaller sizes: {said}; read the size from an attribute or a "
+            "tensor, register how its class is updated (fp.channels.register), prune to widths that its operators "
+            "support (round_to=), leave its layers out (exclude=), or use a graph that supports only calls like the "
+            "example (graphs=True)"
         )
     replaced = bench.replacements(plans[0])
     if replaced is not None:

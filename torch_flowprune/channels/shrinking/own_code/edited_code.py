@@ -101,8 +101,8 @@ def _edited(base: type[nn.Module], edits: Edits) -> type[nn.Module]:
         known = functions.get(edit.function)
         if known is None or known.digest != edit.digest or edit.place not in known.places:
             raise ValueError(
-                f"the code of {edit.function} is another than when {base.__name__} was shrunk: use the version of its "
-                "library that it was shrunk with"
+                f"the code of {edit.function} has changed since {base.__name__} was shrunk: install the version of its "
+                "library with which it was shrunk, or shrink again"
             )
     changed = list(dict.fromkeys(edit.function for edit in edits))
     methods = rebuilt_functions(functions, changed, partial(tree_with, edits=edits), NAMES)

@@ -130,7 +130,7 @@ class Turns:
 
     def _ran_otherwise(self, at: int) -> str:
         return (
-            f"a statement with other numbers each time ({numbers_shown(in_turn(self.sequences[at]))}) ran "
-            f"{self.runs[at]} times in one call of its function, expected {len(self.sequences[at])} as when the model "
-            "was shrunk: run all of its loop (no layers dropped), or shrink a model without that (round_to=, exclude=)"
+            f"a statement with a different number in each pass ({numbers_shown(in_turn(self.sequences[at]))}) ran "
+            f"{self.runs[at]} times in one call of its function, expected {len(self.sequences[at])}, as when the model "
+            "was shrunk: run the whole loop (no layers dropped), or shrink to equal widths (round_to=, exclude=)"
         )

@@ -199,7 +199,7 @@ class Trial:
         more = Counter(smaller.dropped) - Counter(masked.dropped)
         if more or (len(masked.dropped) != len(smaller.dropped) and not self.takes_out):
             raise ShrinkError(
-                f"the smaller model's {what} comes of dropout at rates {smaller.dropped} instead of {masked.dropped}"
+                f"the smaller model's {what} has dropout rates {smaller.dropped} instead of {masked.dropped}"
             )
 
     def compare_tensors(

@@ -150,11 +150,9 @@ class LearningTrial:
         try:
             small.load_state_dict(state)
         except RuntimeError as error:
-            raise ShrinkError(
-                f"the smaller model does not load the state that it gives: {first_line(error)}"
-            ) from error
+            raise ShrinkError(f"the smaller model does not load its own state dict: {first_line(error)}") from error
         if not all(map(torch.equal, before, small.parameters())):
-            raise ShrinkError("the smaller model is another once it has loaded the state that it gave")
+            raise ShrinkError("the smaller model's parameters change when it loads its own state dict")
 
 
 def _weighing(output: Tensor) -> Tensor:

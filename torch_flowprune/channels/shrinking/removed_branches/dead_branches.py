@@ -186,8 +186,8 @@ def _first_that_passes(attempts: _Attempts, dead: Mapping[str, Owned]) -> TakenO
     stay = [name for name in dead if name not in going]
     warnings.warn(
         f"nothing is left of {', '.join(stay[:5])}, and the model does not run, or computes something else, without: "
-        "masked they stay, and take as long as before; leave them out (exclude=). Code that unpacks shapes is one "
-        "cause, the last attention of a model that counts its cache another",
+        "they stay, masked, and take as long as before; leave them out (exclude=). Causes are code that unpacks "
+        "shapes, and the last attention of a model that counts its cache",
         UserWarning,
         stacklevel=users_level(),
     )

@@ -176,7 +176,7 @@ def _check_same_modules(dense: nn.Module, small: nn.Module) -> None:
         if not isinstance(module, (nn.Identity, StandIn)) and known.get(path) != _class_of(module):
             raise ShrinkError(
                 f"the smaller model has a {type(module).__name__} at {path!r}, and the dense one "
-                f"{known[path][1] if path in known else 'nothing'}: describe a model beside the one it was shrunk from"
+                f"{known[path][1] if path in known else 'nothing'}: pass the model that it was shrunk from"
             )
 
 

@@ -52,7 +52,7 @@ class NarrowAttention(nn.MultiheadAttention):
         alive, new.head_dim = _heads_of(queries & keys if bool((queries == keys).all()) else queries, heads)
         alive_too, new.value_dim = _heads_of(of_values, heads)
         if alive != alive_too or not torch.equal(queries, keys):
-            raise ShrinkError("queries, keys and values of an attention keep other heads than one another")
+            raise ShrinkError("queries, keys and values of an attention keep different heads")
         before = getattr(module, "kept_heads", tuple(range(heads)))
         new.scale = getattr(module, "scale", width**-0.5)
         new.dense_heads = getattr(module, "dense_heads", heads)
@@ -86,7 +86,7 @@ class NarrowAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """As that of ``nn.MultiheadAttention``."""
         if is_causal and attn_mask is None:
-            raise RuntimeError("is_causal says what attn_mask is: expected attn_mask too, got None")
+            raise RuntimeError("is_causal= describes attn_mask=: expected attn_mask too, got None")
         batched = query.dim() == 3
         q, k, v = (self._batch_first(x, batched) for x in self._projected(query, key, value))
         if self.bias_k is not None and self.bias_v is not None:
