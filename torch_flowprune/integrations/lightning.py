@@ -37,7 +37,8 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
         amount: instead of ``sparsity``, what every round prunes of the units that are left.
         rounds: how many rounds.
         every_n_epochs: the number of epochs between two rounds, and before the first.
-        granularity: what a unit is.
+        granularity: what a unit is, as in :func:`~torch_flowprune.global_prune`: ``"weight"``, ``"filter"``,
+            ``"channel"``, ...
         data: the data for the scores: ``"train"``, a sweep over the training loader, with the loss that
             ``training_step`` returns; a loader; or None, which uses the gradients of training, averaged since the last
             round. Measures that read H·g need a sweep.
@@ -49,6 +50,13 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
     Raises:
         ValueError, TypeError: for bad arguments; what depends on the model is checked when training begins.
 
+    Warns:
+        UserWarning: if training ends before the last round.
+
+    See Also:
+        :class:`~torch_flowprune.Pruner`: does the same in a loop of your own.
+
+    >>> from torch_flowprune.integrations.lightning import FlowPruning
     >>> callback = FlowPruning("loss_preservation", sparsity=0.8, rounds=4, every_n_epochs=5)
     """
 
@@ -92,13 +100,13 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
         self._saved: Mapping[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before a checkpoint is loaded: its masks will go on first."""
+        """Called before a checkpoint is loaded, so that its masks are applied before its weights are loaded."""
         fp.accept_masks(pl_module)
         for average in _averages(trainer):
             fp.accept_masks(average.module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The weights are those that training goes on with."""
+        """Make the pruner, for the weights with which training begins or continues."""
         options = dict(self.options)
         if self.sweeps and not {"loss", "closure"} & options.keys():
             options["closure"] = _loss_of_training(trainer, pl_module)
@@ -116,12 +124,12 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
         _check_epochs(trainer, self.pruner, self.every_n_epochs)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Gradients are complete, and unscaled."""
+        """Track the gradients, which are complete and unscaled here."""
         if self.tracks and self._pruner.round < self._pruner.asked.count:
             self._pruner.track()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The round that is due, if one is."""
+        """Prune if a round is due, and log the sparsity."""
         if not self._pruner.done and self._pruner.round < trainer.current_epoch // self.every_n_epochs:
             self._prune(trainer, pl_module)
         report = fp.report(pl_module)
@@ -138,7 +146,7 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
         return trainer.train_dataloader if isinstance(self.data, str) else self.data
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rounds that no epoch was left for are told."""
+        """Warn of rounds for which there was no epoch left."""
         if not self._pruner.done:
             warnings.warn(
                 f"training ended after {self._pruner.round} of {self._pruner.asked.count} rounds: the model is less "
@@ -148,7 +156,7 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After all that averages do at the end of the training."""
+        """Remove the masks or shrink the model, as ``at_end`` says, after averages are done."""
         if self.at_end == "remove":
             fp.remove(pl_module)
         elif self.at_end == "shrink":
@@ -160,11 +168,11 @@ class FlowPruning(Callback):  # type: ignore[misc]  # of a library without types
         return self.pruner
 
     def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps: the round, the schedule, and what was tracked."""
+        """What the checkpoint holds: the round, the schedule and the tracked scores."""
         return {} if self.pruner is None else self.pruner.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until the pruner is made."""
+        """Keep the state until the pruner is made."""
         self._saved = state_dict or None
 
 

@@ -72,8 +72,23 @@ def from_pretrained(kind: Any, save_directory: str | Path, **options: Any) -> An
         options: keywords of ``kind.from_pretrained``; none for a model that was shrunk to sizes that a config cannot
             state.
 
+    Returns:
+        The model, in eval mode.
+
     Raises:
         ValueError: for masks that do not belong to the weights beside them, or a damaged file.
+
+    >>> import tempfile, torch_flowprune as fp
+    >>> from transformers import BertConfig, BertModel
+    >>> from torch_flowprune.integrations.transformers import from_pretrained, save_pretrained
+    >>> sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> model = BertModel(BertConfig(**sizes))
+    >>> report = fp.global_prune(model, sparsity=0.5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_pretrained(model, folder)
+    ...     again = from_pretrained(BertModel, folder)
+    >>> fp.report(again).sparsity
+    0.5
     """
     folder = Path(save_directory)
     if not _holds_architecture(folder / _WEIGHTS):
@@ -120,6 +135,10 @@ class FlowPruningCallback(TrainerCallback):  # type: ignore[misc]  # transformer
         ValueError: for bad arguments; when training begins, for more rounds than fit in its steps; on resuming, for a
             checkpoint without the state of a pruner.
 
+    See Also:
+        :class:`~torch_flowprune.Pruner`: does the same in a loop of your own.
+
+    >>> from torch_flowprune.integrations.transformers import FlowPruningCallback
     >>> callback = FlowPruningCallback("taylor", 0.5, rounds=5, every_n_steps=100)
     """
 
@@ -152,7 +171,7 @@ class FlowPruningCallback(TrainerCallback):  # type: ignore[misc]  # transformer
         self.reports: list[Report] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **known: Any) -> None:
-        """Makes the pruner; on resuming, the masks and its state are those of the checkpoint."""
+        """Make the pruner; on resuming, with the masks and the state of the checkpoint."""
         model = known["model"]
         self.every = self._steps_of_a_round(args, known.get("train_dataloader"))
         if self.every * self.rounds > state.max_steps:
@@ -169,23 +188,23 @@ class FlowPruningCallback(TrainerCallback):  # type: ignore[misc]  # transformer
         self.pruner.load_state_dict(_saved_state(folder))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **known: Any) -> None:
-        """Takes the step's gradients into the average."""
+        """Track the gradients of the step."""
         if self.tracks and self.pruner is not None and not self.pruner.done:
             self.pruner.track()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **known: Any) -> None:
-        """Prunes where a round is due."""
+        """Prune if a round is due."""
         if self.pruner is not None and not self.pruner.done and state.global_step % self.every == 0:
             self.reports.append(self.pruner.step(self.data))
 
     def on_save(self, args: Any, state: Any, control: Any, **known: Any) -> None:
-        """Writes the pruner's state into the checkpoint."""
+        """Write the pruner's state into the checkpoint."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.pruner is not None and state.is_world_process_zero and folder.is_dir():
             torch.save(self.pruner.state_dict(), folder / _PRUNER)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **known: Any) -> None:
-        """The masks of the best checkpoint, where that was loaded; and what is to become of them."""
+        """Restore the masks of the best checkpoint if it was loaded, and do what ``at_end`` says."""
         model = known["model"]
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             folder = Path(state.best_model_checkpoint)

@@ -73,13 +73,17 @@ VALUE = "\0value"
 
 
 class StandIn(nn.Module):
-    """A module of a removed branch: it hands on a tensor that it is given, or zeros, in its class's form."""
+    """Stands in for a module of a removed branch: returns one of its inputs, or zeros, in the form of the original.
+
+    :func:`~torch_flowprune.shrink` puts it there; you need not make one.
+    """
 
     def __init__(self, standing: StandInSpec) -> None:
         super().__init__()
         self.standing = standing.to_dict()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The input that the branch would add to, or zeros, for any call that the original takes."""
         standing = StandInSpec.from_dict(self.standing)
         value = standing.argument(standing.reads, args, kwargs)
         if standing.sizes is not None:
@@ -93,6 +97,7 @@ class StandIn(nn.Module):
         return parts if standing.as_list else tuple(parts)
 
     def extra_repr(self) -> str:
+        """Whether it hands on an input, or returns zeros."""
         return "hands on" if self.standing["sizes"] is None else "zeros"
 
 

@@ -26,6 +26,15 @@ class NarrowAttention(nn.MultiheadAttention):
         num_heads, head_dim, value_dim: the number of heads, and their width in queries and keys, and in values.
         scale: the factor of query-key products; the dense model's, whatever is left of a head.
         dense_heads, kept_heads: how many heads the dense model had, and which of them are kept.
+
+    :func:`~torch_flowprune.shrink` puts it in the place of torch's class, which cannot have such sizes.
+
+    >>> import torch, torch_flowprune as fp
+    >>> layer, x = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 3, 8)
+    >>> options = dict(granularity="channel", allocation="layer", example_inputs=x)
+    >>> report = fp.global_prune(layer, sparsity=0.5, **options)
+    >>> fp.shrink(layer, x).self_attn.num_heads
+    1
     """
 
     value_dim: int
@@ -35,14 +44,14 @@ class NarrowAttention(nn.MultiheadAttention):
 
     @classmethod
     def of(cls, module: nn.MultiheadAttention, kept: Mapping[str, Mapping[int, Tensor]]) -> NarrowAttention:
-        """The module after its tensors were cut, which it goes on with.
+        """Convert a module whose tensors have been cut; it shares these tensors.
 
         Args:
             module: with smaller tensors.
             kept: name of a tensor -> axis -> (size,) bool, the positions that it still has.
 
         Raises:
-            ShrinkError: where what is left of its heads differs from head to head.
+            ShrinkError: if its heads are left with different widths.
         """
         new = cls.__new__(cls)
         vars(new).update(vars(module))
@@ -84,7 +93,7 @@ class NarrowAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As that of ``nn.MultiheadAttention``."""
+        """The same as that of ``nn.MultiheadAttention``."""
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal= describes attn_mask=: expected attn_mask too, got None")
         batched = query.dim() == 3

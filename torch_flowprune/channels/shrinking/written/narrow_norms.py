@@ -15,15 +15,25 @@ class NarrowLayerNorm(nn.LayerNorm):
 
     Attributes:
         dense_width: the dense number of channels, by which sums over channels are divided.
+
+    :func:`~torch_flowprune.shrink` puts it in the place of torch's norm, whose statistics would be over fewer channels.
+
+    >>> import torch, torch_flowprune as fp
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
+    >>> x = torch.randn(3, 4)
+    >>> report = fp.global_prune(net, sparsity=0.5, granularity="channel", example_inputs=x)
+    >>> fp.shrink(net, x)[1]  # doctest: +ELLIPSIS
+    NarrowLayerNorm((4,), eps=1e-05, elementwise_affine=True, ... dense_width=8)
     """
 
     dense_width: int
 
     def forward(self, input: Tensor) -> Tensor:
-        """As that of ``nn.LayerNorm``, on the channels that are left."""
+        """The same as that of ``nn.LayerNorm``, on the channels that are left."""
         return forward_over(-1, self.dense_width, self, input)
 
     def extra_repr(self) -> str:
+        """That of torch's norm, and the dense width."""
         return f"{super().extra_repr()}, dense_width={self.dense_width}"
 
 
@@ -32,15 +42,25 @@ class NarrowRMSNorm(nn.RMSNorm):
 
     Attributes:
         dense_width: the dense number of channels, by which sums over channels are divided.
+
+    :func:`~torch_flowprune.shrink` puts it in the place of torch's norm, whose statistics would be over fewer channels.
+
+    >>> import torch, torch_flowprune as fp
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.RMSNorm(8), torch.nn.Linear(8, 2))
+    >>> x = torch.randn(3, 4)
+    >>> report = fp.global_prune(net, sparsity=0.5, granularity="channel", example_inputs=x)
+    >>> fp.shrink(net, x)[1]  # doctest: +ELLIPSIS
+    NarrowRMSNorm((4,), eps=None, elementwise_affine=True, dense_width=8)
     """
 
     dense_width: int
 
     def forward(self, x: Tensor) -> Tensor:
-        """As that of ``nn.RMSNorm``, on the channels that are left."""
+        """The same as that of ``nn.RMSNorm``, on the channels that are left."""
         return forward_over(-1, self.dense_width, self, x)
 
     def extra_repr(self) -> str:
+        """That of torch's norm, and the dense width."""
         return f"{super().extra_repr()}, dense_width={self.dense_width}"
 
 
@@ -49,15 +69,25 @@ class NarrowGroupNorm(nn.GroupNorm):
 
     Attributes:
         dense_width: the dense number of channels, by which sums over channels are divided.
+
+    :func:`~torch_flowprune.shrink` puts it in the place of torch's norm, whose statistics would be over fewer channels.
+
+    >>> import torch, torch_flowprune as fp
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.GroupNorm(1, 8), torch.nn.Conv2d(8, 2, 1))
+    >>> x = torch.randn(3, 3, 4, 4)
+    >>> report = fp.global_prune(net, sparsity=0.5, granularity="channel", example_inputs=x)
+    >>> fp.shrink(net, x)[1]  # doctest: +ELLIPSIS
+    NarrowGroupNorm(1, 4, eps=1e-05, affine=True, ... dense_width=8)
     """
 
     dense_width: int
 
     def forward(self, input: Tensor) -> Tensor:
-        """As that of ``nn.GroupNorm``, on the channels that are left."""
+        """The same as that of ``nn.GroupNorm``, on the channels that are left."""
         return forward_over(1, self.dense_width, self, input)
 
     def extra_repr(self) -> str:
+        """That of torch's norm, and the dense width."""
         return f"{super().extra_repr()}, dense_width={self.dense_width}"
 
 
