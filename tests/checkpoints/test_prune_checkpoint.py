@@ -293,7 +293,9 @@ def elsewhere(known):
 DAMAGE = {
     "is no index of a checkpoint, or damaged": lambda folder: index_of(folder).write_text("{"),
     "is no index of a checkpoint, or damage": lambda folder: index_of(folder).write_text("[]"),
-    "weight_map should map names of tensors": rewritten(lambda known: known.update({"head.weight": "../a.safetensors"})),
+    "weight_map should map names of tensors": rewritten(
+        lambda known: known.update({"head.weight": "../a.safetensors"})
+    ),
     "and it is not: the index is damaged": rewritten(elsewhere),
     "holds 'head.weight', of which": rewritten(lambda known: known.pop("head.weight")),
     "names 1 shards that are not there: model-00001-of-00003": lambda folder: shard(folder).unlink(),
