@@ -66,15 +66,12 @@ class Flow(ComparedByValue):
         x0: the fraction of samples and positions where the input is not zero.
         diagH: diagonal of the Hessian: the mean over probes of z·Hz for random signs z, with new signs for each batch.
         diagH_error: its standard error over the probes; nan for a single one.
-        gR: gradient of the synaptic-flow objective, in float64 (for a float32 convolutional network on a CPU, accurate
-            to float32).
+        gR: gradient of the synaptic-flow objective, in float64 (accurate to float32 for float32 convolutions on a CPU).
         loss: the mean loss, or None if no data was read.
-        samples: how many samples were read.
-        counted: how they were counted; None if no data was read.
+        samples, counted: how many samples were read, and how they were counted (None if no data was read).
 
     >>> import torch, torch_flowprune as fp
-    >>> found = fp.flow(torch.nn.Linear(3, 2), (torch.ones(4, 3), torch.tensor([0, 1, 0, 1])))
-    >>> found.Hg["weight"].shape
+    >>> fp.flow(torch.nn.Linear(3, 2), (torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))).Hg["weight"].shape
     torch.Size([2, 3])
     """
 
