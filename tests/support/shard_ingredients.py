@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from flow_nets import Convolutions, Heads, Language, Recurrent, images, tokens
 from sharded_flows import (
@@ -199,7 +200,30 @@ def sweeps_of_losses_of_which_nothing_is_told(rank: int, path: str) -> None:
     check_flow(shard(build(Convolutions)), build(Convolutions), data(rank), of_all(data), loss=loss)
 
 
+def statistics_of_all_ranks(rank: int, path: str) -> None:
+    """Batch norms' are the weighted means over the batches of all ranks, under data parallelism as well."""
+    data = lambda rank: images(rank)[: 1 + rank]
+    alone = fp.recalibrate(build(Convolutions), of_all(data))
+    both = shard(build(Convolutions)), nn.parallel.DistributedDataParallel(build(Convolutions))
+    for model in both:
+        fp.recalibrate(model, data(rank))
+        found = dict(getattr(model, "module", model).named_buffers())
+        for name, value in alone.named_buffers():
+            torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-15)
+
+
+def what_takes_whole_layers_is_refused(rank: int, path: str) -> None:
+    for model in (shard(build(Convolutions)), parallel(build(Language, 0.0, Heads), mesh())):
+        fp.global_prune(model, sparsity=0.5)
+        with pytest.raises(ValueError, match="reconstruct solves for the weights of whole layers"):
+            fp.reconstruct(model, images(rank))
+        with pytest.raises(ValueError, match="save_pruned writes whole tensors to one file"):
+            fp.save_pruned(model, path)
+
+
 ON_TWO = [
+    statistics_of_all_ranks,
+    what_takes_whole_layers_is_refused,
     moments_of_inputs,
     squares_of_samples,
     a_diagonal,

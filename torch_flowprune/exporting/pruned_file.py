@@ -28,6 +28,7 @@ from torch_flowprune.inputs import (
     plain_name,
     plain_tensors,
     read_tensors,
+    shards_of,
     unwrapped,
     with_names_of_state,
     write_tensors,
@@ -69,6 +70,12 @@ class PrunedFile:
         and a loader that does not know them refuses it.
         """
         source = with_names_of_state(unwrapped(model))
+        if shards_of(source):
+            raise ValueError(
+                "save_pruned writes whole tensors to one file, and this model is sharded: fp.load_state_dict its full "
+                "state dict into a model that is not sharded and save that, or save the shards with "
+                "torch.distributed.checkpoint"
+            )
         said = own_description(source)
         try:
             dense, found = dense_copy(source)

@@ -21,6 +21,7 @@ from torch_flowprune.inputs import (
     first_axis,
     flags,
     parameters_of,
+    shards_of,
     sized,
     untouched,
     unwrapped,
@@ -105,7 +106,8 @@ def reconstruct(
         convolutions with zero padding, and layers that the data does not reach.
 
     Raises:
-        ValueError: if nothing is masked, or if the data is empty or can be read only once; the model is as it was.
+        ValueError: if nothing is masked, if the data is empty or can be read only once, or for a sharded model; the
+            model is as it was.
 
     Source: Frantar & Alistarh 2023, "SparseGPT", solve the same problem approximately, in one sweep over the columns.
 
@@ -126,6 +128,11 @@ def reconstruct(
     if damping < 0:
         raise ValueError(f"damping should be at least 0, got {damping}")
     inner = unwrapped(model)
+    if shards_of(inner):
+        raise ValueError(
+            "reconstruct solves for the weights of whole layers, and this model is sharded: reconstruct it before it "
+            "is sharded, or where it is whole, on one rank with the full state dict"
+        )
     known = parameters_of(inner)
     biases = {owner: target for target in known.values() for owner in target.owners if owner[1] == "bias"}
     masked = {name: target for name, target in known.items() if target.mask is not None and target.parameter.dim() > 1}
