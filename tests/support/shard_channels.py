@@ -232,25 +232,31 @@ def deep() -> nn.Module:
 
 
 def blocks_are_those_of_one_process(rank: int, path: str) -> None:
+    check_blocks(rank, "magnitude", sparsity=0.25)
+
+
+def blocks_by_a_sweep_are_those_of_one_process(rank: int, path: str) -> None:
+    check_blocks(rank, "taylor", at_most={"flops": 18_000})
+
+
+def check_blocks(rank: int, method: str, **asked: Any) -> None:
     """Also in a second call, in the scores and in the report."""
     mesh, x = init_device_mesh("cpu", (4,)), X.double()
     words: dict[str, Any] = {"granularity": "block", "coupling": coupled(deep, x)}
-    for method, asked in (("magnitude", {"sparsity": 0.25}), ("taylor", {"at_most": {"flops": 18_000}})):
-        alone, model = deep(), deep()
-        for block in model.blocks:
-            fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        own = (x[rank::4], Y[rank::4])
-        assert fp.global_prune(model, method, data=own, **asked, **words).layers == (
-            fp.global_prune(alone, method, data=(x, Y), **asked, **words).layers
-        )
-        check_masks(model, alone)
-        assert fp.scores(model, **words) == fp.scores(alone, **words)
-        assert fp.report(model, **words) == fp.report(alone, **words)
-        for one in (model, alone):
-            fp.global_prune(one, sparsity=0.75, **words)
-        check_masks(model, alone)
-        assert fp.masks(alone)
+    alone, model = deep(), deep()
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    found = fp.global_prune(model, method, data=(x[rank::4], Y[rank::4]), **asked, **words)
+    expected = fp.global_prune(alone, method, data=(x, Y), **asked, **words)
+    assert found.layers == expected.layers
+    check_masks(model, alone)
+    assert fp.scores(model, **words) == fp.scores(alone, **words)
+    for one in (model, alone):
+        fp.global_prune(one, sparsity=0.75, **words)
+    check_masks(model, alone)
+    assert fp.masks(alone)
+    assert fp.report(model, **words) == fp.report(alone, **words)
 
 
 SCENARIOS = (
@@ -264,6 +270,7 @@ SCENARIOS = (
     what_channels_cannot_be_had_is_refused,
 )
 SLOW = (
+    blocks_by_a_sweep_are_those_of_one_process,
     channels_asked_for_otherwise_are_those_of_one_process,
     budgets_in_other_things_than_units_are_met_alike,
 )

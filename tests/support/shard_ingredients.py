@@ -141,9 +141,13 @@ def a_diagonal_of_tensor_parallelism(rank: int, path: str) -> None:
 
 
 def synaptic_flow(rank: int, path: str) -> None:
-    """On the first rank's example, by rounds; a model of convolutions in float32 computes these in float32."""
+    """On the first rank's example, which is the longer one."""
     cut = lambda rank: [(ids[:, : 5 - rank], target) for ids, target in tokens(rank)]
     check_kinds(shard(build(Recurrent)), build(Recurrent), cut(rank), cut(0), "gR")
+
+
+def rounds_of_synaptic_flow(rank: int, path: str) -> None:
+    """A model of convolutions in float32 computes these in float32."""
     for dtype in (torch.float64, torch.float32):
         sharded, alone = shard(build(Convolutions).to(dtype)), build(Convolutions).to(dtype)
         x = images(0)[0][0].to(dtype)
@@ -222,19 +226,20 @@ def what_takes_whole_layers_is_refused(rank: int, path: str) -> None:
 
 
 ON_TWO = [
-    statistics_of_all_ranks,
-    what_takes_whole_layers_is_refused,
     moments_of_inputs,
-    squares_of_samples,
-    a_diagonal,
-    synaptic_flow,
+    statistics_of_all_ranks,
     sweeps_of_losses_of_which_nothing_is_told,
+    synaptic_flow,
+    what_takes_whole_layers_is_refused,
 ]
 MORE_ON_TWO = [
+    a_diagonal,
+    a_diagonal_of_tensor_parallelism,
     moments_of_all_kinds_of_layers,
     moments_where_activations_are_shards,
+    rounds_of_synaptic_flow,
+    squares_of_samples,
     squares_of_samples_of_other_models,
-    a_diagonal_of_tensor_parallelism,
     synaptic_flow_of_other_models,
     under_masks,
 ]
