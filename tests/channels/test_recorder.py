@@ -317,6 +317,42 @@ def test_a_layer_that_runs_by_neither_answer_stays_and_the_others_are_read(flag:
         torch.testing.assert_close(small(inputs), net(inputs), rtol=1e-12, atol=1e-12)
 
 
+def test_a_module_that_the_forward_moves_or_sets_is_the_same_one() -> None:
+    """``module.to(dtype)`` asks whether two tensors are of a kind, which no value decides."""
+
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.a(x))
+            self.b = self.b.to(x.dtype)
+            return self.b(h)
+
+    net, x = Cast(), torch.randn(2, 3)
+    assert [group.size for group in couple(net, x).groups] == [8]
+
+
+def test_a_layer_is_asked_for_that_the_other_answer_would_run_on_other_inputs() -> None:
+    """With none picked the code fails, and tells nothing of inputs of which some are picked."""
+
+    class Picks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.picked = nn.Linear(3, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, large = torch.relu(self.a(x)), x[:, 0] > 1e9
+            out = self.b(h)
+            if large.any():
+                out = out + self.picked(h[large].amax(0))
+            return out
+
+    with pytest.raises(UnrecordableError, match=r"values decide what runs .*give example_inputs on which all layers"):
+        couple(Picks(), torch.randn(2, 3))
+
+
 OUTSIDE = {
     "a tensor of the program": lambda net, x: x + ELSEWHERE,
     "another thread": in_a_thread,

@@ -143,15 +143,7 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("ones", "full", "new_ones", "new_full", "empty", "new_empty"), filled(False)),
     **dict.fromkeys(("ones_like", "full_like", "empty_like"), filled_like(False)),
     **dict.fromkeys(
-        (
-            "_assert_tensor_metadata",
-            "_assert_scalar",
-            "_assert_async",
-            "sym_size",
-            "sym_constrain_range",
-            "_has_compatible_shallow_copy_type",
-        ),
-        nothing,
+        ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size", "sym_constrain_range"), nothing
     ),
     **dict.fromkeys(("cumsum", "cumprod"), scan),
     **dict.fromkeys(("softmax", "log_softmax", "_softmax"), softmax),

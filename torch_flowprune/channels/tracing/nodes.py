@@ -43,7 +43,7 @@ class Traced:
         graph: with a placeholder for each tensor from outside.
         sources: placeholders that are state of the model, as (parameter or buffer, name).
         program: what ``torch.export`` gave, where it was asked.
-        depends: the statements that read numbers off tensors, of which not each was tried.
+        depends: the statements that read numbers off tensors, where not each of these was tried.
         calls: the tensors in the arguments of each module's first call, None for the rest, where that was recorded.
         runs: that call and its result, as the code has them, where that was recorded.
     """

@@ -10,7 +10,7 @@ what a mask picks, are taken for sizes, as those of the inputs are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.fx import Graph, Node
@@ -67,7 +67,7 @@ def paths_of(record: Callable[[Answers], Recording]) -> list[Traced]:
         UnrecordableError: where there are too many to be recorded, or one of them cannot be.
     """
     first, reads = record({})
-    found, taken = [first], {str(first.graph)}
+    found, taken, failed = [first], {str(first.graph)}, dict[str, None]()
     waiting: list[tuple[Answers, Traced, Sequence[Read], int]] = [({}, first, reads, 0)]
     forwards = 1
     while waiting:
@@ -79,6 +79,8 @@ def paths_of(record: Callable[[Answers], Recording]) -> list[Traced]:
                 if forwards > _MOST_PATHS:
                     raise UnrecordableError(f"the code takes too many paths by values, {reads[at].place} among them")
                 path = _path(record, {**answers, at: other})
+                if path is None:
+                    failed[reads[at].place] = None
                 if path is None or str(path[0].graph) == str(graph.graph):
                     continue
                 guards.add(reads[at].node)
@@ -87,7 +89,8 @@ def paths_of(record: Callable[[Answers], Recording]) -> list[Traced]:
                     found.append(path[0])
                     waiting.append(({**answers, at: other}, *path, at + 1))
         _mark_unused(graph.graph, {read.node for read in reads[start:]} - guards)
-    return found
+    # on these inputs: on others the code may go on
+    return [replace(first, depends=", ".join(filter(None, (first.depends, *failed)))), *found[1:]]
 
 
 def _path(record: Callable[[Answers], Recording], answers: Answers) -> Recording | None:

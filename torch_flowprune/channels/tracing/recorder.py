@@ -35,6 +35,9 @@ _READERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 
 _CONTAINERS = (dict, list, tuple)
 _PACKING = tuple(f"{FOLDER_OF_TORCH}nn{os.sep}{folder}{os.sep}rnn.py" for folder in ("modules", "utils"))
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+_OF_TYPES = "_has_compatible_shallow_copy_type"
+"""Asked before ``data`` is set; no value decides what it answers."""
 _LITERALS = ("lift_fresh", "lift_fresh_copy")
 """What ``torch.tensor`` passes the tensor to that it made of numbers."""
 
@@ -131,6 +134,8 @@ class _Recorder(OperatorMode):
         kwargs = kwargs or {}
         if any(isinstance(one, torch.UntypedStorage) for one in args[1:]):
             return self.rebuilt(func(*args, **kwargs))
+        if func.overloadpacket.__name__ == _OF_TYPES:
+            return func(*args, **kwargs)
         if func.overloadpacket.__name__ in _LITERALS and args[0] not in self.nodes:
             self.placeholder(LITERAL, args[0])
         self.check(func, args, kwargs)
@@ -222,6 +227,8 @@ class _Closed(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.tolist and args[0].numel() <= MOST_READ:
             return _as_list(args[0])
+        if func == _SET_DATA and args[1] in self.recorder.nodes:
+            self.recorder.nodes[args[0]] = self.recorder.nodes[args[1]]  # what is read of it from now on
         if func is Tensor.__deepcopy__ and args[0] in self.recorder.nodes:
             return args[0].clone()
         if func in _READERS:
