@@ -14,11 +14,7 @@ from torch import nn
 
 from torch_flowprune.cli.sources.checkpoints import from_checkpoint
 
-_OF_ANOTHER_LIBRARY = (
-    "for a model of another library, such as transformers, use torch-flowprune prune-checkpoint DIR, which prunes its "
-    "files (from the hub: hf download NAME --local-dir DIR), or fp.global_prune in Python"
-)
-"""The way out for models that timm does not have."""
+_DOWNLOAD = " (from the hub: hf download {} --local-dir DIR)"
 
 
 def load_model(chosen: argparse.Namespace) -> nn.Module:
@@ -69,7 +65,7 @@ def _check_name(timm: Any, name: str) -> None:
         return
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"nearest: {', '.join(near)}. " if near else f"{_OF_ANOTHER_LIBRARY}. "
+        hint = f"nearest: {', '.join(near)}. " if near else f"{_for_another_library(name)}. "
         raise ValueError(
             f"timm has no model {name!r}; {hint}`python -c 'import timm; print(timm.list_models())'` lists timm's"
         )
@@ -106,7 +102,18 @@ def _pretrained(timm: Any, name: str, classes: dict[str, int]) -> Any:
 
 def _not_loaded(name: str, error: Exception) -> str:
     """Of the hub or a folder, which hold models of any library."""
-    return f"{name.partition(':')[2]} could not be loaded as a model of timm: {_reason(error)}; {_OF_ANOTHER_LIBRARY}"
+    kind, _, plain = name.partition(":")
+    way_out = _for_another_library(plain, is_folder=kind == "local-dir")
+    return f"{plain} could not be loaded as a model of timm: {_reason(error)}; {way_out}"
+
+
+def _for_another_library(name: str, *, is_folder: bool = False) -> str:
+    """The way out for models that timm does not have."""
+    return (
+        "for a model of another library, such as transformers, use torch-flowprune prune-checkpoint "
+        f"{name if is_folder else 'DIR'}, which prunes its files{'' if is_folder else _DOWNLOAD.format(name)}, or "
+        "fp.global_prune in Python"
+    )
 
 
 def _reason(error: Exception) -> str:
