@@ -397,7 +397,7 @@ def test_row_2_7_a_function_that_writes_to_what_is_old_warns():
     before = layer.weight_orig.detach().clone()
     torch.relu_(old)
     with pytest.warns(
-        UserWarning, match="a function has written to a pruned weight .* that is lost; write to weight_o"
+        UserWarning, match="a function has written to a pruned weight .* its values are lost; write to weight_o"
     ):
         del old
     assert torch.equal(layer.weight_orig, before)
