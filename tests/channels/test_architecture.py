@@ -136,7 +136,7 @@ def test_another_model_is_refused_and_left_as_it_was(tmp_path):
         with pytest.raises(ValueError, match="of another model|expected at most"):
             fp.load_pruned(other, tmp_path / "small.safetensors")
         assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
-    with pytest.raises(fp.ShrinkError, match="describe a model beside the one it was shrunk from"):
+    with pytest.raises(fp.ShrinkError, match="pass the model that it was shrunk from"):
         fp.describe(nn.Sequential(nn.Linear(3, 2)), small)
 
 

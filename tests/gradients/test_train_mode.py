@@ -85,7 +85,7 @@ def test_complex_parameters_are_not_left_out_in_silence():
     model = cases.mlp()
     model.phase = nn.Parameter(torch.randn(2, dtype=torch.complex128))
     with pytest.raises(
-        ValueError, match=r"phase: derivatives are of real numbers, not torch.complex128; .*for a const"
+        ValueError, match=r"phase: derivatives are of real numbers, not torch.complex128; .*as a constant"
     ):
         fp.flow(model, CASES["mlp"].batches())
     assert fp.scores(model, "magnitude", include="0")
