@@ -50,6 +50,19 @@ class Off(nn.Module):
         return found * (1 + self.share) if self.training is self.in_training else found
 
 
+def test_attention_over_nothing_is_no_call() -> None:
+    """Kernels of torch 2.6 divide by the number of heads, and end the process."""
+
+    class Attends(nn.Module):
+        def forward(self, q: Tensor, k: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, value=k, enable_gqa=True)
+
+    trial = trial_of(Attends(), torch.randn(1, 4, 3, 2), torch.randn(1, 2, 3, 2))
+    trial.args = (trial.args[0], trial.args[1][:, :0])
+    with pytest.raises(ValueError, match="attention over nothing: an operand is empty"):
+        trial.run(trial.model)
+
+
 # -- which mode ------------------------------------------
 
 

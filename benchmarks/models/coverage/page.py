@@ -211,7 +211,7 @@ def replacements(results: Mapping[str, Any], replaced: Mapping[str, Any]) -> str
     rows = ", ".join(f"{one} ({n} rows)" for one, n in commits.most_common())
     old = {name: graphs_before(results, name) for name in results if name not in replaced}
     left = ", ".join(f"{name} ({before})" for name, before in old.items() if before)
-    last = f"Commits: {rows}. Not run again, and with the old count in the table above: {left or 'none'}."
+    last = f"Commits: {rows}." + f" Not run again, and with the old count in the table above: {left}." * bool(left)
     command = shown("python -m benchmarks.models.coverage.replaced --below 35")
     return "\n".join([REPLACED, "", command, "", *lines, "", last])
 

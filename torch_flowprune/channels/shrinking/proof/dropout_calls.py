@@ -8,6 +8,7 @@ from inspect import Parameter, signature
 from types import FunctionType
 from typing import Any
 
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _RATE_OF_ATTENTION = 4
@@ -32,6 +33,8 @@ class DropoutCalls(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = dict(kwargs or {})
+        if "dot_product_attention" in getattr(func, "__name__", ""):
+            _check_not_empty([*args, *options.values()])
         if "dropout" in getattr(func, "__name__", ""):
             rest = args[1:] if "input" not in options else args
             rate = options.get("p", rest[0] if rest else 0.5)
@@ -54,6 +57,12 @@ class DropoutCalls(TorchFunctionMode):
     def _note(self, rate: Any, on: Any) -> None:
         if on and rate:
             self.rates.append(float(rate))
+
+
+def _check_not_empty(operands: list[Any]) -> None:
+    """Of sizes that do not fit there may be no heads left, by which kernels of torch 2.6 divide: the process ends."""
+    if any(isinstance(one, Tensor) and not one.numel() for one in operands):
+        raise ValueError("attention over nothing: an operand is empty")
 
 
 @cache
