@@ -14,11 +14,11 @@ import torch_flowprune as fp
 def solved(dense, mask, bias, rows, damping):
     """min ‖(W − W₀)x‖² over kept weights and bias, one row at a time, by a dense solve in float64."""
     goal = dense if bias is None else torch.cat([dense, bias[:, None]], 1)
+    size = rows.square().mean()
     if bias is not None:
         rows, mask = torch.nn.functional.pad(rows, (0, 1), value=1.0), torch.nn.functional.pad(mask, (0, 1), value=True)
     H = rows.T @ rows / len(rows)
-    ones = torch.nn.functional.pad(rows, (0, 1), value=1.0) if bias is None else rows
-    H = H + damping * ones.square().mean() * torch.eye(len(H), dtype=H.dtype)
+    H = H + damping * size * torch.eye(len(H), dtype=H.dtype)
     found = torch.zeros_like(goal)
     for i, kept in enumerate(mask):
         right = H[kept][:, kept] @ goal[i][kept] + H[kept][:, ~kept] @ goal[i][~kept]
@@ -122,6 +122,103 @@ def test_nothing_masked_is_told():
     fp.global_prune(layer, sparsity=0.5)
     with pytest.raises(ValueError, match="damping should be at least 0"):
         fp.reconstruct(layer, torch.ones(3, 2), damping=-1)
+
+
+class Scaling(nn.Linear):
+    def forward(self, x):
+        return nn.functional.linear(3 * x, self.weight, self.bias)
+
+
+class Gating(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class Padding(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (0, 2, 0, 2)))
+
+
+class Standardising(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+class Several(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+OTHERS = {
+    "scales": (Scaling, (4, 6), (16, 4)),
+    "gates": (Gating, (4, 6), (16, 4)),
+    "pads": (Padding, (3, 4, 3), (5, 3, 6, 6)),
+    "standardises": (Standardising, (3, 4, 3), (5, 3, 6, 6)),
+    "returns more": (Several, (4, 6), (16, 4)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*kernel")
+@pytest.mark.parametrize(("kind", "sizes", "shape"), OTHERS.values(), ids=OTHERS)
+def test_a_layer_that_does_more_than_multiply_is_left(kind, sizes, shape):
+    torch.manual_seed(0)
+    layer, x = kind(*sizes), torch.randn(shape)
+    fp.global_prune(layer, "magnitude", 0.5)
+    before = layer.weight.clone(), layer.bias.clone()
+    found = fp.reconstruct(layer, x)
+    assert found.skipped == {"weight": "its forward is not the product of its inputs and this weight"}
+    assert torch.equal(layer.weight, before[0])
+    assert torch.equal(layer.bias, before[1])
+
+
+def test_a_subclass_that_multiplies_is_refitted_as_its_class():
+    torch.manual_seed(0)
+    plain, x = nn.Conv2d(3, 4, 3, padding=1), torch.randn(5, 3, 6, 6)
+    fp.global_prune(plain, "magnitude", 0.5)
+    named = deepcopy(plain)
+    named.forward = lambda x: nn.functional.conv2d(x, named.weight, named.bias, padding=1)
+    for layer, inputs in ((plain, x), (named, x)):
+        fp.reconstruct(layer, inputs)
+    assert torch.equal(plain.weight, named.weight)
+    one_image = deepcopy(plain)
+    assert len(fp.reconstruct(one_image, [x[0]]).layers) == 1, "an image without a batch's axis"
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(5, 4), nn.Linear(5, 4)
+        self.other.weight = self.one.weight
+
+    def forward(self, x):
+        return torch.stack([self.one(x), self.other(2 - x)])
+
+
+def test_each_layer_of_a_tied_weight_has_its_own_bias():
+    torch.manual_seed(0)
+    model, x = Tied().double(), torch.randn(50, 5, dtype=torch.float64)
+    fp.global_prune(model, "magnitude", 0.5)
+    dense, mask = model.one.weight_orig.detach().clone(), fp.masks(model)["one.weight"]
+    rows = torch.cat([x, 2 - x])
+    ones = torch.cat([torch.tensor([[1.0, 0.0]]).expand(50, 2), torch.tensor([[0.0, 1.0]]).expand(50, 2)]).double()
+    biases = torch.stack([model.one.bias, model.other.bias], 1).detach()
+    fp.reconstruct(model, x, damping=0.0)
+    for i, kept in enumerate(mask):
+        free = torch.cat([rows[:, kept], ones], 1)
+        expected = torch.linalg.lstsq(free, rows @ dense[i] + ones @ biases[i]).solution
+        found = torch.cat([model.one.weight[i][kept], torch.stack([model.one.bias[i], model.other.bias[i]])])
+        assert torch.allclose(found, expected, atol=1e-9)
+
+
+def test_a_bias_of_several_weights_stays():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), torch.randn(30, 4)
+    model[2].bias = model[0].bias
+    before = model[0].bias.detach().clone()
+    fp.global_prune(model, "magnitude", 0.5)
+    found = fp.reconstruct(model, x)
+    assert all(layer.error_after < layer.error_before for layer in found.layers)
+    assert torch.equal(model[0].bias, before)
 
 
 @pytest.mark.slow

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, unfold
 from typing_extensions import Never
 
 from torch_flowprune.inputs import (
-    Objective,
     Target,
-    as_batches,
     check_keywords,
     check_readable_again,
-    first_axis,
     flags,
     parameters_of,
     shards_of,
-    sized,
     untouched,
     unwrapped,
     wide,
 )
+from torch_flowprune.pruning.corrections.layer_inputs import columns, input_products, unfit
 
 _DAMPING = 1e-2
 """Of the mean second moment, added to each: a direction that the data never show keeps its weights."""
@@ -40,7 +35,7 @@ class LayerReconstruction:
     Attributes:
         name: the name of its weight.
         error_before: E‖(W − W₀)x‖² / E‖W₀x‖² over the data, with the masked weights W and the dense weights W₀ under
-            the mask.
+            the mask, each with the layer's bias.
         error_after: the same after the kept weights and the bias were refitted.
 
     See Also:
@@ -103,7 +98,8 @@ def reconstruct(
 
     Returns:
         Each layer's error before and after, and the layers that were skipped: all but linear layers and ungrouped 2-d
-        convolutions with zero padding, and layers that the data does not reach.
+        convolutions with zero padding, layers whose own forward does more than multiply, and layers that the data does
+        not reach. A bias that a layer with another weight adds too stays as it is.
 
     Raises:
         ValueError: if nothing is masked, if the data is empty or can be read only once, or for a sharded model; the
@@ -134,101 +130,53 @@ def reconstruct(
             "is sharded, or where it is whole, on one rank with the full state dict"
         )
     known = parameters_of(inner)
-    biases = {owner: target for target in known.values() for owner in target.owners if owner[1] == "bias"}
+    biases = {module: one for one in known.values() for module, attribute in one.owners if attribute == "bias"}
     masked = {name: target for name, target in known.items() if target.mask is not None and target.parameter.dim() > 1}
     if not masked:
         raise ValueError("nothing is masked in this model: prune it first, and reconstruct before fp.remove")
-    skipped = {name: reason for name, target in masked.items() if (reason := _unfit(target))}
+    skipped = {name: reason for name, target in masked.items() if (reason := unfit(target))}
     done = []
     with untouched(inner, data), torch.no_grad(), _values_back_on_error([*masked.values(), *biases.values()]):
         for name, target in masked.items():
             if name in skipped:
                 continue
-            moments = _moments(inner, target, data, max_samples)
-            if moments is None:
-                skipped[name] = "the data do not reach it"
+            added, places = _added(target, biases)
+            products = input_products(inner, target, places, data, max_samples)
+            if isinstance(products, str):
+                skipped[name] = products
             else:
-                done.append(_reconstruct_layer(target, biases.get((target.owners[0][0], "bias")), moments, damping))
+                done.append(_reconstruct_layer(target, added, products, damping))
     return Reconstruction(tuple(done), skipped)
 
 
-def _unfit(target: Target) -> str | None:
-    for module, attribute in target.owners:
-        if attribute != "weight" or not (_is_linear(module) or isinstance(module, nn.Conv2d)):
-            return f"a {type(module).__name__}'s {attribute} is not multiplied with the layer's inputs alone"
-        if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
-            return "a convolution in groups, or padded with other values than 0"
-    return None
+def _added(target: Target, biases: Mapping[nn.Module, Target]) -> tuple[list[Target], dict[nn.Module, int | None]]:
+    """The biases of the layers that have this weight, each once, and which of them each layer adds."""
+    modules = [module for module, _ in target.owners]
+    added = list({biases[module].name: biases[module] for module in modules if module in biases}.values())
+    return added, {module: added.index(biases[module]) if module in biases else None for module in modules}
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+def _reconstruct_layer(target: Target, biases: list[Target], products: Tensor, damping: float) -> LayerReconstruction:
+    """The layer's kept weights and biases, set in place: a bias is one more column, of an input that is 1.
 
-
-def _moments(model: nn.Module, target: Target, data: object, max_samples: int | None) -> Tensor | None:
-    """E[x xᵀ] of what the layer's weight is multiplied with, and of a 1 for the bias behind it."""
-    total, count = None, 0
-
-    def note(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        nonlocal total, count
-        rows = _rows(module, args[0] if args else next(iter(keywords.values())))
-        rows = pad(rows, (0, 1), value=1.0)
-        product = rows.T @ rows
-        total, count = product if total is None else total.add_(product), count + len(rows)
-
-    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module, _ in target.owners]
-    try:
-        read = 0
-        for batch, size in sized(as_batches(data), target.parameter.device, max_samples, first_axis):
-            read += size
-            Objective().forward(model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not read:
-        raise ValueError("the data is empty: at least one batch is needed (an exhausted iterator? pass a DataLoader)")
-    return None if total is None else total / count
-
-
-def _rows(module: nn.Module, inputs: Tensor) -> Tensor:
-    """What one row of the weight is multiplied with, one a row."""
-    inputs = wide(inputs.detach())
-    if isinstance(module, nn.Conv2d):
-        padded = pad(inputs, [side for both in reversed(_padding(module)) for side in both])
-        columns = unfold(padded, module.kernel_size, module.dilation, 0, module.stride)
-        return columns.transpose(1, 2).flatten(0, 1)
-    return inputs.flatten(0, -2)
-
-
-def _padding(module: nn.Conv2d) -> list[tuple[int, int]]:
-    """How many zeros a convolution puts before and behind each axis of an image."""
-    if module.padding == "same":
-        more = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        return [(zeros // 2, zeros - zeros // 2) for zeros in more]
-    return [(0, 0)] * 2 if module.padding == "valid" else [(zeros, zeros) for zeros in module.padding]  # type: ignore[misc]
-
-
-def _reconstruct_layer(target: Target, bias: Target | None, moments: Tensor, damping: float) -> LayerReconstruction:
-    """The layer's kept weights and bias, set in place: the bias is one more column, of an input that is 1."""
-    dense, kept = _columns(target, target.parameter), _columns(target, _free(target))
-    if bias is None:
-        goal, free = pad(wide(dense), (0, 1)), pad(kept, (0, 1))
-    else:
-        goal = torch.cat([wide(dense), wide(bias.parameter.detach())[:, None]], dim=1)
-        free = torch.cat([kept, _free(bias)[:, None]], dim=1)
-    start = torch.where(free, goal, 0)
-    damped = moments + damping * moments.diagonal().mean() * torch.eye(len(moments), device=moments.device)
+    A bias that a layer of another weight adds too stays as it is.
+    """
+    modules = {module for module, _ in target.owners}
+    kept = [columns(target, _free(target)), *(_free(bias)[:, None] for bias in biases)]
+    owned = [True, *(all(module in modules for module, _ in bias.owners) for bias in biases)]
+    goal = torch.cat(
+        [columns(target, wide(target.parameter)), *(wide(b.parameter.detach())[:, None] for b in biases)], 1
+    )
+    free = torch.cat([mask & is_owned for mask, is_owned in zip(kept, owned, strict=True)], dim=1)
+    start = torch.where(torch.cat(kept, dim=1), goal, 0)
+    width = goal.shape[1] - len(biases)
+    damped = products + damping * products.diagonal()[:width].mean() * torch.eye(len(products), device=products.device)
     solved = start + _least_squares(damped, start - goal, free)
-    _set_kept(target, solved[:, :-1].T if target.output_axis == 1 else solved[:, :-1])
-    if bias is not None:
-        _set_kept(bias, solved[:, -1])
-    errors = [_mean_square(change, moments) for change in (goal, start - goal, solved - goal)]
+    _set_kept(target, solved[:, :width].T if target.output_axis == 1 else solved[:, :width])
+    for place, bias in enumerate(biases):
+        _set_kept(bias, solved[:, width + place])
+    errors = [_mean_square(change, products) for change in (goal, start - goal, solved - goal)]
     return LayerReconstruction(target.name, *(error / errors[0] if errors[0] else 0.0 for error in errors[1:]))
-
-
-def _columns(target: Target, tensor: Tensor) -> Tensor:
-    """A weight, or its mask, with a row for each output."""
-    return tensor.detach().T if target.output_axis == 1 else tensor.detach().flatten(1)
 
 
 def _free(target: Target) -> Tensor:
