@@ -1,5 +1,6 @@
 """Penalties against plain loops, and what they do to what is pruned afterwards."""
 
+import pickle
 from copy import deepcopy
 
 import pytest
@@ -75,6 +76,36 @@ def test_a_copy_and_a_smaller_model_are_models_of_their_own():
     fp.global_prune(model, sparsity=0.5, granularity="channel", coupling=coupling)
     with pytest.raises(ValueError, match="has position .* which has"):
         penalty(fp.shrink(model, X))
+    penalty(model)
+    fp.shrink(model, X, inplace=True)
+    with pytest.raises(ValueError, match="has position .* which has"):
+        penalty(model)
+    assert penalty(twin).item() == fp.regularizers.GroupLasso(coupling, 1.0)(twin).item()
+
+
+def test_a_penalty_is_copied_and_pickled_with_its_words():
+    model = net()
+    penalty = fp.regularizers.GroupLasso(fp.couple(model, X), 0.5, scored_by="scale", exclude="3")
+    value = penalty(model).item()
+    assert deepcopy(penalty)(model).item() == value
+    assert pickle.loads(pickle.dumps(penalty))(model).item() == value
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_penalties_of_half_precision_are_summed_in_float32(dtype):
+    """400 channels of 400 ones: the sum is 160,000, above what float16 has."""
+    model = nn.Sequential(nn.Linear(200, 400, bias=False), nn.Linear(400, 200, bias=False)).to(dtype)
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 1.0)
+    group = fp.Group("0.weight", (fp.Slice("0.weight", 0, torch.arange(400), "producer"), fp.Slice(
+        "1.weight", 1, torch.arange(400), "consumer")))  # fmt: skip
+    penalty = fp.regularizers.GroupLasso(fp.Coupling((group,)), 1e-6)(model)
+    assert penalty.item() == pytest.approx(0.16, rel=1e-3)
+    penalty.backward()
+    assert model[0].weight.grad.isfinite().all()
+    decay = fp.regularizers.GrowingDecay({"0.weight": torch.zeros(400, 200, dtype=torch.bool)}, by=1e-6)
+    decay.step()
+    assert decay(model).item() == pytest.approx(0.04, rel=1e-3)
 
 
 def test_growing_decay_is_over_what_would_be_removed():
@@ -96,6 +127,12 @@ def test_growing_decay_is_over_what_would_be_removed():
 def test_masks_that_do_not_fit(masks):
     with pytest.raises(ValueError, match=r"masks= is empty|has no parameter 'nope'"):
         fp.regularizers.GrowingDecay(masks, by=0.1)(net())
+
+
+@pytest.mark.parametrize(("by", "most"), [(-0.1, 1.0), (0.1, -1.0), (float("nan"), 1.0)])
+def test_a_strength_below_zero_is_refused(by, most):
+    with pytest.raises(ValueError, match="by= and most= should be at least 0, got .*: a negative strength makes"):
+        fp.regularizers.GrowingDecay({"0.weight": torch.ones(8, 3, 3, 3).bool()}, by=by, most=most)
 
 
 @pytest.mark.parametrize("kind", ["lasso", "growing"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torch_flowprune.channels import Coupling
 from torch_flowprune.gradients import FlowSource
-from torch_flowprune.inputs import Pattern, parameters_of, unwrapped
+from torch_flowprune.inputs import Pattern, parameters_of, unwrapped, wide
 from torch_flowprune.masking import all_fitting
 from torch_flowprune.scoring import Candidates, PrunableUnits
 
@@ -19,8 +19,9 @@ from torch_flowprune.scoring import Candidates, PrunableUnits
 class GroupLasso:
     """A penalty for the loss: strength · Σ √n · ‖θ_unit‖₂ over coupled channels, n the number of a channel's weights.
 
-    The gradient has the same length however small a channel is, so whole channels are driven to zero. With
-    ``scored_by="scale"`` the sum is over γ of the channels' norms: the ℓ1 penalty of network slimming.
+    The gradient has the same length however small a channel is, until it is zero, so whole channels are driven to zero.
+    With ``scored_by="scale"`` the sum is over γ of the channels' norms: the ℓ1 penalty of network slimming. The penalty
+    is in float32 or better.
 
     Args:
         coupling: the result of :func:`~torch_flowprune.couple` for the model that trains.
@@ -53,16 +54,21 @@ class GroupLasso:
     ) -> None:
         self.strength = strength
         self._units = PrunableUnits("channel", scored_by=scored_by, exclude=exclude, coupling=coupling)
-        self._known: WeakKeyDictionary[nn.Module, Candidates] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[nn.Module, tuple[list[torch.Size], Candidates]] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[type[GroupLasso], tuple[object, ...]]:
+        """What models it has seen does not go along into a copy or a pickle."""
+        return type(self), (self._units.coupling, self.strength, self._units.scored_by, self._units.exclude)
 
     def __call__(self, model: nn.Module) -> Tensor:
         """The penalty of the current model, differentiable."""
         model = unwrapped(model)
-        if model not in self._known:
-            self._known[model] = self._units.of(model, FlowSource())
-        units = self._known[model].values()
+        shapes = [parameter.shape for parameter in model.parameters()]
+        if model not in self._known or self._known[model][0] != shapes:  # not seen, or shrunk since
+            self._known[model] = shapes, self._units.of(model, FlowSource())
+        units = self._known[model][1].values()
         used = _used(model, {target.name for unit in units for target in unit.targets})
-        rows = [unit.rows(used) for unit in units]
+        rows = [wide(unit.rows(used)) for unit in units]
         lengths = [math.sqrt(row.shape[-1]) * torch.linalg.vector_norm(row, dim=-1).sum() for row in rows]
         return torch.stack([length.to(lengths[0].device) for length in lengths]).sum() * self.strength
 
@@ -82,7 +88,7 @@ class GrowingDecay:
         strength: the current factor; it begins at 0.
 
     Raises:
-        ValueError: when called with a model that the masks do not fit.
+        ValueError: for a negative ``by`` or ``most``, and when called with a model that the masks do not fit.
 
     Source: Wang et al. 2021, "Neural Pruning via Growing Regularization".
 
@@ -100,6 +106,10 @@ class GrowingDecay:
     def __init__(self, masks: Mapping[str, Tensor], by: float, most: float = 1.0) -> None:
         if not masks:
             raise ValueError("masks= is empty: expected masks by parameter name, of the weights that will be pruned")
+        if not (by >= 0 and most >= 0):
+            raise ValueError(
+                f"by= and most= should be at least 0, got {by} and {most}: a negative strength makes weights grow"
+            )
         self.masks, self.by, self.most, self.strength = dict(masks), by, most, 0.0
 
     def __call__(self, model: nn.Module) -> Tensor:
@@ -107,7 +117,7 @@ class GrowingDecay:
         model = unwrapped(model)
         fitting = all_fitting(parameters_of(model), self.masks)
         used = _used(model, set(fitting))
-        parts = [torch.where(mask, 0, used[name]).square().sum() for name, mask in fitting.items()]
+        parts = [wide(torch.where(mask, 0, used[name])).square().sum() for name, mask in fitting.items()]
         return torch.stack([part.to(parts[0].device) for part in parts]).sum() * (self.strength / 2)
 
     def step(self) -> None:
