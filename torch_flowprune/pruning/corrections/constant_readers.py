@@ -44,25 +44,35 @@ def readers_of(model: nn.Module, coupling: Coupling, gone: Mapping[str, Tensor])
     for name, units in gone.items():
         for part in coupling[name].slices:
             target = known[part.parameter] if part.role == "consumer" else None
-            if target is not None and len(target.owners) == 1 and target.owners[0][1] == "weight":
+            if target is not None and not _unread(target):
                 module = target.owners[0][0]
                 readers.append(Reader(module, target, biases.get((module, "bias")), part, units))
     return readers
 
 
-def computed_readers(model: nn.Module, coupling: Coupling, gone: Mapping[str, Tensor]) -> list[str]:
-    """The parameters with columns of what is gone from which a layer computes its weight."""
+def closed_readers(model: nn.Module, coupling: Coupling, gone: Mapping[str, Tensor]) -> dict[str, str]:
+    """The parameters with columns of what is gone that are no :class:`Reader`'s, each with the reason."""
     known = parameters_of(model)
     consumers = {part.parameter for name in gone for part in coupling[name].slices if part.role == "consumer"}
-    return [name for name in known if name in consumers and is_factor(*known[name].owners[0])]
+    return {name: reason for name in known if name in consumers and (reason := _unread(known[name]))}
+
+
+def _unread(target: Target) -> str:
+    (module, attribute), *others = target.owners
+    if is_factor(module, attribute):
+        return "the layer computes its weight from this"
+    if others:
+        return "several layers have this weight"
+    return "" if attribute == "weight" else f"a {type(module).__name__} reads it, beside others or in steps of its own"
 
 
 def open_removed(model: nn.Module, coupling: Coupling, gone: Mapping[str, Tensor]) -> None:
     """Of what is gone, the weights that make channels are zero, and all else is as it was before.
 
-    Columns that a weight is computed from stay zero: with them its norm would be another.
+    Columns that no reader has stay zero: what they pass on is not seen, and where a weight is computed from them its
+    norm would be another.
     """
-    closed = computed_readers(model, coupling, gone)
+    closed = closed_readers(model, coupling, gone)
     known = parameters_of(model)
     with torch.no_grad():
         for name, units in gone.items():
@@ -107,12 +117,14 @@ def _noting(reader: Reader) -> Callable[[nn.Module, Any], None]:
         if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[reader.axis] != reader.weight.parameter.shape[part.axis]:
             reader.reason = "it reads channels in groups, or in a form of its own"
             return
+        if x.numel() == x.shape[reader.axis]:
+            reader.reason = "the example has one value for each channel: give two samples or more"
+            return
         seen = x.movedim(reader.axis, 0).flatten(1)
         least, most = seen.aminmax(dim=1)
-        size = max(float(seen.abs().max()), 1.0)
-        steady = (most - least) <= 100 * torch.finfo(x.dtype).eps * size
+        steady = (most - least) <= 100 * torch.finfo(x.dtype).eps * seen.abs().max()
         places = part.index.to(x.device)
-        folded = steady[places].all(1) & reader.units.to(x.device) & (seen.shape[1] > 1)
+        folded = steady[places].all(1) & reader.units.to(x.device)
         steady_places = places[folded].reshape(-1)
         constants = torch.zeros_like(least).index_copy_(0, steady_places, least[steady_places])
         if reader.constants is not None and not torch.equal(constants, reader.constants):
@@ -136,7 +148,7 @@ def find_shift(reader: Reader, *, norms: bool) -> None:
     if ((most - least) > 1000 * torch.finfo(each.dtype).eps * max(float(each.abs().max()), 1e-30)).any():
         reader.reason = "its padding reads zeros beside the constant"
     elif reader.bias is None and (reader.behind is None or not norms):
-        reader.reason = "it has no bias, and no batch norm right behind"
+        reader.reason = "it has no bias of its own, and no batch norm right behind"
     else:
         reader.shift = each.mean(1)
 

@@ -28,14 +28,14 @@ from torch_flowprune.masking import masks
 from torch_flowprune.pruning.corrections.constant_readers import (
     Reader,
     close_unfolded,
-    computed_readers,
+    closed_readers,
     find_shift,
     observe,
     open_removed,
     readers_of,
 )
 
-_COMPUTED = "the layer computes its weight from this"
+_LEAKS = "what is removed reaches more than layers that multiply it, such as a norm over channels"
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def fold_constants(
     activation. Pruning removes this constant too. This call adds it to the bias of the layers that read the channel or,
     if they have none, to the running mean of a batch norm right behind. The model then computes what it would with only
     the weights of the removed channels at zero. The masked model and the result of ``shrink`` stay equal. It is done
-    only where a test shows that it is exact: not at zero padding, and not where a gate makes the constant depend on the
-    input.
+    only where a test on the example shows that it is exact: not at zero padding, not behind a norm over
+    channels, and not where a gate makes the constant depend on the input. The example should be as varied as the data.
 
     Args:
         model: pruned by channels, with its masks (``fp.remove`` and ``fp.shrink`` drop the biases); changed in place.
@@ -156,6 +156,23 @@ class _Done:
 
 
 def _fold(model: nn.Module, example: Any, coupling: Coupling, gone: Mapping[str, Tensor]) -> _Done:
+    done = _folded(model, example, coupling, gone)
+    if done is None:
+        sealed = {name: units for name, units in gone.items() if _is_sealed(model, example, coupling, name, units)}
+        done = _folded(model, example, coupling, sealed)
+        parts = [part for name in gone if name not in sealed for part in coupling[name].slices]
+        others = [part.parameter for part in parts if part.role == "consumer"]
+        if done is not None:
+            done.left.update(dict.fromkeys(others, _LEAKS))
+    if done is None:
+        raise RuntimeError(
+            "with the removed channels' constants folded the model does not compute what it did with their weights "
+            "alone at zero: nothing was changed"
+        )
+    return done
+
+
+def _folded(model: nn.Module, example: Any, coupling: Coupling, gone: Mapping[str, Tensor]) -> _Done | None:
     """First into norms too, then without them, where a norm was not the only one to read what it normalised."""
     for norms in (True, False):
         opened = copied_model(model)
@@ -166,18 +183,36 @@ def _fold(model: nn.Module, example: Any, coupling: Coupling, gone: Mapping[str,
             for reader in readers:
                 find_shift(reader, norms=norms)
             close_unfolded(readers)
-            expected = tree_leaves(call(opened, example))
+        expected = _outputs(opened, example)
         done, undo = _put_shifts(model, opened, readers)
-        with untouched(model, mode="eval"), torch.no_grad():
-            found = tree_leaves(call(model, example))
-        if all(_near(a, b) for a, b in zip(found, expected, strict=True)):
-            done.left.update(dict.fromkeys(computed_readers(model, coupling, gone), _COMPUTED))
+        equal = False
+        try:
+            equal = _same(_outputs(model, example), expected)
+        finally:
+            if not equal:
+                undo()
+        if equal:
+            done.left.update(closed_readers(model, coupling, gone))
             return done
-        undo()
-    raise RuntimeError(
-        "with the removed channels' constants folded the model does not compute what it did with their weights alone "
-        "at zero: nothing was changed"
-    )
+    return None
+
+
+def _is_sealed(model: nn.Module, example: Any, coupling: Coupling, name: str, units: Tensor) -> bool:
+    """Whether what these channels pass on is read by layers alone: with their columns at zero it changes nothing."""
+    opened = copied_model(model)
+    open_removed(opened, coupling, {name: units})
+    with torch.no_grad():
+        close_unfolded(readers_of(opened, coupling, {name: units}))
+    return _same(_outputs(opened, example), _outputs(model, example))
+
+
+def _outputs(model: nn.Module, example: Any) -> list[Any]:
+    with untouched(model, mode="eval"), torch.no_grad():
+        return tree_leaves(call(model, example))
+
+
+def _same(found: list[Any], expected: list[Any]) -> bool:
+    return all(_near(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def _put_shifts(model: nn.Module, opened: nn.Module, readers: list[Reader]) -> tuple[_Done, Callable[[], None]]:
