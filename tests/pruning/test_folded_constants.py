@@ -200,7 +200,7 @@ OTHERS_TAKE = ["attention", "a norm over channels", "tied"]
 """Nets with a layer besides, which takes constants all the same."""
 
 
-@pytest.mark.filterwarnings("ignore:.*of the weights are in matrices that are no layers'")
+@pytest.mark.filterwarnings("ignore:.*of the weights are in matrices of modules of an unknown kind")
 @pytest.mark.parametrize("name", LEFT)
 def test_what_is_not_exact_is_left_with_its_reason(name):
     build, x, reason = LEFT[name]
