@@ -137,7 +137,7 @@ def test_what_no_product_has_is_refused_by_name():
     model = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 3))
     tokens = torch.randint(7, (5, 3))
     assert fp.scores(model, "wanda", tokens)["2.weight"].shape == (36,)
-    with pytest.raises(ValueError, match=r"x2 of 0.weight: the model on these data has them in no product"):
+    with pytest.raises(ValueError, match=r"x2 of 0.weight: on this data the model uses them in no product"):
         fp.scores(model, "wanda", tokens, include=["0", "2"])
 
 
@@ -230,7 +230,7 @@ def test_wanda_scores_channels_whose_norms_no_product_reads():
     model, x = Normed().eval(), torch.randn(6, 3, 8, 8)
     assert fp.global_prune(model, "wanda", 0.5, data=x, granularity="channel").pruned == 4
     with pytest.raises(
-        ValueError, match=r"x2 of norm\.weight, norm\.bias: the model on these data has them in no product"
+        ValueError, match=r"x2 of norm\.weight, norm\.bias: on this data the model uses them in no product"
     ):
         fp.scores(Normed().eval(), "wanda", x, granularity="channel", scored_by="norm")
 

@@ -86,8 +86,8 @@ def same(one, other):
 def pruner_of(model, images):
     # guide: several_models
     example = (images[:2],)  # the model is called with a list
-    words = dict(granularity="channel", cost="flops", example_inputs=example, rounds=2)
-    pruner = fp.Pruner(model, "taylor", 0.5, mode="train", closure=losses, **words)
+    options = dict(granularity="channel", cost="flops", example_inputs=example, rounds=2)
+    pruner = fp.Pruner(model, "taylor", 0.5, mode="train", closure=losses, **options)
     # end
     return pruner, example
 

@@ -58,12 +58,12 @@ def test_a_student_is_cut_by_what_its_teacher_says(tmp_path):
         return nn.functional.kl_div(log_soft, soft, reduction="batchmean")
         # end
 
-    words = dict(closure=to_teacher, cost="flops", granularity="channel", example_inputs=data[0][:2])
+    options = dict(closure=to_teacher, cost="flops", granularity="channel", example_inputs=data[0][:2])
     teacher.train()  # as a loop leaves it: it says other things of half a batch, and its statistics are left alone
     was = copy.deepcopy(teacher.state_dict())
     student = shaken(copy.deepcopy(teacher))
     loader, example = loader_of(*few), data[0][:2]
-    pruner = fp.Pruner(student, "taylor", 0.75, rounds=2, schedule="linear", **words)
+    pruner = fp.Pruner(student, "taylor", 0.75, rounds=2, schedule="linear", **options)
     with pytest.warns(UserWarning, match="as if the loss were a mean over these"):
         pruner.step(loader)
     assert all(torch.equal(value, was[name]) for name, value in teacher.state_dict().items())
@@ -79,7 +79,7 @@ def test_a_student_is_cut_by_what_its_teacher_says(tmp_path):
     again = fp.load_pruned(copy.deepcopy(beginning), tmp_path / "student.safetensors")
     its_optimizer = torch.optim.AdamW(again.parameters(), lr=2e-3)
     its_optimizer.load_state_dict(state["optimizer"])
-    its = fp.Pruner(again, "taylor", 0.75, rounds=2, schedule="linear", **words)
+    its = fp.Pruner(again, "taylor", 0.75, rounds=2, schedule="linear", **options)
     its.load_state_dict(state["pruner"])
     batches = list(loader)
     report = its.step(batches)

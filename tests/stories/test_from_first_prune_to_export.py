@@ -22,10 +22,10 @@ def train(model, optimizer, loader, pruner=None):
 
 def pruner_of(model, images):
     # guide: resnet
-    words = dict(granularity="channel", cost="flops", example_inputs=images)
-    pruner = fp.Pruner(model, "taylor", 0.5, rounds=2, schedule="linear", **words)
+    options = dict(granularity="channel", cost="flops", example_inputs=images)
+    pruner = fp.Pruner(model, "taylor", 0.5, rounds=2, schedule="linear", **options)
     # end
-    return pruner, words
+    return pruner, options
 
 
 def test_the_whole_life_of_a_classifier(tmp_path):

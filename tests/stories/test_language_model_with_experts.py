@@ -65,10 +65,10 @@ def test_experts_are_pruned_trained_and_saved(tmp_path):
     experts = [name for name, p in model.named_parameters() if "experts" in name]
     data = batches(4, 3)
     # guide: language_models
-    words = dict(include=["*.self_attn.*", "*.experts.*"], closure=loss_of)
+    options = dict(include=["*.self_attn.*", "*.experts.*"], closure=loss_of)
     # end
-    words["reduction"] = "mean"  # what balances the experts is of a whole batch
-    pruner = fp.Pruner(model, "loss_preservation", 0.6, rounds=2, **words)
+    options["reduction"] = "mean"  # what balances the experts is of a whole batch
+    pruner = fp.Pruner(model, "loss_preservation", 0.6, rounds=2, **options)
     fp.keep_zeros(model, optimizer)
     first = pruner.step(data)
     assert {layer.name for layer in first.layers} >= set(experts)
@@ -83,7 +83,7 @@ def test_experts_are_pruned_trained_and_saved(tmp_path):
     its_optimizer = torch.optim.AdamW(resumed.parameters(), lr=3e-3)
     its_optimizer.load_state_dict(state["optimizer"])
     fp.keep_zeros(resumed, its_optimizer)
-    its = fp.Pruner(resumed, "loss_preservation", 0.6, rounds=2, **words)
+    its = fp.Pruner(resumed, "loss_preservation", 0.6, rounds=2, **options)
     its.load_state_dict(state["pruner"])
     for one, own, its_own in ((model, pruner, optimizer), (resumed, its, its_optimizer)):
         report = own.step(data)

@@ -183,11 +183,11 @@ def _folded(model: nn.Module, example: Any, coupling: Coupling, gone: Mapping[st
             for reader in readers:
                 find_shift(reader, norms=norms)
             close_unfolded(readers)
-        expected = _outputs(opened, example)
+        expected = _given_out(opened, example)
         done, undo = _put_shifts(model, opened, readers)
         equal = False
         try:
-            equal = _same(_outputs(model, example), expected)
+            equal = _all_near(_given_out(model, example), expected)
         finally:
             if not equal:
                 undo()
@@ -203,15 +203,15 @@ def _is_sealed(model: nn.Module, example: Any, coupling: Coupling, name: str, un
     open_removed(opened, coupling, {name: units})
     with torch.no_grad():
         close_unfolded(readers_of(opened, coupling, {name: units}))
-    return _same(_outputs(opened, example), _outputs(model, example))
+    return _all_near(_given_out(opened, example), _given_out(model, example))
 
 
-def _outputs(model: nn.Module, example: Any) -> list[Any]:
+def _given_out(model: nn.Module, example: Any) -> list[Any]:
     with untouched(model, mode="eval"), torch.no_grad():
         return tree_leaves(call(model, example))
 
 
-def _same(found: list[Any], expected: list[Any]) -> bool:
+def _all_near(found: list[Any], expected: list[Any]) -> bool:
     return all(_near(a, b) for a, b in zip(found, expected, strict=True))
 
 

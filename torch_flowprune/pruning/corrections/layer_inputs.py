@@ -44,7 +44,7 @@ def input_products(
 
     ``places``: for each layer that has the weight, which of the biases it adds.
     """
-    seen = _Seen(target, places)
+    seen = _InputsOfLayers(target, places)
     hooks = [module.register_forward_hook(seen.note, prepend=True, with_kwargs=True) for module in places]
     try:
         read = 0
@@ -61,7 +61,7 @@ def input_products(
     return "the data do not reach it" if seen.total is None else seen.total / seen.count
 
 
-class _Seen:
+class _InputsOfLayers:
     """The sum of x xᵀ, and over how many x, of the layers that have one weight."""
 
     def __init__(self, target: Target, places: Mapping[nn.Module, int | None]) -> None:

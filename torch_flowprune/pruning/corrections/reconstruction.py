@@ -140,7 +140,7 @@ def reconstruct(
         for name, target in masked.items():
             if name in skipped:
                 continue
-            added, places = _added(target, biases)
+            added, places = _biases_added(target, biases)
             products = input_products(inner, target, places, data, max_samples)
             if isinstance(products, str):
                 skipped[name] = products
@@ -149,7 +149,9 @@ def reconstruct(
     return Reconstruction(tuple(done), skipped)
 
 
-def _added(target: Target, biases: Mapping[nn.Module, Target]) -> tuple[list[Target], dict[nn.Module, int | None]]:
+def _biases_added(
+    target: Target, biases: Mapping[nn.Module, Target]
+) -> tuple[list[Target], dict[nn.Module, int | None]]:
     """The biases of the layers that have this weight, each once, and which of them each layer adds."""
     modules = [module for module, _ in target.owners]
     added = list({biases[module].name: biases[module] for module in modules if module in biases}.values())
